@@ -1,0 +1,88 @@
+"""The errors every layer raises: where, what, how to fix, and the exit code the command line gives them.
+
+They live in the lowest layer so that a format reader, the registry and the command line share one family. A
+module defines its own more specific error beside the code that raises it, as a subclass of one of these.
+
+    AdapterhubError        70  a bug of ours when raised bare
+    ├── UsageError          2  the words of the command, a config file or a ref are wrong
+    ├── NotFoundError       3  no such file, ref or adapter
+    ├── IntegrityError      4  bytes are not what they should be
+    │   └── FormatError     4  a file is malformed, truncated or hostile
+    ├── RemoteError         5  another machine said no, or said nothing
+    ├── RefusedError        6  the result would be wrong, so there is none
+    ├── ConflictError       7  somebody else moved the ref first
+    ├── LocalIOError        8  this machine's disk or permissions
+    └── MissingExtraError   9  an optional dependency isn't installed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AdapterhubError(Exception):
+    """Where it happened, what is wrong, and how to fix it; `str()` is the one line people see."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        super().__init__(where, what, hint)
+        self.where = where
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{line}. {self.hint}" if self.hint else line
+
+
+class UsageError(AdapterhubError):
+    """The words of a command, a config file or a ref do not mean anything."""
+
+    exit_code = 2
+
+
+class NotFoundError(AdapterhubError):
+    """No such file, ref or adapter."""
+
+    exit_code = 3
+
+
+class IntegrityError(AdapterhubError):
+    """Bytes are not the ones that were promised."""
+
+    exit_code = 4
+
+
+class FormatError(IntegrityError):
+    """A file is malformed, truncated or hostile; nothing of it was believed."""
+
+
+class RemoteError(AdapterhubError):
+    """Another machine refused, failed or did not answer."""
+
+    exit_code = 5
+
+
+class RefusedError(AdapterhubError):
+    """The result would silently differ from what was asked for, so there is none."""
+
+    exit_code = 6
+
+
+class ConflictError(AdapterhubError):
+    """A ref moved since it was read."""
+
+    exit_code = 7
+
+
+class LocalIOError(AdapterhubError):
+    """The disk is full, a folder cannot be written, a file vanished."""
+
+    exit_code = 8
+
+
+class MissingExtraError(AdapterhubError):
+    """A command needs an optional dependency; the hint is the line that installs it."""
+
+    exit_code = 9

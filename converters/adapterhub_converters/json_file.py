@@ -1,0 +1,67 @@
+"""Config files in JSON: small, strict, and refused in one line when they aren't."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import FormatError, LocalIOError, NotFoundError
+
+MAX_CONFIG = 16_000_000  # bytes; the largest real config.json seen is under 1 MB, tokenizer.json is not read here
+
+
+def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:
+    """The text of a UTF-8 file of at most `limit` bytes."""
+    where = where or str(path)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(where, "no such file") from error
+    except OSError as error:
+        raise LocalIOError(where, error.strerror or str(error)) from error
+    if len(raw) > limit:
+        raise FormatError(where, f"more than {limit} bytes: not a config file")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(where, "not UTF-8 text") from error
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object that `text` is; duplicate keys and NaN are refused."""
+    try:
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FormatError(where, f"not valid JSON ({reason})") from error
+    if not isinstance(document, dict):
+        raise FormatError(where, "not a JSON object")
+    return document
+
+
+def read_object(path: Path, *, where: str | None = None) -> dict[str, Any]:
+    """The JSON object in a config file."""
+    return parse_object(read_text(path, where=where), where or str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"duplicate key {key[:80]!r}")
+        document[key] = value
+    return document
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with the newlines it has."""
+    try:
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error

@@ -1,0 +1,1 @@
+"""The JSON Schema documents of adapterhub's own files; standard library only."""
