@@ -1,0 +1,79 @@
+"""Names of modules: gguf-py and transformers agree with every one that we know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_converters import names
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.names import ARCHITECTURES, Architecture
+from tests.conftest import need_module
+
+TINY: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.gguf)
+def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) -> None:
+    need_module("gguf")
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+    theirs = get_tensor_name_map(arch, 12)
+    inner = [f"model.layers.{layer}.{path}" for layer in (0, 11) for path in (*architecture.linear, *architecture.norms)]
+    head = ["lm_head"] if architecture.head else []
+    for module in ["model.embed_tokens", "model.norm", *head, *inner]:
+        stem = architecture.stem(module)
+        assert theirs.get_name(module) == stem
+        assert stem is not None
+        assert architecture.module(stem) == module
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("architecture", "name"), [(item, name) for item in ARCHITECTURES for name in item.classes], ids=lambda part: str(part)[:30]
+)
+def test_every_parameter_of_a_transformers_model_has_a_name(architecture: Architecture, name: str) -> None:
+    need_module("transformers")
+    import torch
+    import transformers
+
+    cls = getattr(transformers, name)
+    with torch.device("meta"):
+        model = cls(cls.config_class(**TINY, tie_word_embeddings=not architecture.head))
+    assert model.config.model_type == architecture.classes[name]
+    for parameter, _ in model.named_parameters():
+        assert architecture.stem(parameter.rpartition(".")[0]), parameter
+
+
+@given(heads=st.integers(1, 4), half=st.integers(1, 4), r=st.integers(1, 3))
+def test_permutation_has_an_inverse(heads: int, half: int, r: int) -> None:
+    rows = np.arange(heads * 2 * half * r).reshape(heads * 2 * half, r)
+    assert np.array_equal(names.unpermuted(names.permuted(rows, heads), heads), rows)
+
+
+def test_permutation_pairs_the_halves_of_each_head() -> None:
+    assert names.permuted(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_unknown_architectures_are_refused_by_name() -> None:
+    with pytest.raises(RefusedError, match="b: GPT2LMHeadModel has no verified mapping to llama.cpp"):
+        names.by_class("GPT2LMHeadModel", "b")
+    with pytest.raises(RefusedError, match="llama.cpp's 'deepseek2' has no verified mapping"):
+        names.by_gguf("deepseek2", "b")
+
+
+def test_heads_that_are_not_known_are_asked_for() -> None:
+    llama = names.by_class("LlamaForCausalLM", "b")
+    assert llama.heads("model.layers.0.self_attn.k_proj", {"num_attention_heads": 9, "num_key_value_heads": 3}, "b") == 3
+    assert llama.heads("model.layers.0.self_attn.v_proj", {}, "b") == 0
+    with pytest.raises(RefusedError, match="Pass --base"):
+        llama.heads("model.layers.0.self_attn.q_proj", {}, "b")
