@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import json_file, safetensors_file
-from .errors import FormatError, NotFoundError
+import numpy as np
+
+from . import gguf_file, json_file, names, safetensors_file
+from .errors import FormatError, NotFoundError, RefusedError
 
 # What two models of equal shapes can differ in and still compute differently (FORMATS: rope, norms, heads).
 _NUMERICS = (
@@ -73,15 +75,33 @@ class BaseSpec:
         return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def read_base(path: Path) -> BaseSpec:
+    """The base at `path`: a folder with a `config.json` is Hugging Face's, whatever else lies in it; else a GGUF file."""
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return read_hf(path)
+        found = sorted(item.name for item in path.glob("*.gguf"))
+        hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
+        raise NotFoundError(str(path), "not a base model: there is no config.json", hint)
+    if not path.exists():
+        raise NotFoundError(str(path), "no such file or folder")
+    return read_gguf(path)
+
+
 def read_hf(folder: Path) -> BaseSpec:
     """The base in a Hugging Face folder: `config.json`, and the headers of its safetensors files if it has any."""
     config = json_file.read_object(folder / "config.json")
     text = config.get("text_config")
-    merged = {**(text if isinstance(text, dict) else {}), **config}
-    architectures = config.get("architectures") or [""]
+    merged = _completed({**(text if isinstance(text, dict) else {}), **config})
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        architectures = [""]
     quantised = config.get("quantization_config")
     tensors = {
-        name: BaseTensor(info.shape, info.dtype) for path in weight_files(folder) for name, info in _headers(path).items()
+        name: BaseTensor(info.shape, info.dtype)
+        for path in weight_files(folder)
+        for name, info in _headers(path).items()
+        if not name.endswith(".rotary_emb.inv_freq")  # a buffer that old checkpoints saved, no weight
     }
     return BaseSpec(
         where=str(folder),
@@ -96,6 +116,19 @@ def read_hf(folder: Path) -> BaseSpec:
         chat_template_digest=_chat_template_digest(folder),
         repo=config.get("_name_or_path") or None,
     )
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the numbers that transformers derives where a config leaves them out."""
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and heads > 0:
+        config.setdefault("num_key_value_heads", heads)
+        if isinstance(hidden, int) and config.get("head_dim") is None:
+            config["head_dim"] = hidden // heads
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -145,4 +178,95 @@ def _chat_template_digest(folder: Path) -> str | None:
         template = json_file.read_object(folder / "tokenizer_config.json").get("chat_template")
     except NotFoundError:
         return None
-    return "sha256:" + hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+    return _text_digest(template)
+
+
+def _text_digest(text: object) -> str | None:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
+
+
+# Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
+_GGUF_NUMBERS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.sliding_window": "sliding_window",
+}
+# Tensors that llama.cpp derives from a config and that no Hugging Face model has.
+_DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+def read_gguf(path: Path) -> BaseSpec:
+    """The base in a GGUF file, under Hugging Face's names; a tensor that has none keeps its own."""
+    with gguf_file.GGUFFile(path) as file:
+        header = file.header
+    where, metadata = str(path), header.metadata
+    if metadata.get("general.type", "model") != "model":
+        raise FormatError(where, f"not a base model: its general.type is {str(metadata['general.type'])[:40]!r}")
+    split = metadata.get("split.count", 1)
+    if isinstance(split, int) and split > 1:
+        raise RefusedError(where, f"one of {split} parts of a model", "Join them with llama-gguf-split --merge")
+    architecture = names.by_gguf(str(metadata.get("general.architecture", "")), where)
+    tensors = {
+        _hf_name(architecture, name): BaseTensor(tensor.shape, tensor.type_name)
+        for name, tensor in header.tensors.items()
+        if name not in _DERIVED
+    }
+    tied = bool(tensors) and "lm_head.weight" not in tensors
+    name, model_type = next(iter(architecture.classes.items()))
+    return BaseSpec(
+        where=where,
+        kind="gguf",
+        architecture=name,
+        model_type=model_type,
+        config=_gguf_config(metadata, architecture.gguf, tensors) | {"tie_word_embeddings": tied},
+        tensors=tensors,
+        tied=tied,
+        quantisation=_dominant_type(header.tensors),
+        chat_template_digest=_text_digest(metadata.get("tokenizer.chat_template")),
+        repo=_gguf_repo(metadata),
+    )
+
+
+def _hf_name(architecture: names.Architecture, name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    module = architecture.module(stem)
+    return f"{module}.{kind}" if module and kind in ("weight", "bias") else name
+
+
+def _gguf_config(metadata: Mapping[str, Any], arch: str, tensors: Mapping[str, BaseTensor]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for key, name in _GGUF_NUMBERS.items():
+        value = metadata.get(f"{arch}.{key}")
+        if isinstance(value, float):
+            config[name] = float(str(np.float32(value)))  # 1e-05 was stored as the nearest float32
+        elif isinstance(value, int):
+            config[name] = value
+    embedding = tensors.get("model.embed_tokens.weight")
+    if embedding and len(embedding.shape) == 2:
+        config.setdefault("vocab_size", embedding.shape[0])
+    return _completed(config)
+
+
+def _dominant_type(tensors: Mapping[str, gguf_file.GGUFTensor]) -> str | None:
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size
+    dominant = max(sizes, key=lambda name: sizes[name], default="F32")
+    return None if dominant in ("F64", "F32", "F16", "BF16") else dominant.lower()
+
+
+def _gguf_repo(metadata: Mapping[str, Any]) -> str | None:
+    for key in ("general.source.repo_url", "general.repo_url"):
+        value = metadata.get(key)
+        if isinstance(value, str) and value.startswith("https://huggingface.co/"):
+            return value.removeprefix("https://huggingface.co/").strip("/") or None
+    return None

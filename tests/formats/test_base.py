@@ -1,0 +1,95 @@
+"""Base models: a Hugging Face folder and the GGUF file of the same model are the same base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub_converters import gguf_file, safetensors_file
+from adapterhub_converters.base import read_base
+from adapterhub_converters.errors import AdapterhubError
+from tests import tiny
+from tests.conftest import need_module
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("LlamaForCausalLM", False), ("LlamaForCausalLM", True), ("Qwen2ForCausalLM", True), ("Gemma3ForCausalLM", True)],
+)
+def test_both_forms_of_a_model_are_one_base(tmp_path: Path, name: str, tied: bool) -> None:
+    need_module("transformers")
+    made = tiny.model(name, tie_word_embeddings=tied)
+    made.save_pretrained(tmp_path / "hf")
+    hf, gguf = read_base(tmp_path / "hf"), read_base(tiny.write_gguf(made, tmp_path / "m.gguf"))
+    assert hf.fingerprint == gguf.fingerprint
+    assert hf.fingerprint is not None
+    assert (hf.architecture, hf.model_type, hf.tied) == (gguf.architecture, gguf.model_type, gguf.tied) == (
+        name, made.config.model_type, tied,
+    )  # fmt: skip
+    for key, value in gguf.config.items():
+        if key in hf.config and not (key == "rope_theta" and name.startswith("Gemma3")):
+            assert hf.config[key] == value, key
+    assert {"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"} <= set(hf.config)
+
+
+def test_a_folder_with_a_config_is_hugging_face_whatever_else_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    gguf_file.write(tmp_path / "m.gguf", {}, {})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert read_base(tmp_path).kind == "hf"
+
+
+def _gguf(path: Path, **metadata: str) -> None:
+    gguf_file.write(path, {key.replace("_", "."): gguf_file.string(value) for key, value in metadata.items()}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing", None, "no such file or folder"),
+        ("x.gguf", b"hello", "not a GGUF file"),
+        ("x", {"m.gguf": b""}, "there is no config.json. Name the file itself, m.gguf"),
+        ("x", {"adapter_config.json": b"{}"}, "not a base model: there is no config.json"),
+        ("x", {"config.json": b"[]"}, "not a JSON object"),
+        ("x", {"config.json": b"{}", "model.safetensors": b"123"}, "not a safetensors file"),
+        (
+            "x",
+            {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "../b"}}'},
+            "is not a plain file name",
+        ),
+        ("x.gguf", {"general_type": "adapter", "general_architecture": "llama"}, "its general.type is 'adapter'"),
+        ("x.gguf", {"general_architecture": "deepseek2"}, "'deepseek2' has no verified mapping"),
+        ("x.gguf", {"other": "deepseek2"}, "'' has no verified mapping"),
+    ],
+)
+def test_what_is_no_base_is_refused_in_one_line(tmp_path: Path, name: str, content: object, says: str) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict) and name.endswith(".gguf"):
+        _gguf(path, **content)
+    elif isinstance(content, dict):
+        path.mkdir()
+        for file, raw in content.items():
+            (path / file).write_bytes(raw)
+    with pytest.raises(AdapterhubError) as caught:
+        read_base(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tied_head_in_the_file_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    import numpy as np
+
+    tables = {"model.embed_tokens.weight": np.ones((4, 2), np.float32), "lm_head.weight": np.ones((4, 2), np.float32)}
+    prints = set()
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
+        safetensors_file.write(folder / "model.safetensors", dict(list(tables.items())[:n]))
+        prints.add(read_base(folder).fingerprint)
+    assert len(prints) == 1
