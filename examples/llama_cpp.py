@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 F32_CACHE = 0  # ggml_type of keys and values; the default, float16, costs 1e-3 of a logit
+NO_FLASH = 0  # flash attention computes in float16
 
 
 @dataclass
@@ -102,6 +103,7 @@ def session(model_path: Path, adapter_path: Path | None = None, *, n_context: in
         settings.n_ctx = settings.n_batch = settings.n_ubatch = n_context
         settings.n_threads = settings.n_threads_batch = 2
         settings.type_k = settings.type_v = F32_CACHE
+        settings.flash_attn_type = NO_FLASH
         context = lib.llama_init_from_model(model, settings)
         if context == ffi.NULL:
             raise RuntimeError(f"llama.cpp made no context: {_reason(log)}")

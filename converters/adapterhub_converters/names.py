@@ -128,6 +128,12 @@ ARCHITECTURES = (
 )
 
 
+def layer_of(module: str) -> int | None:
+    """The number of the layer a module is in."""
+    match = _LAYER.fullmatch(module)
+    return int(match[1]) if match else None
+
+
 def by_class(name: str, where: str) -> Architecture:
     """The architecture of a Hugging Face class; RefusedError for one that isn't listed."""
     for architecture in ARCHITECTURES:
