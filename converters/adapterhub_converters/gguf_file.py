@@ -8,7 +8,6 @@ of ggml's `docs/gguf.md`; where that is silent the rules are those of llama.cpp'
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -466,12 +465,3 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, np.nd
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
-
-
-def payload_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], np.ndarray]], *facts: str) -> str:
-    """sha256 of names, types, shapes and bytes in file order, and of `facts` that belong to them; not of padding."""
-    digest = hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode())
-    for name, type_name, shape, array in tensors:
-        digest.update(f"{name}\t{type_name}\t{','.join(map(str, shape))}\n".encode())
-        digest.update(byte_view(np.ascontiguousarray(array)))
-    return "sha256:" + digest.hexdigest()

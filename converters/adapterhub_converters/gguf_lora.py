@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, gguf_checks, gguf_file, gguf_rider, names, scales
+from . import dtypes, gguf_checks, gguf_file, names, rider, scales
 from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
@@ -58,7 +58,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     plan = _plan(adapter)
     tensors: dict[str, np.ndarray] = {}
     kept: list[Kept] = []
-    rider: list[gguf_rider.Line] = []
+    lines: list[rider.Line] = []
     for target, delta in sorted(adapter.deltas.items(), key=lambda item: _file_order(item[0])):
         heads = architecture.heads(target, base.config, base.where)
         stem = str(architecture.stem(target))
@@ -66,10 +66,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         tensors[f"{stem}.weight.lora_a"] = delta.lora_A.T if isinstance(delta, LowRankEmbedding) else delta.lora_A
         tensors[f"{stem}.weight.lora_b"] = names.permuted(lora_B, heads)
         kept += [Kept(f"{target}.lora_A", Loss.EXACT), line]
-        rider.append(gguf_rider.Line(stem, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype), heads))
+        lines.append(rider.Line(stem, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype), heads))
     metadata = _metadata(adapter, base, architecture, plan.common)
-    digest = gguf_rider.payload_digest(architecture.gguf, plan.common, tensors)
-    gguf_file.write(path, metadata | gguf_rider.keys(adapter, rider, digest), tensors)
+    digest = _payload_digest(architecture.gguf, plan.common, tensors)
+    gguf_file.write(
+        path, metadata | {key: gguf_file.string(text) for key, text in rider.keys(adapter, lines, digest).items()}, tensors
+    )
     return LossReport(tuple(kept), (*adapter.notes, *plan.notes))
 
 
@@ -119,9 +121,9 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         _check_kind(header, str(path))
         alpha = _alpha(header, str(path))
         tensors = {name: file.tensor(name) for name in file.tensors}
-    digest = gguf_rider.payload_digest(str(header.metadata.get("general.architecture", "")), alpha, tensors)
-    if gguf_rider.belongs(header.metadata, digest):
-        return gguf_rider.restored(header.metadata, alpha, tensors, str(path))
+    digest = _payload_digest(str(header.metadata.get("general.architecture", "")), alpha, tensors)
+    if rider.belongs(header.metadata, digest):
+        return _ridden(header.metadata, alpha, tensors, str(path))
     return _foreign(header, alpha, tensors, base, str(path))
 
 
@@ -143,6 +145,30 @@ def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
     if not math.isfinite(alpha):
         raise FormatError(where, f"adapter.lora.alpha is {alpha}")
     return alpha
+
+
+def _payload_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray]) -> str:
+    """Digest of all that decides what llama.cpp computes."""
+    return rider.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex())
+
+
+def _ridden(metadata: Mapping[str, Any], alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+    architecture = names.by_gguf(str(metadata.get("general.architecture", "")), where)
+    lines = rider.lines_of(metadata, where)
+    if {f"{line.stem}.weight.lora_{half}" for line in lines for half in "ab"} != set(tensors):
+        raise FormatError(where, "the source's list of tensors is not that of the file")
+
+    def pair(line: rider.Line) -> tuple[np.ndarray, np.ndarray]:
+        if architecture.stem(line.target) != line.stem:
+            raise FormatError(where, f"{line.stem!r} is not what llama.cpp calls {line.target!r}")
+        lora_a, lora_b = (tensors[f"{line.stem}.weight.lora_{half}"] for half in "ab")
+        reordered = architecture.heads(line.target, {"num_attention_heads": 1}, where) > 0
+        if lora_b.ndim != 2 or reordered != (line.heads > 0) or (reordered and lora_b.shape[0] % (2 * line.heads)):
+            raise FormatError(where, f"{line.stem}: lora_b {lora_b.shape} does not have {line.heads} heads")
+        lora_A = np.ascontiguousarray(lora_a.T) if line.stem == "token_embd" else lora_a
+        return lora_A, names.unpermuted(lora_b, line.heads)
+
+    return rider.restored(metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
 
 
 def _foreign(
@@ -168,8 +194,8 @@ def _foreign(
 
 
 def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
-    if gguf_rider.there(header.metadata):
-        yield "the tensors or the alpha have changed since the conversion: the source's config was ignored"
+    if rider.there(header.metadata):
+        yield rider.IGNORED
     quantised = sorted({info.type_name for info in header.tensors.values()} - set(_FLOATS))
     if quantised:
         yield f"stored as {', '.join(quantised)}: the factors are what that stands for, in float32"

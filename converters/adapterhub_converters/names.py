@@ -134,6 +134,12 @@ def layer_of(module: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def in_layer(module: str) -> str | None:
+    """The path of a module within its layer, `self_attn.q_proj`."""
+    match = _LAYER.fullmatch(module)
+    return match[2] if match else None
+
+
 def by_class(name: str, where: str) -> Architecture:
     """The architecture of a Hugging Face class; RefusedError for one that isn't listed."""
     for architecture in ARCHITECTURES:

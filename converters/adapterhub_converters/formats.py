@@ -1,0 +1,151 @@
+"""All formats by name: which one a path is, and from any of them to any other.
+
+A conversion reads to the canonical form and writes from it. The result appears under its final name whole or not at
+all: it is written beside it under a temporary name and renamed, and nothing that exists is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from . import gguf_lora, json_file, mlx, peft
+from .adapter import Adapter, Kept, Loss, LossReport
+from .base import BaseSpec
+from .errors import ConflictError, FormatError, LocalIOError, NotFoundError, UsageError
+
+
+class Format(Protocol):
+    """What the module of a format offers."""
+
+    def sniff(self, path: Path) -> bool:
+        """Whether `path` is an adapter of this format, by names and configs, never by shapes."""
+        ...
+
+    def read(self, path: Path, *, base: BaseSpec | None = None) -> Adapter:
+        """The adapter at `path`."""
+        ...
+
+    def write(self, adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
+        """Write to a new file, or into the existing, empty folder `path`."""
+        ...
+
+
+FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx}
+# The files of the formats that are folders; the others are one file.
+_FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
+FACTS = "adapter.json"
+
+
+def sniff(path: Path) -> str:
+    """The name of the format of the adapter at `path`."""
+    if not path.exists():
+        raise NotFoundError(str(path), "no such file or folder")
+    for name, module in FORMATS.items():
+        if module.sniff(path):
+            return name
+    known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
+    raise FormatError(str(path), f"no adapter of a known format: {known}")
+
+
+def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+    """The adapter at `path`, whatever its format."""
+    return FORMATS[sniff(path)].read(path, base=base)
+
+
+def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None) -> LossReport:
+    """Write the adapter `src` as `dst`: a file for gguf, a folder for the others; what was kept comes back.
+
+    Without a `base`, the facts in an `adapter.json` beside the source serve. `dst` must not exist, or be an empty
+    folder where a folder is to be written. An adapter that has the format already is checked and copied.
+    """
+    if to not in FORMATS:
+        raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted(FORMATS))}")
+    own = sniff(src)
+    base = base or base_from_facts(src)
+    adapter = FORMATS[own].read(src, base=base)
+    with _new(dst, folder=to in _FILES) as temporary:
+        if own == to:
+            return _copied(adapter, src, temporary, to)
+        return FORMATS[to].write(adapter, temporary, base=base)
+
+
+def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:
+    try:
+        for file in _FILES.get(name, ("",)):
+            shutil.copyfile(src / file, dst / file)
+    except OSError as error:
+        raise LocalIOError(str(dst), error.strerror or str(error)) from error
+    return LossReport(tuple(Kept(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
+
+
+def base_from_facts(src: Path) -> BaseSpec | None:
+    """The base that the `adapter.json` beside an adapter describes; None when there is none or it doesn't say."""
+    path = (src if src.is_dir() else src.parent) / FACTS
+    if not path.is_file():
+        return None
+    base = json_file.read_object(path).get("base")
+    if not isinstance(base, dict) or not isinstance(base.get("architecture"), str) or not isinstance(base.get("config"), dict):
+        return None
+    config = base["config"]
+    repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
+    return BaseSpec(
+        where=str(path),
+        kind="facts",
+        architecture=base["architecture"],
+        model_type=str(base.get("model_type") or ""),
+        config=config,
+        # Where nothing is said, an untied base may not be assumed: llama.cpp would abort on a wrong guess.
+        tied=config.get("tie_word_embeddings") is not False,
+        repo=repo,
+        revision=revision,
+    )
+
+
+@contextlib.contextmanager
+def _new(dst: Path, *, folder: bool) -> Iterator[Path]:
+    """A path to write to that becomes `dst` when the block ends well and vanishes when it doesn't."""
+    _check_free(dst, folder=folder)
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{dst.name}.", suffix=".tmp", dir=dst.parent))
+    except OSError as error:
+        raise LocalIOError(str(dst.parent), error.strerror or str(error)) from error
+    try:
+        temporary = scratch / dst.name
+        if folder:
+            temporary.mkdir()
+        yield temporary
+        _put(temporary, dst, folder=folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_free(dst: Path, *, folder: bool) -> None:
+    if folder and dst.is_dir() and not dst.is_symlink() and not any(dst.iterdir()):
+        return
+    if os.path.lexists(dst):
+        raise ConflictError(str(dst), "there already", "Name another, or remove it first")
+
+
+def _put(temporary: Path, dst: Path, *, folder: bool) -> None:
+    _check_free(dst, folder=folder)
+    try:
+        if folder:
+            if dst.is_dir():
+                dst.rmdir()
+            temporary.rename(dst)
+            return
+        try:
+            os.link(temporary, dst)  # unlike a rename, never replaces what somebody else made meanwhile
+        except FileExistsError as error:
+            raise ConflictError(str(dst), "there already", "Name another, or remove it first") from error
+        except OSError:  # a file system without hard links
+            temporary.rename(dst)
+    except OSError as error:
+        raise LocalIOError(str(dst), error.strerror or str(error)) from error
