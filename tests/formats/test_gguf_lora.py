@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub_converters import gguf_file, gguf_lora, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
@@ -316,6 +320,42 @@ def test_malformed_adapters_are_refused_in_one_line(
         gguf_lora.read(tmp_path / "a.gguf")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    return path
+
+
+@given(st.data())
+def test_mutated_adapters_are_read_or_refused(written: Path, data: st.DataObject) -> None:
+    raw = bytearray(written.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = written.with_name("mutated.gguf")
+    path.write_bytes(raw)
+    with contextlib.suppress(AdapterhubError):
+        gguf_lora.read(path, base=llama())
+
+
+SCRAPS = st.sampled_from(
+    ["blk.0.attn_q", "blk.1.ffn_up", Q, K, UP, "F32", "BF16", "", 0, 1, 2, 4, -1, 1.5, 1e-310, True, None, []]
+)
+
+
+@given(
+    key=st.sampled_from(["config", "metadata", "tensors"]),
+    text=st.lists(st.lists(SCRAPS, min_size=5, max_size=5), max_size=3).map(json.dumps)
+    | st.text(max_size=20)
+    | st.fixed_dictionaries({"peft_type": st.just("LORA")}, optional={"r": SCRAPS, "lora_alpha": SCRAPS}).map(json.dumps),
+)
+def test_hostile_riders_are_refused(written: Path, key: str, text: str) -> None:
+    path = written.with_name("hostile.gguf")
+    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string(text)})
+    with contextlib.suppress(AdapterhubError):
+        gguf_lora.read(path, base=llama())
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
