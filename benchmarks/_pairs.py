@@ -40,10 +40,8 @@ class Pair:
         return self.theirs.bytes / self.ours.bytes
 
 
-def timed(command: Sequence[str], *, env: Mapping[str, str] | None = None, fresh: Sequence[Path] = ()) -> Run:
-    """Run `command` once; `fresh` files and folders are removed before, untimed. A failure raises with its output."""
-    for path in fresh:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def timed(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Run:
+    """Run `command` once. A failure raises with its output."""
     start = time.perf_counter()
     process = subprocess.Popen(
         list(command), env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -68,8 +66,16 @@ def compare(
     env: Mapping[str, str] | None = None,
     fresh: Sequence[Path] = (),
 ) -> Pair:
-    """Run both in turn, one unmeasured round first to fill the disk cache, then `runs` rounds; print a table."""
-    rounds = [(timed(ours, env=env, fresh=fresh), timed(theirs, env=env, fresh=fresh)) for _ in range(runs + 1)][1:]
+    """Run both in turn, one unmeasured round first to fill the disk cache, then `runs` rounds; print a table.
+
+    The `fresh` files and folders, what the two make, are removed before each round, untimed.
+    """
+    rounds: list[tuple[Run, Run]] = []
+    for _ in range(runs + 1):
+        for path in fresh:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        rounds.append((timed(ours, env=env), timed(theirs, env=env)))
+    del rounds[0]
     pair = Pair(_median([ours for ours, _ in rounds]), _median([theirs for _, theirs in rounds]))
     print(f"{title or 'whole process'}, median of {runs} alternating runs")
     print(f"{'':8}{'seconds':>10}{'peak MB':>10}")
