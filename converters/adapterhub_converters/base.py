@@ -16,6 +16,7 @@ import numpy as np
 
 from . import gguf_file, json_file, names, safetensors_file
 from .errors import FormatError, NotFoundError, RefusedError
+from .quantised import logical
 
 # What two models of equal shapes can differ in and still compute differently (FORMATS: rope, norms, heads).
 _NUMERICS = (
@@ -97,12 +98,9 @@ def read_hf(folder: Path) -> BaseSpec:
     if not isinstance(architectures, list) or not architectures:
         architectures = [""]
     quantised = config.get("quantization_config")
-    tensors = {
-        name: BaseTensor(info.shape, info.dtype)
-        for path in weight_files(folder)
-        for name, info in _headers(path).items()
-        if not name.endswith(".rotary_emb.inv_freq")  # a buffer that old checkpoints saved, no weight
-    }
+    tensors: dict[str, BaseTensor] = {}
+    for path in weight_files(folder):
+        tensors |= _logical(path, quantised if isinstance(quantised, dict) else {})
     return BaseSpec(
         where=str(folder),
         kind="hf",
@@ -146,9 +144,11 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.exists() else []
 
 
-def _headers(path: Path) -> dict[str, safetensors_file.TensorInfo]:
+def _logical(path: Path, quantised: Mapping[str, Any]) -> dict[str, BaseTensor]:
     with safetensors_file.SafetensorsFile(path) as file:
-        return file.tensors
+        found = logical(file.tensors, quantised, lambda name: file.tensor(name).tobytes(), str(path))
+    # A buffer that old checkpoints saved is no weight.
+    return {name: BaseTensor(*tensor) for name, tensor in found.items() if not name.endswith(".rotary_emb.inv_freq")}
 
 
 def _tied(config: Mapping[str, Any], tensors: Mapping[str, BaseTensor]) -> bool:

