@@ -122,6 +122,8 @@ def _new(dst: Path, *, folder: bool) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         _put(temporary, dst, folder=folder)
+    except LocalIOError as error:
+        raise LocalIOError(str(dst), error.what, error.hint) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -73,7 +73,10 @@ def against_base(target: str, delta: Delta, base: BaseSpec) -> Iterator[str]:
     if isinstance(layers, int) and layer is not None and layer >= layers:
         yield f"the base has only {layers} layers ({base.where})"
     elif base.tensors and f"{target}.weight" not in base.tensors:
-        yield f"the base has no such module ({base.where})"
+        fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer}."))
+        yield f"the base has no such module ({base.where})" + (
+            f", but {fused[0]}, which may fuse it with others" if fused else ""
+        )
     elif base.tensors:
         shape = base.tensors[f"{target}.weight"].shape
         shape = shape[::-1] if isinstance(delta, LowRank) and delta.transposed_base else shape

@@ -50,7 +50,7 @@ def sniff(path: Path) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path` for the base's architecture; RefusedError names whatever llama.cpp would get wrong."""
     if base is None:
-        raise RefusedError(str(path), "a GGUF adapter depends on the base's architecture and heads", "Pass --base")
+        raise RefusedError("gguf", "a GGUF adapter depends on the base's architecture and heads", "Pass --base")
     architecture = names.by_class(base.architecture, base.where)
     problems = gguf_checks.problems(adapter, base, architecture)
     if problems:
@@ -59,18 +59,24 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     tensors: dict[str, np.ndarray] = {}
     kept: list[Kept] = []
     lines: list[rider.Line] = []
+    ulps: list[np.ndarray] = []
     for target, delta in sorted(adapter.deltas.items(), key=lambda item: _file_order(item[0])):
         heads = architecture.heads(target, base.config, base.where)
         stem = str(architecture.stem(target))
-        lora_B, line = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
+        folded = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
         tensors[f"{stem}.weight.lora_a"] = delta.lora_A.T if isinstance(delta, LowRankEmbedding) else delta.lora_A
-        tensors[f"{stem}.weight.lora_b"] = names.permuted(lora_B, heads)
-        kept += [Kept(f"{target}.lora_A", Loss.EXACT), line]
-        lines.append(rider.Line(stem, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype), heads))
+        tensors[f"{stem}.weight.lora_b"] = names.permuted(folded.lora_B, heads)
+        kept += [Kept(f"{target}.lora_A", Loss.EXACT), folded.kept]
+        ulps += [] if folded.ulps is None else [folded.ulps]
+        lines.append(
+            rider.Line(stem, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype), heads, folded.ulps is not None)
+        )
     metadata = _metadata(adapter, base, architecture, plan.common)
     digest = _payload_digest(architecture.gguf, plan.common, tensors)
     gguf_file.write(
-        path, metadata | {key: gguf_file.string(text) for key, text in rider.keys(adapter, lines, digest).items()}, tensors
+        path,
+        metadata | {key: gguf_file.string(text) for key, text in rider.keys(adapter, lines, digest, ulps).items()},
+        tensors,
     )
     return LossReport(tuple(kept), (*adapter.notes, *plan.notes))
 

@@ -45,15 +45,19 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     tensors: dict[str, np.ndarray] = {}
     kept: list[Kept] = []
     lines: list[rider.Line] = []
+    ulps: list[np.ndarray] = []
     for target, delta in sorted(adapter.deltas.items()):
-        lora_B, line = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
+        folded = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
         tensors[f"{target}.lora_a"] = np.ascontiguousarray(delta.lora_A.T)
-        tensors[f"{target}.lora_b"] = np.ascontiguousarray(lora_B.T)
-        kept += [Kept(f"{target}.lora_A", Loss.EXACT), line]
-        lines.append(rider.Line(target, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype)))
+        tensors[f"{target}.lora_b"] = np.ascontiguousarray(folded.lora_B.T)
+        kept += [Kept(f"{target}.lora_A", Loss.EXACT), folded.kept]
+        ulps += [] if folded.ulps is None else [folded.ulps]
+        lines.append(
+            rider.Line(target, target, plan.factors[target], dtypes.name_of(delta.lora_B.dtype), 0, folded.ulps is not None)
+        )
     config = _config(adapter, plan.common)
     digest = _payload_digest(config, tensors)
-    safetensors_file.write(path / WEIGHTS, tensors, {"format": "mlx", **rider.keys(adapter, lines, digest)})
+    safetensors_file.write(path / WEIGHTS, tensors, {"format": "mlx", **rider.keys(adapter, lines, digest, ulps)})
     json_file.write_text(path / CONFIG, json.dumps(config, indent=4))
     return LossReport(tuple(kept), (*adapter.notes, *plan.notes))
 

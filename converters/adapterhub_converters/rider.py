@@ -7,6 +7,7 @@ A rider comes from a stranger like the rest of the file: what it says is checked
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ class Line:
         factor: What `lora_B` was multiplied by.
         dtype: What `lora_B` was before.
         heads: How many heads its rows were reordered in, or 0.
+        ulps: Whether the last places of `lora_B` ride along too.
     """
 
     stem: str
@@ -43,20 +45,43 @@ class Line:
     factor: float
     dtype: str
     heads: int = 0
+    ulps: bool = False
 
 
-def keys(adapter: Adapter, lines: Sequence[Line], digest: str) -> dict[str, str]:
-    """The metadata that a file whose payload has `digest` carries."""
+def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np.ndarray] = ()) -> dict[str, str]:
+    """The metadata that a file whose payload has `digest` carries; `ulps` of the lines that have them, in their order."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     config = source.config if source else peft.config_text(adapter)
     metadata = dict(source.metadata) if source else {"format": "pt"}
-    rows = [[line.stem, line.target, line.factor, line.dtype, line.heads] for line in lines]
+    rows = [[line.stem, line.target, line.factor, line.dtype, line.heads, line.ulps] for line in lines]
     return {
         f"{_KEY}.config": config,
         f"{_KEY}.metadata": json.dumps(metadata, separators=(",", ":")),
         f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
         f"{_KEY}.payload": digest,
+        **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
     }
+
+
+def _packed(ulps: Sequence[np.ndarray]) -> str:
+    """Each of -1, 0, 1 in two bits. Not compressed: two builds of zlib give different bytes."""
+    codes = np.concatenate([array.reshape(-1) for array in ulps]).astype(np.int8) + 1
+    quads = np.append(codes, np.zeros(-len(codes) % 4, np.int8)).reshape(-1, 4).astype(np.uint8)
+    packed = quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
+    return base64.b64encode(packed.tobytes()).decode()
+
+
+def _unpacked(text: str, size: int, where: str) -> np.ndarray:
+    """`size` of -1, 0, 1 as int8."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise FormatError(where, "the source's last places are not base64") from error
+    if len(raw) != -(-size // 4):
+        raise FormatError(where, f"the source's last places are {len(raw)} bytes, not {-(-size // 4)}")
+    packed = np.frombuffer(raw, np.uint8)
+    codes = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)[:size].astype(np.int8)
+    return codes - np.int8(1)
 
 
 def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
@@ -88,10 +113,10 @@ def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
     lines: list[Line] = []
     for row in rows if isinstance(rows, list) else [rows]:
         match row:
-            case [str(stem), str(target), int() | float() as factor, str(dtype), int(heads)] if (
+            case [str(stem), str(target), int() | float() as factor, str(dtype), int(heads), bool(ulps)] if (
                 dtype in _FLOATS and heads >= 0 and 1e-300 < abs(factor) < 1e300
             ):
-                lines.append(Line(stem, target, float(factor), dtype, heads))
+                lines.append(Line(stem, target, float(factor), dtype, heads, ulps))
             case _:
                 raise FormatError(where, f"the source's list of tensors has the malformed line {str(row)[:80]}")
     if len({line.target for line in lines}) < len(lines):
@@ -108,10 +133,14 @@ def restored(
 ) -> Adapter:
     """The source's adapter, from a file that scales a pair of rank r by `scale(r)`."""
     state: dict[str, np.ndarray] = {}
-    for line in lines:
-        lora_A, lora_B = pair(line)
-        if line.factor != 1.0 or dtypes.name_of(lora_B.dtype) != line.dtype:
-            lora_B = unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype])
+    pairs = [(line, *pair(line)) for line in lines]
+    size = sum(lora_B.size for line, _, lora_B in pairs if line.ulps)
+    ulps = _unpacked(_text(metadata, "ulps", where), size, where) if size else np.empty(0, np.int8)
+    for line, lora_A, folded_B in pairs:
+        own: np.ndarray | None = None
+        if line.ulps:
+            own, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
+        lora_B = _source_b(line, folded_B, own, where)
         a, b = ("embedding_A", "embedding_B") if line.target.endswith("embed_tokens") else ("A.weight", "B.weight")
         state[f"base_model.model.{line.target}.lora_{a}"] = lora_A
         state[f"base_model.model.{line.target}.lora_{b}"] = lora_B
@@ -125,6 +154,14 @@ def restored(
         if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
             raise FormatError(where, f"{line.target}: the file scales by {runs:g}, the source's config by {wanted:g}")
     return adapter
+
+
+def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: str) -> np.ndarray:
+    if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
+        return lora_B
+    if ulps is not None and line.dtype != "F32":
+        raise FormatError(where, f"{line.target}: last places of a {line.dtype}, only F32 can have them")
+    return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 
 def _text(metadata: Mapping[str, Any], key: str, where: str) -> str:

@@ -2,7 +2,7 @@
 
 Formats with a single scale for all modules (GGUF, MLX) get the one that most modules need. Multiplying by a power of
 two is exact in any dtype; otherwise `lora_B` becomes float32, from which a source in 16 bits can still be recovered
-bit for bit, and one in float32 to its last place. Which of these it was is checked on the numbers themselves.
+bit for bit by dividing, and one in float32 to its last place, which is then noted. All of it is checked on the numbers.
 """
 
 from __future__ import annotations
@@ -47,23 +47,43 @@ def plan(needed: Mapping[str, float], dtype: np.dtype, what: str) -> Plan | None
     return Plan(common, factors, tuple(notes))
 
 
-def folded(name: str, lora_B: np.ndarray, factor: float) -> tuple[np.ndarray, Kept]:
-    """`factor * lora_B`: in its own dtype where that is exact, else in float32, and what that kept of it."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Folded:
+    """`lora_B` times a factor, what that kept of it, and, where division alone doesn't give it back, how many units in
+    the last place each element is then off: -1, 0 or 1 in int8, in the shape of `lora_B`."""
+
+    lora_B: np.ndarray
+    kept: Kept
+    ulps: np.ndarray | None = None
+
+
+def folded(name: str, lora_B: np.ndarray, factor: float) -> Folded:
+    """`factor * lora_B`: in its own dtype where that is exact, else in float32."""
     if factor == 1.0:
-        return lora_B, Kept(name, Loss.EXACT)
+        return Folded(lora_B, Kept(name, Loss.EXACT))
     own = lora_B.dtype
     for dtype in (own, dtypes.F32) if math.frexp(factor)[0] in (0.5, -0.5) else (dtypes.F32,):
         result = _times(lora_B, factor, dtype)
-        if unfolded(result, factor, own).tobytes() == lora_B.tobytes():
-            return result, Kept(name, Loss.EXACT, f"times {factor:.9g}, recoverable bit for bit")
+        back = unfolded(result, factor, own)
+        if back.tobytes() == lora_B.tobytes():
+            return Folded(result, Kept(name, Loss.EXACT, f"times {factor:.9g}, recoverable bit for bit"))
     if not np.isfinite(result).all():
         raise RefusedError(name, f"times {factor:.9g} does not fit into float32")
-    return result, Kept(name, Loss.ROUNDED, f"times {factor:.9g} in float32, each element within 2^-24 of itself")
+    note = f"times {factor:.9g} in float32, each element within 2^-24 of itself"
+    if own != dtypes.F32 or np.abs(off := _bits(lora_B).astype(np.int64) - _bits(back)).max() > 1:
+        return Folded(result, Kept(name, Loss.ROUNDED, note))
+    return Folded(result, Kept(name, Loss.EXACT, f"{note}, recoverable bit for bit"), off.astype(np.int8))
 
 
-def unfolded(array: np.ndarray, factor: float, dtype: np.dtype) -> np.ndarray:
+def unfolded(array: np.ndarray, factor: float, dtype: np.dtype, ulps: np.ndarray | None = None) -> np.ndarray:
     """The inverse of `folded`, in the source's dtype."""
-    return _times(array, 1.0, dtype, divisor=factor)
+    result = _times(array, 1.0, dtype, divisor=factor)
+    return result if ulps is None else (_bits(result) + ulps).view(dtypes.F32)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """float32 as the integers whose difference counts the floats between two of the same sign."""
+    return np.ascontiguousarray(array).view(np.int32)
 
 
 def _times(array: np.ndarray, factor: float, dtype: np.dtype, *, divisor: float = 1.0) -> np.ndarray:
