@@ -134,3 +134,34 @@ def test_peft_to_mlx_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     peft.write(mlx.read(write(original, tmp_path / "mlx")), tmp_path / "again")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"alpha_pattern": {"k_proj": 11}},
+        {"use_rslora": True, "target_modules": ["q_proj", "v_proj", "lm_head", "embed_tokens"]},
+        {"lora_alpha": 0},
+    ],
+)
+def test_the_real_mlx_lm_computes_what_peft_computes(tmp_path: Path, config: dict[str, Any]) -> None:
+    pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+    import torch
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    from tests import tiny
+
+    tokens = [3, 17, 99, 5, 64, 23, 101, 7]
+    made = tiny.model()
+    made.save_pretrained(tmp_path / "base")
+    wrapped = tiny.adapter(made, tmp_path / "peft", **config)
+    with torch.no_grad():
+        expected = wrapped(torch.tensor([tokens])).logits[0].numpy()
+    write(peft.read(tmp_path / "peft"), tmp_path / "mlx")
+    loaded, _ = load_model(tmp_path / "base")
+    found = np.array(load_adapters(loaded, str(tmp_path / "mlx"))(mx.array([tokens]))[0])
+    assert np.abs(found - expected).max() < 1e-4
