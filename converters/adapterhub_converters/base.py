@@ -112,7 +112,7 @@ def read_hf(folder: Path) -> BaseSpec:
         quantisation=_quantisation(quantised) if isinstance(quantised, dict) else None,
         tokenizer_digest=_file_digest(folder / "tokenizer.json"),
         chat_template_digest=_chat_template_digest(folder),
-        repo=config.get("_name_or_path") or None,
+        repo=repo if isinstance(repo := config.get("_name_or_path"), str) and repo else None,
     )
 
 
@@ -209,12 +209,12 @@ def read_gguf(path: Path) -> BaseSpec:
     with gguf_file.GGUFFile(path) as file:
         header = file.header
     where, metadata = str(path), header.metadata
-    if metadata.get("general.type", "model") != "model":
-        raise FormatError(where, f"not a base model: its general.type is {str(metadata['general.type'])[:40]!r}")
+    if "general.type" in metadata and header.text("general.type") != "model":
+        raise FormatError(where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
     split = metadata.get("split.count", 1)
     if isinstance(split, int) and split > 1:
         raise RefusedError(where, f"one of {split} parts of a model", "Join them with llama-gguf-split --merge")
-    architecture = names.by_gguf(str(metadata.get("general.architecture", "")), where)
+    architecture = names.by_gguf(header.text("general.architecture"), where)
     tensors = {
         _hf_name(architecture, name): BaseTensor(tensor.shape, tensor.type_name)
         for name, tensor in header.tensors.items()
@@ -227,12 +227,12 @@ def read_gguf(path: Path) -> BaseSpec:
         kind="gguf",
         architecture=name,
         model_type=model_type,
-        config=_gguf_config(metadata, architecture.gguf, tensors) | {"tie_word_embeddings": tied},
+        config=_gguf_config(header, architecture.gguf, tensors) | {"tie_word_embeddings": tied},
         tensors=tensors,
         tied=tied,
         quantisation=_dominant_type(header.tensors),
         chat_template_digest=_text_digest(metadata.get("tokenizer.chat_template")),
-        repo=_gguf_repo(metadata),
+        repo=_gguf_repo(header),
     )
 
 
@@ -242,13 +242,13 @@ def _hf_name(architecture: names.Architecture, name: str) -> str:
     return f"{module}.{kind}" if module and kind in ("weight", "bias") else name
 
 
-def _gguf_config(metadata: Mapping[str, Any], arch: str, tensors: Mapping[str, BaseTensor]) -> dict[str, Any]:
+def _gguf_config(header: gguf_file.GGUFHeader, arch: str, tensors: Mapping[str, BaseTensor]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for key, name in _GGUF_NUMBERS.items():
-        value = metadata.get(f"{arch}.{key}")
-        if isinstance(value, float):
+        value = header.metadata.get(f"{arch}.{key}")
+        if header.kinds.get(f"{arch}.{key}") == "FLOAT32":
             config[name] = float(str(np.float32(value)))  # 1e-05 was stored as the nearest float32
-        elif isinstance(value, int):
+        elif isinstance(value, int | float):
             config[name] = value
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding and len(embedding.shape) == 2:
@@ -264,9 +264,9 @@ def _dominant_type(tensors: Mapping[str, gguf_file.GGUFTensor]) -> str | None:
     return None if dominant in ("F64", "F32", "F16", "BF16") else dominant.lower()
 
 
-def _gguf_repo(metadata: Mapping[str, Any]) -> str | None:
-    for key in ("general.source.repo_url", "general.repo_url"):
-        value = metadata.get(key)
-        if isinstance(value, str) and value.startswith("https://huggingface.co/"):
-            return value.removeprefix("https://huggingface.co/").strip("/") or None
+def _gguf_repo(header: gguf_file.GGUFHeader) -> str | None:
+    hub = "https://huggingface.co/"
+    for url in (header.text("general.source.repo_url"), header.text("general.repo_url")):
+        if url.startswith(hub):
+            return url.removeprefix(hub).strip("/") or None
     return None

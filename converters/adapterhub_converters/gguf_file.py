@@ -121,6 +121,10 @@ class GGUFHeader:
     alignment: int
     data_start: int
 
+    def text(self, key: str) -> str:
+        """The text under `key`; empty when there is none or it is no text."""
+        return str(self.metadata[key]) if self.kinds.get(key) == "STRING" else ""
+
 
 class _Cursor:
     """Reads forward, a chunk at a time; nothing is read or allocated that the file could not hold."""

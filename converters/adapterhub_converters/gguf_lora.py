@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def sniff(path: Path) -> bool:
         return False
     try:
         with GGUFFile(path) as opened:
-            return opened.header.metadata.get("general.type") == "adapter"
+            return opened.header.text("general.type") == "adapter"
     except FormatError:
         return True
 
@@ -127,17 +126,17 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         _check_kind(header, str(path))
         alpha = _alpha(header, str(path))
         tensors = {name: file.tensor(name) for name in file.tensors}
-    digest = _payload_digest(str(header.metadata.get("general.architecture", "")), alpha, tensors)
+    digest = _payload_digest(header.text("general.architecture"), alpha, tensors)
     if rider.belongs(header.metadata, digest):
-        return _ridden(header.metadata, alpha, tensors, str(path))
+        return _ridden(header, alpha, tensors, str(path))
     return _foreign(header, alpha, tensors, base, str(path))
 
 
 def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
     for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
-        found = header.metadata.get(key)
+        found = header.text(key)
         if found != value:
-            raise FormatError(where, f"not a LoRA adapter: {key} is {str(found)[:40]!r}, not {value!r}")
+            raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise RefusedError(where, "aLoRA, which acts only after its invocation tokens, is not read yet")
 
@@ -158,9 +157,9 @@ def _payload_digest(architecture: str, alpha: float, tensors: Mapping[str, np.nd
     return rider.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex())
 
 
-def _ridden(metadata: Mapping[str, Any], alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    architecture = names.by_gguf(str(metadata.get("general.architecture", "")), where)
-    lines = rider.lines_of(metadata, where)
+def _ridden(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+    architecture = names.by_gguf(header.text("general.architecture"), where)
+    lines = rider.lines_of(header.metadata, where)
     if {f"{line.stem}.weight.lora_{half}" for line in lines for half in "ab"} != set(tensors):
         raise FormatError(where, "the source's list of tensors is not that of the file")
 
@@ -174,13 +173,13 @@ def _ridden(metadata: Mapping[str, Any], alpha: float, tensors: Mapping[str, np.
         lora_A = np.ascontiguousarray(lora_a.T) if line.stem == "token_embd" else lora_a
         return lora_A, names.unpermuted(lora_b, line.heads)
 
-    return rider.restored(metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
+    return rider.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
 
 
 def _foreign(
     header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], base: BaseSpec | None, where: str
 ) -> Adapter:
-    architecture = names.by_gguf(str(header.metadata.get("general.architecture", "")), where)
+    architecture = names.by_gguf(header.text("general.architecture"), where)
     if base is not None and names.by_class(base.architecture, base.where) is not architecture:
         raise RefusedError(where, f"made for {architecture.gguf}, the base is a {base.architecture} ({base.where})")
     deltas: dict[str, Delta] = {}
@@ -196,7 +195,7 @@ def _foreign(
             for problem in gguf_checks.against_base(target, delta, base):
                 raise RefusedError(where, f"{target}: {problem}")
         deltas[target] = delta
-    return Adapter(deltas, meta=Meta(base_model=_base_model(header.metadata)), notes=tuple(_notes(header)))
+    return Adapter(deltas, meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
 
 
 def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
@@ -234,9 +233,6 @@ def _delta(where: str, lora_a: np.ndarray, lora_b: np.ndarray, alpha: float, *, 
     return LowRankEmbedding(lora_A, lora_b, scale) if embedding else LowRank(lora_A, lora_b, scale)
 
 
-def _base_model(metadata: Mapping[str, Any]) -> str | None:
-    url = metadata.get("general.base_model.0.repo_url")
-    if isinstance(url, str) and url.startswith(_HUB):
-        return url.removeprefix(_HUB)
-    name = metadata.get("general.base_model.0.name")
-    return name if isinstance(name, str) and name else None
+def _base_model(header: gguf_file.GGUFHeader) -> str | None:
+    url = header.text("general.base_model.0.repo_url")
+    return url.removeprefix(_HUB) if url.startswith(_HUB) else header.text("general.base_model.0.name") or None

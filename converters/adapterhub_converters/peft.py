@@ -103,17 +103,33 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         value = config[key]
         if value not in (None, False, 0, "", [], {}):
             raise RefusedError(where, f"{key} = {json.dumps(value)[:80]} changes what the adapter computes and is not read yet")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key, 8)
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**40:
+    numbers = {
+        "r": config.get("r", 8),
+        "lora_alpha": config.get("lora_alpha", 8),
+        "lora_dropout": config.get("lora_dropout") or 0,
+    }
+    for key, value in numbers.items():
+        if not _is_number(value):
             raise FormatError(where, f'"{key}" is {json.dumps(value)[:40]}, not a number that makes sense')
     for key in ("rank_pattern", "alpha_pattern"):
         value = config.get(key) or {}
-        numbers = isinstance(value, dict) and all(
-            isinstance(number, int | float) and not isinstance(number, bool) for number in value.values()
-        )
-        if not numbers:
+        if not isinstance(value, dict) or not all(map(_is_number, value.values())):
             raise FormatError(where, f'"{key}" is not a map of patterns to numbers')
+    for key, kinds in _KINDS.items():
+        if not isinstance(config.get(key), kinds):
+            raise FormatError(where, f'"{key}" is {json.dumps(config[key])[:40]}, not what it should be')
+
+
+# What keys that are read may be; any may be null or absent.
+_TEXT, _SWITCH = str | None, bool | None
+_KINDS = {
+    "base_model_name_or_path": _TEXT, "revision": _TEXT, "task_type": _TEXT, "use_rslora": _SWITCH,
+    "fan_in_fan_out": _SWITCH, "init_lora_weights": bool | str | None,
+}  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40
 
 
 class _Scales:

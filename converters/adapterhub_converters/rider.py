@@ -100,7 +100,8 @@ def there(metadata: Mapping[str, Any]) -> bool:
 
 def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
     """Whether the rider is that of a payload of this digest."""
-    return bool(metadata.get(f"{_KEY}.payload") == digest)
+    payload = metadata.get(f"{_KEY}.payload")
+    return isinstance(payload, str) and payload == digest
 
 
 IGNORED = "the tensors or their scale have changed since the conversion: the source's config was ignored"

@@ -18,7 +18,7 @@ from adapterhub_converters import gguf_file, gguf_lora, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.base import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
-from adapterhub_converters.gguf_file import GGUFFile
+from adapterhub_converters.gguf_file import GGUFFile, Value, f32, string
 from examples import llama_cpp
 from tests import tiny
 from tests.conftest import need_module
@@ -186,7 +186,8 @@ def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: 
             if not key.startswith(without)
         }
         tensors = {name: file.tensor(name) for name in file.tensors}
-    gguf_file.write(path, kept | {key.replace("_", "."): value for key, value in changes.items()}, tensors)
+    changed = {key.replace("/", ".") if "/" in key else key.replace("_", "."): value for key, value in changes.items()}
+    gguf_file.write(path, kept | changed, tensors)
 
 
 @pytest.mark.parametrize("change", ["tensor", "alpha"])
@@ -332,6 +333,34 @@ def test_mutated_adapters_are_read_or_refused(written: Path, data: st.DataObject
     path.write_bytes(raw)
     with contextlib.suppress(AdapterhubError):
         gguf_lora.read(path, base=llama())
+
+
+KEYS = [
+    "general.type", "general.architecture", "adapter.type", "adapter.lora.alpha", "general.base_model.0.name", "split.count",
+    "general.base_model.0.repo_url", "general.repo_url", "llama.block_count", "llama.rope.freq_base",
+    "llama.attention.head_count", "llama.embedding_length", "tokenizer.chat_template", "adapterhub.source.payload",
+    "adapterhub.source.config", "adapterhub.source.metadata", "adapterhub.source.tensors",
+]  # fmt: skip
+ODD = st.sampled_from(
+    [
+        Value("STRING", "x"), Value("[STRING]", ["a", "b"]), Value("[UINT32]", [1, 2]), Value("[UINT32]", []),
+        f32(float("nan")), f32(float("inf")), Value("INT64", -1), Value("UINT32", 0), Value("BOOL", True),
+        Value("FLOAT64", 1e300),
+    ]
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ODD, min_size=1, max_size=4))
+def test_keys_of_another_type_are_read_or_refused(written: Path, changes: dict[str, Value]) -> None:
+    path = written.with_name("odd.gguf")
+    strip(written, path, without="never", **{key.replace(".", "/"): value for key, value in changes.items()})
+    for reader in (lambda: gguf_lora.read(path, base=llama()), lambda: read_base(path)):
+        with contextlib.suppress(AdapterhubError):
+            reader()
+    model = {"general/type": string("model"), "general/architecture": string("llama")}
+    strip(written, path, without="never", **({key.replace(".", "/"): value for key, value in changes.items()} | model))
+    with contextlib.suppress(AdapterhubError):
+        assert read_base(path).kind == "gguf"
 
 
 SCRAPS = st.sampled_from(

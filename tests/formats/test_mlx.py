@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub_converters import mlx, peft, safetensors_file
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
@@ -124,6 +127,22 @@ def test_malformed_adapters_are_refused_in_one_line(
         mlx.read(tmp_path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SCRAPS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["rank", "scale", "keys"]), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["fine_tune_type", "num_layers", "model", "lora_parameters"]), SCRAPS))
+def test_any_config_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> None:
+    folder = tmp_path_factory.mktemp("mlx")
+    (folder / mlx.CONFIG).write_text(json.dumps({"lora_parameters": GOOD} | config))
+    safetensors_file.write(folder / mlx.WEIGHTS, PAIR)
+    with contextlib.suppress(AdapterhubError):
+        mlx.read(folder)
 
 
 def test_peft_to_mlx_and_back_is_the_same_bytes(tmp_path: Path) -> None:

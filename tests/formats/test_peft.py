@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub_converters import peft, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -87,3 +90,27 @@ def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
     (source / peft.WEIGHTS).rename(source / "adapter_model.bin")
     with pytest.raises(RefusedError, match="a pickle can run code"):
         peft.read(source)
+
+
+KEYS = sorted(peft._READ | peft._INERT | {"other"})  # what the reader knows, and a key that it doesn't
+SCRAPS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["l.0.q", "pissa", "LORA", "q"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("l.0.q"), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), SCRAPS, min_size=1, max_size=4), st.booleans())
+def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: dict[str, object], rows: bool) -> None:
+    arrays = {f"base_model.model.{name}": np.ones(shape, np.float32) for name, shape in PAIR.items()}
+    if rows:
+        arrays["base_model.model.l.e.token_adapter.trainable_tokens_delta"] = np.ones((2, 4), np.float32)
+    with contextlib.suppress(AdapterhubError):
+        text = json.dumps({"peft_type": "LORA", **config})
+        adapter = peft.parse(text, arrays, {}, where="a")
+        peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, where="b")
