@@ -76,11 +76,8 @@ def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None) -> L
 
 
 def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:
-    try:
-        for file in _FILES.get(name, ("",)):
-            shutil.copyfile(src / file, dst / file)
-    except OSError as error:
-        raise LocalIOError(str(dst), error.strerror or str(error)) from error
+    for file in _FILES.get(name, ("",)):
+        shutil.copyfile(src / file, dst / file)
     return LossReport(tuple(Kept(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
 
 
@@ -110,6 +107,7 @@ def base_from_facts(src: Path) -> BaseSpec | None:
 @contextlib.contextmanager
 def _new(dst: Path, *, folder: bool) -> Iterator[Path]:
     """A path to write to that becomes `dst` when the block ends well and vanishes when it doesn't."""
+    dst = Path(os.path.abspath(dst))  # "." has no name to write beside
     _check_free(dst, folder=folder)
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
@@ -123,31 +121,33 @@ def _new(dst: Path, *, folder: bool) -> Iterator[Path]:
         yield temporary
         _put(temporary, dst, folder=folder)
     except LocalIOError as error:
-        raise LocalIOError(str(dst), error.what, error.hint) from error
+        raise LocalIOError(str(dst), error.what, error.hint) from error  # not the temporary name
+    except OSError as error:
+        raise LocalIOError(str(dst), error.strerror or str(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_free(dst: Path, *, folder: bool) -> None:
-    if folder and dst.is_dir() and not dst.is_symlink() and not any(dst.iterdir()):
-        return
+    try:
+        if folder and dst.is_dir() and not dst.is_symlink() and not any(dst.iterdir()):
+            return
+    except OSError as error:
+        raise LocalIOError(str(dst), error.strerror or str(error)) from error
     if os.path.lexists(dst):
         raise ConflictError(str(dst), "there already", "Name another, or remove it first")
 
 
 def _put(temporary: Path, dst: Path, *, folder: bool) -> None:
     _check_free(dst, folder=folder)
+    if folder:
+        if dst.is_dir():
+            dst.rmdir()
+        temporary.rename(dst)
+        return
     try:
-        if folder:
-            if dst.is_dir():
-                dst.rmdir()
-            temporary.rename(dst)
-            return
-        try:
-            os.link(temporary, dst)  # unlike a rename, never replaces what somebody else made meanwhile
-        except FileExistsError as error:
-            raise ConflictError(str(dst), "there already", "Name another, or remove it first") from error
-        except OSError:  # a file system without hard links
-            temporary.rename(dst)
-    except OSError as error:
-        raise LocalIOError(str(dst), error.strerror or str(error)) from error
+        os.link(temporary, dst)  # unlike a rename, never replaces what somebody else made meanwhile
+    except FileExistsError as error:
+        raise ConflictError(str(dst), "there already", "Name another, or remove it first") from error
+    except OSError:  # a file system without hard links
+        temporary.rename(dst)

@@ -14,7 +14,15 @@ import pytest
 from adapterhub_converters import formats, gguf_file, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.base import BaseSpec
-from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    FormatError,
+    LocalIOError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
 from tests.conftest import ROOT
 
 CONFIG = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -98,6 +106,21 @@ def test_nothing_that_exists_is_overwritten(tmp_path: Path, source: Path) -> Non
     (tmp_path / "empty").mkdir()
     formats.convert(source, tmp_path / "empty", to="mlx")
     assert sorted(file.name for file in (tmp_path / "empty").iterdir()) == ["adapter_config.json", "adapters.safetensors"]
+
+
+def test_the_current_folder_is_a_destination_if_it_is_empty(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    formats.convert(source, Path("."), to="mlx")
+    assert formats.sniff(tmp_path / "here") == "mlx"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LocalIOError, match="file"):
+        formats.convert(source, tmp_path / "file" / "a.gguf", to="gguf", base=BASE)
 
 
 def test_a_refused_conversion_leaves_nothing(tmp_path: Path, source: Path) -> None:
