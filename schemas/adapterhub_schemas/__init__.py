@@ -1,1 +1,21 @@
 """The JSON Schema documents of adapterhub's own files; standard library only."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def load(name: str) -> dict[str, Any]:
+    """The schema `name` (`adapter`), a JSON Schema 2020-12 document; KeyError when there is none. Not to be changed."""
+    if name not in names():
+        raise KeyError(name)
+    path = Path(__file__).with_name(f"{name}.schema.json")
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def names() -> list[str]:
+    """The schemas there are."""
+    return sorted(path.name.removesuffix(".schema.json") for path in Path(__file__).parent.glob("*.schema.json"))

@@ -1,0 +1,320 @@
+"""adapter.json: the facts of an adapter, derived from its own files and from what its owner declares.
+
+A pure function of a folder: no clock, host or tool version. What was recorded once (a training, the parents of a
+merge) rides along; what can be derived is derived, and a document that contradicts the files beside it is refused.
+Shapes come from the header of the weights, so that 200 MB of weights need no 200 MB of memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import importlib
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import adapterhub_schemas
+from adapterhub_converters import dtypes, json_file, peft
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.safetensors_file import SafetensorsFile
+
+from .digest import Digest, sha256_file
+from .folder import listing
+
+if TYPE_CHECKING:
+    from adapterhub_converters.adapter import Adapter
+    from adapterhub_converters.base import BaseSpec
+
+NAME = "adapter.json"
+DECLARED = "adapter.toml"
+SCHEMA_ID = "urn:adapterhub:schema:adapter:1"
+VERSION = 1
+
+Facts = dict[str, Any]
+Files = Mapping[str, tuple[Digest, int]]
+"""Path to digest and size in bytes."""
+
+# Derived from the weights alone: what a document must agree with its own folder in.
+_DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format")
+_DECLARABLE = {"name", "description", "licence", "task", "base", "training"}
+_DECLARABLE_BASE = {"repo", "revision", "quantisation"}
+
+
+def describe(
+    folder: Path,
+    *,
+    base: BaseSpec | None = None,
+    training: Mapping[str, Any] | None = None,
+    parents: Sequence[Mapping[str, Any]] = (),
+    declared: Mapping[str, Any] | None = None,
+    files: Files | None = None,
+) -> Facts:
+    """The facts of the adapter in `folder`; an adapter.json in it is ignored.
+
+    Args:
+        folder: One adapter in any format that is read.
+        base: The base it was trained on, if it is at hand.
+        training: What the trainer recorded, under the names of the schema.
+        parents: The adapters it was made from.
+        declared: What adapter.toml would say; None to read that file.
+        files: Digests and sizes of the folder's files, where the caller has them already.
+    """
+    adapter_format, adapter = _read(folder)
+    facts = {
+        "$schema": SCHEMA_ID,
+        "schema_version": VERSION,
+        "name": None,
+        "base": _base(adapter, base),
+        "task": adapter.meta.task_type,
+        **_weights(adapter, adapter_format),
+        "files": _files(digests(folder) if files is None else files),
+        "licence": None,
+        "description": None,
+        "training": dict(training) if training else None,
+        "parents": [dict(parent) for parent in parents],
+    }
+    facts = _overlay(facts, read_declared(folder) if declared is None else declared, f"{folder}/{DECLARED}")
+    return check(facts, f"{folder}/{NAME}")
+
+
+def settle(folder: Path, files: Files | None = None) -> tuple[Facts, bytes]:
+    """The facts to publish for `folder`, and the bytes of their document.
+
+    The adapter.json that lies there, byte for byte, if it is complete. Files and declarations it lacks are added to
+    it. One that contradicts the files is an IntegrityError: what it records belongs to other weights.
+    """
+    files = digests(folder) if files is None else files
+    known = read_facts(folder)
+    if known is None:
+        facts = describe(folder, files=files)
+        return facts, dump(facts)
+    where = f"{folder}/{NAME}"
+    _check_true(folder, known, files, where)
+    facts = _overlay({**known, "files": _files(files)}, read_declared(folder), f"{folder}/{DECLARED}")
+    if facts == known:
+        return known, json_file.read_text(folder / NAME).encode()
+    return check(facts, where), dump(facts)
+
+
+def _check_true(folder: Path, known: Facts, files: Files, where: str) -> None:
+    hint = "Delete adapter.json to derive it anew; its training record goes with it"
+    # adapter.toml may be edited: what it says is merged in again.
+    for entry in known["files"]:
+        if entry["path"] != DECLARED and files.get(entry["path"]) != (entry["digest"], entry["size"]):
+            kind = "has changed since" if entry["path"] in files else "is gone"
+            raise IntegrityError(where, f"{entry['path']} {kind}, so these are not the facts of this folder", hint)
+    adapter_format, adapter = _read(folder)
+    for key, value in _weights(adapter, adapter_format).items():
+        if known[key] != value:
+            raise IntegrityError(where, f'"{key}" is {_short(known[key])}, but the weights say {_short(value)}', hint)
+
+
+def _short(value: object) -> str:
+    return json.dumps(value)[:60]
+
+
+def digests(folder: Path) -> dict[str, tuple[Digest, int]]:
+    """Path to digest and size of the adapter's files, adapter.json included."""
+    return {path: (sha256_file(folder / path), (folder / path).stat().st_size) for path in listing(folder).files}
+
+
+def _files(files: Files) -> list[dict[str, Any]]:
+    return [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items()) if path != NAME]
+
+
+# ---- what the weights say
+
+
+def _read(folder: Path) -> tuple[str, Adapter]:
+    """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
+    if peft.sniff(folder):
+        return "peft", _peft_shapes(folder)
+    try:
+        formats = importlib.import_module("adapterhub_converters.formats")
+    except ModuleNotFoundError:
+        raise NotFoundError(str(folder), f"not a PEFT adapter: there is no {peft.CONFIG}") from None
+    candidates = [folder, *sorted(folder.glob("*.gguf"))]
+    found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
+    if not found:
+        raise NotFoundError(str(folder), f"no adapter in it: neither {peft.CONFIG} nor a GGUF file", "Name an adapter's folder")
+    if len(found) > 1:
+        names = " and ".join(path.name for _, path in found[:2])
+        raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")
+    name, path = found[0]
+    return name, formats.FORMATS[name].read(path)
+
+
+def _peft_shapes(folder: Path) -> Adapter:
+    weights = folder / peft.WEIGHTS
+    if not weights.is_file():
+        return peft.read(folder)  # which says what is wrong
+    with SafetensorsFile(weights) as file:
+        narrow = next((info for info in file.tensors.values() if info.dtype not in dtypes.NUMPY), None)
+        if narrow:
+            raise FormatError(str(weights), f"tensor {narrow.name!r}: {narrow.dtype} cannot be computed with")
+        # One number seen through strides of 0: the shape and dtype of the tensor, without its memory.
+        tensors = {
+            name: np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape) for name, info in file.tensors.items()
+        }
+        metadata = file.header.metadata
+    return peft.parse(json_file.read_text(folder / peft.CONFIG), tensors, metadata, where=str(folder))
+
+
+def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
+    r, alpha = _usual(adapter.deltas.values())
+    names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
+    dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
+    return {
+        "method": "dora" if dora else "lora" if adapter.deltas else "full",
+        "r": r,
+        "alpha": alpha,
+        "rslora": any(delta.rslora for delta in adapter.deltas.values()),
+        "modules": {
+            target: {"r": delta.r, "alpha": _number(delta.alpha)}
+            for target, delta in sorted(adapter.deltas.items())
+            if (delta.r, delta.alpha) != (r, alpha)
+        },
+        "targets": sorted({target.rpartition(".")[2] for target in adapter.deltas}),
+        "replaced": sorted([*adapter.replaced, *adapter.rows]),
+        "dtype": names.pop() if len(names) == 1 else "mixed",
+        "parameters": adapter.parameters,
+        "format": adapter_format,
+    }
+
+
+def _usual(deltas: Any) -> tuple[int | None, float | int | None]:
+    """The rank and alpha that most modules have together; of two as common, the larger."""
+    counts: Counter[tuple[int, float]] = Counter((delta.r, delta.alpha) for delta in deltas)
+    if not counts:
+        return None, None
+    r, alpha = max(counts, key=lambda pair: (counts[pair], pair))
+    return r, _number(alpha)
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+# ---- what is said of it
+
+
+def _base(adapter: Adapter, spec: BaseSpec | None) -> dict[str, Any]:
+    return {
+        "repo": _published(adapter.meta.base_model) or _published(spec.repo if spec else None),
+        "revision": adapter.meta.revision or (spec.revision if spec else None),
+        "architecture": (spec.architecture or None) if spec else None,
+        "model_type": (spec.model_type or None) if spec else None,
+        "fingerprint": spec.fingerprint if spec else None,
+        "tokenizer_digest": spec.tokenizer_digest if spec else None,
+        "chat_template_digest": spec.chat_template_digest if spec else None,
+        "quantisation": spec.quantisation if spec else None,
+        "config": dict(spec.config) if spec else {},
+    }
+
+
+def _published(name: str | None) -> str | None:
+    # A path of one machine means nothing on another, and would make the digest depend on who trained.
+    return name if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else None
+
+
+def read_declared(folder: Path) -> dict[str, Any]:
+    """What adapter.toml declares; an empty dict without one. A key that means nothing is a UsageError by name."""
+    where = f"{folder}/{DECLARED}"
+    try:
+        declared = tomllib.loads(json_file.read_text(folder / DECLARED))
+    except NotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(where, f"not valid TOML ({error})") from error
+    return declared
+
+
+def _overlay(facts: Facts, declared: Mapping[str, Any], where: str) -> Facts:
+    """The facts with what is declared in place of what was derived or recorded."""
+    training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"])
+    _check_keys(declared, _DECLARABLE, "", where)
+    base, training = declared.get("base", {}), declared.get("training", {})
+    for name, table, known in (("base", base, _DECLARABLE_BASE), ("training", training, training_keys)):
+        if not isinstance(table, Mapping):
+            raise UsageError(where, f"{name} is not a table", f"Write it as [{name}]")
+        _check_keys(table, known, f"{name}.", where)
+    plain = {key: value for key, value in declared.items() if key not in ("base", "training")}
+    merged = {**facts, **plain, "base": {**facts["base"], **base}}
+    if training:
+        merged["training"] = _plain({**(facts["training"] or {}), **training})
+    return merged
+
+
+def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: str) -> None:
+    for key in sorted(set(table) - known):
+        close = difflib.get_close_matches(key, known, 1, 0.5)
+        hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known are {', '.join(sorted(known))}"
+        raise UsageError(where, f"unknown key {prefix}{key}", hint)
+
+
+def _plain(value: Any) -> Any:
+    """TOML values as JSON has them: times become text, in UTC where they say where they are."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime.datetime) and value.tzinfo:
+        return value.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
+# ---- the document
+
+
+def dump(facts: Mapping[str, Any]) -> bytes:
+    """The one spelling of a document: keys sorted, two spaces, one newline at the end."""
+    try:
+        text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return text.encode() + b"\n"
+    except (ValueError, TypeError) as error:
+        raise UsageError(NAME, f"a value that JSON cannot hold ({error})", "Record finite numbers and text only") from error
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write adapter.json into `folder`, checked first."""
+    check(dict(facts), f"{folder}/{NAME}")
+    json_file.write_text(folder / NAME, dump(facts).decode())
+
+
+def read_facts(folder: Path) -> Facts | None:
+    """The adapter.json of a folder, checked against the schema; None when there is none."""
+    try:
+        text = json_file.read_text(folder / NAME)
+    except NotFoundError:
+        return None
+    return parse(text, f"{folder}/{NAME}")
+
+
+def parse(text: str, where: str) -> Facts:
+    """The checked facts in the text of an adapter.json. Those of a newer adapterhub are refused, not guessed at."""
+    document = json_file.parse_object(text, where)
+    version = document.get("schema_version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
+        raise RefusedError(where, f"schema_version {version} is newer than the {VERSION} known here", "Upgrade adapterhub")
+    return check(document, where)
+
+
+def check(facts: Facts, where: str) -> Facts:
+    """`facts` again if they are what the schema says, else a FormatError that names the first field that isn't."""
+    import jsonschema
+
+    dump(facts)
+    validator = jsonschema.Draft202012Validator(adapterhub_schemas.load("adapter"))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(facts))
+    if error is not None:
+        field = ".".join(map(str, error.absolute_path))
+        message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
+        raise FormatError(where, f"{field}: {message}" if field else message)
+    return facts
