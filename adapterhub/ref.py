@@ -1,0 +1,95 @@
+"""Refs: `namespace/name`, and which version of it: `:tag`, `:v3` or `@sha256:…`.
+
+The grammar is that of OCI repositories and tags (distribution-spec v1.1, "Pulling manifests"), so that a ref means the
+same in any OCI registry, and it leaves no room for a path that climbs: no dots alone, no slashes beyond the one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from adapterhub_converters.errors import UsageError
+
+_COMPONENT = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NUMBER = re.compile(r"v[0-9]+")
+_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+# A folder of such a name cannot be made on Windows.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+_MAX_COMPONENT = 100
+LATEST = "latest"
+
+
+class RefError(UsageError):
+    """A text that is not a ref."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A name, and at most one of a tag, a running number and a digest (or `sha256:` and its first 6 or more digits)."""
+
+    name: str
+    tag: str | None = None
+    number: int | None = None
+    digest: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """The ref that `text` says; RefError says what is wrong with it."""
+        name, at, digest = text.partition("@")
+        name, colon, tag = name.partition(":")
+        parse_name(name, text)
+        if at and colon:
+            raise RefError(text, "a tag and a digest at once", f"Write {name}:{tag} or {name}@{digest}")
+        if at:
+            return cls(name, digest=_parse_prefix(digest, text))
+        if not colon:
+            return cls(name)
+        number = parse_number(tag, text)
+        return cls(name, number=number) if number else cls(name, tag=parse_tag(tag, text))
+
+    def __str__(self) -> str:
+        if self.digest:
+            return f"{self.name}@{self.digest}"
+        tag = f"v{self.number}" if self.number else self.tag
+        return f"{self.name}:{tag}" if tag else self.name
+
+
+def parse_name(name: str, where: str) -> str:
+    """`name` itself if it is `namespace/name`."""
+    parts = name.split("/")
+    if len(parts) != 2:
+        raise RefError(where, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
+    for part in parts:
+        if not _COMPONENT.fullmatch(part) or len(part) > _MAX_COMPONENT or _DEVICES.fullmatch(part):
+            hint = f"Write {name.lower()}" if name != name.lower() else "Use a-z and 0-9, with single . _ - between them"
+            raise RefError(where, f"{part[:80]!r} cannot be part of a name", hint)
+    return name
+
+
+def parse_tag(tag: str, where: str) -> str:
+    """`tag` itself if it may be set by hand or read: no running number."""
+    if tag.startswith(("^", "~")):
+        raise RefError(where, f"version ranges like {tag!r} are not read yet", "Name a tag, a number like :v3 or a digest")
+    if not _TAG.fullmatch(tag):
+        raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, the first no . or -")
+    if _NUMBER.fullmatch(tag):
+        raise RefError(where, f"{tag} is a running number; a push allots it", "Choose another tag")
+    return tag
+
+
+def parse_number(tag: str, where: str) -> int | None:
+    """The running number that `tag` is, or None."""
+    if not _NUMBER.fullmatch(tag):
+        return None
+    if tag[1] == "0" or len(tag) > 9:
+        raise RefError(where, f"{tag[:80]} is not a running number", "They are v1, v2 and so on")
+    return int(tag[1:])
+
+
+def _parse_prefix(text: str, where: str) -> str:
+    match = _PREFIX.fullmatch(text)
+    if not match:
+        raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 6 digits")
+    return "sha256:" + match[1]
