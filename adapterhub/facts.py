@@ -22,6 +22,7 @@ import numpy as np
 
 import adapterhub_schemas
 from adapterhub_converters import dtypes, json_file, peft
+from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.safetensors_file import SafetensorsFile
 
@@ -29,7 +30,6 @@ from .digest import Digest, sha256_file
 from .folder import listing
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.base import BaseSpec
 
 NAME = "adapter.json"
@@ -40,9 +40,9 @@ VERSION = 1
 Facts = dict[str, Any]
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
+Seen = tuple[str, Adapter]
+"""The format of a folder's adapter, and the adapter; the numbers in its tensors may be absent."""
 
-# Derived from the weights alone: what a document must agree with its own folder in.
-_DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format")
 _DECLARABLE = {"name", "description", "licence", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantisation"}
 
@@ -55,6 +55,7 @@ def describe(
     parents: Sequence[Mapping[str, Any]] = (),
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
+    seen: Seen | None = None,
 ) -> Facts:
     """The facts of the adapter in `folder`; an adapter.json in it is ignored.
 
@@ -65,8 +66,9 @@ def describe(
         parents: The adapters it was made from.
         declared: What adapter.toml would say; None to read that file.
         files: Digests and sizes of the folder's files, where the caller has them already.
+        seen: What `look` said of the folder, likewise.
     """
-    adapter_format, adapter = _read(folder)
+    adapter_format, adapter = seen or look(folder)
     facts = {
         "$schema": SCHEMA_ID,
         "schema_version": VERSION,
@@ -84,33 +86,34 @@ def describe(
     return check(facts, f"{folder}/{NAME}")
 
 
-def settle(folder: Path, files: Files | None = None) -> tuple[Facts, bytes]:
+def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[Facts, bytes]:
     """The facts to publish for `folder`, and the bytes of their document.
 
     The adapter.json that lies there, byte for byte, if it is complete. Files and declarations it lacks are added to
     it. One that contradicts the files is an IntegrityError: what it records belongs to other weights.
     """
+    seen = seen or look(folder)
     files = digests(folder) if files is None else files
     known = read_facts(folder)
     if known is None:
-        facts = describe(folder, files=files)
+        facts = describe(folder, files=files, seen=seen)
         return facts, dump(facts)
     where = f"{folder}/{NAME}"
-    _check_true(folder, known, files, where)
+    _check_true(known, files, seen, where)
     facts = _overlay({**known, "files": _files(files)}, read_declared(folder), f"{folder}/{DECLARED}")
     if facts == known:
         return known, json_file.read_text(folder / NAME).encode()
     return check(facts, where), dump(facts)
 
 
-def _check_true(folder: Path, known: Facts, files: Files, where: str) -> None:
+def _check_true(known: Facts, files: Files, seen: Seen, where: str) -> None:
     hint = "Delete adapter.json to derive it anew; its training record goes with it"
     # adapter.toml may be edited: what it says is merged in again.
     for entry in known["files"]:
         if entry["path"] != DECLARED and files.get(entry["path"]) != (entry["digest"], entry["size"]):
             kind = "has changed since" if entry["path"] in files else "is gone"
             raise IntegrityError(where, f"{entry['path']} {kind}, so these are not the facts of this folder", hint)
-    adapter_format, adapter = _read(folder)
+    adapter_format, adapter = seen
     for key, value in _weights(adapter, adapter_format).items():
         if known[key] != value:
             raise IntegrityError(where, f'"{key}" is {_short(known[key])}, but the weights say {_short(value)}', hint)
@@ -132,7 +135,7 @@ def _files(files: Files) -> list[dict[str, Any]]:
 # ---- what the weights say
 
 
-def _read(folder: Path) -> tuple[str, Adapter]:
+def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
     if peft.sniff(folder):
         return "peft", _peft_shapes(folder)

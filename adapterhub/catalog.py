@@ -1,0 +1,322 @@
+"""registry.db: an index of the store's logs, in SQLite, so that listing and resolving need not read them.
+
+It holds nothing of its own: it replays the logs, and deleted it is rebuilt. Its write lock is also the lock under which
+every writer moves refs. Plain `sqlite3`, as a command that resolves a ref must start fast. STRICT tables need SQLite 3.37.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.json_file import parse_object
+
+from . import manifest
+from .digest import Digest
+from .ref import LATEST, Ref
+from .store import Entry, Store
+
+FILE = "registry.db"
+APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
+_WAY_OUT = "Delete it; the next command rebuilds it from .adapterhub beside it"
+_LOCK_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Where a name's log stands: its last entry and that entry's digest, the last number allotted, and if it is deleted."""
+
+    name: str
+    seq: int = 0
+    head: Digest = ""
+    number: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One version as lists show it. `size` is the bytes of its files; what its facts don't say is None."""
+
+    name: str
+    number: int
+    digest: Digest
+    manifest_size: int
+    time: str
+    size: int | None
+    base: str | None
+    revision: str | None
+    method: str | None
+    r: int | None
+    alpha: float | None
+    format: str | None
+    dtype: str | None
+    parameters: int | None
+    licence: str | None
+    description: str | None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the running number."""
+        return Ref(self.name, number=self.number)
+
+
+_SUMMARY = ("size", "base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "licence", "description")
+
+
+def _v1(db: sqlite3.Connection) -> None:
+    db.execute(
+        "CREATE TABLE names (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, head TEXT NOT NULL, number INTEGER NOT NULL,"
+        " deleted INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TABLE versions (name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL, digest TEXT NOT NULL,"
+        " manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT, method TEXT, r INTEGER,"
+        " alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, licence TEXT, description TEXT,"
+        " PRIMARY KEY (name, number), UNIQUE (name, digest)) STRICT, WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TABLE tags (name TEXT NOT NULL, tag TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (name, tag),"
+        " FOREIGN KEY (name, number) REFERENCES versions) STRICT, WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_v1]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a catalog, by its first 100 bytes."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+    except OSError:
+        return False
+    return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
+
+
+class Catalog:
+    """An open registry.db. Use `Catalog.create` and `Catalog.open`."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, *, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._db = db
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Make an empty catalog, whole or not at all; one that another process made meanwhile is left as it is."""
+        temporary = path.with_name(f"{path.name}-new-{os.urandom(6).hex()}")
+        try:
+            with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                _migrate(db)
+                db.execute("PRAGMA journal_mode = WAL")
+            with _errors(path):
+                _take_name(temporary, path)
+        finally:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(f"{temporary}{suffix}").unlink(missing_ok=True)
+
+    @classmethod
+    def open(cls, path: Path) -> Catalog:
+        """The catalog in the file `path`; one line says what is wrong with it, and the way out."""
+        if not path.exists():
+            raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
+        if not is_ours(path):
+            raise IntegrityError(str(path), "not an adapterhub registry", _WAY_OUT)
+        read_only = not os.access(path.parent, os.W_OK)
+        uri = f"{path.absolute().as_uri()}?{'immutable=1' if read_only else 'mode=rw'}"
+        with _errors(path):
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+            try:
+                _check_version(db, path)
+                db.execute("PRAGMA foreign_keys = ON")
+            except BaseException:
+                db.close()
+                raise
+        return cls(path, db, read_only=read_only)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the write lock; commit at the end, or roll back if that isn't reached. One within another is part of it."""
+        if self._db.in_transaction:
+            yield
+            return
+        with _errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        with _errors(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    # ---- what it says
+
+    def name(self, name: str) -> Name:
+        """Where the log of `name` stood when it was last replayed; number 0 for one never seen."""
+        found = self._all("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name)
+        return _name(found[0]) if found else Name(name)
+
+    def names(self) -> list[Name]:
+        """Every name, sorted, deleted ones too."""
+        return [_name(row) for row in self._all("SELECT name, seq, head, number, deleted FROM names ORDER BY name")]
+
+    def rows(self, where: str = "1", *values: object) -> list[Row]:
+        """The versions that match a condition, by name, newest first."""
+        columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *_SUMMARY))
+        tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
+        sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608
+        found = []
+        for *fields, joined in self._all(sql, *values):
+            fields.append(tuple(sorted(joined.split(",") if joined else ())))
+            found.append(Row(*fields))
+        return found
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Tag to running number, sorted."""
+        return dict(self._all("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
+
+    def index(self) -> list[tuple[str, Digest, int]]:
+        """What index.json says: every version by number, then every tag."""
+        numbers = "SELECT name || ':v' || number, digest, manifest_size FROM versions ORDER BY name, number"
+        tags = (
+            "SELECT name || ':' || tag, digest, manifest_size FROM tags JOIN versions USING (name, number) ORDER BY name, tag"
+        )
+        return self._all(numbers) + self._all(tags)
+
+    # ---- replaying the log; call these in a transaction
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for table in ("tags", "versions", "names"):
+            self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    def catch_up(self, store: Store, name: str) -> Name:
+        """Replay what the log of `name` has beyond what is known; an entry that cannot follow is an IntegrityError."""
+        state = self.name(name)
+        while found := store.entry(name, state.seq + 1):
+            entry, digest = found
+            where = str(store.entry_path(name, entry.seq))
+            if entry.previous != state.head:
+                raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
+            try:
+                state = self._apply(store, state, entry, digest)
+            except sqlite3.IntegrityError as error:
+                raise IntegrityError(where, f"contradicts the entries before it ({error})", "Run `adapterhub fsck`") from error
+        return state
+
+    def _apply(self, store: Store, state: Name, entry: Entry, digest: Digest) -> Name:
+        number = max(state.number, entry.number)
+        after = Name(entry.name, entry.seq, digest, number, entry.op == "delete" or (state.deleted and entry.op != "push"))
+        self._db.execute(
+            "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
+            " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
+            (after.name, after.seq, after.head, after.number, after.deleted),
+        )
+        if entry.op == "delete":
+            self._db.execute("DELETE FROM tags WHERE name = ?", (entry.name,))
+            self._db.execute("DELETE FROM versions WHERE name = ?", (entry.name,))
+        elif entry.op == "push":
+            values = [entry.name, entry.number, entry.digest, entry.size, entry.time, *_summary(store, entry.digest)]
+            self._db.execute(f"INSERT INTO versions VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+        for tag in entry.tags:
+            if entry.op == "untag":
+                self._db.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (entry.name, tag))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (entry.name, tag, entry.number))
+        return after
+
+
+def _summary(store: Store, digest: Digest) -> list[object]:
+    """What lists show of a version; Nones where its blobs can't be read, as a broken version must not hide the others."""
+    try:
+        found = manifest.parse(store.read_document(digest), digest)
+        layer = found.facts
+        facts = parse_object(store.read_document(layer.digest).decode(), digest) if layer else {}
+    except (AdapterhubError, UnicodeDecodeError):
+        return [None] * len(_SUMMARY)
+    base = facts.get("base")
+    values = {
+        **facts,
+        "size": found.size,
+        "base": base.get("repo") if isinstance(base, dict) else None,
+        "revision": base.get("revision") if isinstance(base, dict) else None,
+    }
+    return [value if isinstance(value := values.get(key), str | int | float) else None for key in _SUMMARY]
+
+
+def _name(row: tuple[Any, ...]) -> Name:
+    name, seq, head, number, deleted = row
+    return Name(name, seq, head, number, bool(deleted))
+
+
+def latest_tags(tag: str | None) -> tuple[str, ...]:
+    """The tags that a push moves."""
+    return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        migration(db)
+        db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise RefusedError(
+            str(path),
+            f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
+            f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
+        )
+    if version < len(MIGRATIONS):
+        _migrate(db)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # no hard links here
+        if not path.exists():
+            os.rename(temporary, path)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """SQLite's complaints as one line with the way out."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            hint = "Another adapterhub holds it; try again when that has ended"
+        else:
+            hint = "Free some space and try again" if "full" in str(error) else ""
+        raise LocalIOError(str(path), str(error), hint) from error
+    except sqlite3.DatabaseError as error:
+        raise IntegrityError(str(path), f"a broken registry ({error})", _WAY_OUT) from error
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error

@@ -1,0 +1,190 @@
+"""Checks that a store's bytes are what their names say, and that log, catalog and index agree.
+
+Everything is reported, nothing is changed. An error means that something promised is not there or not right; a note
+means leftovers that harm nothing, as a killed push leaves them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
+
+from . import manifest
+from .digest import Digest, sha256_file
+from .manifest import Descriptor
+from .store import Store
+
+if TYPE_CHECKING:
+    from .registry import Registry
+
+_AGAIN = "Delete that file, then push or pull the same files again"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found, as an error or a note: what kind, where, what, and how to fix it."""
+
+    code: str
+    severity: Literal["error", "note"]
+    where: str
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f". {self.hint}" if self.hint else "")
+
+
+Findings = list[Finding]
+
+
+def fsck(registry: Registry, *, quick: bool = False) -> Findings:
+    """What is wrong with a registry; `quick` trusts the bytes of blobs that have the right size."""
+    store = registry.store
+    bad: dict[Digest, Finding] = {}
+    findings = list(_blobs(store, bad, quick=quick))
+    findings += _logs(registry)
+    needed: set[Digest] = set()
+    for row in registry.catalog.rows():
+        findings += _version(
+            store, str(row.ref), Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size), needed, bad
+        )
+    findings += _orphans(store, needed)
+    if not store.index_is(registry.catalog.index()):
+        findings.append(
+            Finding("index-behind", "error", str(store.root / "index.json"), "does not say what the catalog says", _REBUILD)
+        )
+    findings += _leftovers(store)
+    return findings
+
+
+_REBUILD = "Run `adapterhub fsck --rebuild`"
+
+
+def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
+    for path in store.blobs():
+        if not re.fullmatch(r"[0-9a-f]{64}", path.name) or path.is_symlink() or not path.is_file():
+            yield Finding("foreign", "note", str(path), "not a blob")
+            continue
+        digest = f"sha256:{path.name}"
+        if not quick and sha256_file(path) != digest:
+            bad[digest] = Finding("flipped", "error", str(path), "its bytes are not those of its name", _AGAIN)
+            yield bad[digest]
+
+
+def _logs(registry: Registry) -> Iterator[Finding]:
+    """Each log replays from its first entry, and the catalog knows its last."""
+    store, known = registry.store, {name.name: name for name in registry.catalog.names()}
+    for name in sorted({*store.names(), *known}):
+        seq, head = 0, ""
+        try:
+            while found := store.entry(name, seq + 1):
+                entry, digest = found
+                if entry.previous != head:
+                    raise IntegrityError(str(store.entry_path(name, entry.seq)), "does not follow the entry before it")
+                seq, head = entry.seq, digest
+        except AdapterhubError as error:
+            yield Finding("broken-log", "error", error.where, error.what, f"Nothing of {name} after it can be trusted")
+            continue
+        later = [path.name for path in (store.root / "refs" / name).glob("*.json") if int_or(path.stem) > seq]
+        if later:
+            yield Finding("broken-log", "error", str(store.entry_path(name, seq + 1)), f"is missing; {min(later)} follows it")
+        elif name in known and (known[name].seq, known[name].head) != (seq, head):
+            what = f"the catalog is at entry {known[name].seq} of {name}, the log at {seq}"
+            yield Finding("catalog-behind", "error", str(registry.catalog.path), what, _REBUILD)
+        elif seq and name not in known:
+            yield Finding("catalog-behind", "error", str(registry.catalog.path), f"the catalog lacks {name}", _REBUILD)
+
+
+def int_or(text: str, otherwise: int = 0) -> int:
+    """The number that `text` is, or `otherwise`."""
+    return int(text) if text.isdecimal() else otherwise
+
+
+def _version(store: Store, ref: str, found: Descriptor, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+    needed.add(found.digest)
+    problem = _blob(store, ref, found, bad)
+    if problem:
+        yield problem
+        return
+    if found.digest in bad:
+        return
+    try:
+        made = manifest.parse(store.read_document(found.digest), ref)
+    except AdapterhubError as error:
+        yield Finding("bad-manifest", "error", ref, error.what)
+        return
+    for blob in (made.config, *made.layers):
+        needed.add(blob.digest)
+        if problem := _blob(store, ref, blob, bad):
+            yield problem
+
+
+def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) -> Finding | None:
+    """What is wrong with a blob that `ref` needs, unless that has been said."""
+    what = blob.path or ("its manifest" if blob.media_type == manifest.MANIFEST_TYPE else "its config")
+    path = store.blob_path(blob.digest)
+    if not path.exists():
+        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is missing", "Push or pull the same files again")
+    size = path.stat().st_size
+    if size != blob.size and blob.digest not in bad:
+        return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", _AGAIN)
+    if blob.digest in bad:
+        return Finding("damaged", "error", ref, f"{what} is damaged: {path.name[:12]}", _AGAIN)
+    return None
+
+
+def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
+    unused = [path for path in store.blobs() if f"sha256:{path.name}" not in needed]
+    if unused:
+        size = sum(path.stat().st_size for path in unused)
+        what = f"{len(unused)} blobs of {size} bytes belong to no version: deleted ones, or of a push that did not end"
+        yield Finding("orphans", "note", str(store.root / "blobs"), what)
+
+
+def _leftovers(store: Store) -> Iterator[Finding]:
+    for folder, what in (("tmp", "temporary files of a command that did not end"), ("pending", "moves not finished yet")):
+        count = sum(1 for _ in (store.root / folder).iterdir())
+        if count:
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}")
+
+
+def verify(registry: Registry, layers: Iterable[Descriptor], ref: str) -> list[Finding]:
+    """The bytes of a version's blobs against their digests."""
+    findings = []
+    for layer in layers:
+        path = registry.store.blob_path(layer.digest)
+        problem = _blob(registry.store, ref, layer, {})
+        if problem is None and sha256_file(path) != layer.digest:
+            problem = Finding(
+                "flipped", "error", str(path), f"its bytes are not those of its name ({ref}, {layer.path})", _AGAIN
+            )
+        if problem:
+            findings.append(problem)
+    return findings
+
+
+def verify_folder(folder: Path) -> list[Finding]:
+    """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
+    from . import facts
+
+    document = facts.read_facts(folder)
+    if document is None:
+        raise NotFoundError(str(folder), f"there is no {facts.NAME} to check its files against", "Pull it, or push it first")
+    found = facts.digests(folder)
+    findings = []
+    for entry in document["files"]:
+        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
+        if not digest:
+            findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
+        elif digest != entry["digest"]:
+            findings.append(Finding("flipped", "error", f"{folder}/{path}", "is not what adapter.json says", "Pull it again"))
+    named = {entry["path"] for entry in document["files"]} | {facts.NAME}
+    findings += [
+        Finding("unlisted", "note", f"{folder}/{path}", "is not named by adapter.json") for path in sorted(set(found) - named)
+    ]
+    return findings

@@ -1,0 +1,360 @@
+"""A local registry: a store that is the truth, and a catalog that finds things in it.
+
+    with Registry.init(Path(".")) as registry:
+        version = registry.push(Path("out/sql"), Ref.parse("team/sql"))
+
+Versions are immutable and numbered by the push that makes them; refs move, one log entry a move, and only ever point at
+complete manifests. Every method that takes a ref may raise RefError, NotFoundError or IntegrityError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    IntegrityError,
+    LocalIOError,
+    NotFoundError,
+    RefusedError,
+)
+from adapterhub_converters.json_file import parse_object
+
+from . import fsck, manifest, transfer
+from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
+from .digest import Digest
+from .fsck import Finding, Findings
+from .manifest import Descriptor, Manifest
+from .ref import LATEST, Ref, RefError, parse_tag
+from .store import FOLDER, Entry, Store
+
+ABSENT = "absent"
+"""What `expect` says of a ref that must not be there yet."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a name.
+
+    Attributes:
+        digest: Of its manifest; the version's identity anywhere.
+        size: Bytes of its files; None where its manifest can't be read.
+        tags: That point to it now.
+        tag: The tag that was asked for, if one was.
+        new: Whether this push made it; False when the name had the same content already.
+        skipped: Names in the pushed folder that were left out.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    size: int | None
+    tags: tuple[str, ...] = ()
+    tag: str | None = None
+    new: bool = False
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the running number."""
+        return Ref(self.name, number=self.number)
+
+
+def find(start: Path, *, explicit: Path | None = None, default: Path | None = None) -> Path:
+    """The folder of the registry to use.
+
+    `explicit` (a registry.db or the folder that holds it) if given; else the nearest folder at or above `start` with a
+    registry that is ours and the user's own, as git asks of `.git`; else `default`, which need not exist yet.
+    """
+    if explicit is not None:
+        return explicit.parent if explicit.name == FILE else explicit
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if _is_registry(folder):
+            return folder
+    if default is None:
+        raise NotFoundError(str(start), f"no {FILE} here or above", "Run `adapterhub init`")
+    return default
+
+
+def _is_registry(folder: Path) -> bool:
+    database, layout = folder / FILE, folder / FOLDER / "oci-layout"
+    found = database if is_ours(database) else layout if not database.exists() and layout.is_file() else None
+    if found is None:
+        return False
+    # A registry that somebody else laid in a shared folder above is not to be trusted unasked.
+    return not hasattr(os, "geteuid") or found.stat().st_uid == os.geteuid()
+
+
+class Registry:
+    """An open registry; a context manager. Make one with `Registry.init` or `Registry.open`."""
+
+    def __init__(self, root: Path, store: Store, catalog: Catalog) -> None:
+        self.root = root
+        self.store = store
+        self.catalog = catalog
+
+    @classmethod
+    def init(cls, root: Path) -> Registry:
+        """The registry in the folder `root`, made if there is none."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalIOError(str(root), error.strerror or str(error)) from error
+        Store.create(root / FOLDER)
+        if not (root / FILE).exists():
+            Catalog.create(root / FILE)
+            with cls.open(root) as made:
+                made.rebuild_index()
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, path: Path) -> Registry:
+        """The registry in a folder, or of a registry.db; what a killed writer left undone in the catalog is done first."""
+        root = path.parent if path.name == FILE else path
+        store = Store(root / FOLDER)
+        if not store.exists():
+            if (root / FILE).exists():
+                raise IntegrityError(
+                    str(store.root), f"the store is missing, {FILE} alone holds nothing", "Restore it from a backup"
+                )
+            raise NotFoundError(str(root), "no registry there", "Run `adapterhub init`")
+        if not (root / FILE).exists():
+            return cls.init(root)
+        registry = cls(root, store, Catalog.open(root / FILE))
+        registry._finish_moves()
+        return registry
+
+    def close(self) -> None:
+        """Close the catalog."""
+        self.catalog.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- reading
+
+    def resolve(self, ref: Ref) -> Version:
+        """The version that `ref` names now: by tag, number or digest; without any of them the newest."""
+        return self._version(self._row(ref), ref.tag)
+
+    def list(self, prefix: str | None = None) -> list[Row]:
+        """Every version, by name and newest first; those of one name or namespace if `prefix` is one."""
+        if prefix is None:
+            return self.catalog.rows()
+        return self.catalog.rows("name = ?1 OR substr(name, 1, length(?1) + 1) = ?1 || '/'", prefix.rstrip("/"))
+
+    def show(self, ref: Ref) -> dict[str, Any]:
+        """All there is to know of a version: its refs, its facts (adapter.json) and its manifest."""
+        row = self._row(ref)
+        raw = self.store.read_document(row.digest)
+        made = manifest.parse(raw, str(row.ref))
+        facts = self.store.read_document(made.facts.digest).decode() if made.facts else "{}"
+        return {
+            "ref": str(row.ref),
+            "name": row.name,
+            "number": row.number,
+            "tags": list(row.tags),
+            "digest": row.digest,
+            "size": made.size,
+            "time": row.time,
+            "facts": parse_object(facts, f"{row.ref}/{manifest.FACTS}"),
+            "manifest": parse_object(raw.decode(), str(row.ref)),
+        }
+
+    def files(self, version: Version) -> tuple[Descriptor, ...]:
+        """The files of a version, sorted by path; the bytes of each are the blob of its digest."""
+        return self._manifest(version).layers
+
+    def _manifest(self, version: Version) -> Manifest:
+        return manifest.parse(self.store.read_document(version.digest), str(version.ref))
+
+    def _version(self, row: Row, tag: str | None = None) -> Version:
+        return Version(row.name, row.number, row.digest, row.size, row.tags, tag)
+
+    def _row(self, ref: Ref) -> Row:
+        state = self._current(ref.name)
+        if state.seq == 0:
+            close = difflib.get_close_matches(ref.name, [name.name for name in self.catalog.names()], 1)
+            hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub list`"
+            raise NotFoundError(str(ref), "no such adapter", hint)
+        if state.deleted:
+            raise NotFoundError(str(ref), "was deleted")
+        if ref.digest:
+            rows = self.catalog.rows("name = ? AND substr(digest, 1, length(?)) = ?", ref.name, ref.digest, ref.digest)
+            if len(rows) > 1:
+                raise RefError(
+                    str(ref), f"{len(rows)} versions begin so: {rows[0].ref}, {rows[1].ref}", "Write more of the digest"
+                )
+        else:
+            number = ref.number or self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
+            rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
+        if not rows:
+            raise self._no_such(ref)
+        return rows[0]
+
+    def _no_such(self, ref: Ref) -> NotFoundError:
+        what = "tag" if ref.tag else "version"
+        there = [*self.catalog.tags(ref.name), *(f"v{row.number}" for row in self.catalog.rows("name = ?", ref.name)[:5])]
+        hint = f"Run `adapterhub list {ref.name}`"
+        return NotFoundError(str(ref), f"no such {what}; the registry has {', '.join(there[:10]) or 'none'}", hint)
+
+    def _current(self, name: str) -> Name:
+        """Where a name stands, the catalog brought up to its log if that has gone on without it."""
+        state = self.catalog.name(name)
+        if self.store.entry_path(name, state.seq + 1).exists():
+            with self.catalog.transaction():
+                state = self.catalog.catch_up(self.store, name)
+        return state
+
+    # ---- moving refs
+
+    def push(self, folder: Path, ref: Ref, *, expect: Digest | None = None, restore: bool = False) -> Version:
+        """A new version of `ref.name` with the files of `folder`; `latest` and `ref.tag` move to it.
+
+        The same content again makes no new version: the one there is is returned, and `ref.tag` moves to it.
+
+        Args:
+            folder: An adapter.
+            ref: A name, or a name and a tag; numbers are allotted.
+            expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
+            restore: Give new versions to a name that was deleted; its old ones stay gone.
+        """
+        if ref.number or ref.digest:
+            raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
+        self._check_push(ref, self._current(ref.name), expect, restore=restore)
+        made, skipped = transfer.take_in(self.store, folder)
+        new = False
+
+        def decide(state: Name) -> Entry | None:
+            nonlocal new
+            self._check_push(ref, state, expect, restore=restore)
+            there = self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)
+            new = not there
+            if new:
+                number = state.number + 1
+                return Entry(
+                    ref.name,
+                    state.seq + 1,
+                    "push",
+                    _now(),
+                    made.digest,
+                    len(made.raw),
+                    number,
+                    latest_tags(ref.tag),
+                    state.head,
+                )
+            return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
+
+        self._move(ref.name, decide)
+        version = self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag)
+        return replace(version, new=new, skipped=skipped)
+
+    def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
+        if state.deleted and not restore:
+            raise ConflictError(str(ref), "this name was deleted, and deleted names are not reused", "Choose another name")
+        if expect is None:
+            return
+        number = self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
+        rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
+        found = rows[0].digest if rows else ABSENT
+        if found != expect:
+            raise ConflictError(
+                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then push again"
+            )
+
+    def tag(self, ref: Ref, tag: str) -> Version:
+        """Point `tag` at the version that `ref` names, whatever it pointed at before."""
+        parse_tag(tag, f"{ref.name}:{tag}")
+        if tag == LATEST:
+            raise RefusedError(f"{ref.name}:{tag}", "is always the newest push", "Choose another tag")
+        row = self._row(ref)
+        self._move(ref.name, lambda state: None if tag in self._row(row.ref).tags else self._tag_entry(state, row, tag))
+        return self._version(self._row(row.ref), tag)
+
+    def rm(self, ref: Ref) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
+        if ref.number or ref.digest:
+            raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
+        if ref.tag == LATEST:
+            raise RefusedError(str(ref), "is always the newest push", "Remove the name, or another tag")
+        self._row(ref)
+
+        def decide(state: Name) -> Entry:
+            self._row(ref)
+            tags = (ref.tag,) if ref.tag else ()
+            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", _now(), tags=tags, previous=state.head)
+
+        self._move(ref.name, decide)
+
+    def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
+        return Entry(row.name, state.seq + 1, "tag", _now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
+
+    def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+        """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
+        while True:
+            with self.catalog.transaction():
+                entry = decide(self.catalog.catch_up(self.store, name))
+                if entry is None:
+                    return
+                intent = self.store.begin(name)
+                committed = self.store.append(entry)
+                self.catalog.catch_up(self.store, name)
+                self.store.write_index(self.catalog.index())
+            intent.unlink(missing_ok=True)
+            if committed:
+                return
+
+    # ---- repair and checks
+
+    def _finish_moves(self) -> None:
+        """Replay the names whose writers were killed before they told the catalog. Live writers hold the lock meanwhile."""
+        pending = self.store.pending()
+        if not pending or self.catalog.read_only:
+            return
+        done = []
+        for intent, name in pending:
+            with contextlib.suppress(AdapterhubError), self.catalog.transaction():
+                self.catalog.catch_up(self.store, name)
+                self.store.write_index(self.catalog.index())
+                done.append(intent)
+        for intent in done:
+            intent.unlink(missing_ok=True)
+
+    def rebuild_index(self) -> Findings:
+        """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
+        findings = []
+        with self.catalog.transaction():
+            self.catalog.clear()
+            for name in self.store.names():
+                try:
+                    self.catalog.catch_up(self.store, name)
+                except AdapterhubError as error:
+                    findings.append(Finding("broken-log", "error", error.where, error.what, error.hint))
+            self.store.write_index(self.catalog.index())
+        return findings
+
+    def fsck(self, *, quick: bool = False) -> Findings:
+        """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
+        return fsck.fsck(self, quick=quick)
+
+    def verify(self, ref: Ref) -> Findings:
+        """The bytes of a version against its manifest."""
+        version = self.resolve(ref)
+        made = self._manifest(version)
+        return fsck.verify(self, (made.config, *made.layers), str(version.ref))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

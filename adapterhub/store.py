@@ -1,0 +1,351 @@
+"""The store: an OCI image layout that holds the bytes, and the log of every move of a ref. It is the truth.
+
+    oci-layout              what makes it an OCI image layout (image-spec v1.1, `image-layout.md`)
+    index.json              derived: every version and tag, so that skopeo and oras read the store in place
+    blobs/sha256/<hex>      read-only, complete and flushed before the name appears
+    refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
+    pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
+    tmp/                    files that are not complete; nothing here means anything
+
+Nothing is ever written under its final name: a killed writer leaves a temporary file, never half a blob or entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters.json_file import parse_object
+
+from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
+
+FOLDER = ".adapterhub"
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_ENTRY_VERSION = 1
+_OPS = {"push", "tag", "untag", "delete"}
+_MAX_DOCUMENT = 4 << 20
+# What a file system without hard links answers (FAT, some network and container mounts).
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One move of a name's refs.
+
+    Attributes:
+        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name.
+        digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
+        size: Bytes of the manifest.
+        time: When, ISO 8601 in UTC.
+        previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
+    """
+
+    name: str
+    seq: int
+    op: str
+    time: str
+    digest: Digest = ""
+    size: int = 0
+    number: int = 0
+    tags: tuple[str, ...] = field(default_factory=tuple)
+    previous: Digest = ""
+
+    def dump(self) -> bytes:
+        """The bytes of the entry's file."""
+        document = {"version": _ENTRY_VERSION, **{key: getattr(self, key) for key in self.__dataclass_fields__}}
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> Entry:
+        """The entry in the bytes of a file."""
+        document = parse_object(raw.decode("utf-8", "replace"), where)
+        version = document.pop("version", None)
+        if isinstance(version, int) and version > _ENTRY_VERSION:
+            what = f"entry version {version} is newer than the {_ENTRY_VERSION} known here"
+            raise RefusedError(where, what, "Upgrade adapterhub")
+        types = {key: {"seq": int, "size": int, "number": int, "tags": list}.get(key, str) for key in cls.__dataclass_fields__}
+        if version != _ENTRY_VERSION or {key: type(value) for key, value in document.items()} != types:
+            raise FormatError(where, "not an entry of a ref's log")
+        if document["op"] not in _OPS:
+            raise FormatError(where, f"unknown operation {document['op'][:40]!r}")
+        if document["digest"]:
+            parse_digest(document["digest"], where)
+        return cls(**{**document, "tags": tuple(map(str, document["tags"]))})
+
+
+class Store:
+    """An OCI image layout below `root`; open it with `Store(root)`, make one with `Store.create`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs" / "sha256"
+
+    @classmethod
+    def create(cls, root: Path) -> Store:
+        """A store at `root`, which may hold one already; `oci-layout` comes last, so that half a store is none."""
+        store = cls(root)
+        with local_errors(root):
+            for folder in (store._blobs, root / "refs", root / "pending", root / "tmp"):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not (root / "index.json").exists():
+                store._replace(root / "index.json", _index([]))
+            if not store.exists():
+                store._replace(root / "oci-layout", _LAYOUT)
+                sync_dir(root.parent)
+        return store
+
+    def exists(self) -> bool:
+        """Whether there is a store here."""
+        return (self.root / "oci-layout").is_file()
+
+    # ---- blobs
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where a blob lies, or would."""
+        return self._blobs / parse_digest(digest, "store").removeprefix("sha256:")
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """Whether a blob of that digest and size in bytes is there; its bytes aren't read."""
+        try:
+            return self.blob_path(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def put_stream(self, source: Any) -> tuple[Digest, int]:
+        """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
+        with self._temporary() as (path, file):
+            digest, size = copy_hashing(source, file)
+            if not self.has(digest, size):
+                self._settle(path, file, self.blob_path(digest))
+        return digest, size
+
+    def put_bytes(self, data: bytes) -> tuple[Digest, int]:
+        """Store bytes in memory."""
+        digest = sha256_bytes(data)
+        if not self.has(digest, len(data)):
+            with self._temporary() as (path, file):
+                _write_all(file, data)
+                self._settle(path, file, self.blob_path(digest))
+        return digest, len(data)
+
+    def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
+        if hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), 0o444)
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(path, final)
+
+    def sync_blobs(self) -> None:
+        """Make the names of all blobs put so far survive a power cut."""
+        with local_errors(self._blobs):
+            sync_dir(self._blobs)
+
+    @contextmanager
+    def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
+        """A blob for reading, unbuffered; the reader checks the digest."""
+        path = self.blob_path(digest)
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        except FileNotFoundError as error:
+            raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`") from error
+        except OSError as error:
+            raise LocalIOError(str(path), error.strerror or str(error)) from error
+        with file:
+            yield file
+
+    def read_document(self, digest: Digest) -> bytes:
+        """The bytes of a small blob (a manifest, a config, adapter.json), checked against its digest."""
+        with self.open_blob(digest) as file, local_errors(Path(file.name)):
+            raw = file.read(_MAX_DOCUMENT + 1)
+        if len(raw) > _MAX_DOCUMENT or sha256_bytes(raw) != digest:
+            raise IntegrityError(str(self.blob_path(digest)), f"its bytes are not those of {digest}", "Run `adapterhub fsck`")
+        return raw
+
+    def blobs(self) -> Iterator[Path]:
+        """Every file where blobs lie, sorted."""
+        with local_errors(self._blobs):
+            yield from sorted(self._blobs.iterdir())
+
+    # ---- the log of a name's refs
+
+    def names(self) -> list[str]:
+        """Every name that has ever had a ref, sorted."""
+        refs = self.root / "refs"
+        with local_errors(refs):
+            spaces = [space for space in refs.iterdir() if space.is_dir()]
+            return sorted(f"{space.name}/{name.name}" for space in spaces for name in space.iterdir() if name.is_dir())
+
+    def entry_path(self, name: str, seq: int) -> Path:
+        """The file of one entry."""
+        return self.root / "refs" / name / f"{seq:08}.json"
+
+    def entry(self, name: str, seq: int) -> tuple[Entry, Digest] | None:
+        """Entry `seq` (from 1) of a name's log and the digest of its bytes; None when the log ends before it."""
+        path = self.entry_path(name, seq)
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(_MAX_DOCUMENT)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LocalIOError(str(path), error.strerror or str(error)) from error
+        entry = Entry.parse(raw, str(path))
+        if (entry.name, entry.seq) != (name, seq):
+            raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
+        return entry, sha256_bytes(raw)
+
+    def append(self, entry: Entry) -> bool:
+        """Commit an entry, flushed; False when another writer had that number first."""
+        final = self.entry_path(entry.name, entry.seq)
+        with local_errors(final), self._temporary() as (path, file):
+            self._make_dir(final.parent)
+            _write_all(file, entry.dump())
+            os.fsync(file.fileno())
+            file.close()
+            if not _link(path, final):
+                return False
+            sync_dir(final.parent)
+        return True
+
+    def _make_dir(self, folder: Path) -> None:
+        for missing in [parent for parent in (folder.parent, folder) if not parent.is_dir()]:
+            missing.mkdir(exist_ok=True)
+            sync_dir(missing.parent)
+
+    # ---- intents
+
+    def begin(self, name: str) -> Path:
+        """Say that a ref of `name` is about to move, flushed; unlink what is returned once the catalog knows."""
+        final = self.root / "pending" / f"{_random()}.json"
+        with local_errors(final):
+            self._replace(final, json.dumps({"name": name}).encode())
+        return final
+
+    def pending(self) -> list[tuple[Path, str]]:
+        """Intents that were left or are at work now, with their names."""
+        found = []
+        with local_errors(self.root):
+            for path in sorted((self.root / "pending").iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                    found.append((path, str(parse_object(path.read_text(), str(path)).get("name"))))
+        return found
+
+    # ---- the index
+
+    def write_index(self, manifests: list[tuple[str, Digest, int]]) -> None:
+        """Replace index.json: `(namespace/name:tag, digest, size of the manifest)` each."""
+        with local_errors(self.root / "index.json"):
+            self._replace(self.root / "index.json", _index(manifests))
+
+    def index_is(self, manifests: list[tuple[str, Digest, int]]) -> bool:
+        """Whether index.json says just this."""
+        try:
+            return (self.root / "index.json").read_bytes() == _index(manifests)
+        except OSError:
+            return False
+
+    # ---- files
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file in tmp/, gone afterwards unless it was renamed."""
+        path = self.root / "tmp" / _random()
+        with local_errors(path):
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+            file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
+            try:
+                yield path, file
+            finally:
+                file.close()
+                path.unlink(missing_ok=True)
+
+    def _replace(self, final: Path, data: bytes) -> None:
+        with self._temporary() as (path, file):
+            _write_all(file, data)
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(path, final)
+            sync_dir(final.parent)
+
+
+@contextmanager
+def local_errors(path: Path) -> Iterator[None]:
+    """An OSError in here becomes one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise LocalIOError(str(path), error.strerror or str(error), hint) from error
+
+
+def sync_dir(folder: Path) -> None:
+    """Flush the names in a folder; systems that cannot open folders (Windows) do so by themselves."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file for reading, unbuffered; a link in its place is refused."""
+    with local_errors(path):
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+        file = os.fdopen(handle, "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise RefusedError(str(path), "not a regular file")
+    return file
+
+
+def _link(path: Path, final: Path) -> bool:
+    """Give a complete file its final name unless that is taken."""
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without hard links the catalog's write lock, which every writer holds here, keeps this from racing.
+        if final.exists():
+            return False
+        os.rename(path, final)
+    return True
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _random() -> str:
+    return os.urandom(12).hex()
+
+
+def _index(manifests: list[tuple[str, Digest, int]]) -> bytes:
+    entries = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": "application/vnd.cncf.model.manifest.v1+json",
+            "digest": digest,
+            "size": size,
+            "annotations": {"org.opencontainers.image.ref.name": name},
+        }
+        for name, digest, size in manifests
+    ]
+    document = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,0 +1,493 @@
+"""One contract for every registry, and what is particular to the local one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub import catalog, manifest, transfer
+from adapterhub.ref import Ref, RefError
+from adapterhub.registry import ABSENT, Registry, find
+from adapterhub.store import Entry, Store
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    IntegrityError,
+    LocalIOError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
+
+Make = Callable[..., Path]
+SQL = Ref.parse("team/sql")
+
+
+def ref(text: str) -> Ref:
+    return Ref.parse(text)
+
+
+@pytest.fixture(params=["local"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    with Registry.init(tmp_path / "registry") as made:
+        yield made
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def errors(registry: Registry) -> list[str]:
+    return [str(finding) for finding in registry.fsck() if finding.severity == "error"]
+
+
+# ---- the contract
+
+
+def test_what_was_pushed_is_pulled_byte_for_byte(registry: Registry, make: Make, tmp_path: Path) -> None:
+    source = make()
+    (source / "sub").mkdir()
+    (source / "sub" / "notes.txt").write_text("x")
+    version = registry.push(source, SQL)
+    assert transfer.pull(registry, SQL, tmp_path / "out").digest == version.digest == manifest.build(source).digest
+    pulled = bytes_of(tmp_path / "out")
+    assert json.loads(pulled.pop("adapter.json"))["r"] == 2
+    assert pulled == bytes_of(source)
+    assert manifest.build(tmp_path / "out").digest == version.digest
+
+
+def test_versions_are_numbered_and_latest_is_the_newest(registry: Registry, make: Make) -> None:
+    one = registry.push(make("a"), SQL)
+    two = registry.push(make("b", 1), ref("team/sql:prod"))
+    assert (one.number, one.new, one.tags) == (1, True, ("latest",))
+    assert (two.number, two.new, two.tags, two.tag) == (2, True, ("latest", "prod"), "prod")
+    for text, found in [("team/sql", two), ("team/sql:v1", one), ("team/sql:prod", two), (f"team/sql@{one.digest[:13]}", one)]:
+        assert registry.resolve(ref(text)).digest == found.digest
+    assert [(row.number, row.tags, row.base, row.r) for row in registry.list()] == [
+        (2, ("latest", "prod"), "org/base", 2),
+        (1, (), "org/base", 2),
+    ]
+
+
+def test_the_same_content_again_makes_no_version_but_moves_the_tag(registry: Registry, make: Make) -> None:
+    one = registry.push(make("a"), SQL)
+    registry.push(make("b", 1), SQL)
+    again = registry.push(make("a"), ref("team/sql:old"))
+    assert (again.digest, again.number, again.new, again.tags) == (one.digest, 1, False, ("old",))
+    assert len(registry.list()) == 2
+    assert errors(registry) == []
+
+
+def test_tags_move_and_go(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.push(make("b", 1), SQL)
+    registry.tag(ref("team/sql:v1"), "prod")
+    assert registry.tag(SQL, "prod").number == 2
+    assert registry.tag(SQL, "prod").tags == ("latest", "prod")
+    registry.rm(ref("team/sql:prod"))
+    with pytest.raises(
+        NotFoundError, match="team/sql:prod: no such tag; the registry has latest, v2, v1. Run `adapterhub list team/sql`"
+    ):
+        registry.resolve(ref("team/sql:prod"))
+    assert errors(registry) == []
+
+
+def test_a_deleted_name_is_not_reused(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.rm(SQL)
+    assert registry.list() == []
+    with pytest.raises(NotFoundError, match="team/sql: was deleted"):
+        registry.resolve(SQL)
+    with pytest.raises(ConflictError, match="deleted names are not reused"):
+        registry.push(make("a"), SQL)
+    assert {finding.code for finding in registry.fsck()} == {"orphans"}
+    assert registry.push(make("a"), SQL, restore=True).number == 2
+    with pytest.raises(NotFoundError):
+        registry.resolve(ref("team/sql:v1"))
+
+
+def test_what_cannot_be_done_is_refused_by_name(registry: Registry, make: Make) -> None:
+    registry.push(make(), SQL)
+    for call in (
+        lambda: registry.push(make(), ref("team/sql:v7")),
+        lambda: registry.tag(SQL, "v7"),
+        lambda: registry.tag(SQL, "a/b"),
+    ):
+        with pytest.raises(RefError):
+            call()
+    for call in (
+        lambda: registry.tag(SQL, "latest"),
+        lambda: registry.rm(ref("team/sql:v1")),
+        lambda: registry.rm(ref("team/sql:latest")),
+    ):
+        with pytest.raises(RefusedError):
+            call()
+    with pytest.raises(NotFoundError, match="no such adapter. Did you mean team/sql?"):
+        registry.resolve(ref("team/sq1"))
+    with pytest.raises(NotFoundError, match="no such version"):
+        registry.resolve(ref("team/sql@000000"))
+
+
+def test_a_push_that_expects_something_else_learns_who_won(registry: Registry, make: Make) -> None:
+    first = registry.push(make("a"), SQL, expect=ABSENT)
+    second = registry.push(make("b", 1), SQL, expect=first.digest)
+    with pytest.raises(ConflictError, match=f"it is {second.digest}, not {first.digest}"):
+        registry.push(make("c", 2), SQL, expect=first.digest)
+    with pytest.raises(ConflictError, match=f"it is {second.digest}, not absent"):
+        registry.push(make("c", 2), SQL, expect=ABSENT)
+    registry.push(make("c", 2), ref("team/sql:prod"), expect=ABSENT)
+
+
+def test_a_digest_that_two_versions_begin_with_is_ambiguous(registry: Registry) -> None:
+    head = ""
+    for number, end in enumerate("01", 1):
+        digest = "sha256:" + "a" * 63 + end
+        assert registry.store.append(Entry("team/sql", number, "push", "t", digest, 1, number, (), head))
+        found = registry.store.entry("team/sql", number)
+        head = found[1] if found else ""
+    with pytest.raises(RefError, match="2 versions begin so: team/sql:v2, team/sql:v1"):
+        registry.resolve(ref("team/sql@aaaaaa"))
+    assert {finding.code for finding in registry.fsck()} >= {"missing"}
+
+
+def test_show_has_facts_and_manifest(registry: Registry, make: Make) -> None:
+    version = registry.push(make(), SQL)
+    shown = registry.show(SQL)
+    assert (shown["ref"], shown["digest"], shown["tags"]) == ("team/sql:v1", version.digest, ["latest"])
+    assert shown["facts"]["base"]["repo"] == "org/base"
+    assert len(shown["manifest"]["layers"]) == len(registry.files(version)) == 4
+
+
+def test_list_takes_a_name_or_a_namespace(registry: Registry, make: Make) -> None:
+    for name in ("team/sql", "team/sqlx", "other/sql"):
+        registry.push(make(), ref(name))
+    assert [row.name for row in registry.list("team/sql")] == ["team/sql"]
+    assert [row.name for row in registry.list("team/")] == ["team/sql", "team/sqlx"]
+
+
+def test_a_folder_that_is_no_adapter_leaves_nothing_behind(registry: Registry, make: Make) -> None:
+    source = make()
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterhubError):
+        registry.push(source, SQL)
+    assert registry.fsck() == []
+
+
+def test_skipped_files_are_named(registry: Registry, make: Make) -> None:
+    source = make()
+    (source / ".gitattributes").write_text("x")
+    assert registry.push(source, SQL).skipped == (".gitattributes",)
+
+
+# ---- wrong bytes
+
+
+def flip(path: Path, at: int = -1) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(raw)
+
+
+def test_wrong_bytes_leave_nothing_behind(registry: Registry, make: Make, tmp_path: Path) -> None:
+    version = registry.push(make(), SQL)
+    for layer in registry.files(version):
+        path = registry.store.blob_path(layer.digest)
+        flip(path)
+        with pytest.raises(IntegrityError, match=layer.digest):
+            transfer.pull(registry, SQL, tmp_path / "out" / "x")
+        assert list((tmp_path / "out").iterdir()) == []
+        assert layer.path in " ".join(map(str, registry.verify(SQL)))
+        assert any(finding.code == "flipped" for finding in registry.fsck())
+        flip(path)
+    assert registry.fsck() == registry.verify(SQL) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Registry, make: Make, damage: str) -> None:
+    registry.push(make(), SQL)
+    for path in registry.store.blobs():
+        kept = path.read_bytes()
+        path.chmod(0o644)
+        if damage == "missing":
+            path.unlink()
+        elif damage == "truncated":
+            path.write_bytes(kept[:-1])
+        else:
+            flip(path)
+        found = [finding for finding in registry.fsck() if finding.severity == "error"]
+        assert any(path.name in str(finding) for finding in found), path
+        assert damage in {finding.code for finding in found} or damage == "truncated"
+        if damage == "flipped":
+            path.unlink()  # as the finding says
+        registry.push(make(), SQL)
+        assert path.read_bytes() == kept
+        assert errors(registry) == []
+
+
+def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
+    from adapterhub.fsck import verify_folder
+
+    registry.push(make(), SQL)
+    transfer.pull(registry, SQL, tmp_path / "out")
+    assert verify_folder(tmp_path / "out") == []
+    flip(tmp_path / "out" / "adapter_model.safetensors")
+    (tmp_path / "out" / "README.md").unlink()
+    (tmp_path / "out" / "more.txt").write_text("")
+    assert {(finding.code, finding.severity) for finding in verify_folder(tmp_path / "out")} == {
+        ("flipped", "error"), ("missing", "error"), ("unlisted", "note"),
+    }  # fmt: skip
+    with pytest.raises(NotFoundError, match="there is no adapter.json"):
+        verify_folder(make("b"))
+
+
+def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry, make: Make, tmp_path: Path) -> None:
+    registry.push(make(), SQL)
+    out = tmp_path / "out"
+    out.mkdir()
+    transfer.pull(registry, SQL, out)
+    before = bytes_of(out)
+    for target in (out, out / "README.md"):
+        with pytest.raises(UsageError, match="is not a"):
+            transfer.pull(registry, SQL, target)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError):
+        transfer.pull(registry, SQL, link)
+    assert bytes_of(out) == before
+
+
+# ---- the catalog
+
+
+def test_a_deleted_or_broken_database_is_rebuilt(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.push(make("b", 1), ref("team/sql:prod"))
+    registry.push(make("a"), ref("team/gone"))
+    registry.rm(ref("team/gone"))
+    before, names = registry.list(), registry.catalog.names()
+    registry.close()
+    for suffix in ("", "-wal", "-shm"):
+        (registry.root / f"registry.db{suffix}").unlink(missing_ok=True)
+    with Registry.open(registry.root) as again:
+        assert (again.list(), again.catalog.names()) == (before, names)
+        again.rebuild_index()
+        assert (again.list(), again.catalog.names()) == (before, names)
+        assert errors(again) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0" + bytes(84), "foreign"])
+def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registry, make: Make, content: bytes | str) -> None:
+    registry.push(make(), SQL)
+    registry.close()
+    path = registry.root / "registry.db"
+    path.unlink()
+    if isinstance(content, str):
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE t (x)")
+        db.close()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="not an adapterhub registry. Delete it"):
+        Registry.open(path)
+    path.unlink()
+    with Registry.open(path) as again:
+        assert again.resolve(SQL).number == 1
+
+
+def test_a_damaged_database_is_one_line(registry: Registry, make: Make) -> None:
+    registry.push(make(), SQL)
+    registry.close()
+    path = registry.root / "registry.db"
+    raw = bytearray(path.read_bytes())
+    raw[4096:] = b"\xff" * (len(raw) - 4096)
+    path.write_bytes(raw)
+    with pytest.raises(IntegrityError, match="a broken registry .* Delete it"), Registry.open(path) as again:
+        again.list()
+
+
+def test_a_newer_database_is_named(registry: Registry) -> None:
+    registry.close()
+    with sqlite3.connect(registry.root / "registry.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows 1\). Upgrade adapterhub"):
+        Registry.open(registry.root)
+
+
+def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, make: Make, tmp_path: Path) -> None:
+    registry.push(make("a"), SQL)
+    registry.close()
+    shutil.copy(registry.root / "registry.db", tmp_path / "backup")
+    with Registry.open(registry.root) as later:
+        later.push(make("b", 1), SQL)
+    for path in registry.root.glob("registry.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "backup", registry.root / "registry.db")
+    with Registry.open(registry.root) as again:
+        assert {finding.code for finding in again.fsck()} >= {"catalog-behind"}
+        assert again.resolve(SQL).number == 2
+        assert again.push(make("c", 2), SQL).number == 3
+
+
+def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.push(make("b", 1), SQL)
+    path = registry.store.entry_path("team/sql", 1)
+    path.write_text(path.read_text().replace('"time":"2', '"time":"1'))
+    assert [finding.code for finding in registry.fsck() if finding.severity == "error"] == ["broken-log"]
+    assert [finding.code for finding in registry.rebuild_index()] == ["broken-log"]
+    path.unlink()
+    assert "broken-log" in {finding.code for finding in registry.fsck()}
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b'{"version":1}', b"\xff", b'{"version": 9}'])
+def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes) -> None:
+    registry.push(make("a"), SQL)
+    registry.store.entry_path("team/sql", 2).write_bytes(raw)
+    with pytest.raises(AdapterhubError, match="00000002.json"):
+        registry.resolve(SQL)
+    assert "broken-log" in {finding.code for finding in registry.fsck()}
+
+
+def test_a_stale_index_is_found_and_rebuilt(registry: Registry, make: Make) -> None:
+    registry.push(make(), SQL)
+    (registry.store.root / "index.json").write_text("{}")
+    assert [finding.code for finding in registry.fsck()] == ["index-behind"]
+    registry.rebuild_index()
+    assert registry.fsck() == []
+
+
+# ---- finding it
+
+
+def test_the_nearest_registry_of_ours_is_found(tmp_path: Path) -> None:
+    Registry.init(tmp_path).close()
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "a" / "registry.db").write_text("some other program's")
+    assert find(inner) == tmp_path
+    assert find(inner, explicit=tmp_path / "x" / "registry.db") == tmp_path / "x"
+    (tmp_path / "registry.db").unlink()
+    assert find(inner) == tmp_path  # the store is still there
+
+
+def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
+    assert find(tmp_path, default=tmp_path / "data") == tmp_path / "data"
+    with pytest.raises(NotFoundError, match="Run `adapterhub init`"):
+        find(tmp_path)
+    with pytest.raises(NotFoundError, match="no registry there"):
+        Registry.open(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_a_registry_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+    Registry.init(tmp_path).close()
+    os.chown(tmp_path / "registry.db", 12345, -1)
+    with pytest.raises(NotFoundError):
+        find(tmp_path)
+
+
+def test_init_twice_keeps_what_is_there(registry: Registry, make: Make) -> None:
+    registry.push(make(), SQL)
+    with Registry.init(registry.root) as again:
+        assert again.resolve(SQL).number == 1
+
+
+# ---- several writers
+
+
+def test_two_writers_at_once_lose_nothing(registry: Registry, make: Make) -> None:
+    folders = [make(f"a{n}", n) for n in range(6)]
+    found: list[int] = []
+
+    def push(folder: Path) -> None:
+        with Registry.open(registry.root) as mine:
+            found.append(mine.push(folder, SQL).number)
+
+    threads = [threading.Thread(target=push, args=(folder,)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    assert errors(registry) == []
+
+
+def test_two_processes_at_once_make_v1_and_v2(registry: Registry, make: Make) -> None:
+    code = (
+        "import sys, pathlib; from adapterhub.registry import Registry; from adapterhub.ref import Ref\n"
+        "with Registry.open(pathlib.Path(sys.argv[1])) as r: r.push(pathlib.Path(sys.argv[2]), Ref.parse('team/sql'))"
+    )
+    folders = [make("a", 1), make("b", 2)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen([sys.executable, "-c", code, registry.root, folder], env=env) for folder in folders]
+    assert [process.wait(30) for process in started] == [0, 0]
+    assert [row.number for row in registry.list()] == [2, 1]
+    assert {row.digest for row in registry.list()} == {manifest.build(folder).digest for folder in folders}
+    assert errors(registry) == []
+
+
+def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system whose locks do nothing: another writer commits between our look and our move."""
+    begin, pushed = Store.begin, []
+
+    def race(store: Store, name: str) -> Path:
+        if not pushed:
+            pushed.append(1)
+            entry = Entry(name, 1, "push", "2026-01-01T00:00:00Z", other.digest, len(other.raw), 1, ("latest",))
+            assert store.append(entry)
+        return begin(store, name)
+
+    other = transfer.take_in(registry.store, make("b", 1))[0]
+    monkeypatch.setattr(Store, "begin", race)
+    assert registry.push(make("a"), SQL).number == 2
+    assert registry.resolve(ref("team/sql:v1")).digest == other.digest
+    assert registry.fsck() == []
+
+
+def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    registry.push(make("a"), SQL)
+    assert registry.push(make("b", 1), SQL).number == 2
+    assert not registry.store.append(Entry("team/sql", 2, "delete", "t"))
+    catalog.Catalog.create(registry.root / "other.db")
+    assert catalog.is_ours(registry.root / "other.db")
+    assert registry.fsck() == []
+
+
+def test_files_that_change_while_they_are_read_are_refused(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make()
+    put = Store.put_stream
+
+    def slow(store: Store, file: object) -> object:
+        done = put(store, file)
+        (source / "README.md").write_text("changed")
+        return done
+
+    monkeypatch.setattr(Store, "put_stream", slow)
+    with pytest.raises(IntegrityError, match="README.md: changed while it was read"):
+        registry.push(source, SQL)
+    assert registry.list() == []
+
+
+def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tmp_path: Path) -> None:
+    registry.push(make(), SQL)
+    with pytest.raises(LocalIOError):
+        transfer.pull(registry, SQL, Path("/proc/nowhere/out"))
+    with pytest.raises(LocalIOError):
+        Registry.init(Path("/proc/nowhere"))
