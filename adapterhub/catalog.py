@@ -110,9 +110,9 @@ class Catalog:
         self._db = db
 
     @classmethod
-    def create(cls, path: Path) -> None:
-        """Make an empty catalog, whole or not at all; one that another process made meanwhile is left as it is."""
-        temporary = path.with_name(f"{path.name}-new-{os.urandom(6).hex()}")
+    def create(cls, path: Path, scratch: Path) -> None:
+        """Make an empty catalog in the folder `scratch` and give it its name whole; one made meanwhile is left as it is."""
+        temporary = scratch / f"{os.urandom(6).hex()}.db"
         try:
             with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

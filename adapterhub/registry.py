@@ -111,7 +111,7 @@ class Registry:
             raise LocalIOError(str(root), error.strerror or str(error)) from error
         Store.create(root / FOLDER)
         if not (root / FILE).exists():
-            Catalog.create(root / FILE)
+            Catalog.create(root / FILE, root / FOLDER / "tmp")
             with cls.open(root) as made:
                 made.rebuild_index()
         return cls.open(root)

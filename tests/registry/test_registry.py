@@ -455,7 +455,9 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
     assert registry.fsck() == []
 
 
-def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_hard_links_works(
+    registry: Registry, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_link(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -463,7 +465,7 @@ def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, 
     registry.push(make("a"), SQL)
     assert registry.push(make("b", 1), SQL).number == 2
     assert not registry.store.append(Entry("team/sql", 2, "delete", "t"))
-    catalog.Catalog.create(registry.root / "other.db")
+    catalog.Catalog.create(registry.root / "other.db", tmp_path)
     assert catalog.is_ours(registry.root / "other.db")
     assert registry.fsck() == []
 

@@ -1,0 +1,183 @@
+"""A push that is killed, or whose disk says no, at any point: nothing half-visible, nothing lost, and the next one works."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from adapterhub import transfer
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import LocalIOError
+from tests.conftest import need_program
+
+Make = Callable[..., Path]
+SQL = Ref.parse("team/sql")
+PROD = Ref.parse("team/sql:prod")
+PUSH = """
+import pathlib, sys
+from adapterhub import facts  # noqa
+import jsonschema
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import LocalIOError
+print("ready", flush=True)
+try:
+    with Registry.init(pathlib.Path(sys.argv[1])) as registry:
+        registry.push(pathlib.Path(sys.argv[2]), Ref.parse("team/sql:prod"))
+except LocalIOError as error:
+    raise SystemExit(error.exit_code)
+"""
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def template(make: Make, tmp_path: Path) -> Path:
+    """A registry with one version, to be copied for each fault."""
+    with Registry.init(tmp_path / "template") as registry:
+        registry.push(make("first", 1), SQL)
+    return tmp_path / "template"
+
+
+def check_whole(root: Path, second: Path, *, versions: int) -> None:
+    """Everything visible is complete, fsck finds no error, and the interrupted push can be done again."""
+    with Registry.init(root) as registry:
+        rows = registry.list()
+        assert len(rows) in (versions, versions + 1)
+        for row in rows:
+            assert registry.verify(row.ref) == []
+        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert registry.push(second, PROD).number == versions + 1
+        assert registry.resolve(PROD).number == registry.resolve(SQL).number == versions + 1
+        assert {finding.severity for finding in registry.fsck()} <= {"note"}
+        assert not list((registry.store.root / "pending").iterdir())
+
+
+def under_strace(inject: str, root: Path, second: Path) -> int:
+    """The exit status of a push in which strace makes one system call fail or kill."""
+    strace = need_program("strace")
+    call = inject.partition(":")[0]
+    command = [strace, "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={inject}"]
+    command += [sys.executable, "-c", PUSH, str(root), str(second)]
+    done = subprocess.run(command, check=False, env=ENV, capture_output=True, timeout=60)
+    assert b"Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+def sweep(calls: dict[str, range], fault: str, template: Path | None, second: Path, tmp_path: Path) -> list[int]:
+    """A push for every call and every `when` of it, each in a registry of its own; their exit statuses."""
+
+    def one(inject: str) -> int:
+        root = tmp_path / inject.replace(":", "-")
+        if template:
+            shutil.copytree(template, root)
+        status = under_strace(inject, root, second)
+        if "error" in fault:
+            assert not list((root / ".adapterhub" / "tmp").glob("*"))
+        check_whole(root, second, versions=1 if template else 0)
+        shutil.rmtree(root)
+        return status
+
+    injects = [f"{call}:{fault}:when={when}" for call, whens in calls.items() for when in whens]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, injects))
+
+
+@pytest.mark.peer
+def test_a_push_killed_at_any_system_call(template: Path, make: Make, tmp_path: Path) -> None:
+    calls = {
+        "fsync": range(1, 13), "rename": range(1, 7), "link": range(1, 2), "unlink": range(3, 13, 2), "write": range(3, 12, 2),
+        "pwrite64": range(9, 22, 3), "fdatasync": range(1, 6),
+    }  # fmt: skip
+    statuses = sweep(calls, "signal=SIGKILL", template, make("second", 2), tmp_path)
+    assert statuses.count(-signal.SIGKILL) + statuses.count(128 + signal.SIGKILL) >= len(statuses) - 5
+
+
+@pytest.mark.peer
+def test_the_first_push_killed_while_the_registry_is_made(make: Make, tmp_path: Path) -> None:
+    calls = {"rename": range(1, 4), "link": range(1, 3), "mkdir": range(1, 9), "fdatasync": range(1, 6, 2)}
+    sweep(calls, "signal=SIGKILL", None, make("second", 2), tmp_path)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_a_push_whose_disk_says_no(template: Path, make: Make, tmp_path: Path, error: str) -> None:
+    calls = {"fsync": range(1, 12, 2), "rename": range(1, 7, 2), "link": range(1, 2), "write": range(3, 11, 3)}
+    statuses = sweep(calls, f"error={error}", template, make("second", 2), tmp_path)
+    assert set(statuses) <= {0, LocalIOError.exit_code}
+    assert statuses.count(LocalIOError.exit_code) >= len(statuses) - 3
+
+
+def test_a_push_killed_at_random_times(template: Path, make: Make, tmp_path: Path) -> None:
+    second, rng = make("second", 2), random.Random(0)
+    for n in range(8):
+        root = tmp_path / f"r{n}"
+        shutil.copytree(template, root)
+        process = subprocess.Popen([sys.executable, "-c", PUSH, root, second], env=ENV, stdout=subprocess.PIPE)
+        assert process.stdout
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.012))
+        process.kill()
+        process.communicate()
+        check_whole(root, second, versions=1)
+
+
+def test_a_file_too_large_for_the_disk(template: Path, make: Make) -> None:
+    second = make("second", 2)
+    (second / "README.md").write_text("x" * 300_000)
+    limit = (100_000, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, template, second],
+        check=False,
+        env=ENV,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == LocalIOError.exit_code, done.stderr
+    assert not list((template / ".adapterhub" / "tmp").iterdir())
+    check_whole(template, second, versions=1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_nothing_of_a_pull(small_disk: Path, make: Make, tmp_path: Path) -> None:
+    second = make("second", 2)
+    (second / "README.md").write_text("x" * 2_000_000)
+    with Registry.init(tmp_path / "registry") as registry:
+        registry.push(second, SQL)
+        with pytest.raises(LocalIOError, match="No space left on device. Free some space and try again"):
+            transfer.pull(registry, SQL, small_disk / "out")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_version_of_a_push(small_disk: Path, make: Make) -> None:
+    second = make("second", 2)
+    (second / "README.md").write_text("x" * 2_000_000)
+    with Registry.init(small_disk / "registry") as registry:
+        with pytest.raises(LocalIOError, match="No space left on device. Free some space and try again"):
+            registry.push(second, SQL)
+        assert registry.list() == []
+        assert not list((registry.store.root / "tmp").iterdir())
+        assert {finding.severity for finding in registry.fsck()} <= {"note"}
+        (second / "README.md").write_text("x")
+        assert registry.push(second, SQL).number == 1
