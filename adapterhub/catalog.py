@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
-from adapterhub_converters.json_file import parse_object
 
 from . import manifest
 from .digest import Digest
@@ -68,7 +67,10 @@ class Row:
         return Ref(self.name, number=self.number)
 
 
-_SUMMARY = ("size", "base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "licence", "description")
+_SUMMARY: dict[str, type] = {
+    "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
+    "parameters": int, "licence": str, "description": str,
+}  # fmt: skip
 
 
 def _v1(db: sqlite3.Connection) -> None:
@@ -110,13 +112,14 @@ class Catalog:
         self._db = db
 
     @classmethod
-    def create(cls, path: Path, scratch: Path) -> None:
-        """Make an empty catalog in the folder `scratch` and give it its name whole; one made meanwhile is left as it is."""
-        temporary = scratch / f"{os.urandom(6).hex()}.db"
+    def create(cls, path: Path, store: Store) -> None:
+        """Make the catalog of a store; it gets its name when it is complete. One made meanwhile is left as it is."""
+        temporary = store.root / "tmp" / f"{os.urandom(6).hex()}.db"
         try:
             with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 _migrate(db)
+                cls(temporary, db).rebuild(store)
                 db.execute("PRAGMA journal_mode = WAL")
             with _errors(path):
                 _take_name(temporary, path)
@@ -203,10 +206,18 @@ class Catalog:
 
     # ---- replaying the log; call these in a transaction
 
-    def clear(self) -> None:
-        """Forget everything."""
-        for table in ("tags", "versions", "names"):
-            self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+    def rebuild(self, store: Store) -> list[AdapterhubError]:
+        """Forget everything and replay every log; what could not be replayed is returned, and left out."""
+        errors = []
+        with self.transaction():
+            for table in ("tags", "versions", "names"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+            for name in store.names():
+                try:
+                    self.catch_up(store, name)
+                except AdapterhubError as error:
+                    errors.append(error)
+        return errors
 
     def catch_up(self, store: Store, name: str) -> Name:
         """Replay what the log of `name` has beyond what is known; an entry that cannot follow is an IntegrityError."""
@@ -245,12 +256,12 @@ class Catalog:
 
 
 def _summary(store: Store, digest: Digest) -> list[object]:
-    """What lists show of a version; Nones where its blobs can't be read, as a broken version must not hide the others."""
+    """What lists show of a version; None for what can't be read or isn't what it should be, so that it hides no others."""
     try:
         found = manifest.parse(store.read_document(digest), digest)
         layer = found.facts
-        facts = parse_object(store.read_document(layer.digest).decode(), digest) if layer else {}
-    except (AdapterhubError, UnicodeDecodeError):
+        facts = manifest.parse_json(store.read_document(layer.digest), digest) if layer else {}
+    except AdapterhubError:
         return [None] * len(_SUMMARY)
     base = facts.get("base")
     values = {
@@ -259,7 +270,16 @@ def _summary(store: Store, digest: Digest) -> list[object]:
         "base": base.get("repo") if isinstance(base, dict) else None,
         "revision": base.get("revision") if isinstance(base, dict) else None,
     }
-    return [value if isinstance(value := values.get(key), str | int | float) else None for key in _SUMMARY]
+    return [_column(values.get(key), kind) for key, kind in _SUMMARY.items()]
+
+
+def _column(value: object, kind: type) -> object:
+    """`value` if SQLite can hold it in a column of that kind, else None."""
+    if isinstance(value, str):
+        return value if kind is str and value.encode(errors="replace").decode() == value else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
+        return None
+    return value if kind is not str and abs(value) < 2**63 else None
 
 
 def _name(row: tuple[Any, ...]) -> Name:

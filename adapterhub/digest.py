@@ -42,11 +42,14 @@ def sha256_file(path: Path) -> Digest:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def copy_hashing(source: Any, target: Any | None) -> tuple[Digest, int]:
-    """Copy an unbuffered file to another (None: nowhere), each byte hashed as it passes; its digest and size in bytes."""
+def copy_hashing(source: Any, target: Any | None, *, limit: int = 2**63) -> tuple[Digest, int]:
+    """Copy an unbuffered file to another (None: nowhere), each byte hashed as it passes; its digest and size in bytes.
+
+    Stops soon after `limit` bytes, with a size beyond it: a source that never ends must not fill the disk.
+    """
     state, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(CHUNK))
-    while n := source.readinto(buffer):
+    while size <= limit and (n := source.readinto(buffer)):
         chunk = buffer[:n]
         state.update(chunk)
         size += n

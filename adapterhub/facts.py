@@ -141,7 +141,9 @@ def look(folder: Path) -> Seen:
         return "peft", _peft_shapes(folder)
     try:
         formats = importlib.import_module("adapterhub_converters.formats")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "adapterhub_converters.formats":
+            raise
         raise NotFoundError(str(folder), f"not a PEFT adapter: there is no {peft.CONFIG}") from None
     candidates = [folder, *sorted(folder.glob("*.gguf"))]
     found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
@@ -281,7 +283,7 @@ def dump(facts: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(NAME, f"a value that JSON cannot hold ({error})", "Record finite numbers and text only") from error
 
 

@@ -22,6 +22,8 @@ DOCS = {".md", ".jsonl", ".png", ".svg"}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
+# A registry may have been made in the adapter's own folder.
+_OWN = {"registry.db", "registry.db-wal", "registry.db-shm"}
 
 # What Windows or a shell would take for something else, and control characters.
 _COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')
@@ -42,7 +44,7 @@ def listing(folder: Path) -> Listing:
     skipped: list[str] = []
     refused: list[tuple[str, str, str]] = []
     for path, mode in _walk(folder, ""):
-        if path.rpartition("/")[2].startswith("."):
+        if path.rpartition("/")[2].startswith(".") or path in _OWN:
             skipped.append(path)
         elif reason := _why_not(folder, path, mode):
             refused.append((path, *reason))

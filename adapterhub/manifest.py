@@ -154,10 +154,7 @@ def parse(raw: bytes, where: str) -> Manifest:
     """The checked manifest in `raw`; FormatError for one whose names or sizes are not to be trusted."""
     if len(raw) > MAX_MANIFEST:
         raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
-    try:
-        document = json_file.parse_object(raw.decode(), where)
-    except UnicodeDecodeError as error:
-        raise FormatError(where, "not UTF-8 text") from error
+    document = parse_json(raw, where)
     kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
     if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
         raise FormatError(where, f"not an OCI image manifest but {str(kind)[:80]!r}")
@@ -169,6 +166,14 @@ def parse(raw: bytes, where: str) -> Manifest:
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         raise FormatError(where, "annotations are not a map of strings to strings")
     return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), found, annotations)
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in the bytes of a blob."""
+    try:
+        return json_file.parse_object(raw.decode(), where)
+    except UnicodeDecodeError as error:
+        raise FormatError(where, "not UTF-8 text") from error
 
 
 def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:

@@ -26,7 +26,6 @@ from adapterhub_converters.errors import (
     NotFoundError,
     RefusedError,
 )
-from adapterhub_converters.json_file import parse_object
 
 from . import fsck, manifest, transfer
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
@@ -87,7 +86,8 @@ def find(start: Path, *, explicit: Path | None = None, default: Path | None = No
 
 def _is_registry(folder: Path) -> bool:
     database, layout = folder / FILE, folder / FOLDER / "oci-layout"
-    found = database if is_ours(database) else layout if not database.exists() and layout.is_file() else None
+    # A store with a broken database is found too, so that opening it says so: the next one up would be another registry.
+    found = database if is_ours(database) else layout if layout.is_file() else None
     if found is None:
         return False
     # A registry that somebody else laid in a shared folder above is not to be trusted unasked.
@@ -109,11 +109,11 @@ class Registry:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LocalIOError(str(root), error.strerror or str(error)) from error
-        Store.create(root / FOLDER)
+        store = Store.create(root / FOLDER)
         if not (root / FILE).exists():
-            Catalog.create(root / FILE, root / FOLDER / "tmp")
-            with cls.open(root) as made:
-                made.rebuild_index()
+            Catalog.create(root / FILE, store)
+            with cls.open(root) as made, made.catalog.transaction():
+                made.store.write_index(made.catalog.index())
         return cls.open(root)
 
     @classmethod
@@ -160,7 +160,7 @@ class Registry:
         row = self._row(ref)
         raw = self.store.read_document(row.digest)
         made = manifest.parse(raw, str(row.ref))
-        facts = self.store.read_document(made.facts.digest).decode() if made.facts else "{}"
+        facts = self.store.read_document(made.facts.digest) if made.facts else b"{}"
         return {
             "ref": str(row.ref),
             "name": row.name,
@@ -169,8 +169,8 @@ class Registry:
             "digest": row.digest,
             "size": made.size,
             "time": row.time,
-            "facts": parse_object(facts, f"{row.ref}/{manifest.FACTS}"),
-            "manifest": parse_object(raw.decode(), str(row.ref)),
+            "facts": manifest.parse_json(facts, f"{row.ref}/{manifest.FACTS}"),
+            "manifest": manifest.parse_json(raw, str(row.ref)),
         }
 
     def files(self, version: Version) -> tuple[Descriptor, ...]:
@@ -334,16 +334,10 @@ class Registry:
 
     def rebuild_index(self) -> Findings:
         """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
-        findings = []
         with self.catalog.transaction():
-            self.catalog.clear()
-            for name in self.store.names():
-                try:
-                    self.catalog.catch_up(self.store, name)
-                except AdapterhubError as error:
-                    findings.append(Finding("broken-log", "error", error.where, error.what, error.hint))
+            errors = self.catalog.rebuild(self.store)
             self.store.write_index(self.catalog.index())
-        return findings
+        return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
 
     def fsck(self, *, quick: bool = False) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""

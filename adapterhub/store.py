@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, RefusedError
 from adapterhub_converters.json_file import parse_object
 
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -75,11 +76,11 @@ class Entry:
         types = {key: {"seq": int, "size": int, "number": int, "tags": list}.get(key, str) for key in cls.__dataclass_fields__}
         if version != _ENTRY_VERSION or {key: type(value) for key, value in document.items()} != types:
             raise FormatError(where, "not an entry of a ref's log")
-        if document["op"] not in _OPS:
-            raise FormatError(where, f"unknown operation {document['op'][:40]!r}")
+        if document["op"] not in _OPS or not all(0 <= document[key] < 2**53 for key in ("seq", "size", "number")):
+            raise FormatError(where, "an operation or a number that makes no sense")
         if document["digest"]:
             parse_digest(document["digest"], where)
-        return cls(**{**document, "tags": tuple(map(str, document["tags"]))})
+        return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
 
 
 class Store:
@@ -98,6 +99,7 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             if not (root / "index.json").exists():
                 store._replace(root / "index.json", _index([]))
+            sync_dir(root / "blobs")
             if not store.exists():
                 store._replace(root / "oci-layout", _LAYOUT)
                 sync_dir(root.parent)
@@ -235,8 +237,9 @@ class Store:
         found = []
         with local_errors(self.root):
             for path in sorted((self.root / "pending").iterdir()):
-                with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-                    found.append((path, str(parse_object(path.read_text(), str(path)).get("name"))))
+                # Its writer may have finished just now. One that can't be read is left for fsck to report.
+                with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, AdapterhubError):
+                    found.append((path, parse_name(str(parse_object(path.read_text(), "").get("name")), "")))
         return found
 
     # ---- the index

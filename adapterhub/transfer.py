@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import IntegrityError, LocalIOError, UsageError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, UsageError
 
 from . import manifest
 from .digest import Digest, copy_hashing
 from .folder import listing
+from .fsck import Finding
 from .manifest import Descriptor, Manifest
 from .store import Store, local_errors, open_regular, sync_dir
 
@@ -110,8 +111,30 @@ def write_layer(folder: Path, layer: Descriptor, source: object) -> None:
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
-            digest, size = copy_hashing(source, file)
+            digest, size = copy_hashing(source, file, limit=layer.size)
             os.fsync(file.fileno())
     if (digest, size) != (layer.digest, layer.size):
         what = f"{size} bytes of {digest} instead of {layer.size} of {layer.digest}"
         raise IntegrityError(layer.path, what, "Run `adapterhub fsck`; nothing was written")
+
+
+def verify_folder(folder: Path) -> list[Finding]:
+    """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
+    from . import facts
+
+    document = facts.read_facts(folder)
+    if document is None:
+        raise NotFoundError(str(folder), f"there is no {facts.NAME} to check its files against", "Pull it, or push it first")
+    found = facts.digests(folder)
+    findings = []
+    for entry in document["files"]:
+        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
+        if not digest:
+            findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
+        elif digest != entry["digest"]:
+            findings.append(Finding("flipped", "error", f"{folder}/{path}", "is not what adapter.json says", "Pull it again"))
+    named = {entry["path"] for entry in document["files"]} | {facts.NAME}
+    findings += [
+        Finding("unlisted", "note", f"{folder}/{path}", "is not named by adapter.json") for path in sorted(set(found) - named)
+    ]
+    return findings

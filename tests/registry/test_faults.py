@@ -111,6 +111,13 @@ def test_the_first_push_killed_while_the_registry_is_made(make: Make, tmp_path: 
 
 
 @pytest.mark.peer
+def test_a_rebuild_of_the_catalog_killed(template: Path, make: Make, tmp_path: Path) -> None:
+    (template / "registry.db").unlink()
+    calls = {"link": range(1, 3), "fdatasync": range(1, 8, 2), "pwrite64": range(1, 40, 9), "unlink": range(1, 4)}
+    sweep(calls, "signal=SIGKILL", template, make("second", 2), tmp_path)
+
+
+@pytest.mark.peer
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_a_push_whose_disk_says_no(template: Path, make: Make, tmp_path: Path, error: str) -> None:
     calls = {"fsync": range(1, 12, 2), "rename": range(1, 7, 2), "link": range(1, 2), "write": range(3, 11, 3)}

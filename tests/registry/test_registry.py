@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,7 +187,8 @@ def test_a_folder_that_is_no_adapter_leaves_nothing_behind(registry: Registry, m
 def test_skipped_files_are_named(registry: Registry, make: Make) -> None:
     source = make()
     (source / ".gitattributes").write_text("x")
-    assert registry.push(source, SQL).skipped == (".gitattributes",)
+    Registry.init(source).close()
+    assert registry.push(source, SQL).skipped == (".adapterhub", ".gitattributes", "registry.db")
 
 
 # ---- wrong bytes
@@ -235,19 +238,17 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
 
 
 def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
-    from adapterhub.fsck import verify_folder
-
     registry.push(make(), SQL)
     transfer.pull(registry, SQL, tmp_path / "out")
-    assert verify_folder(tmp_path / "out") == []
+    assert transfer.verify_folder(tmp_path / "out") == []
     flip(tmp_path / "out" / "adapter_model.safetensors")
     (tmp_path / "out" / "README.md").unlink()
     (tmp_path / "out" / "more.txt").write_text("")
-    assert {(finding.code, finding.severity) for finding in verify_folder(tmp_path / "out")} == {
+    assert {(finding.code, finding.severity) for finding in transfer.verify_folder(tmp_path / "out")} == {
         ("flipped", "error"), ("missing", "error"), ("unlisted", "note"),
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="there is no adapter.json"):
-        verify_folder(make("b"))
+        transfer.verify_folder(make("b"))
 
 
 def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -350,13 +351,41 @@ def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     assert "broken-log" in {finding.code for finding in registry.fsck()}
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b'{"version":1}', b"\xff", b'{"version": 9}'])
+ENTRY = Entry("team/sql", 2, "tag", "t", "sha256:" + "0" * 64, 1, 1, ("a",))
+BAD_FIELDS: list[dict[str, Any]] = [
+    {"tags": ("a,b",)}, {"size": 2**70}, {"number": -1}, {"op": "x"}, {"digest": "sha256:../x"}, {"seq": 3}, {"number": 7},
+]  # fmt: skip
+BAD_ENTRIES = [b"", b"{}", b'{"version":1}', b"\xff", b'{"version": 9}', ENTRY.dump()[:-5]]
+BAD_ENTRIES += [dataclasses.replace(ENTRY, **change).dump() for change in BAD_FIELDS]
+
+
+@pytest.mark.parametrize("raw", BAD_ENTRIES)
 def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes) -> None:
     registry.push(make("a"), SQL)
     registry.store.entry_path("team/sql", 2).write_bytes(raw)
     with pytest.raises(AdapterhubError, match="00000002.json"):
         registry.resolve(SQL)
     assert "broken-log" in {finding.code for finding in registry.fsck()}
+
+
+def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make) -> None:
+    registry.push(make(), SQL)
+    for n, raw in enumerate((b"", b"\xff", b'{"name": "../../x"}')):
+        (registry.store.root / "pending" / f"{n}.json").write_bytes(raw)
+    with Registry.open(registry.root) as again:
+        assert [(finding.code, finding.severity) for finding in again.fsck()] == [("leftovers", "note")]
+
+
+def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry) -> None:
+    """A manifest from elsewhere whose adapter.json was never checked."""
+    facts = {"r": "two", "alpha": True, "parameters": 10**30, "licence": "\ud800", "base": 3, "description": 4, "dtype": "F32"}
+    digest, size = registry.store.put_bytes(json.dumps(facts).encode())
+    descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {manifest.TITLE: "adapter.json"}}
+    made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
+    manifest_digest, manifest_size = registry.store.put_bytes(made)
+    registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
+    assert registry.resolve(SQL).digest == manifest_digest
+    assert [(row.r, row.dtype) for row in registry.list()] == [(None, "F32")]
 
 
 def test_a_stale_index_is_found_and_rebuilt(registry: Registry, make: Make) -> None:
@@ -377,6 +406,8 @@ def test_the_nearest_registry_of_ours_is_found(tmp_path: Path) -> None:
     (tmp_path / "a" / "registry.db").write_text("some other program's")
     assert find(inner) == tmp_path
     assert find(inner, explicit=tmp_path / "x" / "registry.db") == tmp_path / "x"
+    (tmp_path / "registry.db").write_text("broken")
+    assert find(inner) == tmp_path  # to be told so, rather than to use another registry
     (tmp_path / "registry.db").unlink()
     assert find(inner) == tmp_path  # the store is still there
 
@@ -455,9 +486,7 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
     assert registry.fsck() == []
 
 
-def test_a_file_system_without_hard_links_works(
-    registry: Registry, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -465,7 +494,7 @@ def test_a_file_system_without_hard_links_works(
     registry.push(make("a"), SQL)
     assert registry.push(make("b", 1), SQL).number == 2
     assert not registry.store.append(Entry("team/sql", 2, "delete", "t"))
-    catalog.Catalog.create(registry.root / "other.db", tmp_path)
+    catalog.Catalog.create(registry.root / "other.db", registry.store)
     assert catalog.is_ours(registry.root / "other.db")
     assert registry.fsck() == []
 
