@@ -106,9 +106,8 @@ def is_ours(path: Path) -> bool:
 class Catalog:
     """An open registry.db. Use `Catalog.create` and `Catalog.open`."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self.path = path
-        self.read_only = read_only
         self._db = db
 
     @classmethod
@@ -134,9 +133,8 @@ class Catalog:
             raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
         if not is_ours(path):
             raise IntegrityError(str(path), "not an adapterhub registry", _WAY_OUT)
-        read_only = not os.access(path.parent, os.W_OK)
-        uri = f"{path.absolute().as_uri()}?{'immutable=1' if read_only else 'mode=rw'}"
         with _errors(path):
+            uri = f"{path.absolute().as_uri()}?mode=rw"
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
             try:
                 _check_version(db, path)
@@ -144,7 +142,15 @@ class Catalog:
             except BaseException:
                 db.close()
                 raise
-        return cls(path, db, read_only=read_only)
+        return cls(path, db)
+
+    @classmethod
+    def in_memory(cls, path: Path, store: Store) -> Catalog:
+        """A catalog for who may not write `path`, made from the logs: SQLite cannot read a WAL database it may not write."""
+        catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
+        _migrate(catalog._db)
+        catalog.rebuild(store)
+        return catalog
 
     def close(self) -> None:
         """Close the file."""

@@ -129,6 +129,8 @@ class Registry:
             raise NotFoundError(str(root), "no registry there", "Run `adapterhub init`")
         if not (root / FILE).exists():
             return cls.init(root)
+        if not (os.access(root, os.W_OK) and os.access(root / FILE, os.W_OK)):
+            return cls(root, store, Catalog.in_memory(root / FILE, store))
         registry = cls(root, store, Catalog.open(root / FILE))
         registry._finish_moves()
         return registry
@@ -321,7 +323,7 @@ class Registry:
     def _finish_moves(self) -> None:
         """Replay the names whose writers were killed before they told the catalog. Live writers hold the lock meanwhile."""
         pending = self.store.pending()
-        if not pending or self.catalog.read_only:
+        if not pending:
             return
         done = []
         for intent, name in pending:

@@ -434,6 +434,28 @@ def test_init_twice_keeps_what_is_there(registry: Registry, make: Make) -> None:
         assert again.resolve(SQL).number == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_only_read_sees_all_and_moves_nothing(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.push(make("b", 1), SQL)  # in the write-ahead log only, as `registry` is still open
+    for folder in (registry.root, *list(registry.root.parents)[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    child = os.fork()
+    if child == 0:
+        os.setuid(12345)
+        try:
+            with Registry.open(registry.root) as mine:
+                assert mine.resolve(SQL).number == 2
+                assert mine.fsck() == []
+                with pytest.raises(LocalIOError, match="Permission denied"):
+                    mine.tag(SQL, "prod")
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error))
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 # ---- several writers
 
 
