@@ -66,7 +66,9 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
     try:
         entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
         modes = [entry.stat(follow_symlinks=False).st_mode for entry in entries]
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except NotADirectoryError as error:
+        raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
+    except FileNotFoundError as error:
         raise NotFoundError(str(folder / prefix), "no such folder") from error
     except OSError as error:
         raise LocalIOError(str(folder / prefix), error.strerror or str(error)) from error

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
 from . import manifest
 from .digest import Digest, sha256_file
@@ -164,4 +165,26 @@ def verify(registry: Registry, layers: Iterable[Descriptor], ref: str) -> list[F
             )
         if problem:
             findings.append(problem)
+    return findings
+
+
+def verify_folder(folder: Path) -> list[Finding]:
+    """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
+    from . import facts
+
+    document = facts.read_facts(folder)
+    if document is None:
+        raise NotFoundError(str(folder), f"there is no {facts.NAME} to check its files against", "Pull it, or push it first")
+    found = facts.digests(folder)
+    findings = []
+    for entry in document["files"]:
+        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
+        if not digest:
+            findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
+        elif digest != entry["digest"]:
+            findings.append(Finding("flipped", "error", f"{folder}/{path}", "is not what adapter.json says", "Pull it again"))
+    named = {entry["path"] for entry in document["files"]} | {facts.NAME}
+    findings += [
+        Finding("unlisted", "note", f"{folder}/{path}", "is not named by adapter.json") for path in sorted(set(found) - named)
+    ]
     return findings

@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _ENTRY_VERSION = 1
 _OPS = {"push", "tag", "untag", "delete"}
 _MAX_DOCUMENT = 4 << 20
+_ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -270,6 +272,13 @@ class Store:
             finally:
                 file.close()
                 path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
+        with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
+            for path in (self.root / "tmp").iterdir():
+                if path.stat().st_mtime < time.time() - _ABANDONED:
+                    path.unlink()
 
     def _replace(self, final: Path, data: bytes) -> None:
         with self._temporary() as (path, file):

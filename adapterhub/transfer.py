@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, UsageError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, UsageError
 
 from . import manifest
 from .digest import Digest, copy_hashing
 from .folder import listing
-from .fsck import Finding
 from .manifest import Descriptor, Manifest
 from .store import Store, local_errors, open_regular, sync_dir
 
@@ -29,6 +28,7 @@ def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
     """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves."""
     from . import facts  # needs numpy, which commands that only read do without
 
+    store.sweep()
     found = listing(folder)
     seen = facts.look(folder)  # before anything is stored: this may be no adapter at all
     files: dict[str, tuple[Digest, int]] = {}
@@ -116,25 +116,3 @@ def write_layer(folder: Path, layer: Descriptor, source: object) -> None:
     if (digest, size) != (layer.digest, layer.size):
         what = f"{size} bytes of {digest} instead of {layer.size} of {layer.digest}"
         raise IntegrityError(layer.path, what, "Run `adapterhub fsck`; nothing was written")
-
-
-def verify_folder(folder: Path) -> list[Finding]:
-    """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
-    from . import facts
-
-    document = facts.read_facts(folder)
-    if document is None:
-        raise NotFoundError(str(folder), f"there is no {facts.NAME} to check its files against", "Pull it, or push it first")
-    found = facts.digests(folder)
-    findings = []
-    for entry in document["files"]:
-        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
-        if not digest:
-            findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
-        elif digest != entry["digest"]:
-            findings.append(Finding("flipped", "error", f"{folder}/{path}", "is not what adapter.json says", "Pull it again"))
-    named = {entry["path"] for entry in document["files"]} | {facts.NAME}
-    findings += [
-        Finding("unlisted", "note", f"{folder}/{path}", "is not named by adapter.json") for path in sorted(set(found) - named)
-    ]
-    return findings

@@ -174,3 +174,24 @@ def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert int(done.stdout) < 100_000  # KiB
+
+
+def test_facts_of_other_formats(make: Make, tmp_path: Path) -> None:
+    formats = pytest.importorskip("adapterhub_converters.formats")
+    config = {
+        "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "num_hidden_layers": 2,
+        "intermediate_size": 16, "vocab_size": 4,
+    }  # fmt: skip
+    (tmp_path / "gguf").mkdir()
+    source, spec = make(), BaseSpec("x", "hf", "LlamaForCausalLM", "llama", config)
+    formats.convert(source, tmp_path / "gguf" / "sql.gguf", to="gguf", base=spec)
+    formats.convert(source, tmp_path / "mlx", to="mlx")
+    first = facts.describe(source)
+    for name in ("gguf", "mlx"):
+        found = facts.describe(tmp_path / name)
+        assert found["format"] == name
+        for key in ("method", "r", "alpha", "targets", "modules", "dtype", "parameters"):
+            assert found[key] == first[key], key
+    (tmp_path / "gguf" / "again.gguf").write_bytes((tmp_path / "gguf" / "sql.gguf").read_bytes())
+    with pytest.raises(RefusedError, match="again.gguf and sql.gguf are two adapters"):
+        facts.describe(tmp_path / "gguf")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub import catalog, manifest, transfer
+from adapterhub import catalog, fsck, manifest, transfer
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import ABSENT, Registry, find
 from adapterhub.store import Entry, Store
@@ -240,15 +240,15 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
 def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
     transfer.pull(registry, SQL, tmp_path / "out")
-    assert transfer.verify_folder(tmp_path / "out") == []
+    assert fsck.verify_folder(tmp_path / "out") == []
     flip(tmp_path / "out" / "adapter_model.safetensors")
     (tmp_path / "out" / "README.md").unlink()
     (tmp_path / "out" / "more.txt").write_text("")
-    assert {(finding.code, finding.severity) for finding in transfer.verify_folder(tmp_path / "out")} == {
+    assert {(finding.code, finding.severity) for finding in fsck.verify_folder(tmp_path / "out")} == {
         ("flipped", "error"), ("missing", "error"), ("unlisted", "note"),
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="there is no adapter.json"):
-        transfer.verify_folder(make("b"))
+        fsck.verify_folder(make("b"))
 
 
 def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -265,6 +265,15 @@ def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry
     with pytest.raises(UsageError):
         transfer.pull(registry, SQL, link)
     assert bytes_of(out) == before
+
+
+def test_what_a_killed_push_left_is_swept_a_day_later(registry: Registry, make: Make) -> None:
+    fresh, old = registry.store.root / "tmp" / "fresh", registry.store.root / "tmp" / "old"
+    for path in (fresh, old):
+        path.write_text("half a blob")
+    os.utime(old, (0, 0))
+    registry.push(make(), SQL)
+    assert (fresh.exists(), old.exists()) == (True, False)
 
 
 # ---- the catalog
