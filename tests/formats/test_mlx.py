@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from adapterhub_converters import mlx, peft, safetensors_file
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from tests.conftest import need_module
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
@@ -166,7 +167,7 @@ def test_peft_to_mlx_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_the_real_mlx_lm_computes_what_peft_computes(tmp_path: Path, config: dict[str, Any]) -> None:
-    pytest.importorskip("mlx_lm")
+    need_module("mlx_lm")
     import mlx.core as mx
     import torch
     from mlx_lm.tuner.utils import load_adapters
