@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import importlib
 import json
 import re
 import tomllib
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import adapterhub_schemas
-from adapterhub_converters import dtypes, json_file, peft
+from adapterhub_converters import dtypes, formats, json_file, peft
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.safetensors_file import SafetensorsFile
@@ -139,12 +138,6 @@ def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
     if peft.sniff(folder):
         return "peft", _peft_shapes(folder)
-    try:
-        formats = importlib.import_module("adapterhub_converters.formats")
-    except ModuleNotFoundError as error:
-        if error.name != "adapterhub_converters.formats":
-            raise
-        raise NotFoundError(str(folder), f"not a PEFT adapter: there is no {peft.CONFIG}") from None
     candidates = [folder, *sorted(folder.glob("*.gguf"))]
     found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
     if not found:
