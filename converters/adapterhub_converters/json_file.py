@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) 
     where = where or str(path)
     try:
         with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+            # Asked for a limit, Python would allocate it; a growing file is none of the configs there are.
+            raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError as error:
         raise NotFoundError(where, "no such file") from error
     except OSError as error:
