@@ -1,0 +1,284 @@
+"""A GGUF base model dequantised to a Hugging Face folder, so that it can be trained and merged.
+
+All numbers come from the file's metadata; what isn't understood is refused by name rather than guessed. The
+tokenizer is written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
+`llm_tokenizer_bpe`), so that training sees the ids that llama.cpp will see. llama.cpp's converter permutes the
+rows of q and k for its rotary embedding (`convert_hf_to_gguf.py`, `LlamaModel.permute`); here they go back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import dtypes, json_file, safetensors_file
+from .errors import LocalIOError, RefusedError
+
+# GGUF's stem of a tensor to Hugging Face's, within block N (gguf-py, `tensor_mapping.py`).
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type, `enum llama_token_type`
+
+
+@dataclass(frozen=True)
+class GGUFBase:
+    """What the conversion needs of a file: metadata, names with numpy shapes, and a tensor by name as float32."""
+
+    where: str
+    metadata: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    tensor: Callable[[str], np.ndarray]
+
+    def number(self, key: str) -> Any:
+        """A metadata value under the architecture's prefix; RefusedError when it is missing."""
+        name = f"{self.metadata['general.architecture']}.{key}"
+        if name not in self.metadata:
+            raise RefusedError(self.where, f"there is no {name}, which the model's config needs")
+        return self.metadata[name]
+
+
+def to_hf(gguf: Path, out: Path) -> None:
+    """Write the base in `gguf` as the folder `out`: config, weights in bf16, tokenizer and chat template.
+
+    `out` appears whole or not at all, and must not hold anything yet. Memory is bounded by one tensor in float32.
+    Raises RefusedError for an architecture, a tensor or a pre-tokenizer that isn't understood.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LocalIOError(str(out), "exists already and isn't an empty folder", "Remove it or name another")
+    base = _open(gguf)
+    documents = {
+        "config.json": _json(config(base)),
+        "generation_config.json": _json(_generation_config(base)),
+        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
+        "tokenizer_config.json": _json(_tokenizer_config(base)),
+    }
+    template = base.metadata.get("tokenizer.chat_template")
+    if template:
+        documents["chat_template.jinja"] = str(template)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise LocalIOError(str(out), error.strerror or str(error)) from error
+    try:
+        for name, text in documents.items():
+            json_file.write_text(temporary / name, text)
+        _write_weights(base, temporary / "model.safetensors")
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise LocalIOError(str(out), error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open(path: Path) -> GGUFBase:
+    from gguf import GGUFReader, dequantize
+
+    reader = GGUFReader(path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    return GGUFBase(
+        where=str(path),
+        metadata={key: field.contents() for key, field in reader.fields.items()},
+        shapes={name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()},
+        tensor=lambda name: np.asarray(dequantize(tensors[name].data, tensors[name].tensor_type), dtype=np.float32),
+    )
+
+
+def config(base: GGUFBase) -> dict[str, Any]:
+    """The `config.json` of a Llama, every number from the file's metadata."""
+    architecture = base.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise RefusedError(base.where, f"architecture {architecture!r} isn't turned into a Hugging Face model yet, only llama")
+    for key in ("rope.scaling.type", "expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
+        value = base.metadata.get(f"llama.{key}")
+        if value not in (None, 0, "none"):
+            raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and isn't carried over yet")
+    heads, hidden = int(base.number("attention.head_count")), int(base.number("embedding_length"))
+    head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
+    if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+        raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
+    ids = {name: base.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "dtype": "bfloat16",
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": int(base.number("feed_forward_length")),
+        "max_position_embeddings": int(base.number("context_length")),
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": int(base.number("block_count")),
+        "num_key_value_heads": int(base.metadata.get("llama.attention.head_count_kv", heads)),
+        "rms_norm_eps": _shortest(base.number("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _shortest(base.metadata.get("llama.rope.freq_base", 10000.0)),
+        "tie_word_embeddings": "output.weight" not in base.shapes,
+        "vocab_size": int(base.shapes["token_embd.weight"][0]),
+        **{name: int(value) for name, value in ids.items() if value is not None},
+    }
+
+
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+
+def _shortest(value: float) -> float:
+    # GGUF holds float32: 9.999999747378752e-06 there is the 1e-05 that the model's own config said.
+    return float(str(np.float32(value)))
+
+
+def _generation_config(base: GGUFBase) -> dict[str, Any]:
+    return {name: value for name, value in config(base).items() if name in _IDS}
+
+
+def hf_name(name: str, where: str) -> str:
+    """Hugging Face's name of a GGUF tensor of the llama architecture."""
+    stem, _, kind = name.rpartition(".")
+    if kind == "weight" and stem in _OUTSIDE:
+        return f"{_OUTSIDE[stem]}.weight"
+    parts = stem.split(".")
+    if kind == "weight" and len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _BLOCK:
+        return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.weight"
+    raise RefusedError(where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
+
+
+def _write_weights(base: GGUFBase, path: Path) -> None:
+    names = {hf_name(name, base.where): name for name in base.shapes}
+    order = safetensors_file.layout((name, "BF16", base.shapes[source]) for name, source in names.items())
+    numbers = config(base)
+    heads = {"attn_q": numbers["num_attention_heads"], "attn_k": numbers["num_key_value_heads"]}
+    with open(path, "wb") as file:
+        file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        for name, _, shape in order:
+            tensor = base.tensor(names[name]).reshape(shape)
+            count = heads.get(names[name].split(".")[-2])
+            if count:
+                tensor = unpermute(tensor, count)
+            file.write(safetensors_file.byte_view(np.ascontiguousarray(tensor).astype(dtypes.BF16)))
+
+
+def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k from llama.cpp's order (pairs side by side) back to Hugging Face's (halves)."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+# The splitting rules of a pre-tokenizer, applied one after the other (`llm_tokenizer_bpe`, `regex_exprs`), in terms
+# of the tokenizers library: every digit alone, then GPT-2's expression, which is what ByteLevel applies.
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "smollm": [
+        {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+    "gpt-2": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}],
+}
+
+
+def tokenizer(base: GGUFBase) -> dict[str, Any]:
+    """The `tokenizer.json` that gives llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
+    model, pre = base.metadata.get("tokenizer.ggml.model"), base.metadata.get("tokenizer.ggml.pre")
+    if model != "gpt2":
+        raise RefusedError(base.where, f"tokenizer model {model!r} isn't turned into a tokenizer.json yet, only gpt2")
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        raise RefusedError(base.where, f"pre-tokenizer {pre!r} isn't known, only {known}; another one would split differently")
+    tokens = base.metadata["tokenizer.ggml.tokens"]
+    types = base.metadata["tokenizer.ggml.token_type"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise RefusedError(base.where, "two tokens of the vocabulary are the same text; tokenizer.json cannot say that")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(number, token, special=kind == _CONTROL)
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (_CONTROL, _USER_DEFINED)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "post_processor": _post_processor(base, tokens),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [merge.split(" ", 1) for merge in base.metadata["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": number, "content": content, **flags}
+
+
+def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
+    """A template that adds what llama.cpp adds: `add_bos_token` and `add_eos_token`, both off for gpt2 unless said."""
+    ids = {
+        kind: int(base.metadata[f"tokenizer.ggml.{kind}_token_id"])
+        for kind in ("bos", "eos")
+        if base.metadata.get(f"tokenizer.ggml.add_{kind}_token") and f"tokenizer.ggml.{kind}_token_id" in base.metadata
+    }
+    if not ids:
+        return None
+    special = {kind: {"SpecialToken": {"id": tokens[number], "type_id": 0}} for kind, number in ids.items()}
+    sequence = [special[kind] for kind in ("bos",) if kind in special]
+    sequence += [{"Sequence": {"id": "A", "type_id": 0}}]
+    sequence += [special[kind] for kind in ("eos",) if kind in special]
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence,
+        "pair": [*sequence, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            tokens[number]: {"id": tokens[number], "ids": [number], "tokens": [tokens[number]]} for number in ids.values()
+        },
+    }
+
+
+def _tokenizer_config(base: GGUFBase) -> dict[str, Any]:
+    tokens = base.metadata["tokenizer.ggml.tokens"]
+    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    special = {
+        name: tokens[base.metadata[f"tokenizer.ggml.{key}_token_id"]]
+        for name, key in names.items()
+        if f"tokenizer.ggml.{key}_token_id" in base.metadata
+    }
+    return {
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(base.number("context_length")),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+    }
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
