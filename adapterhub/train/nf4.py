@@ -1,0 +1,191 @@
+"""NF4 with double quantisation (QLoRA, arXiv 2305.14314, section 3), byte for byte as bitsandbytes stores it.
+
+A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
+two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantised to 8 bits in
+blocks of 256. That is 4.127 bits a weight. Torch alone is the reference and works everywhere; `dequantise` uses
+bitsandbytes' kernel where it is installed, which gives the same numbers faster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from adapterhub_converters.errors import RefusedError
+
+BLOCK = 64  # weights that share one magnitude
+NESTED_BLOCK = 256  # magnitudes that share one
+_CHUNK = 1 << 18  # weights quantised at a time: their intermediates stay in the cache
+
+Tensor = Any
+"""A `torch.Tensor`."""
+
+# QLoRA, appendix E, as bitsandbytes spells the values (`functional.py`, `get_4bit_type`).
+CODE = torch.tensor(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class NF4:
+    """A quantised matrix.
+
+    Attributes:
+        packed: uint8 `(ceil(n / 2),)`, two codes a byte.
+        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map.
+        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by.
+        offset: float32 scalar, the mean magnitude.
+        shape: `(out_features, in_features)`, n their product.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested: Tensor
+    offset: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return int(self.packed.numel() + self.absmax.numel() + 4 * self.nested.numel() + 4)
+
+
+def quantise(weight: Tensor, where: str = "weight") -> NF4:
+    """`weight` (float32, float16 or bfloat16, any shape) in NF4; RefusedError if a value isn't finite."""
+    flat = weight.detach().reshape(-1)
+    count = flat.numel()
+    packed = torch.empty((count + 1) // 2, dtype=torch.uint8)
+    magnitudes = torch.empty(-(count // -BLOCK), dtype=torch.float32)
+    for start in range(0, count, _CHUNK):
+        chunk = flat[start : start + _CHUNK].float()
+        if chunk.numel() % BLOCK:
+            # Zeros after the last weight change neither its block's magnitude nor its codes.
+            chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % BLOCK))
+        blocks = chunk.view(-1, BLOCK)
+        largest = blocks.abs().amax(dim=1)
+        codes = _nearest(_quotients(blocks, largest, partial=min(count - start, _CHUNK) % BLOCK)).view(-1, 2)
+        pairs = (codes[:, 0] << 4) | codes[:, 1]
+        first = start // 2
+        packed[first : first + pairs.numel()] = pairs[: packed.numel() - first]
+        magnitudes[start // BLOCK : start // BLOCK + largest.numel()] = largest
+    if not bool(torch.isfinite(magnitudes).all()):
+        raise RefusedError(where, "holds a value that isn't finite, which NF4 cannot say")
+    offset = magnitudes.mean()
+    absmax, nested = _quantise_8bit(magnitudes - offset)
+    return NF4(packed, absmax, nested, offset, tuple(weight.shape))
+
+
+def _quotients(blocks: Tensor, largest: Tensor, partial: int) -> Tensor:
+    """Weights over their block's magnitude, in bitsandbytes' own arithmetic: times the reciprocal, but in a last block
+    that isn't full divided (`backends/default/ops.py`, `quantize_4bit`). A block of zeros gives zeros."""
+    safe = largest.clamp(min=1e-38).unsqueeze(1)
+    quotients = blocks * (1.0 / safe)
+    if partial:
+        quotients[-1] = blocks[-1] / safe[-1]
+    return quotients.clamp_(-1, 1)
+
+
+@cache
+def _bounds() -> tuple[float, ...]:
+    return tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
+
+
+def _nearest(quotients: Tensor) -> Tensor:
+    """Index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
+    codes = torch.zeros(quotients.shape, dtype=torch.uint8)
+    for bound in _bounds():
+        codes += quotients > bound
+    return codes
+
+
+@cache
+def dynamic_map() -> Tensor:
+    """The 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        bounds = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        means = (bounds[:-1] + bounds[1:]) / 2.0
+        values += (10 ** (exponent - 6) * means).tolist() + (-(10 ** (exponent - 6)) * means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def _quantise_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
+
+    bitsandbytes' CPU kernel looks the index up in a table of 65536 steps over [-1, 1], so that very small values may
+    get a neighbour of the nearest; its bytes are followed, since they are what others store. A block of zeros is 0.
+    """
+    count = values.numel()
+    blocks = torch.nn.functional.pad(values, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    largest = blocks.abs().amax(dim=1)
+    quotients = (blocks * (1.0 / largest.clamp(min=1e-38).unsqueeze(1))).clamp_(-1, 1)
+    steps = ((quotients + 1) * (0.5 * 65535) + 0.5).int()
+    codes = torch.where(largest.unsqueeze(1) > 0, _steps()[steps], 0)
+    return codes.view(-1)[:count], largest
+
+
+@cache
+def _steps() -> Tensor:
+    """The index of the nearest of the 256 values for each of the 65536 steps, uint8."""
+    steps = torch.arange(65536, dtype=torch.float64).mul_(2 / 65535).sub_(1).float()
+    codes = dynamic_map()
+    above = torch.bucketize(steps, codes).clamp_(1, 255)
+    nearer_below = (steps - codes[above - 1]).abs() <= (codes[above] - steps).abs()
+    return (above - nearer_below.long()).to(torch.uint8)
+
+
+def magnitudes(matrix: NF4) -> Tensor:
+    """The block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
+    values = dynamic_map()[matrix.absmax.int()]
+    count = values.numel()
+    scales = matrix.nested.repeat_interleave(NESTED_BLOCK)[:count]
+    return values * scales + matrix.offset
+
+
+def dequantise(matrix: NF4, dtype: Any) -> Tensor:
+    """The matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
+    kernel = _kernel()
+    if kernel is None or matrix.shape[-1] % 2:
+        return dequantise_reference(matrix, dtype)
+    return kernel(matrix, dtype)
+
+
+def dequantise_reference(matrix: NF4, dtype: Any) -> Tensor:
+    """The same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
+    count = 1
+    for dim in matrix.shape:
+        count *= dim
+    values = torch.index_select(_pairs(), 0, matrix.packed.int()).view(-1)
+    values = torch.nn.functional.pad(values[:count], (0, -count % BLOCK)).view(-1, BLOCK)
+    return values.mul_(magnitudes(matrix).unsqueeze(1)).view(-1)[:count].to(dtype).view(matrix.shape)
+
+
+@cache
+def _pairs() -> Tensor:
+    byte = torch.arange(256)
+    return torch.stack([CODE[byte >> 4], CODE[byte & 15]], dim=1)
+
+
+@cache
+def _kernel() -> Callable[[NF4, Any], Tensor] | None:
+    # Its import warns about an optional download that isn't used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401 - registers the operators
+    except (ImportError, OSError, RuntimeError):
+        return None
+    operator = torch.ops.bitsandbytes.dequantize_4bit.default
+
+    def call(matrix: NF4, dtype: Any) -> Tensor:
+        return operator(matrix.packed.view(-1, 1), magnitudes(matrix), BLOCK, "nf4", matrix.shape, dtype)
+
+    return call
