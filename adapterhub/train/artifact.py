@@ -1,0 +1,149 @@
+"""The finished folder: weights and config for peft, a model card, the curve, the log, and the facts.
+
+It is written beside its place and renamed when it is whole. No clock, path or host name is in it, so the same
+training gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters import json_file, peft
+from adapterhub_converters.adapter import Adapter, LowRank, Meta
+from adapterhub_converters.base import read_hf
+from adapterhub_converters.errors import LocalIOError
+
+from .base import Base, as_numpy
+from .config import TrainConfig
+from .loop import State
+from .lora import lora_layers
+
+_SMOOTH = 10  # last steps that the reported training loss is the mean of
+
+
+def check_folder(parent: Path) -> None:
+    """Make the folder that will hold the result, now rather than after an hour."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalIOError(str(parent), error.strerror or str(error)) from error
+
+
+def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
+    training = {**record, "metrics": metrics(state)}
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        peft.write(adapter(config, base), temporary)
+        json_file.write_text(temporary / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
+        _plot(config, state, temporary / "loss.png")
+        json_file.write_text(temporary / "README.md", card(config, training))
+        _write_facts(config, training, temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise LocalIOError(str(out), error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return training
+
+
+def adapter(config: TrainConfig, base: Base) -> Adapter:
+    """The trained factors, float32 as they were trained."""
+    deltas = {
+        path: LowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), config.lora.alpha, config.lora.rslora)
+        for path, layer in lora_layers(base.model)
+    }
+    return Adapter(deltas, meta=Meta(config.base.name, config.base.revision, "CAUSAL_LM"))
+
+
+def metrics(state: State) -> dict[str, float]:
+    """Training loss over the last steps, and held-out loss and perplexity before and after."""
+    losses = [line["loss"] for line in state.log if "loss" in line]
+    last = losses[-_SMOOTH:]
+    found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
+    before, after = state.heldout(0), state.heldout(state.step)
+    if before is not None and after is not None:
+        found |= {
+            "heldout_loss_before": before,
+            "heldout_loss": after,
+            "heldout_perplexity_before": math.exp(before),
+            "heldout_perplexity": math.exp(after),
+        }
+    return found
+
+
+def versions(thread_count: int) -> dict[str, str]:
+    """What the bytes of the result depend on besides config, data and base."""
+    import torch
+
+    found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
+    for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _plot(config: TrainConfig, state: State, path: Path) -> None:
+    from .plot import loss_curve
+
+    name = (config.base.name or Path(config.base.path).name).rpartition("/")[2]
+    quantised = "QLoRA, NF4 base" if config.base.quantise == "nf4" else "LoRA"
+    loss_curve(state.log, path, title=f"{config.card.title or 'Adapter'} on {name}", subtitle=f"{quantised}, r = {config.lora.r}")
+
+
+def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path) -> None:
+    from adapterhub import facts
+
+    declared = {"licence": config.card.licence, "description": config.card.description or None}
+    base = {"repo": config.base.name, "revision": config.base.revision}
+    base["quantisation"] = config.base.quantise if config.base.quantise != "none" else None
+    declared = {key: value for key, value in declared.items() if value}
+    given = {key: value for key, value in base.items() if value}
+    spec = read_hf(config.resolve(config.base.path))
+    document = facts.describe(folder, base=spec, training=training, declared={**declared, "base": given})
+    facts.write_facts(folder, document)
+
+
+def card(config: TrainConfig, training: Mapping[str, Any]) -> str:
+    """The model card: the front matter that the Hugging Face Hub reads, and what a person wants to know."""
+    title = config.card.title or "LoRA adapter"
+    front: dict[str, Any] = {
+        "base_model": config.base.name,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": config.card.licence,
+        "language": list(config.card.language),
+        "tags": ["lora", *(["qlora"] if config.base.quantise == "nf4" else []), *config.card.tags],
+    }
+    # JSON is YAML, so a title with a colon in it stays a title.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
+    numbers, lora, optim = training["metrics"], config.lora, config.train
+    rows = [
+        ("base", f"{config.base.name or config.base.path}, {config.base.quantise} while training"),
+        ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
+        ("targets", lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)),
+        ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
+        ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
+        ("seed", str(optim.seed)),
+        ("training loss", f"{numbers['train_loss']:.3f} nats a token"),
+    ]
+    if "heldout_perplexity" in numbers:
+        before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
+        rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))
+    rows += [(f"{item['split']} data", f"{item['documents']} documents, {item['digest'][:19]}…") for item in training["data"]]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        "---\n" + "\n".join(lines) + f"\n---\n\n# {title}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
+        f"![Loss by step](loss.png)\n\n| | |\n| --- | --- |\n{table}\n\n"
+        "`adapter.json` has the whole record: config, data digests, versions.\n"
+    )

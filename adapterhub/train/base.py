@@ -1,0 +1,185 @@
+"""The base model, ready to be adapted: built empty by transformers, filled and quantised one tensor at a time.
+
+The model's code comes from transformers, so that every architecture works; its weights never do: each is read from
+its safetensors file, quantised if it belongs to a linear layer, and let go. A parameter without a tensor, or a
+tensor without a parameter, is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adapterhub_converters.base import weight_files
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.safetensors_file import SafetensorsFile
+
+from . import attention, lora, nf4
+from .config import BaseConfig, LoRAConfig
+
+# Configs that change the logits after the output layer, which the loss here computes itself.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A model whose linear layers are frozen and whose targets carry LoRA, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    targets: tuple[str, ...]
+
+    @property
+    def head(self) -> Any:
+        """The output layer's weight, `(vocab, hidden)`."""
+        return self.model.get_output_embeddings().weight
+
+
+def load(
+    folder: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str, progress: Callable[[int, int], None] | None = None
+) -> Base:
+    """Build the model in `folder`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`."""
+    model, tokenizer = _empty(folder, base)
+    linears = lora.linears(model)
+    targets = lora.targets(list(linears), adapter.targets, f"{where}: [lora] targets")
+    with _Weights(folder) as weights:
+        for done, path in enumerate(linears):
+            if progress:
+                progress(done, len(linears))
+            _replace(model, path, weights, base, adapter if path in set(targets) else None)
+        _fill(model, weights, getattr(torch, base.dtype))
+        weights.check_all_used(model)
+    _rebuild_buffers(model, str(folder))
+    for parameter in model.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    for _, layer in lora.lora_layers(model):
+        layer.lora_A.requires_grad_()
+        layer.lora_B.requires_grad_()
+    return Base(model.train(), tokenizer, tuple(targets))
+
+
+def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
+    import transformers
+
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(str(folder), "no base model: there is no config.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
+            )
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise FormatError(str(folder), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
+    text = config.get_text_config()
+    for key in _LOGIT_CHANGES:
+        if getattr(text, key, None) not in (None, 0, 1, 1.0):
+            raise RefusedError(f"{folder}/config.json", f"{key} changes the logits and isn't trained through yet")
+    return model, tokenizer
+
+
+def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, adapter: LoRAConfig | None) -> None:
+    """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear`."""
+    old = model.get_submodule(path)
+    dtype = getattr(torch, base.dtype)
+    dense = weights.take(f"{path}.weight", tuple(old.weight.shape))
+    weight = nf4.quantise(dense, f"{path}.weight") if base.quantise == "nf4" else dense.to(dtype)
+    bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
+    if adapter is None:
+        lora.replace(model, path, lora.FrozenLinear(weight, bias))
+    else:
+        new = lora.LoRALinear(weight, bias, r=adapter.r, alpha=adapter.alpha, rslora=adapter.rslora)
+        lora.replace(model, path, new)
+
+
+def _fill(model: Any, weights: _Weights, dtype: Any) -> None:
+    """Give every parameter that is still empty its tensor; parameters that are one stay one."""
+    filled: dict[int, Any] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if parameter.is_meta:
+            if id(parameter) not in filled:
+                tensor = weights.take(name, tuple(parameter.shape)).to(dtype)
+                filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
+    model.tie_weights()
+
+
+def _rebuild_buffers(model: Any, where: str) -> None:
+    """Compute buffers that no file holds (rotary frequencies) by building their small modules again."""
+    for path, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            try:
+                lora.replace(model, path, type(module)(module.config))
+            except (AttributeError, TypeError) as error:
+                raise RefusedError(where, f"{path}: no way is known to compute its buffers without its checkpoint") from error
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise RefusedError(where, f"{name}: no value is known for it")
+
+
+class _Weights(contextlib.AbstractContextManager["_Weights"]):
+    """The tensors of a model folder, each read when taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self._where = str(folder)
+        self._stack = contextlib.ExitStack()
+        files = [self._stack.enter_context(SafetensorsFile(path)) for path in weight_files(folder)]
+        if not files:
+            raise NotFoundError(self._where, "no weights: there is no model.safetensors")
+        self._files = {name: file for file in files for name in file.tensors}
+        self._taken: set[str] = set()
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Any:
+        """The tensor, in the dtype it is stored in, which must be a float."""
+        if name not in self._files:
+            raise RefusedError(self._where, f"the model has a parameter {name!r}, its files have no such tensor")
+        info = self._files[name].tensors[name]
+        if info.shape != shape or info.dtype not in ("BF16", "F16", "F32"):
+            raise RefusedError(self._where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
+        self._taken.add(name)
+        return as_torch(self._files[name].tensor(name))
+
+    def check_all_used(self, model: Any) -> None:
+        """Refuse a tensor that no parameter took: the model would not be the one in the files."""
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        left = sorted(
+            name for name in set(self._files) - self._taken - tied if not name.endswith(("rotary_emb.inv_freq", ".attn.bias"))
+        )
+        if left:
+            raise RefusedError(self._where, f"tensor {left[0]!r} belongs to no parameter of the model")
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def as_torch(array: np.ndarray) -> Any:
+    """The same memory as a tensor; bfloat16 goes by its bits, since neither library knows the other's."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """A float32 copy in C order, for the writers."""
+    return np.array(tensor.detach().to(torch.float32).numpy(), order="C")
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """So many threads for torch within the block; None leaves them. Yields how many there are."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,87 @@
+"""A run that was stopped, as one safetensors file: the factors, the optimiser's moments, the log so far.
+
+Nothing else is needed, because there is no other state: the order of the data follows from the seed and the step.
+The file names the training it belongs to, so that it cannot go on as another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub_converters import safetensors_file
+from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+
+from .base import as_numpy, as_torch
+from .loop import State
+from .lora import lora_layers
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def path_for(out: Path) -> Path:
+    """Where the checkpoint of a run into `out` lies: beside it."""
+    return out.with_name(out.name + ".checkpoint.safetensors")
+
+
+def identity(facts: Mapping[str, Any]) -> str:
+    """Digest of what makes two runs the same."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def save(path: Path, model: Any, state: State, run: str) -> Path:
+    """Write the checkpoint whole, over the one before."""
+    tensors = {}
+    for name, parameter in _factors(model):
+        tensors[name] = as_numpy(parameter)
+        for moment in _MOMENTS:
+            tensors[f"{name}.{moment}"] = as_numpy(state.optimiser.state[parameter][moment])
+    metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        safetensors_file.write(temporary, tensors, metadata)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def restore(path: Path, model: Any, state: State, run: str) -> bool:
+    """Bring model and state to where the checkpoint at `path` left them; False if there is none."""
+    if not path.exists():
+        return False
+    with safetensors_file.SafetensorsFile(path) as file:
+        metadata = file.header.metadata
+        if metadata.get("run") != run:
+            raise ConflictError(
+                str(path), "is of a training with another config, data or base", "Delete it, or name another output folder"
+            )
+        try:
+            for name, parameter in _factors(model):
+                with torch.no_grad():
+                    parameter.copy_(as_torch(file.tensor(name)))
+                state.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(metadata["step"])),
+                    **{moment: as_torch(file.tensor(f"{name}.{moment}")) for moment in _MOMENTS},
+                }
+            state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
+            state.log[:] = json.loads(metadata["log"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
+    return True
+
+
+def _factors(model: Any) -> list[tuple[str, Any]]:
+    return [
+        (f"{path}.{name}", parameter)
+        for path, layer in lora_layers(model)
+        for name, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
+    ]

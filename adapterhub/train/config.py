@@ -1,0 +1,211 @@
+"""What a training is: a TOML file, checked key by key, as frozen dataclasses.
+
+Paths are relative to the file. A key that isn't known is refused by name, because a misspelt `learning_rate` that
+silently keeps its default is a wasted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The model that is adapted."""
+
+    path: str
+    """A Hugging Face folder."""
+    name: str | None = None
+    """What the model is called where others get it, `owner/model`; goes into the adapter."""
+    revision: str | None = None
+    quantise: Literal["nf4", "none"] = "nf4"
+    """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What is computed in."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt, and what isn't shown but asked about afterwards."""
+
+    train: tuple[str, ...]
+    """JSON Lines or plain text files."""
+    heldout: tuple[str, ...] = ()
+    sequence: int = 512
+    """Tokens in a row; documents are packed into rows."""
+    loss: Literal["all", "completion"] = "completion"
+    """Which tokens of a conversation or of a prompt with completion are learnt: all, or only the answers."""
+    heldout_tokens: int = 8192
+    """At most so many tokens are asked about, evenly from all of the held-out data."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """The size and place of the adapter."""
+
+    r: int = 16
+    alpha: float = 32
+    rslora: bool = False
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How long, how fast, in which order."""
+
+    steps: int | None = None
+    """Optimiser steps; else `epochs`."""
+    epochs: float = 1.0
+    rows: int = 4
+    """Rows in a step."""
+    micro_rows: int | None = None
+    """Rows in memory at once; the gradient is the same. None: all of a step."""
+    learning_rate: float = 2e-4
+    loraplus: float = 1.0
+    """lora_B learns so many times faster (LoRA+, arXiv 2402.12354)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: int = 0
+    """Steps in which the rate rises from 0."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 1.0
+    """Norm that the gradient is clipped to; 0: not."""
+    checkpointing: bool = False
+    """Keep only each block's input and compute the rest again: half the memory, a third more time."""
+    evaluate_every: int = 0
+    """Steps between held-out evaluations; 0: only before and after."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only when stopped."""
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What the model card says beside the facts."""
+
+    title: str | None = None
+    description: str = ""
+    licence: str | None = None
+    language: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training; `folder` is where its relative paths start, `text` the file's own bytes."""
+
+    base: BaseConfig
+    data: DataConfig
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    train: OptimConfig = field(default_factory=OptimConfig)
+    card: CardConfig = field(default_factory=CardConfig)
+    folder: Path = Path()
+    where: str = "config"
+
+    def resolve(self, path: str) -> Path:
+        """A path of the config as one that can be opened."""
+        return self.folder / Path(path).expanduser()
+
+    def document(self) -> dict[str, Any]:
+        """The sections as plain values, for the adapter's record: paths as they were written, no machine in it."""
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
+
+
+_SECTIONS: dict[str, type] = {
+    "base": BaseConfig,
+    "data": DataConfig,
+    "lora": LoRAConfig,
+    "train": OptimConfig,
+    "card": CardConfig,
+}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def read(path: Path) -> TrainConfig:
+    """The training that a TOML file describes."""
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise NotFoundError(str(path), "no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalIOError(str(path), str(error)) from error
+    return parse(text, folder=path.parent, where=str(path))
+
+
+def parse(text: str, *, folder: Path, where: str) -> TrainConfig:
+    """The training that TOML text describes; `where` stands in messages."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(where, f"not valid TOML ({error})") from error
+    unknown = sorted(set(document) - set(_SECTIONS))
+    if unknown:
+        raise UsageError(where, f"[{unknown[0]}] isn't known", f"The sections are {', '.join(_SECTIONS)}")
+    sections = {name: _section(kind, document.get(name), f"{where}: [{name}]") for name, kind in _SECTIONS.items()}
+    config = TrainConfig(**sections, folder=folder, where=where)
+    _check(config)
+    return config
+
+
+def _section(kind: type, values: object, where: str) -> Any:
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise UsageError(where, "isn't a table")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise UsageError(f"{where} {key}", "isn't known", f"The keys are {', '.join(fields)}")
+    hints = typing.get_type_hints(kind)
+    for name, item in fields.items():
+        if name not in values and item.default is dataclasses.MISSING:
+            raise UsageError(f"{where} {name}", "is missing")
+    return kind(**{key: _value(value, hints[key], f"{where} {key}") for key, value in values.items()})
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, typing.get_args(option)))}")
+        if typing.get_origin(option) is tuple:
+            values = [value] if isinstance(value, str) and len(options) == 1 else value
+            if isinstance(values, list) and all(isinstance(item, str) for item in values):
+                return tuple(values)
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif option is not type(None) and type(value) is option:
+            return value
+    raise UsageError(where, f"{value!r} is of the wrong kind")
+
+
+def _check(config: TrainConfig) -> None:
+    train, data, lora = config.train, config.data, config.lora
+    positive = {
+        "[data] sequence": data.sequence - 1, "[lora] r": lora.r, "[train] rows": train.rows,
+        "[train] epochs": train.epochs, "[train] steps": 1 if train.steps is None else train.steps,
+        "[train] learning_rate": train.learning_rate, "[train] loraplus": train.loraplus,
+        "[train] micro_rows": train.micro_rows or train.rows, "[data] train": len(data.train),
+    }  # fmt: skip
+    for name, value in positive.items():
+        if value <= 0:
+            raise UsageError(f"{config.where}: {name}", "is too small")
+    if train.rows % (train.micro_rows or train.rows):
+        raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")

@@ -1,0 +1,185 @@
+"""The loop: what happens in a step, in the order it happens."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapterhub_converters.errors import AdapterhubError
+
+from .base import Base
+from .config import OptimConfig
+from .data import IGNORED, Rows, order
+from .events import Evaluated, OnEvent, Stepped
+from .lora import lora_layers
+from .loss import cross_entropy
+
+
+class StoppedError(AdapterhubError):
+    """A signal ended the training early; a checkpoint holds what was done."""
+
+    exit_code = 8
+
+
+@dataclass
+class State:
+    """All that a run is, besides its config and data: goes into a checkpoint and comes back."""
+
+    optimiser: Any
+    step: int = 0
+    tokens: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """What log.jsonl will say; no clock in it, so that the same run gives the same bytes."""
+
+    def heldout(self, step: int) -> float | None:
+        """The held-out loss after `step` steps, if it was measured."""
+        return next((line["heldout_loss"] for line in self.log if "heldout_loss" in line and line["step"] == step), None)
+
+
+def new_state(model: Any, config: OptimConfig) -> State:
+    """AdamW over the factors, with lora_B's rate `loraplus` times lora_A's; nothing done yet."""
+    layers = [layer for _, layer in lora_layers(model)]
+    groups = [
+        {"params": [layer.lora_A for layer in layers], "ratio": 1.0},
+        {"params": [layer.lora_B for layer in layers], "ratio": config.loraplus},
+    ]
+    betas = (config.beta1, config.beta2)
+    return State(torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True))
+
+
+def rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0): rises in the warm-up, then falls towards, never to, 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / (config.warmup + 1)
+    done = (step - config.warmup) / max(1, steps - config.warmup)
+    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return config.learning_rate * shape[config.schedule]
+
+
+def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
+    """One optimiser step over `config.rows` rows; returns its line of the log."""
+    chosen = order(len(rows), steps * config.rows, config.seed)[state.step * config.rows : (state.step + 1) * config.rows]
+    label_tokens = int((rows.labels[chosen] != IGNORED).sum())
+    size = config.micro_rows or config.rows
+    loss = 0.0
+    for start in range(0, len(chosen), size):
+        # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
+        part = summed_loss(base, rows, chosen[start : start + size]) / max(1, label_tokens)
+        if part.requires_grad:
+            part.backward()
+        loss += float(part.detach())
+    parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip if config.clip > 0 else math.inf)
+    learning_rate = rate(config, state.step, steps)
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate * group["ratio"]
+    state.optimiser.step()
+    state.optimiser.zero_grad(set_to_none=False)
+    state.step += 1
+    state.tokens += label_tokens
+    if not math.isfinite(loss):
+        raise StoppedError("", f"the loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
+    line = {"step": state.step, "loss": loss, "learning_rate": learning_rate, "tokens": state.tokens}
+    state.log.append(line)
+    return {**line, "gradient_norm": float(norm)}
+
+
+def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
+    """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
+    hidden = base.model.base_model(
+        input_ids=torch.from_numpy(rows.ids[chosen]),
+        position_ids=torch.from_numpy(rows.positions[chosen]),
+        use_cache=False,
+    ).last_hidden_state
+    return cross_entropy(hidden, base.head, torch.from_numpy(rows.labels[chosen]))
+
+
+def evaluate(base: Base, rows: Rows, size: int) -> float:
+    """The mean loss, in nats a token, of all rows, `size` at a time."""
+    total = 0.0
+    base.model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), size):
+            total += float(summed_loss(base, rows, np.arange(start, min(start + size, len(rows)))))
+    base.model.train()
+    return total / max(1, rows.label_tokens)
+
+
+def loop(
+    base: Base,
+    rows: Rows,
+    heldout: Rows | None,
+    state: State,
+    config: OptimConfig,
+    steps: int,
+    *,
+    save: Callable[[], Path],
+    on_event: OnEvent,
+) -> None:
+    """From `state` to the last step; `save` writes a checkpoint."""
+    with _signals() as stopped:
+        _measure(base, heldout, state, config, steps, on_event)
+        while state.step < steps:
+            before, started = state.tokens, time.monotonic()
+            line = advance(base, rows, state, config, steps)
+            seconds = time.monotonic() - started
+            done = state.tokens - before
+            on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
+            if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
+                _measure(base, heldout, state, config, steps, on_event)
+            if stopped.is_set() and state.step < steps:
+                raise StoppedError(str(save()), f"stopped after step {state.step} of {steps}", "Run the same command to go on")
+            if config.save_every and state.step % config.save_every == 0 and state.step < steps:
+                save()
+
+
+def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, steps: int, on_event: OnEvent) -> None:
+    """Evaluate, once for each step."""
+    if heldout is None or state.heldout(state.step) is not None:
+        return
+    loss = evaluate(base, heldout, config.micro_rows or config.rows)
+    state.log.append({"step": state.step, "heldout_loss": loss, "tokens": state.tokens})
+    on_event(Evaluated(state.step, steps, loss, math.exp(loss)))
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set once SIGTERM or SIGINT has come; a second SIGINT interrupts at once. Only a main thread can listen."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _: object) -> None:
+        stopped.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resident() -> int:
+    """Bytes of memory this process holds now, or 0 where the system doesn't say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()

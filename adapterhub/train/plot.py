@@ -1,0 +1,51 @@
+"""The loss curve as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_BLUE, _ORANGE, _GREY = "#3b6fb6", "#d9622b", "#6b7280"
+
+
+def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str) -> None:
+    """Draw training loss and held-out loss over steps, the held-out ones with their perplexity. No display is needed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [line["step"] for line in log if "loss" in line]
+    losses = [line["loss"] for line in log if "loss" in line]
+    asked = [(line["step"], line["heldout_loss"]) for line in log if "heldout_loss" in line]
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
+    axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training (smoothed)")
+    if asked:
+        axes.plot(*zip(*asked, strict=True), color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
+        for number in {0, len(asked) - 1}:
+            step, loss = asked[number]
+            align = "left" if number == 0 else "right"
+            text = f"perplexity {2.718281828459045**loss:.2f}"
+            axes.annotate(text, (step, loss), (0, 9), textcoords="offset points", ha=align, color=_ORANGE, fontsize=9)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=22)
+    axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=_GREY, fontsize=10)
+    axes.set_xlabel("step", color=_GREY)
+    axes.set_ylabel("loss, nats a token", color=_GREY)
+    axes.grid(axis="y", color="#e5e7eb")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_GREY)
+    axes.margins(x=0.02, y=0.12)
+    axes.legend(frameon=False)
+    # Matplotlib writes its own version into the file unless told not to.
+    figure.savefig(path, metadata={"Software": None})
+
+
+def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Exponential mean, corrected for its start."""
+    means, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
+        means.append(mean / weight)
+    return means
