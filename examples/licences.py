@@ -89,7 +89,11 @@ def heldout_of(documents: list[Document]) -> set[Document]:
     own = [
         document
         for document in documents
-        if all(len(document.shingles & other.shingles) < SIMILAR * len(document.shingles) for other in documents if other != document)
+        if all(
+            len(document.shingles & other.shingles) < SIMILAR * len(document.shingles)
+            for other in documents
+            if other != document
+        )
     ]
     own.sort(key=lambda document: hashlib.sha256(document.text.encode()).digest())
     heldout: set[Document] = set()

@@ -31,7 +31,8 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
     """q, k, v `(rows, heads, tokens, head_dim)`, bias `(rows or 1, 1, tokens, tokens)` of 0 and -inf."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        q, k, v, bias, factor = inputs
         q = q * factor
         scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
         p = torch.softmax(scores, -1)

@@ -206,7 +206,7 @@ def _render(messages: list[Any], tokenizer: Any, where: str, *, prompt: bool) ->
         return ""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except Exception as error:  # noqa: BLE001 - a template is a program of the model's maker and raises what it likes
+    except Exception as error:
         raise FormatError(where, f"the model's chat template refuses it ({str(error)[:200]})") from error
 
 

@@ -121,14 +121,14 @@ def loop(
     heldout: Rows | None,
     state: State,
     config: OptimConfig,
-    steps: int,
     *,
+    steps: int,
     save: Callable[[], Path],
     on_event: OnEvent,
 ) -> None:
     """From `state` to the last step; `save` writes a checkpoint."""
     with _signals() as stopped:
-        _measure(base, heldout, state, config, steps, on_event)
+        _measure(base, heldout, state, config, on_event)
         while state.step < steps:
             before, started = state.tokens, time.monotonic()
             line = advance(base, rows, state, config, steps)
@@ -136,20 +136,20 @@ def loop(
             done = state.tokens - before
             on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                _measure(base, heldout, state, config, steps, on_event)
+                _measure(base, heldout, state, config, on_event)
             if stopped.is_set() and state.step < steps:
                 raise StoppedError(str(save()), f"stopped after step {state.step} of {steps}", "Run the same command to go on")
             if config.save_every and state.step % config.save_every == 0 and state.step < steps:
                 save()
 
 
-def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, steps: int, on_event: OnEvent) -> None:
+def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, on_event: OnEvent) -> None:
     """Evaluate, once for each step."""
     if heldout is None or state.heldout(state.step) is not None:
         return
     loss = evaluate(base, heldout, config.micro_rows or config.rows)
     state.log.append({"step": state.step, "heldout_loss": loss, "tokens": state.tokens})
-    on_event(Evaluated(state.step, steps, loss, math.exp(loss)))
+    on_event(Evaluated(state.step, loss, math.exp(loss)))
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def _signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number: int, _: object) -> None:
         stopped.set()

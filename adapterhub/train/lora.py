@@ -26,8 +26,9 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
     """x `(tokens, in)`, A `(r, in)`, B `(out, r)` float32; W `(out, in)` in x's dtype or NF4."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lora_A: Tensor, lora_B: Tensor, weight: Tensor | NF4, bias: Any, factor: float) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         """`(tokens, out)`."""
+        x, lora_A, lora_B, weight, bias, factor = inputs
         W = _dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         y = x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
@@ -110,9 +111,7 @@ class _FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
 def linears(model: Any) -> dict[str, Any]:
     """Path to layer of every `nn.Linear` but the output layer, in the model's order."""
     head = model.get_output_embeddings()
-    return {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    }
+    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
 
 
 def targets(paths: Sequence[str], wanted: str | Sequence[str], where: str) -> list[str]:

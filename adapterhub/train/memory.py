@@ -18,7 +18,9 @@ def plan(config: TrainConfig) -> MemoryPlan:
     """What training with `config` will hold at its peak; reads only the headers of the base."""
     spec = read_hf(config.resolve(config.base.path))
     width = 4 if config.base.dtype == "float32" else 2
-    layers = {name.removesuffix(".weight"): tensor.shape for name, tensor in spec.tensors.items() if _is_linear(name, tensor.shape)}
+    layers = {
+        name.removesuffix(".weight"): tensor.shape for name, tensor in spec.tensors.items() if _is_linear(name, tensor.shape)
+    }
     linear = sum(out * into for out, into in layers.values())
     everything = sum(_count(tensor.shape) for tensor in spec.tensors.values())
     bytes_a_weight = _NF4_BYTES if config.base.quantise == "nf4" else width
@@ -58,12 +60,12 @@ def _vocabulary(spec: BaseSpec) -> int:
 def _activations(config: TrainConfig, numbers: Mapping[str, int], width: int) -> int:
     """What the backward pass needs of the forward pass, as a Llama-like block keeps it.
 
-    A token and layer: about 17 vectors of the hidden size (norms keep theirs in float32), 5 of the MLP's, and a row of
+    A token and layer: about 14 vectors of the hidden size (norms keep theirs in float32), 4 of the MLP's, and a row of
     attention probabilities a head where rows are short. With checkpointing one block's, and every block's input.
     """
     hidden, layers = int(numbers.get("hidden_size", 0)), int(numbers.get("num_hidden_layers", 1))
     mlp, heads = int(numbers.get("intermediate_size", 4 * hidden)), int(numbers.get("num_attention_heads", 1))
     sequence = config.data.sequence
     tokens = (config.train.micro_rows or config.train.rows) * sequence
-    block = tokens * width * (17 * hidden + 5 * mlp + heads * min(sequence, 512))
+    block = tokens * width * (14 * hidden + 4 * mlp + heads * min(sequence, 512))
     return block + layers * tokens * width * hidden if config.train.checkpointing else layers * block

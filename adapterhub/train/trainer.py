@@ -36,11 +36,9 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         lora.reset(base.model, config.train.seed)
         notes = (*train_set.notes, *_overlap(train_set, heldout))
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
-        on_event(
-            Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes)
-        )
+        on_event(Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes))
         record = _record(config, train_set, heldout, steps, thread_count)
-        state = _run(config, base, (train_set, heldout), steps, out, record, on_event)
+        state = _run(config, base, out, record, rows=train_set.rows, heldout=heldout, on_event=on_event)
         training = artifact.finish(config, base, state, record, out)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
@@ -90,13 +88,14 @@ def _record(
 def _run(
     config: TrainConfig,
     base: Base,
-    datasets: tuple[data.Dataset, data.Dataset | None],
-    steps: int,
     out: Path,
     record: dict[str, Any],
+    *,
+    rows: data.Rows,
+    heldout: data.Dataset | None,
     on_event: OnEvent,
 ) -> loop.State:
-    train_set, heldout = datasets
+    """The loop, from its checkpoint if there is one."""
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
     spec = read_hf(config.resolve(config.base.path))
@@ -110,5 +109,6 @@ def _run(
         return path
 
     asked = data.some(heldout.rows, config.data.heldout_tokens) if heldout else None
-    loop.loop(base, train_set.rows, asked, state, config.train, steps, save=save, on_event=on_event)
+    steps = record["config"]["steps"]
+    loop.loop(base, rows, asked, state, config.train, steps=steps, save=save, on_event=on_event)
     return state

@@ -3,7 +3,7 @@
 All numbers come from the file's metadata; what isn't understood is refused by name rather than guessed. The
 tokenizer is written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
 `llm_tokenizer_bpe`), so that training sees the ids that llama.cpp will see. llama.cpp's converter permutes the
-rows of q and k for its rotary embedding (`convert_hf_to_gguf.py`, `LlamaModel.permute`); here they go back.
+rows of q and k for its rotary embedding (`conversion/llama.py`, `permute`); here they go back.
 """
 
 from __future__ import annotations
@@ -12,40 +12,36 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, safetensors_file
+from . import dtypes, json_file, names, safetensors_file
 from .errors import LocalIOError, RefusedError
+from .gguf_file import GGUFFile
 
-# GGUF's stem of a tensor to Hugging Face's, within block N (gguf-py, `tensor_mapping.py`).
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type, `enum llama_token_type`
 
 
 @dataclass(frozen=True)
 class GGUFBase:
-    """What the conversion needs of a file: metadata, names with numpy shapes, and a tensor by name as float32."""
+    """An open GGUF file, seen as a model of the llama architecture."""
 
     where: str
-    metadata: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    tensor: Callable[[str], np.ndarray]
+    file: GGUFFile
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's key-value pairs."""
+        return self.file.header.metadata
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to its shape in numpy order."""
+        return {name: tensor.shape for name, tensor in self.file.tensors.items()}
 
     def number(self, key: str) -> Any:
         """A metadata value under the architecture's prefix; RefusedError when it is missing."""
@@ -63,7 +59,11 @@ def to_hf(gguf: Path, out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LocalIOError(str(out), "exists already and isn't an empty folder", "Remove it or name another")
-    base = _open(gguf)
+    with GGUFFile(gguf) as file:
+        _write(GGUFBase(str(gguf), file), out)
+
+
+def _write(base: GGUFBase, out: Path) -> None:
     documents = {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
@@ -90,19 +90,6 @@ def to_hf(gguf: Path, out: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _open(path: Path) -> GGUFBase:
-    from gguf import GGUFReader, dequantize
-
-    reader = GGUFReader(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    return GGUFBase(
-        where=str(path),
-        metadata={key: field.contents() for key, field in reader.fields.items()},
-        shapes={name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()},
-        tensor=lambda name: np.asarray(dequantize(tensors[name].data, tensors[name].tensor_type), dtype=np.float32),
-    )
-
-
 def config(base: GGUFBase) -> dict[str, Any]:
     """The `config.json` of a Llama, every number from the file's metadata."""
     architecture = base.metadata.get("general.architecture")
@@ -112,7 +99,10 @@ def config(base: GGUFBase) -> dict[str, Any]:
         value = base.metadata.get(f"llama.{key}")
         if value not in (None, 0, "none"):
             raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and isn't carried over yet")
-    heads, hidden = int(base.number("attention.head_count")), int(base.number("embedding_length"))
+    heads, hidden = base.number("attention.head_count"), base.number("embedding_length")
+    kv_heads = base.metadata.get("llama.attention.head_count_kv", heads)
+    if not isinstance(heads, int) or not isinstance(kv_heads, int):
+        raise RefusedError(base.where, "its layers differ in their number of heads, which a Hugging Face llama cannot")
     head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
     if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
@@ -130,7 +120,7 @@ def config(base: GGUFBase) -> dict[str, Any]:
         "model_type": "llama",
         "num_attention_heads": heads,
         "num_hidden_layers": int(base.number("block_count")),
-        "num_key_value_heads": int(base.metadata.get("llama.attention.head_count_kv", heads)),
+        "num_key_value_heads": kv_heads,
         "rms_norm_eps": _shortest(base.number("attention.layer_norm_rms_epsilon")),
         "rope_theta": _shortest(base.metadata.get("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in base.shapes,
@@ -151,36 +141,22 @@ def _generation_config(base: GGUFBase) -> dict[str, Any]:
     return {name: value for name, value in config(base).items() if name in _IDS}
 
 
-def hf_name(name: str, where: str) -> str:
-    """Hugging Face's name of a GGUF tensor of the llama architecture."""
-    stem, _, kind = name.rpartition(".")
-    if kind == "weight" and stem in _OUTSIDE:
-        return f"{_OUTSIDE[stem]}.weight"
-    parts = stem.split(".")
-    if kind == "weight" and len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _BLOCK:
-        return f"model.layers.{parts[1]}.{_BLOCK[parts[2]]}.weight"
-    raise RefusedError(where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
-
-
 def _write_weights(base: GGUFBase, path: Path) -> None:
-    names = {hf_name(name, base.where): name for name in base.shapes}
-    order = safetensors_file.layout((name, "BF16", base.shapes[source]) for name, source in names.items())
-    numbers = config(base)
-    heads = {"attn_q": numbers["num_attention_heads"], "attn_k": numbers["num_key_value_heads"]}
+    architecture, numbers = names.by_gguf("llama", base.where), config(base)
+    sources = {}
+    for name in base.shapes:
+        stem, _, kind = name.rpartition(".")
+        module = architecture.module(stem)
+        if module is None or kind != "weight":
+            raise RefusedError(base.where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
+        sources[f"{module}.weight"] = name
+    order = safetensors_file.layout((name, "BF16", base.shapes[source]) for name, source in sources.items())
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
-        for name, _, shape in order:
-            tensor = base.tensor(names[name]).reshape(shape)
-            count = heads.get(names[name].split(".")[-2])
-            if count:
-                tensor = unpermute(tensor, count)
+        for name, _, _ in order:
+            heads = architecture.heads(name.removesuffix(".weight"), numbers, base.where)
+            tensor = names.unpermuted(base.file.tensor(sources[name]), heads)
             file.write(safetensors_file.byte_view(np.ascontiguousarray(tensor).astype(dtypes.BF16)))
-
-
-def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k from llama.cpp's order (pairs side by side) back to Hugging Face's (halves)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 # The splitting rules of a pre-tokenizer, applied one after the other (`llm_tokenizer_bpe`, `regex_exprs`), in terms
@@ -203,7 +179,7 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
         known = ", ".join(sorted(_PRE_TOKENIZERS))
         raise RefusedError(base.where, f"pre-tokenizer {pre!r} isn't known, only {known}; another one would split differently")
     tokens = base.metadata["tokenizer.ggml.tokens"]
-    types = base.metadata["tokenizer.ggml.token_type"]
+    types = [int(kind) for kind in base.metadata["tokenizer.ggml.token_type"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise RefusedError(base.where, "two tokens of the vocabulary are the same text; tokenizer.json cannot say that")
@@ -265,10 +241,10 @@ def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
 
 def _tokenizer_config(base: GGUFBase) -> dict[str, Any]:
     tokens = base.metadata["tokenizer.ggml.tokens"]
-    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    kinds = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     special = {
         name: tokens[base.metadata[f"tokenizer.ggml.{key}_token_id"]]
-        for name, key in names.items()
+        for name, key in kinds.items()
         if f"tokenizer.ggml.{key}_token_id" in base.metadata
     }
     return {

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_model, safetensors_file
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters import gguf_model
 from tests.conftest import missing, need_module
 
 NASTY = [
