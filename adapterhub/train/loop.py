@@ -128,7 +128,8 @@ def loop(
 ) -> None:
     """From `state` to the last step; `save` writes a checkpoint."""
     with _signals() as stopped:
-        _measure(base, heldout, state, config, on_event)
+        if state.step == 0:
+            _measure(base, heldout, state, config, on_event)
         while state.step < steps:
             before, started = state.tokens, time.monotonic()
             line = advance(base, rows, state, config, steps)

@@ -1,0 +1,48 @@
+"""The config file: known keys of the right kind, or a refusal that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterhub.train import config
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+SMALL = '[base]\npath = "b"\n[data]\ntrain = "t.jsonl"\n'
+
+
+def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(SMALL + '[lora]\nalpha = 8\ntargets = ["q_proj", "v_proj"]\n')
+    read = config.read(tmp_path / "c.toml")
+    assert (read.base.quantise, read.data.train, read.lora.alpha) == ("nf4", ("t.jsonl",), 8.0)
+    assert read.lora.targets == ("q_proj", "v_proj")
+    assert read.resolve(read.base.path) == tmp_path / "b"
+    assert str(tmp_path) not in str(read.document())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SMALL + "[trian]\n", "c.toml: [trian] isn't known. The sections are base, data, lora, train, card"),
+        (SMALL + "[train]\nlearnig_rate = 1\n", "c.toml: [train] learnig_rate: isn't known. The keys are steps,"),
+        ("[data]\ntrain = []\n", "c.toml: [base] path: is missing"),
+        (SMALL + '[train]\nrows = "4"\n', "c.toml: [train] rows: '4' is of the wrong kind"),
+        (SMALL + "[train]\nrows = true\n", "c.toml: [train] rows: True is of the wrong kind"),
+        (SMALL + '[train]\nschedule = "sine"\n', "c.toml: [train] schedule: 'sine' isn't one of cosine, linear, constant"),
+        (SMALL + "[lora]\nr = 0\n", "c.toml: [lora] r: is too small"),
+        (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "[train] micro_rows: does not divide rows = 4"),
+        (SMALL + "[lora]\ntargets = [1]\n", "c.toml: [lora] targets: [1] is of the wrong kind"),
+        ("[base\n", "c.toml: not valid TOML"),
+        ("base = 3\n" + SMALL[17:], "c.toml: [base]: isn't a table"),
+    ],
+)
+def test_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.parse(text, folder=Path(), where="c.toml")
+    assert says in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        config.read(tmp_path / "none.toml")
