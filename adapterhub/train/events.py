@@ -73,6 +73,7 @@ class Evaluated:
     """The held-out data after `step` steps; loss in nats a token."""
 
     step: int
+    steps: int
     loss: float
     perplexity: float
 

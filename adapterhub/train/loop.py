@@ -129,7 +129,7 @@ def loop(
     """From `state` to the last step; `save` writes a checkpoint."""
     with _signals() as stopped:
         if state.step == 0:
-            _measure(base, heldout, state, config, on_event)
+            _measure(base, heldout, state, config, steps=steps, on_event=on_event)
         while state.step < steps:
             before, started = state.tokens, time.monotonic()
             line = advance(base, rows, state, config, steps)
@@ -137,20 +137,20 @@ def loop(
             done = state.tokens - before
             on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                _measure(base, heldout, state, config, on_event)
+                _measure(base, heldout, state, config, steps=steps, on_event=on_event)
             if stopped.is_set() and state.step < steps:
                 raise StoppedError(str(save()), f"stopped after step {state.step} of {steps}", "Run the same command to go on")
             if config.save_every and state.step % config.save_every == 0 and state.step < steps:
                 save()
 
 
-def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, on_event: OnEvent) -> None:
+def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, *, steps: int, on_event: OnEvent) -> None:
     """Evaluate, once for each step."""
     if heldout is None or state.heldout(state.step) is not None:
         return
     loss = evaluate(base, heldout, config.micro_rows or config.rows)
     state.log.append({"step": state.step, "heldout_loss": loss, "tokens": state.tokens})
-    on_event(Evaluated(state.step, loss, math.exp(loss)))
+    on_event(Evaluated(state.step, steps, loss, math.exp(loss)))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,15 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, tiny_base:
         state = loop.new_state(made.model, config.OptimConfig(rows=4, micro_rows=micro, clip=0))
         gradients = {}
         for path_name, layer in lora.lora_layers(made.model):
-            layer.lora_B.register_post_accumulate_grad_hook(lambda p, name=path_name: gradients.update({name: p.grad.clone()}))
+            layer.lora_B.register_post_accumulate_grad_hook(partial(keep, gradients, path_name))
         loop.advance(made, rows, state, config.OptimConfig(rows=4, micro_rows=micro, clip=0), steps=1)
         factors.append(gradients)
     for name, gradient in factors[0].items():
         torch.testing.assert_close(factors[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
+    gradients[name] = parameter.grad.clone()  # type: ignore[attr-defined]
 
 
 def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
