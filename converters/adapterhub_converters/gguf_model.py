@@ -48,7 +48,10 @@ class GGUFBase:
         name = f"{self.metadata['general.architecture']}.{key}"
         if name not in self.metadata:
             raise RefusedError(self.where, f"there is no {name}, which the model's config needs")
-        return self.metadata[name]
+        value = self.metadata[name]
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number")
+        return value
 
 
 def to_hf(gguf: Path, out: Path) -> None:

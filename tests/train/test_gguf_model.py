@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_model
+from adapterhub_converters import gguf_file, gguf_model, names, safetensors_file
+from adapterhub_converters.base import read_base
+from adapterhub_converters.errors import LocalIOError, RefusedError
 from tests.conftest import missing, need_module
 
 NASTY = [
@@ -91,3 +95,81 @@ def test_transformers_loads_it_with_the_same_ids(smollm: tuple[Path, Path], llam
     assert wrong == []
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n")
+
+
+def tiny(path: Path, **changes: gguf_file.Value) -> Path:
+    """A one-layer llama in F32: hidden 8, two heads of 4, one of keys and values."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (6, 8), "output_norm": (8,), "blk.0.attn_norm": (8,), "blk.0.ffn_norm": (8,),
+        "blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8), "blk.0.attn_output": (8, 8),
+        "blk.0.ffn_gate": (12, 8), "blk.0.ffn_up": (12, 8), "blk.0.ffn_down": (8, 12),
+    }  # fmt: skip
+    u32, f32, text = gguf_file.u32, gguf_file.f32, gguf_file.string
+    metadata = {
+        "general.architecture": text("llama"),
+        "llama.block_count": u32(1),
+        "llama.context_length": u32(64),
+        "llama.embedding_length": u32(8),
+        "llama.feed_forward_length": u32(12),
+        "llama.attention.head_count": u32(2),
+        "llama.attention.head_count_kv": u32(1),
+        "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+        "llama.rope.freq_base": f32(10000.0),
+        "tokenizer.ggml.model": text("gpt2"),
+        "tokenizer.ggml.pre": text("smollm"),
+        "tokenizer.ggml.tokens": gguf_file.strings(["<s>", "a", "b", "ab", "\u0120", "</s>"]),
+        "tokenizer.ggml.token_type": gguf_file.Value("[INT32]", [3, 1, 1, 1, 1, 3]),
+        "tokenizer.ggml.merges": gguf_file.strings(["a b"]),
+        "tokenizer.ggml.bos_token_id": u32(0),
+        "tokenizer.ggml.eos_token_id": u32(5),
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    gguf_file.write(path, metadata, {f"{name}.weight": rng.normal(size=s).astype(np.float32) for name, s in shapes.items()})
+    return path
+
+
+def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a.gguf")
+    gguf_model.to_hf(source, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["rms_norm_eps"], config["head_dim"], config["tie_word_embeddings"], config["eos_token_id"]) == (
+        1e-5,
+        4,
+        True,
+        5,
+    )
+    assert read_base(tmp_path / "hf").fingerprint == read_base(source).fingerprint
+    with gguf_file.GGUFFile(source) as file, safetensors_file.SafetensorsFile(tmp_path / "hf" / "model.safetensors") as made:
+        q = made.tensor("model.layers.0.self_attn.q_proj.weight").astype(np.float32)
+        np.testing.assert_allclose(names.permuted(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
+        v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
+        np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
+    with pytest.raises(LocalIOError, match="isn't an empty folder"):
+        gguf_model.to_hf(source, tmp_path / "hf")
+
+
+def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    gguf_model.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.boolean(value=True)), tmp_path / "hf")
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert tokenizer.encode("ab a</s>").ids == [0, 3, 4, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"general__architecture": gguf_file.string("qwen2")}, "architecture 'qwen2' isn't turned into"),
+        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "pre-tokenizer 'llama-bpe' isn't known"),
+        ({"tokenizer__ggml__model": gguf_file.string("llama")}, "tokenizer model 'llama' isn't turned into"),
+        ({"llama__rope__scaling__type": gguf_file.string("yarn")}, "llama.rope.scaling.type = yarn changes"),
+        ({"llama__rope__dimension_count": gguf_file.u32(2)}, "a partial rotary embedding"),
+        ({"llama__block_count": gguf_file.string("")}, "llama.block_count is '', not a number"),
+    ],
+)
+def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.Value], says: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        gguf_model.to_hf(tiny(tmp_path / "a.gguf", **changes), tmp_path / "hf")
+    assert says in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
