@@ -1,0 +1,172 @@
+"""What is done to one tensor of the base, in peft's own order of rounding (0.21.2, `tuners/lora/layer.py`).
+
+An edit gets tiles: some rows of the tensor, widened to float32. peft computes a delta in float32 (it keeps 16-bit
+adapter weights in float32, `autocast_adapter_dtype`), multiplies it by the scale rounded to float32, adds it in
+float32 and rounds the sum to the base's dtype (`Linear.merge`); an embedding's delta is rounded to the base's dtype
+before it is added (`Embedding.merge`). Several adapters are merged one after the other, with a rounding in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters.adapter import Delta, LowRankEmbedding
+
+from .product import product
+from .rounding import narrow, widen
+
+F32Array = NDArray[np.float32]
+
+Apply = Callable[[F32Array, int, F32Array], None]
+"""Changes `tile` `(rows, columns)` in place, whose first row is row `start` of the tensor; `scratch` is flat, with room
+for one more row than the tile has."""
+
+
+class Edit(Protocol):
+    """One change of one tensor."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tile must be the whole tensor."""
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The change, its factors laid out for a tensor of `dtype`."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AddLowRank:
+    """Add `scale * lora_B @ lora_A`, or its transpose where the base stores `(in, out)`."""
+
+    delta: Delta
+    scale: float
+    transposed: bool
+    whole: bool = False
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The sum, with an embedding's delta rounded first."""
+        left, right = _factors(self.delta, self.transposed)
+        scale = np.float32(self.scale)
+        rounded = np.empty(0, dtype) if isinstance(self.delta, LowRankEmbedding) else None
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            delta = _delta(left, right, tile.shape, start, scratch)
+            delta *= scale
+            if rounded is not None:
+                low = np.empty(delta.shape, rounded.dtype)
+                narrow(delta, low)
+                widen(low, delta)
+            tile += delta
+
+        return apply
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AddDora:
+    """`m / ||W + delta|| * (W + delta)`, the norm taken per output feature (peft, `variants.py`, `merge_unsafe`).
+
+    The norm is summed in float64 here and in an order of its own in torch, so the last bit may differ from peft's.
+    """
+
+    delta: Delta
+    scale: float
+    transposed: bool
+    magnitude: np.ndarray
+
+    @property
+    def whole(self) -> bool:
+        """A stored `(in, out)` has its norms down the columns."""
+        return self.transposed
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The rescaled sum."""
+        left, right = _factors(self.delta, self.transposed)
+        scale, magnitude = np.float32(self.scale), self.magnitude.astype(np.float32).reshape(-1)
+        axis = 0 if self.transposed else 1
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            delta = _delta(left, right, tile.shape, start, scratch)
+            delta *= scale
+            tile += delta
+            norm = np.sqrt(np.sum(np.square(tile, dtype=np.float64), axis=axis)).astype(np.float32)
+            some = magnitude if self.transposed else magnitude[start : start + len(tile)]
+            tile *= np.expand_dims(some / norm, axis)
+
+        return apply
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AddVector:
+    """Add `scale * values` to a bias (peft's `lora_bias`)."""
+
+    values: np.ndarray
+    scale: float
+    whole: bool = False
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The sum."""
+        values = self.values.astype(np.float32).reshape(-1, 1) * np.float32(self.scale)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            tile += values[start : start + len(tile)]
+
+        return apply
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Replace:
+    """Take `values` in place of the tensor."""
+
+    values: np.ndarray
+    whole: bool = False
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The replacement."""
+        values = self.values.reshape(len(self.values) if self.values.ndim else 1, -1)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            np.copyto(tile, values[start : start + len(tile)], casting="unsafe")
+
+        return apply
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SetRows:
+    """Take `values` in place of the rows `ids`."""
+
+    ids: tuple[int, ...]
+    values: np.ndarray
+    whole: bool = False
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The replacement."""
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            for number, row in enumerate(self.ids):
+                if start <= row < start + len(tile):
+                    tile[row - start] = self.values[number].astype(np.float32)
+
+        return apply
+
+
+def _factors(delta: Delta, transposed: bool) -> tuple[F32Array, F32Array]:
+    """`(rows, r)` with an even number of rows, and `(r, columns)`, whose product is the delta as the base stores it.
+
+    A product's terms commute, so that the chain of the transpose is the transpose of the chain.
+    """
+    swap = transposed or isinstance(delta, LowRankEmbedding)
+    left, right = (delta.lora_A.T, delta.lora_B.T) if swap else (delta.lora_B, delta.lora_A)
+    even = np.zeros((len(left) + len(left) % 2, left.shape[1]), np.float32)
+    even[: len(left)] = left
+    return even, np.ascontiguousarray(right, np.float32)
+
+
+def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, scratch: F32Array) -> F32Array:
+    rows, columns = shape
+    even = rows + rows % 2
+    out = scratch[: even * columns].reshape(even, columns)
+    return product(left[start : start + even], right, out)[:rows]

@@ -1,0 +1,126 @@
+"""`B @ A` in float32 with every bit defined, whatever BLAS numpy was built with.
+
+A merge that is to be bit-identical to peft's needs the product that torch computes, and a float32 sum depends on
+its order. torch's product on x86 (oneMKL 2024.2, in the wheels of torch 2.13) turned out to be one chain of fused
+multiply-adds per element, in the order of the rank, from zero:
+
+    acc = fma(B[i, 0], A[0, j], 0); acc = fma(B[i, 1], A[1, j], acc); ...
+
+in panels of at most 192 ranks, whose sums are added in turn (193 to 384: of half the rank). Measured on an AMD EPYC with
+AVX-512, one and two threads, r = 1 to 1024, shapes up to 5632 x 2048: equal in every bit as soon as the result has at
+least 4 rows and 12 columns, except for 7 or 9 rows. Below that oneMKL takes other kernels; another vendor's CPU may
+too. That order is the definition here.
+
+OpenBLAS, which numpy uses, keeps the same chain with its AVX-512 kernels, but not with its Haswell and Zen kernels
+for r >= 8 (1.5 to 5 % of the elements differ in the last bit, around the edges of its blocks). A product of *two*
+rows at a time goes through a simpler kernel that keeps it; older ones (Sandybridge, Nehalem) do not even then. So the
+fast path is two rows at a time, checked once per width and rank against the chain spelled out in float64, and where
+the check fails the chain spelled out is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32Array = NDArray[np.float32]
+
+PANEL = 192  # ranks summed before the next sum is started
+# Elements of a product with two rows that OpenBLAS does not split over threads (interface/gemm.c, 4 * 65536).
+_SINGLE_THREAD = 131_072
+_BLOCK = 16_384  # elements of the spelled-out chain at a time: its float64 temporaries then fit in the cache
+
+
+def product(left: F32Array, right: F32Array, out: F32Array) -> F32Array:
+    """`left @ right` in the order above.
+
+    Args:
+        left: `(rows, r)`, C-contiguous; rows even (an odd last row would go through another kernel).
+        right: `(r, columns)`, C-contiguous.
+        out: `(rows, columns)`, C-contiguous; overwritten and returned.
+    """
+    for number, (start, stop) in enumerate(panels(left.shape[1])):
+        part = out if number == 0 else np.empty_like(out)
+        _panel(np.ascontiguousarray(left[:, start:stop]), right[start:stop], part)
+        if number:
+            out += part
+    return out
+
+
+def panels(r: int) -> Iterator[tuple[int, int]]:
+    """Where the ranks are split: one panel up to 192, halves up to 384 (an odd one left over), else panels of 192."""
+    step = r // 2 if PANEL < r <= 2 * PANEL else PANEL
+    yield from ((start, min(start + step, r)) for start in range(0, r, step))
+
+
+def _panel(left: F32Array, right: F32Array, out: F32Array) -> None:
+    r, columns = right.shape
+    if r == 1:
+        np.multiply(left, right, out=out)  # not started from zero: a product of -0 stays -0, as in oneMKL
+        return
+    width = max(16, _SINGLE_THREAD // r)
+    for start in range(0, columns, width):
+        piece = slice(start, min(start + width, columns))
+        if keeps_order(piece.stop - piece.start, r):
+            _pairs(left, right[:, piece], out[:, piece])
+        else:
+            _chained(left, right[:, piece], out[:, piece])
+
+
+def _pairs(left: F32Array, right: F32Array, out: F32Array) -> None:
+    """Two rows at a time: a stack of products `(2, r) @ (r, columns)`."""
+    rows, r = left.shape
+    stack = np.lib.stride_tricks.as_strided(
+        out, (rows // 2, 2, out.shape[1]), (2 * out.strides[0], out.strides[0], out.strides[1])
+    )
+    np.matmul(left.reshape(rows // 2, 2, r), right, out=stack)
+
+
+@lru_cache(maxsize=1024)
+def keeps_order(columns: int, r: int) -> bool:
+    """Whether this numpy's BLAS sums products of two rows in order: tried on 12 rows of random numbers.
+
+    All pairs of rows take the same way through the BLAS, and another order shows in a quarter to nine tenths of the
+    elements, so that twelve full rows leave no room for luck.
+    """
+    rng = np.random.default_rng(r)
+    left = rng.standard_normal((12, r), dtype=np.float32)
+    right = rng.standard_normal((r, columns), dtype=np.float32)
+    got = np.empty((12, columns), np.float32)
+    _pairs(left, right, got)
+    return np.array_equal(got, chained(left, right))
+
+
+def _chained(left: F32Array, right: F32Array, out: F32Array) -> None:
+    step = max(1, _BLOCK // right.shape[1])
+    for start in range(0, len(left), step):
+        out[start : start + step] = chained(left[start : start + step], right)
+
+
+def chained(left: F32Array, right: F32Array) -> F32Array:
+    """The chain of fused multiply-adds spelled out, without FMA in the processor: slow, and right everywhere.
+
+    float64 holds a product of two float32 exactly. Adding to it rounds once and the conversion to float32 a second
+    time; rounding the sum to odd (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the
+    two the same as rounding once.
+    """
+    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    total = np.zeros((left.shape[0], right.shape[1]), np.float32)
+    for rank in range(left.shape[1]):
+        term = wide_left[:, rank : rank + 1] * wide_right[rank]
+        total = _sum_to_odd(term, total.astype(np.float64)).astype(np.float32)
+    return total
+
+
+def _sum_to_odd(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    rounded = a + b
+    back = rounded - a
+    error = (a - (rounded - back)) + (b - back)  # exact (Knuth, TwoSum)
+    bits = rounded.view(np.int64)
+    inexact_and_even = (error != 0) & ((bits & 1) == 0)
+    # Towards the exact sum: one step away from zero when the error has the sum's sign, else one step to zero.
+    step = np.where((error > 0) == (rounded > 0), 1, -1)
+    return (bits + np.where(inexact_and_even, step, 0)).view(np.float64)
