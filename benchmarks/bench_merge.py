@@ -91,7 +91,6 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", MAKE, folder, str(options.hidden), str(options.layers)], check=True)
     base, adapter = str(folder / "base"), str(folder / "adapter")
     outs = [folder / "ours", folder / "theirs"]
-    path = ":".join(str(ROOT / part) for part in ("", "converters", "schemas"))
     ours = [sys.executable, "-c", OURS, base, adapter, str(outs[0])]
     theirs = [sys.executable, "-c", THEIRS, base, adapter, str(outs[1])]
     env = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))}

@@ -1,5 +1,7 @@
 """Two things under one verb: adapters into a base (`fuse`), and adapters into an adapter (`combine`); numpy alone."""
 
+from .combine import Merged, MergeReport, combine
 from .fuse import Change, FuseReport, fuse
+from .methods import METHODS
 
-__all__ = ["Change", "FuseReport", "fuse"]
+__all__ = ["METHODS", "Change", "FuseReport", "MergeReport", "Merged", "combine", "fuse"]

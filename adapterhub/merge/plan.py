@@ -5,7 +5,6 @@ Nothing is written before the whole plan stands, so a merge that would be wrong 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.safetensors_file import SafetensorsFile, TensorInfo
 
+from .checks import check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows
 from .rounding import computable
 
@@ -59,7 +59,7 @@ def plan(adapters: Weighted, base: Path) -> Plan:
         raise RefusedError(str(base), "no adapter to merge")
     planner = _Planner(spec, {name: info for shard in shards for name, info in shard.tensors.items()}, shards)
     for adapter, weight in adapters:
-        _check_adapter(adapter, weight)
+        check_adapter(adapter, weight)
         planner.add(adapter, weight)
     return Plan(shards, {name: tuple(edits) for name, edits in planner.edits.items()}, tuple(dict.fromkeys(planner.notes)))
 
@@ -102,22 +102,6 @@ def _check_index(base: Path, shards: Sequence[Shard]) -> None:
         for name, file in json_file.read_object(index)["weight_map"].items():
             if seen.get(name) != file:
                 raise FormatError(str(index), f"says that tensor {name!r} is in {file}, which it is not")
-
-
-def _check_adapter(adapter: Adapter, weight: float) -> None:
-    if not math.isfinite(weight):
-        raise RefusedError("weight", f"{weight} is not a number to multiply by")
-    if adapter.meta.init != "default":
-        raise RefusedError(
-            "adapter",
-            f"initialised by {adapter.meta.init}, which changed the base's own weights before training",
-            "Convert it to a plain LoRA with peft (path_initial_model_for_weight_conversion)",
-        )
-    for name, tensor in adapter.tensors():
-        if tensor.dtype not in (dtypes.BF16, dtypes.F16, dtypes.F32, dtypes.F64):
-            raise RefusedError(name, f"{tensor.dtype} is not a type to compute with")
-        if not np.isfinite(tensor.astype(np.float32)).all():
-            raise RefusedError(name, "has NaN or Inf in it")
 
 
 class _Planner:

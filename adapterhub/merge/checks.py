@@ -1,0 +1,33 @@
+"""What makes an adapter unfit for any merge."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.errors import RefusedError
+
+_FLOATS = (dtypes.BF16, dtypes.F16, dtypes.F32, dtypes.F64)
+
+
+def check_adapter(adapter: Adapter, weight: float) -> None:
+    """Refuse an adapter with numbers that aren't, or whose delta is not what its tensors say."""
+    if not math.isfinite(weight):
+        raise RefusedError("weight", f"{weight} is not a number to multiply by")
+    if adapter.meta.init != "default":
+        raise RefusedError(
+            "adapter",
+            f"initialised by {adapter.meta.init}, which changed the base's own weights before training",
+            "Convert it to a plain LoRA with peft (path_initial_model_for_weight_conversion)",
+        )
+    for target, delta in adapter.deltas.items():
+        if not math.isfinite(delta.scaling):
+            raise RefusedError(target, f"alpha {delta.alpha} is not a number to multiply by")
+    for name, tensor in adapter.tensors():
+        if tensor.dtype not in _FLOATS:
+            raise RefusedError(name, f"{tensor.dtype} is not a type to compute with")
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise RefusedError(name, "has NaN or Inf in it")
