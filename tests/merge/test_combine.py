@@ -58,7 +58,7 @@ def test_svd_is_as_close_as_any_matrix_of_its_rank(ranks: list[int], keep: int, 
     error = np.linalg.norm(dense(result.deltas["q"]) - wanted) / np.linalg.norm(wanted)
     assert result.deltas["q"].r <= keep
     assert error == pytest.approx(best, abs=1e-6)
-    assert report.error == pytest.approx(error, abs=1e-9)
+    assert report.error == pytest.approx(error, abs=1e-7)
 
 
 def test_the_same_adapter_twice_needs_no_more_rank() -> None:
