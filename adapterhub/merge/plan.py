@@ -289,7 +289,8 @@ class _Tied:
 
     def _is_table(self, name: str) -> bool:
         shape = self._tensors[name].shape
-        return len(shape) == 2 and shape[0] == self._vocabulary
+        in_a_layer = any(part.isdigit() for part in name.split("."))
+        return len(shape) == 2 and shape[0] == self._vocabulary and not in_a_layer
 
 
 def _equal(one: tuple[Path, TensorInfo], two: tuple[Path, TensorInfo]) -> bool:

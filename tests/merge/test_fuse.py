@@ -75,6 +75,11 @@ def test_only_the_target_changes_and_the_header_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_tied_base_takes_what_is_not_the_table(tmp_path: Path) -> None:
+    base = base_in(tmp_path / "base", drop="lm_head.weight", vocab_size=16)  # as many as q_proj has rows
+    assert set(fuse([(PLAIN, 1.0)], base, tmp_path / "out").touched) == {f"{Q}.weight"}
+
+
 def test_tiles_and_workers_do_not_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_in(tmp_path / "base")
     adapter = Adapter(
