@@ -26,14 +26,19 @@ def matching_keys(patterns: Iterable[str], target: str, where: str) -> list[str]
     return [key for key in patterns if _compiled(key, where).match(target)]
 
 
+def fullmatch(pattern: str, target: str, where: str) -> bool:
+    """Whether a `target_modules` or `exclude_modules` string matches, as peft matches it: the whole path."""
+    return _compiled(pattern, where, "{}").fullmatch(target) is not None
+
+
 @lru_cache(maxsize=4096)
-def _compiled(key: str, where: str) -> re.Pattern[str]:
+def _compiled(key: str, where: str, frame: str = r"(.*\.)?({})$") -> re.Pattern[str]:
     if len(key) > MAX_PATTERN:
         raise RefusedError(where, f"a pattern of {len(key)} characters is over the limit of {MAX_PATTERN}")
     try:
         if _unbounded_repeats(_parser.parse(key)) > MAX_REPEATS:
             raise RefusedError(where, f"pattern {key[:80]!r} could take for ever to match: it has too many repeats")
-        return re.compile(rf"(.*\.)?({key})$")
+        return re.compile(frame.replace("{}", key))
     except (re.error, RecursionError, OverflowError) as error:
         raise FormatError(where, f"pattern {key[:80]!r} is not a regular expression ({error})") from error
 

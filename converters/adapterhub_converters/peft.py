@@ -78,7 +78,7 @@ def _no_weights(path: Path) -> Exception:
 def parse(text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, where: str) -> Adapter:
     """The adapter that a config's text and the tensors of its weights file make together."""
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
-    _check_config(config, f"{where}/{CONFIG}")
+    check_config(config, f"{where}/{CONFIG}")
     parts = _sort_tensors(tensors, f"{where}/{WEIGHTS}")
     notes: list[str] = []
     scales = _Scales(config, f"{where}/{CONFIG}", notes)
@@ -95,7 +95,8 @@ def parse(text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, s
     )
 
 
-def _check_config(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that asks for mathematics not modelled here, or whose numbers make no sense."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise RefusedError(where, f"peft_type {kind!r} is not read yet, only LORA")
@@ -171,22 +172,36 @@ _SUFFIXES = {
     ".lora_magnitude_vector.weight": "magnitude",
     ".lora_B.bias": "bias",
 }
+_ROWS = ".token_adapter.trainable_tokens_delta"
+
+
+def classify(key: str) -> tuple[str, str, str]:
+    """What a tensor's key says it is: `pair` (module path and part), `rows` (table), `replaced` (parameter) or `unknown`."""
+    name = key.removeprefix(_PREFIX)
+    if name == key:
+        return "unknown", key, ""
+    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+    if suffix:
+        return "pair", name.removesuffix(suffix), _SUFFIXES[suffix]
+    if name.endswith(_ROWS):
+        return "rows", name.removesuffix(_ROWS), ""
+    if name.endswith((".weight", ".bias")) and "lora_" not in name and ".base_layer." not in name:
+        return "replaced", name, ""
+    return "unknown", name, ""
 
 
 def _sort_tensors(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
     parts = _Parts()
     for key, tensor in tensors.items():
-        if not key.startswith(_PREFIX):
-            raise RefusedError(where, f"tensor {key!r} has no {_PREFIX} before its name")
-        name = key.removeprefix(_PREFIX)
-        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-        if suffix:
-            pair = parts.pairs.setdefault(name.removesuffix(suffix), {})
-            pair[_SUFFIXES[suffix]] = tensor
-        elif name.endswith(".token_adapter.trainable_tokens_delta"):
-            parts.rows[name.removesuffix(".token_adapter.trainable_tokens_delta")] = tensor
-        elif name.endswith((".weight", ".bias")) and "lora_" not in name and ".base_layer." not in name:
+        kind, name, part = classify(key)
+        if kind == "pair":
+            parts.pairs.setdefault(name, {})[part] = tensor
+        elif kind == "rows":
+            parts.rows[name] = tensor
+        elif kind == "replaced":
             parts.replaced[name] = tensor
+        elif not key.startswith(_PREFIX):
+            raise RefusedError(where, f"tensor {key!r} has no {_PREFIX} before its name")
         else:
             raise RefusedError(where, f"tensor {key!r} is of no kind that is read yet")
     return parts
@@ -226,14 +241,18 @@ def _rows(target: str, values: np.ndarray, config: Mapping[str, Any], where: str
 
 def _meta(config: Mapping[str, Any]) -> Meta:
     init = config.get("init_lora_weights", True)
-    plain = isinstance(init, bool) or init is None or init in _PLAIN_INITS
     return Meta(
         base_model=config.get("base_model_name_or_path") or None,
         revision=config.get("revision") or None,
         task_type=config.get("task_type") or None,
         dropout=float(config.get("lora_dropout") or 0.0),
-        init="default" if plain else str(init),
+        init=str(init) if residual_init(init) else "default",
     )
+
+
+def residual_init(init: object) -> bool:
+    """Whether an `init_lora_weights` took part of the base into the factors, so that the delta needs the initial ones."""
+    return isinstance(init, str) and init not in _PLAIN_INITS
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:

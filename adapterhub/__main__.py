@@ -1,0 +1,5 @@
+"""`python -m adapterhub`."""
+
+from adapterhub.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""What people and programs read: tables without ugly wrapping, JSON with stable keys, one line for one thing.
+
+A table prints whole cells, never a cut ref: where a terminal is too narrow, columns that matter less go first. A pipe gets
+every column, no colour and no progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.errors import AdapterhubError
+
+
+def is_terminal() -> bool:
+    """Whether results go to a person's screen."""
+    return sys.stdout.isatty()
+
+
+def width() -> int | None:
+    """Columns of the screen; None for a pipe, whose lines may be of any length."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
+
+
+def colour(text: str, name: str) -> str:
+    """`text` in a colour on a terminal that has some (https://no-color.org)."""
+    codes = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
+    if not is_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{codes[name]}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Text of a stranger's with its control characters spelt out, so that it cannot steer a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def one_line(text: str) -> str:
+    """`text` as one printable line."""
+    return printable(" ".join(text.split()))
+
+
+def write(text: str = "") -> None:
+    """One line of the result."""
+    print(text)
+
+
+def say(text: str) -> None:
+    """One line about the work, not of the result."""
+    print(text, file=sys.stderr)
+
+
+def write_json(document: Any) -> None:
+    """The result as one JSON document; a lone surrogate of a file name survives as an escape."""
+    print(json.dumps(document, indent=2, ensure_ascii=True))
+
+
+def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
+    """The document for a program, or what `text` prints for a person."""
+    if as_json:
+        write_json(document)
+    else:
+        text()
+
+
+def error_document(error: AdapterhubError) -> dict[str, Any]:
+    """An error as `--json` gives it."""
+    return {
+        "type": type(error).__name__,
+        "where": error.where,
+        "what": error.what,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def size(count: int) -> str:
+    """Bytes for people: `4.2 MB`, powers of 1000 as disks are sold."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 100 else f"{value:.1f} {units[0]}"
+
+
+def digest(text: str) -> str:
+    """A digest, on a terminal by the first 12 digits, which a ref takes as well as all 64."""
+    return text[: len("sha256:") + 12] if is_terminal() else text
+
+
+def number(count: int) -> str:
+    """A count for people: `2.4 M`."""
+    value, units = float(count), ["", "k", "M", "G"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{count}" if not units[0] else f"{value:.1f} {units[0]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@dataclass(frozen=True)
+class Column:
+    """`drop`: how early the column goes when the screen is narrow, 0 for never. `wrap`: the last column may wrap."""
+
+    title: str
+    drop: int = 0
+    right: bool = False
+    wrap: bool = False
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: int | None = None) -> list[str]:
+    """Lines of a table. `screen`: its width in columns, None for no limit."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    shown = list(range(len(columns)))
+    widths = [max([len(columns[i].title), *(len(row[i]) for row in cells)]) for i in shown]
+    while screen is not None and _least(columns, widths, shown) > screen:
+        droppable = [i for i in shown if columns[i].drop]
+        if not droppable:
+            break
+        shown.remove(max(droppable, key=lambda i: (columns[i].drop, i)))
+    lines = [_row([column.title for column in columns], columns, widths, shown, None)]
+    lines += [_row(row, columns, widths, shown, screen) for row in cells]
+    return [line for block in lines for line in block]
+
+
+def _least(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(min(widths[i], 24) if columns[i].wrap else widths[i] for i in shown) + 2 * (len(shown) - 1)
+
+
+def _row(
+    row: Sequence[str], columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int], screen: int | None
+) -> list[str]:
+    parts = [row[i].rjust(widths[i]) if columns[i].right else row[i].ljust(widths[i]) for i in shown]
+    line = "  ".join(parts).rstrip()
+    last = shown[-1]
+    if screen is None or len(line) <= screen or not columns[last].wrap:
+        return [line]
+    left = sum(widths[i] for i in shown[:-1]) + 2 * (len(shown) - 1)
+    pieces = textwrap.wrap(row[last], max(screen - left, 20), break_long_words=False, break_on_hyphens=False)
+    head = "  ".join(parts[:-1])
+    return [f"{head}  {pieces[0]}", *(" " * left + piece for piece in pieces[1:])]
+
+
+def wrapped(text: str, screen: int | None, *, indent: int = 0) -> list[str]:
+    """One printable line, or as many as a screen needs, the later ones indented; no word is cut."""
+    text = printable(text)
+    if screen is None or len(text) <= screen:
+        return [text]
+    return textwrap.wrap(text, screen, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def pairs(items: Mapping[str, str], *, screen: int | None = None) -> list[str]:
+    """`key  value` lines, the values aligned and wrapped under themselves."""
+    wide = max((len(key) for key in items), default=0)
+    lines = []
+    for key, value in items.items():
+        text, room = printable(value), (screen or 10_000) - wide - 2
+        pieces = textwrap.wrap(text, max(room, 20), break_long_words=False, break_on_hyphens=False) or [""]
+        lines.append(f"{key.ljust(wide)}  {pieces[0]}".rstrip())
+        lines += [" " * (wide + 2) + piece for piece in pieces[1:]]
+    return lines

@@ -1,0 +1,34 @@
+"""How far long work has come: on stderr, and only where a person sees it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from . import output
+
+_EVERY = 0.1  # seconds between two redraws
+
+
+@contextmanager
+def bytes_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A line that says bytes done of bytes in all; None where stderr is no terminal. Gone when the work is done."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    last = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY:
+            last = now
+            share = f"{done / total:4.0%}" if total else ""
+            print(f"\r\x1b[K{title} {share} {output.size(done)} of {output.size(total)}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

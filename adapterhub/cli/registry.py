@@ -1,0 +1,471 @@
+"""Commands on a registry: init, push, pull, list, show, tag, rm, verify, fsck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
+
+from . import output, sources
+from .app import Settings, command
+from .locate import open_registry, registry_folder
+from .output import Column
+
+if TYPE_CHECKING:
+    from adapterhub.catalog import Row
+    from adapterhub.fsck import Finding
+    from adapterhub.registry import Version
+    from adapterhub_converters.base import BaseSpec
+
+
+def _complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    try:
+        with open_registry(context.find_object(Settings) or Settings()) as registry:
+            refs = {str(row.ref) for row in registry.list()} | {row.name for row in registry.list()}
+    except AdapterhubError:
+        return []
+    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
+
+
+@command(
+    "init",
+    short="Make a registry.",
+    example="""
+    adapterhub init
+    adapterhub init ~/adapters""",
+)
+@click.argument("folder", metavar="[DIR]", required=False)
+@click.pass_obj
+def init(settings: Settings, folder: str | None) -> None:
+    """Make a registry in a folder: registry.db and, beside it, the store .adapterhub/.
+
+    Without DIR it is made where --registry or $ADAPTERHUB_REGISTRY says, else here. One that is there already stays as it is.
+    """
+    import os
+
+    from adapterhub.registry import Registry
+
+    from .locate import ENVIRONMENT
+
+    root = Path(folder) if folder else registry_folder(settings) if settings.registry or os.environ.get(ENVIRONMENT) else Path()
+    new = not (root / ".adapterhub" / "oci-layout").exists()
+    Registry.init(root).close()
+    text = f"{'made' if new else 'already there:'} {root / 'registry.db'}"
+    output.emit({"registry": str(root), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+@command(
+    "push",
+    short="Store an adapter as a new version.",
+    example="""
+    adapterhub push ./sql team/sql
+    adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
+    adapterhub push ./sql team/sql:prod --expect sha256:5f2c…""",
+)
+@click.argument("source", metavar="SRC")
+@click.argument("ref", shell_complete=_complete_ref)
+@click.option("--base", metavar="BASE", help="Pin the model it was trained on; refused when it does not fit.")
+@click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
+@click.pass_obj
+def push(settings: Settings, *, source: str, ref: str, base: str | None, expect: str | None) -> None:
+    """Store an adapter as the next version of a name.
+
+    REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
+    The same files again make no new version. The registry is made if there is none.
+    """
+    from adapterhub.ref import Ref
+
+    target = Ref.parse(ref)
+    spec = sources.read_base(base) if base else None
+    with (
+        sources.opened(source, settings) as found,
+        sources.as_folder(found) as folder,
+        _pinned(folder, found, spec) as ready,
+        open_registry(settings, make=True) as registry,
+    ):
+        version = registry.push(ready, target, expect=expect)
+    for name in version.skipped:
+        output.say(output.one_line(f"left out: {name}"))
+    output.emit(_version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
+
+
+@contextmanager
+def _pinned(folder: Path, found: sources.Source, base: BaseSpec | None) -> Iterator[Path]:
+    """The folder, or a copy of it whose adapter.json pins the base."""
+    if base is None:
+        yield folder
+        return
+    import tempfile
+
+    from adapterhub import compat, facts
+    from adapterhub.folder import listing
+
+    report = compat.check(found.path, base=base, headers_only=True, where=found.where)
+    if not report.ok:
+        worst = report.problems[0]
+        more = report.count("error") - 1
+        what = f"does not fit {base.where}: {worst.code}: {worst.what}" + (
+            f" (and {output.plural(more, 'more error')})" if more else ""
+        )
+        raise RefusedError(found.where, what, f"`adapterhub validate {found.where} --base {base.where}` says more")
+    document = facts.read_facts(folder) or facts.describe(folder)
+    pinned = facts.describe(folder, base=base)["base"]
+    document["base"] = {**pinned, **{key: value for key, value in document["base"].items() if value}}
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        for path in listing(folder).files:
+            if path != facts.NAME:
+                (Path(temporary) / path).parent.mkdir(parents=True, exist_ok=True)
+                sources.place(folder / path, Path(temporary) / path)
+        facts.write_facts(Path(temporary), document)
+        yield Path(temporary)
+
+
+def _pushed(version: Version) -> str:
+    kind = "" if version.new else "already there: "
+    tags = f" ({', '.join(version.tags)})" if version.tags else ""
+    return f"{kind}{version.ref}{tags}  {output.size(version.size or 0)}  {output.digest(version.digest)}"
+
+
+def _version_document(version: Version) -> dict[str, Any]:
+    return {
+        "ref": str(version.ref),
+        "name": version.name,
+        "number": version.number,
+        "tags": list(version.tags),
+        "digest": version.digest,
+        "size": version.size,
+        "new": version.new,
+        "skipped": list(version.skipped),
+    }
+
+
+@command(
+    "pull",
+    short="Write a version's files, verified.",
+    example="""
+    adapterhub pull team/sql:v2
+    adapterhub pull team/sql:prod -o ./sql-prod""",
+)
+@click.argument("ref", shell_complete=_complete_ref)
+@click.option("-o", "--output", "out", metavar="DIR", help="Where to write it. [default: ./NAME]")
+@click.pass_obj
+def pull(settings: Settings, ref: str, out: str | None) -> None:
+    """Write a version's files into a new folder: every byte verified, all of them or nothing."""
+    from adapterhub import transfer
+    from adapterhub.ref import Ref
+
+    wanted = Ref.parse(ref)
+    target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
+    with open_registry(settings) as registry:
+        version = transfer.pull(registry, wanted, target)
+        files = [layer.path for layer in registry.files(version)]
+    document = {**_version_document(version), "output": str(target), "files": files}
+    del document["new"], document["skipped"]
+    size = output.size(version.size or 0)
+    text = f"{target}: {version.ref}, {output.plural(len(files), 'file')}, {size}, verified"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+_LIST = (
+    Column("REF"),
+    Column("TAGS", drop=1),
+    Column("BASE", drop=3),
+    Column("METHOD", drop=5),
+    Column("R", right=True, drop=4),
+    Column("SIZE", right=True, drop=2),
+    Column("PUSHED", drop=6),
+)
+
+
+@command(
+    "list",
+    short="List versions.",
+    example="""
+    adapterhub list
+    adapterhub list team/sql --json""",
+)
+@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=_complete_ref)
+@click.pass_obj
+def list_(settings: Settings, prefix: str | None) -> None:
+    """List versions, the newest of each name first.
+
+    PREFIX is a namespace or a name. A narrow terminal shows fewer columns; a pipe or --json has everything.
+    """
+    with open_registry(settings) as registry:
+        rows = registry.list(prefix)
+        if prefix and not rows:
+            raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+    document = {"adapters": [_row_document(row) for row in rows]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows))
+
+
+def _list_text(rows: Sequence[Row]) -> None:
+    if not rows:
+        output.say("no adapters yet; `adapterhub push SRC namespace/name` stores one")
+        return
+    cells = [
+        [
+            str(row.ref),
+            ", ".join(row.tags) or "-",
+            (row.base or "-").rpartition("/")[2],
+            row.method or "-",
+            str(row.r) if row.r is not None else "-",
+            output.size(row.size) if row.size is not None else "-",
+            row.time[:10],
+        ]
+        for row in rows
+    ]
+    for line in output.table(_LIST, cells, screen=output.width()):
+        output.write(line)
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    return {
+        "ref": str(row.ref),
+        "name": row.name,
+        "number": row.number,
+        "tags": list(row.tags),
+        "digest": row.digest,
+        "size": row.size,
+        "time": row.time,
+        "base": row.base,
+        "revision": row.revision,
+        "method": row.method,
+        "r": row.r,
+        "alpha": row.alpha,
+        "format": row.format,
+        "dtype": row.dtype,
+        "parameters": row.parameters,
+        "licence": row.licence,
+        "description": row.description,
+    }
+
+
+@command(
+    "show",
+    short="Say what an adapter is.",
+    example="""
+    adapterhub show team/sql:v2
+    adapterhub show ./sql --json""",
+)
+@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.pass_obj
+def show(settings: Settings, source: str) -> None:
+    """Say what an adapter is: its base, size and shape, how it was made, its files and their digests.
+
+    SRC is a ref, or a folder or file: then it says what a push would store, and under which digest.
+    """
+    path, ref = sources.resolve(source, settings)
+    if ref is not None:
+        with open_registry(settings) as registry:
+            document = registry.show(ref)
+    else:
+        with sources.opened(source, settings) as found, sources.as_folder(found) as folder:
+            document = _show_path(str(path), folder)
+    output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document))
+
+
+def _show_path(where: str, folder: Path) -> dict[str, Any]:
+    import json
+
+    from adapterhub import facts, manifest
+
+    made = manifest.build(folder)
+    document, _ = facts.settle(folder)
+    described: dict[str, Any] = {
+        "ref": None,
+        "name": None,
+        "number": None,
+        "tags": [],
+        "digest": made.digest,
+        "size": made.size,
+        "time": None,
+    }
+    return {**described, "path": where, "facts": document, "manifest": json.loads(made.raw)}
+
+
+def _show_text(document: Mapping[str, Any]) -> None:
+    for line in output.pairs(_show_pairs(document), screen=output.width()):
+        output.write(line)
+    files = [
+        [entry["path"], output.size(entry["size"]), output.digest(entry["digest"])]
+        for entry in document["facts"].get("files", [])
+    ]
+    if files:
+        output.write()
+        columns = (Column("FILE"), Column("SIZE", right=True), Column("DIGEST", drop=1))
+        for line in output.table(columns, files, screen=output.width()):
+            output.write(line)
+
+
+def _show_pairs(document: Mapping[str, Any]) -> dict[str, str]:
+    facts = document["facts"]
+    base = facts.get("base") or {}
+    training = facts.get("training") or {}
+    lines = {
+        "adapter": document["ref"] or document.get("path"),
+        "tags": ", ".join(document["tags"]),
+        "digest": output.digest(document["digest"]),
+        "size": output.size(document["size"]),
+        "pushed": document["time"],
+        "description": facts.get("description"),
+        "licence": facts.get("licence"),
+        "base": " ".join(str(part) for part in (base.get("repo"), base.get("revision")) if part),
+        "architecture": base.get("architecture"),
+        "fingerprint": output.digest(base.get("fingerprint") or ""),
+        "trained in": base.get("quantisation"),
+        "method": _method(facts),
+        "targets": ", ".join(facts.get("targets") or []),
+        "weights": f"{output.number(facts['parameters'])} parameters, {facts['dtype']}, {facts['format']}"
+        if "format" in facts
+        else "",
+        "metrics": ", ".join(f"{key} {value:g}" for key, value in _numbers(training.get("metrics"))),
+        "data": ", ".join(str(item.get("name") or item.get("path")) for item in training.get("data") or []),
+        "parents": ", ".join(f"{parent.get('ref') or parent['digest']}" for parent in facts.get("parents") or []),
+    }
+    return {key: str(value) for key, value in lines.items() if value}
+
+
+def _method(facts: Mapping[str, Any]) -> str:
+    if not facts.get("method"):
+        return ""
+    scale = ", rsLoRA" if facts.get("rslora") else ""
+    return f"{facts['method']}, r {facts.get('r')}, alpha {facts.get('alpha')}{scale}"
+
+
+def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
+    if isinstance(metrics, Mapping):
+        for key, value in metrics.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield str(key), float(value)
+
+
+@command(
+    "tag",
+    short="Point a tag at a version.",
+    example="""
+    adapterhub tag team/sql:v2 prod
+    adapterhub tag team/sql@sha256:5f2c1a blessed""",
+)
+@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("tag_name", metavar="TAG")
+@click.pass_obj
+def tag(settings: Settings, ref: str, tag_name: str) -> None:
+    """Point a tag at a version, whatever it pointed at before. `latest` and v1, v2 … are set by pushes alone."""
+    from adapterhub.ref import Ref
+
+    with open_registry(settings) as registry:
+        version = registry.tag(Ref.parse(ref), tag_name)
+    document = _version_document(version)
+    del document["new"], document["skipped"]
+    text = f"{version.name}:{tag_name} is {version.ref}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+@command(
+    "rm",
+    short="Remove a tag or a name.",
+    example="""
+    adapterhub rm team/sql:prod
+    adapterhub rm team/sql""",
+)
+@click.argument("ref", shell_complete=_complete_ref)
+@click.pass_obj
+def rm(settings: Settings, ref: str) -> None:
+    """Remove a tag, or a whole name with all its versions.
+
+    A single version is never removed: versions are immutable. A removed name is not given to another adapter.
+    """
+    from adapterhub.ref import Ref
+
+    target = Ref.parse(ref)
+    with open_registry(settings) as registry:
+        registry.rm(target)
+    kind = "tag" if target.tag else "name"
+    output.emit(
+        {"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {target}")
+    )
+
+
+@command(
+    "verify",
+    short="Compare bytes with their digests.",
+    example="""
+    adapterhub verify team/sql:v2
+    adapterhub verify ./sql""",
+)
+@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.pass_obj
+def verify(settings: Settings, source: str) -> int:
+    """Compare bytes with their digests: a folder with its adapter.json, a version with its manifest.
+
+    Exits 0 when every byte is right, 1 when one is not.
+    """
+    from adapterhub.fsck import Finding, verify_folder
+
+    path, ref = sources.resolve(source, settings)
+    try:
+        if ref is None:
+            findings = verify_folder(path or Path(source))
+        else:
+            with open_registry(settings) as registry:
+                findings = list(registry.verify(ref))
+    except IntegrityError as error:  # the very document that names the digests
+        findings = [Finding("unreadable", "error", error.where, error.what, error.hint)]
+    return _findings(settings, source, findings, good="every byte is right")
+
+
+@command(
+    "fsck",
+    short="Check a whole registry.",
+    example="""
+    adapterhub fsck
+    adapterhub fsck --rebuild-index --registry ~/adapters""",
+)
+@click.option("--rebuild-index", "--rebuild", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
+@click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
+@click.pass_obj
+def fsck(settings: Settings, *, rebuild: bool, quick: bool) -> int:
+    """Check a whole registry: every blob against its name, every ref against its log, the index against both.
+
+    Nothing is changed but the index, and that only with --rebuild-index. Exits 0 when clean, 1 when not; what a killed push
+    left behind and harms nothing is a note.
+    """
+    with open_registry(settings) as registry:
+        findings = list(registry.rebuild_index()) if rebuild else []
+        findings += registry.fsck(quick=quick)
+        root = str(registry.root)
+    return _findings(settings, root, findings, good="clean")
+
+
+def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:
+    errors = sum(finding.severity == "error" for finding in findings)
+    document = {
+        "ok": not errors,
+        "source": where,
+        "findings": [
+            {
+                "code": finding.code,
+                "severity": finding.severity,
+                "where": finding.where,
+                "what": finding.what,
+                "hint": finding.hint,
+            }
+            for finding in findings
+        ],
+    }
+
+    def text() -> None:
+        for finding in findings:
+            for line in output.wrapped(f"{finding.severity}[{finding.code}] {finding}", output.width(), indent=4):
+                output.write(line)
+        output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
+
+    output.emit(document, as_json=settings.as_json, text=text)
+    return 1 if errors else 0

@@ -1,0 +1,243 @@
+"""A report of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from adapterhub import __version__
+from adapterhub.compat import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub_converters.runtimes import APPLIED
+
+from .output import Column, colour, number, one_line, plural, table, wrapped
+
+_SHOWN = 3  # problems of one code that the text report shows
+_REASONS = 2  # reasons of a verdict that it shows
+_COLOURS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
+
+
+def text(report: Report, *, screen: int | None = None) -> str:
+    """For people: problems grouped by code, a verdict per runtime, the sum in the last line."""
+    lines = [_headline(report), ""]
+    if report.problems:
+        lines += [*_problem_lines(report.problems, screen), ""]
+    if report.format is not None:
+        lines += [*_verdict_lines(report.verdicts.values(), screen), ""]
+    return "\n".join([*lines, _sum(report)])
+
+
+def _headline(report: Report) -> str:
+    facts: Mapping[str, Any] = report.facts
+    if not facts:
+        return one_line(report.where)
+    ranks = facts["r"]
+    rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}" if ranks else "no low-rank pairs"
+    parts = [
+        str(report.format),
+        rank,
+        plural(facts["modules"], "module"),
+        f"{number(facts['parameters'])} parameters",
+        "/".join(facts["dtypes"]),
+    ]
+    base = f"\non {report.base}" if report.base else "\nwithout a base: shapes and identity were not compared (--base)"
+    return one_line(f"{report.where}: {', '.join(parts)}") + base
+
+
+def _problem_lines(problems: Iterable[Problem], screen: int | None) -> list[str]:
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.code, []).append(problem)
+    lines: list[str] = []
+    for code, group in groups.items():
+        lines += _group_lines(code, group, screen)
+    return lines
+
+
+def _group_lines(code: str, group: Sequence[Problem], screen: int | None) -> list[str]:
+    severity, meaning = CODES[code]
+    head = f"{severity}[{code}]"
+    if len(group) == 1:
+        where = f"{group[0].where}: " if group[0].where else ""
+        lines = wrapped(f"{head} {where}{group[0].what}", screen, indent=4)
+    else:
+        files = {problem.file for problem in group}
+        place = f" in {group[0].file}" if len(files) == 1 and group[0].file else ""
+        lines = wrapped(f"{head} {len(group)} times{place}: {meaning}", screen, indent=4)
+        for problem in group[:_SHOWN]:
+            name = problem.name if len(files) == 1 else problem.where
+            lines += wrapped(f"    {name}: {problem.what}" if name else f"    {problem.what}", screen, indent=6)
+        if len(group) > _SHOWN:
+            lines.append(f"    and {len(group) - _SHOWN} more; --format json has them all")
+    lines[0] = colour(head, _COLOURS[severity]) + lines[0].removeprefix(head)
+    for hint in dict.fromkeys(problem.hint for problem in group[:_SHOWN] if problem.hint):
+        lines += wrapped(f"    hint: {hint}", screen, indent=10)
+    return lines
+
+
+def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
+    rows = [[verdict.runtime, verdict.verdict, _why(verdict)] for verdict in verdicts]
+    return table([Column("RUNTIME"), Column("VERDICT"), Column("WHY", wrap=True)], rows, screen=screen)
+
+
+def _why(verdict: Verdict) -> str:
+    first = [f"after `adapterhub convert --to {verdict.convert_to}`"] if verdict.convert_to else []
+    return one_line("; ".join([*first, *verdict.reasons[:_REASONS]]))
+
+
+def _sum(report: Report) -> str:
+    counts = [plural(report.count(severity), severity) for severity in (ERROR, WARNING, NOTE) if report.count(severity)]
+    if report.ok:
+        return colour("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report")
+    return colour("not ok", "red") + f": {', '.join(counts)}"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The report with stable keys."""
+    return {
+        "ok": report.ok,
+        "source": report.where,
+        "format": report.format,
+        "base": report.base,
+        "levels": list(report.levels),
+        "facts": dict(report.facts),
+        "problems": [
+            {
+                "code": problem.code,
+                "severity": problem.severity,
+                "file": problem.file,
+                "name": problem.name,
+                "what": problem.what,
+                "hint": problem.hint,
+            }
+            for problem in report.problems
+        ],
+        "runtimes": {
+            name: {
+                "version": verdict.version,
+                "verdict": verdict.verdict,
+                "reasons": list(verdict.reasons),
+                "convert_to": verdict.convert_to,
+            }
+            for name, verdict in report.verdicts.items()
+        },
+    }
+
+
+def as_json(report: Report) -> str:
+    """The document, as text."""
+    return json.dumps(document(report), indent=2)
+
+
+def sarif(report: Report) -> str:
+    """SARIF 2.1.0 (OASIS), as code-scanning services read it; they want a physical location and a start line."""
+    codes = list(dict.fromkeys(problem.code for problem in report.problems))
+    rules = [
+        {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
+        for code in codes
+    ]
+    results = [
+        {
+            "ruleId": problem.code,
+            "ruleIndex": codes.index(problem.code),
+            "level": problem.severity,
+            "message": {"text": _sentence(problem)},
+            "locations": [_location(report, problem)],
+        }
+        for problem in report.problems
+    ]
+    driver = {"name": "adapterhub", "version": __version__, "rules": rules}
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    schema = "https://json.schemastore.org/sarif-2.1.0.json"
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _location(report: Report, problem: Problem) -> dict[str, Any]:
+    uri = quote(_file(report, problem).replace("\\", "/"))
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+    if problem.name:
+        location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
+    return location
+
+
+def _file(report: Report, problem: Problem) -> str:
+    return f"{report.where}/{problem.file}" if problem.file and not report.where.endswith(problem.file) else report.where
+
+
+def _sentence(problem: Problem) -> str:
+    name = f"{problem.name}: " if problem.name else ""
+    return one_line(f"{name}{problem.what}. {problem.hint}" if problem.hint else f"{name}{problem.what}")
+
+
+def junit(report: Report) -> str:
+    """JUnit XML: a test case per code, so that a test keeps its name whether or not it fails."""
+    found: dict[str, list[Problem]] = {}
+    for problem in report.problems:
+        found.setdefault(problem.code, []).append(problem)
+    cases = [_case(report, code, found.get(code, [])) for code in CODES]
+    failures = sum(CODES[code][0] == ERROR for code in found)
+    head = f'name={_attribute(report.where)} tests="{len(cases)}" failures="{failures}" errors="0" skipped="0"'
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f'<testsuites name="adapterhub validate" tests="{len(cases)}" failures="{failures}" errors="0">',
+            f"  <testsuite {head}>",
+            *cases,
+            "  </testsuite>",
+            "</testsuites>",
+        ]
+    )
+
+
+def _case(report: Report, code: str, problems: list[Problem]) -> str:
+    head = f"    <testcase classname={_attribute(report.where)} name={_attribute(f'{code}: {CODES[code][1]}')}"
+    if not problems:
+        return f"{head}/>"
+    message = _attribute(_line(problems[0]))
+    body = _element("\n".join(_line(problem) for problem in problems))
+    if CODES[code][0] == ERROR:
+        return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
+    return f"{head}><system-out>{body}</system-out></testcase>"
+
+
+def _line(problem: Problem) -> str:
+    return one_line(f"{problem.file}: {_sentence(problem)}" if problem.file else _sentence(problem))
+
+
+def _attribute(value: str) -> str:
+    return quoteattr(one_line(value))
+
+
+def _element(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def github(report: Report) -> str:
+    """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped)."""
+    levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
+    lines = [
+        f"::{levels[problem.severity]} file={_property(_file(report, problem))},title={_property(problem.code)}"
+        f"::{_data(_sentence(problem))}"
+        for problem in report.problems
+    ]
+    bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
+    return "\n".join([*lines, f"{report.where}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")])
+
+
+def _data(value: str) -> str:
+    return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(value: str) -> str:
+    return _data(value).replace(":", "%3A").replace(",", "%2C")
+
+
+RENDERERS: dict[str, Callable[[Report], str]] = {
+    "text": text,
+    "json": as_json,
+    "sarif": sarif,
+    "junit": junit,
+    "github": github,
+}

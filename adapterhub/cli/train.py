@@ -1,0 +1,192 @@
+"""`adapterhub train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub_converters.errors import AdapterhubError
+
+from . import output
+from .app import EXIT_INTERRUPTED, Settings, command
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from adapterhub.train import Evaluated, Event, MemoryPlan, Ready, Result, Resumed, Stepped, TrainConfig
+
+_LINES = 10  # lines about steps where there is no screen to draw a bar on
+
+
+@command(
+    "train",
+    short="Train an adapter (QLoRA).",
+    example="""
+    adapterhub train sql.toml -o ./sql""",
+)
+@click.argument("config", metavar="CONFIG")
+@click.option("-o", "--output", "out", metavar="OUT", help="The adapter's folder to make. [default: CONFIG without .toml]")
+@click.pass_obj
+def train(settings: Settings, *, config: str, out: str | None) -> int:
+    """Train a LoRA adapter on a base held in four bits (QLoRA), and record how it came to be.
+
+    CONFIG is a TOML file: base, data, lora, train, card. Before, it says what is trained and how much memory that will
+    take; after, the held-out perplexity before and after. Ctrl-C leaves a checkpoint beside OUT, and the same command goes on
+    from it. Needs the extra: pip install 'adapterhub[train]'.
+    """
+    from adapterhub import train as trainer
+
+    read = trainer.read_config(Path(config))
+    target = Path(out) if out else Path(Path(config).stem)
+    try:
+        with _Screen(read) as screen:
+            result = trainer.run(read, target, on_event=screen.show)
+    except AdapterhubError as error:
+        # By name: its module imports torch, which may be what is missing.
+        if type(error).__name__ != "StoppedError":
+            raise
+        output.say(output.one_line(str(error)))
+        return EXIT_INTERRUPTED
+    document = _document(result, screen.ready)
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
+    return 0
+
+
+class _Screen:
+    """What a training says, on stderr: a live bar for a person, some lines for a log."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.ready: Ready | None = None
+        self._config = config
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Screen:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            console = Console(stderr=True)
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[say]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Take in one event of the trainer."""
+        handlers: dict[str, Callable[[Any], None]] = {
+            "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
+            "Ready": self._show_ready,
+            "Resumed": self._resumed,
+            "Stepped": self._step,
+            "Evaluated": self._evaluated,
+            "Saved": lambda e: None,
+        }
+        handlers[type(event).__name__](event)
+
+    def _advance(self, title: str, done: int, total: int, say: str) -> None:
+        if self._bar is None:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(title, total=total, say=say)
+        self._bar.update(self._task, description=title, completed=done, total=total, say=say)
+
+    def _show_ready(self, ready: Ready) -> None:
+        self.ready = ready
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        for line in _before(self._config, ready):
+            output.say(line)
+        self._advance(f"step 0/{ready.steps}", 0, ready.steps, "")
+
+    def _resumed(self, resumed: Resumed) -> None:
+        output.say(f"going on after step {resumed.step}, from {resumed.path}")
+        steps = self.ready.steps if self.ready else 0
+        self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
+
+    def _step(self, step: Stepped) -> None:
+        memory = f" {output.size(step.memory)}" if step.memory else ""
+        say = f"loss {step.loss:.3f}  {step.tokens_per_second:.0f} tokens/s {memory}"
+        self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, say)
+        if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
+            output.say(f"step {step.step}/{step.steps}  {say}")
+
+    def _evaluated(self, evaluated: Evaluated) -> None:
+        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out perplexity {evaluated.perplexity:.3f}")
+
+
+def _before(config: TrainConfig, ready: Ready) -> list[str]:
+    """What is trained, and what it will take."""
+    from adapterhub.train import plan
+    from adapterhub_converters.base import read_base
+
+    base = read_base(config.resolve(config.base.path))
+    total = sum(_count(tensor.shape) for tensor in base.tensors.values())
+    whole = dataclasses.replace(config.base, quantise="none", dtype="bfloat16")
+    quarter = dataclasses.replace(whole, quantise="nf4")
+    in_16, in_4 = (output.size(plan(dataclasses.replace(config, base=kind)).base) for kind in (whole, quarter))
+    share = f" ({ready.parameters / total:.2%})" if total else ""
+    return [
+        f"trains {output.number(ready.parameters)} of {output.number(total + ready.parameters)} parameters{share}",
+        f"base: {in_16} in 16 bits, {in_4} in 4 bits; held {_held(config)}",
+        (
+            f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
+            f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
+        ),
+        f"memory: about {output.size(ready.memory.total)} at the peak",
+        *(f"note: {note}" for note in ready.notes),
+    ]
+
+
+def _held(config: TrainConfig) -> str:
+    return "in 4 bits (NF4)" if config.base.quantise == "nf4" else f"as {config.base.dtype}"
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def _files(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size} for path in paths]
+
+
+def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
+    return {
+        "output": str(result.folder),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "loss": result.loss,
+        "perplexity_before": result.perplexity_before,
+        "perplexity_after": result.perplexity_after,
+        "parameters": ready.parameters if ready else None,
+        "memory": _memory(ready.memory) if ready else None,
+        "files": _files(result.folder),
+    }
+
+
+def _memory(plan: MemoryPlan) -> dict[str, int]:
+    return {**dataclasses.asdict(plan), "total": plan.total}
+
+
+def _text(result: Result) -> None:
+    output.write(
+        f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
+    )
+    if result.perplexity_before is not None and result.perplexity_after is not None:
+        output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}")
+    for file in _files(result.folder):
+        output.write(f"  {file['path']}  {output.size(file['size'])}")

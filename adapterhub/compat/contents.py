@@ -1,0 +1,194 @@
+"""What an adapter's files hold, seen from their headers, with every problem on the way collected.
+
+The readers in `adapterhub_converters` stop at the first thing that is wrong, because a result would be; a check wants
+all of it, and of a file with one bad tensor wants the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters import dtypes, formats, json_file, mlx, peft
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.safetensors_file import SafetensorsFile
+
+from .report import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Shape and dtype of a tensor, and what the file calls it."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Part = Mapping[str, Tensor]
+"""Of one module: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""
+
+
+@dataclass
+class Contents:
+    """An adapter as its files describe it. `config` is PEFT's, empty for a format that has another."""
+
+    path: Path
+    format: str
+    weights: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    replaced: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    row_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    adapter: Adapter | None = None
+    """Set for formats that are read as a whole."""
+    notes: tuple[str, ...] = ()
+
+    def names(self, option: str) -> list[str]:
+        """The strings of a config option that is a string or a list of them; whatever else it is counts as none."""
+        value = self.config.get(option)
+        if isinstance(value, str):
+            return [value]
+        return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that is understood, named by module and part."""
+        for target, parts in self.pairs.items():
+            yield from ((f"{target}.{LABELS[part]}", tensor) for part, tensor in parts.items())
+        yield from self.replaced.items()
+        yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
+
+    def values(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every tensor's name and numbers, one at a time."""
+        if self.adapter is not None:
+            yield from self.adapter.tensors()
+            return
+        with SafetensorsFile(self.path / self.weights, where=self.weights) as file:
+            yield from ((name, file.tensor(tensor.key)) for name, tensor in self.tensors() if tensor.dtype in dtypes.NUMPY)
+
+
+LABELS = {
+    "A": "lora_A", "B": "lora_B", "embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B",
+    "magnitude": "lora_magnitude_vector", "bias": "lora_B.bias",
+}  # fmt: skip
+
+
+def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
+    """What `path` holds, or None when its files cannot be believed; NotFoundError when it is no adapter at all."""
+    problems = list(_pickles(path))
+    try:
+        kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
+        if kind is None:
+            return None, problems
+        contents = _peft(path) if kind == "peft" else _whole(path, kind, base)
+    except AdapterhubError as error:
+        if isinstance(error, NotFoundError) and error.where == str(path):
+            raise
+        problem = unreadable(path, error)
+        if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
+            code = "does-not-fit" if base else "needs-base" if "--base" in error.hint else problem.code
+            problem = dataclasses.replace(problem, code=code)
+        return None, [*problems, problem]
+    return contents, problems
+
+
+def _sniff(path: Path, *, pickle: bool) -> str | None:
+    try:
+        return formats.sniff(path)
+    except FormatError as error:
+        if pickle:
+            return None
+        if path.is_dir() and not (path / peft.CONFIG).exists():
+            raise NotFoundError(str(path), error.what) from error
+        raise
+
+
+def unreadable(path: Path, error: AdapterhubError) -> Problem:
+    """The problem that a file which cannot be used is; an error of the machine goes on as itself."""
+    codes: list[tuple[type[AdapterhubError], str]] = [
+        (FormatError, "malformed"),
+        (NotFoundError, "missing-file"),
+        (RefusedError, "not-understood"),
+    ]
+    code = next((code for kind, code in codes if isinstance(error, kind)), None)
+    if code is None:
+        raise error
+    where = error.where.removeprefix(str(path)).lstrip("/\\")
+    return Problem(code, where or path.name, "", error.what, error.hint)
+
+
+def _pickles(path: Path) -> Iterator[Problem]:
+    if not path.is_dir():
+        return
+    safe = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+    for item in sorted(path.iterdir()):
+        if item.suffix in (".bin", ".pt", ".pth", ".pkl") and item.name.startswith(("adapter", "pytorch_model")):
+            if safe:
+                yield Problem("stray-pickle", item.name, "", "a pickle can run code when it is loaded", "Delete it")
+            else:
+                hint = "Save the adapter again with safe_serialization=True"
+                yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
+
+
+def _peft(path: Path) -> Contents:
+    contents = Contents(path, "peft", peft.WEIGHTS, json_file.read_object(path / peft.CONFIG, where=peft.CONFIG))
+    if not (path / peft.WEIGHTS).is_file():
+        raise NotFoundError(peft.WEIGHTS, "no such file")
+    with SafetensorsFile(path / peft.WEIGHTS, where=peft.WEIGHTS) as file:
+        for info in file.tensors.values():
+            _sort(contents, Tensor(info.name, info.shape, info.dtype))
+    return contents
+
+
+def _sort(contents: Contents, tensor: Tensor) -> None:
+    kind, name, part = peft.classify(tensor.key)
+    if kind == "pair":
+        contents.pairs.setdefault(name, {})[part] = tensor
+    elif kind == "rows":
+        contents.rows[name] = tensor
+        contents.row_ids[name] = _row_ids(contents.config.get("trainable_token_indices"), name)
+    elif kind == "replaced":
+        contents.replaced[name] = tensor
+    else:
+        contents.unknown.append(tensor.key)
+
+
+def _row_ids(indices: object, target: str) -> tuple[int, ...]:
+    if isinstance(indices, dict):
+        last = target.rpartition(".")[2]
+        indices = next((indices[key] for key in (target, last) if key in indices), None)
+    return tuple(number for number in indices if isinstance(number, int)) if isinstance(indices, list) else ()
+
+
+def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+    adapter = formats.read(path, base=base)
+    contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
+    for target, delta in adapter.deltas.items():
+        contents.pairs[target] = dict(_parts(target, delta))
+    contents.replaced.update({name: _tensor(name, array) for name, array in adapter.replaced.items()})
+    for target, rows in adapter.rows.items():
+        contents.rows[target], contents.row_ids[target] = _tensor(target, rows.values), rows.ids
+    return contents
+
+
+def _parts(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str, Tensor]]:
+    prefix = "embedding_" if isinstance(delta, LowRankEmbedding) else ""
+    yield f"{prefix}A", _tensor(f"{target}.lora_A", delta.lora_A)
+    yield f"{prefix}B", _tensor(f"{target}.lora_B", delta.lora_B)
+    if isinstance(delta, LowRank) and delta.magnitude is not None:
+        yield "magnitude", _tensor(f"{target}.magnitude", delta.magnitude)
+    if isinstance(delta, LowRank) and delta.bias is not None:
+        yield "bias", _tensor(f"{target}.lora_B.bias", delta.bias)
+
+
+def _tensor(key: str, array: np.ndarray) -> Tensor:
+    return Tensor(key, array.shape, dtypes.name_of(array.dtype))

@@ -1,0 +1,136 @@
+"""What each runtime makes of an adapter: its features, looked up in `adapterhub_converters.runtimes`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from adapterhub_converters import names, peft
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.patterns import matching_keys
+from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, Rule, Runtime
+
+from . import fit, selfcheck
+from .contents import Contents
+from .report import ERROR, Problem, Verdict
+
+# What a problem of this code is to a runtime.
+_FROM_PROBLEM = {
+    "shape-mismatch": "shape", "vocab-differs": "shape", "row-outside": "shape",
+    "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
+    "base-deeper": "deeper", "uncovered-module": "deeper",
+    "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
+}  # fmt: skip
+# Problems that every runtime stumbles over: nothing is loaded.
+_FATAL = {
+    "malformed", "missing-file", "pickle", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
+    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
+}  # fmt: skip
+# Problems after which the numbers are wrong wherever they are loaded.
+_WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}
+_MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+
+
+def verdicts(contents: Contents | None, base: BaseSpec | None, problems: Iterable[Problem]) -> dict[str, Verdict]:
+    """A verdict for every runtime there are rules for."""
+    problems = list(problems)
+    understood = not any(problem.code == "not-understood" for problem in problems)
+    features = dict(_features(contents, base)) if contents and understood else {}
+    features.update({_FROM_PROBLEM[p.code]: p.what for p in problems if p.code in _FROM_PROBLEM})
+    return {name: _verdict(runtime, contents, features, problems) for name, runtime in RUNTIMES.items()}
+
+
+def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str, str], problems: list[Problem]) -> Verdict:
+    found: list[tuple[str, str]] = [("refused", f"{p.code}: {p.what}") for p in problems if p.code in _FATAL]
+    found += [("wrong", f"{p.code}: {p.what}") for p in problems if p.code in _WRONG]
+    for rule in runtime.rules:
+        if rule.feature in features:
+            found.append(
+                (rule.verdict, rule.says.replace("{init}", features[rule.feature]).replace("{rank}", features[rule.feature]))
+            )
+    unexplained = [p for p in problems if p.severity == ERROR and p.code in _FROM_PROBLEM]
+    known = {rule.feature for rule in runtime.rules}
+    found += [("wrong", f"{p.code}: {p.what}") for p in unexplained if _FROM_PROBLEM[p.code] not in known]
+    worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=APPLIED)
+    convert = None
+    if contents is not None and contents.format != runtime.reads:
+        convert = runtime.reads
+    reasons = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
+    return Verdict(runtime.name, runtime.version, worst, tuple(reasons)[:5], convert if worst == APPLIED else None)
+
+
+def _said(rule: Rule, about: str) -> str:
+    return re.sub(r"\{\w+\}", lambda _: about, rule.says)
+
+
+def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    config = contents.config
+    for parts in contents.pairs.values():
+        if "magnitude" in parts:
+            yield "dora", ""
+        if "bias" in parts:
+            yield "lora-bias", ""
+    if (config.get("bias") or "none") != "none":
+        yield "bias", ""
+    for name in contents.replaced:
+        yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
+    if contents.rows:
+        yield "rows", ""
+    if peft.residual_init(config.get("init_lora_weights")):
+        yield "init", str(config.get("init_lora_weights"))
+    if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
+        yield "mla", ""
+    yield from _scales(contents)
+    if base is not None:
+        yield from _on_base(contents, base)
+
+
+def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
+    ranks = set(selfcheck.ranks(contents).values())
+    if ranks and max(ranks) > 16:
+        yield "rank-over-16", str(max(ranks))
+    if len(ranks) > 1:
+        yield "rank-pattern", ""
+    if contents.adapter is not None:
+        deltas = contents.adapter.deltas.values()
+        if any(delta.rslora for delta in deltas):
+            yield "rslora", ""
+        if len({delta.alpha for delta in deltas}) > 1:
+            yield "alpha-pattern", ""
+        return
+    if contents.config.get("use_rslora"):
+        yield "rslora", ""
+    patterns, alpha = contents.config.get("alpha_pattern"), contents.config.get("lora_alpha", 8)
+    if isinstance(patterns, dict):
+        for target in contents.pairs:
+            keys = matching_keys(patterns, target, peft.CONFIG)
+            if keys and patterns[keys[0]] != alpha:
+                yield "alpha-pattern", ""
+                return
+
+
+def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    if fit.conv1d(base):
+        yield "conv1d", ""
+    if contents.format != "gguf":
+        yield from _unmapped(contents, base)
+    if base.tied:
+        for target, parts in contents.pairs.items():
+            if "embedding_A" in parts:
+                yield "tied-embedding", ""
+            elif target.rpartition(".")[2] == "lm_head":
+                yield "tied-lm-head", ""
+
+
+def _unmapped(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """The first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
+    try:
+        architecture = names.by_class(base.architecture, base.where)
+    except RefusedError:
+        yield "unmapped", base.architecture or "an unnamed architecture"
+        return
+    for target in contents.pairs:
+        if architecture.stem(target) is None:
+            yield "unmapped", target
+            return

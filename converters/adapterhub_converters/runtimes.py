@@ -1,0 +1,177 @@
+"""What the programs that load adapters do with one: rules as data, each read in that program's own source.
+
+A rule names a *feature* of an adapter (or of an adapter on a base) and what becomes of it. The features are found
+by `adapterhub.compat`; this module only says what follows. A runtime that reads another format than the adapter is
+in is judged as after `adapterhub convert`, which folds what it can (rsLoRA, patterns) and refuses what it cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+APPLIED, IGNORED, WRONG, REFUSED, CRASHES = "applied", "ignored", "wrong", "refused", "crashes"
+VERDICTS = (APPLIED, IGNORED, WRONG, REFUSED, CRASHES)
+"""Best first: as trained; partly or wholly without effect; another result; an error at load; the process dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """With this feature, that verdict; `says` is the runtime's own message where it has one. APPLIED: a condition."""
+
+    feature: str
+    verdict: str
+    says: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A program that loads adapters: the version its rules were read from, and the format it reads."""
+
+    name: str
+    version: str
+    reads: str
+    rules: tuple[Rule, ...]
+
+
+_VLLM = "vllm/lora/peft_helper.py, _validate_features"
+_LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
+_SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
+_PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
+_MLX = "mlx_lm/tuner/utils.py, load_adapters"
+
+_PEFT_RULES = (
+    Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
+    Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
+    Rule("deeper", WRONG, "loads without a warning; the layers without tensors stay as they are", _PEFT),
+    Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
+    Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
+    Rule("no-magnitude", WRONG, "missing magnitudes keep their fresh values", _PEFT),
+    Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
+    Rule(
+        "init",
+        WRONG,
+        "init_lora_weights {init}: loading changes the base again; right only on the very base and only where that "
+        "init is deterministic",
+        "peft/tuners/lora/layer.py, reset_lora_parameters",
+    ),
+)
+
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("peft", "0.21.2", "peft", _PEFT_RULES),
+        Runtime("transformers", "5.24.0", "peft", _PEFT_RULES),
+        Runtime(
+            "vllm",
+            "0.33.0",
+            "peft",
+            (
+                Rule("dora", REFUSED, "vLLM does not yet support DoRA.", _VLLM),
+                Rule("lora-bias", REFUSED, "Adapter bias is not supported.", _VLLM),
+                Rule("bias", REFUSED, "Adapter bias is not supported.", _VLLM),
+                Rule("modules-to-save", REFUSED, "vLLM only supports modules_to_save being None.", _VLLM),
+                Rule("norms", REFUSED, "vLLM only supports modules_to_save being None.", _VLLM),
+                Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
+                Rule("init", REFUSED, "init_lora_weights {init} changes the base", _VLLM),
+                Rule("rank-over-16", APPLIED, "start it with --max-lora-rank {rank} (default 16)", "vllm/config/lora.py"),
+                Rule("shape", WRONG, "copies a smaller matrix into zeros without a word", "vllm/lora/layers/base_linear.py"),
+                Rule(
+                    "vocab", REFUSED, "The embedding LoRA size must be consistent with the base model's vocabulary size", _VLLM
+                ),
+                Rule("no-module", IGNORED, "paths without a module are dropped (vllm #34186)", "vllm/lora/model_manager.py"),
+                Rule("deeper", WRONG, "layers without tensors stay as they are, without a word", "vllm/lora/model_manager.py"),
+            ),
+        ),
+        Runtime(
+            "llama.cpp",
+            "0c1e57098",
+            "gguf",
+            (
+                Rule("dora", REFUSED, "GGUF has no DoRA magnitude; merge the adapter into its base", "convert_lora_to_gguf.py"),
+                Rule(
+                    "lora-bias",
+                    REFUSED,
+                    "GGUF adapters have no bias; merge the adapter into its base",
+                    "convert_lora_to_gguf.py",
+                ),
+                Rule("bias", REFUSED, "GGUF adapters have no bias; merge the adapter into its base", "convert_lora_to_gguf.py"),
+                Rule(
+                    "modules-to-save",
+                    REFUSED,
+                    "GGUF adapters replace no tensor as a whole; merge the adapter into its base (llama.cpp #11554)",
+                    "convert_lora_to_gguf.py",
+                ),
+                Rule("norms", REFUSED, "the loader skips *_norm.weight, so the conversion refuses it", _LLAMA),
+                Rule("rows", REFUSED, "GGUF adapters replace no single rows; merge the adapter into its base", _LLAMA),
+                Rule("init", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
+                Rule("tied-embedding", CRASHES, "GGML_ASSERT(ggml_can_mul_mat(a, b)): the process aborts", "ggml/src/ggml.c"),
+                Rule("tied-lm-head", REFUSED, "LoRA tensor 'output.weight' does not exist in base model", _LLAMA),
+                Rule("mla", IGNORED, "loads, but the graph multiplies past the adapter", "src/models/deepseek2.cpp"),
+                Rule("shape", REFUSED, "tensor '…' has incorrect shape (hint: maybe wrong base model?)", _LLAMA),
+                Rule(
+                    "no-module", REFUSED, "LoRA tensor '…' does not exist in base model (hint: maybe wrong base model?)", _LLAMA
+                ),
+                Rule("deeper", WRONG, "accepts a deeper base without a word", _LLAMA),
+                Rule(
+                    "rslora",
+                    APPLIED,
+                    "convert with adapterhub: llama.cpp's own script ignores rsLoRA",
+                    "convert_lora_to_gguf.py:528",
+                ),
+                Rule(
+                    "alpha-pattern",
+                    APPLIED,
+                    "convert with adapterhub: llama.cpp's own script ignores alpha_pattern",
+                    "convert_lora_to_gguf.py:528",
+                ),
+                Rule(
+                    "conv1d",
+                    APPLIED,
+                    "convert with adapterhub: llama.cpp's own script transposes Conv1D",
+                    "conversion/gpt2.py:34",
+                ),
+            ),
+        ),
+        Runtime(
+            "mlx",
+            "mlx-lm 0.29",
+            "mlx",
+            (
+                Rule("dora", REFUSED, "the conversion knows no DoRA for MLX; merge the adapter into its base", "mlx.py"),
+                Rule("rank-pattern", REFUSED, "an mlx-lm adapter has one rank for all modules", _MLX),
+                Rule("conv1d", REFUSED, "mlx-lm has no transposed modules", _MLX),
+                Rule("tied-lm-head", REFUSED, "a model that ties its output layer has none in mlx-lm", _MLX),
+                Rule("lora-bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
+                Rule("bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
+                Rule("modules-to-save", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
+                Rule("norms", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
+                Rule("rows", REFUSED, "MLX adapters replace no single rows; merge the adapter into its base", _MLX),
+                Rule("init", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
+                Rule("shape", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
+                Rule("no-module", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
+                Rule("deeper", WRONG, "puts the adapter on the last layers of a deeper base", _MLX),
+            ),
+        ),
+        Runtime(
+            "sglang",
+            "main of 2026-09",
+            "peft",
+            (
+                Rule("dora", REFUSED, "DoRA is not supported", _SGLANG),
+                Rule("rslora", WRONG, "scales by alpha / r whatever use_rslora says", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("rank-pattern", REFUSED, "rank_pattern that changes a rank is rejected", _SGLANG),
+                Rule("alpha-pattern", REFUSED, "alpha_pattern that changes an alpha is rejected", _SGLANG),
+                Rule("lora-bias", IGNORED, "biases are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("bias", IGNORED, "biases are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("modules-to-save", IGNORED, "whole tensors are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("norms", IGNORED, "whole tensors are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("rows", IGNORED, "replaced rows are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("init", WRONG, "init_lora_weights {init} is not looked at", "sglang/srt/lora/lora_config.py"),
+                Rule("shape", CRASHES, "shapes meet only when the batch is computed", "sglang/srt/lora/mem_pool.py"),
+                Rule("no-module", IGNORED, "weights without a module are left out", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("deeper", WRONG, "layers without tensors stay as they are, without a word", "sglang/srt/lora/mem_pool.py"),
+            ),
+        ),
+    )
+}

@@ -1,0 +1,300 @@
+"""What the commands do to an adapter, from the command line to the bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters import peft, safetensors_file
+from tests.cli.test_process import HEAVY, PATH, loaded
+from tests.conftest import Run
+from tests.folders import adapter, base, pairs
+
+LONG = "a-rather-long-namespace-of-a-team/and-an-even-longer-name-of-an-adapter-for-sql"
+
+
+@pytest.fixture
+def sql(tmp_path: Path) -> Path:
+    base(tmp_path / "base", 2)
+    return adapter(tmp_path / "sql", pairs(2))
+
+
+def document(run: Run, *args: object, **options: Any) -> Any:
+    return json.loads(run(*args, "--json", **options).stdout)
+
+
+def test_the_life_of_an_adapter(run: Run, sql: Path, tmp_path: Path) -> None:
+    assert document(run, "init")["created"] is True
+    pushed = document(run, "push", "sql", "team/sql:prod", "--base", "base")
+    assert (pushed["ref"], pushed["tags"], pushed["new"]) == ("team/sql:v1", ["latest", "prod"], True)
+    assert document(run, "validate", "team/sql", "--base", "base")["problems"] == []
+    assert document(run, "show", "team/sql:prod")["digest"] == pushed["digest"]
+    assert [row["ref"] for row in document(run, "list")["adapters"]] == ["team/sql:v1"]
+    pulled = document(run, "pull", "team/sql", "-o", "out")
+    assert pulled["digest"] == pushed["digest"]
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "out" / name).read_bytes() == (sql / name).read_bytes()
+    assert document(run, "show", "out")["digest"] == pushed["digest"]
+    assert document(run, "verify", "out") == {"ok": True, "source": "out", "findings": []}
+    assert document(run, "push", "out", "team/sql")["new"] is False
+    assert document(run, "tag", "team/sql:v1", "blessed")["tags"] == ["blessed", "latest", "prod"]
+    assert document(run, "rm", "team/sql:blessed") == {"removed": "team/sql:blessed", "kind": "tag"}
+    assert document(run, "fsck") == {"ok": True, "source": str(tmp_path), "findings": []}
+
+
+LIGHT = [
+    ["init"], ["push", "sql", "team/b"], ["pull", "team/a", "-o", "new"], ["list"], ["show", "team/a"], ["show", "sql"],
+    ["validate", "sql", "--base", "base"], ["convert", "sql", "out", "--to", "mlx", "--base", "base"],
+    ["tag", "team/a", "x"], ["verify", "team/a"], ["fsck"], ["rm", "team/a"], ["completion", "bash"],
+    ["merge", "sql", "--into", "base", "-o", "merged"], ["merge", "sql", "sql", "-o", "merged"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", LIGHT, ids=" ".join)
+def test_no_command_but_train_imports_anything_heavy(run: Run, sql: Path, tmp_path: Path, args: list[str]) -> None:
+    run("push", "sql", "team/a")
+    assert not loaded(run, tmp_path, *args) & HEAVY
+
+
+def test_the_first_push_makes_the_registry(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql", "--registry", "deep/there")
+    assert (tmp_path / "deep/there/registry.db").is_file()
+    run("push", "sql", "team/sql")
+    assert (tmp_path / "xdg/adapterhub/registry.db").is_file()
+
+
+def test_which_registry(run: Run, sql: Path, tmp_path: Path) -> None:
+    for name in ("flag", "variable", "upwards"):
+        run("push", "sql", f"team/{name}", "--registry", name)
+    inside = tmp_path / "upwards/below"
+    inside.mkdir()
+
+    def names(*args: str, **options: Any) -> list[str]:
+        return [row["name"] for row in document(run, "list", *args, **options)["adapters"]]
+
+    assert names(cwd=inside) == ["team/upwards"]
+    assert names(cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/variable"]
+    flag = str(tmp_path / "flag/registry.db")
+    assert names("--registry", flag, cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/flag"]
+    done = run("--registry", flag, "list", cwd=inside)
+    assert "team/flag:v1" in done.stdout
+
+
+def test_a_moved_ref_is_a_conflict(run: Run, sql: Path, tmp_path: Path) -> None:
+    first = document(run, "push", "sql", "team/sql:prod")
+    other = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
+    run("push", other, "team/sql:prod", "--expect", first["digest"])
+    done = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
+    assert "moved meanwhile" in done.stderr
+
+
+def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql")
+    (tmp_path / "team").mkdir()
+    adapter(tmp_path / "team/sql", pairs(1))
+    done = run("validate", "team/sql", code=2)
+    assert "Write ./team/sql for the path, team/sql:latest for the adapter" in done.stderr
+    assert document(run, "validate", "./team/sql")["facts"]["modules"] == 1
+    assert document(run, "validate", "team/sql:latest")["facts"]["modules"] == 2
+
+
+def test_push_refuses_to_pin_a_base_that_does_not_fit(run: Run, sql: Path, tmp_path: Path) -> None:
+    base(tmp_path / "deep", 3)
+    done = run("push", "sql", "team/sql", "--base", "deep", code=6)
+    assert "base-deeper" in done.stderr
+    assert not (tmp_path / "xdg").exists()
+
+
+def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql")
+    run("pull", "team/sql", "-o", "out")
+    files = {file["path"]: file["digest"] for file in document(run, "show", "team/sql")["facts"]["files"]}
+    blobs = tmp_path / "xdg/adapterhub/.adapterhub/blobs/sha256"
+    for path in (tmp_path / "out" / peft.WEIGHTS, blobs / files[peft.WEIGHTS].removeprefix("sha256:")):
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(raw)
+    assert "[flipped]" in run("verify", "out", code=1).stdout
+    assert "[files-changed]" in run("validate", "out", code=1).stdout
+    assert document(run, "verify", "team/sql", code=1)["ok"] is False
+    assert document(run, "fsck", code=1)["findings"][0]["severity"] == "error"
+    run("pull", "team/sql", "-o", "again", code=4)
+    assert not (tmp_path / "again").exists()
+
+
+def test_convert_says_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
+    done = run("convert", "sql", "out", "--to", "mlx", "--base", "base")
+    assert done.stdout.splitlines()[0] == "out: 4 tensors: 4 exact"
+    again = document(run, "convert", "out", "back", "--to", "peft")
+    assert again["worst"] == "exact"
+    assert {line["loss"] for line in again["tensors"]} == {"exact"}
+    assert "out: there already" in run("convert", "sql", "out", "--to", "mlx", code=7).stderr
+
+
+def test_merge_into_a_base(run: Run, sql: Path, tmp_path: Path) -> None:
+    merged = document(run, "merge", "sql", "--into", "base", "--weights", "-0.5", "-o", "merged")
+    assert sorted(merged["touched"]) == [f"model.layers.{n}.self_attn.q_proj.weight" for n in (0, 1)]
+    with (
+        safetensors_file.SafetensorsFile(sql / peft.WEIGHTS) as factors,
+        safetensors_file.SafetensorsFile(tmp_path / "merged/model.safetensors") as weights,
+    ):
+        stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
+        delta = factors.tensor(f"{stem}B.weight") @ factors.tensor(f"{stem}A.weight")
+        np.testing.assert_allclose(weights.tensor("model.layers.1.self_attn.q_proj.weight"), -0.5 * 2 * delta, rtol=1e-5)
+
+
+def test_merge_into_an_adapter_keeps_its_parents(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql")
+    merged = document(run, "merge", "team/sql", "sql", "--weights", "0.7,0.3", "-o", "both")
+    assert [(parent.get("ref"), parent["weight"]) for parent in merged["parents"]] == [("team/sql:v1", 0.7), (None, 0.3)]
+    assert document(run, "show", "both")["facts"]["parents"] == merged["parents"]
+    assert document(run, "validate", "both", "--base", "base")["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--weights", "1,2"], "2 weights for 1 adapter"),
+        (["--weights", "much"], "is not numbers"),
+        (["--into", "base", "--rank", "3"], "is for adapters into an adapter"),
+        (["--method", "average"], "is not one of"),
+    ],
+)
+def test_merge_usage(run: Run, sql: Path, args: list[str], says: str) -> None:
+    assert says in run("merge", "sql", "-o", "out", *args, code=2).stderr
+
+
+def blocker(tmp_path: Path, *modules: str) -> str:
+    """A PYTHONPATH on which some modules are as if they weren't installed."""
+    hook = tmp_path / "blocked"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocker:\n"
+        f"    names = {modules!r}\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in self.names:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    return os.pathsep.join([str(hook), PATH])
+
+
+def test_training_without_the_extra_says_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "hello"}\n')
+    (tmp_path / "c.toml").write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n')
+    done = run("train", "c.toml", "-o", "out", env={"PYTHONPATH": blocker(tmp_path, "torch")}, code=9)
+    assert done.stderr.count("\n") == 1
+    assert "adapterhub[train]" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rest_works_without_the_extras(run: Run, sql: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": blocker(tmp_path, *HEAVY)}
+    run("validate", "sql", "--base", "base", env=environment)
+    run("push", "sql", "team/sql", env=environment)
+    run("convert", "team/sql", "out", "--to", "mlx", "--base", "base", env=environment)
+
+
+FULL: list[list[str]] = [
+    ["push", "bigger", "team/big"],
+    ["convert", "big", "out", "--to", "mlx", "--base", "base"],
+    ["pull", "team/there", "-o", "out"],
+]
+
+
+@pytest.mark.parametrize("args", FULL, ids=" ".join)
+def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, args: list[str]) -> None:
+    base(tmp_path / "base", 2, size=256)
+    adapter(tmp_path / "big", pairs(2, r=64, size=(256, 256)), r=64)
+    run("push", "big", "team/there", "--registry", "reg")
+    adapter(tmp_path / "bigger", pairs(2, r=65, size=(256, 256)), r=65)
+    before = left(tmp_path), document(run, "list", "--registry", "reg")
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterhub", *args, "--registry", "reg"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": PATH},
+        preexec_fn=limit(100_000),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 8, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (left(tmp_path), document(run, "list", "--registry", "reg")) == before
+    run("fsck", "--registry", "reg")
+
+
+def left(folder: Path) -> list[str]:
+    """All that lies in a folder but for the store, whose blobs nothing points to are harmless."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(path for path in paths if not path.startswith("reg/"))
+
+
+def limit(size: int) -> Callable[[], None]:
+    """No file may grow beyond `size` bytes, as on a disk that is full."""
+
+    def set_limit() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return set_limit
+
+
+@pytest.mark.parametrize("columns", [50, 80, 140])
+def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(run: Run, sql: Path, tmp_path: Path, columns: int) -> None:
+    run("push", "sql", LONG)
+    run("push", "sql", "team/sql:prod")
+    shown = terminal([sys.executable, "-m", "adapterhub", "list"], tmp_path, columns)
+    lines = shown.replace("\r", "").splitlines()
+    assert any(line.startswith(f"{LONG}:v1") for line in lines)
+    assert len(lines) == 3
+    assert all(len(line) <= max(columns, len(LONG) + 3) for line in lines)
+    assert "SIZE" in run("list").stdout
+
+
+def terminal(command: list[str], folder: Path, columns: int) -> str:
+    """What a command writes on a terminal of so many columns."""
+    here, there = pty.openpty()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": PATH,
+        "XDG_DATA_HOME": str(folder / "xdg"),
+        "COLUMNS": str(columns),
+        "LINES": "24",
+    }
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=there, stdout=there, stderr=there)
+    os.close(there)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(here, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    process.wait()
+    os.close(here)
+    return seen.decode()
+
+
+def test_colour_is_for_terminals_that_want_it(run: Run, sql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "adapterhub", "validate", "sql"]
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[32mok" in terminal(command, tmp_path, 80)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in terminal(command, tmp_path, 80)

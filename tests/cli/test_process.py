@@ -1,0 +1,215 @@
+"""The program as a process: one line for an error, the right exit code, nothing heavy imported, nothing left behind."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cli.app import COMMANDS
+from adapterhub_converters import errors
+from tests.conftest import ROOT, Run
+from tests.folders import adapter, base, pairs
+
+HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"}
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")])
+
+
+@pytest.fixture
+def sql(tmp_path: Path) -> Path:
+    adapter(tmp_path / "sql", pairs(2))
+    base(tmp_path / "base", 2)
+    return tmp_path / "sql"
+
+
+def loaded(run: Run, tmp_path: Path, *args: str, code: int | None = 0) -> set[str]:
+    """The modules that a command has imported by the time it ends."""
+    hook = tmp_path / "hook"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: open(os.environ['SEEN'], 'w').write('\\n'.join(m.partition('.')[0] for m in sys.modules)))\n"
+    )
+    path = os.pathsep.join([str(hook), PATH])
+    run(*args, env={"PYTHONPATH": path, "SEEN": str(tmp_path / "seen")}, code=code)
+    return set((tmp_path / "seen").read_text().split())
+
+
+def test_version_imports_next_to_nothing(run: Run, tmp_path: Path) -> None:
+    assert not loaded(run, tmp_path, "--version") & (HEAVY | {"numpy", "rich", "click", "json", "jsonschema", "sqlite3"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(run: Run, tmp_path: Path, command: str) -> None:
+    assert not loaded(run, tmp_path, command, "--help") & (HEAVY | {"numpy", "rich", "jsonschema"})
+
+
+def test_version_is_fast(run: Run) -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run("--version").stdout == "adapterhub 0.1.0\n"
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme_and_has_an_example(run: Run, command: str) -> None:
+    readme = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    assert re.search(rf"^\| `adapterhub {command}\b", readme, re.MULTILINE)
+    help_text = run(command, "--help").stdout
+    assert f"$ adapterhub {command}" in help_text.partition("Example:")[2]
+    assert "--json" in help_text
+
+
+def test_the_readme_has_no_command_that_is_not_there() -> None:
+    readme = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `adapterhub (\S+?)[` ]", readme, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_documented_exit_codes_are_the_classes() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", (ROOT / "docs/exit-codes.md").read_text(), re.MULTILINE)
+    direct = {
+        name: kind.exit_code
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.AdapterhubError) and kind is not errors.FormatError
+    }
+    assert {name: int(code) for code, name in rows} == direct
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["frobnicate"], 2, "there is no command 'frobnicate'"),
+        (["validte", "sql"], 2, "did you mean validate?"),
+        (["validate"], 2, "Missing argument 'SRC'"),
+        (["validate", "sql", "--bose", "x"], 2, "No such option"),
+        (["validate", "sql", "--for", "torch"], 2, "'torch' is not one of"),
+        (["validate", "nope"], 3, "nope: no such file or folder, and not a ref either"),
+        (["validate", "."], 3, ".: "),
+        (["validate", "team/nope"], 3, "no registry there"),
+        (["validate", "Team/X:v1"], 2, "cannot be part of a name"),
+        (["validate", "sql", "--base", "nope"], 3, "nope: no such file or folder"),
+        (["validate", "sql", "--base", "sql"], 3, "not a base model"),
+        (["validate", "team/a", "--registry", "nowhere"], 3, "nowhere: no registry there"),
+        (["show", "team/a:v01"], 2, "is not a running number"),
+        (["push", "nope", "team/a"], 3, "nope: "),
+        (["push", "sql", "team"], 2, "is not namespace/name"),
+        (["list"], 3, "no registry there"),
+        (["fsck"], 3, "no registry there"),
+        (["completion", "csh"], 2, "'csh' is not one of"),
+    ],
+)
+def test_an_error_is_one_line_and_one_code(run: Run, sql: Path, args: list[str], code: int, says: str) -> None:
+    done = run(*args, code=code)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    document = json.loads(run(*args, "--json", code=code).stdout)
+    assert document["error"]["exit_code"] == code
+    assert list(document["error"]) == ["type", "where", "what", "hint", "exit_code"]
+
+
+def test_debug_adds_the_traceback() -> None:
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    command = [sys.executable, "-m", "adapterhub", "--debug", "validate", "nope"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> None:
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("import adapterhub.compat as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
+    path = os.pathsep.join([str(hook), PATH])
+    done = run("validate", "sql", env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)}, code=70)
+    assert done.stderr.count("\n") == 1
+    (report,) = tmp_path.glob("adapterhub-crash-*.txt")
+    assert str(report) in done.stderr
+    assert "KeyError" in report.read_text()
+
+
+def test_a_reader_that_stops_reading_is_no_error(run: Run, sql: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adapterhub", "validate", str(sql), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_quietly(tmp_path: Path, number: int, code: int) -> None:
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import time, adapterhub.cli.sources as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+    )
+    path = os.pathsep.join([str(hook), PATH])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adapterhub", "validate", "x"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint) == (code, b"")
+
+
+def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("init", "file/registry", code=8)
+    assert done.stderr.count("\n") == 1
+    done = run("convert", "sql", "file/out", "--to", "peft", code=8)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(run: Run, shell: str) -> None:
+    assert "_ADAPTERHUB_COMPLETE" in run("completion", shell).stdout
+    words = {
+        "COMP_WORDS": "adapterhub va",
+        "COMP_CWORD": "va" if shell == "fish" else "1",
+        "_ADAPTERHUB_COMPLETE": f"{shell}_complete",
+    }
+    assert "validate" in run(env=words).stdout
+
+
+def test_no_arguments_is_help(run: Run) -> None:
+    done = run()
+    assert all(f"  {command}" in done.stdout for command in COMMANDS)
+
+
+def test_findings_are_exit_1_and_no_colour_in_a_pipe(run: Run, sql: Path) -> None:
+    assert run("validate", "sql", "--base", "base").stdout.endswith("ok: 1 note\n")
+    (sql / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 5, "lora_alpha": 1, "target_modules": ["q_proj"]}')
+    done = run("validate", "sql", "--base", "base", code=1)
+    assert "error[rank-config] 2 times in adapter_model.safetensors" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert json.loads(run("validate", "sql", "--json", code=1).stdout)["ok"] is False
+
+
+def test_a_runtime_that_is_asked_for_must_apply_it(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "rs", pairs(2), use_rslora=True)
+    run("validate", "rs", "--for", "peft", "--for", "llama.cpp")
+    done = run("validate", "rs", "--for", "sglang", "--format", "github", code=1)
+    assert "title=runtime::sglang: wrong" in done.stdout

@@ -1,0 +1,106 @@
+"""The five renderings of a report: what each consumer insists on."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from adapterhub import compat
+from adapterhub.cli import reports, validate
+from adapterhub.compat import Problem, Report
+from adapterhub_converters.runtimes import RUNTIMES
+from tests.folders import adapter, base, pairs
+
+NASTY = 'a, "b": <c> & 100%\x1b[31m\nnext'
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    folder = adapter(tmp_path / "sql", pairs(12, r=4), use_dora=True)
+    return compat.check(folder, base=base(tmp_path / "base", 12), where="out/my sql")
+
+
+def nasty(severity_code: str = "malformed") -> Report:
+    return Report("a b,c:d", "peft", None, (Problem(severity_code, "adapter_config.json", NASTY, NASTY, "50%"),))
+
+
+def test_text_groups_by_code_and_ends_with_the_sum(report: Report) -> None:
+    lines = reports.text(report).splitlines()
+    assert lines[0].startswith("out/my sql: peft, r 4, 12 modules")
+    assert sum("[rank-config]" in line for line in lines) == 1
+    assert "    and 9 more; --format json has them all" in lines
+    assert lines[-1] == "not ok: 24 errors, 1 note"
+
+
+def test_text_shows_layer_2_before_layer_10(report: Report) -> None:
+    assert [problem.name for problem in report.problems[:3]] == [f"model.layers.{n}.self_attn.q_proj" for n in range(3)]
+
+
+@pytest.mark.parametrize("screen", [40, 80, 120])
+def test_text_fits_the_screen(report: Report, screen: int) -> None:
+    longest = max(reports.text(report, screen=screen).splitlines(), key=len)
+    # A module path is never cut: it would not be the module's name any more.
+    assert len(longest) <= max(screen, max(len(word) for word in longest.split()) + 6)
+
+
+def test_no_renderer_lets_a_control_character_through() -> None:
+    for name, render in reports.RENDERERS.items():
+        assert "\x1b" not in render(nasty()), name
+
+
+def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
+    document = json.loads(reports.as_json(report))
+    assert list(document) == ["ok", "source", "format", "base", "levels", "facts", "problems", "runtimes"]
+    assert len(document["problems"]) == len(report.problems)
+    assert list(document["problems"][0]) == ["code", "severity", "file", "name", "what", "hint"]
+    assert list(document["runtimes"]) == list(RUNTIMES)
+    assert list(document["runtimes"]["peft"]) == ["version", "verdict", "reasons", "convert_to"]
+
+
+def test_sarif(report: Report) -> None:
+    document = json.loads(reports.sarif(report))
+    assert (document["version"], len(document["runs"])) == ("2.1.0", 1)
+    run = document["runs"][0]
+    rules = run["tool"]["driver"]["rules"]
+    assert run["tool"]["driver"]["name"] == "adapterhub"
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning", "note")
+        assert result["message"]["text"]
+        place = result["locations"][0]["physicalLocation"]
+        assert place["artifactLocation"]["uri"].startswith("out/my%20sql")
+        assert place["region"]["startLine"] >= 1
+    assert len({rule["id"] for rule in rules}) == len(rules)
+
+
+def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
+    suites = ET.fromstring(reports.junit(report))
+    (suite,) = suites
+    cases = suite.findall("testcase")
+    assert int(suite.get("tests", "")) == len(cases) == len(compat.CODES)
+    assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
+    (clean,) = ET.fromstring(reports.junit(Report("x", "peft", None, ())))
+    assert [case.get("name") for case in clean] == [case.get("name") for case in cases]
+
+
+def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
+    failure = ET.fromstring(reports.junit(nasty())).find(".//failure")
+    assert failure is not None
+    assert "<c> & 100%" in (failure.text or "")
+
+
+@pytest.mark.parametrize(("code", "level"), [("malformed", "error"), ("does-nothing", "warning"), ("unpinned", "notice")])
+def test_github_commands_are_escaped(code: str, level: str) -> None:
+    line = reports.github(nasty(code)).splitlines()[0]
+    assert line.startswith(f"::{level} file=a b%2Cc%3Ad/adapter_config.json,title={code}::")
+    message = line.split("::", 2)[2]
+    assert "100%25" in message
+    assert "50%25" in message
+
+
+def test_the_command_names_every_format_and_runtime() -> None:
+    assert list(reports.RENDERERS) == list(validate._FORMATS)
+    assert list(RUNTIMES) == list(validate._RUNTIMES)

@@ -1,0 +1,86 @@
+"""`adapterhub train` as a process, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import terminal
+from tests.conftest import Run, need_module
+
+WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for name in ("torch", "transformers", "tokenizers"):
+        need_module(name)
+    import tokenizers
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    numbers = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "num_key_value_heads": 2,
+        "vocab_size": len(WORDS),
+        "max_position_embeddings": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers, **sizes, tie_word_embeddings=True))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "tiny")
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path / "tiny")
+    for name, text in (("train", "a b c d e f g h"), ("heldout", "c d e f")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n' * 8)
+    (tmp_path / "letters.toml").write_text(
+        '[base]\npath = "tiny"\n[data]\ntrain = ["train.jsonl"]\nheldout = ["heldout.jsonl"]\nsequence = 16\n'
+        "[lora]\nr = 2\n[train]\nsteps = 3\nrows = 2\nthreads = 1\n"
+    )
+    return tmp_path / "letters.toml"
+
+
+def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, tmp_path: Path) -> None:
+    done = run("train", "letters.toml", "--json")
+    result = json.loads(done.stdout)
+    assert list(result) == [
+        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "parameters", "memory", "files",
+    ]  # fmt: skip
+    assert (result["output"], result["steps"]) == ("letters", 3)
+    assert {"adapter.json", "adapter_model.safetensors"} <= {file["path"] for file in result["files"]}
+    assert "trains 3.3 k of" in done.stderr
+    assert "in 4 bits" in done.stderr
+    assert "step 3/3  loss" in done.stderr
+    assert "\x1b" not in done.stderr
+    run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
+    run("push", "letters", "team/letters")
+    assert json.loads(run("show", "team/letters", "--json").stdout)["facts"]["base"]["fingerprint"]
+    assert run("train", "letters.toml", code=None).returncode in (2, 7, 8)  # it is there already
+
+
+def test_training_shows_a_bar_on_a_terminal(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = terminal([sys.executable, "-m", "adapterhub", "train", "letters.toml"], tmp_path, 80)
+    assert "tokens/s" in shown
+    assert "━" in shown
+    assert "held-out perplexity" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[base]\npath = 'tiny'\n[data]\ntrain = ['d.jsonl']\n[train]\nlearning_rat = 1\n", "learning_rat"),
+        ("[base\n", "letters.toml"),
+    ],
+)
+def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "letters.toml").write_text(text)
+    done = run("train", "letters.toml", code=2)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
