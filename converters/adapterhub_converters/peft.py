@@ -252,7 +252,7 @@ def _meta(config: Mapping[str, Any]) -> Meta:
 
 def residual_init(init: object) -> bool:
     """Whether an `init_lora_weights` took part of the base into the factors, so that the delta needs the initial ones."""
-    return isinstance(init, str) and init not in _PLAIN_INITS
+    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _PLAIN_INITS))
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:

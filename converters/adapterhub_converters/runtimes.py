@@ -40,6 +40,9 @@ _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _MLX = "mlx_lm/tuner/utils.py, load_adapters"
 
+_INFERRED = "inferred:"
+"""Begins the source of a rule that follows from code read, but whose very lines were not."""
+
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
@@ -68,12 +71,17 @@ RUNTIMES: dict[str, Runtime] = {
             "peft",
             (
                 Rule("dora", REFUSED, "vLLM does not yet support DoRA.", _VLLM),
-                Rule("lora-bias", REFUSED, "Adapter bias is not supported.", _VLLM),
-                Rule("bias", REFUSED, "Adapter bias is not supported.", _VLLM),
-                Rule("modules-to-save", REFUSED, "vLLM only supports modules_to_save being None.", _VLLM),
-                Rule("norms", REFUSED, "vLLM only supports modules_to_save being None.", _VLLM),
+                Rule("lora-bias", REFUSED, "vLLM does not support LoRA bias (lora_bias).", _VLLM),
+                Rule("bias", REFUSED, "Adapter bias is not supported.", "vllm/lora/peft_helper.py, validate_legal"),
+                Rule(
+                    "modules-to-save",
+                    REFUSED,
+                    "vLLM only supports modules_to_save being either None or [classifier, score]",
+                    _VLLM,
+                ),
+                Rule("norms", REFUSED, "vLLM only supports modules_to_save being either None or [classifier, score]", _VLLM),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
-                Rule("init", REFUSED, "init_lora_weights {init} changes the base", _VLLM),
+                Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with --max-lora-rank {rank} (default 16)", "vllm/config/lora.py"),
                 Rule("shape", WRONG, "copies a smaller matrix into zeros without a word", "vllm/lora/layers/base_linear.py"),
                 Rule(
@@ -135,7 +143,7 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime(
             "mlx",
-            "mlx-lm 0.29",
+            "mlx-lm main, seen 2026-11",
             "mlx",
             (
                 Rule("dora", REFUSED, "the conversion knows no DoRA for MLX; merge the adapter into its base", "mlx.py"),
@@ -155,22 +163,39 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime(
             "sglang",
-            "main of 2026-09",
+            "main, seen 2026-11",
             "peft",
             (
-                Rule("dora", REFUSED, "DoRA is not supported", _SGLANG),
+                Rule("dora", REFUSED, "LoRA serving currently doesn't support DoRA adapters", _SGLANG),
                 Rule("rslora", WRONG, "scales by alpha / r whatever use_rslora says", "sglang/srt/lora/lora.py, LoRAAdapter"),
                 Rule("rank-pattern", REFUSED, "rank_pattern that changes a rank is rejected", _SGLANG),
                 Rule("alpha-pattern", REFUSED, "alpha_pattern that changes an alpha is rejected", _SGLANG),
-                Rule("lora-bias", IGNORED, "biases are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("bias", IGNORED, "biases are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("modules-to-save", IGNORED, "whole tensors are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("norms", IGNORED, "whole tensors are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("rows", IGNORED, "replaced rows are not loaded", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("init", WRONG, "init_lora_weights {init} is not looked at", "sglang/srt/lora/lora_config.py"),
-                Rule("shape", CRASHES, "shapes meet only when the batch is computed", "sglang/srt/lora/mem_pool.py"),
-                Rule("no-module", IGNORED, "weights without a module are left out", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("deeper", WRONG, "layers without tensors stay as they are, without a word", "sglang/srt/lora/mem_pool.py"),
+                Rule("lora-bias", IGNORED, "biases are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("bias", IGNORED, "biases are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule(
+                    "modules-to-save",
+                    IGNORED,
+                    "whole tensors are not loaded",
+                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                ),
+                Rule("norms", IGNORED, "whole tensors are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("init", WRONG, "init_lora_weights {init} is not looked at", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
+                Rule(
+                    "shape", CRASHES, "shapes meet only when the batch is computed", f"{_INFERRED} sglang/srt/lora/mem_pool.py"
+                ),
+                Rule(
+                    "no-module",
+                    IGNORED,
+                    "weights without a module are left out",
+                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                ),
+                Rule(
+                    "deeper",
+                    WRONG,
+                    "layers without tensors stay as they are, without a word",
+                    f"{_INFERRED} sglang/srt/lora/mem_pool.py",
+                ),
             ),
         ),
     )
