@@ -27,6 +27,7 @@ from .config import TrainConfig
 from .loop import State
 from .lora import lora_layers
 
+_SPLITS = {"train": "training", "heldout": "held-out"}
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
 
 
@@ -142,7 +143,10 @@ def card(config: TrainConfig, training: Mapping[str, Any]) -> str:
     if "heldout_perplexity" in numbers:
         before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
         rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))
-    rows += [(f"{item['split']} data", f"{item['documents']} documents, {item['digest'][:19]}…") for item in training["data"]]
+    rows += [
+        (f"{_SPLITS[item['split']]} data", f"{item['documents']} documents, {item['digest'][:19]}…")
+        for item in training["data"]
+    ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         "---\n" + "\n".join(lines) + f"\n---\n\n# {title}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
