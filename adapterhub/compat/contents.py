@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes, formats, json_file, mlx, peft
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
 from adapterhub_converters.safetensors_file import SafetensorsFile
@@ -172,7 +172,7 @@ def _row_ids(indices: object, target: str) -> tuple[int, ...]:
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     adapter = formats.read(path, base=base)
     contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
-    for target, delta in adapter.deltas.items():
+    for target, delta in plain_pairs(adapter).items():
         contents.pairs[target] = dict(_parts(target, delta))
     contents.replaced.update({name: _tensor(name, array) for name, array in adapter.replaced.items()})
     for target, rows in adapter.rows.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from .checks import check_adapter
@@ -75,11 +75,12 @@ def combine(
         check_adapter(adapter, weight)
         _check_sum(adapter)
     meta, notes = _meta(adapters)
-    deltas: dict[str, Delta] = {}
+    deltas: dict[str, Pair] = {}
     modules: dict[str, Merged] = {}
-    for target in dict.fromkeys(target for adapter in adapters for target in adapter.deltas):
-        pairs = [(a.deltas[target], w) for a, w in zip(adapters, weights, strict=True) if target in a.deltas]
-        deltas[target], modules[target] = _module(target, pairs, merge, rank)
+    weighted = list(zip(map(plain_pairs, adapters), weights, strict=True))
+    for target in dict.fromkeys(target for found, _ in weighted for target in found):
+        terms = [(found[target], weight) for found, weight in weighted if target in found]
+        deltas[target], modules[target] = _module(target, terms, merge, rank)
     return Adapter(deltas, meta=meta), MergeReport(method, tuple(weights), modules, notes)
 
 
@@ -124,7 +125,7 @@ def _only(values: list[str]) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-def _module(target: str, pairs: Sequence[tuple[Delta, float]], merge: Method, rank: int | None) -> tuple[Delta, Merged]:
+def _module(target: str, pairs: Sequence[tuple[Pair, float]], merge: Method, rank: int | None) -> tuple[Pair, Merged]:
     first = pairs[0][0]
     for delta, _ in pairs:
         if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
@@ -138,20 +139,20 @@ def _module(target: str, pairs: Sequence[tuple[Delta, float]], merge: Method, ra
     return result, Merged(tuple(delta.r for delta, _ in pairs), result.r, error, cosines(terms))
 
 
-def _transposed(delta: Delta) -> bool:
+def _transposed(delta: Pair) -> bool:
     return isinstance(delta, LowRank) and delta.transposed_base
 
 
-def _kind(delta: Delta) -> str:
+def _kind(delta: Pair) -> str:
     return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
 
 
-def _factors(delta: Delta) -> Factors:
+def _factors(delta: Pair) -> Factors:
     """The delta with its scale; an embedding's as `(d, vocab)`, which is how its factors multiply."""
     return Factors(delta.lora_B.astype(np.float64), delta.scaling * delta.lora_A.astype(np.float64))
 
 
-def _delta_like(first: Delta, factors: Factors) -> Delta:
+def _delta_like(first: Pair, factors: Factors) -> Pair:
     lora_A, lora_B = factors.right.astype(np.float32), factors.left.astype(np.float32)
     if not (np.isfinite(lora_A).all() and np.isfinite(lora_B).all()):
         raise RefusedError("weight", "the weighted factors are over the largest float32")

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.adapter import Delta, LowRankEmbedding
+from adapterhub_converters.adapter import LowRankEmbedding, Pair
 
 from .product import product
 from .rounding import narrow, widen
@@ -42,7 +42,7 @@ class Edit(Protocol):
 class AddLowRank:
     """Add `scale * lora_B @ lora_A`, or its transpose where the base stores `(in, out)`."""
 
-    delta: Delta
+    delta: Pair
     scale: float
     transposed: bool
     whole: bool = False
@@ -72,7 +72,7 @@ class AddDora:
     The norm is summed in float64 here and in an order of its own in torch, so the last bit may differ from peft's.
     """
 
-    delta: Delta
+    delta: Pair
     scale: float
     transposed: bool
     magnitude: np.ndarray
@@ -153,7 +153,7 @@ class SetRows:
         return apply
 
 
-def _factors(delta: Delta, transposed: bool) -> tuple[F32Array, F32Array]:
+def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
     """`(rows, r)` with an even number of rows, and `(r, columns)`, whose product is the delta as the base stores it.
 
     A product's terms commute, so that the chain of the transpose is the transpose of the chain.

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapterhub_converters import base as base_model
 from adapterhub_converters import dtypes, json_file
-from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.adapter import Adapter, LowRank, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.safetensors_file import SafetensorsFile, TensorInfo
@@ -118,7 +118,7 @@ class _Planner:
         """Everything one adapter does."""
         names = _Names(self.spec, self.tensors, adapter)
         self.notes += [*adapter.notes, *names.notes]
-        for target, delta in adapter.deltas.items():
+        for target, delta in plain_pairs(adapter).items():
             if isinstance(delta, LowRank):
                 self._low_rank(target, names.parameter(f"{target}.weight"), delta, weight, names)
             else:

@@ -16,6 +16,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from .errors import RefusedError
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRank:
@@ -86,7 +88,43 @@ class LowRankEmbedding:
         return True
 
 
-Delta = LowRank | LowRankEmbedding
+@dataclass(frozen=True, eq=False, slots=True)
+class StackedLowRank:
+    """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
+
+    `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
+    function an expert computes. `transposed_base` says that the base stores the parameter `(experts, in, out)`.
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool = False
+    transposed_base: bool = False
+
+    @property
+    def r(self) -> int:
+        """The rank of one expert."""
+        return int(self.lora_A.shape[1])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(experts, out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_B.shape[1]), int(self.lora_A.shape[2])
+
+    @property
+    def plain(self) -> bool:
+        """Always: a stacked delta has no further parts."""
+        return True
+
+
+Pair = LowRank | LowRankEmbedding
+Delta = Pair | StackedLowRank
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -154,6 +192,16 @@ class Adapter:
     def parameters(self) -> int:
         """How many numbers the adapter has."""
         return sum(tensor.size for _, tensor in self.tensors())
+
+
+def plain_pairs(adapter: Adapter) -> dict[str, Pair]:
+    """The deltas of an adapter for who knows plain pairs only; RefusedError names a delta of any other kind."""
+    found: dict[str, Pair] = {}
+    for target, delta in adapter.deltas.items():
+        if not isinstance(delta, Pair):
+            raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be expressed here yet")
+        found[target] = delta
+    return found
 
 
 def scaling(alpha: float, r: int, *, rslora: bool) -> float:

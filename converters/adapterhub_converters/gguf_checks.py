@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import dtypes
-from .adapter import Adapter, Delta, LowRank, LowRankEmbedding
+from .adapter import Adapter, LowRank, LowRankEmbedding, Pair, plain_pairs
 from .base import BaseSpec
 from .names import Architecture, layer_of
 
@@ -19,7 +19,7 @@ def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> li
     """Every reason, one line each, why llama.cpp on this base would not compute what the adapter says."""
     return [
         *_whole(adapter),
-        *(line for target, delta in sorted(adapter.deltas.items()) for line in _one(target, delta, base, architecture)),
+        *(line for target, delta in sorted(plain_pairs(adapter).items()) for line in _one(target, delta, base, architecture)),
     ]
 
 
@@ -37,7 +37,7 @@ def _whole(adapter: Adapter) -> Iterator[str]:
         yield f"{target}: replaced rows (trainable_token_indices) cannot be said in a GGUF adapter"
 
 
-def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def _one(target: str, delta: Pair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     stem = architecture.stem(target)
     if stem is None:
         yield f"{target}: not a module that llama.cpp's {architecture.gguf!r} has as a tensor of its own"
@@ -51,7 +51,7 @@ def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) 
         yield f"{target}: {delta.shape[0]} rows are not those of {heads} heads"
 
 
-def _delta(stem: str, delta: Delta) -> Iterator[str]:
+def _delta(stem: str, delta: Pair) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.magnitude is not None:
         yield "DoRA cannot be said in a GGUF adapter"
     if isinstance(delta, LowRank) and delta.bias is not None:
@@ -65,7 +65,7 @@ def _delta(stem: str, delta: Delta) -> Iterator[str]:
             yield f"llama.cpp does not multiply {array.dtype}"
 
 
-def against_base(target: str, delta: Delta, base: BaseSpec) -> Iterator[str]:
+def against_base(target: str, delta: Pair, base: BaseSpec) -> Iterator[str]:
     """Why a delta does not fit a base; nothing when the base has no weights to compare with."""
     if base.tied and target in ("model.embed_tokens", "lm_head"):
         yield "llama.cpp aborts on a LoRA on the embedding table or output layer of a base that ties them"

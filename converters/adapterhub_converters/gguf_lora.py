@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from . import dtypes, gguf_checks, gguf_file, names, rider, scales
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta
+from .adapter import Adapter, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
 from .gguf_file import GGUFFile, Value
@@ -59,7 +59,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     kept: list[Kept] = []
     lines: list[rider.Line] = []
     ulps: list[np.ndarray] = []
-    for target, delta in sorted(adapter.deltas.items(), key=lambda item: _file_order(item[0])):
+    for target, delta in sorted(plain_pairs(adapter).items(), key=lambda item: _file_order(item[0])):
         heads = architecture.heads(target, base.config, base.where)
         stem = str(architecture.stem(target))
         folded = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
@@ -182,7 +182,7 @@ def _foreign(
     architecture = names.by_gguf(header.text("general.architecture"), where)
     if base is not None and names.by_class(base.architecture, base.where) is not architecture:
         raise RefusedError(where, f"made for {architecture.gguf}, the base is a {base.architecture} ({base.where})")
-    deltas: dict[str, Delta] = {}
+    deltas: dict[str, Pair] = {}
     for stem, (lora_a, lora_b) in _pairs(tensors, where).items():
         target = architecture.module(stem)
         if target is None:
@@ -224,7 +224,7 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.
     return {stem: (pair["lora_a"], pair["lora_b"]) for stem, pair in halves.items()}
 
 
-def _delta(where: str, lora_a: np.ndarray, lora_b: np.ndarray, alpha: float, *, embedding: bool) -> Delta:
+def _delta(where: str, lora_a: np.ndarray, lora_b: np.ndarray, alpha: float, *, embedding: bool) -> Pair:
     lora_A = np.ascontiguousarray(lora_a.T) if embedding else lora_a
     r = lora_b.shape[1]
     if lora_A.shape[0] != r:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, json_file, rider, safetensors_file, scales
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta
+from .adapter import Adapter, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError
 from .names import in_layer
@@ -46,7 +46,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     kept: list[Kept] = []
     lines: list[rider.Line] = []
     ulps: list[np.ndarray] = []
-    for target, delta in sorted(adapter.deltas.items()):
+    for target, delta in sorted(plain_pairs(adapter).items()):
         folded = scales.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
         tensors[f"{target}.lora_a"] = np.ascontiguousarray(delta.lora_A.T)
         tensors[f"{target}.lora_b"] = np.ascontiguousarray(folded.lora_B.T)
@@ -68,7 +68,7 @@ def _problems(adapter: Adapter, *, tied: bool) -> list[str]:
         found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
     found += [f"{name}: a replaced parameter cannot be said in an mlx-lm adapter" for name in sorted(adapter.replaced)]
     found += [f"{target}: replaced rows cannot be said in an mlx-lm adapter" for target in sorted(adapter.rows)]
-    for target, delta in sorted(adapter.deltas.items()):
+    for target, delta in sorted(plain_pairs(adapter).items()):
         if isinstance(delta, LowRank) and not delta.plain:
             found.append(f"{target}: DoRA or a bias cannot be said in an mlx-lm LoRA adapter")
         if in_layer(target) is None and target not in _TOP:
@@ -115,7 +115,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     if rider.belongs(metadata, _payload_digest(config, tensors)):
         return _ridden(metadata, pairs, scale, where)
     rank = config["lora_parameters"].get("rank")
-    deltas: dict[str, Delta] = {}
+    deltas: dict[str, Pair] = {}
     for target, (lora_A, lora_B) in pairs.items():
         r = lora_A.shape[0]
         if r != rank or lora_B.shape[1] != r:

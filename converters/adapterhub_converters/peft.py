@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import json_file, safetensors_file
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Rows, Source
+from .adapter import Adapter, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Pair, Rows, Source, plain_pairs
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError
 from .patterns import matching_keys
@@ -82,7 +82,7 @@ def parse(text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, s
     parts = _sort_tensors(tensors, f"{where}/{WEIGHTS}")
     notes: list[str] = []
     scales = _Scales(config, f"{where}/{CONFIG}", notes)
-    deltas: dict[str, Delta] = {}
+    deltas: dict[str, Pair] = {}
     for target, part in parts.pairs.items():
         deltas[target] = _delta(target, part, scales, f"{where}/{WEIGHTS}", bool(config.get("fan_in_fan_out")))
     return Adapter(
@@ -207,7 +207,7 @@ def _sort_tensors(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
     return parts
 
 
-def _delta(target: str, part: Mapping[str, np.ndarray], scales: _Scales, where: str, transposed_base: bool) -> Delta:
+def _delta(target: str, part: Mapping[str, np.ndarray], scales: _Scales, where: str, transposed_base: bool) -> Pair:
     embedding = "embedding_A" in part or "embedding_B" in part
     a_name, b_name = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     for name, tensor_name in ((a_name, "lora_A"), (b_name, "lora_B")):
@@ -268,7 +268,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
     """The tensors under the names peft saves them by."""
     tensors: dict[str, np.ndarray] = {}
-    for target, delta in adapter.deltas.items():
+    for target, delta in plain_pairs(adapter).items():
         stem = _PREFIX + target
         if isinstance(delta, LowRankEmbedding):
             tensors[f"{stem}.lora_embedding_A"] = delta.lora_A
@@ -292,7 +292,7 @@ def config_text(adapter: Adapter) -> str:
     Targets are full paths and patterns are whole, escaped paths, so that neither a deeper base nor the order of
     keys, which peft loses when it saves, can change which module gets which rank and alpha.
     """
-    deltas = adapter.deltas
+    deltas = plain_pairs(adapter)
     rslora = {delta.rslora for delta in deltas.values()}
     if len(rslora) > 1:
         raise RefusedError("peft", "some modules scale by rsLoRA and some do not; PEFT has one switch for all")
