@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import IntegrityError, LocalIOError, UsageError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, OutputExistsError
 
 from . import manifest
 from .digest import Digest, copy_hashing
@@ -89,14 +89,14 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """UsageError unless `out` is free to be written: absent, or an empty folder."""
+    """OutputExistsError unless `out` is free to be written: absent, or an empty folder."""
     try:
         if out.is_symlink() or any(out.iterdir()):
-            raise UsageError(str(out), "exists and is not an empty folder", "Name one that does not exist yet")
+            raise OutputExistsError(str(out))
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
-        raise UsageError(str(out), "exists and is not a folder", "Name one that does not exist yet") from error
+        raise OutputExistsError(str(out)) from error
     except OSError as error:
         raise LocalIOError(str(out), error.strerror or str(error)) from error
 

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters.errors import AdapterhubError
-
 from . import output
-from .app import EXIT_INTERRUPTED, Settings, command
+from .app import Settings, command
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,15 +41,8 @@ def train(settings: Settings, *, config: str, out: str | None) -> int:
 
     read = trainer.read_config(Path(config))
     target = Path(out) if out else Path(Path(config).stem)
-    try:
-        with _Screen(read) as screen:
-            result = trainer.run(read, target, on_event=screen.show)
-    except AdapterhubError as error:
-        # By name: its module imports torch, which may be what is missing.
-        if type(error).__name__ != "StoppedError":
-            raise
-        output.say(output.one_line(str(error)))
-        return EXIT_INTERRUPTED
+    with _Screen(read) as screen:
+        result = trainer.run(read, target, on_event=screen.show)
     document = _document(result, screen.ready)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
     return 0

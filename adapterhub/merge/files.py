@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+from adapterhub_converters.errors import FormatError, LocalIOError, OutputExistsError
 
 _CHUNK = 1 << 20
 _NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
@@ -85,11 +85,11 @@ def staged(out: Path) -> Iterator[Path]:
     that a living process works in holds a lock and stays.
 
     Raises:
-        ConflictError: `out` exists and isn't an empty folder.
+        OutputExistsError: `out` exists and isn't an empty folder.
         LocalIOError: The disk said no.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise ConflictError(str(out), "already exists", "Choose another name or remove it")
+        raise OutputExistsError(str(out))
     try:
         _sweep(out)
         # Locked before it gets the name that others sweep.

@@ -83,7 +83,7 @@ def fuse(adapters: Weighted, base: Path, out: Path, *, progress: Progress | None
 
     Raises:
         RefusedError: The result would not be base plus adapters; nothing was written.
-        ConflictError: `out` is there already.
+        OutputExistsError: `out` is there already.
         LocalIOError: The disk is full or cannot be written; nothing was left behind.
     """
     steps = plan(adapters, base)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import RefusedError, StoppedError
 
 from .base import Base
 from .config import OptimConfig
@@ -23,12 +23,6 @@ from .data import IGNORED, Rows, order
 from .events import Evaluated, OnEvent, Stepped
 from .lora import lora_layers
 from .loss import cross_entropy
-
-
-class StoppedError(AdapterhubError):
-    """A signal ended the training early; a checkpoint holds what was done."""
-
-    exit_code = 8
 
 
 @dataclass
@@ -88,7 +82,7 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     state.step += 1
     state.tokens += label_tokens
     if not math.isfinite(loss):
-        raise StoppedError("", f"the loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
+        raise RefusedError("train", f"the loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
     line = {"step": state.step, "loss": loss, "learning_rate": learning_rate, "tokens": state.tokens}
     state.log.append(line)
     return {**line, "gradient_norm": float(norm)}

@@ -5,6 +5,7 @@ module defines its own more specific error beside the code that raises it, as a 
 
     AdapterhubError        70  a bug of ours when raised bare
     ├── UsageError          2  the words of the command, a config file or a ref are wrong
+    │   └── OutputExistsError  2  what should be written is there already
     ├── NotFoundError       3  no such file, ref or adapter
     ├── IntegrityError      4  bytes are not what they should be
     │   └── FormatError     4  a file is malformed, truncated or hostile
@@ -12,7 +13,8 @@ module defines its own more specific error beside the code that raises it, as a 
     ├── RefusedError        6  the result would be wrong, so there is none
     ├── ConflictError       7  somebody else moved the ref first
     ├── LocalIOError        8  this machine's disk or permissions
-    └── MissingExtraError   9  an optional dependency isn't installed
+    ├── MissingExtraError   9  an optional dependency isn't installed
+    └── StoppedError      130  a signal ended the work; what was done is kept
 """
 
 from __future__ import annotations
@@ -40,6 +42,13 @@ class UsageError(AdapterhubError):
     """The words of a command, a config file or a ref do not mean anything."""
 
     exit_code = 2
+
+
+class OutputExistsError(UsageError):
+    """What should be written is there already; nothing is overwritten."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where, "already exists", "Name another, or remove it first")
 
 
 class NotFoundError(AdapterhubError):
@@ -86,3 +95,9 @@ class MissingExtraError(AdapterhubError):
     """A command needs an optional dependency; the hint is the line that installs it."""
 
     exit_code = 9
+
+
+class StoppedError(AdapterhubError):
+    """A signal ended the work early; what was done is kept, and the hint says how to go on."""
+
+    exit_code = 130

@@ -17,7 +17,7 @@ from typing import Protocol
 from . import gguf_lora, json_file, mlx, peft
 from .adapter import Adapter, Kept, Loss, LossReport
 from .base import BaseSpec
-from .errors import ConflictError, FormatError, LocalIOError, NotFoundError, UsageError
+from .errors import FormatError, LocalIOError, NotFoundError, OutputExistsError, UsageError
 
 
 class Format(Protocol):
@@ -135,7 +135,7 @@ def _check_free(dst: Path, *, folder: bool) -> None:
     except OSError as error:
         raise LocalIOError(str(dst), error.strerror or str(error)) from error
     if os.path.lexists(dst):
-        raise ConflictError(str(dst), "there already", "Name another, or remove it first")
+        raise OutputExistsError(str(dst))
 
 
 def _put(temporary: Path, dst: Path, *, folder: bool) -> None:
@@ -148,6 +148,6 @@ def _put(temporary: Path, dst: Path, *, folder: bool) -> None:
     try:
         os.link(temporary, dst)  # unlike a rename, never replaces what somebody else made meanwhile
     except FileExistsError as error:
-        raise ConflictError(str(dst), "there already", "Name another, or remove it first") from error
+        raise OutputExistsError(str(dst)) from error
     except OSError:  # a file system without hard links
         temporary.rename(dst)

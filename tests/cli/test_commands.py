@@ -139,7 +139,7 @@ def test_convert_says_what_became_of_every_tensor(run: Run, sql: Path, tmp_path:
     again = document(run, "convert", "out", "back", "--to", "peft")
     assert again["worst"] == "exact"
     assert {line["loss"] for line in again["tensors"]} == {"exact"}
-    assert "out: there already" in run("convert", "sql", "out", "--to", "mlx", code=7).stderr
+    assert "out: already exists" in run("convert", "sql", "out", "--to", "mlx", code=2).stderr
 
 
 def test_merge_into_a_base(run: Run, sql: Path, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import (
     AdapterhubError,
-    ConflictError,
     FormatError,
     LocalIOError,
     NotFoundError,
+    OutputExistsError,
     RefusedError,
     UsageError,
 )
@@ -100,7 +100,7 @@ def test_nothing_that_exists_is_overwritten(tmp_path: Path, source: Path) -> Non
         ("link", "gguf"),
         ("link", "mlx"),
     ):
-        with pytest.raises(ConflictError, match="there already"):
+        with pytest.raises(OutputExistsError, match="already exists"):
             formats.convert(source, tmp_path / name, to=to, base=BASE)
     assert (tmp_path / "a.gguf").read_text() == (tmp_path / "full" / "x").read_text() == "mine"
     (tmp_path / "empty").mkdir()

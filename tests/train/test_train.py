@@ -20,7 +20,7 @@ from adapterhub import facts, train  # noqa: E402
 from adapterhub.train import base, config, data, loop, lora, memory  # noqa: E402
 from adapterhub.train.loss import cross_entropy  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
-from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, RefusedError  # noqa: E402
+from adapterhub_converters.errors import AdapterhubError, ConflictError, OutputExistsError, RefusedError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 
 TEXTS = [f"{number} times {number} is {number * number}. " * 4 for number in range(24)]
@@ -273,7 +273,7 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     path = settings(tmp_path, tiny_base)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
-    with pytest.raises(LocalIOError, match="isn't an empty folder"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         train.run(train.read_config(path), tmp_path / "full")
     path.write_text(path.read_text().replace("alpha = 8", 'alpha = 8\ntargets = ["gate"]'))
     with pytest.raises(RefusedError, match="target 'gate' is no linear layer"):
