@@ -31,21 +31,23 @@ def main() -> int:
     """All steps in turn; the first that fails ends it."""
     started = time.monotonic()
     clean()
-    say("1", "A base model and some data", "The base comes out of an installed package, dequantised; the data are the")
+    say("1", "A registry", "One file, registry.db, and its store beside it.\n")
+    run("adapterhub", "init")
+    say("2", "A base model and some data", "The base comes out of an installed package, dequantised; the data are the")
     print("licence texts that every Python environment carries, split by document.\n")
     base_model()
     run("python", "examples/licences.py", "demo/data")
-    say("2", "Train", "QLoRA: the base in 4 bits (NF4), r = 16 on every linear layer.\n")
+    say("3", "Train", "QLoRA: the base in 4 bits (NF4), r = 16 on every linear layer.\n")
     run("adapterhub", "train", "examples/legal-smollm2.toml", "-o", "demo/legal")
     training = json.loads((ADAPTER / "adapter.json").read_text())["training"]
     before, after = (training["metrics"][key] for key in ("heldout_perplexity_before", "heldout_perplexity"))
     check(after < before, f"held-out perplexity fell from {before:.2f} to {after:.2f}")
-    say("3", "Check", "Does it fit the base, and what would each runtime do with it?\n")
+    say("4", "Check", "Does it fit the base, and what would each runtime do with it?\n")
     run("adapterhub", "validate", "demo/legal", "--base", "demo/base")
     registry()
     llama_cpp()
     merge()
-    say("7", "Again", "The same config, data, seed and machine give the same bytes.\n")
+    say("8", "Again", "The same config, data, seed and machine give the same bytes.\n")
     compare_with_last(training)
     print(
         f"\nAll of it took {time.monotonic() - started:.0f} s. The curve is demo/legal/loss.png, the card demo/legal/README.md."
@@ -116,8 +118,7 @@ def base_model() -> None:
 
 def registry() -> None:
     """Push, list, show, pull; what comes back is what went in."""
-    say("4", "Version", "A local registry: versions are digests of a manifest, and never change.\n")
-    run("adapterhub", "init")
+    say("5", "Version", "A version is the digest of its manifest, and never changes.\n")
     run("adapterhub", "push", "demo/legal", "legal/licenses")
     run("adapterhub", "list")
     run("adapterhub", "show", "legal/licenses")
@@ -133,7 +134,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def llama_cpp() -> None:
     """The real llama.cpp over the quantised base, with and without the adapter."""
-    say("5", "Run it in llama.cpp", "Another format, another runtime, and the base in its own four bits.\n")
+    say("6", "Run it in llama.cpp", "Another format, another runtime, and the base in its own four bits.\n")
     run("adapterhub", "convert", "demo/legal", "demo/legal.gguf", "--to", "gguf")
     sys.path.insert(0, str(ROOT / "examples"))
     from llama_cpp import generate
@@ -155,7 +156,7 @@ def folded(text: str) -> str:
 
 def merge() -> None:
     """A model of its own, whose logits are those of base and adapter."""
-    say("6", "Merge", "Adapter and base become one model, tensor by tensor.\n")
+    say("7", "Merge", "Adapter and base become one model, tensor by tensor.\n")
     run("adapterhub", "merge", "demo/legal", "--into", "demo/base", "-o", "demo/merged")
     with contextlib.redirect_stderr(None):
         apart, moved = differences()
