@@ -10,17 +10,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
 from . import manifest
+from .catalog import Catalog
 from .digest import Digest, sha256_file
 from .manifest import Descriptor
 from .store import Store
-
-if TYPE_CHECKING:
-    from .registry import Registry
 
 _AGAIN = "Delete that file, then push or pull the same files again"
 
@@ -42,19 +40,18 @@ class Finding:
 Findings = list[Finding]
 
 
-def fsck(registry: Registry, *, quick: bool = False) -> Findings:
-    """What is wrong with a registry; `quick` trusts the bytes of blobs that have the right size."""
-    store = registry.store
+def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
+    """What is wrong with a registry's store and catalog; `quick` trusts the bytes of blobs that have the right size."""
     bad: dict[Digest, Finding] = {}
     findings = list(_blobs(store, bad, quick=quick))
-    findings += _logs(registry)
+    findings += _logs(store, catalog)
     needed: set[Digest] = set()
-    for row in registry.catalog.rows():
+    for row in catalog.rows():
         findings += _version(
             store, str(row.ref), Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size), needed, bad
         )
     findings += _orphans(store, needed)
-    if not store.index_is(registry.catalog.index()):
+    if not store.index_is(catalog.index()):
         findings.append(
             Finding("index-behind", "error", str(store.root / "index.json"), "does not say what the catalog says", _REBUILD)
         )
@@ -76,9 +73,9 @@ def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator
             yield bad[digest]
 
 
-def _logs(registry: Registry) -> Iterator[Finding]:
+def _logs(store: Store, catalog: Catalog) -> Iterator[Finding]:
     """Each log replays from its first entry, and the catalog knows its last."""
-    store, known = registry.store, {name.name: name for name in registry.catalog.names()}
+    known = {name.name: name for name in catalog.names()}
     for name in sorted({*store.names(), *known}):
         seq, head = 0, ""
         try:
@@ -95,9 +92,9 @@ def _logs(registry: Registry) -> Iterator[Finding]:
             yield Finding("broken-log", "error", str(store.entry_path(name, seq + 1)), f"is missing; {min(later)} follows it")
         elif name in known and (known[name].seq, known[name].head) != (seq, head):
             what = f"the catalog is at entry {known[name].seq} of {name}, the log at {seq}"
-            yield Finding("catalog-behind", "error", str(registry.catalog.path), what, _REBUILD)
+            yield Finding("catalog-behind", "error", str(catalog.path), what, _REBUILD)
         elif seq and name not in known:
-            yield Finding("catalog-behind", "error", str(registry.catalog.path), f"the catalog lacks {name}", _REBUILD)
+            yield Finding("catalog-behind", "error", str(catalog.path), f"the catalog lacks {name}", _REBUILD)
 
 
 def int_or(text: str, otherwise: int = 0) -> int:
@@ -153,12 +150,12 @@ def _leftovers(store: Store) -> Iterator[Finding]:
             yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}")
 
 
-def verify(registry: Registry, layers: Iterable[Descriptor], ref: str) -> list[Finding]:
+def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding]:
     """The bytes of a version's blobs against their digests."""
     findings = []
     for layer in layers:
-        path = registry.store.blob_path(layer.digest)
-        problem = _blob(registry.store, ref, layer, {})
+        path = store.blob_path(layer.digest)
+        problem = _blob(store, ref, layer, {})
         if problem is None and sha256_file(path) != layer.digest:
             problem = Finding(
                 "flipped", "error", str(path), f"its bytes are not those of its name ({ref}, {layer.path})", _AGAIN

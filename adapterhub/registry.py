@@ -27,7 +27,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, manifest, transfer
+from . import fsck, intake, manifest
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
@@ -236,7 +236,7 @@ class Registry:
         if ref.number or ref.digest:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
-        made, skipped = transfer.take_in(self.store, folder)
+        made, skipped = intake.take_in(self.store, folder)
         new = False
 
         def decide(state: Name) -> Entry | None:
@@ -343,13 +343,13 @@ class Registry:
 
     def fsck(self, *, quick: bool = False) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
-        return fsck.fsck(self, quick=quick)
+        return fsck.fsck(self.store, self.catalog, quick=quick)
 
     def verify(self, ref: Ref) -> Findings:
         """The bytes of a version against its manifest."""
         version = self.resolve(ref)
         made = self._manifest(version)
-        return fsck.verify(self, (made.config, *made.layers), str(version.ref))
+        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref))
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Bytes in and out of a store: each read once, hashed as it passes, and visible only when its digest is right."""
+"""Bytes out of a store: each read once, hashed as it passes, and visible only when its digest is right."""
 
 from __future__ import annotations
 
@@ -7,53 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import IntegrityError, LocalIOError, OutputExistsError
 
-from . import manifest
-from .digest import Digest, copy_hashing
-from .folder import listing
-from .manifest import Descriptor, Manifest
-from .store import Store, local_errors, open_regular, sync_dir
-
-if TYPE_CHECKING:
-    from .ref import Ref
-    from .registry import Registry, Version
-
-_Stamp = tuple[int, int, int]
-
-
-def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
-    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves."""
-    from . import facts  # needs numpy, which commands that only read do without
-
-    store.sweep()
-    found = listing(folder)
-    seen = facts.look(folder)  # before anything is stored: this may be no adapter at all
-    files: dict[str, tuple[Digest, int]] = {}
-    stamps: dict[str, _Stamp] = {}
-    for path in found.files:
-        with open_regular(folder / path) as file:
-            stamps[path] = _stamp(os.fstat(file.fileno()))
-            if path != manifest.FACTS:
-                files[path] = store.put_stream(file)
-    document, raw = facts.settle(folder, files, seen)
-    for path, stamp in stamps.items():
-        with local_errors(folder / path):
-            now = os.stat(folder / path, follow_symlinks=False)
-        if _stamp(now) != stamp:
-            raise IntegrityError(f"{folder}/{path}", "changed while it was read", "Try again when nothing writes to the folder")
-    files[manifest.FACTS] = store.put_bytes(raw)
-    made = manifest.assemble(files, document)
-    store.put_bytes(made.config_bytes)
-    store.put_bytes(made.raw)
-    store.sync_blobs()
-    return made, found.skipped
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ino
+from .digest import copy_hashing
+from .manifest import Descriptor
+from .ref import Ref
+from .registry import Registry, Version
+from .store import local_errors, sync_dir
 
 
 def pull(registry: Registry, ref: Ref, out: Path) -> Version:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub import catalog, fsck, manifest, transfer
+from adapterhub import catalog, fsck, intake, manifest, transfer
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import ABSENT, Registry, find
 from adapterhub.store import Entry, Store
@@ -510,7 +510,7 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
             assert store.append(entry)
         return begin(store, name)
 
-    other = transfer.take_in(registry.store, make("b", 1))[0]
+    other = intake.take_in(registry.store, make("b", 1))[0]
     monkeypatch.setattr(Store, "begin", race)
     assert registry.push(make("a"), SQL).number == 2
     assert registry.resolve(ref("team/sql:v1")).digest == other.digest

@@ -1,0 +1,48 @@
+"""Bytes into a store: each file of a folder read once and hashed as it passes; no ref moves here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adapterhub_converters.errors import IntegrityError
+
+from . import manifest
+from .digest import Digest
+from .folder import listing
+from .manifest import Manifest
+from .store import Store, local_errors, open_regular
+
+_Stamp = tuple[int, int, int]
+
+
+def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
+    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves."""
+    from . import facts  # needs numpy, which commands that only read do without
+
+    store.sweep()
+    found = listing(folder)
+    seen = facts.look(folder)  # before anything is stored: this may be no adapter at all
+    files: dict[str, tuple[Digest, int]] = {}
+    stamps: dict[str, _Stamp] = {}
+    for path in found.files:
+        with open_regular(folder / path) as file:
+            stamps[path] = _stamp(os.fstat(file.fileno()))
+            if path != manifest.FACTS:
+                files[path] = store.put_stream(file)
+    document, raw = facts.settle(folder, files, seen)
+    for path, stamp in stamps.items():
+        with local_errors(folder / path):
+            now = os.stat(folder / path, follow_symlinks=False)
+        if _stamp(now) != stamp:
+            raise IntegrityError(f"{folder}/{path}", "changed while it was read", "Try again when nothing writes to the folder")
+    files[manifest.FACTS] = store.put_bytes(raw)
+    made = manifest.assemble(files, document)
+    store.put_bytes(made.config_bytes)
+    store.put_bytes(made.raw)
+    store.sync_blobs()
+    return made, found.skipped
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ino
