@@ -49,9 +49,8 @@ def main() -> int:
     merge()
     say("8", "Again", "The same config, data, seed and machine give the same bytes.\n")
     compare_with_last(training)
-    print(
-        f"\nAll of it took {time.monotonic() - started:.0f} s. The curve is demo/legal/loss.png, the card demo/legal/README.md."
-    )
+    print(f"\nAll of it took {time.monotonic() - started:.0f} s.")
+    print("The curve is demo/legal/loss.png, the card demo/legal/README.md.")
     return 0
 
 
@@ -160,7 +159,8 @@ def merge() -> None:
     run("adapterhub", "merge", "demo/legal", "--into", "demo/base", "-o", "demo/merged")
     with contextlib.redirect_stderr(None):
         apart, moved = differences()
-    print(f"the adapter moves a logit by up to {moved:.2f}; merged into bf16 weights, none is off by more than {apart:.2f}")
+    print(f"the adapter moves a logit by up to {moved:.2f}; once merged into bf16 weights,")
+    print(f"no logit is off by more than {apart:.2f}")
     check(apart < 0.1 * moved, "the merged model computes what base and adapter compute together")
 
 
