@@ -17,13 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import adapterhub_schemas
 from adapterhub_converters import dtypes, formats, json_file, peft
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.safetensors_file import SafetensorsFile
 
 from .digest import Digest, sha256_file
 from .folder import listing
@@ -137,7 +134,7 @@ def _files(files: Files) -> list[dict[str, Any]]:
 def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
     if peft.sniff(folder):
-        return "peft", _peft_shapes(folder)
+        return "peft", peft.read_shapes(folder)
     candidates = [folder, *sorted(folder.glob("*.gguf"))]
     found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
     if not found:
@@ -147,22 +144,6 @@ def look(folder: Path) -> Seen:
         raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")
     name, path = found[0]
     return name, formats.FORMATS[name].read(path)
-
-
-def _peft_shapes(folder: Path) -> Adapter:
-    weights = folder / peft.WEIGHTS
-    if not weights.is_file():
-        return peft.read(folder)  # which says what is wrong
-    with SafetensorsFile(weights) as file:
-        narrow = next((info for info in file.tensors.values() if info.dtype not in dtypes.NUMPY), None)
-        if narrow:
-            raise FormatError(str(weights), f"tensor {narrow.name!r}: {narrow.dtype} cannot be computed with")
-        # One number seen through strides of 0: the shape and dtype of the tensor, without its memory.
-        tensors = {
-            name: np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape) for name, info in file.tensors.items()
-        }
-        metadata = file.header.metadata
-    return peft.parse(json_file.read_text(folder / peft.CONFIG), tensors, metadata, where=str(folder))
 
 
 def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
@@ -180,7 +161,7 @@ def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
             if (delta.r, delta.alpha) != (r, alpha)
         },
         "targets": sorted({target.rpartition(".")[2] for target in adapter.deltas}),
-        "replaced": sorted([*adapter.replaced, *adapter.rows]),
+        "replaced": sorted([*adapter.replaced, *adapter.rows, *adapter.copies]),
         "dtype": names.pop() if len(names) == 1 else "mixed",
         "parameters": adapter.parameters,
         "format": adapter_format,

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes, formats, json_file, mlx, peft
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.peft_keys import native
 from adapterhub_converters.safetensors_file import SafetensorsFile
 
 from .report import Problem
@@ -48,6 +49,13 @@ class Contents:
     replaced: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
     row_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    """Copies of the base's weights that ride along."""
+    others: dict[str, Delta] = field(default_factory=dict)
+    """Deltas that are no pair of matrices (experts, convolutions, AdaLoRA …), seen from their shapes."""
+    other_tensors: dict[str, Tensor] = field(default_factory=dict)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    """Names of tensors that peft would skip, and what it would call them."""
     unknown: list[str] = field(default_factory=list)
     adapter: Adapter | None = None
     """Set for formats that are read as a whole."""
@@ -60,11 +68,18 @@ class Contents:
             return [value]
         return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
+    @property
+    def targets(self) -> list[str]:
+        """Every module or parameter that has a delta."""
+        return [*self.pairs, *self.others]
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that is understood, named by module and part."""
         for target, parts in self.pairs.items():
             yield from ((f"{target}.{LABELS[part]}", tensor) for part, tensor in parts.items())
+        yield from self.other_tensors.items()
         yield from self.replaced.items()
+        yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
     def values(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -72,8 +87,10 @@ class Contents:
         if self.adapter is not None:
             yield from self.adapter.tensors()
             return
-        with SafetensorsFile(self.path / self.weights, where=self.weights) as file:
-            yield from ((name, file.tensor(tensor.key)) for name, tensor in self.tensors() if tensor.dtype in dtypes.NUMPY)
+        for path in peft.weight_files(self.path):
+            with SafetensorsFile(path, where=path.name) as file:
+                mine = [(name, tensor) for name, tensor in self.tensors() if tensor.key in file.tensors]
+                yield from ((name, file.tensor(tensor.key)) for name, tensor in mine if tensor.dtype in dtypes.NUMPY)
 
 
 LABELS = {
@@ -89,7 +106,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
         kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
-        contents = _peft(path) if kind == "peft" else _whole(path, kind, base)
+        contents = _peft(path, base) if kind == "peft" else _whole(path, kind, base)
     except AdapterhubError as error:
         if isinstance(error, NotFoundError) and error.where == str(path):
             raise
@@ -139,25 +156,50 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _peft(path: Path) -> Contents:
+def _peft(path: Path, base: BaseSpec | None) -> Contents:
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.read_object(path / peft.CONFIG, where=peft.CONFIG))
-    if not (path / peft.WEIGHTS).is_file():
+    if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
-    with SafetensorsFile(path / peft.WEIGHTS, where=peft.WEIGHTS) as file:
-        for info in file.tensors.values():
-            _sort(contents, Tensor(info.name, info.shape, info.dtype))
+    for shard in peft.weight_files(path):
+        with SafetensorsFile(shard, where=shard.name) as file:
+            for info in file.tensors.values():
+                _sort(contents, Tensor(info.name, info.shape, info.dtype))
+    if _has_others(contents):
+        _set_others_apart(contents, peft.read_shapes(path, base=base))
     return contents
+
+
+def _has_others(contents: Contents) -> bool:
+    convolution = any(
+        all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts in contents.pairs.values()
+    )
+    other = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR")
+    return convolution or other or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
+
+
+def _set_others_apart(contents: Contents, adapter: Adapter) -> None:
+    contents.notes = adapter.notes
+    contents.others = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
+    for target in [t for t in contents.pairs if t in contents.others or t not in adapter.deltas]:
+        parts = contents.pairs.pop(target)
+        contents.other_tensors |= {f"{target}.{LABELS.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
 def _sort(contents: Contents, tensor: Tensor) -> None:
     kind, name, part = peft.classify(tensor.key)
-    if kind == "pair":
+    if native(tensor.key) not in (tensor.key, tensor.key.removesuffix(".weight")):
+        contents.renamed.append((tensor.key, native(tensor.key)))
+    if kind == "pair" and part not in LABELS and contents.config.get("peft_type") == "LORA":
+        contents.unknown.append(tensor.key)
+    elif kind == "pair":
         contents.pairs.setdefault(name, {})[part] = tensor
     elif kind == "rows":
         contents.rows[name] = tensor
         contents.row_ids[name] = _row_ids(contents.config.get("trainable_token_indices"), name)
     elif kind == "replaced":
         contents.replaced[name] = tensor
+    elif kind == "copy":
+        contents.copies[name] = tensor
     else:
         contents.unknown.append(tensor.key)
 

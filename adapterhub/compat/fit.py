@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from adapterhub_converters import peft
+from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.patterns import fullmatch
@@ -42,6 +43,7 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
             yield from _shapes(contents.weights, target, parts, weight, conv1d(base))
+    yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     yield from _missing(contents.weights, base, missing)
@@ -112,8 +114,40 @@ def delta_shape(parts: Part) -> tuple[int, int] | None:
     return (first.shape[1], second.shape[0]) if embedding else (second.shape[0], first.shape[1])
 
 
+def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    for target, delta in contents.others.items():
+        weight = base.tensors.get(target) or weight_of(base, target)
+        if weight is None and any(name.startswith(f"{_block(target)}.") and ".experts.0." in name for name in base.tensors):
+            weight = "stored expert by expert; transformers stacks them when it loads"
+        if weight is None:
+            missing.append(target)
+        elif isinstance(weight, str):
+            yield Problem("shape-unknown", contents.weights, target, weight)
+        elif weight.shape not in _either_way(delta):
+            what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
+            yield Problem("shape-mismatch", contents.weights, target, what, "Another size of the model, or another model")
+
+
+def _block(target: str) -> str:
+    """The layer a module is in: `model.layers.0`."""
+    found = re.match(r"(?:.*?\.)?\d+(?=\.)", target)
+    return found.group(0) if found else target
+
+
+def _either_way(delta: Delta) -> set[tuple[int, ...]]:
+    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored (in, out)."""
+    shape = delta.shape
+    turned = (*shape[:-2], shape[-1], shape[-2])
+    if isinstance(delta, StackedLowRank):
+        both = delta.transposed_base is None
+        return {shape, turned} if both else {turned} if delta.transposed_base else {shape}
+    if getattr(delta, "transposed_base", False):
+        return {turned}
+    return {shape}
+
+
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    for name, tensor in contents.replaced.items():
+    for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
         if weight is None:
             missing.append(name)
@@ -192,8 +226,8 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     except AdapterhubError as error:
         yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
         return
-    missing = wanted - set(contents.pairs)
-    ours, depth = depth_of(contents.pairs), depth_of(base.tensors)
+    missing = wanted - set(contents.targets)
+    ours, depth = depth_of(contents.targets), depth_of(base.tensors)
     deeper = {target for target in missing if (layer_of(target) or 0) >= ours > 0}
     if deeper or _stops_early(contents, ours, depth):
         what = f"the adapter ends at layer {ours - 1}, the base at layer {depth - 1}"
@@ -209,7 +243,7 @@ def _stops_early(contents: Contents, ours: int, depth: int) -> bool:
         return False
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
         return False
-    return {layer_of(target) for target in contents.pairs} - {None} == set(range(ours))
+    return {layer_of(target) for target in contents.targets} - {None} == set(range(ours))
 
 
 def _targeted(contents: Contents, base: BaseSpec) -> set[str]:

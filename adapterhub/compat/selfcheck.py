@@ -33,6 +33,10 @@ def problems(contents: Contents) -> Iterator[Problem]:
 
 
 def _names(contents: Contents) -> Iterator[Problem]:
+    if contents.renamed:
+        key, name = contents.renamed[0]
+        what = f"{len(contents.renamed)} names that peft would skip; it would call this one {name}"
+        yield Problem("key-prefix", contents.weights, key, what, "Convert it to PEFT anew, which names them as peft does")
     for key in contents.unknown:
         if key.startswith(_PREFIX) or contents.pairs:
             yield Problem(
@@ -64,7 +68,7 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
         what = f"rank {first.shape[0]} in lora_A {first.shape}, rank {second.shape[1]} in lora_B {second.shape}"
         yield Problem("rank-differs", file, target, what, "The two come from different adapters, or one is transposed")
     for part in ("magnitude", "bias"):
-        if part in parts and parts[part].shape != (second.shape[0],):
+        if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
             what = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
             yield Problem("part-shape", file, f"{target}.{LABELS[part]}", what)
 
@@ -106,10 +110,11 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
-    for option in ("rank_pattern", "alpha_pattern"):
+    # AdaLoRA's rank_pattern is a mask by tensor name.
+    for option in ("rank_pattern", "alpha_pattern") if contents.config["peft_type"] != "ADALORA" else ():
         patterns = contents.config.get(option) or {}
         used: set[str] = set()
-        for target in contents.pairs:
+        for target in contents.targets:
             keys = matching_keys(patterns, target, peft.CONFIG)
             used.update(keys)
             if len({patterns[key] for key in keys}) > 1:
@@ -199,7 +204,7 @@ def value_problems(contents: Contents) -> Iterator[Problem]:
             yield Problem("non-finite", contents.weights, name, f"{_count(array)} of {array.size} are NaN or infinite")
         if name.endswith(("lora_B", "lora_embedding_B")):
             zeros[most == 0] += 1
-    if zeros[True] and not zeros[False] and not contents.replaced and not contents.rows:
+    if zeros[True] and not zeros[False] and not (contents.replaced or contents.rows or contents.others):
         what = f"all {zeros[True]} lora_B are zero: the adapter changes nothing"
         yield Problem("does-nothing", contents.weights, "", what, "It was saved before it was trained")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from adapterhub_converters import names, peft
+from adapterhub_converters.adapter import StackedLowRank
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.patterns import matching_keys
@@ -66,17 +67,16 @@ def _said(rule: Rule, about: str) -> str:
 
 def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
     config = contents.config
-    for parts in contents.pairs.values():
-        if "magnitude" in parts:
-            yield "dora", ""
-        if "bias" in parts:
-            yield "lora-bias", ""
+    for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
+        if any(part in parts for parts in contents.pairs.values()):
+            yield feature, ""
     if (config.get("bias") or "none") != "none":
         yield "bias", ""
     for name in contents.replaced:
         yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
     if contents.rows:
         yield "rows", ""
+    yield from _beyond_pairs(contents)
     if peft.residual_init(config.get("init_lora_weights")):
         yield "init", str(config.get("init_lora_weights"))
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
@@ -84,6 +84,16 @@ def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, 
     yield from _scales(contents)
     if base is not None:
         yield from _on_base(contents, base)
+
+
+def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
+    for delta in contents.others.values():
+        yield ("experts" if isinstance(delta, StackedLowRank) else "other-kind"), type(delta).__name__
+    for name in contents.copies:
+        yield "copies", name
+    for option in ("alora_invocation_tokens", "layer_replication"):
+        if contents.config.get(option):
+            yield "condition", option
 
 
 def _scales(contents: Contents) -> Iterator[tuple[str, str]]:

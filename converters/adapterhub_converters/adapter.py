@@ -9,122 +9,28 @@ for another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
 
+from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .errors import RefusedError
+from .factored import AdaLora, Factored, Hadamard, Kronecker, PooledLowRank
+
+__all__ = [
+    "AdaLora", "Adapter", "Delta", "Factored", "Hadamard", "Kept", "Kronecker", "Loss", "LossReport", "LowRank",
+    "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank", "Rows", "Source", "StackedLowRank", "factored_out",
+    "plain_pairs", "refuse_conditions", "scaling",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class LowRank:
-    """`scaling * lora_B @ lora_A` added to the weight of a linear module.
-
-    `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row.
-    `bias` `(out_features,)` is PEFT's `lora_bias`: added to the output, times `scaling`.
-    `transposed_base` says that the base stores its weight `(in, out)`, as Hugging Face's Conv1D does
-    (`fan_in_fan_out`); the factors are oriented as ever.
-    """
-
-    lora_A: np.ndarray
-    lora_B: np.ndarray
-    alpha: float
-    rslora: bool = False
-    magnitude: np.ndarray | None = None
-    bias: np.ndarray | None = None
-    transposed_base: bool = False
-
-    @property
-    def r(self) -> int:
-        """The rank: what the tensors say, not what a config says."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA (arXiv 2312.03732)."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(out_features, in_features)` of the delta."""
-        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
-
-    @property
-    def plain(self) -> bool:
-        """Whether the low-rank product is all there is."""
-        return self.magnitude is None and self.bias is None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class LowRankEmbedding:
-    """`scaling * (lora_B @ lora_A).T` added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`."""
-
-    lora_A: np.ndarray
-    lora_B: np.ndarray
-    alpha: float
-    rslora: bool = False
-
-    @property
-    def r(self) -> int:
-        """The rank."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(vocab, d)` of the delta."""
-        return int(self.lora_A.shape[1]), int(self.lora_B.shape[0])
-
-    @property
-    def plain(self) -> bool:
-        """Always: an embedding delta has no further parts."""
-        return True
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class StackedLowRank:
-    """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
-
-    `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
-    function an expert computes. `transposed_base` says that the base stores the parameter `(experts, in, out)`.
-    """
-
-    lora_A: np.ndarray
-    lora_B: np.ndarray
-    alpha: float
-    rslora: bool = False
-    transposed_base: bool = False
-
-    @property
-    def r(self) -> int:
-        """The rank of one expert."""
-        return int(self.lora_A.shape[1])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(experts, out_features, in_features)` of the delta."""
-        return int(self.lora_B.shape[0]), int(self.lora_B.shape[1]), int(self.lora_A.shape[2])
-
-    @property
-    def plain(self) -> bool:
-        """Always: a stacked delta has no further parts."""
-        return True
-
+# What `Adapter.tensors` calls a part that the delta calls otherwise.
+_LABELS = {"bias": "lora_B.bias"}
 
 Pair = LowRank | LowRankEmbedding
-Delta = Pair | StackedLowRank
+Delta = Pair | StackedLowRank | LowRankConv | Factored
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -145,16 +51,32 @@ class Meta:
     dropout: float = 0.0
     init: str = "default"
     """How the factors began: `default`, or `pissa`, `olora`, … whose delta needs the initial adapter as well."""
+    invocation: tuple[int, ...] = ()
+    """aLoRA: the adapter acts only from where these tokens were last said (arXiv 2504.12397)."""
+    layers: tuple[tuple[int, int], ...] = ()
+    """PEFT's `layer_replication`: the ranges of the base's layers that the deeper model is stacked from."""
+    ties: bool = False
+    """PEFT's `ensure_weight_tying`: what is done to the embedding table is done to the output layer tied to it."""
 
 
 @dataclass(frozen=True)
 class Source:
     """The file an adapter was read from, where that format says more than the canonical form: lets a writer of the
-    same format give back the same bytes. `config` is the text of the config, `metadata` the weights' header metadata."""
+    same format give back the same bytes.
+
+    Attributes:
+        format: Its name.
+        config: The text of the config.
+        metadata: The weights' header metadata.
+        names: What the format calls a tensor to what the file called it, where the two differ.
+        turned: The stacked targets whose file held the two factors in each other's place.
+    """
 
     format: str
     config: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +87,8 @@ class Adapter:
         deltas: Module path (`model.layers.0.self_attn.q_proj`) to its low-rank delta.
         replaced: Parameter path (`lm_head.weight`) to the tensor that takes its place.
         rows: Module path of a table to its replaced rows.
+        copies: Parameter path to a copy of the base's own weight that rides along, as PEFT saves it for a table that
+            has a delta; another one than the base's if the vocabulary was resized. A delta adds to it.
         source: Set when nothing was changed since reading.
         notes: What the reader found worth saying; each one line.
     """
@@ -175,18 +99,15 @@ class Adapter:
     meta: Meta = field(default_factory=Meta)
     source: Source | None = None
     notes: tuple[str, ...] = ()
+    copies: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def tensors(self) -> Iterable[tuple[str, np.ndarray]]:
         """Every tensor with a name that says what it is, in a fixed order."""
         for target, delta in sorted(self.deltas.items()):
-            yield f"{target}.lora_A", delta.lora_A
-            yield f"{target}.lora_B", delta.lora_B
-            if isinstance(delta, LowRank) and delta.magnitude is not None:
-                yield f"{target}.magnitude", delta.magnitude
-            if isinstance(delta, LowRank) and delta.bias is not None:
-                yield f"{target}.lora_B.bias", delta.bias
+            yield from ((f"{target}.{_LABELS.get(part, part)}", tensor) for part, tensor in delta.parts())
         yield from sorted(self.replaced.items())
         yield from ((f"{target}.rows", rows.values) for target, rows in sorted(self.rows.items()))
+        yield from ((f"{name} (copy)", tensor) for name, tensor in sorted(self.copies.items()))
 
     @property
     def parameters(self) -> int:
@@ -195,18 +116,53 @@ class Adapter:
 
 
 def plain_pairs(adapter: Adapter) -> dict[str, Pair]:
-    """The deltas of an adapter for who knows plain pairs only; RefusedError names a delta of any other kind."""
+    """The deltas of an adapter for who knows plain pairs only.
+
+    RefusedError names a delta of any other kind, and a condition on which the adapter acts (`refuse_conditions`).
+    """
+    refuse_conditions(adapter)
     found: dict[str, Pair] = {}
     for target, delta in adapter.deltas.items():
         if not isinstance(delta, Pair):
             raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be expressed here yet")
+        if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
+            raise RefusedError(target, "DoRA on an embedding table cannot be expressed here yet")
         found[target] = delta
     return found
 
 
-def scaling(alpha: float, r: int, *, rslora: bool) -> float:
-    """What `lora_B @ lora_A` is multiplied by (peft, `tuners/lora/layer.py`, `update_layer`)."""
-    return alpha / (math.sqrt(r) if rslora else r)
+def refuse_conditions(adapter: Adapter) -> None:
+    """Refuse what only PEFT can say of an adapter as a whole: when it acts, on which layers, on which copy of a weight."""
+    if adapter.meta.invocation:
+        raise RefusedError(
+            "alora_invocation_tokens", "the adapter acts only after certain tokens (aLoRA), which cannot be said here"
+        )
+    if adapter.meta.layers:
+        raise RefusedError("layer_replication", "the adapter belongs to a base with repeated layers, which cannot be said here")
+    tables = [*adapter.replaced, *adapter.rows, *(t for t, d in adapter.deltas.items() if isinstance(d, LowRankEmbedding))]
+    if adapter.meta.ties and tables:
+        raise RefusedError(
+            "ensure_weight_tying", f"what is done to {tables[0]} is done to the layer tied to it, which cannot be said here"
+        )
+    for name in adapter.copies:
+        raise RefusedError(
+            name,
+            "a copy of the base's weight rides along, which cannot be said here and may differ from the base's",
+            "Compare it with the base's weights (adapterhub_converters.copies), or save with save_embedding_layers=False",
+        )
+
+
+def factored_out(adapter: Adapter) -> Adapter:
+    """The adapter with AdaLoRA, QALoRA, LoHa and LoKr as the low-rank pairs they equal; itself when there are none.
+
+    The same function up to one rounding of the factors in float32. It is no longer what was read: `source` is None.
+    """
+    changed = {t: d.as_low_rank() for t, d in adapter.deltas.items() if isinstance(d, Factored)}
+    if not changed:
+        return adapter
+    kinds = sorted({type(delta).__name__ for delta in adapter.deltas.values() if isinstance(delta, Factored)})
+    note = f"{len(changed)} deltas of the kind {' and '.join(kinds)} are written as the low-rank pairs they equal"
+    return replace(adapter, deltas={**adapter.deltas, **changed}, source=None, notes=(*adapter.notes, note))
 
 
 class Loss(IntEnum):

@@ -50,7 +50,7 @@ def sniff(path: Path) -> str:
         if module.sniff(path):
             return name
     known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
-    raise FormatError(str(path), f"no adapter of a known format: {known}")
+    raise FormatError(str(path), f"no adapter of a known format: {known}", peft.nested(path))
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
@@ -76,6 +76,8 @@ def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None) -> L
 
 
 def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:
+    if not all((src / file).is_file() for file in _FILES.get(name, ("",))):
+        return FORMATS[name].write(adapter, dst)  # in shards: written as one file, which PEFT itself can load
     for file in _FILES.get(name, ("",)):
         shutil.copyfile(src / file, dst / file)
     return LossReport(tuple(Kept(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)

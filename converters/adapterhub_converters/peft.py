@@ -1,45 +1,52 @@
 """PEFT: `adapter_config.json` beside `adapter_model.safetensors`.
 
 Follows peft 0.21 where it computes (`tuners/lora`): the rank is what the tensors say, the scale comes from
-`lora_alpha`, `alpha_pattern` and `use_rslora`. A config key or tensor that changes the mathematics in a way not
-modelled here is refused by name; keys that are null, false or empty change nothing and pass.
+`lora_alpha`, `alpha_pattern` and `use_rslora`. The config is `peft_config`'s, the names of tensors `peft_keys`',
+experts `peft_experts`'. What was read is written back with the bytes it had.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import json_file, safetensors_file
-from .adapter import Adapter, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Pair, Rows, Source, plain_pairs
+from . import dtypes, json_file, peft_config, peft_experts, safetensors_file
+from .adapter import (
+    AdaLora,
+    Adapter,
+    Delta,
+    Hadamard,
+    Kept,
+    Kronecker,
+    Loss,
+    LossReport,
+    LowRank,
+    LowRankConv,
+    LowRankEmbedding,
+    PooledLowRank,
+    Rows,
+    Source,
+    StackedLowRank,
+    factored_out,
+)
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError
-from .patterns import matching_keys
+from .peft_config import CONFIG, Scales, residual_init
+from .peft_config import check as check_config
+from .peft_config import text as config_text
+from .peft_keys import PREFIX, classify, cleaned
 
-CONFIG = "adapter_config.json"
+__all__ = [
+    "CONFIG", "WEIGHTS", "check_config", "classify", "config_text", "nested", "parse", "read", "read_shapes",
+    "residual_init", "sniff", "state_dict", "weight_files", "write",
+]  # fmt: skip
+
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-
-# Keys whose every value leaves the delta alone: bookkeeping, or already settled by the tensors.
-_INERT = {
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "lora_dropout",
-    "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "ensure_weight_tying", "runtime_config", "bias", "lora_bias", "use_dora",
-}  # fmt: skip
-# Keys read below.
-_READ = {
-    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
-    "init_lora_weights", "trainable_token_indices",
-}  # fmt: skip
-# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
-_PLAIN_INITS = {"gaussian", "orthogonal", "eva", "mica"}
+INDEX = "adapter_model.safetensors.index.json"
 
 
 def sniff(path: Path) -> bool:
@@ -51,17 +58,58 @@ def sniff(path: Path) -> bool:
     return '"peft_type"' in json_file.read_text(config)
 
 
+def nested(path: Path) -> str:
+    """A hint that names the one folder in `path` that is a PEFT adapter, as trainers and hubs nest them; else empty."""
+    found = sorted(item.name for item in path.iterdir() if (item / CONFIG).is_file()) if path.is_dir() else []
+    return f"Did you mean {path / found[0]}?" if len(found) == 1 else ""
+
+
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a PEFT folder; the base isn't needed."""
+    """The adapter in a PEFT folder; a base is needed only where experts were saved by a peft before 0.19."""
+    text, tensors, metadata = _config(path), {}, {}
+    for file_path in weight_files(path):
+        with safetensors_file.SafetensorsFile(file_path) as file:
+            tensors.update({name: file.tensor(name) for name in file.tensors})
+            metadata = file.header.metadata
+    return parse(text, tensors, metadata, where=str(path), base=base)
+
+
+def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+    """The same from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
+    text, tensors, metadata = _config(path), {}, {}
+    for file_path in weight_files(path):
+        with safetensors_file.SafetensorsFile(file_path) as file:
+            for name, info in file.tensors.items():
+                if info.dtype not in dtypes.NUMPY:
+                    raise FormatError(str(file_path), f"tensor {name!r}: {info.dtype} cannot be computed with")
+                # One number seen through strides of 0.
+                tensors[name] = np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape)
+            metadata = file.header.metadata
+    return parse(text, tensors, metadata, where=str(path), base=base)
+
+
+def _config(path: Path) -> str:
     if not (path / CONFIG).is_file():
-        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}")
-    text = json_file.read_text(path / CONFIG)
-    if not (path / WEIGHTS).is_file():
+        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested(path))
+    return json_file.read_text(path / CONFIG)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files with an adapter's weights: one, or the shards of an index, whose names cannot leave the folder."""
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    if not (path / INDEX).is_file():
         raise _no_weights(path)
-    with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
-        metadata = file.header.metadata
-    return parse(text, tensors, metadata, where=str(path))
+    weight_map = json_file.read_object(path / INDEX).get("weight_map")
+    shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    for name in shards:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise FormatError(str(path / INDEX), f"shard name {name[:80]!r} is not a plain file name")
+        if not (path / name).is_file():
+            raise NotFoundError(str(path / name), "no such file, and the index names it")
+    if not shards:
+        raise FormatError(str(path / INDEX), "weight_map is not a map of tensor names to file names")
+    return [path / name for name in shards]
 
 
 def _no_weights(path: Path) -> Exception:
@@ -75,84 +123,34 @@ def _no_weights(path: Path) -> Exception:
     return NotFoundError(str(path), f"not a PEFT adapter: there is no {WEIGHTS}")
 
 
-def parse(text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, where: str) -> Adapter:
+def parse(
+    text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, where: str, base: BaseSpec | None = None
+) -> Adapter:
     """The adapter that a config's text and the tensors of its weights file make together."""
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
     check_config(config, f"{where}/{CONFIG}")
-    parts = _sort_tensors(tensors, f"{where}/{WEIGHTS}")
-    notes: list[str] = []
-    scales = _Scales(config, f"{where}/{CONFIG}", notes)
-    deltas: dict[str, Pair] = {}
-    for target, part in parts.pairs.items():
-        deltas[target] = _delta(target, part, scales, f"{where}/{WEIGHTS}", bool(config.get("fan_in_fan_out")))
-    return Adapter(
+    files, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
+    parts = _sorted({name: tensors[key] for name, key in files.items()}, f"{where}/{WEIGHTS}")
+    scales = Scales(config, f"{where}/{CONFIG}")
+    reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base)
+    deltas = reader.all(parts.pairs)
+    if parts.copies:
+        notes.append(f"copies of the base's weights ride along: {', '.join(sorted(parts.copies))}")
+    adapter = Adapter(
         deltas=deltas,
         replaced=parts.replaced,
         rows={target: _rows(target, values, config, where) for target, values in parts.rows.items()},
-        meta=_meta(config),
-        source=Source("peft", text, dict(metadata)),
-        notes=tuple(notes),
+        meta=peft_config.meta(config),
+        notes=(*notes, *scales.notes, *scales.unused()),
+        copies=parts.copies,
     )
+    origin = {what: files[name] for what, name in reader.renamed(parts.names).items()}
+    names = {name: origin[what] for what, name in _names(adapter).items() if origin[what] != name}
+    return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.turned)))
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config that asks for mathematics not modelled here, or whose numbers make no sense."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise RefusedError(where, f"peft_type {kind!r} is not read yet, only LORA")
-    for key in sorted(set(config) - _INERT - _READ):
-        value = config[key]
-        if value not in (None, False, 0, "", [], {}):
-            raise RefusedError(where, f"{key} = {json.dumps(value)[:80]} changes what the adapter computes and is not read yet")
-    numbers = {
-        "r": config.get("r", 8),
-        "lora_alpha": config.get("lora_alpha", 8),
-        "lora_dropout": config.get("lora_dropout") or 0,
-    }
-    for key, value in numbers.items():
-        if not _is_number(value):
-            raise FormatError(where, f'"{key}" is {json.dumps(value)[:40]}, not a number that makes sense')
-    for key in ("rank_pattern", "alpha_pattern"):
-        value = config.get(key) or {}
-        if not isinstance(value, dict) or not all(map(_is_number, value.values())):
-            raise FormatError(where, f'"{key}" is not a map of patterns to numbers')
-    for key, kinds in _KINDS.items():
-        if not isinstance(config.get(key), kinds):
-            raise FormatError(where, f'"{key}" is {json.dumps(config[key])[:40]}, not what it should be')
-
-
-# What keys that are read may be; any may be null or absent.
-_TEXT, _SWITCH = str | None, bool | None
-_KINDS = {
-    "base_model_name_or_path": _TEXT, "revision": _TEXT, "task_type": _TEXT, "use_rslora": _SWITCH,
-    "fan_in_fan_out": _SWITCH, "init_lora_weights": bool | str | None,
-}  # fmt: skip
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40
-
-
-class _Scales:
-    """Rank and alpha of a module as peft resolves them: the first pattern of the file that matches wins."""
-
-    def __init__(self, config: Mapping[str, Any], where: str, notes: list[str]) -> None:
-        self._alpha = float(config.get("lora_alpha", 8))
-        self._alphas: dict[str, float] = config.get("alpha_pattern") or {}
-        self.rslora = bool(config.get("use_rslora"))
-        self._where = where
-        self._notes = notes
-
-    def alpha(self, target: str) -> float:
-        keys = matching_keys(self._alphas, target, self._where)
-        if not keys:
-            return self._alpha
-        if len({self._alphas[key] for key in keys}) > 1:
-            self._notes.append(
-                f"{target}: alpha_pattern {keys[0]!r} and {keys[1]!r} both match and differ; peft sorts patterns when it "
-                f"saves, so the first, {self._alphas[keys[0]]}, is what loading gives, not surely what was trained"
-            )
-        return float(self._alphas[keys[0]])
+_What = tuple[str, str, str]
+"""Which tensor of an adapter: of `pair` (target and part), `replaced`, `rows` or `copy`."""
 
 
 class _Parts:
@@ -160,72 +158,173 @@ class _Parts:
         self.pairs: dict[str, dict[str, np.ndarray]] = {}
         self.replaced: dict[str, np.ndarray] = {}
         self.rows: dict[str, np.ndarray] = {}
+        self.copies: dict[str, np.ndarray] = {}
+        self.names: dict[_What, str] = {}
 
 
-# Suffix of a key to the part of a pair it is (FORMATS: state-dict keys; peft, `utils/save_and_load.py`).
-_SUFFIXES = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_embedding_A": "embedding_A",
-    ".lora_embedding_B": "embedding_B",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_B.bias": "bias",
-}
-_ROWS = ".token_adapter.trainable_tokens_delta"
-
-
-def classify(key: str) -> tuple[str, str, str]:
-    """What a tensor's key says it is: `pair` (module path and part), `rows` (table), `replaced` (parameter) or `unknown`."""
-    name = key.removeprefix(_PREFIX)
-    if name == key:
-        return "unknown", key, ""
-    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-    if suffix:
-        return "pair", name.removesuffix(suffix), _SUFFIXES[suffix]
-    if name.endswith(_ROWS):
-        return "rows", name.removesuffix(_ROWS), ""
-    if name.endswith((".weight", ".bias")) and "lora_" not in name and ".base_layer." not in name:
-        return "replaced", name, ""
-    return "unknown", name, ""
-
-
-def _sort_tensors(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
+def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
     parts = _Parts()
     for key, tensor in tensors.items():
         kind, name, part = classify(key)
+        parts.names[kind, name, part] = key
+        single = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies}.get(kind)
         if kind == "pair":
             parts.pairs.setdefault(name, {})[part] = tensor
-        elif kind == "rows":
-            parts.rows[name] = tensor
-        elif kind == "replaced":
-            parts.replaced[name] = tensor
-        elif not key.startswith(_PREFIX):
-            raise RefusedError(where, f"tensor {key!r} has no {_PREFIX} before its name")
+        elif single is not None:
+            if name in single:
+                raise RefusedError(where, f"two tensors for {name}, {key!r} is one of them")
+            single[name] = tensor
+        elif not key.startswith(PREFIX):
+            raise RefusedError(where, f"tensor {key!r} has no {PREFIX} before its name")
         else:
             raise RefusedError(where, f"tensor {key!r} is of no kind that is read yet")
     return parts
 
 
-def _delta(target: str, part: Mapping[str, np.ndarray], scales: _Scales, where: str, transposed_base: bool) -> Pair:
-    embedding = "embedding_A" in part or "embedding_B" in part
-    a_name, b_name = ("embedding_A", "embedding_B") if embedding else ("A", "B")
-    for name, tensor_name in ((a_name, "lora_A"), (b_name, "lora_B")):
-        if name not in part:
-            raise FormatError(where, f"{target}: {tensor_name} is missing, its other half is there")
-    lora_A, lora_B = part[a_name], part[b_name]
-    if lora_A.ndim != 2 or lora_B.ndim != 2:
-        raise RefusedError(where, f"{target}: lora_A of {lora_A.ndim} dimensions (a convolution) is not read yet")
-    if 0 in lora_A.shape or 0 in lora_B.shape:
-        raise FormatError(where, f"{target}: an empty tensor, as ZeRO-3 saves when weights were not gathered")
-    if lora_A.shape[0] != lora_B.shape[1]:
-        raise FormatError(where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
-    alpha = scales.alpha(target)
-    if embedding:
-        if len(part) > 2:
-            raise RefusedError(where, f"{target}: DoRA or a bias on an embedding is not read yet")
-        return LowRankEmbedding(lora_A, lora_B, alpha, scales.rslora)
-    return LowRank(lora_A, lora_B, alpha, scales.rslora, part.get("magnitude"), part.get("bias"), transposed_base)
+class _Deltas:
+    """Reads the deltas of one file."""
+
+    def __init__(self, config: Mapping[str, Any], scales: Scales, where: str, base: BaseSpec | None) -> None:
+        self._config, self._scales, self._where, self._base = config, scales, where, base
+        self._transposed = bool(config.get("fan_in_fan_out"))
+        self.turned: set[str] = set()
+        self._targets: dict[str, str] = {}
+
+    def all(self, pairs: Mapping[str, dict[str, np.ndarray]]) -> dict[str, Delta]:
+        """Every target and its delta."""
+        lora = [name for name, part in pairs.items() if set(part) == {"A", "B"}]
+        self._targets = peft_experts.targeted(self._config, lora, f"{self._where}")
+        stacks = self._stacks(pairs)
+        deltas: dict[str, Delta] = {}
+        for name, part in pairs.items():
+            if name in self._targets and self._targets[name] in stacks:
+                target = self._targets[name]
+                deltas[target] = self._stack(target, stacks)
+            else:
+                deltas[name] = self._one(name, part)
+        return deltas
+
+    def renamed(self, names: Mapping[_What, str]) -> dict[_What, str]:
+        """The same with the targets that the adapter has for stacks."""
+        return {(kind, self._targets.get(name, name), part): key for (kind, name, part), key in names.items()}
+
+    def _stacks(self, pairs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, peft_experts.Halves]:
+        stacks: dict[str, peft_experts.Halves] = {}
+        for name, target in list(self._targets.items()):
+            rank = self._scales.rank(target)
+            found = peft_experts.halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
+            if found.experts > 1:
+                stacks[target] = found
+            elif target.endswith(".weight") and not name.endswith(".base_layer"):
+                del self._targets[name]  # a matrix: the weight of an ordinary module
+            else:
+                raise RefusedError(
+                    self._where, f"{target}: one expert, or a matrix that is no module's weight, is not read yet"
+                )
+        return stacks
+
+    def _stack(self, target: str, stacks: Mapping[str, peft_experts.Halves]) -> StackedLowRank:
+        version = self._config.get("peft_version")
+        is_turned = peft_experts.turned(target, stacks, version, self._base, self._where)
+        if is_turned:
+            self.turned.add(target)
+        transposed = peft_experts.transposed_base(is_turned, version, self._base)
+        alpha, rslora = self._scales.alpha(target), self._scales.rslora
+        return peft_experts.stacked(stacks[target], alpha, rslora=rslora, is_turned=is_turned, transposed=transposed)
+
+    def _one(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
+        kind = self._config["peft_type"]
+        if kind == "ADALORA":
+            return self._adalora(target, part)
+        if kind in ("LOHA", "LOKR"):
+            return self._lycoris(target, part, kind)
+        embedding = "embedding_A" in part or "embedding_B" in part
+        a_name, b_name = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        foreign = set(part) - {a_name, b_name, "magnitude", "bias"}
+        if foreign:
+            raise RefusedError(self._where, f"{target}.{min(foreign)} is of no kind that is read yet in a LoRA adapter")
+        self._need(target, part, {a_name: "lora_A", b_name: "lora_B"})
+        lora_A, lora_B = part[a_name], part[b_name]
+        self._check_shapes(target, lora_A, lora_B)
+        self._scales.check_rank(target, lora_A.shape[0])
+        alpha, rslora = self._scales.alpha(target), self._scales.rslora
+        magnitude, bias = part.get("magnitude"), part.get("bias")
+        if embedding:
+            if bias is not None:
+                raise RefusedError(self._where, f"{target}: a bias on an embedding is not read yet")
+            return LowRankEmbedding(lora_A, lora_B, alpha, rslora, magnitude)
+        if lora_A.ndim > 2:
+            return LowRankConv(lora_A, lora_B, alpha, rslora, magnitude, bias)
+        if self._config.get("use_qalora"):
+            if magnitude is not None or bias is not None:
+                raise RefusedError(self._where, f"{target}: QALoRA with DoRA or a bias is not read yet")
+            return PooledLowRank(lora_A, lora_B, alpha, int(self._config.get("qalora_group_size") or 16), rslora)
+        return LowRank(lora_A, lora_B, alpha, rslora, magnitude, bias, self._transposed)
+
+    def _need(self, target: str, part: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
+        for name, tensor_name in names.items():
+            if name not in part:
+                raise FormatError(self._where, f"{target}: {tensor_name} is missing, its other half is there")
+
+    def _check_shapes(self, target: str, lora_A: np.ndarray, lora_B: np.ndarray) -> None:
+        if 0 in lora_A.shape or 0 in lora_B.shape:
+            raise FormatError(self._where, f"{target}: an empty tensor, as ZeRO-3 saves when weights were not gathered")
+        if lora_A.ndim != lora_B.ndim or lora_A.ndim not in (2, 3, 4, 5):
+            raise FormatError(self._where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} make no delta")
+        if lora_A.shape[0] != lora_B.shape[1] or any(size != 1 for size in lora_B.shape[2:]):
+            raise FormatError(self._where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
+
+    def _adalora(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
+        self._need(target, part, {name: name for name in ("lora_A", "lora_B", "lora_E")})
+        lora_A, lora_B, lora_E = part["lora_A"], part["lora_B"], part["lora_E"]
+        if len(part) > 3 or lora_A.ndim != 2:
+            raise RefusedError(self._where, f"{target}: an AdaLoRA delta of {', '.join(sorted(part))} is not read yet")
+        self._check_shapes(target, lora_A, lora_B)
+        if lora_E.shape != (len(lora_A), 1):
+            raise FormatError(self._where, f"{target}: lora_E {lora_E.shape} for a rank of {len(lora_A)}")
+        return AdaLora(lora_A, lora_B, lora_E, self._scales.alpha(target), self._transposed)
+
+    def _lycoris(self, target: str, part: Mapping[str, np.ndarray], kind: str) -> Delta:
+        if not _makes_lycoris(kind, {name: tensor.shape for name, tensor in part.items()}):
+            shapes = ", ".join(f"{name} {tensor.shape}" for name, tensor in sorted(part.items()))
+            raise FormatError(self._where, f"{target}: {shapes} make no {kind} delta")
+        alpha = self._scales.alpha(target)
+        if kind == "LOHA":
+            self._scales.check_rank(target, part["hada_w1_b"].shape[0])
+            return Hadamard(dict(part), alpha)
+        rank = self._scales.rank(target)
+        if rank < 1:
+            raise FormatError(self._where, f"{target}: a rank of {rank}")
+        return Kronecker(dict(part), alpha, rank)
+
+
+def _makes_lycoris(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the tensors of a LoHa or LoKr module fit together."""
+    if any(0 in shape or len(shape) < 2 for shape in shapes.values()):
+        return False
+    if kind == "LOHA":
+        names = {f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"}
+        cores = {"hada_t1", "hada_t2"} & set(shapes)
+        if set(shapes) != names | cores or len(cores) == 1 or any(len(shapes[name]) != 2 for name in names):
+            return False
+        rank = shapes["hada_w1_b"][0]
+        alike = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
+        return alike and shapes["hada_w1_a"][0 if cores else 1] == rank and all(shapes[c][:2] == (rank, rank) for c in cores)
+    return (
+        _factor(shapes, "lokr_w1", None) and _factor(shapes, "lokr_w2", "lokr_t2") and all(n.startswith("lokr") for n in shapes)
+    )
+
+
+def _factor(shapes: Mapping[str, tuple[int, ...]], name: str, core: str | None) -> bool:
+    """Whether a factor of a LoKr module is there whole, or as a pair of one rank, with a core that fits if it has one."""
+    a, b = shapes.get(f"{name}_a"), shapes.get(f"{name}_b")
+    if name in shapes:
+        return a is None and b is None and (core is None or core not in shapes)
+    if a is None or b is None or len(a) != 2 or len(b) != 2:
+        return False
+    if core is None or core not in shapes:
+        return a[1] == b[0]
+    return len(shapes[core]) == 4 and shapes[core][:2] == (a[0], b[0])
 
 
 def _rows(target: str, values: np.ndarray, config: Mapping[str, Any], where: str) -> Rows:
@@ -239,102 +338,83 @@ def _rows(target: str, values: np.ndarray, config: Mapping[str, Any], where: str
     return Rows(tuple(ids), values)
 
 
-def _meta(config: Mapping[str, Any]) -> Meta:
-    init = config.get("init_lora_weights", True)
-    return Meta(
-        base_model=config.get("base_model_name_or_path") or None,
-        revision=config.get("revision") or None,
-        task_type=config.get("task_type") or None,
-        dropout=float(config.get("lora_dropout") or 0.0),
-        init=str(init) if residual_init(init) else "default",
-    )
-
-
-def residual_init(init: object) -> bool:
-    """Whether an `init_lora_weights` took part of the base into the factors, so that the delta needs the initial ones."""
-    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _PLAIN_INITS))
-
-
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write a PEFT folder into the existing, empty folder `path`: the source's own bytes where they came from PEFT."""
-    text = adapter.source.config if adapter.source and adapter.source.format == "peft" else config_text(adapter)
-    metadata = adapter.source.metadata if adapter.source and adapter.source.format == "peft" else {"format": "pt"}
-    tensors = state_dict(adapter)
-    safetensors_file.write(path / WEIGHTS, tensors, metadata)
-    json_file.write_text(path / CONFIG, text)
-    return LossReport(tuple(Kept(name, Loss.EXACT) for name in sorted(tensors)), adapter.notes)
+    own = adapter.source if adapter.source and adapter.source.format == "peft" else None
+    written = adapter if own else factored_out(adapter)
+    tensors = state_dict(written)
+    if own:
+        tensors = {own.names.get(name, name): tensor for name, tensor in tensors.items()}
+    safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt"})
+    json_file.write_text(path / CONFIG, own.config if own else config_text(written))
+    changed = {target for target, delta in adapter.deltas.items() if written.deltas[target] is not delta}
+    kept = [
+        Kept(name, Loss.ROUNDED, "factors are products, rounded once in float32")
+        if _target_of(name) in changed
+        else Kept(name, Loss.EXACT)
+        for name in sorted(tensors)
+    ]
+    return LossReport(tuple(kept), written.notes)
+
+
+def _target_of(key: str) -> str:
+    return classify(key)[1]
 
 
 def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
     """The tensors under the names peft saves them by."""
-    tensors: dict[str, np.ndarray] = {}
-    for target, delta in plain_pairs(adapter).items():
-        stem = _PREFIX + target
-        if isinstance(delta, LowRankEmbedding):
-            tensors[f"{stem}.lora_embedding_A"] = delta.lora_A
-            tensors[f"{stem}.lora_embedding_B"] = delta.lora_B
-            continue
-        tensors[f"{stem}.lora_A.weight"] = delta.lora_A
-        tensors[f"{stem}.lora_B.weight"] = delta.lora_B
-        if delta.magnitude is not None:
-            tensors[f"{stem}.lora_magnitude_vector"] = delta.magnitude
-        if delta.bias is not None:
-            tensors[f"{stem}.lora_B.bias"] = delta.bias
-    tensors.update({_PREFIX + name: tensor for name, tensor in adapter.replaced.items()})
-    for target, rows in adapter.rows.items():
-        tensors[f"{_PREFIX}{target}.token_adapter.trainable_tokens_delta"] = rows.values
-    return tensors
+    names = _names(adapter)
+    turned = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
+    return {names[what]: tensor for what, tensor in _tensors(adapter, turned)}
 
 
-def config_text(adapter: Adapter) -> str:
-    """An `adapter_config.json` that peft reads back to the same function, laid out as peft lays it out.
-
-    Targets are full paths and patterns are whole, escaped paths, so that neither a deeper base nor the order of
-    keys, which peft loses when it saves, can change which module gets which rank and alpha.
-    """
-    deltas = plain_pairs(adapter)
-    rslora = {delta.rslora for delta in deltas.values()}
-    if len(rslora) > 1:
-        raise RefusedError("peft", "some modules scale by rsLoRA and some do not; PEFT has one switch for all")
-    transposed = {delta.transposed_base for delta in deltas.values() if isinstance(delta, LowRank)}
-    if len(transposed) > 1:
-        raise RefusedError("peft", "some bases are stored transposed and some are not; PEFT has one switch for all")
-    r = _most_common(delta.r for delta in deltas.values())
-    alpha = _most_common(delta.alpha for delta in deltas.values())
-    linear = [delta for delta in deltas.values() if isinstance(delta, LowRank)]
-    config = {
-        "alpha_pattern": {_exactly(t): _number(d.alpha) for t, d in deltas.items() if d.alpha != alpha},
-        "base_model_name_or_path": adapter.meta.base_model,
-        "bias": "none",
-        "fan_in_fan_out": transposed == {True},
-        "inference_mode": True,
-        "init_lora_weights": True if adapter.meta.init == "default" else adapter.meta.init,
-        "lora_alpha": _number(alpha),
-        "lora_bias": any(delta.bias is not None for delta in linear),
-        "lora_dropout": adapter.meta.dropout,
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in adapter.replaced}) or None,
-        "peft_type": "LORA",
-        "r": r,
-        "rank_pattern": {_exactly(target): delta.r for target, delta in deltas.items() if delta.r != r},
-        "revision": adapter.meta.revision,
-        "target_modules": sorted(deltas),
-        "task_type": adapter.meta.task_type,
-        "trainable_token_indices": {target: list(rows.ids) for target, rows in adapter.rows.items()} or None,
-        "use_dora": any(delta.magnitude is not None for delta in linear),
-        "use_rslora": rslora == {True},
-    }
-    return json.dumps(config, indent=2, sort_keys=True)
+# A part of a delta as `parts` calls it, to the part of `classify` and to the end of its name.
+_ENDS = {
+    "lora_A": ("A", ".lora_A.weight"), "lora_B": ("B", ".lora_B.weight"),
+    "magnitude": ("magnitude", ".lora_magnitude_vector"), "bias": ("bias", ".lora_B.bias"),
+}  # fmt: skip
+_EMBEDDING_ENDS = {
+    **_ENDS, "lora_A": ("embedding_A", ".lora_embedding_A"), "lora_B": ("embedding_B", ".lora_embedding_B"),
+}  # fmt: skip
 
 
-def _most_common(values: Any) -> Any:
-    counts = Counter(values)
-    return max(counts, key=lambda value: (counts[value], value)) if counts else 8
+def _end(delta: Delta, part: str) -> tuple[str, str]:
+    if isinstance(delta, AdaLora | Hadamard | Kronecker):
+        return part, f".{part}"
+    return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
 
 
-def _exactly(target: str) -> str:
-    # peft matches `(.*\.)?(KEY)$` against the path; ^ inside would pin nothing more, the path is whole already.
-    return re.escape(target)
+def _names(adapter: Adapter) -> dict[_What, str]:
+    """The name in a PEFT file of everything an adapter has."""
+    stacks = peft_experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
+    names: dict[_What, str] = {}
+    for target, delta in adapter.deltas.items():
+        for part, _ in delta.parts():
+            label, end = _end(delta, part)
+            names["pair", target, label] = PREFIX + stacks.get(target, target) + end
+    for name in adapter.replaced:
+        names["replaced", name, ""] = PREFIX + _under_delta(name, adapter)
+    for name in adapter.copies:
+        names["copy", name, ""] = PREFIX + ".base_layer.".join(name.rsplit(".", 1))
+    for target in adapter.rows:
+        names["rows", target, ""] = f"{PREFIX}{target}.token_adapter.trainable_tokens_delta"
+    return names
 
 
-def _number(alpha: float) -> int | float:
-    return int(alpha) if float(alpha).is_integer() else alpha
+def _under_delta(name: str, adapter: Adapter) -> str:
+    """A bias of a module that has a delta is saved from inside peft's wrapper."""
+    module, _, kind = name.rpartition(".")
+    return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
+
+
+def _tensors(adapter: Adapter, turned: frozenset[str] | None) -> Iterator[tuple[_What, np.ndarray]]:
+    for target, delta in adapter.deltas.items():
+        if isinstance(delta, StackedLowRank):
+            is_turned = peft_experts.written_turned(target) if turned is None else target in turned
+            lora_A, lora_B = peft_experts.flattened(delta, is_turned=is_turned)
+            yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
+        else:
+            yield from ((("pair", target, _end(delta, part)[0]), tensor) for part, tensor in delta.parts())
+    yield from ((("replaced", name, ""), tensor) for name, tensor in adapter.replaced.items())
+    yield from ((("copy", name, ""), tensor) for name, tensor in adapter.copies.items())
+    yield from ((("rows", target, ""), rows.values) for target, rows in adapter.rows.items())

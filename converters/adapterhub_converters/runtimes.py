@@ -43,6 +43,9 @@ _MLX = "mlx_lm/tuner/utils.py, load_adapters"
 _INFERRED = "inferred:"
 """Begins the source of a rule that follows from code read, but whose very lines were not."""
 
+_KINDS = "adapterhub_converters/adapter.py, plain_pairs"
+_VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
+
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
@@ -80,6 +83,14 @@ RUNTIMES: dict[str, Runtime] = {
                     _VLLM,
                 ),
                 Rule("norms", REFUSED, "vLLM only supports modules_to_save being either None or [classifier, score]", _VLLM),
+                Rule(
+                    "experts",
+                    REFUSED,
+                    "stacked experts are read for some models only, and layouts differ by version",
+                    _VLLM_KINDS,
+                ),
+                Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
+                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with --max-lora-rank {rank} (default 16)", "vllm/config/lora.py"),
@@ -111,6 +122,10 @@ RUNTIMES: dict[str, Runtime] = {
                     "convert_lora_to_gguf.py",
                 ),
                 Rule("norms", REFUSED, "the loader skips *_norm.weight, so the conversion refuses it", _LLAMA),
+                Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
+                Rule("other-kind", REFUSED, "reads pairs of matrices only", _KINDS),
+                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
+                Rule("copies", REFUSED, "the conversion must know that the copy is the base's own", _KINDS),
                 Rule("rows", REFUSED, "GGUF adapters replace no single rows; merge the adapter into its base", _LLAMA),
                 Rule("init", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
                 Rule("tied-embedding", CRASHES, "GGML_ASSERT(ggml_can_mul_mat(a, b)): the process aborts", "ggml/src/ggml.c"),
@@ -154,6 +169,10 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
                 Rule("modules-to-save", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
                 Rule("norms", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
+                Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
+                Rule("other-kind", REFUSED, "reads pairs of matrices only", _KINDS),
+                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
+                Rule("copies", REFUSED, "the conversion must know that the copy is the base's own", _KINDS),
                 Rule("rows", REFUSED, "MLX adapters replace no single rows; merge the adapter into its base", _MLX),
                 Rule("init", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
                 Rule("shape", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
@@ -179,6 +198,21 @@ RUNTIMES: dict[str, Runtime] = {
                     f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
                 ),
                 Rule("norms", IGNORED, "whole tensors are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule(
+                    "experts",
+                    REFUSED,
+                    "stacked experts are not loaded from target_parameters",
+                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                ),
+                Rule(
+                    "other-kind", REFUSED, "reads pairs of matrices only", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"
+                ),
+                Rule(
+                    "condition",
+                    REFUSED,
+                    "has no aLoRA and no layer_replication",
+                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                ),
                 Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
                 Rule("init", WRONG, "init_lora_weights {init} is not looked at", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
                 Rule(

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import peft, safetensors_file
+from adapterhub_converters import formats, peft, peft_config, safetensors_file
+from adapterhub_converters.adapter import factored_out, plain_pairs
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 
@@ -56,7 +57,10 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
     ("config", "says"),
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not read yet"),
-        ({"use_qalora": True}, "use_qalora = true changes what the adapter computes"),
+        ({"use_bdlora": True}, "use_bdlora = true changes what the adapter computes"),
+        ({"peft_type": "VERA"}, "its projections are cut to each module's size, which only the base knows"),
+        ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
+        ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
         ({"frobnicate": 3}, "frobnicate = 3 changes what the adapter computes"),
         ({"r": "eight"}, '"r" is "eight"'),
         ({"alpha_pattern": {"(a+)+": 1}}, "could take for ever"),
@@ -92,7 +96,111 @@ def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
         peft.read(source)
 
 
-KEYS = sorted(peft._READ | peft._INERT | {"other"})  # what the reader knows, and a key that it doesn't
+@pytest.mark.parametrize(
+    ("key", "read_as"),
+    [
+        ("base_model.model.l.q.lora_{}.default.weight", "l.q"),
+        ("base_model.model.l.q.lora_{}.my-adapter.weight", "l.q"),
+        ("base_model.model.base_model.model.l.q.lora_{}.weight", "l.q"),
+        ("module.base_model.model.l.q.lora_{}.weight", "l.q"),
+        ("base_model.model._orig_mod.l.q.lora_{}.weight", "l.q"),
+        ("_orig_mod.base_model.model.l._checkpoint_wrapped_module.q.lora_{}.weight", "l.q"),
+    ],
+)
+def test_what_trainers_leave_in_names_is_taken_off_and_comes_back(tmp_path: Path, key: str, read_as: str) -> None:
+    source = tmp_path / "a"
+    source.mkdir()
+    arrays = {key.format("A"): np.ones((2, 8), np.float32), key.format("B"): np.ones((6, 2), np.float32)}
+    safetensors_file.write(source / peft.WEIGHTS, arrays, {"format": "pt"})
+    (source / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    adapter = peft.read(source)
+    assert list(adapter.deltas) == [read_as]
+    assert "names that peft would skip" in adapter.notes[0]
+    assert list(peft.state_dict(adapter)) == [f"base_model.model.{read_as}.lora_{half}.weight" for half in "AB"]
+    (tmp_path / "b").mkdir()
+    peft.write(adapter, tmp_path / "b")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
+
+
+def test_the_magnitudes_of_older_files_keep_their_names(tmp_path: Path) -> None:
+    tensors = {**PAIR, "l.0.q.lora_magnitude_vector.weight": (6,)}
+    source = folder(tmp_path / "a", tensors, use_dora=True)
+    (tmp_path / "b").mkdir()
+    adapter = peft.read(source)
+    assert not adapter.notes
+    peft.write(adapter, tmp_path / "b")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
+
+
+def test_shards_are_read_as_one_adapter(tmp_path: Path) -> None:
+    whole = peft.read(folder(tmp_path / "whole", PAIR))
+    source = folder(tmp_path / "a", {})
+    (source / peft.WEIGHTS).unlink()
+    shards = {}
+    for number, (key, array) in enumerate(peft.state_dict(whole).items()):
+        shards[key] = f"adapter_model-{number}.safetensors"
+        safetensors_file.write(source / shards[key], {key: array}, {"format": "pt"})
+    (source / peft.INDEX).write_text(json.dumps({"weight_map": shards}))
+    formats.convert(source, tmp_path / "b", to="peft")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (tmp_path / "whole" / peft.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "missing.safetensors"])
+def test_an_index_cannot_name_what_is_not_there(tmp_path: Path, shard: str) -> None:
+    source = folder(tmp_path / "a", {})
+    (source / peft.WEIGHTS).unlink()
+    (source / peft.INDEX).write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(AdapterhubError, match="not a plain file name|no such file"):
+        peft.read(source)
+
+
+def test_the_folder_above_an_adapter_hints_at_it(tmp_path: Path) -> None:
+    folder(tmp_path / "checkpoint-10", PAIR)
+    with pytest.raises(AdapterhubError, match="Did you mean .*checkpoint-10"):
+        formats.read(tmp_path)
+
+
+def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_said(tmp_path: Path) -> None:
+    tensors = {"e.lora_embedding_A": (2, 12), "e.lora_embedding_B": (8, 2), "e.base_layer.weight": (12, 8)}
+    adapter = peft.read(folder(tmp_path / "a", tensors))
+    assert list(adapter.copies) == ["e.weight"]
+    assert "copies of the base's weights ride along: e.weight" in adapter.notes
+    with pytest.raises(RefusedError, match="e.weight: a copy of the base's weight rides along"):
+        plain_pairs(adapter)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"alora_invocation_tokens": [1]}, "acts only after certain tokens"),
+        ({"layer_replication": [[0, 1]]}, "a base with repeated layers"),
+        ({"ensure_weight_tying": True}, "is done to the layer tied to it"),
+    ],
+)
+def test_what_only_peft_can_say_is_refused_elsewhere(tmp_path: Path, config: dict[str, object], says: str) -> None:
+    with pytest.raises(RefusedError, match=says):
+        plain_pairs(peft.read(folder(tmp_path / "a", {**PAIR, "l.n.weight": (8,)}, **config)))
+
+
+def test_a_rank_that_only_the_tensors_know_is_reported(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, rank_pattern={"q": 4, "l.0.q": 2, "typo": 3}))
+    assert adapter.deltas["l.0.q"].r == 2
+    assert 'rank_pattern "q" and "l.0.q" both match and differ' in adapter.notes[0]
+    assert "rank 2 by its tensors, 4.0 by the config" in adapter.notes[1].replace(" 4 ", " 4.0 ")
+    assert adapter.notes[2] == 'rank_pattern "typo" matches no module of the adapter'
+
+
+def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, use_qalora=True, qalora_group_size=4))
+    x = np.random.default_rng(1).normal(size=32).astype(np.float32)
+    pooled = adapter.deltas["l.0.q"]
+    wide = factored_out(adapter).deltas["l.0.q"]
+    groups = x.reshape(8, 4).mean(1) * 8  # peft, QALoraLinearVariant.forward
+    want = pooled.scaling * (pooled.lora_B @ (pooled.lora_A @ groups))
+    np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
+
+
+KEYS = sorted(peft_config.READ | peft_config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
 SCRAPS = st.recursive(
     st.none()
     | st.booleans()

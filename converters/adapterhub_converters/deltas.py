@@ -1,0 +1,185 @@
+"""What an adapter adds to one module: the kinds of low-rank delta that PEFT's LoRA knows.
+
+Factors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is
+`(out_features, r)`. The scale stays symbolic. Every kind says its `shape`, its `r`, its `scaling`, its tensors by
+name (`parts`), and whether the low-rank product is all there is (`plain`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+Parts = Iterator[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LowRank:
+    """`scaling * lora_B @ lora_A` added to the weight of a linear module.
+
+    `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row.
+    `bias` `(out_features,)` is PEFT's `lora_bias`: added to the output, times `scaling`.
+    `transposed_base` says that the base stores its weight `(in, out)`, as Hugging Face's Conv1D does
+    (`fan_in_fan_out`); the factors are oriented as ever.
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool = False
+    magnitude: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    transposed_base: bool = False
+
+    @property
+    def r(self) -> int:
+        """The rank: what the tensors say, not what a config says."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA (arXiv 2312.03732)."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the low-rank product is all there is."""
+        return self.magnitude is None and self.bias is None
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude, bias=self.bias)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LowRankEmbedding:
+    """`scaling * (lora_B @ lora_A).T` added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`.
+
+    `magnitude` `(1, vocab)` makes it DoRA: the sum is then rescaled per token, as peft does it.
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool = False
+    magnitude: np.ndarray | None = None
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(vocab, d)` of the delta."""
+        return int(self.lora_A.shape[1]), int(self.lora_B.shape[0])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the low-rank product is all there is."""
+        return self.magnitude is None
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StackedLowRank:
+    """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
+
+    `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
+    function an expert computes. `transposed_base` says that the base stores the parameter `(experts, in, out)`; None,
+    that neither the adapter nor a base said so.
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool = False
+    transposed_base: bool | None = None
+
+    @property
+    def r(self) -> int:
+        """The rank of one expert."""
+        return int(self.lora_A.shape[1])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(experts, out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_B.shape[1]), int(self.lora_A.shape[2])
+
+    @property
+    def plain(self) -> bool:
+        """Always: a stacked delta has no further parts."""
+        return True
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        return _present(lora_A=self.lora_A, lora_B=self.lora_B)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LowRankConv:
+    """A convolution of `lora_A` `(r, in_channels / groups, *kernel)` and then of `lora_B` `(out_channels, r, 1, …)`.
+
+    `magnitude` `(1, out_channels, 1, …)` makes it DoRA, `bias` `(out_channels,)` is PEFT's `lora_bias`.
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool = False
+    magnitude: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out_channels, in_channels / groups, *kernel)` of the delta."""
+        return int(self.lora_B.shape[0]), *map(int, self.lora_A.shape[1:])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the low-rank product is all there is."""
+        return self.magnitude is None and self.bias is None
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude, bias=self.bias)
+
+
+def scaling(alpha: float, r: int, *, rslora: bool) -> float:
+    """What `lora_B @ lora_A` is multiplied by (peft, `tuners/lora/layer.py`, `update_layer`)."""
+    return alpha / (math.sqrt(r) if rslora else r)
+
+
+def _present(**tensors: np.ndarray | None) -> Parts:
+    return ((name, tensor) for name, tensor in tensors.items() if tensor is not None)

@@ -1,0 +1,198 @@
+"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa and LoKr, formed without the base.
+
+Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals
+(`as_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .deltas import LowRank, scaling
+from .errors import RefusedError
+
+Parts = Iterator[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AdaLora:
+    """`lora_B @ (lora_E * lora_A)` times `alpha / (r + 1e-5)` (arXiv 2303.10512; peft, `tuners/adalora/layer.py`)."""
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    lora_E: np.ndarray
+    alpha: float
+    transposed_base: bool = False
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank that pruning left."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """An `alpha` of 0 or less counts as `r`."""
+        return (self.alpha if self.alpha > 0 else self.r) / (self.r + 1e-5)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_E", self.lora_E))
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, `lora_E` multiplied into `lora_A`."""
+        lora_A = _f32(self.lora_A) * _f32(self.lora_E)
+        return LowRank(lora_A, self.lora_B, self.scaling * self.r, transposed_base=self.transposed_base)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PooledLowRank:
+    """QALoRA (arXiv 2309.14717): a pair whose input is the mean over `group` neighbours, times the number of groups.
+
+    `lora_A` is `(r, in_features / group)` (peft, `tuners/lora/variants.py`, `QALoraLinearVariant`).
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    group: int
+    rslora: bool = False
+
+    @property
+    def r(self) -> int:
+        """The rank."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]) * self.group
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B))
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, every column of `lora_A` repeated for its group."""
+        factor = self.lora_A.shape[1] / self.group
+        return LowRank(
+            np.repeat(_f32(self.lora_A) * np.float32(factor), self.group, axis=1), self.lora_B, self.alpha, self.rslora
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Hadamard:
+    """LoHa (arXiv 2108.06098): the product, element by element, of two low-rank matrices.
+
+    `tensors` has `hada_w1_a` `(out, r)`, `hada_w1_b` `(r, in)` and the same of `w2`; a convolution's kernel is
+    flattened into `in`, or, with cores `hada_t1` and `hada_t2` `(r, r, *kernel)`, held apart (`w_a` is then `(r, out)`).
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    alpha: float
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank of each of the two."""
+        return int(self.tensors["hada_w1_b"].shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`."""
+        return self.alpha / self.r
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in)` of the delta, or `(out, in, *kernel)` where there are cores."""
+        a, b, core = self.tensors["hada_w1_a"], self.tensors["hada_w1_b"], self.tensors.get("hada_t1")
+        return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from self.tensors.items()
+
+    def as_low_rank(self) -> LowRank:
+        """Of rank `r * r`: all products of a column of one with a column of the other."""
+        if "hada_t1" in self.tensors:
+            raise RefusedError("hada_t1", "a convolution with a core is no low-rank pair")
+        a1, b1, a2, b2 = (_f32(self.tensors[f"hada_{part}"]) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        r = self.r
+        lora_B = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), r * r)
+        lora_A = (b1[:, None, :] * b2[None, :, :]).reshape(r * r, b1.shape[1])
+        return LowRank(lora_A, lora_B, self.scaling * r * r)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kronecker:
+    """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or a low-rank pair.
+
+    `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` whichever.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    alpha: float
+    r: int
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`."""
+        return self.alpha / self.r
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in)` of the delta; `(out, in, *kernel)` where a whole second factor says so."""
+        (out1, in1), (out2, *in2) = self._whole(1), self._whole(2)
+        return out1 * out2, in1 * in2[0], *in2[1:]
+
+    def _whole(self, which: int) -> tuple[int, ...]:
+        whole = self.tensors.get(f"lokr_w{which}")
+        if whole is not None:
+            return tuple(whole.shape)
+        core = self.tensors.get("lokr_t2") if which == 2 else None
+        a, b = self.tensors[f"lokr_w{which}_a"], self.tensors[f"lokr_w{which}_b"]
+        return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from self.tensors.items()
+
+    def as_low_rank(self) -> LowRank:
+        """Of rank (that of the first) times (that of the second); a whole matrix counts with its shorter side."""
+        if any(tensor.ndim != 2 for tensor in self.tensors.values()):
+            raise RefusedError("lokr_w2", "a convolution is no low-rank pair")
+        (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
+        lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
+        return LowRank(lora_A, lora_B, self.scaling * len(lora_A))
+
+    def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
+        """Left and right factor; a whole matrix beside an identity."""
+        whole = self.tensors.get(f"lokr_w{which}")
+        if whole is None:
+            return _f32(self.tensors[f"lokr_w{which}_a"]), _f32(self.tensors[f"lokr_w{which}_b"])
+        rows, columns = whole.shape
+        if columns <= rows:
+            return _f32(whole), np.eye(columns, dtype=np.float32)
+        return np.eye(rows, dtype=np.float32), _f32(whole)
+
+
+Factored = AdaLora | PooledLowRank | Hadamard | Kronecker
+
+
+def _f32(array: np.ndarray) -> np.ndarray:
+    result: np.ndarray = array.astype(np.float32)
+    return result

@@ -1,0 +1,59 @@
+"""What a check makes of an adapter that is more than pairs of matrices: experts, copies of tables, trainers' names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adapterhub.compat import check
+from adapterhub_converters.base import BaseTensor
+from tests import folders
+
+UP, DOWN = "model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"
+EXPERTS = {
+    f"{UP}.lora_A.weight": (8, 8), f"{UP}.lora_B.weight": (12, 8),
+    f"{DOWN}.lora_A.weight": (8, 6), f"{DOWN}.lora_B.weight": (8, 8),
+}  # fmt: skip
+TARGETS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": []}
+EMBEDDING = "model.embed_tokens"
+
+
+def codes(path: Path, base: object = None) -> set[str]:
+    report = check(path, base=base)  # type: ignore[arg-type]
+    return {problem.code for problem in report.problems} - {"unpinned"}
+
+
+@pytest.mark.parametrize("shape", [(4, 12, 8), (4, 8, 12), (3, 12, 8)])
+def test_stacked_experts_fit_a_base_that_has_as_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    adapter = folders.adapter(tmp_path / "a", EXPERTS, **TARGETS)
+    base = folders.base(tmp_path / "base", layers=1)
+    stacks = {f"{DOWN}.gate_up_proj": BaseTensor(shape, "F32"), f"{DOWN}.down_proj": BaseTensor((4, 8, 6), "F32")}
+    fits = codes(adapter, dataclasses.replace(base, tensors={**base.tensors, **stacks}))
+    assert ("shape-mismatch" in fits) == (shape[0] != 4)
+    assert check(adapter).verdicts["llama.cpp"].verdict == "refused"
+    assert check(adapter).verdicts["peft"].verdict == "applied"
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(12, set()), (14, {"vocab-differs"})])
+def test_the_copy_of_a_table_must_be_as_large_as_the_bases(tmp_path: Path, rows: int, wanted: set[str]) -> None:
+    shapes = {f"{EMBEDDING}.lora_embedding_A": (2, 12), f"{EMBEDDING}.lora_embedding_B": (8, 2)}
+    shapes[f"{EMBEDDING}.base_layer.weight"] = (rows, 8)
+    adapter = folders.adapter(tmp_path / "a", shapes, target_modules=["embed_tokens"])
+    assert codes(adapter, folders.base(tmp_path / "base", tied=False)) == wanted
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.l.q.lora_{}.default.weight", "_orig_mod.model.l.q.lora_{}.weight", "base_model.model.model.l.q.lora_{}.weight"],
+)
+def test_names_that_peft_would_skip_are_an_error(tmp_path: Path, name: str) -> None:
+    adapter = folders.adapter(tmp_path / "a", {name.format("A"): (2, 8), name.format("B"): (8, 2)})
+    assert codes(adapter) == {"key-prefix"}
+
+
+def test_a_condition_is_known_to_peft_alone(tmp_path: Path) -> None:
+    adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
+    verdicts = check(adapter).verdicts
+    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"peft", "transformers"}
