@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -26,8 +24,8 @@ from _pairs import compare  # noqa: E402
 
 from adapterhub_converters import peft, safetensors_file  # noqa: E402
 from adapterhub_converters.gguf_file import GGUFFile  # noqa: E402
+from tests import llama_cpp_scripts  # noqa: E402
 
-CACHE = Path.home() / ".cache" / "adapterhub-benchmarks"
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
@@ -46,35 +44,6 @@ from adapterhub_converters import base, formats
 src, dst, model = map(Path, sys.argv[1:])
 formats.convert(src, dst, to="gguf", base=base.read_base(model))
 """
-
-
-def llama_cpp(given: Path | None) -> Path:
-    """A folder with llama.cpp's conversion scripts."""
-    if given:
-        return given
-    found = sorted(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    if found:
-        return found[-1]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    print("downloading the source distribution of llama-cpp-python")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-binary",
-        "llama-cpp-python",
-        "llama-cpp-python",
-    ]
-    subprocess.run([*pip, "--dest", str(CACHE)], check=True)
-    archive = sorted(CACHE.glob("llama_cpp_python-*.tar.gz"))[-1]
-    wanted = ("vendor/llama.cpp/convert", "vendor/llama.cpp/conversion/", "vendor/llama.cpp/gguf-py/")
-    with tarfile.open(archive) as tar:
-        members = [member for member in tar if member.name.partition("/")[2].startswith(wanted)]
-        tar.extractall(CACHE, members=members, filter="data")
-    return sorted(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))[-1]
 
 
 def make(folder: Path, rank: int) -> tuple[Path, Path]:
@@ -111,7 +80,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rank", type=int, default=16)
     options = parser.parse_args()
-    script = llama_cpp(options.llama_cpp) / "convert_lora_to_gguf.py"
+    script = (options.llama_cpp or llama_cpp_scripts.downloaded()) / "convert_lora_to_gguf.py"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapter, base = make(folder, options.rank)

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import llama_cpp_scripts
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,6 +37,21 @@ def need_program(name: str) -> str:
     if path is None:
         missing(f"the program {name}")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def converted() -> Iterator[llama_cpp_scripts.Converter]:
+    """llama.cpp's own conversion of models; downloaded where CI requires the peers, else only used if it is there."""
+    if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
+        llama_cpp_scripts.downloaded()
+    scripts = llama_cpp_scripts.found()
+    if scripts is None:
+        missing("llama.cpp's conversion (python -m tests.llama_cpp_scripts fetches it)")
+        raise AssertionError
+    for module in ("torch", "transformers"):
+        need_module(module)
+    with llama_cpp_scripts.converter(scripts) as running:
+        yield running
 
 
 @pytest.fixture

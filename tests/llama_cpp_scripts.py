@@ -1,0 +1,111 @@
+"""The real conversion scripts of llama.cpp, from the source distribution of `llama-cpp-python` on PyPI.
+
+    python -m tests.llama_cpp_scripts        # downloads them once: 77 MB, nothing is compiled
+
+They need torch and transformers, and a newer gguf package than PyPI has, which comes with them: whatever runs them is a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE = Path.home() / ".cache" / "adapterhub-benchmarks"
+_WANTED = ("vendor/llama.cpp/convert", "vendor/llama.cpp/conversion/", "vendor/llama.cpp/gguf-py/")
+
+
+def found() -> Path | None:
+    """The folder with the scripts; None when they were never downloaded."""
+    return max(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"), default=None)
+
+
+def downloaded() -> Path:
+    """The folder with the scripts, from PyPI if need be."""
+    if folder := found():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
+    name = "llama-cpp-python"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name, name, "--dest", str(CACHE)]
+    subprocess.run(pip, check=True)
+    archive = max(CACHE.glob("llama_cpp_python-*.tar.gz"))
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar if member.name.partition("/")[2].startswith(_WANTED)]
+        tar.extractall(CACHE, members=members, filter="data")
+    return max(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))
+
+
+# Converts one model folder for each line "source\ttarget" it reads and answers with a line. The vocabulary is left out,
+# as convert_lora_to_gguf.py leaves it out: these models have no tokenizer, and llama.cpp runs token ids without one.
+_CHILD = """
+import logging, os, sys
+from pathlib import Path
+import torch
+import gguf
+from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+logging.disable(logging.WARNING)
+answers = os.fdopen(os.dup(1), "w")
+sys.stdout = sys.stderr
+for line in sys.stdin:
+    source, target, *flags = line.rstrip("\\n").split("\\t")
+    try:
+        with torch.inference_mode():
+            known = get_model_class(get_model_architecture(ModelBase.load_hparams(Path(source), False), ModelType.TEXT))
+            class WithoutVocabulary(known):
+                model_arch = known.model_arch
+                def set_vocab(self):
+                    self.gguf_writer.add_tokenizer_model("none")
+            made = WithoutVocabulary(Path(source), gguf.LlamaFileType.ALL_F32, Path(target), **dict.fromkeys(flags, True))
+            if f"{made.gguf_writer.arch}.vocab_size" not in made.gguf_writer.kv_data[0]:
+                made.gguf_writer.add_vocab_size(made.hparams["vocab_size"])
+            made.write()
+        print("done", file=answers, flush=True)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace("\\n", " "), file=answers, flush=True)
+"""
+
+
+class Converter:
+    """A running `convert_hf_to_gguf.py` that turns model folders into GGUF files in float32, without a vocabulary."""
+
+    def __init__(self, scripts: Path) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        )
+
+    def __call__(self, source: Path, target: Path, *flags: str) -> Path:
+        """`target`, written from the Hugging Face folder `source`; `flags` such as `fuse_qkv`."""
+        assert self._child.stdin
+        assert self._child.stdout
+        print(source, target, *flags, sep="\t", file=self._child.stdin, flush=True)
+        answer = self._child.stdout.readline().strip()
+        if answer != "done":
+            raise RuntimeError(f"llama.cpp did not convert {source}: {answer or 'it died'}")
+        return target
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.communicate()
+
+
+@contextlib.contextmanager
+def converter(scripts: Path) -> Iterator[Converter]:
+    """A converter that ends with the block."""
+    running = Converter(scripts)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+if __name__ == "__main__":
+    print(downloaded())
