@@ -26,9 +26,39 @@ EXTRAS: dict[str, dict[str, Value]] = {
     "gemma3": {"attention.sliding_window": u32(4096)},
     "phi3": {"rope.scaling.original_context_length": u32(256), "attention.sliding_window": u32(256)},
 }  # fmt: skip
+# What write_gguf can write without llama.cpp's own conversion.
+GGUF = (
+    "llama", "granite", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3", "starcoder2",
+)  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "GraniteForCausalLM": {
         "attention_multiplier": 0.25, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
+    },
+    "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48,
+    },
+    "Qwen3MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    "GPT2LMHeadModel": {"n_ctx": 256, "tie_word_embeddings": True},
+    "FalconForCausalLM": {
+        "head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True, "intermediate_size": None,
+        "tie_word_embeddings": True,
+    },
+    "BloomForCausalLM": {"tie_word_embeddings": True},
+    "CohereForCausalLM": {"tie_word_embeddings": True, "logit_scale": 0.5, "eos_token_id": 1, "bos_token_id": 2},
+    "GptOssForCausalLM": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "DeepseekV2ForCausalLM": {
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32,
+    },
+    "DeepseekV3ForCausalLM": {
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
     },
     "GemmaForCausalLM": {"tie_word_embeddings": True},
     "Gemma2ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
@@ -43,11 +73,14 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
     cls = getattr(transformers, name)
     torch.manual_seed(seed)
-    made = cls(cls.config_class(**{**CONFIG, **CONFIGS.get(name, {}), **config})).eval()
+    numbers = {**CONFIG, **CONFIGS.get(name, {}), **config}
+    made = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None})).eval()
     with torch.no_grad():
         for path, parameter in made.named_parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(path)))
-            parameter.copy_(noise * 0.1 + ("norm" in path and parameter.ndim == 1 and "gemma" not in name.lower()))
+            parameter.copy_(
+                noise * 0.1 + (("norm" in path or ".ln_" in path) and parameter.ndim == 1 and "gemma" not in name.lower())
+            )
     return made
 
 
@@ -83,7 +116,7 @@ def write_gguf(made: Any, path: Path) -> Path:
         array = parameter.detach().numpy()
         if architecture.is_norm(module) and architecture.gguf.startswith("gemma"):
             array = array + 1  # llama.cpp's Gemma norms include the 1 (conversion/gemma.py)
-        tensors[f"{architecture.stem(module)}.{kind}"] = names.permuted(array, architecture.heads(module, config, "tiny"))
+        tensors[f"{architecture.stem(module)}.{kind}"] = names.permuted(array, architecture.order(module, config, "tiny"))
     gguf_file.write(path, metadata, tensors)
     return path
 

@@ -23,7 +23,8 @@ _NUMERICS = (
     "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps",
     "layer_norm_eps", "layer_norm_epsilon", "hidden_act", "hidden_activation", "tie_word_embeddings",
-    "num_local_experts", "num_experts", "num_experts_per_tok", "sliding_window", "attention_bias", "mlp_bias",
+    "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "sliding_window", "attention_bias",
+    "mlp_bias", "num_kv_heads", "multi_query", "new_decoder_architecture",
 )  # fmt: skip
 
 
@@ -118,6 +119,9 @@ def read_hf(folder: Path) -> BaseSpec:
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with the numbers that transformers derives where a config leaves them out."""
+    for old, name in _OLD_NAMES.items():
+        if old in config:
+            config.setdefault(name, config[old])
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if isinstance(heads, int) and heads > 0:
         config.setdefault("num_key_value_heads", heads)
@@ -127,6 +131,10 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rope, dict) and "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
     return config
+
+
+# What GPT-2's and BLOOM's configs call the numbers that all others call alike.
+_OLD_NAMES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -153,7 +161,7 @@ def _logical(path: Path, quantised: Mapping[str, Any]) -> dict[str, BaseTensor]:
 
 def _tied(config: Mapping[str, Any], tensors: Mapping[str, BaseTensor]) -> bool:
     # transformers ties by default where the config is silent, but only stored weights settle it.
-    if tensors and "lm_head.weight" not in tensors and "model.embed_tokens.weight" in tensors:
+    if tensors and "lm_head.weight" not in tensors and any(f"{name}.weight" in tensors for name in names.EMBEDDINGS):
         return True
     return bool(config.get("tie_word_embeddings", not tensors))
 
@@ -194,6 +202,8 @@ _GGUF_NUMBERS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "vocab_size": "vocab_size",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
@@ -214,9 +224,10 @@ def read_gguf(path: Path) -> BaseSpec:
     split = metadata.get("split.count", 1)
     if isinstance(split, int) and split > 1:
         raise RefusedError(where, f"one of {split} parts of a model", "Join them with llama-gguf-split --merge")
-    architecture = names.by_gguf(header.text("general.architecture"), where)
+    experts = any("_exps." in name for name in header.tensors)
+    architecture = names.by_gguf(header.text("general.architecture"), where, experts=experts)
     tensors = {
-        _hf_name(architecture, name): BaseTensor(tensor.shape, tensor.type_name)
+        _hf_name(architecture, name): BaseTensor(_hf_shape(architecture, name, tensor.shape), tensor.type_name)
         for name, tensor in header.tensors.items()
         if name not in _DERIVED
     }
@@ -227,7 +238,7 @@ def read_gguf(path: Path) -> BaseSpec:
         kind="gguf",
         architecture=name,
         model_type=model_type,
-        config=_gguf_config(header, architecture.gguf, tensors) | {"tie_word_embeddings": tied},
+        config=_gguf_config(header, architecture, tensors) | {"tie_word_embeddings": tied},
         tensors=tensors,
         tied=tied,
         quantisation=_dominant_type(header.tensors),
@@ -242,15 +253,25 @@ def _hf_name(architecture: names.Architecture, name: str) -> str:
     return f"{module}.{kind}" if module and kind in ("weight", "bias") else name
 
 
-def _gguf_config(header: gguf_file.GGUFHeader, arch: str, tensors: Mapping[str, BaseTensor]) -> dict[str, Any]:
+def _hf_shape(architecture: names.Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    module = architecture.module(name.removesuffix(".weight")) if architecture.transposed else None
+    return shape[::-1] if module and names.layer_of(module) is not None else shape
+
+
+def _gguf_config(
+    header: gguf_file.GGUFHeader, architecture: names.Architecture, tensors: Mapping[str, BaseTensor]
+) -> dict[str, Any]:
     config: dict[str, Any] = {}
+    arch = architecture.gguf
     for key, name in _GGUF_NUMBERS.items():
         value = header.metadata.get(f"{arch}.{key}")
         if header.kinds.get(f"{arch}.{key}") == "FLOAT32":
             config[name] = float(str(np.float32(value)))  # 1e-05 was stored as the nearest float32
         elif isinstance(value, int | float):
             config[name] = value
-    embedding = tensors.get("model.embed_tokens.weight")
+    if arch == "falcon" and "num_key_value_heads" in config:
+        config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
+    embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
     if embedding and len(embedding.shape) == 2:
         config.setdefault("vocab_size", embedding.shape[0])
     return _completed(config)

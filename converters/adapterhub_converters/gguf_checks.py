@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import dtypes
-from .adapter import Adapter, LowRank, LowRankEmbedding, Pair, plain_pairs
+from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
 from .base import BaseSpec
-from .names import Architecture, layer_of
+from .names import EMBEDDINGS, Architecture, divides, layer_of
 
 MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 
@@ -19,7 +19,7 @@ def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> li
     """Every reason, one line each, why llama.cpp on this base would not compute what the adapter says."""
     return [
         *_whole(adapter),
-        *(line for target, delta in sorted(plain_pairs(adapter).items()) for line in _one(target, delta, base, architecture)),
+        *(line for target, delta in sorted(adapter.deltas.items()) for line in _one(target, delta, base, architecture)),
     ]
 
 
@@ -37,21 +37,26 @@ def _whole(adapter: Adapter) -> Iterator[str]:
         yield f"{target}: replaced rows (trainable_token_indices) cannot be said in a GGUF adapter"
 
 
-def _one(target: str, delta: Pair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     stem = architecture.stem(target)
+    if why := architecture.why_unseen(target):
+        yield f"{target}: {why}"
+        return
     if stem is None:
         yield f"{target}: not a module that llama.cpp's {architecture.gguf!r} has as a tensor of its own"
         return
     yield from (f"{target}: {line}" for line in _delta(stem, delta))
-    yield from (f"{target}: {line}" for line in against_base(target, delta, base))
+    yield from (f"{target}: {line}" for line in against_base(target, delta, base, architecture))
+    if isinstance(delta, StackedLowRank) != architecture.is_stacked(target):
+        yield f"{target}: a delta of all experts together on a module of one, or the other way round"
     if architecture.is_norm(target):
         yield f"{target}: llama.cpp ignores a LoRA on a normalisation"
-    heads = architecture.heads(target, base.config, base.where)
-    if heads and delta.shape[0] % (2 * heads):
-        yield f"{target}: {delta.shape[0]} rows are not those of {heads} heads"
+    order = architecture.order(target, base.config, base.where)
+    if not divides(order, delta.shape[0]):
+        yield f"{target}: {delta.shape[0]} rows are not those of {order} heads"
 
 
-def _delta(stem: str, delta: Pair) -> Iterator[str]:
+def _delta(stem: str, delta: Delta) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.magnitude is not None:
         yield "DoRA cannot be said in a GGUF adapter"
     if isinstance(delta, LowRank) and delta.bias is not None:
@@ -65,20 +70,80 @@ def _delta(stem: str, delta: Pair) -> Iterator[str]:
             yield f"llama.cpp does not multiply {array.dtype}"
 
 
-def against_base(target: str, delta: Pair, base: BaseSpec) -> Iterator[str]:
+def experts_of(base: BaseSpec, architecture: Architecture) -> int:
+    """How many experts a layer of the base has; 0 when there are none or it isn't known."""
+    counts = [base.config.get(key) for key in _EXPERTS] if architecture.experts else []
+    return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
+
+
+# What config.json calls the number of experts; transformers 5 has another name for some than transformers 4.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def rows_of(base: BaseSpec, architecture: Architecture) -> dict[str, int]:
+    """Rows of each tensor that a GGUF base has, by its stem: such a base may fuse or split what its kind mostly doesn't."""
+    if base.kind != "gguf":
+        return {}
+    rows: dict[str, int] = {}
+    for name, tensor in base.tensors.items():
+        module, _, kind = name.rpartition(".")
+        stem = module if module.startswith("blk.") else architecture.stem(module)
+        if stem and kind == "weight" and len(tensor.shape) > 1:
+            rows[stem] = tensor.shape[-1] if _is_transposed(module, architecture) else tensor.shape[-2]
+    return rows
+
+
+def _is_transposed(module: str, architecture: Architecture) -> bool:
+    return architecture.transposed and layer_of(module) is not None
+
+
+def against_base(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     """Why a delta does not fit a base; nothing when the base has no weights to compare with."""
-    if base.tied and target in ("model.embed_tokens", "lm_head"):
+    if base.tied and target in (*EMBEDDINGS, "lm_head"):
         yield "llama.cpp aborts on a LoRA on the embedding table or output layer of a base that ties them"
+    if isinstance(delta, StackedLowRank) and delta.shape[0] != (experts := experts_of(base, architecture)):
+        yield f"the delta has {delta.shape[0]} experts, the base {experts or 'an unknown number'} ({base.where})"
     layers, layer = base.config.get("num_hidden_layers"), layer_of(target)
     if isinstance(layers, int) and layer is not None and layer >= layers:
         yield f"the base has only {layers} layers ({base.where})"
-    elif base.tensors and f"{target}.weight" not in base.tensors:
-        fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer}."))
+    elif base.tensors:
+        yield from _against_tensors(target, delta, base, architecture)
+
+
+def _against_tensors(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+    shape = _shape_in(target, delta, base, architecture)
+    if shape is None:
+        fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer_of(target)}."))
         yield f"the base has no such module ({base.where})" + (
             f", but {fused[0]}, which may fuse it with others" if fused else ""
         )
-    elif base.tensors:
-        shape = base.tensors[f"{target}.weight"].shape
-        shape = shape[::-1] if isinstance(delta, LowRank) and delta.transposed_base else shape
-        if shape != delta.shape:
-            yield f"the delta is {delta.shape}, the base's weight {shape} ({base.where})"
+    elif shape and shape[-2:] != delta.shape[-2:]:
+        yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.where})"
+
+
+def _shape_in(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
+    """The logical shape of a module's weight, None without one, and empty where only its rows together with others' are
+    known: those the layout checks."""
+    if found := base.tensors.get(f"{target}.weight"):
+        turned = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
+        return found.shape[::-1] if turned else found.shape
+    if found := base.tensors.get(target):  # a parameter of all experts
+        turned = isinstance(delta, StackedLowRank) and delta.transposed_base
+        return (*found.shape[:-2], found.shape[-1], found.shape[-2]) if turned else found.shape
+    stems = architecture.stems(target)
+    inside = [base.tensors.get(f"{stem}.weight") for stem in stems]
+    if isinstance(delta, StackedLowRank) and not any(inside):
+        listed = [architecture.listed_module(stem, 0) for stem in stems]
+        inside = [base.tensors.get(f"{module}.weight") for module in listed]
+    if all(inside):
+        shapes = [tensor.shape for tensor in inside if tensor]
+        return (*shapes[0][:-2], sum(shape[-2] for shape in shapes), shapes[0][-1])
+    rows = rows_of(base, architecture)
+    return () if any(_others(stem, rows) for stem in stems) else None
+
+
+def _others(stem: str, rows: dict[str, int]) -> bool:
+    """Whether the base fuses or splits a tensor."""
+    prefix, _, name = stem.rpartition(".")
+    fused = {"attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "attn_qkv": "attn_q"}
+    return f"{prefix}.{fused.get(name, 'ffn_gate_up_exps' if name.endswith('_exps') else '')}" in rows

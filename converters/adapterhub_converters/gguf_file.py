@@ -456,15 +456,27 @@ def _packed_items(kind: str, items: Sequence[Any]) -> bytes:
     return np.asarray(items, _SCALARS[_VALUE_IDS[kind]][1]).tobytes()
 
 
-def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, np.ndarray]) -> None:
+@dataclass(frozen=True, eq=False, slots=True)
+class Packed:
+    """A quantised tensor: its type, its logical shape in numpy order, and its blocks."""
+
+    type_name: str
+    shape: tuple[int, ...]
+    blocks: np.ndarray
+
+
+def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, np.ndarray | Packed]) -> None:
     """Write a version 3 file, keys and tensors in the order given, nothing else in it; `path` must not matter if we
-    are killed. Tensors are floats or integers of a dtype that GGUF has."""
-    order = [(name, dtypes.name_of(array.dtype), array.shape) for name, array in tensors.items()]
+    are killed. Tensors are floats or integers of a dtype that GGUF has, or quantised already."""
+    order = [
+        (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
+        for name, tensor in tensors.items()
+    ]
     try:
         with open(path, "wb") as file:
             file.write(header_bytes(metadata, order))
-            for array in tensors.values():
-                data = byte_view(np.ascontiguousarray(array))
+            for tensor in tensors.values():
+                data = byte_view(np.ascontiguousarray(tensor.blocks if isinstance(tensor, Packed) else tensor))
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
     except OSError as error:

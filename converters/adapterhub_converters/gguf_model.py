@@ -157,8 +157,8 @@ def _write_weights(base: GGUFBase, path: Path) -> None:
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
         for name, _, _ in order:
-            heads = architecture.heads(name.removesuffix(".weight"), numbers, base.where)
-            tensor = names.unpermuted(base.file.tensor(sources[name]), heads)
+            rows = architecture.order(name.removesuffix(".weight"), numbers, base.where)
+            tensor = names.unpermuted(base.file.tensor(sources[name]), rows)
             file.write(safetensors_file.byte_view(np.ascontiguousarray(tensor).astype(dtypes.BF16)))
 
 

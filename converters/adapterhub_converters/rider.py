@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, peft
-from .adapter import Adapter
+from . import dtypes, json_file, names, peft
+from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
 from .errors import FormatError
 from .safetensors_file import byte_view
 from .scales import unfolded
@@ -36,16 +36,30 @@ class Line:
         target: What the base calls it.
         factor: What `lora_B` was multiplied by.
         dtype: What `lora_B` was before.
-        heads: How many heads its rows were reordered in, or 0.
+        order: How its rows were reordered.
         ulps: Whether the last places of `lora_B` ride along too.
+        block: When the pair is a block of a larger one, or `lora_A` was stored as another type.
     """
 
     stem: str
     target: str
     factor: float
     dtype: str
-    heads: int = 0
+    order: names.Order = 0
     ulps: bool = False
+    block: Block | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the file alone doesn't say of a pair in a block of a larger one: its rank, its rows, its experts (0: it isn't
+    one of all experts), what type `lora_A` was, and the rank of the larger pair."""
+
+    r: int
+    rows: int
+    experts: int
+    dtype_A: str
+    rank: int
 
 
 def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np.ndarray] = ()) -> dict[str, str]:
@@ -53,7 +67,7 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     config = source.config if source else peft.config_text(adapter)
     metadata = dict(source.metadata) if source else {"format": "pt"}
-    rows = [[line.stem, line.target, line.factor, line.dtype, line.heads, line.ulps] for line in lines]
+    rows = [_row(line) for line in lines]
     return {
         f"{_KEY}.config": config,
         f"{_KEY}.metadata": json.dumps(metadata, separators=(",", ":")),
@@ -61,6 +75,13 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
         f"{_KEY}.payload": digest,
         **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
     }
+
+
+def _row(line: Line) -> list[object]:
+    row: list[object] = [line.stem, line.target, line.factor, line.dtype, line.order, line.ulps]
+    if line.block:
+        row.append([line.block.r, line.block.rows, line.block.experts, line.block.dtype_A, line.block.rank])
+    return row
 
 
 def _packed(ulps: Sequence[np.ndarray]) -> str:
@@ -114,17 +135,43 @@ def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
     lines: list[Line] = []
     for row in rows if isinstance(rows, list) else [rows]:
         match row:
-            case [str(stem), str(target), int() | float() as factor, str(dtype), int(heads), bool(ulps)] if (
-                dtype in _FLOATS and heads >= 0 and 1e-300 < abs(factor) < 1e300
+            case [str(stem), str(target), int() | float() as factor, str(dtype), order, bool(ulps), *rest] if (
+                dtype in _FLOATS and 1e-300 < abs(factor) < 1e300 and len(rest) <= 1
             ):
-                lines.append(Line(stem, target, float(factor), dtype, heads, ulps))
+                block = _block(rest[0], where) if rest else None
+                lines.append(Line(stem, target, float(factor), dtype, _order(order, where), ulps, block))
             case _:
-                raise FormatError(where, f"the source's list of tensors has the malformed line {str(row)[:80]}")
+                raise _malformed(row, where)
     if len({line.target for line in lines}) < len(lines):
         raise FormatError(where, "the source's list of tensors names a module twice")
     return lines
 
 
+def _malformed(row: object, where: str) -> FormatError:
+    return FormatError(where, f"the source's list of tensors has the malformed line {str(row)[:80]}")
+
+
+def _order(value: object, where: str) -> names.Order:
+    match value:
+        case bool():
+            pass
+        case int() if 0 <= value < _MANY:
+            return value
+        case [int(groups), int(queries)] if 0 < groups < _MANY and 0 < queries < _MANY:
+            return groups, queries
+    raise _malformed(value, where)
+
+
+def _block(value: object, where: str) -> Block:
+    match value:
+        case [int(r), int(rows), int(experts), str(dtype), int(rank)] if (
+            0 < r < _MANY and 0 < rows < _MANY and 0 <= experts < _MANY and dtype in _FLOATS and 0 < rank < _MANY
+        ):
+            return Block(r, rows, experts, dtype, rank)
+    raise _malformed(value, where)
+
+
+_MANY = 1 << 31
 Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
 """The canonical `lora_A` and, still multiplied by its factor, `lora_B` of a line."""
 
@@ -133,7 +180,7 @@ def restored(
     metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], where: str
 ) -> Adapter:
     """The source's adapter, from a file that scales a pair of rank r by `scale(r)`."""
-    state: dict[str, np.ndarray] = {}
+    deltas: dict[str, Delta] = {}
     pairs = [(line, *pair(line)) for line in lines]
     size = sum(lora_B.size for line, _, lora_B in pairs if line.ulps)
     ulps = _unpacked(_text(metadata, "ulps", where), size, where) if size else np.empty(0, np.int8)
@@ -141,20 +188,26 @@ def restored(
         own: np.ndarray | None = None
         if line.ulps:
             own, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
-        lora_B = _source_b(line, folded_B, own, where)
-        a, b = ("embedding_A", "embedding_B") if line.target.endswith("embed_tokens") else ("A.weight", "B.weight")
-        state[f"base_model.model.{line.target}.lora_{a}"] = lora_A
-        state[f"base_model.model.{line.target}.lora_{b}"] = lora_B
+        kind = StackedLowRank if folded_B.ndim == 3 else LowRankEmbedding if _is_table(line.target) else LowRank
+        deltas[line.target] = kind(lora_A, _source_b(line, folded_B, own, where), 1.0)
     header = json_file.parse_object(_text(metadata, "metadata", where), f"{where}: {_KEY}.metadata")
     if not all(isinstance(value, str) for value in header.values()):
         raise FormatError(where, "the source's header is not a map of text to text")
-    adapter = peft.parse(_text(metadata, "config", where), state, header, where=where)
+    text = _text(metadata, "config", where)
+    state = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
+    adapter = peft.parse(text, state, header, where=where)
+    if set(adapter.deltas) != set(deltas):
+        raise FormatError(where, "the source's config gives the tensors other names")
     for line in lines:
         delta = adapter.deltas[line.target]
-        wanted, runs = delta.scaling, scale(delta.r) * line.factor
+        wanted, runs = delta.scaling, scale(line.block.rank if line.block else delta.r) * line.factor
         if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
             raise FormatError(where, f"{line.target}: the file scales by {runs:g}, the source's config by {wanted:g}")
     return adapter
+
+
+def _is_table(target: str) -> bool:
+    return any(target == name or target.endswith(f".{name.rpartition('.')[2]}") for name in names.EMBEDDINGS)
 
 
 def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: str) -> np.ndarray:

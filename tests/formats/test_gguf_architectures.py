@@ -1,0 +1,210 @@
+"""Every architecture against llama.cpp itself: its conversion of models, and its logits.
+
+With f the real `convert_hf_to_gguf.py`, W the weights of a random model and s·BA the deltas of an adapter on all of them,
+f(W + s·BA) − f(W) is what our file of the adapter adds, on every tensor. Nothing of ours is in f or in W + s·BA.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters import gguf_lora, names, peft, safetensors_file
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.base import BaseSpec, read_base
+from adapterhub_converters.gguf_file import GGUFFile
+from adapterhub_converters.names import Architecture
+from examples import llama_cpp
+from tests import tiny
+from tests.conftest import need_module
+from tests.llama_cpp_scripts import Converter
+
+CLASSES = [name for architecture in names.ARCHITECTURES for name in architecture.classes]
+TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder and GGUF file of a random model of a class."""
+    made: dict[tuple[str, ...], tuple[Path, Path]] = {}
+
+    def model(name: str, converted: Converter, *flags: str, **config: Any) -> tuple[Path, Path]:
+        key = (name, *flags, *map(str, config.items()))
+        if key not in made:
+            root = tmp_path_factory.mktemp(name)
+            tiny.model(name, **config).save_pretrained(root / "hf")
+            if name.startswith("Gemma3"):
+                # its conversion cuts the table of embeddings to as many rows as there are tokens
+                vocabulary = {str(number): number for number in range(tiny.CONFIG["vocab_size"])}
+                (root / "hf" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+            made[key] = root / "hf", converted(root / "hf", root / "base.gguf", *flags)
+        return made[key]
+
+    return model
+
+
+def deltas(base: BaseSpec, architecture: Architecture, *, skip: str = "nothing") -> Iterator[tuple[str, Delta]]:
+    """A random delta on everything that an adapter may change, with another rank and scale for each."""
+    rng = np.random.default_rng(7)
+
+    def noise(*shape: int) -> np.ndarray:
+        return (rng.normal(size=shape) * 0.2).astype(np.float32)
+
+    for number, (name, tensor) in enumerate(sorted(base.tensors.items())):
+        target, r, alpha = name.removesuffix(".weight"), 2 + number % 3, 3.0 + number % 5
+        tied = base.tied and target in (*names.EMBEDDINGS, "lm_head")
+        if skip in name or tied or len(tensor.shape) < 2 or not architecture.stem(target) or architecture.why_unseen(target):
+            continue
+        if architecture.is_stacked(target):
+            n, into, out = tensor.shape
+            transposed = bool(architecture.experts and architecture.experts.transposed)
+            out, into = (out, into) if transposed else (into, out)
+            yield target, StackedLowRank(noise(n, r, into), noise(n, out, r), alpha, transposed_base=transposed)
+        elif architecture.stem(target) == "token_embd":
+            yield target, LowRankEmbedding(noise(r, tensor.shape[0]), noise(tensor.shape[1], r), alpha)
+        else:
+            out, into = reversed(tensor.shape) if turned(architecture, target) else tensor.shape
+            yield target, LowRank(noise(r, into), noise(out, r), alpha, transposed_base=turned(architecture, target))
+
+
+def turned(architecture: Architecture, target: str) -> bool:
+    return architecture.transposed and names.layer_of(target) is not None
+
+
+def merged(folder: Path, adapter: Adapter, dst: Path) -> Path:
+    """The model with the adapter added to its weights, by the definition of a delta and nothing else."""
+    shutil.copytree(folder, dst)
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        weights = {name: file.tensor(name) for name in file.tensors}
+        metadata = file.header.metadata
+    for target, delta in adapter.deltas.items():
+        change = delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A.astype(np.float64))
+        if isinstance(delta, LowRankEmbedding) or getattr(delta, "transposed_base", False):
+            change = change.swapaxes(-1, -2)
+        name = target if isinstance(delta, StackedLowRank) else f"{target}.weight"
+        weights[name] = (weights[name] + change).astype(np.float32)
+    safetensors_file.write(dst / "model.safetensors", weights, metadata)
+    return dst
+
+
+def emitted(path: Path) -> dict[str, np.ndarray]:
+    """What a GGUF adapter adds to each tensor, as llama.cpp computes it."""
+    with GGUFFile(path) as file:
+        tensors = {name: file.tensor(name).astype(np.float64) for name in file.tensors}
+        alpha = float(file.header.metadata["adapter.lora.alpha"])
+    found: dict[str, np.ndarray] = {}
+    for name, lora_a in tensors.items():
+        stem = name.removesuffix(".lora_a")
+        if stem != name:
+            lora_b = tensors[f"{stem}.lora_b"]
+            product = lora_a @ lora_b.T if stem == "token_embd.weight" else lora_b @ lora_a
+            found[stem] = alpha / lora_b.shape[-1] * product
+    return found
+
+
+def assert_linear(base: Path, changed: Path, adapter: Path) -> float:
+    """f(W + s·BA) − f(W) is what the adapter adds; the largest error of any element comes back."""
+    adds = emitted(adapter)
+    worst = 0.0
+    with GGUFFile(base) as before, GGUFFile(changed) as after:
+        assert set(adds) <= set(before.tensors)
+        for name in before.tensors:
+            difference = after.tensor(name).astype(np.float64) - before.tensor(name)
+            error = np.abs(difference - adds.get(name, 0.0)).max()
+            assert error < 2e-6, name
+            worst = max(worst, float(error))
+    return worst
+
+
+def logits_of(folder: Path) -> np.ndarray:
+    import torch
+    import transformers
+
+    made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        found: np.ndarray = made(torch.tensor([TOKENS])).logits[0].float().numpy()
+    return found
+
+
+def read_back(path: Path, adapter: Adapter) -> None:
+    """Reading without a base gives every array back, byte for byte."""
+    again = gguf_lora.read(path)
+    assert set(again.deltas) == set(adapter.deltas)
+    for target, delta in adapter.deltas.items():
+        assert again.deltas[target].lora_A.tobytes() == delta.lora_A.tobytes(), target
+        assert again.deltas[target].lora_B.tobytes() == delta.lora_B.tobytes(), target
+        assert again.deltas[target].scaling == delta.scaling
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", CLASSES)
+def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
+    tmp_path: Path, converted: Converter, models: Any, name: str
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models(name, converted)
+    base = read_base(folder)
+    architecture = names.by_class(name, "test")
+    adapter = Adapter(dict(deltas(base, architecture)))
+    assert len(adapter.deltas) >= 8
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
+    changed = converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf")
+    error = assert_linear(gguf, changed, tmp_path / "a.gguf")
+
+    expected = llama_cpp.logits(changed, TOKENS)
+    effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
+    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    off = np.abs(found - expected).max()
+    hf = np.abs(logits_of(tmp_path / "merged") - found).max()
+    print(f"{name}: linear to {error:.1g}, logits off by {off:.2g} (llama.cpp merged), {hf:.2g} (transformers merged), "
+          f"effect {effect:.2g}")  # fmt: skip
+    assert effect > 1
+    assert off < 1e-3 * max(1, effect)
+    assert hf < 5e-3 * max(1, effect)
+    if not any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values()):
+        read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if names.by_class(name, "").gguf not in tiny.GGUF] + ["MixtralForCausalLM"]
+)
+def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
+    import torch
+
+    need_module("llama_cpp_py_sync")
+    need_module("peft")
+    _, gguf = models(name, converted)
+    made = tiny.model(name)
+    modules = dict(made.named_modules())
+    architecture = names.by_class(name, "test")
+    targets = [
+        path
+        for path, module in modules.items()
+        if type(module).__name__ in ("Linear", "Conv1D", "FalconLinear")
+        and architecture.stem(path)
+        and not architecture.why_unseen(path)
+        and path != "lm_head"
+        and not (name.startswith("Deepseek") and ".mlp." in path)  # peft takes shared experts for the routed ones
+    ]
+    strength = 0.2 if len(targets) > 8 or "llama" in name.lower() else 0.4
+    wrapped = tiny.adapter(made, tmp_path / "peft", strength=strength, target_modules=targets, alpha_pattern={"k_proj": 3})
+    gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=read_base(gguf))
+    with torch.no_grad():
+        expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
+    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
+    print(f"{name}: error {np.abs(found - expected).max():.2g}, effect {effect:.2g}, {len(targets)} modules")
+    assert effect > 1
+    assert np.abs(found - expected).max() < 5e-3
+    again = tmp_path / "again"
+    again.mkdir()
+    peft.write(gguf_lora.read(tmp_path / "a.gguf"), again)
+    for file in (peft.CONFIG, peft.WEIGHTS):
+        assert (again / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
