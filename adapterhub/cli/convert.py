@@ -12,7 +12,7 @@ from . import output, sources
 from .app import Settings, command
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import LossReport
+    from adapterhub_converters.adapter import Kept, LossReport
 
 _FORMATS = ("peft", "gguf", "mlx", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
@@ -30,23 +30,44 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.argument("target", metavar="DST")
 @click.option("--to", "style", required=True, type=click.Choice(_FORMATS), help="The format to write.")
 @click.option("--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder or a .gguf file.")
+@click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
+@click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
+@click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
+@click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @click.pass_obj
-def convert(settings: Settings, source: str, target: str, style: str, base: str | None) -> None:
+def convert(
+    settings: Settings,
+    *,
+    source: str,
+    target: str,
+    style: str,
+    base: str | None,
+    allow_approx: bool,
+    allow_drop: tuple[str, ...],
+    rank: int | None,
+    verbose: bool,
+) -> None:
     """Write an adapter in another format, and say what became of every tensor.
 
     SRC is a folder, a file or a ref; DST must not be there yet, and appears whole or not at all. What the format cannot
-    express is refused by name, never dropped. `--to hf` turns a GGUF base model into a Hugging Face folder.
+    express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain
+    LoRA and says how far off that is (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
+    magnitudes, or names and patterns like 'lm_head*', with commas between. `--to hf` turns a GGUF base model into a Hugging
+    Face folder.
     """
     if style == "hf":
         _to_hf(settings, source, target)
         return
     from adapterhub_converters import formats
+    from adapterhub_converters.lossy import Allowed
 
+    words = [word.strip() for given in allow_drop for word in given.split(",") if word.strip()]
+    allowed = Allowed(approx=allow_approx, drop=words, rank=rank)
     spec = sources.read_base(base) if base else None
     with sources.opened(source, settings) as found:
-        report = formats.convert(found.path, Path(target), to=style, base=spec)
+        report = formats.convert(found.path, Path(target), to=style, base=spec, allowed=allowed)
     document = {"source": source, "target": target, "format": style, **loss_document(report)}
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
 
 
 def _to_hf(settings: Settings, source: str, target: str) -> None:
@@ -64,37 +85,57 @@ def _to_hf(settings: Settings, source: str, target: str) -> None:
     )
 
 
-def _text(target: str, report: LossReport) -> None:
+def _text(target: str, report: LossReport, *, verbose: bool) -> None:
     output.write(f"{target}: {loss_line(report)}")
-    write_losses(report, output.write)
+    write_losses(report, output.write, verbose=verbose)
 
 
 def loss_document(report: LossReport) -> dict[str, object]:
     """A loss report with stable keys."""
     return {
         "worst": report.worst.name.lower(),
-        "tensors": [{"name": line.name, "loss": line.loss.name.lower(), "note": line.note} for line in report.kept],
+        "summary": report.summary,
+        "tensors": [
+            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error} for line in report.kept
+        ],
         "notes": list(report.notes),
     }
 
 
+# The losses in the words of a sentence.
+_WORDS = {"rewritten": "exact in another form"}
+
+
 def loss_line(report: LossReport) -> str:
     """`420 tensors: 418 exact, 2 rounded`."""
-    counts: dict[str, int] = {}
-    for line in sorted(report.kept, key=lambda line: line.loss):
-        counts[line.loss.name.lower()] = counts.get(line.loss.name.lower(), 0) + 1
-    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
     return f"{output.plural(len(report.kept), 'tensor')}: {parts}"
 
 
-def write_losses(report: LossReport, write: Callable[[str], None]) -> None:
-    """A line for each tensor that is not exact, but not for hundreds of them, and the notes."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for line in report.kept:
-        if line.loss > 0:
-            groups.setdefault((line.loss.name.lower(), line.note), []).append(line.name)
-    for (loss, note), names in groups.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        write(output.one_line(f"  {loss}: {', '.join(names[:_SHOWN])}{more}" + (f": {note}" if note else "")))
+def write_losses(report: LossReport, write: Callable[[str], None], *, verbose: bool = False) -> None:
+    """A line for each way in which tensors are not exact, with some of their names (all, each on its own line, if
+    `verbose`), and the notes."""
+    if verbose:
+        for line in report.kept:
+            loss = _WORDS.get(line.loss.name.lower(), line.loss.name.lower())
+            error = "" if line.error is None else f" (error {line.error:.3g})"
+            write(output.one_line(f"  {loss}: {line.name}" + (f": {line.note}{error}" if line.note else error)))
+    else:
+        _write_groups(report, write)
     for note in report.notes:
         write(output.one_line(f"  note: {note}"))
+
+
+def _write_groups(report: LossReport, write: Callable[[str], None]) -> None:
+    groups: dict[tuple[str, str], list[Kept]] = {}
+    for line in report.kept:
+        if line.loss > 0:
+            groups.setdefault((line.loss.name.lower(), line.note), []).append(line)
+    for (loss, note), lines in groups.items():
+        names = [line.name for line in lines]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        text = f"  {_WORDS.get(loss, loss)}: {', '.join(names[:_SHOWN])}{more}" + (f": {note}" if note else "")
+        errors = [line.error for line in lines if line.error is not None]
+        if loss == "approximated" and errors:
+            text += f"; relative error {min(errors):.3g} to {max(errors):.3g}"
+        write(output.one_line(text))

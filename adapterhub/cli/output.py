@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 
 def is_terminal() -> bool:
@@ -70,14 +70,21 @@ def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def error_document(error: AdapterhubError) -> dict[str, Any]:
-    """An error as `--json` gives it."""
+    """An error as `--json` gives it; `refused` has every reason of a refusal, with the tensor or module it is about."""
+    refused = [_reason(item) for item in error.items] if isinstance(error, RefusedError) else []
     return {
         "type": type(error).__name__,
         "where": error.where,
         "what": error.what,
         "hint": error.hint,
         "exit_code": error.exit_code,
+        **({"refused": refused} if refused else {}),
     }
+
+
+def _reason(item: str) -> dict[str, str]:
+    name, colon, reason = item.partition(": ")
+    return {"name": name, "reason": reason} if colon and " " not in name else {"name": "", "reason": item}
 
 
 def size(count: int) -> str:

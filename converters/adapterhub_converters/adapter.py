@@ -178,6 +178,8 @@ class Loss(IntEnum):
     """With the stated relative error; only on request."""
     DROPPED = 4
     """Not in the result; only on request."""
+    REFUSED = 5
+    """There is no result because of it: never in the report of a conversion, only in the error of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,8 @@ class Kept:
     name: str
     loss: Loss
     note: str = ""
+    error: float | None = None
+    """ROUNDED: the bound of each element's relative error. APPROXIMATED: the delta's, in Frobenius norm, as measured."""
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,8 @@ class LossReport:
     def worst(self) -> Loss:
         """The greatest loss of any tensor."""
         return max((line.loss for line in self.kept), default=Loss.EXACT)
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """How many tensors there are of each loss, every loss among the keys."""
+        return {loss.name.lower(): sum(line.loss == loss for line in self.kept) for loss in Loss}

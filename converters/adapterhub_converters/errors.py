@@ -19,6 +19,7 @@ module defines its own more specific error beside the code that raises it, as a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -74,9 +75,23 @@ class RemoteError(AdapterhubError):
 
 
 class RefusedError(AdapterhubError):
-    """The result would silently differ from what was asked for, so there is none."""
+    """The result would silently differ from what was asked for, so there is none.
+
+    `items` are all the reasons, one line each, `name: reason` where a tensor or module is one; empty when the one line
+    of the error says it all.
+    """
 
     exit_code = 6
+
+    def __init__(self, where: str, what: str, hint: str = "", items: Sequence[str] = ()) -> None:
+        super().__init__(where, what, hint)
+        self.items = tuple(items)
+
+
+def refused(where: str, reasons: Sequence[str], hint: str = "") -> RefusedError:
+    """One error for all `reasons`: its line has the first, `items` have every one."""
+    more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+    return RefusedError(where, reasons[0] + more, hint, reasons)
 
 
 class ConflictError(AdapterhubError):

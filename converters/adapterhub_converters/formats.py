@@ -7,6 +7,7 @@ all: it is written beside it under a temporary name and renamed, and nothing tha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import gguf_lora, json_file, mlx, peft
+from . import gguf_lora, json_file, lossy, mlx, peft
 from .adapter import Adapter, Kept, Loss, LossReport
 from .base import BaseSpec
-from .errors import FormatError, LocalIOError, NotFoundError, OutputExistsError, UsageError
+from .errors import FormatError, LocalIOError, NotFoundError, OutputExistsError, RefusedError, UsageError, refused
+from .lossy import Allowed
 
 
 class Format(Protocol):
@@ -58,11 +60,15 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     return FORMATS[sniff(path)].read(path, base=base)
 
 
-def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None) -> LossReport:
+NOTHING = Allowed()
+
+
+def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None, allowed: Allowed = NOTHING) -> LossReport:
     """Write the adapter `src` as `dst`: a file for gguf, a folder for the others; what was kept comes back.
 
     Without a `base`, the facts in an `adapter.json` beside the source serve. `dst` must not exist, or be an empty
-    folder where a folder is to be written. An adapter that has the format already is checked and copied.
+    folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
+    format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
     """
     if to not in FORMATS:
         raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted(FORMATS))}")
@@ -72,7 +78,27 @@ def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None) -> L
     with _new(dst, folder=to in _FILES) as temporary:
         if own == to:
             return _copied(adapter, src, temporary, to)
-        return FORMATS[to].write(adapter, temporary, base=base)
+        return _written(FORMATS[to], adapter, temporary, base, allowed)
+
+
+def _written(module: Format, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
+    try:
+        return module.write(adapter, path, base=base)
+    except RefusedError as error:
+        first = error
+    less = lossy.reduced(adapter, first.items, allowed, base)
+    try:
+        report = module.write(less.adapter, path, base=base) if less.kept else None
+    except RefusedError as error:
+        first = error if error.items else first
+        report = None
+    if report is None:
+        if not first.items:
+            raise first
+        raise refused(first.where, [*dict.fromkeys([*first.items, *less.failed])], first.hint or less.hint)
+    lost = {line.name for line in less.kept}
+    kept = [*(line for line in report.kept if line.name not in lost), *less.kept]
+    return dataclasses.replace(report, kept=tuple(sorted(kept, key=lambda line: line.name)))
 
 
 def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:

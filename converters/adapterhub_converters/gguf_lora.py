@@ -20,7 +20,7 @@ import numpy as np
 from . import dtypes, gguf_checks, gguf_dtypes, gguf_file, gguf_foreign, gguf_layout, names, rider, scales
 from .adapter import Adapter, Delta, Kept, Loss, LossReport, Meta
 from .base import BaseSpec
-from .errors import FormatError, RefusedError
+from .errors import FormatError, RefusedError, refused
 from .gguf_file import GGUFFile, Value
 from .gguf_layout import Layout, Size
 from .names import Architecture
@@ -57,7 +57,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     architecture = names.by_class(base.architecture, base.where)
     problems = gguf_checks.problems(adapter, base, architecture)
     if problems:
-        raise RefusedError("gguf", problems[0] + (f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""))
+        raise refused("gguf", problems)
     sizes = {
         target: gguf_layout.size_of(delta) for target, delta in sorted(adapter.deltas.items(), key=lambda i: _file_order(i[0]))
     }

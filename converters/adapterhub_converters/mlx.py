@@ -18,7 +18,7 @@ import numpy as np
 from . import dtypes, json_file, rider, safetensors_file, scales
 from .adapter import Adapter, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
 from .base import BaseSpec
-from .errors import FormatError, NotFoundError, RefusedError
+from .errors import FormatError, NotFoundError, RefusedError, refused
 from .names import in_layer
 
 CONFIG = "adapter_config.json"
@@ -39,7 +39,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot say."""
     problems = _problems(adapter, tied=base is not None and base.tied)
     if problems:
-        raise RefusedError("mlx", problems[0] + (f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""))
+        raise refused("mlx", problems)
     needed = {target: delta.scaling for target, delta in adapter.deltas.items()}
     plan = scales.plan(needed, np.dtype(np.float64), "scale") or scales.Plan(0.0, dict.fromkeys(needed, 1.0))
     tensors: dict[str, np.ndarray] = {}

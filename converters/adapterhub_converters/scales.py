@@ -71,7 +71,7 @@ def folded(name: str, lora_B: np.ndarray, factor: float) -> Folded:
         raise RefusedError(name, f"times {factor:.9g} does not fit into float32")
     note = f"times {factor:.9g} in float32, each element within 2^-24 of itself"
     if own != dtypes.F32 or np.abs(off := _bits(lora_B).astype(np.int64) - _bits(back)).max() > 1:
-        return Folded(result, Kept(name, Loss.ROUNDED, note))
+        return Folded(result, Kept(name, Loss.ROUNDED, note, 2.0**-24))
     return Folded(result, Kept(name, Loss.EXACT, f"{note}, recoverable bit for bit"), off.astype(np.int8))
 
 
