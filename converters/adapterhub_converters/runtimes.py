@@ -39,6 +39,7 @@ _LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
 _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _MLX = "mlx_lm/tuner/utils.py, load_adapters"
+_MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"
 """Begins the source of a rule that follows from code read, but whose very lines were not."""
@@ -161,8 +162,7 @@ RUNTIMES: dict[str, Runtime] = {
             "mlx-lm main, seen 2026-11",
             "mlx",
             (
-                Rule("dora", REFUSED, "the conversion knows no DoRA for MLX; merge the adapter into its base", "mlx.py"),
-                Rule("rank-pattern", REFUSED, "an mlx-lm adapter has one rank for all modules", _MLX),
+                Rule("tied-embedding", REFUSED, "mlx-lm has one delta for a table and the output layer tied to it", _MLX_EMBED),
                 Rule("conv1d", REFUSED, "mlx-lm has no transposed modules", _MLX),
                 Rule("tied-lm-head", REFUSED, "a model that ties its output layer has none in mlx-lm", _MLX),
                 Rule("lora-bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),

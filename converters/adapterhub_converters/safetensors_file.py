@@ -79,6 +79,8 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _metadata(value: object, where: str) -> dict[str, str]:
+    if value is None:  # what mlx writes where there is none, and the Rust core reads
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError(where, "__metadata__ is not a map of strings to strings")
     return value

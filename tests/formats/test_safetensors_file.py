@@ -124,6 +124,10 @@ def test_malformed_files_are_refused_in_one_line_at_once(raw: bytes, says: str) 
     assert time.perf_counter() - start < 0.2
 
 
+def test_metadata_may_be_null_as_mlx_writes_it() -> None:
+    assert read(file({"__metadata__": None, "t": entry()}, 8)).metadata == {}
+
+
 GOOD = file({"__metadata__": {"format": "pt"}, "a": entry(), "b": entry("F16", [2, 3], [8, 20])}, 20)
 
 
