@@ -14,7 +14,7 @@ from .app import Settings, command
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Kept, LossReport
 
-_FORMATS = ("peft", "gguf", "mlx", "hf")
+_FORMATS = ("peft", "gguf", "mlx", "raw", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
 
@@ -33,6 +33,9 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
 @click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
 @click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
+@click.option("--alpha", type=float, help="The alpha of a lone .safetensors file that doesn't say it.")
+@click.option("--rslora", is_flag=True, help="… and that it scales by alpha / sqrt(r).")
+@click.option("--unsafe-pickle", is_flag=True, help="Take a pickle, loaded in a process of its own under limits (needs torch).")
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @click.pass_obj
 def convert(
@@ -45,6 +48,9 @@ def convert(
     allow_approx: bool,
     allow_drop: tuple[str, ...],
     rank: int | None,
+    alpha: float | None,
+    rslora: bool,
+    unsafe_pickle: bool,
     verbose: bool,
 ) -> None:
     """Write an adapter in another format, and say what became of every tensor.
@@ -65,7 +71,16 @@ def convert(
     allowed = Allowed(approx=allow_approx, drop=words, rank=rank)
     spec = sources.read_base(base) if base else None
     with sources.opened(source, settings) as found:
-        report = formats.convert(found.path, Path(target), to=style, base=spec, allowed=allowed)
+        report = formats.convert(
+            found.path,
+            Path(target),
+            to=style,
+            base=spec,
+            allowed=allowed,
+            alpha=alpha,
+            rslora=rslora,
+            unsafe_pickle=unsafe_pickle,
+        )
     document = {"source": source, "target": target, "format": style, **loss_document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
 

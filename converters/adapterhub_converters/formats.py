@@ -15,10 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import gguf_lora, json_file, lossy, mlx, peft
+from . import gguf_lora, json_file, lossy, mlx, peft, pickles, raw
 from .adapter import Adapter, Kept, Loss, LossReport
 from .base import BaseSpec
-from .errors import FormatError, LocalIOError, NotFoundError, OutputExistsError, RefusedError, UsageError, refused
+from .errors import (
+    AdapterhubError,
+    FormatError,
+    LocalIOError,
+    NotFoundError,
+    OutputExistsError,
+    RefusedError,
+    UsageError,
+    refused,
+)
 from .lossy import Allowed
 
 
@@ -38,7 +47,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx}
+FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw}
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
 FACTS = "adapter.json"
@@ -51,34 +60,72 @@ def sniff(path: Path) -> str:
     for name, module in FORMATS.items():
         if module.sniff(path):
             return name
+    pickles.refuse(path)
     known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
     raise FormatError(str(path), f"no adapter of a known format: {known}", peft.nested(path))
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     """The adapter at `path`, whatever its format."""
+    pickles.refuse(path)
     return FORMATS[sniff(path)].read(path, base=base)
 
 
 NOTHING = Allowed()
 
 
-def convert(src: Path, dst: Path, *, to: str, base: BaseSpec | None = None, allowed: Allowed = NOTHING) -> LossReport:
-    """Write the adapter `src` as `dst`: a file for gguf, a folder for the others; what was kept comes back.
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    to: str,
+    base: BaseSpec | None = None,
+    allowed: Allowed = NOTHING,
+    alpha: float | None = None,
+    rslora: bool = False,
+    unsafe_pickle: bool = False,
+) -> LossReport:
+    """Write the adapter `src` as `dst`: a file for gguf and raw, a folder for the others; what was kept comes back.
 
     Without a `base`, the facts in an `adapter.json` beside the source serve. `dst` must not exist, or be an empty
     folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
     format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
+    `alpha` and `rslora` are for a lone state dict that says neither; `unsafe_pickle` takes a pickle as a source.
     """
     if to not in FORMATS:
         raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted(FORMATS))}")
-    own = sniff(src)
     base = base or base_from_facts(src)
-    adapter = FORMATS[own].read(src, base=base)
-    with _new(dst, folder=to in _FILES) as temporary:
-        if own == to:
-            return _copied(adapter, src, temporary, to)
-        return _written(FORMATS[to], adapter, temporary, base, allowed)
+    with _opened(src, unsafe_pickle=unsafe_pickle) as path:
+        own = sniff(path)
+        adapter = _read(path, own, base, alpha, rslora=rslora)
+        with _new(dst, folder=to in _FILES) as temporary:
+            if own == to:
+                return _copied(adapter, path, temporary, to)
+            return _written(FORMATS[to], adapter, temporary, base, allowed)
+
+
+@contextlib.contextmanager
+def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
+    """`src`, or what was in the pickle that it is."""
+    pickle = pickles.found(src)
+    if pickle is None or not unsafe_pickle:
+        pickles.refuse(src)
+        yield src
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
+        try:
+            yield pickles.converted(pickle, Path(folder))
+        except AdapterhubError as error:
+            error.where = error.where.replace(folder, str(pickle.parent))  # the temporary name means nothing to anybody
+            raise
+
+
+def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:
+    if own == "raw":
+        return raw.read(path, base=base, alpha=alpha, rslora=rslora)
+    if alpha is not None or rslora:
+        raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")
+    return FORMATS[own].read(path, base=base)
 
 
 def _written(module: Format, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
