@@ -20,9 +20,29 @@ from .errors import RefusedError
 from .factored import AdaLora, Factored, Hadamard, Kronecker, PooledLowRank
 
 __all__ = [
-    "AdaLora", "Adapter", "Delta", "Factored", "Hadamard", "Kept", "Kronecker", "Loss", "LossReport", "LowRank",
-    "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank", "Rows", "Source", "StackedLowRank", "factored_out",
-    "plain_pairs", "refuse_conditions", "scaling",
+    "AdaLora",
+    "Adapter",
+    "Delta",
+    "Factored",
+    "Hadamard",
+    "Kept",
+    "Kronecker",
+    "Loss",
+    "LossReport",
+    "LowRank",
+    "LowRankConv",
+    "LowRankEmbedding",
+    "Meta",
+    "Pair",
+    "PooledLowRank",
+    "Rows",
+    "Source",
+    "StackedLowRank",
+    "factor_pairs",
+    "factored_out",
+    "plain_pairs",
+    "refuse_conditions",
+    "scaling",
 ]  # fmt: skip
 
 
@@ -30,7 +50,8 @@ __all__ = [
 _LABELS = {"bias": "lora_B.bias"}
 
 Pair = LowRank | LowRankEmbedding
-Delta = Pair | StackedLowRank | LowRankConv | Factored
+FactorPair = Pair | StackedLowRank
+Delta = FactorPair | LowRankConv | Factored
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,20 +136,34 @@ class Adapter:
         return sum(tensor.size for _, tensor in self.tensors())
 
 
+def factor_pairs(adapter: Adapter) -> dict[str, FactorPair]:
+    """The deltas of an adapter for who knows pairs, those of all experts together as well, and no other kind."""
+    refuse_conditions(adapter)
+    found: dict[str, FactorPair] = {}
+    for target, delta in adapter.deltas.items():
+        if not isinstance(delta, FactorPair):
+            raise _unknown_kind(target, delta)
+        if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
+            raise RefusedError(target, "DoRA on an embedding table cannot be expressed here yet")
+        found[target] = delta
+    return found
+
+
 def plain_pairs(adapter: Adapter) -> dict[str, Pair]:
     """The deltas of an adapter for who knows plain pairs only.
 
     RefusedError names a delta of any other kind, and a condition on which the adapter acts (`refuse_conditions`).
     """
-    refuse_conditions(adapter)
     found: dict[str, Pair] = {}
-    for target, delta in adapter.deltas.items():
+    for target, delta in factor_pairs(adapter).items():
         if not isinstance(delta, Pair):
-            raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be expressed here yet")
-        if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
-            raise RefusedError(target, "DoRA on an embedding table cannot be expressed here yet")
+            raise _unknown_kind(target, delta)
         found[target] = delta
     return found
+
+
+def _unknown_kind(target: str, delta: Delta) -> RefusedError:
+    return RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be expressed here yet")
 
 
 def refuse_conditions(adapter: Adapter) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import dtypes
-from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
+from .adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
 from .base import BaseSpec
 from .names import EMBEDDINGS, Architecture, divides, layer_of
 
@@ -38,6 +38,9 @@ def _whole(adapter: Adapter) -> Iterator[str]:
 
 
 def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+    if not isinstance(delta, FactorPair):
+        yield f"{target}: a delta of the kind {type(delta).__name__} cannot be said in a GGUF adapter"
+        return
     stem = architecture.stem(target)
     if why := architecture.why_unseen(target):
         yield f"{target}: {why}"
@@ -56,7 +59,7 @@ def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) 
         yield f"{target}: {delta.shape[0]} rows are not those of {order} heads"
 
 
-def _delta(stem: str, delta: Delta) -> Iterator[str]:
+def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.magnitude is not None:
         yield "DoRA cannot be said in a GGUF adapter"
     if isinstance(delta, LowRank) and delta.bias is not None:
@@ -97,7 +100,7 @@ def _is_transposed(module: str, architecture: Architecture) -> bool:
     return architecture.transposed and layer_of(module) is not None
 
 
-def against_base(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def against_base(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     """Why a delta does not fit a base; nothing when the base has no weights to compare with."""
     if base.tied and target in (*EMBEDDINGS, "lm_head"):
         yield "llama.cpp aborts on a LoRA on the embedding table or output layer of a base that ties them"
@@ -110,7 +113,7 @@ def against_base(target: str, delta: Delta, base: BaseSpec, architecture: Archit
         yield from _against_tensors(target, delta, base, architecture)
 
 
-def _against_tensors(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     shape = _shape_in(target, delta, base, architecture)
     if shape is None:
         fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer_of(target)}."))
@@ -121,15 +124,18 @@ def _against_tensors(target: str, delta: Delta, base: BaseSpec, architecture: Ar
         yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.where})"
 
 
-def _shape_in(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
+def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
     """The logical shape of a module's weight, None without one, and empty where only its rows together with others' are
     known: those the layout checks."""
     if found := base.tensors.get(f"{target}.weight"):
-        turned = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
-        return found.shape[::-1] if turned else found.shape
+        across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
+        return found.shape[::-1] if across else found.shape
     if found := base.tensors.get(target):  # a parameter of all experts
-        turned = isinstance(delta, StackedLowRank) and delta.transposed_base
-        return (*found.shape[:-2], found.shape[-1], found.shape[-2]) if turned else found.shape
+        swapped = (*found.shape[:-2], found.shape[-1], found.shape[-2])
+        turned = delta.transposed_base if isinstance(delta, StackedLowRank) else False
+        if turned is None:  # nothing says how the base stores it: either way is one that would fit
+            turned = swapped == delta.shape
+        return swapped if turned else found.shape
     stems = architecture.stems(target)
     inside = [base.tensors.get(f"{stem}.weight") for stem in stems]
     if isinstance(delta, StackedLowRank) and not any(inside):

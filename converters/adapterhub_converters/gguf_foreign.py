@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import names
-from .adapter import Delta, LowRank, LowRankEmbedding, StackedLowRank
+from .adapter import FactorPair, LowRank, LowRankEmbedding, StackedLowRank
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
 from .names import Architecture
@@ -21,7 +21,7 @@ from .names import Architecture
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def deltas(pairs: Pairs, alpha: float, architecture: Architecture, base: BaseSpec | None, where: str) -> dict[str, Delta]:
+def deltas(pairs: Pairs, alpha: float, architecture: Architecture, base: BaseSpec | None, where: str) -> dict[str, FactorPair]:
     """Target to delta; RefusedError names a tensor that has no verified name."""
     return _Reading(pairs, alpha, architecture, base, where).deltas()
 
@@ -34,8 +34,8 @@ class _Reading:
     base: BaseSpec | None
     where: str
 
-    def deltas(self) -> dict[str, Delta]:
-        found: dict[str, Delta] = {}
+    def deltas(self) -> dict[str, FactorPair]:
+        found: dict[str, FactorPair] = {}
         for stem in self.pairs:
             if module := self.architecture.module(stem):
                 found[module] = self._one(stem, module)
@@ -55,7 +55,7 @@ class _Reading:
     def _config(self) -> Mapping[str, Any]:
         return self.base.config if self.base else {}
 
-    def _one(self, stem: str, module: str) -> Delta:
+    def _one(self, stem: str, module: str) -> FactorPair:
         lora_a, lora_b = self.pairs[stem]
         order = self.architecture.order(module, self._config(), self.where)
         if not names.divides(order, len(lora_b)):
@@ -65,7 +65,7 @@ class _Reading:
         transposed = self.architecture.transposed and stem.startswith("blk.")
         return LowRank(lora_a, names.unpermuted(lora_b, order), self._scale(stem), transposed_base=transposed)
 
-    def _split(self, stem: str) -> dict[str, Delta]:
+    def _split(self, stem: str) -> dict[str, FactorPair]:
         """q, k and v of a tensor that fuses them: the rows of `lora_b` shared out, `lora_a` for each."""
         lora_a, lora_b = self.pairs[stem]
         heads, kv_heads = (self._config().get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
@@ -73,14 +73,14 @@ class _Reading:
             what = f"{stem}: where q ends and k begins depends on the number of heads"
             raise RefusedError(self.where, what, "Pass --base")
         size = len(lora_b) // (heads + 2 * kv_heads)
-        found: dict[str, Delta] = {}
+        found: dict[str, FactorPair] = {}
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
             module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
             order = self.architecture.order(module, self._config(), self.where)
             found[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
         return found
 
-    def _experts(self, stem: str) -> dict[str, Delta]:
+    def _experts(self, stem: str) -> dict[str, FactorPair]:
         lora_a, lora_b = self.pairs[stem]
         stacked, listed = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
         if listed and not (self.base and stacked in self.base.tensors):

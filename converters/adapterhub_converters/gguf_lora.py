@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from . import dtypes, gguf_checks, gguf_dtypes, gguf_file, gguf_foreign, gguf_layout, names, rider, scales
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, Meta
+from .adapter import Adapter, FactorPair, Kept, Loss, LossReport, Meta, factor_pairs
 from .base import BaseSpec
 from .errors import FormatError, RefusedError, refused
 from .gguf_file import GGUFFile, Value
@@ -59,7 +59,8 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     if problems:
         raise refused("gguf", problems)
     sizes = {
-        target: gguf_layout.size_of(delta) for target, delta in sorted(adapter.deltas.items(), key=lambda i: _file_order(i[0]))
+        target: gguf_layout.size_of(delta)
+        for target, delta in sorted(factor_pairs(adapter).items(), key=lambda item: _file_order(item[0]))
     }
     n_experts, rows = gguf_checks.experts_of(base, architecture), gguf_checks.rows_of(base, architecture)
     layout = gguf_layout.arranged(architecture, sizes, n_experts, rows, base.where)
@@ -97,19 +98,18 @@ class _Writing:
         self.ulps: list[np.ndarray] = []
         self._stored: dict[str, gguf_dtypes.Stored] = {}
         self._layout, self._plan = layout, plan
+        deltas = factor_pairs(adapter)
         folded = {
-            target: scales.folded(f"{target}.lora_B", adapter.deltas[target].lora_B, plan.factors[target])
-            for target in layout.parts
+            target: scales.folded(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target]) for target in layout.parts
         }
         arrays = {
-            target: (adapter.deltas[target].lora_A, names.permuted(fold.lora_B, orders[target]))
-            for target, fold in folded.items()
+            target: (deltas[target].lora_A, names.permuted(fold.lora_B, orders[target])) for target, fold in folded.items()
         }
         for target, parts in layout.parts.items():
             for part in parts:
                 if f"{part.stem}.weight.lora_a" not in self.tensors:
                     self._store(part.stem, gguf_layout.assembled(layout, part.stem, arrays), dtype)
-            self._line(target, adapter.deltas[target], folded[target], orders[target])
+            self._line(target, deltas[target], folded[target], orders[target])
 
     def _store(self, stem: str, pair: tuple[np.ndarray, np.ndarray], dtype: str) -> None:
         for half, array in zip("ab", pair, strict=True):
@@ -118,7 +118,7 @@ class _Writing:
             stored = gguf_dtypes.stored(name, turned, dtype)
             self.tensors[name], self.seen[name], self._stored[name] = stored.data, stored.seen, stored
 
-    def _line(self, target: str, delta: Delta, folded: scales.Folded, order: names.Order) -> None:
+    def _line(self, target: str, delta: FactorPair, folded: scales.Folded, order: names.Order) -> None:
         layout, stem = self._layout, self._layout.parts[target][0].stem
         halves = [self._worst(target, half) for half in "ab"]
         a_type, b_type = (dtypes.name_of(array.dtype) for array in (delta.lora_A, delta.lora_B))
@@ -153,7 +153,8 @@ def _file_order(target: str) -> tuple[int, str]:
 
 
 def _plan(adapter: Adapter, layout: Layout) -> scales.Plan:
-    needed = {target: adapter.deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
+    deltas = factor_pairs(adapter)
+    needed = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
     nothing = scales.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file says 1e-38, which has no effect",))
     return scales.plan(needed, np.dtype(np.float32), "alpha") or nothing
 
@@ -310,7 +311,7 @@ def _foreign(
     for target, delta in deltas.items():
         for problem in gguf_checks.against_base(target, delta, base, architecture) if base else ():
             raise RefusedError(where, f"{target}: {problem}")
-    return Adapter(deltas, meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
+    return Adapter(dict(deltas), meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
 
 
 def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
