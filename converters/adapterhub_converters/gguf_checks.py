@@ -60,7 +60,7 @@ def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) 
 
 
 def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
-    if isinstance(delta, LowRank) and delta.magnitude is not None:
+    if not isinstance(delta, StackedLowRank) and delta.magnitude is not None:
         yield "DoRA cannot be said in a GGUF adapter"
     if isinstance(delta, LowRank) and delta.bias is not None:
         yield "lora_bias cannot be said in a GGUF adapter"
