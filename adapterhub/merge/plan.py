@@ -13,8 +13,9 @@ import numpy as np
 
 from adapterhub_converters import base as base_model
 from adapterhub_converters import dtypes, json_file
-from adapterhub_converters.adapter import Adapter, LowRank, plain_pairs
+from adapterhub_converters.adapter import Adapter, LowRank, factored_out, plain_pairs
 from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.base_weights import without_copies
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.safetensors_file import SafetensorsFile, TensorInfo
 
@@ -60,7 +61,7 @@ def plan(adapters: Weighted, base: Path) -> Plan:
     planner = _Planner(spec, {name: info for shard in shards for name, info in shard.tensors.items()}, shards)
     for adapter, weight in adapters:
         check_adapter(adapter, weight)
-        planner.add(adapter, weight)
+        planner.add(factored_out(without_copies(adapter, base)), weight)
     return Plan(shards, {name: tuple(edits) for name, edits in planner.edits.items()}, tuple(dict.fromkeys(planner.notes)))
 
 

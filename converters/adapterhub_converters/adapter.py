@@ -183,7 +183,7 @@ def refuse_conditions(adapter: Adapter) -> None:
         raise RefusedError(
             name,
             "a copy of the base's weight rides along, which cannot be said here and may differ from the base's",
-            "Compare it with the base's weights (adapterhub_converters.copies), or save with save_embedding_layers=False",
+            "Save it again with save_embedding_layers=False",
         )
 
 

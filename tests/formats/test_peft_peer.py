@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft
+from adapterhub_converters import peft, safetensors_file
 from adapterhub_converters.adapter import (
     Adapter,
     Factored,
     LowRankConv,
     LowRankEmbedding,
+    Meta,
     StackedLowRank,
+    plain_pairs,
 )
+from adapterhub_converters.base import BaseSpec, BaseTensor
+from adapterhub_converters.base_weights import plain_lora, without_copies
+from adapterhub_converters.errors import RefusedError
 from tests import tiny
 from tests.conftest import need_module
 
@@ -280,3 +286,137 @@ def test_other_kinds_come_back_and_become_the_pairs_they_equal(case: str, tmp_pa
     as_lora = loaded(make, rewritten(adapter, tmp_path / "c"))
     assert as_lora.peft_config["default"].peft_type == "LORA"
     np.testing.assert_allclose(outputs(as_lora), outputs(wrapped), atol=1e-4)
+
+
+def per_expert() -> Any:
+    """A mixture of experts as transformers 4 built it: a linear module for each expert."""
+    import torch
+
+    class Experts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = torch.nn.ModuleList(
+                torch.nn.ModuleDict({"gate_proj": torch.nn.Linear(8, 6), "down_proj": torch.nn.Linear(6, 8)}) for _ in range(3)
+            )
+
+        def forward(self, x: Any) -> Any:
+            return sum(expert["down_proj"](torch.relu(expert["gate_proj"](x))) for expert in self.experts)
+
+    torch.manual_seed(0)
+    return Experts().eval()
+
+
+def test_experts_that_are_modules_of_their_own(tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, target_modules=["gate_proj", "down_proj"], exclude_modules=["experts.1.down_proj"])
+    wrapped = saved(per_expert, config, tmp_path / "a")
+    adapter = assert_bytes_come_back(tmp_path / "a", tmp_path / "b")
+    assert set(adapter.deltas) == {f"experts.{n}.{part}" for n in range(3) for part in ("gate_proj", "down_proj")} - {
+        "experts.1.down_proj"
+    }
+    again = loaded(per_expert, rewritten(adapter, tmp_path / "c"))
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(again(x), wrapped(x))
+
+
+def base_folder(make: Make, path: Path) -> Path:
+    make().save_pretrained(str(path), safe_serialization=True)
+    return path
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("make", [llama(), gpt2], ids=["llama", "gpt2"])
+def test_pissa_becomes_plain_lora_of_twice_the_rank(make: Make, rslora: bool, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    modules = ["c_attn", "c_proj"] if make is gpt2 else ["q_proj", "down_proj"]
+    config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=modules, init_lora_weights="pissa", use_rslora=rslora, fan_in_fan_out=make is gpt2
+    )
+    wrapped = saved(make, config, tmp_path / "a")
+    adapter = assert_bytes_come_back(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(RefusedError, match="depends on more than the base's weights"):
+        plain_lora(dataclasses.replace(adapter, meta=Meta(init="pissa_niter_4")), tmp_path)
+    plain = plain_lora(adapter, base_folder(make, tmp_path / "base"))
+    assert {delta.r for delta in plain.deltas.values()} == {8}
+    again = loaded(make, rewritten(plain, tmp_path / "c"))
+    np.testing.assert_allclose(outputs(again), outputs(wrapped), atol=1e-4)
+
+
+def test_copies_of_a_tied_table_are_left_out_too(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    make = llama(tie_word_embeddings=True)
+    saved(make, LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"]), tmp_path / "a")
+    adapter = peft.read(tmp_path / "a")
+    assert len(adapter.copies) == 2
+    assert not without_copies(adapter, base_folder(make, tmp_path / "base")).copies
+
+
+def test_a_copy_is_left_out_if_it_is_the_bases(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    saved(llama(), LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"]), tmp_path / "a")
+    adapter = peft.read(tmp_path / "a")
+    assert set(adapter.copies) == {"model.embed_tokens.weight", "lm_head.weight"}
+    plain = without_copies(adapter, base_folder(llama(), tmp_path / "base"))
+    assert plain_pairs(plain).keys() == adapter.deltas.keys()
+    other = dataclasses.replace(adapter, copies={name: -copy for name, copy in adapter.copies.items()})
+    with pytest.raises(RefusedError, match="is not the base's own"):
+        without_copies(other, tmp_path / "base")
+    with pytest.raises(RefusedError, match="Resize the base's vocabulary"):
+        without_copies(adapter, base_folder(llama(vocab_size=160), tmp_path / "larger"))
+
+
+@pytest.mark.parametrize(
+    ("version", "family"), [("0.17.1", "qwen"), ("0.18.1", "gpt-oss"), ("0.19.0", "qwen"), ("0.19.0", "gpt-oss")]
+)
+@pytest.mark.parametrize("known_by", ["neighbour", "base"])
+def test_experts_of_older_pefts_are_what_their_formula_says(version: str, family: str, known_by: str, tmp_path: Path) -> None:
+    """No swap before 0.19; in 0.19.0 a swap where the base says is_transposed (peft, `ParamWrapper.get_delta_weight`)."""
+    flagged = family == "gpt-oss"
+    swapped = version == "0.19.0" and flagged
+    experts, r, sizes = 4, 2, {"gate_up_proj": (8, 16), "down_proj": (8, 8)}  # in, out: one is square
+    tensors, wanted, shapes = {}, {}, {}
+    rng = np.random.default_rng(0)
+    for name, (into, out) in sizes.items():
+        if known_by == "base" and name == "gate_up_proj":
+            continue
+        d1, d2 = (into, out) if flagged else (out, into)
+        a_columns, b_rows = (d2, d1) if swapped else (d1, d2)
+        lora_A, lora_B = (rng.normal(size=s).astype(np.float32) for s in ((experts * r, a_columns), (b_rows, experts * r)))
+        stem = "l.0.mlp.experts" + (".base_layer" if name == "gate_up_proj" else "")
+        tensors |= {f"base_model.model.{stem}.lora_A.weight": lora_A, f"base_model.model.{stem}.lora_B.weight": lora_B}
+        delta = np.einsum(
+            "ore,eri->eoi" if swapped else "ore,eri->eio",
+            lora_B.reshape(b_rows, r, experts),
+            lora_A.reshape(experts, r, a_columns),
+        )
+        wanted[f"l.0.mlp.experts.{name}"] = delta.swapaxes(1, 2) if flagged else delta
+        shapes[f"l.0.mlp.experts.{name}"] = BaseTensor((experts, d1, d2), "F32")
+    config = {
+        "peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": [], "peft_version": version,
+        "target_parameters": [name.removeprefix("l.0.") for name in wanted],
+    }  # fmt: skip
+    model_type = "gpt_oss" if flagged else "qwen3_moe"
+    base = BaseSpec("base", "hf", "", model_type, {}, shapes) if known_by == "base" else None
+    source = tmp_path / "a"
+    source.mkdir()
+    safetensors_file.write(source / peft.WEIGHTS, tensors, {"format": "pt"})
+    (source / peft.CONFIG).write_text(json.dumps(config))
+    adapter = peft.read(source, base=base)
+    assert adapter.deltas.keys() == wanted.keys()
+    for target, delta in adapter.deltas.items():
+        np.testing.assert_allclose(dense(delta), wanted[target], rtol=1e-5)
+    (tmp_path / "b").mkdir()
+    peft.write(adapter, tmp_path / "b")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
+    newer = peft.read(rewritten(adapter, tmp_path / "c"))
+    assert {t: dense(d).tobytes() for t, d in newer.deltas.items()} == {
+        t: dense(d).tobytes() for t, d in adapter.deltas.items()
+    }
+    if known_by == "base" and version != "0.19.0":
+        with pytest.raises(RefusedError, match="depends on how the base stores them.*Give --base"):
+            peft.read(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from adapterhub.merge import fuse
 from adapterhub_converters import peft
+from adapterhub_converters.errors import RefusedError
 
 pytestmark = pytest.mark.peer
 
@@ -67,6 +69,18 @@ def test_fuse_equals_merge_and_unload(
     assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
     assert len(report.touched) == len(peft.read(adapter).deltas)
     assert all(change.kept is not None and change.kept > 0.9 for change in report.touched.values())
+
+
+def test_a_copy_of_a_table_beside_its_delta_changes_nothing(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
+    base = llama("bfloat16")
+    adapter = peft.read(trained(base, dtype="float32", r=4, target_modules=["embed_tokens", "up_proj"]))
+    name = "model.embed_tokens.weight"
+    copy = read_all(base)[name].float().numpy()
+    fuse([(adapter, 1.0)], base, tmp_path / "without")
+    fuse([(dataclasses.replace(adapter, copies={name: copy}), 1.0)], base, tmp_path / "with")
+    assert differing(read_all(tmp_path / "with"), read_all(tmp_path / "without"), torch) == {}
+    with pytest.raises(RefusedError, match="is not the base's own"):
+        fuse([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
 
 
 def test_two_adapters_equal_peft_merging_one_after_the_other(
