@@ -120,13 +120,12 @@ def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architectur
         yield f"the base has no such module ({base.where})" + (
             f", but {fused[0]}, which may fuse it with others" if fused else ""
         )
-    elif shape and shape[-2:] != delta.shape[-2:]:
+    elif shape[-2:] != delta.shape[-2:]:
         yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.where})"
 
 
 def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
-    """The logical shape of a module's weight, None without one, and empty where only its rows together with others' are
-    known: those the layout checks."""
+    """The logical shape of a module's weight; None without one."""
     if found := base.tensors.get(f"{target}.weight"):
         across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
         return found.shape[::-1] if across else found.shape
@@ -144,12 +143,18 @@ def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Arch
     if all(inside):
         shapes = [tensor.shape for tensor in inside if tensor]
         return (*shapes[0][:-2], sum(shape[-2] for shape in shapes), shapes[0][-1])
-    rows = rows_of(base, architecture)
-    return () if any(_others(stem, rows) for stem in stems) else None
+    return next((_shape_elsewhere(stem, delta, base) for stem in stems), None)
 
 
-def _others(stem: str, rows: dict[str, int]) -> bool:
-    """Whether the base fuses or splits a tensor."""
+def _shape_elsewhere(stem: str, delta: Delta, base: BaseSpec) -> tuple[int, int] | None:
+    """The shape of a module that a GGUF base fuses with others or splits; the rows are those the config says, if it does,
+    and the layout checks them together with the others'."""
     prefix, _, name = stem.rpartition(".")
     fused = {"attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "attn_qkv": "attn_q"}
-    return f"{prefix}.{fused.get(name, 'ffn_gate_up_exps' if name.endswith('_exps') else '')}" in rows
+    other = base.tensors.get(f"{prefix}.{fused.get(name, '')}.weight")
+    if other is None or base.kind != "gguf":
+        return None
+    kind = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads", "attn_v": "num_key_value_heads"}.get(name, "")
+    heads, size = base.config.get(kind), base.config.get("head_dim")
+    known = isinstance(heads, int) and isinstance(size, int)
+    return (heads * size if known else delta.shape[-2]), other.shape[-1]  # type: ignore[operator]

@@ -22,11 +22,8 @@ from .names import Architecture, layer_of
 
 ALL = -1
 """In place of the number of an expert: all of them."""
-# Tensors that one other may hold, one after the other (llama.cpp, convert_hf_to_gguf.py, --fuse-qkv, --fuse-gate-up-exps).
-_FUSED = {
-    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
-    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
-}
+# Tensors that one other may hold, one after the other (llama.cpp, convert_hf_to_gguf.py, --fuse-qkv).
+_FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
 _FUSED_IN = {part: (whole, parts) for whole, parts in _FUSED.items() for part in parts}
 
 
@@ -154,9 +151,10 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
 
 def _row(name: str, count: int, total: int, where: str) -> int:
     """Where the rows of a tensor begin in one of `total` rows that fuses it; k and v are as many."""
-    row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0}.get(name, total // 2)
-    fits = 0 <= row <= total - count and (name.startswith("attn") or total == 2 * count)
-    if not fits or (name == "attn_k" and row < count) or (name == "attn_v" and total < 3 * count):
+    row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count}[name]
+    keys = (total - count) // 2 if name == "attn_q" else count
+    queries = total - 2 * keys
+    if keys < 1 or queries < keys or (name == "attn_q" and queries != count):
         raise RefusedError(where, f"{count} rows do not fit into the {total} rows that fuse them with others")
     return row
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_lora, names, peft, safetensors_file
+from adapterhub_converters import gguf_file, gguf_lora, names, peft, safetensors_file
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.base import BaseSpec, read_base
-from adapterhub_converters.gguf_file import GGUFFile
+from adapterhub_converters.gguf_file import GGUFFile, Value
 from adapterhub_converters.names import Architecture
 from examples import llama_cpp
 from tests import tiny
@@ -208,3 +208,123 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
     peft.write(gguf_lora.read(tmp_path / "a.gguf"), again)
     for file in (peft.CONFIG, peft.WEIGHTS):
         assert (again / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
+
+
+def some(adapter: Adapter, *keep: str) -> Adapter:
+    return Adapter({target: delta for target, delta in adapter.deltas.items() if any(part in target for part in keep)})
+
+
+def check(tmp_path: Path, gguf: Path, folder: Path, adapter: Adapter, base: BaseSpec, **more: Any) -> float:
+    """llama.cpp's logits with our file against transformers' with the adapter merged; the error comes back."""
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base, **more)
+    expected = logits_of(merged(folder, adapter, tmp_path / "merged"))
+    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    effect, error = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max(), np.abs(found - expected).max()
+    print(f"error {error:.2g}, effect {effect:.2g}")
+    assert effect > 1
+    return float(error)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV2ForCausalLM"])
+@pytest.mark.parametrize("keep", [("experts.1.", "experts.2."), ("down_proj", ".w2")])
+def test_llama_cpp_runs_experts_of_which_some_have_no_delta(
+    tmp_path: Path, converted: Converter, models: Any, name: str, keep: tuple[str, ...]
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models(name, converted)
+    adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep)
+    assert check(tmp_path, gguf, folder, adapter, read_base(gguf)) < 5e-3
+    read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM"])
+def test_llama_cpp_computes_what_peft_computes_with_target_parameters(
+    tmp_path: Path, converted: Converter, models: Any, name: str
+) -> None:
+    import torch
+
+    need_module("llama_cpp_py_sync")
+    need_module("peft")
+    from peft import LoraConfig, get_peft_model
+
+    _, gguf = models(name, converted)
+    names_of = [f"{layer}.mlp.experts.{kind}" for layer in (0, 1) for kind in ("gate_up_proj", "down_proj")]
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=names_of, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(tiny.model(name), config).eval()
+    found: dict[str, Delta] = {}
+    for path, module in wrapped.named_modules():
+        if type(module).__name__ == "ParamWrapper":
+            with torch.no_grad():
+                for half in (module.lora_A, module.lora_B):
+                    half["default"].weight.copy_(torch.randn(half["default"].weight.shape) * 0.2)
+            lora_A, lora_B = (half["default"].weight.detach().numpy() for half in (module.lora_A, module.lora_B))
+            target = f"{path.removeprefix('base_model.model.').replace('.base_layer', '')}.{module.parameter_name}"
+            experts = lora_A.shape[0] // 2  # peft 0.21: A has the experts outermost, B innermost
+            stacked_B = np.ascontiguousarray(lora_B.reshape(-1, 2, experts).transpose(2, 0, 1))
+            transposed = name == "GptOssForCausalLM"
+            found[target] = StackedLowRank(lora_A.reshape(experts, 2, -1), stacked_B, 6.0, transposed_base=transposed)
+    assert len(found) == 4
+    gguf_lora.write(Adapter(found), tmp_path / "a.gguf", base=read_base(gguf))
+    with torch.no_grad():
+        expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
+    effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
+    error = np.abs(llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf") - expected).max()
+    print(f"{name}: error {error:.2g}, effect {effect:.2g}")
+    assert effect > 1
+    assert error < 5e-3
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Glm4ForCausalLM"])
+@pytest.mark.parametrize("keep", [("q_proj", "k_proj", "v_proj"), ("q_proj", "v_proj"), ("k_proj",)])
+def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
+    tmp_path: Path, converted: Converter, models: Any, name: str, keep: tuple[str, ...]
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models(name, converted, "fuse_qkv")
+    base = read_base(gguf)
+    assert "blk.0.attn_qkv.weight" in base.tensors
+    adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep, "o_proj")
+    assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
+    read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+def test_llama_cpp_runs_a_fused_projection_on_a_base_that_splits_it(tmp_path: Path, converted: Converter, models: Any) -> None:
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models("Phi3ForCausalLM", converted)
+    with GGUFFile(gguf) as file:
+        metadata = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    for layer in (0, 1):
+        rows = tensors.pop(f"blk.{layer}.attn_qkv.weight")
+        for name, part in zip("qkv", np.split(rows, [64, 96]), strict=True):
+            tensors[f"blk.{layer}.attn_{name}.weight"] = np.ascontiguousarray(part)
+    gguf_file.write(tmp_path / "split.gguf", metadata, tensors)
+    adapter = Adapter(dict(deltas(read_base(folder), names.by_class("Phi3ForCausalLM", ""))))
+    assert check(tmp_path, tmp_path / "split.gguf", folder, adapter, read_base(tmp_path / "split.gguf")) < 5e-3
+    read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MixtralForCausalLM"])
+@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-4), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 3e-1), ("q4_0", 3e-1)])
+def test_llama_cpp_runs_every_type(
+    tmp_path: Path, converted: Converter, models: Any, name: str, dtype: str, most: float
+) -> None:
+    """To the rounding of the activations that meet the factors; Mixtral with the last layer's experts alone: a rounded
+    number that changes a routing changes everything."""
+    need_module("llama_cpp_py_sync")
+    need_module("gguf")
+    folder, gguf = models(name, converted)
+    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    adapter = some(adapter, "layers.1.block_sparse_moe.experts") if "Mixtral" in name else adapter
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf), dtype=dtype)
+    runs = gguf_lora.read(tmp_path / "a.gguf")
+    expected = logits_of(merged(folder, runs, tmp_path / "merged"))
+    error = np.abs(llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf") - expected).max()
+    print(f"{name} {dtype}: error {error:.2g}")
+    assert np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max() > 1
+    assert error < most

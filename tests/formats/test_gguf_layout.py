@@ -243,8 +243,18 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "more than one delta for the same rows of blk.0.ffn_gate_exps"),
         (
             Adapter({"model.layers.0.self_attn.k_proj": low(48, D)}),
-            fused_base(),
+            dataclasses.replace(fused_base(), config={**fused_base().config, "head_dim": None}),
             "48 rows do not fit into the 64 rows that fuse them",
+        ),
+        (
+            Adapter({"model.layers.0.self_attn.k_proj": low(24, D)}),
+            fused_base(),
+            "the delta is (24, 32), the base's weight (16, 32)",
+        ),
+        (
+            Adapter({"model.layers.0.self_attn.q_proj": low(32, D + 1)}),
+            fused_base(),
+            "the delta is (32, 33), the base's weight (32, 32)",
         ),
         (
             Adapter({"model.layers.0.self_attn.kv_b_proj": low(48, D)}),
@@ -263,7 +273,7 @@ ONE = {expert(0, "w1"): low(FF, D)}
             "a Falcon without multi-query attention",
         ),
         (
-            Adapter({"model.layers.0.self_attn.q_proj": low(32, D), "model.layers.1.self_attn.k_proj": low(48, D)}),
+            Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}),
             dataclasses.replace(
                 fused_base(), tensors={**fused_base().tensors, "blk.0.attn_qkv.weight": BaseTensor((16, D), "F32")}
             ),
