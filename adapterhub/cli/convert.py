@@ -58,8 +58,8 @@ def convert(
     SRC is a folder, a file or a ref; DST must not be there yet, and appears whole or not at all. What the format cannot
     express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain
     LoRA and says how far off that is (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
-    magnitudes, or names and patterns like 'lm_head*', with commas between. `--to hf` turns a GGUF base model into a Hugging
-    Face folder.
+    magnitudes, copies, or names and patterns like 'lm_head*', with commas between. `--to hf` turns a GGUF base model into a
+    Hugging Face folder.
     """
     if style == "hf":
         _to_hf(settings, source, target)

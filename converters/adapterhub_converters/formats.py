@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from . import gguf_lora, json_file, lossy, mlx, peft, pickles, raw
-from .adapter import Adapter, Kept, Loss, LossReport
+from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import (
     AdapterhubError,
@@ -101,7 +101,23 @@ def convert(
         with _new(dst, folder=to in _FILES) as temporary:
             if own == to:
                 return _copied(adapter, path, temporary, to)
-            return _written(FORMATS[to], adapter, temporary, base, allowed)
+            if to in ("peft", "raw"):
+                return _written(FORMATS[to], adapter, temporary, base, allowed)
+            return _rounded(adapter, _written(FORMATS[to], factored_out(adapter), temporary, base, allowed))
+
+
+def _rounded(adapter: Adapter, report: LossReport) -> LossReport:
+    """The report of a conversion that was given the low-rank pairs which AdaLoRA, QALoRA, LoHa and LoKr equal."""
+    targets = {target for target, delta in adapter.deltas.items() if isinstance(delta, Factored)}
+    if not targets:
+        return report
+    kept = [
+        dataclasses.replace(line, loss=Loss.ROUNDED, note="factors are products, rounded once in float32", error=2.0**-24)
+        if line.loss < Loss.ROUNDED and line.name.rpartition(".")[0] in targets
+        else line
+        for line in report.kept
+    ]
+    return dataclasses.replace(report, kept=tuple(kept))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from .approximate import Weights, low_rank_dora, low_rank_rows, low_rank_weight
 from .base import BaseSpec
 from .errors import RefusedError
 
-KINDS = ("norms", "biases", "weights", "rows", "magnitudes")
+KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies")
 """Words for what may be dropped, beside names of tensors and modules and patterns like `*.lm_head`."""
 
 
@@ -66,12 +66,15 @@ class _Work:
     def __init__(self, adapter: Adapter, allowed: Allowed, weights: Weights | None, base: BaseSpec | None) -> None:
         self._adapter, self._allowed, self._weights, self._base = adapter, allowed, weights, base
         self._deltas, self._replaced, self._rows = dict(adapter.deltas), dict(adapter.replaced), dict(adapter.rows)
+        self._copies = dict(adapter.copies)
         self._kept: list[Kept] = []
         self._failed: list[str] = []
         self._would: dict[str, None] = {}
 
     def result(self) -> Reduced:
-        changed = dataclasses.replace(self._adapter, deltas=self._deltas, replaced=self._replaced, rows=self._rows, source=None)
+        changed = dataclasses.replace(
+            self._adapter, deltas=self._deltas, replaced=self._replaced, rows=self._rows, copies=self._copies, source=None
+        )
         return Reduced(changed if self._kept else self._adapter, tuple(self._kept), tuple(self._failed), _hint(self._would))
 
     def change(self, name: str) -> None:
@@ -82,6 +85,8 @@ class _Work:
                 self._parameter(name, self._replaced[name])
             if name in self._rows:
                 self._table(name, self._rows[name])
+            if name in self._copies:
+                self._copy(name)
         except RefusedError as error:
             self._failed.append(f"{error.where or name}: {error.what}")
 
@@ -140,6 +145,15 @@ class _Work:
         del self._rows[target]
         note = f"{len(rows.ids)} rows as the difference to the base's, each sum within 2^-23 of its larger part"
         self._kept.append(Kept(f"{target}.rows", Loss.ROUNDED, note, 2.0**-23))
+
+    def _copy(self, name: str) -> None:
+        # The writer refuses with the first copy alone; what may be said of one may be said of all.
+        for each in list(self._copies):
+            if self._allowed.drops(each, "copies"):
+                del self._copies[each]
+                self._drop(each)
+        if name in self._copies:
+            self._would["--allow-drop copies"] = None
 
     def _drop(self, *names: str) -> None:
         self._kept += [Kept(name, Loss.DROPPED, "left out, as allowed") for name in names]

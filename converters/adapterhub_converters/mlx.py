@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, json_file, rider, safetensors_file, scales
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, StackedLowRank
+from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, StackedLowRank, refuse_conditions
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError, refused
 from .names import in_layer
@@ -103,6 +103,10 @@ def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
         found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
     found += [f"{name}: a replaced parameter cannot be said in an mlx-lm adapter" for name in sorted(adapter.replaced)]
     found += [f"{target}: replaced rows cannot be said in an mlx-lm adapter" for target in sorted(adapter.rows)]
+    try:
+        refuse_conditions(adapter)
+    except RefusedError as error:
+        found.append(f"{error.where}: {error.what}")
     dora = bool(_magnitudes(adapter))
     for target, delta in sorted(adapter.deltas.items()):
         found += [f"{target}: {reason}" for reason in (*_one(target, delta, dora=dora), *_table(target, adapter, base))]
@@ -127,7 +131,9 @@ def _one(target: str, delta: Delta, *, dora: bool) -> Iterator[str]:
 def _parts(target: str, delta: LowRank | LowRankEmbedding, *, dora: bool) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.bias is not None:
         yield "a bias cannot be said in an mlx-lm adapter"
-    if dora and (getattr(delta, "magnitude", None) is None or _switch_name(target)):
+    if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
+        yield "DoRA on an embedding table is not written yet"
+    elif dora and (delta.magnitude is None or _switch_name(target)):
         yield "an mlx-lm adapter is DoRA in all its modules or in none, and never in experts"
 
 

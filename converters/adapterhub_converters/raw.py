@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from . import json_file, peft, safetensors_file
-from .adapter import Adapter, Kept, Loss, LossReport
+from .adapter import Adapter, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
 from .safetensors_file import SafetensorsFile
@@ -92,11 +92,13 @@ def _source_metadata(metadata: dict[str, str], where: str) -> dict[str, str]:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`: what PEFT would hold, with its config in the header."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    tensors = peft.state_dict(adapter)
+    written = adapter if source else factored_out(adapter)
+    names = source.names if source else {}
+    tensors = {names.get(name, name): tensor for name, tensor in peft.state_dict(written).items()}
     metadata = {
         "format": "pt",
-        CONFIG_KEY: source.config if source else peft.config_text(adapter),
+        CONFIG_KEY: source.config if source else peft.config_text(written),
         METADATA_KEY: json.dumps(dict(source.metadata) if source else {"format": "pt"}, separators=(",", ":")),
     }
     safetensors_file.write(path, tensors, metadata)
-    return LossReport(tuple(Kept(name, Loss.EXACT) for name in sorted(tensors)), adapter.notes)
+    return LossReport(tuple(Kept(name, Loss.EXACT) for name in sorted(tensors)), written.notes)

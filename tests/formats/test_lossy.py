@@ -187,6 +187,29 @@ def test_a_module_the_base_lacks_can_be_dropped_by_name(tmp_path: Path, model: P
     assert report.summary["dropped"] == 2
 
 
+def test_copies_of_the_base_can_be_dropped(tmp_path: Path, model: Path) -> None:
+    copies = {"model.embed_tokens.weight": normal(24, 32), "lm_head.weight": normal(24, 32)}
+    source = save(Adapter({Q: plain()}, copies=copies), tmp_path / "a")
+    with pytest.raises(RefusedError, match="a copy of the base's weight"):
+        convert(source, model, "mlx")
+    _, report = convert(source, model, "mlx", drop=["copies"])
+    assert {line.name for line in report.kept if line.loss == Loss.DROPPED} == set(copies)
+
+
+def test_a_product_of_two_is_the_pair_it_equals(tmp_path: Path, model: Path) -> None:
+    tensors = {f"hada_w{n}_{half}": normal(*shape) for n in (1, 2) for half, shape in (("a", (32, 2)), ("b", (2, 32)))}
+    folder = tmp_path / "a"
+    folder.mkdir()
+    keys = {f"base_model.model.{Q}.{name}": array for name, array in tensors.items()}
+    safetensors_file.write(folder / peft.WEIGHTS, keys, {"format": "pt"})
+    (folder / peft.CONFIG).write_text(json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 3, "target_modules": ["q_proj"]}))
+    wide = {name: array.astype(np.float64) for name, array in tensors.items()}
+    wanted = 1.5 * (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+    target, report = convert(folder, model, "mlx")
+    np.testing.assert_allclose(dense(target, Q), wanted, atol=1e-5)
+    assert report.worst == Loss.ROUNDED
+
+
 def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: Path) -> None:
     source = save(EVERYTHING, tmp_path / "a")
     words = ["convert", source, "out.gguf", "--to", "gguf", "--base", model]
