@@ -124,15 +124,24 @@ def _no_weights(path: Path) -> Exception:
 
 
 def parse(
-    text: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, where: str, base: BaseSpec | None = None
+    text: str,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    *,
+    where: str,
+    base: BaseSpec | None = None,
+    turned: frozenset[str] | None = None,
 ) -> Adapter:
-    """The adapter that a config's text and the tensors of its weights file make together."""
+    """The adapter that a config's text and the tensors of its weights file make together.
+
+    `turned` names the stacks whose factors are in each other's place, where that is known already.
+    """
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
     check_config(config, f"{where}/{CONFIG}")
     files, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
     parts = _sorted({name: tensors[key] for name, key in files.items()}, f"{where}/{WEIGHTS}")
     scales = Scales(config, f"{where}/{CONFIG}")
-    reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base)
+    reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base, turned)
     deltas = reader.all(parts.pairs)
     if parts.copies:
         notes.append(f"copies of the base's weights ride along: {', '.join(sorted(parts.copies))}")
@@ -184,8 +193,10 @@ def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
 class _Deltas:
     """Reads the deltas of one file."""
 
-    def __init__(self, config: Mapping[str, Any], scales: Scales, where: str, base: BaseSpec | None) -> None:
-        self._config, self._scales, self._where, self._base = config, scales, where, base
+    def __init__(
+        self, config: Mapping[str, Any], scales: Scales, where: str, base: BaseSpec | None, known: frozenset[str] | None
+    ) -> None:
+        self._config, self._scales, self._where, self._base, self._known = config, scales, where, base, known
         self._transposed = bool(config.get("fan_in_fan_out"))
         self.turned: set[str] = set()
         self._targets: dict[str, str] = {}
@@ -225,7 +236,10 @@ class _Deltas:
 
     def _stack(self, target: str, stacks: Mapping[str, peft_experts.Halves]) -> StackedLowRank:
         version = self._config.get("peft_version")
-        is_turned = peft_experts.turned(target, stacks, version, self._base, self._where)
+        if self._known is not None:
+            is_turned = target in self._known
+        else:
+            is_turned = peft_experts.turned(target, stacks, version, self._base, self._where)
         if is_turned:
             self.turned.add(target)
         transposed = peft_experts.transposed_base(is_turned, version, self._base)

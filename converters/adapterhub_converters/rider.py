@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, names, peft
+from . import dtypes, json_file, names, peft, peft_experts
 from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
 from .errors import FormatError
 from .safetensors_file import byte_view
@@ -74,6 +74,18 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
         f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
         f"{_KEY}.payload": digest,
         **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
+        **_said(adapter),
+    }
+
+
+def _said(adapter: Adapter) -> dict[str, str]:
+    """What a PEFT file says in other ways than peft now does: names of tensors, and stacks with turned factors."""
+    source = adapter.source if adapter.source and adapter.source.format == "peft" else None
+    stacks = any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
+    turned = source.turned if source else frozenset(t for t in adapter.deltas if peft_experts.written_turned(t))
+    return {
+        **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
+        **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(turned), True))} if stacks else {}),
     }
 
 
@@ -194,8 +206,13 @@ def restored(
     if not all(isinstance(value, str) for value in header.values()):
         raise FormatError(where, "the source's header is not a map of text to text")
     text = _text(metadata, "config", where)
-    state = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
-    adapter = peft.parse(text, state, header, where=where)
+    own_names, turned = (_map(metadata, key, where) for key in ("names", "turned"))
+    source = Source("peft", text, header, turned=frozenset(turned))
+    named = peft.state_dict(Adapter(deltas, source=source))
+    state = {str(own_names.get(name, name)): tensor for name, tensor in named.items()}
+    if len(state) < len(named):
+        raise FormatError(where, "the source's config gives two tensors one name")
+    adapter = peft.parse(text, state, header, where=where, turned=frozenset(turned))
     if set(adapter.deltas) != set(deltas):
         raise FormatError(where, "the source's config gives the tensors other names")
     for line in lines:
@@ -216,6 +233,12 @@ def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: st
     if ulps is not None and line.dtype != "F32":
         raise FormatError(where, f"{line.target}: last places of a {line.dtype}, only F32 can have them")
     return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
+
+
+def _map(metadata: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    if f"{_KEY}.{key}" not in metadata:
+        return {}
+    return json_file.parse_object(_text(metadata, key, where), f"{where}: {_KEY}.{key}")
 
 
 def _text(metadata: Mapping[str, Any], key: str, where: str) -> str:

@@ -184,6 +184,44 @@ def test_a_stranger_s_experts_are_read_as_one_parameter_where_there_are_no_modul
         np.testing.assert_allclose(product(found)[:, number::2], 3.0 * (lora_b @ lora_a), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", "0.19.1"])
+def test_parameters_of_experts_come_back_as_the_folder_they_came_from(tmp_path: Path, version: str) -> None:
+    """Whatever peft wrote them, and although the base that told the factors apart isn't there."""
+    import json
+
+    square = dataclasses.replace(
+        base(), tensors={GATE_UP: BaseTensor((4, 2 * FF, D), "F32"), DOWN: BaseTensor((4, D, FF), "F32")}
+    )
+    (tmp_path / "one").mkdir()
+    peft.write(
+        Adapter({GATE_UP: stack(2 * FF, D, transposed_base=False), DOWN: stack(D, FF, transposed_base=False)}), tmp_path / "one"
+    )
+    config = json.loads((tmp_path / "one" / peft.CONFIG).read_text())
+    (tmp_path / "one" / peft.CONFIG).write_text(json.dumps({**config, "peft_version": version}))
+    source = peft.read(tmp_path / "one", base=square)
+    gguf_lora.write(source, tmp_path / "a.gguf", base=base())
+    (tmp_path / "two").mkdir()
+    again = gguf_lora.read(tmp_path / "a.gguf")
+    same(source, again)
+    peft.write(again, tmp_path / "two")
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_names_that_a_trainer_gave_its_tensors_come_back(tmp_path: Path) -> None:
+    from adapterhub_converters import safetensors_file
+
+    (tmp_path / "one").mkdir()
+    peft.write(Adapter({"model.layers.0.mlp.up_proj": low(FF, D)}), tmp_path / "one")
+    with safetensors_file.SafetensorsFile(tmp_path / "one" / peft.WEIGHTS) as file:
+        tensors = {f"base_model.model.{name}": file.tensor(name) for name in file.tensors}
+    safetensors_file.write(tmp_path / "one" / peft.WEIGHTS, tensors, {"format": "pt"})
+    write(tmp_path / "a.gguf", peft.read(tmp_path / "one"), base("LlamaForCausalLM", "llama"))
+    (tmp_path / "two").mkdir()
+    peft.write(gguf_lora.read(tmp_path / "a.gguf"), tmp_path / "two")
+    assert (tmp_path / "one" / peft.WEIGHTS).read_bytes() == (tmp_path / "two" / peft.WEIGHTS).read_bytes()
+
+
 QKV = {"q": 32, "k": 16, "v": 16}
 
 
