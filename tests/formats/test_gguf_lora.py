@@ -374,7 +374,7 @@ SCRAPS = st.sampled_from(
 
 
 @given(
-    key=st.sampled_from(["config", "metadata", "tensors", "ulps"]),
+    key=st.sampled_from(["config", "metadata", "tensors", "ulps", "names", "turned"]),
     text=st.lists(st.lists(SCRAPS, min_size=6, max_size=6), max_size=3).map(json.dumps)
     | st.text(max_size=20)
     | st.fixed_dictionaries({"peft_type": st.just("LORA")}, optional={"r": SCRAPS, "lora_alpha": SCRAPS}).map(json.dumps),
