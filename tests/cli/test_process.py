@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,13 +51,8 @@ def test_help_imports_nothing_heavy(run: Run, tmp_path: Path, command: str) -> N
     assert not loaded(run, tmp_path, command, "--help") & (HEAVY | {"numpy", "rich", "jsonschema"})
 
 
-def test_version_is_fast(run: Run) -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert run("--version").stdout == "adapterhub 0.1.0\n"
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1
+def test_version_is_one_line(run: Run) -> None:
+    assert run("--version").stdout == "adapterhub 0.1.0\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
