@@ -141,7 +141,7 @@ def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, r
         return raw.read(path, base=base, alpha=alpha, rslora=rslora)
     if alpha is not None or rslora:
         raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")
-    return FORMATS[own].read(path, base=base)
+    return peft.read(path, base=base, mapped=True) if own == "peft" else FORMATS[own].read(path, base=base)
 
 
 def _written(module: Format, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:

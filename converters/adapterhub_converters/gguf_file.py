@@ -20,7 +20,7 @@ import numpy as np
 
 from . import dtypes
 from .errors import FormatError, LocalIOError, MissingExtraError, NotFoundError
-from .safetensors_file import byte_view
+from .safetensors_file import byte_view, release
 
 ReadAt = Callable[[int, int], bytes]
 
@@ -476,8 +476,10 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, np.nd
         with open(path, "wb") as file:
             file.write(header_bytes(metadata, order))
             for tensor in tensors.values():
-                data = byte_view(np.ascontiguousarray(tensor.blocks if isinstance(tensor, Packed) else tensor))
+                array = tensor.blocks if isinstance(tensor, Packed) else tensor
+                data = byte_view(np.ascontiguousarray(array))
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
+                release(array)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error

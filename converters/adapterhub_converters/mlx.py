@@ -258,10 +258,10 @@ def _pair(name: str, target: str, delta: LowRank | LowRankEmbedding, factor: flo
 
 
 def _filled(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
-    """`array` in a layout of its own with zeros up to `rank` along `axis`."""
+    """`array` with zeros up to `rank` along `axis`; as it is, a view perhaps, if none are missing."""
     missing = rank - array.shape[axis]
     if not missing:
-        return np.ascontiguousarray(array)
+        return array
     shape = list(array.shape)
     shape[axis] = missing
     return np.concatenate([array, np.zeros(shape, array.dtype)], axis)

@@ -64,12 +64,15 @@ def nested(path: Path) -> str:
     return f"Did you mean {path / found[0]}?" if len(found) == 1 else ""
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a PEFT folder; a base is needed only where experts were saved by a peft before 0.19."""
+def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
+    """The adapter in a PEFT folder; a base is needed only where experts were saved by a peft before 0.19.
+
+    `mapped`: its tensors are views of the files (`SafetensorsFile.mapped`) and not in memory of their own.
+    """
     text, tensors, metadata = _config(path), {}, {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
-            tensors.update({name: file.tensor(name) for name in file.tensors})
+            tensors.update({name: (file.mapped if mapped else file.tensor)(name) for name in file.tensors})
             metadata = file.header.metadata
     return parse(text, tensors, metadata, where=str(path), base=base)
 

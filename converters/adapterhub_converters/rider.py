@@ -20,7 +20,7 @@ import numpy as np
 from . import dtypes, json_file, names, peft, peft_experts
 from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
 from .errors import FormatError
-from .safetensors_file import byte_view
+from .safetensors_file import byte_view, release
 from .scales import unfolded
 
 _KEY = "adapterhub.source"
@@ -123,6 +123,7 @@ def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
     for name, array in tensors.items():
         digest.update(f"{name}\t{dtypes.name_of(array.dtype)}\t{','.join(map(str, array.shape))}\n".encode())
         digest.update(byte_view(np.ascontiguousarray(array)))
+        release(array)
     return "sha256:" + digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ its JSON parser lets pass, are refused too.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, *, where: str | None = None) -> None:
         self.where = where or str(path)
+        self._map: mmap.mmap | None = None  # outlives close() for as long as a tensor looks into it
         try:
             self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
         except FileNotFoundError as error:
@@ -163,6 +165,22 @@ class SafetensorsFile:
         self.read_into(info, byte_view(array))
         return array
 
+    def mapped(self, name: str) -> np.ndarray:
+        """The tensor as a read-only view of the file, which takes memory while it is looked at (`release`).
+
+        For a file that nobody changes meanwhile: cut short under our eyes, it would end the process.
+        """
+        info = self.header.tensors[name]
+        dtype = dtypes.NUMPY.get(info.dtype)
+        if dtype is None or not info.size:
+            return self.tensor(name)
+        if self._map is None:
+            try:
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError):  # a file system that cannot
+                return self.tensor(name)
+        return np.frombuffer(self._map, dtype, info.size // dtype.itemsize, info.offset).reshape(info.shape)
+
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor from byte `start` of it on."""
         self._file.seek(info.offset + start)
@@ -183,6 +201,16 @@ class SafetensorsFile:
 def byte_view(array: np.ndarray) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the memory of a mapped file of which `array` is a view, until it is looked at again; else nothing."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 Layout = tuple[str, str, tuple[int, ...]]
@@ -228,5 +256,6 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
             file.write(header_bytes(order, metadata or {}))
             for name, _, _ in order:
                 file.write(byte_view(np.ascontiguousarray(tensors[name])))
+                release(tensors[name])
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error

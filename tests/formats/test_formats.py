@@ -195,3 +195,33 @@ def test_importing_the_formats_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "converters")}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from adapterhub_converters import formats
+from adapterhub_converters.base import BaseSpec
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+BASE = BaseSpec("base", "hf", "LlamaForCausalLM", "llama", {"num_hidden_layers": 8, "num_attention_heads": 32})
+before = peak()
+formats.convert(Path(sys.argv[1]), Path(sys.argv[2]), to=sys.argv[3], base=BASE)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to ask")
+@pytest.mark.parametrize("to", ["gguf", "mlx", "raw", "peft"])
+def test_a_conversion_holds_one_tensor_not_the_adapter(tmp_path: Path, to: str) -> None:
+    large = np.zeros((64, 16384), np.float16)
+    deltas = {f"model.layers.{n}.self_attn.{p}_proj": LowRank(large, large.T.copy(), 64.0) for n in range(8) for p in "vo"}
+    (tmp_path / "a").mkdir()
+    peft.write(Adapter(deltas), tmp_path / "a")
+    assert (tmp_path / "a" / peft.WEIGHTS).stat().st_size > 64 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path / "a"), str(tmp_path / "out"), to],
+        env={"PYTHONPATH": str(ROOT / "converters")}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 32 << 20
