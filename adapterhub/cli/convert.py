@@ -14,6 +14,7 @@ from .app import Settings, command
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Kept, LossReport
 
+_DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
 _FORMATS = ("peft", "gguf", "mlx", "raw", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
@@ -30,6 +31,7 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.argument("target", metavar="DST")
 @click.option("--to", "style", required=True, type=click.Choice(_FORMATS), help="The format to write.")
 @click.option("--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder or a .gguf file.")
+@click.option("--dtype", type=click.Choice(_DTYPES), default="source", help="What a GGUF stores its numbers as.")
 @click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
 @click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
 @click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
@@ -45,6 +47,7 @@ def convert(
     target: str,
     style: str,
     base: str | None,
+    dtype: str,
     allow_approx: bool,
     allow_drop: tuple[str, ...],
     rank: int | None,
@@ -80,6 +83,7 @@ def convert(
             alpha=alpha,
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
+            dtype=dtype,
         )
     document = {"source": source, "target": target, "format": style, **loss_document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))

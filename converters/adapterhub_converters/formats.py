@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -84,6 +85,7 @@ def convert(
     alpha: float | None = None,
     rslora: bool = False,
     unsafe_pickle: bool = False,
+    dtype: str = "source",
 ) -> LossReport:
     """Write the adapter `src` as `dst`: a file for gguf and raw, a folder for the others; what was kept comes back.
 
@@ -91,19 +93,23 @@ def convert(
     folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
     format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
     `alpha` and `rslora` are for a lone state dict that says neither; `unsafe_pickle` takes a pickle as a source.
+    `dtype`, for gguf alone, is what tensors are stored as: one of `gguf_dtypes.CHOICES`.
     """
     if to not in FORMATS:
         raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted(FORMATS))}")
+    if dtype != "source" and to != "gguf":
+        raise UsageError("dtype", f"{to} keeps the types of the source; only gguf takes another")
+    write = functools.partial(gguf_lora.write, dtype=dtype) if to == "gguf" else FORMATS[to].write
     base = base or base_from_facts(src)
     with _opened(src, unsafe_pickle=unsafe_pickle) as path:
         own = sniff(path)
         adapter = _read(path, own, base, alpha, rslora=rslora)
         with _new(dst, folder=to in _FILES) as temporary:
-            if own == to:
+            if own == to and dtype == "source":
                 return _copied(adapter, path, temporary, to)
             if to in ("peft", "raw"):
-                return _written(FORMATS[to], adapter, temporary, base, allowed)
-            return _rounded(adapter, _written(FORMATS[to], factored_out(adapter), temporary, base, allowed))
+                return _written(write, adapter, temporary, base, allowed)
+            return _rounded(adapter, _written(write, factored_out(adapter), temporary, base, allowed))
 
 
 def _rounded(adapter: Adapter, report: LossReport) -> LossReport:
@@ -144,14 +150,16 @@ def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, r
     return peft.read(path, base=base, mapped=True) if own == "peft" else FORMATS[own].read(path, base=base)
 
 
-def _written(module: Format, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
+def _written(
+    write: Callable[..., LossReport], adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed
+) -> LossReport:
     try:
-        return module.write(adapter, path, base=base)
+        return write(adapter, path, base=base)
     except RefusedError as error:
         first = error
     less = lossy.reduced(adapter, first.items, allowed, base)
     try:
-        report = module.write(less.adapter, path, base=base) if less.kept else None
+        report = write(less.adapter, path, base=base) if less.kept else None
     except RefusedError as error:
         first = error if error.items else first
         report = None
