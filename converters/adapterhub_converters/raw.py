@@ -27,14 +27,17 @@ _NAMED = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\
 
 
 def sniff(path: Path) -> bool:
-    """Whether `path` is a safetensors file with keys of a LoRA; a malformed one counts, for reading says why."""
-    if not path.is_file() or path.suffix != ".safetensors":
+    """Whether `path` is a safetensors file with keys of a LoRA, whatever it is called.
+
+    A malformed file that is called .safetensors counts, for reading says why.
+    """
+    if not path.is_file():
         return False
     try:
         with SafetensorsFile(path) as file:
             return any(".lora_A." in name or ".lora_embedding_A" in name for name in file.tensors)
     except FormatError:
-        return True
+        return path.suffix == ".safetensors"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None, rslora: bool = False) -> Adapter:

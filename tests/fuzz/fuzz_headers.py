@@ -1,0 +1,168 @@
+"""Feed the parsers of headers and configs whatever there is: each input is read, or refused with one of our errors.
+
+    python tests/fuzz/fuzz_headers.py [-runs=100000] [CORPUS]    with atheris (from PyPI), guided by coverage
+    python tests/fuzz/fuzz_headers.py --plain 100000 [--seed 0]          without: mutations of good files, reproducible
+
+The first byte chooses the parser, the rest is the file. Any other exception, more than 5 seconds or more than 512 MiB
+is a finding; atheris writes the input beside it, the plain loop prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
+
+from adapterhub_converters import gguf_file, json_file, mlx, peft, rider, safetensors_file  # noqa: E402
+from adapterhub_converters.errors import AdapterhubError  # noqa: E402
+
+SECONDS = 5.0
+PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
+
+
+def _safetensors(data: bytes) -> None:
+    safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+
+
+def _gguf(data: bytes) -> None:
+    gguf_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+
+
+def _peft_config(data: bytes) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": PAIR["q"][0], f"{name}.lora_B.weight": PAIR["q"][1]}
+    peft.parse(data.decode(errors="replace"), tensors, {}, where="x")
+
+
+def _mlx_config(data: bytes) -> None:
+    mlx._scale(json_file.parse_object(data.decode(errors="replace"), "x"), "x")
+
+
+def _rider(data: bytes) -> None:
+    rider.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
+
+
+PARSERS: tuple[Callable[[bytes], None], ...] = (_safetensors, _gguf, _peft_config, _mlx_config, _rider)
+
+
+def seeds() -> list[bytes]:
+    """A good input for every parser."""
+    st = safetensors_file.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
+    metadata = {
+        "general.architecture": gguf_file.string("llama"), "general.type": gguf_file.string("adapter"),
+        "adapter.lora.alpha": gguf_file.f32(2.0), "tokens": gguf_file.strings(["a", "b"]), "n": gguf_file.u32(3),
+    }  # fmt: skip
+    gguf = gguf_file.header_bytes(metadata, [("blk.0.attn_q.weight.lora_a", "F32", (2, 4))]) + bytes(64)
+    config = (
+        b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"q_proj": 3}, "target_modules": ["q_proj"],'
+        b' "rank_pattern": {"layers.[0-9]+.*": 2}, "use_rslora": true, "lora_dropout": 0.1, "bias": "none"}'
+    )
+    mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
+    line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
+    return [bytes([n]) + data for n, data in enumerate((st, gguf, config, mlx_config, line))]
+
+
+def one_input(data: bytes) -> bool:
+    """Read `data` and say whether it could be; anything but a result or an error of ours goes up."""
+    if not data:
+        return False
+    start = time.perf_counter()
+    good = False
+    with contextlib.suppress(AdapterhubError):
+        PARSERS[data[0] % len(PARSERS)](data[1:])
+        good = True
+    if time.perf_counter() - start > SECONDS:
+        raise TimeoutError(f"{time.perf_counter() - start:.1f} s for {len(data)} bytes")
+    return good
+
+
+_NUMBERS = [0, 1, 2**7, 2**8 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+_TOKENS = [
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"null",
+    b"true",
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"9" * 400,
+    b"\\ud800",
+    b"(a+)+$",
+    b"\xff\xfe",
+]
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """`data` with some bytes flipped, cut, doubled, or replaced by numbers and words that parsers trip over."""
+    raw_bytes = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        at = rng.randrange(1, len(raw_bytes) + 1)
+        kind = rng.randrange(6)
+        if kind == 0 and at < len(raw_bytes):
+            raw_bytes[at] = rng.randrange(256)
+        elif kind == 1:
+            del raw_bytes[at : at + rng.randint(1, 16)]
+        elif kind == 2:
+            raw_bytes[at : at + 8] = rng.choice(_NUMBERS).to_bytes(8, "little")
+        elif kind == 3:
+            raw_bytes[at : at + rng.choice([0, 4])] = rng.choice(_TOKENS)
+        elif kind == 4:
+            raw_bytes[at:at] = raw_bytes[at : at + rng.randint(1, 64)] * rng.choice([1, 1, 2, 50])
+        else:
+            del raw_bytes[at:]
+    return bytes(raw_bytes[:1_000_000])
+
+
+def plain(runs: int, seed: int) -> None:
+    """Without atheris: `runs` mutations of the seeds and of mutations that were read, the same for the same seed."""
+    rng = random.Random(seed)
+    pools = [[seed] for seed in seeds()]
+    for _ in range(runs):
+        pool = rng.choice(pools)
+        data = mutated(rng, rng.choice(pool))
+        try:
+            good = one_input(data)
+        except Exception:
+            print(f"finding: {data!r}", file=sys.stderr)
+            raise
+        if good:  # the seed stays; up to 31 of its descendants that are still read come and go
+            place = len(pool) if len(pool) < 32 else rng.randrange(1, 32)
+            pool[place : place + 1] = [data]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plain", type=int, metavar="RUNS", help="mutations of our own instead of atheris")
+    parser.add_argument("--seed", type=int, default=0)
+    options, rest = parser.parse_known_args()
+    if options.plain is not None:
+        plain(options.plain, options.seed)
+        return
+    import atheris
+
+    atheris.instrument_all()
+    with tempfile.TemporaryDirectory() as folder:
+        for n, seed in enumerate(seeds()):
+            (Path(folder) / str(n)).write_bytes(seed)
+        corpus = [word for word in rest if not word.startswith("-")]
+        words = [word for word in rest if word.startswith("-")]
+        # What it finds goes to the first folder; the seeds are read from the last.
+        atheris.Setup([sys.argv[0], "-rss_limit_mb=512", *words, *corpus, folder], lambda data: one_input(data) and None)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
