@@ -78,7 +78,10 @@ def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, 
         yield "rows", ""
     yield from _beyond_pairs(contents)
     if peft.residual_init(config.get("init_lora_weights")):
-        yield "init", str(config.get("init_lora_weights"))
+        init = str(config.get("init_lora_weights"))
+        yield "init", init
+        if init != "pissa" or base is None or base.kind != "hf" or not base.tensors:  # else the conversion computes it
+            yield "init-unsettled", init
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
     yield from _scales(contents)

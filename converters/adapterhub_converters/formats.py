@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import gguf_lora, json_file, lossy, mlx, peft, pickles, raw
+from . import base_weights, gguf_lora, json_file, lossy, mlx, peft, pickles, raw
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import (
@@ -109,17 +109,30 @@ def convert(
                 return _copied(adapter, path, temporary, to)
             if to in ("peft", "raw"):
                 return _written(write, adapter, temporary, base, allowed)
-            return _rounded(adapter, _written(write, factored_out(adapter), temporary, base, allowed))
+            settled = _settled(adapter, base)
+            return _rounded(adapter, _written(write, factored_out(settled), temporary, base, allowed), settled)
 
 
-def _rounded(adapter: Adapter, report: LossReport) -> LossReport:
-    """The report of a conversion that was given the low-rank pairs which AdaLoRA, QALoRA, LoHa and LoKr equal."""
-    targets = {target for target, delta in adapter.deltas.items() if isinstance(delta, Factored)}
-    if not targets:
+def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+    """The adapter without copies of the base's weights and as plain LoRA where it began as PiSSA, if `base` has weights."""
+    if base is None or base.kind != "hf" or not base.tensors:
+        return adapter
+    folder = Path(base.where)
+    with contextlib.suppress(RefusedError):  # another table than the base's: the writer refuses it by name
+        adapter = base_weights.without_copies(adapter, folder)
+    return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
+
+
+def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
+    """The report of a conversion that was given other pairs than the adapter's: those it equals, rounded."""
+    notes = {t: "factors are products, rounded once in float32" for t, d in adapter.deltas.items() if isinstance(d, Factored)}
+    if settled.meta.init != adapter.meta.init:
+        notes = dict.fromkeys(adapter.deltas, "plain LoRA of twice the rank, from a decomposition of the base in float32")
+    if not notes:
         return report
     kept = [
-        dataclasses.replace(line, loss=Loss.ROUNDED, note="factors are products, rounded once in float32", error=2.0**-24)
-        if line.loss < Loss.ROUNDED and line.name.rpartition(".")[0] in targets
+        dataclasses.replace(line, loss=Loss.ROUNDED, note=notes[target])
+        if line.loss < Loss.ROUNDED and (target := line.name.rpartition(".")[0]) in notes
         else line
         for line in report.kept
     ]
@@ -157,15 +170,16 @@ def _written(
         return write(adapter, path, base=base)
     except RefusedError as error:
         first = error
-    less = lossy.reduced(adapter, first.items, allowed, base)
+    items = first.items or (f"{first.where}: {first.what}",)
+    less = lossy.reduced(adapter, items, allowed, base)
     try:
         report = write(less.adapter, path, base=base) if less.kept else None
     except RefusedError as error:
-        first = error if error.items else first
+        first = error
         report = None
     if report is None:
-        if not first.items:
-            raise first
+        if not first.items and not less.failed:
+            raise RefusedError(first.where, first.what, first.hint or less.hint)
         raise refused(first.where, [*dict.fromkeys([*first.items, *less.failed])], first.hint or less.hint)
     lost = {line.name for line in less.kept}
     kept = [*(line for line in report.kept if line.name not in lost), *less.kept]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub_converters import approximate, base, formats, gguf_file, peft, safetensors_file
-from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Rows
+from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Meta, Rows
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lossy import Allowed
 from tests.conftest import Run
@@ -194,6 +194,30 @@ def test_copies_of_the_base_can_be_dropped(tmp_path: Path, model: Path) -> None:
         convert(source, model, "mlx")
     _, report = convert(source, model, "mlx", drop=["copies"])
     assert {line.name for line in report.kept if line.loss == Loss.DROPPED} == set(copies)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_a_copy_that_the_base_has_needs_no_permission(tmp_path: Path, model: Path, to: str) -> None:
+    copies = {"model.embed_tokens.weight": weight(model, EMBED).astype(np.float32)}
+    source = save(Adapter({Q: plain()}, copies=copies), tmp_path / "a")
+    target, report = convert(source, model, to)
+    assert set(formats.read(target).deltas) == {Q}
+    assert any("left out, as the base has them" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_pissa_becomes_plain_lora_by_the_weights_of_the_base(tmp_path: Path, model: Path, to: str) -> None:
+    delta = plain()
+    source = save(Adapter({Q: delta}, meta=Meta(init="pissa")), tmp_path / "a")
+    (model / "model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(RefusedError, match="began as pissa"):
+        convert(source, model, to)
+    (tmp_path / "weights").rename(model / "model.safetensors")
+    target, report = convert(source, model, to)
+    assert report.worst == Loss.ROUNDED
+    U, S, Vt = np.linalg.svd(weight(model, Q))
+    wanted = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A - (U[:, :4] * S[:4]) @ Vt[:4]
+    np.testing.assert_allclose(dense(target, Q), wanted, atol=1e-4)
 
 
 def test_a_product_of_two_is_the_pair_it_equals(tmp_path: Path, model: Path) -> None:
