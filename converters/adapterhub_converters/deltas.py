@@ -1,6 +1,6 @@
 """What an adapter adds to one module: the kinds of low-rank delta that PEFT's LoRA knows.
 
-Factors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is
+HasFactors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is
 `(out_features, r)`. The scale stays symbolic. Every kind says its `shape`, its `r`, its `scaling`, its tensors by
 name (`parts`), and whether the low-rank product is all there is (`plain`).
 """
@@ -16,8 +16,38 @@ import numpy as np
 Parts = Iterator[tuple[str, np.ndarray]]
 
 
+class HasFactors:
+    """What every kind with a `lora_A` whose rows are the rank has in common."""
+
+    __slots__ = ()
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    rslora: bool
+
+    @property
+    def r(self) -> int:
+        """The rank: what the tensors say, not what a config says."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA (arXiv 2312.03732)."""
+        return scaling(self.alpha, self.r, rslora=self.rslora)
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        names = ("lora_A", "lora_B", "magnitude", "bias")
+        return ((name, tensor) for name in names if (tensor := getattr(self, name, None)) is not None)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the low-rank product is all there is."""
+        return all(name in ("lora_A", "lora_B") for name, _ in self.parts())
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class LowRank:
+class LowRank(HasFactors):
     """`scaling * lora_B @ lora_A` added to the weight of a linear module.
 
     `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row.
@@ -35,32 +65,13 @@ class LowRank:
     transposed_base: bool = False
 
     @property
-    def r(self) -> int:
-        """The rank: what the tensors say, not what a config says."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA (arXiv 2312.03732)."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)` of the delta."""
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
 
-    @property
-    def plain(self) -> bool:
-        """Whether the low-rank product is all there is."""
-        return self.magnitude is None and self.bias is None
-
-    def parts(self) -> Parts:
-        """Its tensors by name."""
-        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude, bias=self.bias)
-
 
 @dataclass(frozen=True, eq=False, slots=True)
-class LowRankEmbedding:
+class LowRankEmbedding(HasFactors):
     """`scaling * (lora_B @ lora_A).T` added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`.
 
     `magnitude` `(1, vocab)` makes it DoRA: the sum is then rescaled per token, as peft does it.
@@ -73,32 +84,13 @@ class LowRankEmbedding:
     magnitude: np.ndarray | None = None
 
     @property
-    def r(self) -> int:
-        """The rank."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
     def shape(self) -> tuple[int, int]:
         """`(vocab, d)` of the delta."""
         return int(self.lora_A.shape[1]), int(self.lora_B.shape[0])
 
-    @property
-    def plain(self) -> bool:
-        """Whether the low-rank product is all there is."""
-        return self.magnitude is None
-
-    def parts(self) -> Parts:
-        """Its tensors by name."""
-        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude)
-
 
 @dataclass(frozen=True, eq=False, slots=True)
-class StackedLowRank:
+class StackedLowRank(HasFactors):
     """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
 
     `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
@@ -118,27 +110,13 @@ class StackedLowRank:
         return int(self.lora_A.shape[1])
 
     @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """`(experts, out_features, in_features)` of the delta."""
         return int(self.lora_B.shape[0]), int(self.lora_B.shape[1]), int(self.lora_A.shape[2])
 
-    @property
-    def plain(self) -> bool:
-        """Always: a stacked delta has no further parts."""
-        return True
-
-    def parts(self) -> Parts:
-        """Its tensors by name."""
-        return _present(lora_A=self.lora_A, lora_B=self.lora_B)
-
 
 @dataclass(frozen=True, eq=False, slots=True)
-class LowRankConv:
+class LowRankConv(HasFactors):
     """A convolution of `lora_A` `(r, in_channels / groups, *kernel)` and then of `lora_B` `(out_channels, r, 1, …)`.
 
     `magnitude` `(1, out_channels, 1, …)` makes it DoRA, `bias` `(out_channels,)` is PEFT's `lora_bias`.
@@ -152,34 +130,11 @@ class LowRankConv:
     bias: np.ndarray | None = None
 
     @property
-    def r(self) -> int:
-        """The rank."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """`(out_channels, in_channels / groups, *kernel)` of the delta."""
         return int(self.lora_B.shape[0]), *map(int, self.lora_A.shape[1:])
-
-    @property
-    def plain(self) -> bool:
-        """Whether the low-rank product is all there is."""
-        return self.magnitude is None and self.bias is None
-
-    def parts(self) -> Parts:
-        """Its tensors by name."""
-        return _present(lora_A=self.lora_A, lora_B=self.lora_B, magnitude=self.magnitude, bias=self.bias)
 
 
 def scaling(alpha: float, r: int, *, rslora: bool) -> float:
     """What `lora_B @ lora_A` is multiplied by (peft, `tuners/lora/layer.py`, `update_layer`)."""
     return alpha / (math.sqrt(r) if rslora else r)
-
-
-def _present(**tensors: np.ndarray | None) -> Parts:
-    return ((name, tensor) for name, tensor in tensors.items() if tensor is not None)

@@ -6,15 +6,13 @@ Each keeps the tensors of its file, so that PEFT gets back what it gave, and eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .deltas import LowRank, scaling
+from .deltas import HasFactors, LowRank, Parts
 from .errors import RefusedError
-
-Parts = Iterator[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,7 +52,7 @@ class AdaLora:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class PooledLowRank:
+class PooledLowRank(HasFactors):
     """QALoRA (arXiv 2309.14717): a pair whose input is the mean over `group` neighbours, times the number of groups.
 
     `lora_A` is `(r, in_features / group)` (peft, `tuners/lora/variants.py`, `QALoraLinearVariant`).
@@ -67,23 +65,9 @@ class PooledLowRank:
     rslora: bool = False
 
     @property
-    def r(self) -> int:
-        """The rank."""
-        return int(self.lora_A.shape[0])
-
-    @property
-    def scaling(self) -> float:
-        """`alpha / r`, or `alpha / sqrt(r)` for rsLoRA."""
-        return scaling(self.alpha, self.r, rslora=self.rslora)
-
-    @property
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)` of the delta."""
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]) * self.group
-
-    def parts(self) -> Parts:
-        """Its tensors by name."""
-        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B))
 
     def as_low_rank(self) -> LowRank:
         """Of the same rank, every column of `lora_A` repeated for its group."""
