@@ -8,18 +8,17 @@ of ggml's `docs/gguf.md`; where that is silent the rules are those of llama.cpp'
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from . import dtypes
-from .errors import FormatError, LocalIOError, MissingExtraError, NotFoundError
+from .errors import FormatError, LocalIOError, MissingExtraError
+from .opened import OpenFile
 from .safetensors_file import byte_view, release
 
 ReadAt = Callable[[int, int], bytes]
@@ -321,26 +320,13 @@ def _aligned(position: int, alignment: int) -> int:
     return position + -position % alignment
 
 
-class GGUFFile:
+class GGUFFile(OpenFile):
     """An open file: its header is checked at once, each tensor is read when asked for. A context manager."""
 
-    def __init__(self, path: Path, *, where: str | None = None) -> None:
-        self.where = where or str(path)
-        try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
-        except FileNotFoundError as error:
-            raise NotFoundError(self.where, "no such file") from error
-        except OSError as error:
-            raise LocalIOError(self.where, error.strerror or str(error)) from error
-        try:
-            self.header = read_header(self._read_at, os.fstat(self._file.fileno()).st_size, self.where)
-        except BaseException:
-            self._file.close()
-            raise
+    header: GGUFHeader
 
-    def _read_at(self, offset: int, n: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(n)
+    def _parse(self, size: int) -> None:
+        self.header = read_header(self._read_at, size, self.where)
 
     @property
     def tensors(self) -> dict[str, GGUFTensor]:
@@ -353,30 +339,15 @@ class GGUFFile:
         if info.type_name not in _NATIVE:
             return _dequantised(self.raw(name), info, self.where)
         array = np.empty(info.shape, dtypes.NUMPY[info.type_name])
-        self._read_into(info, byte_view(array))
+        self._fill(byte_view(array), info.offset, name)
         return array
 
     def raw(self, name: str) -> np.ndarray:
         """The bytes of a tensor as they are in the file: `(size,)`, uint8."""
         info = self.header.tensors[name]
         array = np.empty(info.size, np.uint8)
-        self._read_into(info, array.data)
+        self._fill(array.data, info.offset, name)
         return array
-
-    def _read_into(self, info: GGUFTensor, buffer: memoryview) -> None:
-        self._file.seek(info.offset)
-        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-            raise FormatError(self.where, f"truncated while tensor {info.name!r} was read")
-
-    def close(self) -> None:
-        """Close the file; tensors already read stay valid."""
-        self._file.close()
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
 
 
 def _dequantised(raw: np.ndarray, info: GGUFTensor, where: str) -> np.ndarray:

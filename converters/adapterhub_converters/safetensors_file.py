@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from . import dtypes
-from .errors import FormatError, LocalIOError, NotFoundError
+from .errors import FormatError, LocalIOError
 from .json_file import parse_object
+from .opened import OpenFile
 
 ReadAt = Callable[[int, int], bytes]
 
@@ -128,27 +127,14 @@ def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -
     return {info.name: info for info in ordered}
 
 
-class SafetensorsFile:
+class SafetensorsFile(OpenFile):
     """An open file: its header is checked at once, each tensor is read when asked for. A context manager."""
 
-    def __init__(self, path: Path, *, where: str | None = None) -> None:
-        self.where = where or str(path)
-        self._map: mmap.mmap | None = None  # outlives close() for as long as a tensor looks into it
-        try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
-        except FileNotFoundError as error:
-            raise NotFoundError(self.where, "no such file") from error
-        except OSError as error:
-            raise LocalIOError(self.where, error.strerror or str(error)) from error
-        try:
-            self.header = read_header(self._read_at, os.fstat(self._file.fileno()).st_size, self.where)
-        except BaseException:
-            self._file.close()
-            raise
+    header: Header
 
-    def _read_at(self, offset: int, n: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(n)
+    def _parse(self, size: int) -> None:
+        self._map: mmap.mmap | None = None  # outlives close() for as long as a tensor looks into it
+        self.header = read_header(self._read_at, size, self.where)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -183,19 +169,7 @@ class SafetensorsFile:
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor from byte `start` of it on."""
-        self._file.seek(info.offset + start)
-        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-            raise FormatError(self.where, f"truncated while tensor {info.name!r} was read")
-
-    def close(self) -> None:
-        """Close the file; tensors already read stay valid."""
-        self._file.close()
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
+        self._fill(buffer, info.offset + start, info.name)
 
 
 def byte_view(array: np.ndarray) -> memoryview:
