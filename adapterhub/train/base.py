@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapterhub_converters.base import weight_files
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.safetensors_file import SafetensorsFile
+from adapterhub_converters.model_weights import ModelWeights
 
 from . import attention, lora, nf4
 from .config import BaseConfig, LoRAConfig
@@ -126,39 +125,33 @@ def _rebuild_buffers(model: Any, where: str) -> None:
             raise RefusedError(where, f"{name}: no value is known for it")
 
 
-class _Weights(contextlib.AbstractContextManager["_Weights"]):
+class _Weights(ModelWeights):
     """The tensors of a model folder, each read when taken."""
 
     def __init__(self, folder: Path) -> None:
-        self._where = str(folder)
-        self._stack = contextlib.ExitStack()
-        files = [self._stack.enter_context(SafetensorsFile(path)) for path in weight_files(folder)]
-        if not files:
-            raise NotFoundError(self._where, "no weights: there is no model.safetensors")
-        self._files = {name: file for file in files for name in file.tensors}
+        super().__init__(folder)
+        if not self.names:
+            raise NotFoundError(self.where, "no weights: there is no model.safetensors")
         self._taken: set[str] = set()
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
         """The tensor, in the dtype it is stored in, which must be a float."""
-        if name not in self._files:
-            raise RefusedError(self._where, f"the model has a parameter {name!r}, its files have no such tensor")
-        info = self._files[name].tensors[name]
+        if name not in self:
+            raise RefusedError(self.where, f"the model has a parameter {name!r}, its files have no such tensor")
+        info = self.info(name)
         if info.shape != shape or info.dtype not in ("BF16", "F16", "F32"):
-            raise RefusedError(self._where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
+            raise RefusedError(self.where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
         self._taken.add(name)
-        return as_torch(self._files[name].tensor(name))
+        return as_torch(self.stored(name))
 
     def check_all_used(self, model: Any) -> None:
         """Refuse a tensor that no parameter took: the model would not be the one in the files."""
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         left = sorted(
-            name for name in set(self._files) - self._taken - tied if not name.endswith(("rotary_emb.inv_freq", ".attn.bias"))
+            name for name in self.names - self._taken - tied if not name.endswith(("rotary_emb.inv_freq", ".attn.bias"))
         )
         if left:
-            raise RefusedError(self._where, f"tensor {left[0]!r} belongs to no parameter of the model")
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+            raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
 
 
 def as_torch(array: np.ndarray) -> Any:

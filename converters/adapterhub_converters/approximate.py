@@ -8,56 +8,37 @@ arXiv 0909.4061, algorithm 4.4). The error is measured on the factors as they wi
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from . import dtypes
 from .adapter import LowRank, LowRankEmbedding, Rows
-from .base import BaseSpec, weight_files
+from .base import BaseSpec
 from .errors import RefusedError
-from .safetensors_file import SafetensorsFile
+from .model_weights import ModelWeights
 
 _EXACT = 512  # rows or columns up to which a whole decomposition is quick
 _OVERSAMPLING, _ITERATIONS = 16, 4
 
 
-class Weights:
-    """The weights of a base in a Hugging Face folder, each read when asked for. A context manager."""
+class Weights(ModelWeights):
+    """The weights of a base in a Hugging Face folder, each in float32. A context manager."""
 
     def __init__(self, base: BaseSpec) -> None:
-        self._base = base
-        self._files: dict[str, SafetensorsFile] = {}
-        self._stack = ExitStack()
-        try:
-            for path in weight_files(Path(base.where)) if base.kind == "hf" and base.tensors else []:
-                file = self._stack.enter_context(SafetensorsFile(path))
-                self._files.update(dict.fromkeys(file.tensors, file))
-        except BaseException:
-            self._stack.close()
-            raise
+        self._tied = base.tied
+        super().__init__(Path(base.where))
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The weight in float32; RefusedError when there is none of that shape in floats."""
-        file = self._files.get(name) or (self._files.get("model.embed_tokens.weight") if self._ties(name) else None)
-        if file is None:
-            raise RefusedError(name, f"the base's weight is needed and not in {self._base.where}", "Name a folder with weights")
-        info = file.tensors[name if name in file.tensors else "model.embed_tokens.weight"]
+        found = name if name in self or not (self._tied and name == "lm_head.weight") else "model.embed_tokens.weight"
+        if found not in self:
+            raise RefusedError(name, f"the base's weight is needed and not in {self.where}", "Name a folder with weights")
+        info = self.info(found)
         if info.dtype not in dtypes.FLOATS or info.shape != shape:
             raise RefusedError(name, f"the base's weight is {info.dtype} {info.shape}, not {shape} in floats")
-        weight: np.ndarray = file.tensor(info.name).astype(np.float32)
+        weight: np.ndarray = self.stored(found).astype(np.float32)
         return weight
-
-    def _ties(self, name: str) -> bool:
-        return self._base.tied and name == "lm_head.weight"
-
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._stack.close()
 
 
 def low_rank_dora(target: str, delta: LowRank, weights: Weights, *, rank: int | None = None) -> tuple[LowRank, float]:

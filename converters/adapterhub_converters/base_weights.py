@@ -7,38 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from .adapter import Adapter, LowRank, LowRankEmbedding
-from .base import read_hf, weight_files
+from .base import read_hf
 from .errors import NotFoundError, RefusedError
-from .safetensors_file import SafetensorsFile
+from .model_weights import ModelWeights
 
 _TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 
 
-class BaseWeights:
+class BaseWeights(ModelWeights):
     """The tensors of a Hugging Face folder, by the names an adapter has for them."""
 
     def __init__(self, folder: Path) -> None:
-        self._where = str(folder)
-        self._stack = ExitStack()
         self._tied = read_hf(folder).tied
-        self._files: dict[str, SafetensorsFile] = {}
-        for path in weight_files(folder):
-            file = self._stack.enter_context(SafetensorsFile(path))
-            self._files |= dict.fromkeys(file.tensors, file)
-        if not self._files:
-            raise NotFoundError(self._where, "no weights in safetensors", "Name the base's folder with its weights")
-
-    def __enter__(self) -> BaseWeights:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        super().__init__(folder)
+        if not self.names:
+            raise NotFoundError(self.where, "no weights in safetensors", "Name the base's folder with its weights")
 
     def tensor(self, name: str) -> np.ndarray:
         """A parameter as stored; a base saved without its head has names that lack the first component.
@@ -47,12 +35,12 @@ class BaseWeights:
         """
         wanted = [name, name.partition(".")[2]]
         if self._tied and name.endswith("lm_head.weight"):
-            tables = [known for known in self._files if known.endswith(_TABLES)]
+            tables = [known for known in self.names if known.endswith(_TABLES)]
             wanted += tables if len(tables) == 1 else []
-        found = next((known for known in wanted if known in self._files), None)
+        found = next((known for known in wanted if known in self), None)
         if found is None:
-            raise RefusedError(name, f"not in the base {self._where}", "Is this the model the adapter was trained on?")
-        return self._files[found].tensor(found)
+            raise RefusedError(name, f"not in the base {self.where}", "Is this the model the adapter was trained on?")
+        return self.stored(found)
 
 
 def without_copies(adapter: Adapter, folder: Path) -> Adapter:
