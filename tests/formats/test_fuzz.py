@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from adapterhub_converters import mlx, peft
 from adapterhub_converters.errors import AdapterhubError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need_module
 from tests.fuzz import fuzz_headers
 
 TARGET = ROOT / "tests/fuzz/fuzz_headers.py"
@@ -34,8 +33,7 @@ def test_mutations_are_read_or_refused(seed: int) -> None:
 
 
 def test_the_target_runs_with_atheris(tmp_path: Path) -> None:
-    if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris isn't installed")
+    need_module("atheris")
     done = subprocess.run(
         [sys.executable, str(TARGET), "-runs=2000", str(tmp_path)],
         check=False, capture_output=True, text=True, timeout=300, env=dict(os.environ), cwd=tmp_path,
