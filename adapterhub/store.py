@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, RefusedError
 from adapterhub_converters.json_file import parse_object
+from adapterhub_converters.staging import sync
 
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .ref import parse_name, parse_tag
@@ -101,10 +102,10 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             if not (root / "index.json").exists():
                 store._replace(root / "index.json", _index([]))
-            sync_dir(root / "blobs")
+            sync(root / "blobs")
             if not store.exists():
                 store._replace(root / "oci-layout", _LAYOUT)
-                sync_dir(root.parent)
+                sync(root.parent)
         return store
 
     def exists(self) -> bool:
@@ -151,7 +152,7 @@ class Store:
     def sync_blobs(self) -> None:
         """Make the names of all blobs put so far survive a power cut."""
         with local_errors(self._blobs):
-            sync_dir(self._blobs)
+            sync(self._blobs)
 
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
@@ -217,13 +218,13 @@ class Store:
             file.close()
             if not _link(path, final):
                 return False
-            sync_dir(final.parent)
+            sync(final.parent)
         return True
 
     def _make_dir(self, folder: Path) -> None:
         for missing in [parent for parent in (folder.parent, folder) if not parent.is_dir()]:
             missing.mkdir(exist_ok=True)
-            sync_dir(missing.parent)
+            sync(missing.parent)
 
     # ---- intents
 
@@ -286,7 +287,7 @@ class Store:
             os.fsync(file.fileno())
             file.close()
             os.replace(path, final)
-            sync_dir(final.parent)
+            sync(final.parent)
 
 
 @contextmanager
@@ -297,18 +298,6 @@ def local_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         hint = "Free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise LocalIOError(str(path), error.strerror or str(error), hint) from error
-
-
-def sync_dir(folder: Path) -> None:
-    """Flush the names in a folder; systems that cannot open folders (Windows) do so by themselves."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    except PermissionError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_regular(path: Path) -> BinaryIO:

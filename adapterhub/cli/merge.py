@@ -126,15 +126,15 @@ def _fuse_text(report: FuseReport) -> None:
 def _into_adapter(
     settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], how: tuple[str, int | None], out: str
 ) -> None:
-    from adapterhub import facts, transfer
+    from adapterhub import facts
     from adapterhub.merge import combine
-    from adapterhub_converters import peft
+    from adapterhub_converters import peft, staging
 
     method, rank = how
     base = _common_base(found)
     combined, report = combine(_read(found), weights, method=method, rank=rank)
     parents = [{**_parent(source), "weight": weight, "method": method} for source, weight in zip(found, weights, strict=True)]
-    with transfer.whole_folder(Path(out)) as folder:
+    with staging.whole(Path(out)) as folder:
         peft.write(combined, folder)
         document = facts.describe(folder, parents=parents)
         facts.write_facts(folder, {**document, "base": base or document["base"]})

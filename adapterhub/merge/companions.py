@@ -10,8 +10,6 @@ import os
 import shutil
 from pathlib import Path
 
-from .files import sync
-
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
 _ADAPTER = ("adapter_config.json", "adapter.json", "adapter.toml")
@@ -63,4 +61,3 @@ def copy_companions(base: Path, folder: Path, names: tuple[str, ...]) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(base / name, target)
-        sync(target)

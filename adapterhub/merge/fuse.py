@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, staging
 from adapterhub_converters.errors import LocalIOError, RefusedError
 from adapterhub_converters.safetensors_file import TensorInfo, byte_view
 
 from .companions import companions, copy_companions
 from .edits import Apply, Edit
-from .files import copy_range, read_at, staged, sync, write_at
+from .files import copy_range, read_at, write_at
 from .plan import Shard, Weighted, plan
 from .rounding import LARGEST, fits, narrow, widen
 
@@ -90,7 +90,7 @@ def fuse(adapters: Weighted, base: Path, out: Path, *, progress: Progress | None
     take, skipped = companions(base, {shard.path.name for shard in steps.shards})
     infos = {name: info for shard in steps.shards for name, info in shard.tensors.items()}
     size = sum(info.size for info in infos.values())
-    with staged(out) as folder:
+    with staging.whole(out) as folder:
         copy_companions(base, folder, take)
         changes = _Run(steps.edits, progress, size).shards(steps.shards, folder)
     return FuseReport(
@@ -119,7 +119,7 @@ class _Run:
     def shards(self, shards: tuple[Shard, ...], folder: Path) -> dict[str, Change]:
         """Write every shard; what a finished one still has in memory goes to the disk while the next is computed."""
         with ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
-            flushed = [flusher.submit(sync, self._shard(shard, folder, pool)) for shard in shards]
+            flushed = [flusher.submit(staging.sync, self._shard(shard, folder, pool)) for shard in shards]
             for future in flushed:
                 future.result()
         return self._changes

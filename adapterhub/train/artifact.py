@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import json_file, peft
+from adapterhub_converters import json_file, peft, staging
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import LocalIOError
@@ -42,19 +39,12 @@ def check_folder(parent: Path) -> None:
 def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
     training = {**record, "metrics": metrics(state)}
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        peft.write(adapter(config, base), temporary)
-        json_file.write_text(temporary / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
-        _plot(config, state, temporary / "loss.png")
-        json_file.write_text(temporary / "README.md", card(config, training))
-        _write_facts(config, training, temporary)
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise LocalIOError(str(out), error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with staging.whole(out) as folder:
+        peft.write(adapter(config, base), folder)
+        json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
+        _plot(config, state, folder / "loss.png")
+        json_file.write_text(folder / "README.md", card(config, training))
+        _write_facts(config, training, folder)
     return training
 
 

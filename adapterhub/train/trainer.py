@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import staging
 from adapterhub_converters.base import read_hf
-from adapterhub_converters.errors import OutputExistsError
 
 from . import artifact, checkpoint, data, loop, lora, memory
 from .base import Base, load, threads
@@ -17,8 +17,7 @@ from .events import Loading, OnEvent, Ready, Result, Resumed, Saved
 
 def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
     """See `adapterhub.train.run`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExistsError(str(out))
+    staging.check_free(out)
     artifact.check_folder(out.parent)
     plan = memory.plan(config)
     with threads(config.train.threads) as thread_count:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import base_weights, gguf_lora, json_file, lossy, mlx, peft, pickles, raw
+from . import base_weights, gguf_lora, json_file, lossy, mlx, peft, pickles, raw, staging
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import (
     AdapterhubError,
     FormatError,
-    LocalIOError,
     NotFoundError,
-    OutputExistsError,
     RefusedError,
     UsageError,
     refused,
@@ -104,7 +101,7 @@ def convert(
     with _opened(src, unsafe_pickle=unsafe_pickle) as path:
         own = sniff(path)
         adapter = _read(path, own, base, alpha, rslora=rslora)
-        with _new(dst, folder=to in _FILES) as temporary:
+        with staging.whole(dst, folder=to in _FILES) as temporary:
             if own == to and dtype == "source":
                 return _copied(adapter, path, temporary, to)
             if to in ("peft", "raw"):
@@ -215,52 +212,3 @@ def base_from_facts(src: Path) -> BaseSpec | None:
         repo=repo,
         revision=revision,
     )
-
-
-@contextlib.contextmanager
-def _new(dst: Path, *, folder: bool) -> Iterator[Path]:
-    """A path to write to that becomes `dst` when the block ends well and vanishes when it doesn't."""
-    dst = Path(os.path.abspath(dst))  # "." has no name to write beside
-    _check_free(dst, folder=folder)
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{dst.name}.", suffix=".tmp", dir=dst.parent))
-    except OSError as error:
-        raise LocalIOError(str(dst.parent), error.strerror or str(error)) from error
-    try:
-        temporary = scratch / dst.name
-        if folder:
-            temporary.mkdir()
-        yield temporary
-        _put(temporary, dst, folder=folder)
-    except LocalIOError as error:
-        raise LocalIOError(str(dst), error.what, error.hint) from error  # not the temporary name
-    except OSError as error:
-        raise LocalIOError(str(dst), error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _check_free(dst: Path, *, folder: bool) -> None:
-    try:
-        if folder and dst.is_dir() and not dst.is_symlink() and not any(dst.iterdir()):
-            return
-    except OSError as error:
-        raise LocalIOError(str(dst), error.strerror or str(error)) from error
-    if os.path.lexists(dst):
-        raise OutputExistsError(str(dst))
-
-
-def _put(temporary: Path, dst: Path, *, folder: bool) -> None:
-    _check_free(dst, folder=folder)
-    if folder:
-        if dst.is_dir():
-            dst.rmdir()
-        temporary.rename(dst)
-        return
-    try:
-        os.link(temporary, dst)  # unlike a rename, never replaces what somebody else made meanwhile
-    except FileExistsError as error:
-        raise OutputExistsError(str(dst)) from error
-    except OSError:  # a file system without hard links
-        temporary.rename(dst)

@@ -9,9 +9,6 @@ rows of q and k for its rotary embedding (`conversion/llama.py`, `permute`); her
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, names, safetensors_file
-from .errors import LocalIOError, RefusedError
+from . import dtypes, json_file, names, safetensors_file, staging
+from .errors import RefusedError
 from .gguf_file import GGUFFile
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type, `enum llama_token_type`
@@ -60,8 +57,7 @@ def to_hf(gguf: Path, out: Path) -> None:
     `out` appears whole or not at all, and must not hold anything yet. Memory is bounded by one tensor in float32.
     Raises RefusedError for an architecture, a tensor or a pre-tokenizer that isn't understood.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LocalIOError(str(out), "exists already and isn't an empty folder", "Remove it or name another")
+    staging.check_free(out)
     with GGUFFile(gguf) as file:
         _write(GGUFBase(str(gguf), file), out)
 
@@ -76,21 +72,10 @@ def _write(base: GGUFBase, out: Path) -> None:
     template = base.metadata.get("tokenizer.chat_template")
     if template:
         documents["chat_template.jinja"] = str(template)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise LocalIOError(str(out), error.strerror or str(error)) from error
-    try:
+    with staging.whole(out) as folder:
         for name, text in documents.items():
-            json_file.write_text(temporary / name, text)
-        _write_weights(base, temporary / "model.safetensors")
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise LocalIOError(str(out), error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            json_file.write_text(folder / name, text)
+        _write_weights(base, folder / "model.safetensors")
 
 
 def config(base: GGUFBase) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub_converters import gguf_file, gguf_model, names, safetensors_file
 from adapterhub_converters.base import read_base
-from adapterhub_converters.errors import LocalIOError, RefusedError
+from adapterhub_converters.errors import OutputExistsError, RefusedError
 from tests.conftest import missing, need_module
 
 NASTY = [
@@ -146,7 +146,7 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
         v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
-    with pytest.raises(LocalIOError, match="isn't an empty folder"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         gguf_model.to_hf(source, tmp_path / "hf")
 
 
