@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapterhub_schemas
-from adapterhub_converters import dtypes, formats, json_file, peft
+from adapterhub_converters import dtypes, formats, peft
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.files import json_file
 
 from .digest import Digest, sha256_file
 from .folder import listing

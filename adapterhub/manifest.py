@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.files import json_file
 
 from .digest import Digest, parse_digest, sha256_bytes
 from .folder import LEGAL, MAX_FILES, WEIGHTS, check_paths

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, RefusedError
-from adapterhub_converters.json_file import parse_object
-from adapterhub_converters.staging import sync
+from adapterhub_converters.files.json_file import parse_object
+from adapterhub_converters.files.staging import sync
 
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .ref import parse_name, parse_tag

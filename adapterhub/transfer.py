@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapterhub_converters import staging
 from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.files import staging
 
 from .digest import copy_hashing
 from .manifest import Descriptor

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub_converters import base as base_module
-from adapterhub_converters import peft, safetensors_file
+from adapterhub_converters import peft
+from adapterhub_converters.files import safetensors_file
 
 Shapes = dict[str, tuple[int, ...]]
 

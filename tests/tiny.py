@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import gguf_file, names
-from adapterhub_converters.gguf_file import Value, f32, string, u32
+from adapterhub_converters import names
+from adapterhub_converters.files import gguf_file
+from adapterhub_converters.files.gguf_file import Value, f32, string, u32
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

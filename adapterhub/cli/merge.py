@@ -128,7 +128,8 @@ def _into_adapter(
 ) -> None:
     from adapterhub import facts
     from adapterhub.merge import combine
-    from adapterhub_converters import peft, staging
+    from adapterhub_converters import peft
+    from adapterhub_converters.files import staging
 
     method, rank = how
     base = _common_base(found)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import dtypes, formats, json_file, mlx, peft
+from adapterhub_converters import dtypes, formats, mlx, peft
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
-from adapterhub_converters.peft_keys import native
-from adapterhub_converters.safetensors_file import SafetensorsFile
+from adapterhub_converters.files import json_file
+from adapterhub_converters.files.safetensors_file import SafetensorsFile
+from adapterhub_converters.peft.keys import native
 
 from .report import Problem
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters import dtypes, staging
+from adapterhub_converters import dtypes
 from adapterhub_converters.errors import LocalIOError, RefusedError
-from adapterhub_converters.safetensors_file import TensorInfo, byte_view
+from adapterhub_converters.files import staging
+from adapterhub_converters.files.safetensors_file import TensorInfo, byte_view
 
 from .companions import companions, copy_companions
 from .edits import Apply, Edit

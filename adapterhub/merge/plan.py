@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub_converters import base as base_model
-from adapterhub_converters import dtypes, json_file
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, factored_out, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.base_weights import without_copies
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.safetensors_file import SafetensorsFile, TensorInfo
+from adapterhub_converters.files import json_file
+from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
 
 from .checks import check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows

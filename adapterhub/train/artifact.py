@@ -14,10 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import json_file, peft, staging
+from adapterhub_converters import peft
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.files import json_file, staging
 
 from .base import Base, as_numpy
 from .config import TrainConfig

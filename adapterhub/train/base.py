@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from adapterhub_converters.base.weights import ModelWeights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.model_weights import ModelWeights
 
 from . import attention, lora, nf4
 from .config import BaseConfig, LoRAConfig

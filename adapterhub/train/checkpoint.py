@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from adapterhub_converters import safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+from adapterhub_converters.files import safetensors_file
 
 from .base import as_numpy, as_torch
 from .loop import State

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import staging
 from adapterhub_converters.base import read_hf
+from adapterhub_converters.files import staging
 
 from . import artifact, checkpoint, data, loop, lora, memory
 from .base import Base, load, threads

@@ -15,8 +15,8 @@ import numpy as np
 from . import dtypes
 from .adapter import LowRank, LowRankEmbedding, Rows
 from .base import BaseSpec
+from .base.weights import ModelWeights
 from .errors import RefusedError
-from .model_weights import ModelWeights
 
 _EXACT = 512  # rows or columns up to which a whole decomposition is quick
 _OVERSAMPLING, _ITERATIONS = 16, 4

@@ -13,8 +13,8 @@ import numpy as np
 
 from .adapter import Adapter, LowRank, LowRankEmbedding
 from .base import read_hf
+from .base.weights import ModelWeights
 from .errors import NotFoundError, RefusedError
-from .model_weights import ModelWeights
 
 _TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 

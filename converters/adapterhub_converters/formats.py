@@ -15,17 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import base_weights, gguf_lora, json_file, lossy, mlx, peft, pickles, raw, staging
+from . import base_weights, gguf_lora, lossy, mlx, peft, pickles, raw
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
-from .errors import (
-    AdapterhubError,
-    FormatError,
-    NotFoundError,
-    RefusedError,
-    UsageError,
-    refused,
-)
+from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
+from .files import json_file, staging
 from .lossy import Allowed
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, names, safetensors_file, staging
+from . import dtypes, names
 from .errors import RefusedError
-from .gguf_file import GGUFFile
+from .files import json_file, safetensors_file, staging
+from .files.gguf_file import GGUFFile
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type, `enum llama_token_type`
 

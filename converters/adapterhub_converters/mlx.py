@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, rider, safetensors_file, scales
+from . import dtypes, rider, scales
 from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, StackedLowRank, refuse_conditions
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError, refused
+from .files import json_file, safetensors_file
 from .names import in_layer
 
 CONFIG = "adapter_config.json"

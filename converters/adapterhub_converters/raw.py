@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import json_file, peft, safetensors_file
+from . import peft
 from .adapter import Adapter, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
-from .safetensors_file import SafetensorsFile
+from .files import json_file, safetensors_file
+from .files.safetensors_file import SafetensorsFile
 
 CONFIG_KEY, METADATA_KEY = "adapterhub.config", "adapterhub.metadata"
 """Keys of the header's metadata: the text of a PEFT config, and the metadata that the PEFT file had."""

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, names, peft, peft_experts
+from . import dtypes, names, peft
 from .adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
 from .errors import FormatError
-from .safetensors_file import byte_view, release
+from .files import json_file
+from .files.safetensors_file import byte_view, release
+from .peft import experts
 from .scales import unfolded
 
 _KEY = "adapterhub.source"
@@ -82,7 +84,7 @@ def _said(adapter: Adapter) -> dict[str, str]:
     """What a PEFT file says in other ways than peft now does: names of tensors, and stacks with turned factors."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     stacks = any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
-    turned = source.turned if source else frozenset(t for t in adapter.deltas if peft_experts.written_turned(t))
+    turned = source.turned if source else frozenset(t for t in adapter.deltas if experts.written_turned(t))
     return {
         **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
         **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(turned), True))} if stacks else {}),

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import dtypes, safetensors_file
+from . import dtypes
+from .files import safetensors_file
 
 _SLACK = 512 << 20  # bytes of address space beside the tensors
 _SECONDS = 60  # of CPU time, and one more for each 10 MB

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft, safetensors_file
+from adapterhub_converters import peft
+from adapterhub_converters.files import safetensors_file
 from tests.cli.test_process import HEAVY, PATH, loaded
 from tests.conftest import Run
 from tests.folders import adapter, base, pairs

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from adapterhub.cli import convert
-from adapterhub_converters import gguf_dtypes
-from adapterhub_converters.gguf_file import GGUFFile
+from adapterhub_converters.files.gguf_file import GGUFFile
+from adapterhub_converters.gguf_lora import storage
 from tests.conftest import Run
 from tests.folders import adapter, base, pairs
 
 
 def test_the_choices_are_those_of_the_writer() -> None:
-    assert gguf_dtypes.CHOICES == convert._DTYPES
+    assert storage.CHOICES == convert._DTYPES
 
 
 def test_f16_is_stored_and_its_rounding_reported(run: Run, tmp_path: Path) -> None:

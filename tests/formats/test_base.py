@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_file, safetensors_file
 from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.files import gguf_file, safetensors_file
 from tests import tiny
 from tests.conftest import need_module
 

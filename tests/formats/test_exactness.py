@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import dtypes, formats, gguf_file, peft, safetensors_file
+from adapterhub_converters import dtypes, formats, peft
 from adapterhub_converters.adapter import Loss
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.files import gguf_file, safetensors_file
 from tests.conftest import ROOT
 
 CONFIG = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}

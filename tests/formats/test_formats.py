@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters import formats, gguf_file, peft
+from adapterhub_converters import formats, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import (
@@ -23,6 +23,7 @@ from adapterhub_converters.errors import (
     RefusedError,
     UsageError,
 )
+from adapterhub_converters.files import gguf_file
 from tests.conftest import ROOT
 
 CONFIG = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -133,7 +134,8 @@ def test_a_refused_conversion_leaves_nothing(tmp_path: Path, source: Path) -> No
 KILLED = """
 import sys, time
 from pathlib import Path
-from adapterhub_converters import formats, gguf_file
+from adapterhub_converters import formats
+from adapterhub_converters.files import gguf_file
 from tests.formats.test_formats import BASE
 write = gguf_file.write
 def slow(path, *rest):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import base, formats, peft, safetensors_file
+from adapterhub_converters import base, formats, peft
 from adapterhub_converters.adapter import Loss
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.lossy import KINDS, Allowed
 from tests.conftest import ROOT
 

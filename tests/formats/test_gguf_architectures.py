@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_file, gguf_lora, names, peft, safetensors_file
+from adapterhub_converters import gguf_lora, names, peft
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.base import BaseSpec, read_base
-from adapterhub_converters.gguf_file import GGUFFile, Value
+from adapterhub_converters.files import gguf_file, safetensors_file
+from adapterhub_converters.files.gguf_file import GGUFFile, Value
 from adapterhub_converters.names import Architecture
 from examples import llama_cpp
 from tests import tiny

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import gguf_file
 from adapterhub_converters.errors import FormatError
-from adapterhub_converters.gguf_file import GGUFFile, GGUFHeader, Value
+from adapterhub_converters.files import gguf_file
+from adapterhub_converters.files.gguf_file import GGUFFile, GGUFHeader, Value
 from tests.conftest import need_module
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.int64]

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import gguf_dtypes, gguf_file, gguf_lora, peft
+from adapterhub_converters import gguf_lora, peft
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
-from adapterhub_converters.gguf_file import GGUFFile
+from adapterhub_converters.files import gguf_file
+from adapterhub_converters.files.gguf_file import GGUFFile
+from adapterhub_converters.gguf_lora import storage
 from tests.conftest import need_module
 
 D, FF = 32, 48
@@ -209,7 +211,7 @@ def test_parameters_of_experts_come_back_as_the_folder_they_came_from(tmp_path: 
 
 
 def test_names_that_a_trainer_gave_its_tensors_come_back(tmp_path: Path) -> None:
-    from adapterhub_converters import safetensors_file
+    from adapterhub_converters.files import safetensors_file
 
     (tmp_path / "one").mkdir()
     peft.write(Adapter({"model.layers.0.mlp.up_proj": low(FF, D)}), tmp_path / "one")
@@ -359,7 +361,7 @@ def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path,
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("dtype", gguf_dtypes.CHOICES)
+@pytest.mark.parametrize("dtype", storage.CHOICES)
 def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
     need_module("gguf")
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
@@ -408,7 +410,7 @@ def test_a_number_too_large_for_16_bits_never_becomes_infinite(tmp_path: Path) -
 @pytest.mark.peer
 def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
-    found = gguf_dtypes.stored("x", np.full((4, 2), 1e5, np.float32), "q8_0")
+    found = storage.stored("x", np.full((4, 2), 1e5, np.float32), "q8_0")
     assert found.seen.dtype == np.float32
     assert found.note == "rows of 2 are no whole blocks of Q8_0 (32): stays F32"
 

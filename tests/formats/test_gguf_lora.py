@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import gguf_file, gguf_lora, peft
+from adapterhub_converters import gguf_lora, names, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.base import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
-from adapterhub_converters.gguf_file import GGUFFile, Value, f32, string
+from adapterhub_converters.files import gguf_file
+from adapterhub_converters.files.gguf_file import GGUFFile, Value, f32, string
 from examples import llama_cpp
 from tests import tiny
 from tests.conftest import need_module
@@ -93,7 +94,7 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype:
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "name",
-    [name for item in gguf_lora.names.ARCHITECTURES for name in item.classes if item.gguf in tiny.GGUF and not item.experts],
+    [name for item in names.ARCHITECTURES for name in item.classes if item.gguf in tiny.GGUF and not item.experts],
 )
 def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: str) -> None:
     need_module("llama_cpp_py_sync")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import approximate, base, formats, gguf_file, peft, safetensors_file
+from adapterhub_converters import approximate, base, formats, peft
 from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Meta, Rows
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.files import gguf_file, safetensors_file
 from adapterhub_converters.lossy import Allowed
 from tests.conftest import Run
 

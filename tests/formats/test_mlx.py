@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import mlx, peft, safetensors_file
+from adapterhub_converters import mlx, peft
 from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Rows, StackedLowRank
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.files import safetensors_file
 from tests.conftest import need_module
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"

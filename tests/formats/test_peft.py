@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import formats, peft, peft_config, safetensors_file
+from adapterhub_converters import formats, peft
 from adapterhub_converters.adapter import factored_out, plain_pairs
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.files import safetensors_file
+from adapterhub_converters.peft import config
 
 
 def folder(path: Path, tensors: dict[str, tuple[int, ...]], **config: object) -> Path:
@@ -200,7 +202,7 @@ def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
     np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
 
 
-KEYS = sorted(peft_config.READ | peft_config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
+KEYS = sorted(config.READ | config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
 SCRAPS = st.recursive(
     st.none()
     | st.booleans()

@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft, safetensors_file
-from adapterhub_converters.adapter import (
-    Adapter,
-    Factored,
-    LowRankConv,
-    LowRankEmbedding,
-    Meta,
-    StackedLowRank,
-    plain_pairs,
-)
+from adapterhub_converters import peft
+from adapterhub_converters.adapter import Adapter, Factored, LowRankConv, LowRankEmbedding, Meta, StackedLowRank, plain_pairs
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.files import safetensors_file
 from tests import tiny
 from tests.conftest import need_module
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import formats, peft, pickles, safetensors_file
+from adapterhub_converters import formats, peft, pickles
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.files import safetensors_file
 from tests.conftest import Run, need_module
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import formats, peft, raw, safetensors_file
+from adapterhub_converters import formats, peft, raw
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
+from adapterhub_converters.files import safetensors_file
 from tests.conftest import Run
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"

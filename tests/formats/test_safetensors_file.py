@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError
-from adapterhub_converters.safetensors_file import Header, SafetensorsFile
+from adapterhub_converters.files import safetensors_file
+from adapterhub_converters.files.safetensors_file import Header, SafetensorsFile
 from tests.conftest import need_module
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.int64, np.bool_, np.uint16, np.int32]

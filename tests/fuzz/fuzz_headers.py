@@ -23,8 +23,9 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
-from adapterhub_converters import gguf_file, json_file, mlx, peft, rider, safetensors_file  # noqa: E402
+from adapterhub_converters import mlx, peft, rider  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError  # noqa: E402
+from adapterhub_converters.files import gguf_file, json_file, safetensors_file  # noqa: E402
 
 SECONDS = 5.0
 PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}

@@ -16,9 +16,10 @@ import pytest
 
 from adapterhub.merge import fuse
 from adapterhub.merge.product import chained, keeps_order, panels, product
-from adapterhub_converters import dtypes, safetensors_file
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.files import safetensors_file
 from tests.conftest import ROOT
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"

@@ -115,7 +115,7 @@ def test_gpt2_stores_its_weights_transposed(
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from adapterhub_converters import safetensors_file
+    from adapterhub_converters.files import safetensors_file
 
     torch.manual_seed(0)
     base = tmp_path / "gpt2"

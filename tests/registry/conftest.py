@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft, safetensors_file
+from adapterhub_converters import peft
+from adapterhub_converters.files import safetensors_file
 
 Make = Callable[..., Path]
 

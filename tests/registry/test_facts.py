@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from adapterhub import facts
-from adapterhub_converters import formats, peft, safetensors_file
+from adapterhub_converters import formats, peft
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.files import safetensors_file
 
 Make = Callable[..., Path]
 

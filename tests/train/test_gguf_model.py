@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_file, gguf_model, names, safetensors_file
+from adapterhub_converters import gguf_model, names
 from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import OutputExistsError, RefusedError
+from adapterhub_converters.files import gguf_file, safetensors_file
 from tests.conftest import missing, need_module
 
 NASTY = [

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import dtypes
-from .adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
-from .base import BaseSpec
-from .names import EMBEDDINGS, Architecture, divides, layer_of
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.names import EMBEDDINGS, Architecture, divides, layer_of
 
 MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 

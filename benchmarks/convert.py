@@ -1,6 +1,6 @@
 """PEFT to GGUF: our conversion against llama.cpp's own `convert_lora_to_gguf.py`, whole processes in turn.
 
-    python benchmarks/bench_convert.py [--model 8b] [--llama-cpp CHECKOUT] [--runs 5] [--rank 16]
+    python benchmarks/convert.py [--model 8b] [--llama-cpp CHECKOUT] [--runs 5] [--rank 16]
 
 The adapter is made on the spot: random factors in bfloat16 on every linear module of a model of the shape of Llama 3 8B
 (84 MB) or SmolLM2-135M. Ours is `adapterhub convert` as it is typed. llama.cpp comes from a checkout you name or from the
@@ -29,8 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 
 from _pairs import Run, compare, timed  # noqa: E402
 
-from adapterhub_converters import dtypes, peft, safetensors_file  # noqa: E402
-from adapterhub_converters.gguf_file import GGUFFile  # noqa: E402
+from adapterhub_converters import dtypes, peft  # noqa: E402
+from adapterhub_converters.files import safetensors_file  # noqa: E402
+from adapterhub_converters.files.gguf_file import GGUFFile  # noqa: E402
 from tests import llama_cpp_scripts  # noqa: E402
 
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-05, "hidden_act": "silu"}

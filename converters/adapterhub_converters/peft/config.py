@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from . import peft_experts
-from .adapter import Adapter, LowRank, LowRankConv, LowRankEmbedding, Meta, StackedLowRank
-from .errors import FormatError, RefusedError
-from .patterns import matching_keys
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, LowRankEmbedding, Meta, StackedLowRank
+from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.patterns import matching_keys
+
+from . import experts
 
 CONFIG = "adapter_config.json"
 
@@ -232,7 +233,7 @@ def text(adapter: Adapter) -> str:
         "use_rslora": rslora == {True},
     }
     if stacks:
-        config |= {"target_parameters": stacks, "peft_version": peft_experts.WRITTEN}
+        config |= {"target_parameters": stacks, "peft_version": experts.WRITTEN}
     if adapter.meta.invocation:
         config["alora_invocation_tokens"] = list(adapter.meta.invocation)
     if adapter.meta.layers:

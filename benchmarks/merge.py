@@ -1,6 +1,6 @@
 """`fuse` against peft's `merge_and_unload` + `save_pretrained`, each as a whole process on the same base and adapter.
 
-    python benchmarks/bench_merge.py [--hidden 2048 --layers 22] [--runs 3] [--dir DIR]
+    python benchmarks/merge.py [--hidden 2048 --layers 22] [--runs 3] [--dir DIR]
 
 The base is a random Llama in bfloat16 in shards of 1 GB, the adapter r = 16 on every linear layer; both are made once
 in DIR. The two outputs are compared element by element at the end.
@@ -61,7 +61,7 @@ def differing(ours: Path, theirs: Path) -> tuple[int, int]:
     import numpy as np
 
     from adapterhub_converters.base import weight_files
-    from adapterhub_converters.safetensors_file import SafetensorsFile
+    from adapterhub_converters.files.safetensors_file import SafetensorsFile
 
     where = {}
     for path in weight_files(theirs):

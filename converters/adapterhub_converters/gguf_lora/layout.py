@@ -15,10 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import dtypes
-from .adapter import LowRank, LowRankEmbedding, StackedLowRank
-from .errors import RefusedError
-from .names import Architecture, layer_of
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.names import Architecture, layer_of
 
 ALL = -1
 """In place of the number of an expert: all of them."""

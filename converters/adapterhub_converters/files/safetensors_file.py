@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes
-from .errors import FormatError, LocalIOError
+from adapterhub_converters import dtypes
+from adapterhub_converters.errors import FormatError, LocalIOError
+
 from .json_file import parse_object
 from .opened import OpenFile
 

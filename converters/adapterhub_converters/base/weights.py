@@ -8,8 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from .base import weight_files
-from .safetensors_file import SafetensorsFile, TensorInfo
+from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
+
+from . import weight_files
 
 
 class ModelWeights:

@@ -1,29 +1,26 @@
-"""PEFT: `adapter_config.json` beside `adapter_model.safetensors`.
+"""A PEFT folder, or a config and tensors from elsewhere, to an `Adapter`.
 
 Follows peft 0.21 where it computes (`tuners/lora`): the rank is what the tensors say, the scale comes from
-`lora_alpha`, `alpha_pattern` and `use_rslora`. The config is `peft_config`'s, the names of tensors `peft_keys`',
-experts `peft_experts`'. What was read is written back with the bytes it had.
+`lora_alpha`, `alpha_pattern` and `use_rslora`. The config is `config`'s, the names of tensors `keys`',
+experts `experts`'.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import dtypes, json_file, peft_config, peft_experts, safetensors_file
-from .adapter import (
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import (
     AdaLora,
     Adapter,
     Delta,
     Hadamard,
-    Kept,
     Kronecker,
-    Loss,
-    LossReport,
     LowRank,
     LowRankConv,
     LowRankEmbedding,
@@ -31,19 +28,17 @@ from .adapter import (
     Rows,
     Source,
     StackedLowRank,
-    factored_out,
 )
-from .base import BaseSpec
-from .errors import FormatError, NotFoundError, RefusedError
-from .peft_config import CONFIG, Scales, residual_init
-from .peft_config import check as check_config
-from .peft_config import text as config_text
-from .peft_keys import PREFIX, classify, cleaned
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.files import json_file, safetensors_file
 
-__all__ = [
-    "CONFIG", "WEIGHTS", "check_config", "classify", "config_text", "nested", "parse", "read", "read_shapes",
-    "residual_init", "sniff", "state_dict", "weight_files", "write",
-]  # fmt: skip
+from . import experts
+from .config import CONFIG, Scales
+from .config import check as check_config
+from .config import meta as meta_of
+from .keys import PREFIX, classify, cleaned
+from .state_dict import What, tensor_names
 
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
@@ -152,17 +147,13 @@ def parse(
         deltas=deltas,
         replaced=parts.replaced,
         rows={target: _rows(target, values, config, where) for target, values in parts.rows.items()},
-        meta=peft_config.meta(config),
+        meta=meta_of(config),
         notes=(*notes, *scales.notes, *scales.unused()),
         copies=parts.copies,
     )
     origin = {what: files[name] for what, name in reader.renamed(parts.names).items()}
-    names = {name: origin[what] for what, name in _names(adapter).items() if origin[what] != name}
+    names = {name: origin[what] for what, name in tensor_names(adapter).items() if origin[what] != name}
     return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.turned)))
-
-
-_What = tuple[str, str, str]
-"""Which tensor of an adapter: of `pair` (target and part), `replaced`, `rows` or `copy`."""
 
 
 class _Parts:
@@ -171,7 +162,7 @@ class _Parts:
         self.replaced: dict[str, np.ndarray] = {}
         self.rows: dict[str, np.ndarray] = {}
         self.copies: dict[str, np.ndarray] = {}
-        self.names: dict[_What, str] = {}
+        self.names: dict[What, str] = {}
 
 
 def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
@@ -207,7 +198,7 @@ class _Deltas:
     def all(self, pairs: Mapping[str, dict[str, np.ndarray]]) -> dict[str, Delta]:
         """Every target and its delta."""
         lora = [name for name, part in pairs.items() if set(part) == {"A", "B"}]
-        self._targets = peft_experts.targeted(self._config, lora, f"{self._where}")
+        self._targets = experts.targeted(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
         deltas: dict[str, Delta] = {}
         for name, part in pairs.items():
@@ -218,15 +209,15 @@ class _Deltas:
                 deltas[name] = self._one(name, part)
         return deltas
 
-    def renamed(self, names: Mapping[_What, str]) -> dict[_What, str]:
+    def renamed(self, names: Mapping[What, str]) -> dict[What, str]:
         """The same with the targets that the adapter has for stacks."""
         return {(kind, self._targets.get(name, name), part): key for (kind, name, part), key in names.items()}
 
-    def _stacks(self, pairs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, peft_experts.Halves]:
-        stacks: dict[str, peft_experts.Halves] = {}
+    def _stacks(self, pairs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, experts.Halves]:
+        stacks: dict[str, experts.Halves] = {}
         for name, target in list(self._targets.items()):
             rank = self._scales.rank(target)
-            found = peft_experts.halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
+            found = experts.halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
             if found.experts > 1:
                 stacks[target] = found
             elif target.endswith(".weight") and not name.endswith(".base_layer"):
@@ -237,17 +228,17 @@ class _Deltas:
                 )
         return stacks
 
-    def _stack(self, target: str, stacks: Mapping[str, peft_experts.Halves]) -> StackedLowRank:
+    def _stack(self, target: str, stacks: Mapping[str, experts.Halves]) -> StackedLowRank:
         version = self._config.get("peft_version")
         if self._known is not None:
             is_turned = target in self._known
         else:
-            is_turned = peft_experts.turned(target, stacks, version, self._base, self._where)
+            is_turned = experts.turned(target, stacks, version, self._base, self._where)
         if is_turned:
             self.turned.add(target)
-        transposed = peft_experts.transposed_base(is_turned, version, self._base)
+        transposed = experts.transposed_base(is_turned, version, self._base)
         alpha, rslora = self._scales.alpha(target), self._scales.rslora
-        return peft_experts.stacked(stacks[target], alpha, rslora=rslora, is_turned=is_turned, transposed=transposed)
+        return experts.stacked(stacks[target], alpha, rslora=rslora, is_turned=is_turned, transposed=transposed)
 
     def _one(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
         kind = self._config["peft_type"]
@@ -353,85 +344,3 @@ def _rows(target: str, values: np.ndarray, config: Mapping[str, Any], where: str
     if not isinstance(ids, list) or len(ids) != len(values) or not all(isinstance(number, int) for number in ids):
         raise FormatError(f"{where}/{CONFIG}", f'"trainable_token_indices" does not name the {len(values)} rows of {target}')
     return Rows(tuple(ids), values)
-
-
-def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write a PEFT folder into the existing, empty folder `path`: the source's own bytes where they came from PEFT."""
-    own = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    written = adapter if own else factored_out(adapter)
-    tensors = state_dict(written)
-    if own:
-        tensors = {own.names.get(name, name): tensor for name, tensor in tensors.items()}
-    safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt"})
-    json_file.write_text(path / CONFIG, own.config if own else config_text(written))
-    changed = {target for target, delta in adapter.deltas.items() if written.deltas[target] is not delta}
-    kept = [
-        Kept(name, Loss.ROUNDED, "factors are products, rounded once in float32")
-        if _target_of(name) in changed
-        else Kept(name, Loss.EXACT)
-        for name in sorted(tensors)
-    ]
-    return LossReport(tuple(kept), written.notes)
-
-
-def _target_of(key: str) -> str:
-    return classify(key)[1]
-
-
-def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
-    """The tensors under the names peft saves them by."""
-    names = _names(adapter)
-    turned = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
-    return {names[what]: tensor for what, tensor in _tensors(adapter, turned)}
-
-
-# A part of a delta as `parts` calls it, to the part of `classify` and to the end of its name.
-_ENDS = {
-    "lora_A": ("A", ".lora_A.weight"), "lora_B": ("B", ".lora_B.weight"),
-    "magnitude": ("magnitude", ".lora_magnitude_vector"), "bias": ("bias", ".lora_B.bias"),
-}  # fmt: skip
-_EMBEDDING_ENDS = {
-    **_ENDS, "lora_A": ("embedding_A", ".lora_embedding_A"), "lora_B": ("embedding_B", ".lora_embedding_B"),
-}  # fmt: skip
-
-
-def _end(delta: Delta, part: str) -> tuple[str, str]:
-    if isinstance(delta, AdaLora | Hadamard | Kronecker):
-        return part, f".{part}"
-    return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
-
-
-def _names(adapter: Adapter) -> dict[_What, str]:
-    """The name in a PEFT file of everything an adapter has."""
-    stacks = peft_experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
-    names: dict[_What, str] = {}
-    for target, delta in adapter.deltas.items():
-        for part, _ in delta.parts():
-            label, end = _end(delta, part)
-            names["pair", target, label] = PREFIX + stacks.get(target, target) + end
-    for name in adapter.replaced:
-        names["replaced", name, ""] = PREFIX + _under_delta(name, adapter)
-    for name in adapter.copies:
-        names["copy", name, ""] = PREFIX + ".base_layer.".join(name.rsplit(".", 1))
-    for target in adapter.rows:
-        names["rows", target, ""] = f"{PREFIX}{target}.token_adapter.trainable_tokens_delta"
-    return names
-
-
-def _under_delta(name: str, adapter: Adapter) -> str:
-    """A bias of a module that has a delta is saved from inside peft's wrapper."""
-    module, _, kind = name.rpartition(".")
-    return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
-
-
-def _tensors(adapter: Adapter, turned: frozenset[str] | None) -> Iterator[tuple[_What, np.ndarray]]:
-    for target, delta in adapter.deltas.items():
-        if isinstance(delta, StackedLowRank):
-            is_turned = peft_experts.written_turned(target) if turned is None else target in turned
-            lora_A, lora_B = peft_experts.flattened(delta, is_turned=is_turned)
-            yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
-        else:
-            yield from ((("pair", target, _end(delta, part)[0]), tensor) for part, tensor in delta.parts())
-    yield from ((("replaced", name, ""), tensor) for name, tensor in adapter.replaced.items())
-    yield from ((("copy", name, ""), tensor) for name, tensor in adapter.copies.items())
-    yield from ((("rows", target, ""), rows.values) for target, rows in adapter.rows.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from .errors import FormatError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 
 class OpenFile:

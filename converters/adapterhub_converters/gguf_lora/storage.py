@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import dtypes, gguf_file
-from .errors import MissingExtraError, RefusedError, UsageError
+from adapterhub_converters import dtypes
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
+from adapterhub_converters.files import gguf_file
 
 CHOICES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
 _BLOCK = 32  # elements; of Q8_0 and Q4_0

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import LocalIOError, OutputExistsError
+from adapterhub_converters.errors import LocalIOError, OutputExistsError
 
 
 @contextmanager

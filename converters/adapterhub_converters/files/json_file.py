@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 MAX_CONFIG = 16_000_000  # bytes; the largest real config.json seen is under 1 MB, tokenizer.json is not read here
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from . import names
-from .adapter import FactorPair, LowRank, LowRankEmbedding, StackedLowRank
-from .base import BaseSpec
-from .errors import FormatError, RefusedError
-from .names import Architecture
+from adapterhub_converters import names
+from adapterhub_converters.adapter import FactorPair, LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.names import Architecture
 
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 

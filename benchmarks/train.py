@@ -1,6 +1,6 @@
 """A training step of ours against the usual loop of transformers, peft and bitsandbytes: same rows, same QLoRA.
 
-Usage: python benchmarks/bench_train.py BASE DATA.jsonl [--steps 8] [--rounds 3] [--rows 2] [--sequence 256]
+Usage: python benchmarks/train.py BASE DATA.jsonl [--steps 8] [--rounds 3] [--rows 2] [--sequence 256]
 
 Each round runs both programs as processes of their own, in turn, so that a machine that slows down slows both. A
 program reports the median of its steps in wall and CPU time, the first two not counted, and its peak memory. CPU time on one

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .base import BaseSpec
-from .deltas import StackedLowRank
-from .errors import FormatError, RefusedError
+from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.deltas import StackedLowRank
+from adapterhub_converters.errors import FormatError, RefusedError
 
 # The order in which transformers' expert modules define their parameters: peft wraps the first innermost.
 _ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import json_file
-from .errors import FormatError
-from .safetensors_file import TensorInfo
+from adapterhub_converters.errors import FormatError
+from adapterhub_converters.files import json_file
+from adapterhub_converters.files.safetensors_file import TensorInfo
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Parameter name to logical shape and dtype as stored."""

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes
-from .errors import FormatError, LocalIOError, MissingExtraError
+from adapterhub_converters import dtypes
+from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError
+
 from .opened import OpenFile
 from .safetensors_file import byte_view, release
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from .errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError
 
 PREFIX = "base_model.model."
 # Components that wrappers insert anywhere (torch.compile, FSDP, activation checkpointing).

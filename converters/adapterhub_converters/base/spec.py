@@ -1,0 +1,82 @@
+"""The value that all readers of a base make."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """Logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class BaseSpec:
+    """A base model seen from its headers.
+
+    Attributes:
+        where: The folder or file it was read from.
+        kind: `hf` or `gguf`.
+        architecture: Hugging Face's class name, `LlamaForCausalLM`.
+        model_type: Hugging Face's `model_type`, `llama`.
+        config: The numbers that change the function, under their `config.json` names.
+        tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights.
+        tied: Whether the output layer is the embedding table.
+        quantisation: How the weights are stored when not in floats: `nf4`, `q4_1`, …
+    """
+
+    where: str
+    kind: str
+    architecture: str
+    model_type: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, BaseTensor] = field(default_factory=dict)
+    tied: bool = False
+    quantisation: str | None = None
+    tokenizer_digest: str | None = None
+    chat_template_digest: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of names and logical shapes; None without weights. A tied output layer counts as absent."""
+        if not self.tensors:
+            return None
+        lines = (
+            f"{name}\t{','.join(map(str, tensor.shape))}\n"
+            for name, tensor in sorted(self.tensors.items())
+            if not (self.tied and name == "lm_head.weight")
+        )
+        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def text_digest(text: object) -> str | None:
+    """Of the exact text; None when it is none."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the numbers that transformers derives where a config leaves them out."""
+    for old, name in _OLD_NAMES.items():
+        if old in config:
+            config.setdefault(name, config[old])
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and heads > 0:
+        config.setdefault("num_key_value_heads", heads)
+        if isinstance(hidden, int) and config.get("head_dim") is None:
+            config["head_dim"] = hidden // heads
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+    return config
+
+
+# What GPT-2's and BLOOM's configs call the numbers that all others call alike.
+_OLD_NAMES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}

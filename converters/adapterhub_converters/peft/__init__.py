@@ -1,0 +1,14 @@
+"""PEFT: `adapter_config.json` beside `adapter_model.safetensors`."""
+
+from .config import CONFIG, residual_init
+from .config import check as check_config
+from .config import text as config_text
+from .keys import classify
+from .reader import INDEX, WEIGHTS, nested, parse, read, read_shapes, sniff, weight_files
+from .state_dict import state_dict
+from .writer import write
+
+__all__ = [
+    "CONFIG", "INDEX", "WEIGHTS", "check_config", "classify", "config_text", "nested", "parse", "read", "read_shapes",
+    "residual_init", "sniff", "state_dict", "weight_files", "write",
+]  # fmt: skip
