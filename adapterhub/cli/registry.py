@@ -72,48 +72,61 @@ def init(settings: Settings, folder: str | None) -> None:
 @click.argument("ref", shell_complete=_complete_ref)
 @click.option("--base", metavar="BASE", help="Pin the model it was trained on; refused when it does not fit.")
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
+@click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @click.pass_obj
-def push(settings: Settings, *, source: str, ref: str, base: str | None, expect: str | None) -> None:
+def push(settings: Settings, *, source: str, ref: str, base: str | None, expect: str | None, force: bool) -> None:
     """Store an adapter as the next version of a name.
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
-    The same files again make no new version. The registry is made if there is none.
+    The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
     """
     from adapterhub.ref import Ref
 
     target = Ref.parse(ref)
     spec = sources.read_base(base) if base else None
-    with (
-        sources.opened(source, settings) as found,
-        sources.as_folder(found) as folder,
-        _pinned(folder, found, spec) as ready,
-        open_registry(settings, make=True) as registry,
-    ):
-        version = registry.push(ready, target, expect=expect)
+    with sources.opened(source, settings) as found:
+        _checked(found, spec, force=force)
+        with (
+            sources.as_folder(found) as folder,
+            _pinned(folder, spec) as ready,
+            open_registry(settings, make=True) as registry,
+        ):
+            version = registry.push(ready, target, expect=expect)
     for name in version.skipped:
         output.say(output.one_line(f"left out: {name}"))
     output.emit(_version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
 
 
+def _checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> None:
+    """Refuse what `validate` finds errors in, unless forced: then say how many."""
+    from adapterhub import compat
+
+    report = compat.check(found.path, base=base, where=found.where)
+    if report.ok:
+        return
+    errors = [problem for problem in report.problems if problem.severity == compat.ERROR]
+    if force:
+        output.say(output.one_line(f"pushed in spite of {output.plural(len(errors), 'error')}, the first {errors[0].code}"))
+        return
+    misfit = f"does not fit {base.where}: " if base and any(problem.code in compat.FIT for problem in errors) else ""
+    more = f" (and {output.plural(len(errors) - 1, 'more error')})" if len(errors) > 1 else ""
+    where = f"{errors[0].where}: " if errors[0].where else ""
+    with_base = f" --base {base.where}" if base else ""
+    hint = f"`adapterhub validate {found.where}{with_base}` says more, --force pushes it all the same"
+    raise RefusedError(found.where, f"{misfit}{errors[0].code}: {where}{errors[0].what}{more}", hint)
+
+
 @contextmanager
-def _pinned(folder: Path, found: sources.Source, base: BaseSpec | None) -> Iterator[Path]:
+def _pinned(folder: Path, base: BaseSpec | None) -> Iterator[Path]:
     """The folder, or a copy of it whose adapter.json pins the base."""
     if base is None:
         yield folder
         return
     import tempfile
 
-    from adapterhub import compat, facts
+    from adapterhub import facts
     from adapterhub.folder import listing
 
-    report = compat.check(found.path, base=base, headers_only=True, where=found.where)
-    if not report.ok:
-        worst = report.problems[0]
-        more = report.count("error") - 1
-        what = f"does not fit {base.where}: {worst.code}: {worst.what}" + (
-            f" (and {output.plural(more, 'more error')})" if more else ""
-        )
-        raise RefusedError(found.where, what, f"`adapterhub validate {found.where} --base {base.where}` says more")
     document = facts.read_facts(folder) or facts.describe(folder)
     pinned = facts.describe(folder, base=base)["base"]
     document["base"] = {**pinned, **{key: value for key, value in document["base"].items() if value}}

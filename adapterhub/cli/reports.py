@@ -1,9 +1,9 @@
-"""A report of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
+"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -19,8 +19,16 @@ _REASONS = 2  # reasons of a verdict that it shows
 _COLOURS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 
 
-def text(report: Report, *, screen: int | None = None) -> str:
-    """For people: problems grouped by code, a verdict per runtime, the sum in the last line."""
+def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
+    """For people: problems grouped by code, a verdict per runtime, the sum last; of several, a last line for all."""
+    texts = [_text(report, screen) for report in reports]
+    if len(reports) > 1:
+        bad = sum(not report.ok for report in reports)
+        texts.append(f"{len(reports)} adapters: " + (colour(f"{bad} not ok", "red") if bad else colour("all ok", "green")))
+    return "\n\n".join(texts)
+
+
+def _text(report: Report, screen: int | None) -> str:
     lines = [_headline(report), ""]
     if report.problems:
         lines += [*_problem_lines(report.problems, screen), ""]
@@ -91,13 +99,15 @@ def _sum(report: Report) -> str:
     counts = [plural(report.count(severity), severity) for severity in (ERROR, WARNING, NOTE) if report.count(severity)]
     if report.ok:
         return colour("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report")
-    return colour("not ok", "red") + f": {', '.join(counts)}"
+    why = "" if report.count(ERROR) else " (--strict)"
+    return colour("not ok", "red") + f"{why}: {', '.join(counts)}"
 
 
 def document(report: Report) -> dict[str, Any]:
     """The report with stable keys."""
     return {
         "ok": report.ok,
+        "strict": report.strict,
         "source": report.where,
         "format": report.format,
         "base": report.base,
@@ -110,6 +120,8 @@ def document(report: Report) -> dict[str, Any]:
                 "file": problem.file,
                 "name": problem.name,
                 "what": problem.what,
+                "expected": problem.expected,
+                "got": problem.got,
                 "hint": problem.hint,
             }
             for problem in report.problems
@@ -126,14 +138,19 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def as_json(report: Report) -> str:
-    """The document, as text."""
-    return json.dumps(document(report), indent=2)
+def as_json(reports: Sequence[Report]) -> str:
+    """The document of the one report, or all of them under `reports`, as text."""
+    if len(reports) == 1:
+        return json.dumps(document(reports[0]), indent=2)
+    return json.dumps(
+        {"ok": all(report.ok for report in reports), "reports": [document(report) for report in reports]}, indent=2
+    )
 
 
-def sarif(report: Report) -> str:
-    """SARIF 2.1.0 (OASIS), as code-scanning services read it; they want a physical location and a start line."""
-    codes = list(dict.fromkeys(problem.code for problem in report.problems))
+def sarif(reports: Sequence[Report]) -> str:
+    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they want a physical location and a start line."""
+    found = [(report, problem) for report in reports for problem in report.problems]
+    codes = list(dict.fromkeys(problem.code for _, problem in found))
     rules = [
         {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
         for code in codes
@@ -146,7 +163,7 @@ def sarif(report: Report) -> str:
             "message": {"text": _sentence(problem)},
             "locations": [_location(report, problem)],
         }
-        for problem in report.problems
+        for report, problem in found
     ]
     driver = {"name": "adapterhub", "version": __version__, "rules": rules}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
@@ -171,24 +188,31 @@ def _sentence(problem: Problem) -> str:
     return one_line(f"{name}{problem.what}. {problem.hint}" if problem.hint else f"{name}{problem.what}")
 
 
-def junit(report: Report) -> str:
-    """JUnit XML: a test case per code, so that a test keeps its name whether or not it fails."""
+def junit(reports: Sequence[Report]) -> str:
+    """JUnit XML: a suite per adapter and in it a test case per code, so that a test keeps its name whether or not it fails."""
+    suites = [_suite(report) for report in reports]
+    tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f'<testsuites name="adapterhub validate" tests="{tests}" failures="{failures}" errors="0">',
+            *suites,
+            "</testsuites>",
+        ]
+    )
+
+
+def _failing(report: Report) -> set[str]:
+    return {problem.code for problem in report.problems if report.fails(problem)}
+
+
+def _suite(report: Report) -> str:
     found: dict[str, list[Problem]] = {}
     for problem in report.problems:
         found.setdefault(problem.code, []).append(problem)
     cases = [_case(report, code, found.get(code, [])) for code in CODES]
-    failures = sum(CODES[code][0] == ERROR for code in found)
-    head = f'name={_attribute(report.where)} tests="{len(cases)}" failures="{failures}" errors="0" skipped="0"'
-    return "\n".join(
-        [
-            '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<testsuites name="adapterhub validate" tests="{len(cases)}" failures="{failures}" errors="0">',
-            f"  <testsuite {head}>",
-            *cases,
-            "  </testsuite>",
-            "</testsuites>",
-        ]
-    )
+    head = f'name={_attribute(report.where)} tests="{len(cases)}" failures="{len(_failing(report))}" errors="0" skipped="0"'
+    return "\n".join([f"  <testsuite {head}>", *cases, "  </testsuite>"])
 
 
 def _case(report: Report, code: str, problems: list[Problem]) -> str:
@@ -197,7 +221,7 @@ def _case(report: Report, code: str, problems: list[Problem]) -> str:
         return f"{head}/>"
     message = _attribute(_line(problems[0]))
     body = _element("\n".join(_line(problem) for problem in problems))
-    if CODES[code][0] == ERROR:
+    if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"
 
@@ -214,16 +238,19 @@ def _element(value: str) -> str:
     return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def github(report: Report) -> str:
+def github(reports: Sequence[Report]) -> str:
     """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped)."""
+    return "\n".join(line for report in reports for line in _github(report))
+
+
+def _github(report: Report) -> Iterator[str]:
     levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
-    lines = [
-        f"::{levels[problem.severity]} file={_property(_file(report, problem))},title={_property(problem.code)}"
-        f"::{_data(_sentence(problem))}"
-        for problem in report.problems
-    ]
+    for problem in report.problems:
+        level = "error" if report.fails(problem) else levels[problem.severity]
+        place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
+        yield f"::{level} {place}::{_data(_sentence(problem))}"
     bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
-    return "\n".join([*lines, f"{report.where}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")])
+    yield f"{one_line(report.where)}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")
 
 
 def _data(value: str) -> str:
@@ -234,7 +261,7 @@ def _property(value: str) -> str:
     return _data(value).replace(":", "%3A").replace(",", "%2C")
 
 
-RENDERERS: dict[str, Callable[[Report], str]] = {
+RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "text": text,
     "json": as_json,
     "sarif": sarif,

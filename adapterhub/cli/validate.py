@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import click
 
 from . import sources
@@ -10,16 +13,19 @@ from .app import Settings, command
 # Spelt out here so that help and completion need not import the checks (numpy); a test compares.
 _FORMATS = ("text", "json", "sarif", "junit", "github")
 _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
+# Files of an adapter that is a folder (peft, mlx-lm).
+_PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "adapter.json")
 
 
 @command(
     "validate",
-    short="Say all that is wrong with an adapter.",
+    short="Say all that is wrong with adapters.",
     example="""
     adapterhub validate ./sql --base ./Qwen3-0.6B
+    adapterhub validate adapters/* --strict
     adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --format sarif > sql.sarif""",
 )
-@click.argument("source", metavar="SRC")
+@click.argument("given", metavar="SRC...", nargs=-1, required=True)
 @click.option("--base", metavar="BASE", help="The model it is for: a Hugging Face folder or a .gguf file.")
 @click.option(
     "--for",
@@ -29,12 +35,22 @@ _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
     help="Fail unless this runtime would apply it; repeatable.",
 )
 @click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="How to report.")
+@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="Fail on a rank above N, as vLLM's --max-lora-rank.")
+@click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @click.option("--headers-only", is_flag=True, help="Read no values: misses NaNs and zeros, takes no time.")
 @click.pass_obj
 def validate(
-    settings: Settings, *, source: str, base: str | None, runtimes: tuple[str, ...], style: str, headers_only: bool
+    settings: Settings,
+    *,
+    given: tuple[str, ...],
+    base: str | None,
+    runtimes: tuple[str, ...],
+    style: str,
+    max_rank: int | None,
+    strict: bool,
+    headers_only: bool,
 ) -> int:
-    """Say all that is wrong with an adapter, alone or on a base.
+    """Say all that is wrong with adapters, alone or on a base.
 
     SRC is a folder, a file or a ref. Without --base its files and its own consistency are checked; with it also
     whether every tensor meets its module in the base, and the other way round. The table says what each runtime would do.
@@ -45,10 +61,30 @@ def validate(
     from . import output, reports
 
     spec = sources.read_base(base) if base else None
-    with sources.opened(source, settings) as found:
-        report = compat.check(found.path, base=spec, runtimes=runtimes, headers_only=headers_only, where=found.where)
+    done = []
+    for source in _adapters(given):
+        with sources.opened(source, settings) as found:
+            report = compat.check(
+                found.path,
+                base=spec,
+                runtimes=runtimes,
+                max_rank=max_rank,
+                headers_only=headers_only,
+                strict=strict,
+                where=found.where,
+            )
+        done.append(report)
     if settings.as_json:
         style = "json"
-    rendered = reports.text(report, screen=output.width()) if style == "text" else reports.RENDERERS[style](report)
-    output.write(rendered)
-    return 0 if report.ok else 1
+    output.write(reports.text(done, screen=output.width()) if style == "text" else reports.RENDERERS[style](done))
+    return 0 if all(report.ok for report in done) else 1
+
+
+def _adapters(given: Iterable[str]) -> list[str]:
+    """Each adapter once: hooks name the files that changed, and two may be of one folder."""
+    folders = {
+        text: str(Path(text).parent)
+        for text in given
+        if Path(text).name in _PARTS and (Path(text).parent / "adapter_config.json").is_file()
+    }
+    return list(dict.fromkeys(folders.get(text, text) for text in given))

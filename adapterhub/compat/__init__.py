@@ -17,13 +17,20 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 from . import contents as _contents
 from . import fit, identity, selfcheck, verdicts
 from .contents import Contents
-from .report import CODES, ERROR, NOTE, SEVERITIES, WARNING, Problem, Report, Verdict
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Problem, Report, Verdict
 
-__all__ = ["CODES", "ERROR", "NOTE", "SEVERITIES", "WARNING", "Problem", "Report", "Verdict", "check"]
+__all__ = ["CODES", "ERROR", "FIT", "NOTE", "SEVERITIES", "WARNING", "Problem", "Report", "Verdict", "check"]
 
 
 def check(
-    path: Path, *, base: BaseSpec | None = None, runtimes: Sequence[str] = (), headers_only: bool = False, where: str = ""
+    path: Path,
+    *,
+    base: BaseSpec | None = None,
+    runtimes: Sequence[str] = (),
+    max_rank: int | None = None,
+    headers_only: bool = False,
+    strict: bool = False,
+    where: str = "",
 ) -> Report:
     """All that is wrong with an adapter, alone and on a base.
 
@@ -31,7 +38,9 @@ def check(
         path: A folder or a file in a format of `adapterhub_converters.formats`; NotFoundError when it is neither.
         base: What it is to be used with; without one, levels two to four are not looked at.
         runtimes: Names of RUNTIMES that must apply it: each that would not is a problem of code `runtime`.
+        max_rank: The largest rank that the runtime will be set to take: each module above it is a problem.
         headers_only: Read no tensor's values: NaNs, infinities and zeros go unseen.
+        strict: Warnings fail the adapter as errors do.
         where: What the report calls the adapter; its path if empty.
     """
     unknown = sorted(set(runtimes) - set(RUNTIMES))
@@ -44,6 +53,7 @@ def check(
         levels += ["values"] * (not headers_only) + ["base", "identity"] * (base is not None)
     judged = verdicts.verdicts(found, base, problems)
     problems += [_demanded(judged[name]) for name in dict.fromkeys(runtimes) if judged[name].verdict != APPLIED]
+    problems += _above(found, max_rank) if found is not None and max_rank is not None else ()
     problems.sort(key=_order)
     return Report(
         where=where or str(path),
@@ -53,6 +63,7 @@ def check(
         verdicts=judged,
         facts=_summary(found) if found else {},
         levels=tuple(levels),
+        strict=strict,
     )
 
 
@@ -80,6 +91,13 @@ def _order(problem: Problem) -> tuple[object, ...]:
     """The worst first; of one code, layer 2 before layer 10."""
     natural = tuple((int(part), "") if part.isdigit() else (-1, part) for part in problem.name.split("."))
     return SEVERITIES.index(problem.severity), _CODES.index(problem.code), problem.file, natural
+
+
+def _above(found: Contents, max_rank: int) -> Iterator[Problem]:
+    for target, rank in selfcheck.ranks(found).items():
+        if rank > max_rank:
+            what = f"rank {rank}, and the largest allowed is {max_rank}"
+            yield Problem("rank-above-max", "", target, what, expected=f"{max_rank} at most", got=str(rank))
 
 
 def _demanded(verdict: Verdict) -> Problem:

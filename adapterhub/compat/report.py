@@ -61,19 +61,30 @@ CODES: dict[str, tuple[str, str]] = {
     "tokenizer-differs": (WARNING, "tokenizer.json is not the one the adapter was trained with"),
     "template-differs": (WARNING, "the chat template is not the one the adapter was trained with"),
     # Will the runtime that was asked for do it?
+    "rank-above-max": (ERROR, "a module's rank is above the largest that the runtime will be set to take (--max-rank)"),
     "runtime": (ERROR, "a runtime named with --for would not apply the adapter as it was trained"),
 }  # fmt: skip
+
+_ORDER = list(CODES)
+FIT = frozenset(_ORDER[_ORDER.index("base-without-weights") : _ORDER.index("rank-above-max")])
+"""The codes that are about an adapter on a base."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: `file` inside the adapter, `name` of the tensor, key or runtime in it; either may be empty."""
+    """One finding.
+
+    `file` inside the adapter and `name` of the tensor, key or runtime in it may be empty, as may `expected` and `got`, which
+    say for programs what `what` says for people.
+    """
 
     code: str
     file: str
     name: str
     what: str
     hint: str = ""
+    expected: str = ""
+    got: str = ""
 
     @property
     def severity(self) -> str:
@@ -99,7 +110,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a check found. `levels`: what was looked at (`files`, `values`, `base`, `identity`)."""
+    """All that a check found.
+
+    `levels`: what was looked at (`files`, `values`, `base`, `identity`). `strict`: warnings count as errors do.
+    """
 
     where: str
     format: str | None
@@ -108,11 +122,16 @@ class Report:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     levels: tuple[str, ...] = ()
+    strict: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error."""
-        return not any(problem.severity == ERROR for problem in self.problems)
+        """Whether nothing fails it."""
+        return not any(self.fails(problem) for problem in self.problems)
+
+    def fails(self, problem: Problem) -> bool:
+        """Whether this problem alone makes the adapter not ok."""
+        return problem.severity == ERROR or (self.strict and problem.severity == WARNING)
 
     def count(self, severity: str) -> int:
         """How many problems have this severity."""

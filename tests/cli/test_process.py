@@ -84,7 +84,7 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
     [
         (["frobnicate"], 2, "there is no command 'frobnicate'"),
         (["validte", "sql"], 2, "did you mean validate?"),
-        (["validate"], 2, "Missing argument 'SRC'"),
+        (["validate"], 2, "Missing argument 'SRC...'"),
         (["validate", "sql", "--bose", "x"], 2, "No such option"),
         (["validate", "sql", "--for", "torch"], 2, "'torch' is not one of"),
         (["validate", "nope"], 3, "nope: no such file or folder, and not a ref either"),

@@ -28,7 +28,7 @@ def nasty(severity_code: str = "malformed") -> Report:
 
 
 def test_text_groups_by_code_and_ends_with_the_sum(report: Report) -> None:
-    lines = reports.text(report).splitlines()
+    lines = reports.text([report]).splitlines()
     assert lines[0].startswith("out/my sql: peft, r 4, 12 modules")
     assert sum("[rank-config]" in line for line in lines) == 1
     assert "    and 9 more; --format json has them all" in lines
@@ -41,27 +41,27 @@ def test_text_shows_layer_2_before_layer_10(report: Report) -> None:
 
 @pytest.mark.parametrize("screen", [40, 80, 120])
 def test_text_fits_the_screen(report: Report, screen: int) -> None:
-    longest = max(reports.text(report, screen=screen).splitlines(), key=len)
+    longest = max(reports.text([report], screen=screen).splitlines(), key=len)
     # A module path is never cut: it would not be the module's name any more.
     assert len(longest) <= max(screen, max(len(word) for word in longest.split()) + 6)
 
 
 def test_no_renderer_lets_a_control_character_through() -> None:
     for name, render in reports.RENDERERS.items():
-        assert "\x1b" not in render(nasty()), name
+        assert "\x1b" not in render([nasty()]), name
 
 
 def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
-    document = json.loads(reports.as_json(report))
-    assert list(document) == ["ok", "source", "format", "base", "levels", "facts", "problems", "runtimes"]
+    document = json.loads(reports.as_json([report]))
+    assert list(document) == ["ok", "strict", "source", "format", "base", "levels", "facts", "problems", "runtimes"]
     assert len(document["problems"]) == len(report.problems)
-    assert list(document["problems"][0]) == ["code", "severity", "file", "name", "what", "hint"]
+    assert list(document["problems"][0]) == ["code", "severity", "file", "name", "what", "expected", "got", "hint"]
     assert list(document["runtimes"]) == list(RUNTIMES)
     assert list(document["runtimes"]["peft"]) == ["version", "verdict", "reasons", "convert_to"]
 
 
 def test_sarif(report: Report) -> None:
-    document = json.loads(reports.sarif(report))
+    document = json.loads(reports.sarif([report]))
     assert (document["version"], len(document["runs"])) == ("2.1.0", 1)
     run = document["runs"][0]
     rules = run["tool"]["driver"]["rules"]
@@ -77,24 +77,24 @@ def test_sarif(report: Report) -> None:
 
 
 def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
-    suites = ET.fromstring(reports.junit(report))
+    suites = ET.fromstring(reports.junit([report]))
     (suite,) = suites
     cases = suite.findall("testcase")
     assert int(suite.get("tests", "")) == len(cases) == len(compat.CODES)
     assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
-    (clean,) = ET.fromstring(reports.junit(Report("x", "peft", None, ())))
+    (clean,) = ET.fromstring(reports.junit([Report("x", "peft", None, ())]))
     assert [case.get("name") for case in clean] == [case.get("name") for case in cases]
 
 
 def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
-    failure = ET.fromstring(reports.junit(nasty())).find(".//failure")
+    failure = ET.fromstring(reports.junit([nasty()])).find(".//failure")
     assert failure is not None
     assert "<c> & 100%" in (failure.text or "")
 
 
 @pytest.mark.parametrize(("code", "level"), [("malformed", "error"), ("does-nothing", "warning"), ("unpinned", "notice")])
 def test_github_commands_are_escaped(code: str, level: str) -> None:
-    line = reports.github(nasty(code)).splitlines()[0]
+    line = reports.github([nasty(code)]).splitlines()[0]
     assert line.startswith(f"::{level} file=a b%2Cc%3Ad/adapter_config.json,title={code}::")
     message = line.split("::", 2)[2]
     assert "100%25" in message

@@ -9,6 +9,8 @@ from typing import BinaryIO, Self
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
+_POINTER = b"version https://git-lfs"
+
 
 class OpenFile:
     """An open file; a context manager. `where` is what errors call it, its path unless said otherwise."""
@@ -22,6 +24,8 @@ class OpenFile:
         except OSError as error:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:
+            if self._read_at(0, len(_POINTER)) == _POINTER:
+                raise FormatError(self.where, "a Git LFS pointer, not the file it stands for", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)
         except BaseException:
             self.close()

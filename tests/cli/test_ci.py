@@ -1,0 +1,247 @@
+"""Validating in CI: several adapters at once, the action, the hook, and SARIF."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from adapterhub.cli import reports
+from adapterhub.compat import CODES, Problem, Report
+from tests.cli.test_process import PATH
+from tests.conftest import ROOT, Run, need_module, need_program
+from tests.folders import adapter, base, pairs
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> None:
+    """A good adapter and one that is only warned about."""
+    base(tmp_path / "base", 2)
+    adapter(tmp_path / "good", pairs(2))
+    adapter(tmp_path / "unused", pairs(2), alpha_pattern={"no_such_module": 3})
+
+
+def test_several_adapters_are_checked_in_one_call(run: Run, two: None) -> None:
+    document = json.loads(run("validate", "good", "unused", "--json").stdout)
+    assert document["ok"] is True
+    assert [report["source"] for report in document["reports"]] == ["good", "unused"]
+    assert run("validate", "good", "unused").stdout.splitlines()[-1] == "2 adapters: all ok"
+
+
+def test_one_bad_adapter_among_good_ones_fails_the_call(run: Run, two: None, tmp_path: Path) -> None:
+    adapter(tmp_path / "bad", pairs(2), r=3)
+    done = run("validate", "good", "bad", code=1)
+    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok"
+
+
+def test_strict_fails_on_a_warning_and_says_so(run: Run, two: None) -> None:
+    assert "ok: 1 warning" in run("validate", "unused").stdout
+    assert "not ok (--strict): 1 warning" in run("validate", "unused", "--strict", code=1).stdout
+    assert run("validate", "good", "--strict").stdout.endswith("ok: nothing to report\n")
+    for style, sign in (("github", "::error file="), ("junit", "<failure"), ("json", '"ok": false')):
+        assert sign in run("validate", "unused", "--strict", "--format", style, code=1).stdout
+
+
+def test_max_rank_names_the_modules_above_it(run: Run, two: None) -> None:
+    run("validate", "good", "--max-rank", "2")
+    document = json.loads(run("validate", "good", "--max-rank", "1", "--json", code=1).stdout)
+    assert {problem["code"] for problem in document["problems"]} == {"rank-above-max"}
+    assert (document["problems"][0]["expected"], document["problems"][0]["got"]) == ("1 at most", "2")
+
+
+def test_files_of_one_folder_are_one_adapter(run: Run, two: None) -> None:
+    files = ["good/adapter_config.json", "good/adapter_model.safetensors", "unused/adapter_config.json"]
+    document = json.loads(run("validate", *files, "--json").stdout)
+    assert [report["source"] for report in document["reports"]] == ["good", "unused"]
+
+
+def test_a_git_lfs_pointer_is_called_one(run: Run, two: None, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "good/adapter_model.safetensors").write_text(pointer)
+    assert "a Git LFS pointer, not the file it stands for" in run("validate", "good", code=1).stdout
+
+
+def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: None, tmp_path: Path) -> None:
+    adapter(tmp_path / "bad", pairs(2), r=3)
+    done = run("push", "bad", "team/bad", code=6)
+    assert done.stderr.startswith("error: bad: rank-config: ")
+    assert "--force" in done.stderr
+    assert run("list", code=None).stdout == ""
+    forced = run("push", "bad", "team/bad", "--force")
+    assert forced.stdout.startswith("team/bad:v1")
+    assert forced.stderr == "pushed in spite of 2 errors, the first rank-config\n"
+
+
+# --- the action and the hook
+
+
+def step(name: str) -> dict[str, Any]:
+    need_module("yaml")
+    import yaml
+
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    (found,) = (item for item in steps if item.get("name") == name)
+    assert isinstance(found, dict)
+    return found
+
+
+def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
+    """What the action's step does, with our sources for the installed package."""
+    bash = need_program("bash")
+    (folder / "bin").mkdir(exist_ok=True)
+    program = folder / "bin/adapterhub"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adapterhub "$@"\n')
+    program.chmod(0o755)
+    found = step("Validate")
+    environment = {**dict.fromkeys(found["env"], ""), **inputs, "PYTHONPATH": PATH}
+    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    command = [bash, "--noprofile", "--norc", "-eo", "pipefail", "-c", found["run"]]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_action_annotates_and_fails(two: None, tmp_path: Path) -> None:
+    adapter(tmp_path / "bad one", pairs(2), r=3)
+    assert acted(tmp_path, PATHS="good\nunused\n", BASE="base", RUNTIMES="peft vllm").returncode == 0
+    done = acted(tmp_path, PATHS="good\nbad*\n", SARIF="out.sarif")
+    assert done.returncode == 1
+    assert "::error file=bad one/adapter_model.safetensors" in done.stdout
+    assert json.loads((tmp_path / "out.sarif").read_text())["runs"][0]["results"]
+    assert acted(tmp_path, PATHS="unused", STRICT="true").returncode == 1
+    assert acted(tmp_path, PATHS="good", MAX_RANK="1").returncode == 1
+
+
+def test_the_action_takes_no_input_for_a_command_or_an_option(two: None, tmp_path: Path) -> None:
+    done = acted(tmp_path, PATHS="$(touch hacked)\n--help", BASE="base; touch hacked")
+    assert done.returncode == 3
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_the_action_says_when_no_adapter_is_there(two: None, tmp_path: Path) -> None:
+    done = acted(tmp_path, PATHS="nothing/*")
+    assert (done.returncode, done.stdout) == (3, "::error::no adapter is at nothing/*\n")
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"), [("vendor.github-actions", "action.yml"), ("vendor.github-workflows", "examples/ci/adapters.yml")]
+)
+def test_github_takes_the_action_and_the_workflow(schema: str, file: str) -> None:
+    need_module("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(ROOT / file)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_the_workflow_uses_inputs_that_the_action_has() -> None:
+    need_module("yaml")
+    import yaml
+
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    steps = yaml.safe_load((ROOT / "examples/ci/adapters.yml").read_text())["jobs"]["validate"]["steps"]
+    (ours,) = (item for item in steps if "adapterhub@" in item.get("uses", ""))
+    assert set(ours["with"]) <= set(inputs)
+    table = (ROOT / "docs/ci.md").read_text()
+    assert [name for name in inputs if f"| `{name}` |" not in table] == []
+
+
+def test_pre_commit_takes_the_hook_and_runs_it_on_what_changed(two: None, tmp_path: Path) -> None:
+    need_module("pre_commit")
+    git = need_program("git")
+    import yaml
+
+    subprocess.run([sys.executable, "-m", "pre_commit", "validate-manifest", str(ROOT / ".pre-commit-hooks.yaml")], check=True)
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    adapter(repository / "bad", pairs(2), r=3)
+    shutil.copytree(tmp_path / "good", repository / "good")
+    # The hook as it stands but for where it is installed: a local hook runs the sources.
+    local = {**hook, "language": "system", "entry": f"{sys.executable} -m {hook['entry']}"}
+    (repository / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": [local]}]}))
+    environment = {**os.environ, "PYTHONPATH": PATH, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
+
+    def commit(*paths: str) -> subprocess.CompletedProcess[str]:
+        subprocess.run([git, "add", ".pre-commit-config.yaml", *paths], cwd=repository, check=True)
+        command = [sys.executable, "-m", "pre_commit", "run"]
+        return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+
+    subprocess.run([git, "init", "-q"], cwd=repository, check=True)
+    assert "Passed" in commit("good").stdout
+    failed = commit("bad")
+    assert failed.returncode == 1
+    assert "[rank-config]" in failed.stdout
+
+
+# --- SARIF
+
+_TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}}
+_LEVEL = {"enum": ["none", "note", "warning", "error"]}
+
+
+def strict(**properties: Any) -> dict[str, Any]:
+    """An object that has these and no other; those whose name begins with _ are optional."""
+    names = {name.lstrip("_"): value for name, value in properties.items()}
+    required = [name for name in properties if not name.startswith("_")]
+    return {"type": "object", "properties": names, "required": required, "additionalProperties": False}
+
+
+def many(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+# The part of SARIF 2.1.0 (OASIS, sarif-schema-2.1.0.json) that is written, and nothing else allowed.
+SARIF = {
+    **strict(
+        version={"const": "2.1.0"},
+        runs=many(
+            strict(
+                tool=strict(
+                    driver=strict(
+                        name={"type": "string"},
+                        version={"type": "string"},
+                        rules={
+                            **many(
+                                strict(id={"type": "string"}, shortDescription=_TEXT, defaultConfiguration=strict(level=_LEVEL))
+                            ),
+                            "uniqueItems": True,
+                        },
+                    )
+                ),
+                columnKind={"enum": ["utf16CodeUnits", "unicodeCodePoints"]},
+                results=many(
+                    strict(
+                        ruleId={"type": "string"},
+                        ruleIndex={"type": "integer", "minimum": -1},
+                        level=_LEVEL,
+                        message=_TEXT,
+                        locations=many(
+                            strict(
+                                physicalLocation=strict(
+                                    artifactLocation=strict(uri={"type": "string", "format": "uri-reference"}),
+                                    region=strict(startLine={"type": "integer", "minimum": 1}),
+                                ),
+                                _logicalLocations=many(strict(fullyQualifiedName={"type": "string"})),
+                            )
+                        ),
+                    )
+                ),
+            )
+        ),
+    )
+}
+SARIF["properties"]["$schema"] = {"type": "string", "format": "uri"}
+
+
+def test_sarif_says_nothing_that_2_1_0_does_not_know() -> None:
+    problems = tuple(Problem(code, file, name, "x", "y") for code in CODES for file in ("", "a b.json") for name in ("", "n"))
+    for given in (
+        [],
+        [Report("a b", "peft", "base", problems)],
+        [Report("c:d", None, None, ()), Report("e", "gguf", None, problems)],
+    ):
+        jsonschema.validate(json.loads(reports.sarif(given)), SARIF)
