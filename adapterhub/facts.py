@@ -50,6 +50,7 @@ def describe(
     base: BaseSpec | None = None,
     training: Mapping[str, Any] | None = None,
     parents: Sequence[Mapping[str, Any]] = (),
+    recipe: Mapping[str, Any] | None = None,
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
     seen: Seen | None = None,
@@ -61,6 +62,7 @@ def describe(
         base: The base it was trained on, if it is at hand.
         training: What the trainer recorded, under the names of the schema.
         parents: The adapters it was made from.
+        recipe: How, under the names of the schema.
         declared: What adapter.toml would say; None to read that file.
         files: Digests and sizes of the folder's files, where the caller has them already.
         seen: What `look` said of the folder, likewise.
@@ -78,6 +80,7 @@ def describe(
         "description": None,
         "training": dict(training) if training else None,
         "parents": [dict(parent) for parent in parents],
+        **({"recipe": dict(recipe)} if recipe else {}),
     }
     facts = _overlay(facts, read_declared(folder) if declared is None else declared, f"{folder}/{DECLARED}")
     return check(facts, f"{folder}/{NAME}")
@@ -136,6 +139,15 @@ def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
     if peft.sniff(folder):
         return "peft", peft.read_shapes(folder)
+    return _look_whole(folder)
+
+
+def look_whole(folder: Path) -> Adapter:
+    """The adapter of a folder, with the numbers in its tensors."""
+    return _look_whole(folder)[1]
+
+
+def _look_whole(folder: Path) -> Seen:
     candidates = [folder, *sorted(folder.glob("*.gguf"))]
     found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
     if not found:

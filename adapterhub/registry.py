@@ -13,7 +13,7 @@ import contextlib
 import datetime
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,19 @@ class Registry:
             "facts": manifest.parse_json(facts, f"{row.ref}/{manifest.FACTS}"),
             "manifest": manifest.parse_json(raw, str(row.ref)),
         }
+
+    def holding(self, digest: Digest) -> Sequence[Row]:
+        """The versions that have this manifest: one of each name that it was pushed to."""
+        return self.catalog.rows("digest = ?", digest)
+
+    def children(self, digest: Digest) -> Sequence[Row]:
+        """The versions that name `digest` among their parents."""
+        return [row for row in self.catalog.rows() if any(p["digest"] == digest for p in self.facts(row.digest)["parents"])]
+
+    def facts(self, digest: Digest) -> dict[str, Any]:
+        """The adapter.json of the manifest `digest`; empty when it has none."""
+        made = manifest.parse(self.store.read_document(digest), digest)
+        return manifest.parse_json(self.store.read_document(made.facts.digest), digest) if made.facts else {}
 
     def files(self, version: Version) -> tuple[Descriptor, ...]:
         """The files of a version, sorted by path; the bytes of each are the blob of its digest."""

@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "convert": "convert", "merge": "merge",
     "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
-    "verify": "registry", "fsck": "registry", "completion": "completion",
+    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,21 +126,13 @@ def _fuse_text(report: FuseReport) -> None:
 def _into_adapter(
     settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], how: tuple[str, int | None], out: str
 ) -> None:
-    from adapterhub import facts
-    from adapterhub.merge import combine
-    from adapterhub_converters import peft
-    from adapterhub_converters.files import staging
+    from adapterhub import recipe
 
     method, rank = how
-    base = _common_base(found)
-    combined, report = combine(_read(found), weights, method=method, rank=rank)
-    parents = [{**_parent(source), "weight": weight, "method": method} for source, weight in zip(found, weights, strict=True)]
-    with staging.whole(Path(out)) as folder:
-        peft.write(combined, folder)
-        document = facts.describe(folder, parents=parents)
-        facts.write_facts(folder, {**document, "base": base or document["base"]})
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    report, made = recipe.merge(parents, Path(out), method=method, rank=rank, base=_common_base(found))
     output.emit(
-        _merge_document(out, report, parents), as_json=settings.as_json, text=lambda: _merge_text(out, combined, report)
+        _merge_document(out, report, made["parents"]), as_json=settings.as_json, text=lambda: _merge_text(out, made, report)
     )
 
 
@@ -178,23 +170,14 @@ def _merge_document(out: str, report: MergeReport, parents: Sequence[dict[str, A
     }
 
 
-def _merge_text(out: str, combined: Adapter, report: MergeReport) -> None:
+def _merge_text(out: str, made: Mapping[str, Any], report: MergeReport) -> None:
     ranks = sorted({module.rank for module in report.modules.values()})
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(report.modules), "module")
-    output.write(f"{out}: {report.method}, {count}, {rank}, {output.number(combined.parameters)} parameters")
+    output.write(f"{out}: {report.method}, {count}, {rank}, {output.number(made['parameters'])} parameters")
     output.write(f"  relative error of the sum at most {report.error:.2e}")
     cosines = [row[j] for module in report.modules.values() for i, row in enumerate(module.cosines) for j in range(i)]
     if cosines:
         output.write(f"  cosines between the adapters' deltas {min(cosines):.2f} to {max(cosines):.2f}")
     for note in report.notes:
         output.write(output.one_line(f"  note: {note}"))
-
-
-def _parent(source: sources.Source) -> dict[str, Any]:
-    from adapterhub import manifest
-
-    if source.ref:
-        return {"digest": source.digest, "ref": source.ref}
-    with sources.as_folder(source) as folder:
-        return {"digest": manifest.build(folder).digest}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
 
-from . import output, sources
+from . import forms, output, sources
 from .app import Settings, command
 from .locate import open_registry, registry_folder
 from .output import Column
@@ -20,6 +20,7 @@ from .output import Column
 if TYPE_CHECKING:
     from adapterhub.catalog import Row
     from adapterhub.fsck import Finding
+    from adapterhub.recipe import Conversion
     from adapterhub.registry import Version
     from adapterhub_converters.base import BaseSpec
 
@@ -73,8 +74,18 @@ def init(settings: Settings, folder: str | None) -> None:
 @click.option("--base", metavar="BASE", help="Pin the model it was trained on; refused when it does not fit.")
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
+@forms.options("Convert it first, and name SRC as its parent.")
 @click.pass_obj
-def push(settings: Settings, *, source: str, ref: str, base: str | None, expect: str | None, force: bool) -> None:
+def push(
+    settings: Settings,
+    *,
+    source: str,
+    ref: str,
+    base: str | None,
+    expect: str | None,
+    force: bool,
+    conversion: Conversion | None,
+) -> None:
     """Store an adapter as the next version of a name.
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
@@ -87,7 +98,7 @@ def push(settings: Settings, *, source: str, ref: str, base: str | None, expect:
     with sources.opened(source, settings) as found:
         _checked(found, spec, force=force)
         with (
-            sources.as_folder(found) as folder,
+            forms.packaged(found, conversion, spec, name=target.name) as folder,
             _pinned(folder, spec) as ready,
             open_registry(settings, make=True) as registry,
         ):
@@ -163,13 +174,24 @@ def _version_document(version: Version) -> dict[str, Any]:
     short="Write a version's files, verified.",
     example="""
     adapterhub pull team/sql:v2
-    adapterhub pull team/sql:prod -o ./sql-prod""",
+    adapterhub pull team/sql:prod -o ./sql-prod
+    adapterhub pull team/sql:v2 --as gguf""",
 )
 @click.argument("ref", shell_complete=_complete_ref)
-@click.option("-o", "--output", "out", metavar="DIR", help="Where to write it. [default: ./NAME]")
+@click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
+@click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
+@forms.options("Convert it on the way out.")
 @click.pass_obj
-def pull(settings: Settings, ref: str, out: str | None) -> None:
-    """Write a version's files into a new folder: every byte verified, all of them or nothing."""
+def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, conversion: Conversion | None) -> None:
+    """Write a version's files into a new folder: every byte verified, all of them or nothing.
+
+    With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
+    """
+    if conversion is not None:
+        forms.pull(settings, ref, out, base, conversion)
+        return
+    if base is not None:
+        raise UsageError("--base", "is for --as", "Leave it out")
     from adapterhub import transfer
     from adapterhub.ref import Ref
 

@@ -17,6 +17,7 @@ from .app import Settings
 from .locate import open_registry
 
 if TYPE_CHECKING:
+    from adapterhub.recipe import Parent
     from adapterhub.ref import Ref
     from adapterhub_converters.base import BaseSpec
 
@@ -39,22 +40,30 @@ class Source:
 @contextmanager
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
+    from adapterhub_converters import formats
+
     path, ref = resolve(text, settings)
     if ref is None:
         path = existing(text) if path is None else path
-        yield Source(adapter_path(path), path if path.is_dir() else path.parent, text)
+        yield Source(formats.adapter_in(path), path if path.is_dir() else path.parent, text)
         return
     from adapterhub import transfer
 
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         version = transfer.pull(registry, ref, folder)
-        try:
-            yield Source(adapter_path(folder), folder, str(version.ref), str(version.ref), version.digest)
-        except AdapterhubError as error:
-            # The temporary folder means nothing to whoever reads the error.
-            error.where = error.where.replace(str(folder), str(version.ref))
-            raise
+        with naming(folder, str(version.ref)):
+            yield Source(formats.adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
+
+
+@contextmanager
+def naming(folder: Path, name: str) -> Iterator[None]:
+    """Errors say `name` for a temporary folder, which means nothing to whoever reads them."""
+    try:
+        yield
+    except AdapterhubError as error:
+        error.where = error.where.replace(str(folder), name)
+        raise
 
 
 @contextmanager
@@ -66,6 +75,17 @@ def as_folder(source: Source) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         place(source.path, Path(temporary) / source.path.name)
         yield Path(temporary)
+
+
+def parent(source: Source, weight: float = 1.0) -> Parent:
+    """What another adapter is made from, by the digest that a push of it has."""
+    from adapterhub import manifest, recipe
+
+    if source.digest:
+        return recipe.Parent(source.folder, source.path, source.digest, source.ref, weight)
+    with as_folder(source) as folder:
+        digest = manifest.build(folder).digest
+    return recipe.Parent(source.folder, source.path, digest, None, weight)
 
 
 def place(path: Path, target: Path) -> None:
@@ -114,16 +134,6 @@ def existing(text: str) -> Path:
     if not path.exists():
         raise NotFoundError(text, "no such file or folder")
     return path
-
-
-def adapter_path(path: Path) -> Path:
-    """The adapter in a folder: the folder itself, or the one GGUF file it has."""
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if not found or (path / "adapter_config.json").exists():
-        return path
-    if len(found) > 1:
-        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
-    return found[0]
 
 
 def read_base(text: str) -> BaseSpec:

@@ -42,6 +42,9 @@ class Format(Protocol):
 FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw}
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
+FOLDERS = frozenset(_FILES)
+ENDINGS = {"gguf": ".gguf", "raw": ".safetensors"}
+"""What the names of formats that are one file end in."""
 FACTS = "adapter.json"
 
 
@@ -61,6 +64,16 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     """The adapter at `path`, whatever its format."""
     pickles.refuse(path)
     return FORMATS[sniff(path)].read(path, base=base)
+
+
+def adapter_in(path: Path) -> Path:
+    """The adapter in a folder: the folder itself, or the one GGUF file it has; UsageError when it has several."""
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not found or (path / peft.CONFIG).exists():
+        return path
+    if len(found) > 1:
+        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
+    return found[0]
 
 
 NOTHING = Allowed()

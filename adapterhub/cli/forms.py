@@ -1,0 +1,101 @@
+"""`--as` of push and pull: an adapter stored or written in another format."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub_converters.errors import UsageError
+
+from . import output, sources
+from .app import Settings
+from .convert import _DTYPES
+from .locate import open_registry
+
+if TYPE_CHECKING:
+    from adapterhub.recipe import Conversion
+    from adapterhub_converters.base import BaseSpec
+
+_FORMATS = ("peft", "gguf", "mlx")
+
+
+def options(help_of_as: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that say a conversion; the command gets `conversion`, None without --as."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        import functools
+
+        @functools.wraps(function)
+        def call(
+            *args: Any, style: str | None, dtype: str, allow_approx: bool, allow_drop: tuple[str, ...], **kwargs: Any
+        ) -> Any:
+            return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
+
+        for option in reversed(_OPTIONS):
+            call = option(call)
+        return click.option("--as", "style", type=click.Choice(_FORMATS), help=help_of_as)(call)
+
+    return decorate
+
+
+_OPTIONS = (
+    click.option("--dtype", type=click.Choice(_DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
+    click.option("--allow-approx", is_flag=True, help="With --as: as convert has it."),
+    click.option("--allow-drop", metavar="WHAT", multiple=True, help="With --as: as convert has it."),
+)
+
+
+def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ...]) -> Conversion | None:
+    if style is None:
+        if dtype != "source" or approx or drop:
+            raise UsageError("--as", "is missing: the other options of a conversion need it", "Add --as FORMAT")
+        return None
+    from adapterhub.recipe import Conversion
+
+    words = tuple(word.strip() for given in drop for word in given.split(",") if word.strip())
+    return Conversion(style, dtype, approx, words)
+
+
+@contextmanager
+def packaged(found: sources.Source, conversion: Conversion | None, base: BaseSpec | None, *, name: str) -> Iterator[Path]:
+    """The folder to push: the adapter's own, or one with what it was converted to."""
+    if conversion is None:
+        with sources.as_folder(found) as folder:
+            yield folder
+        return
+    from adapterhub import recipe
+
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / "adapter"
+        recipe.convert(sources.parent(found), folder, conversion, name=name.rpartition("/")[2], base=base)
+        yield folder
+
+
+def pull(settings: Settings, ref: str, out: str | None, base: str | None, conversion: Conversion) -> None:
+    """What `pull --as` does."""
+    from adapterhub import forms
+    from adapterhub.ref import Ref
+    from adapterhub_converters import formats
+
+    wanted = Ref.parse(ref)
+    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + formats.ENDINGS.get(conversion.to, ""))
+    spec = sources.read_base(base) if base else None
+    with open_registry(settings) as registry:
+        form = forms.pull(registry, wanted, target, conversion, base=spec)
+    document = {
+        "ref": str(form.version.ref),
+        "digest": form.version.digest,
+        "output": str(target),
+        "format": conversion.to,
+        "loss": form.loss,
+        "cached": form.cached,
+    }
+    losses = ", ".join(f"{count} {name}" for name, count in form.loss.items())
+    kept = ", kept from before" if form.cached else ""
+    text = f"{target}: {form.version.ref} as {conversion.to}, {sum(form.loss.values())} tensors: {losses}{kept}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

@@ -1,0 +1,103 @@
+"""One adapter in many forms: a version converted on its way out, and kept for the next who asks.
+
+What was converted lies in `cache/` of the store under a key of all that decides it, and is believed only if its bytes are
+those that were written. Where the weights of a base went in, which no key names, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_converters import formats
+from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.files import staging
+
+from . import __version__, facts, manifest, transfer
+from .recipe import Conversion, Parent, convert
+
+if TYPE_CHECKING:
+    from adapterhub_converters.base import BaseSpec
+
+    from .ref import Ref
+    from .registry import Registry, Version
+
+
+@dataclass(frozen=True)
+class Form:
+    """A version in another format: where it is now, how its tensors were kept, and whether it was there already."""
+
+    version: Version
+    out: Path
+    loss: dict[str, int]
+    cached: bool
+
+
+def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, base: BaseSpec | None = None) -> Form:
+    """Write a version in another format as `out`, whole or not at all: a file for gguf, else a folder with its facts."""
+    is_folder = conversion.to in formats.FOLDERS
+    staging.check_free(out, folder=is_folder)
+    version = registry.resolve(ref)
+    kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder, cached = _cached(kept), True
+        if folder is None:
+            folder, cached = Path(temporary) / "made", False
+            source = Path(temporary) / version.name.rpartition("/")[2]
+            transfer.pull(registry, version.ref, source)
+            path = formats.adapter_in(source)
+            try:
+                convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
+            except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
+                error.where = error.where.replace(str(source), str(version.ref))
+                raise
+            if kept is not None:
+                _keep(folder, kept)
+        document = facts.read_facts(folder) or {}
+        with staging.whole(out, folder=is_folder) as target:
+            if is_folder:
+                shutil.copytree(folder, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(formats.adapter_in(folder), target)
+    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+
+
+def _weighty(base: BaseSpec | None) -> bool:
+    return base is not None and base.kind == "hf" and bool(base.tensors)
+
+
+def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
+    about: dict[str, Any] = {"source": digest, "by": __version__, **dataclasses.asdict(conversion)}
+    if base is not None:
+        about["base"] = [base.architecture, base.tied, base.fingerprint, dict(base.config)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _cached(kept: Path | None) -> Path | None:
+    """The folder of an earlier conversion if every byte of it is the one that was written; else it is removed."""
+    if kept is None or not kept.is_dir():
+        return None
+    with contextlib.suppress(AdapterhubError, OSError):
+        if (kept / _DIGEST).read_text() == manifest.build(kept / _FILES).digest:
+            os.utime(kept)  # when it was last of use
+            return kept / _FILES
+    shutil.rmtree(kept, ignore_errors=True)
+    return None
+
+
+_FILES, _DIGEST = "files", "digest"
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Put a conversion into the cache; a full disk or a read-only registry is no reason to fail."""
+    with contextlib.suppress(LocalIOError, OSError), staging.whole(kept) as place:
+        shutil.copytree(folder, place / _FILES)
+        (place / _DIGEST).write_text(manifest.build(folder).digest)

@@ -1,0 +1,215 @@
+"""Where adapters come from: recorded with merges and conversions, walked, and made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub import facts, forms, lineage, recipe
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub_converters import formats, gguf_lora, peft
+from adapterhub_converters.files import safetensors_file
+from tests.conftest import Run, need_program
+from tests.folders import adapter, base, pairs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a:v1 and b:v1, merged to both:v1, of which team/light has GGUF; elsewhere:v1 was merged from one that is not here."""
+    folder = tmp_path_factory.mktemp("team")
+    spec = base(folder / "base", 2)
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        adapter(folder / name, pairs(2), lambda _, x, seed=seed: (x * seed).astype(np.float32))  # type: ignore[misc]
+        facts.write_facts(folder / name, facts.describe(folder / name, base=spec))
+    with Registry.init(folder) as registry:
+
+        def pushed(name: str, weight: float) -> recipe.Parent:
+            version = registry.push(folder / name, Ref.parse(f"team/{name}"))
+            return recipe.Parent(folder / name, folder / name, version.digest, str(version.ref), weight)
+
+        pinned = facts.describe(folder / "a", base=spec)["base"]
+        a, b = pushed("a", 0.7), pushed("b", -0.3)
+        recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
+        recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
+        pushed("light", 1.0)
+        c = recipe.Parent(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
+        recipe.merge([a, c], folder / "elsewhere", method="cat", base=pinned)
+        pushed("elsewhere", 1.0)
+    return folder
+
+
+@pytest.fixture
+def team(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def document(run: Run, *args: object, **options: Any) -> Any:
+    return json.loads(run(*args, "--json", **options).stdout)
+
+
+def test_parents_weights_methods_and_bases_are_walked_up_and_children_down(run: Run, team: Path) -> None:
+    found = document(run, "lineage", "team/both")
+    nodes = {node["digest"]: node for node in found["nodes"]}
+    assert {ref for node in nodes.values() for ref in node["refs"]} == {
+        "team/a:v1", "team/b:v1", "team/both:v1", "team/light:v1",
+    }  # fmt: skip
+    assert {(nodes[e["parent"]]["refs"][0], nodes[e["child"]]["refs"][0], e["weight"]) for e in found["edges"]} == {
+        ("team/a:v1", "team/both:v1", 0.7), ("team/b:v1", "team/both:v1", -0.3), ("team/both:v1", "team/light:v1", None),
+    }  # fmt: skip
+    assert nodes[found["digest"]]["how"] == "merged by svd"
+    assert len({json.dumps(node["base"]["fingerprint"]) for node in nodes.values()}) == 1
+
+
+def test_the_tree_fits_80_columns_and_names_what_came_of_it(run: Run, team: Path) -> None:
+    lines = run("lineage", "team/both").stdout.splitlines()
+    assert lines[0].startswith("team/both:v1  sha256:")
+    assert lines[1].startswith("├─ 0.7 × team/a:v1  origin not recorded, r 2, on sha256:")
+    assert lines[2].startswith("└─ -0.3 × team/b:v1  ")
+    assert lines[-1].startswith("└─ team/light:v1  converted to gguf")
+    assert max(map(len, lines[1:])) <= 80
+
+
+def test_a_parent_that_is_not_here_is_a_node_all_the_same(run: Run, team: Path) -> None:
+    found = document(run, "lineage", "team/elsewhere")
+    assert sorted(node["here"] for node in found["nodes"]) == [False, True, True]
+    assert "not in this registry" in run("lineage", "team/elsewhere").stdout
+
+
+def test_dot_is_a_graph_that_graphviz_draws(run: Run, team: Path) -> None:
+    import subprocess
+
+    text = run("lineage", "team/both", "--dot").stdout
+    assert text.startswith("digraph lineage {")
+    assert text.count("->") >= 3
+    if shutil.which("dot"):
+        subprocess.run([need_program("dot"), "-Tsvg"], input=text, text=True, check=True, capture_output=True)
+
+
+def test_plot_writes_a_png(run: Run, team: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("lineage", "team/both", "--plot", "out.png")
+    assert (team / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
+    assert document(run, "rebuild", "team/both") == {
+        "ref": "team/both:v1", "digest": document(run, "show", "team/both")["digest"], "same": True, "differences": [],
+    }  # fmt: skip
+
+
+def test_a_conversion_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
+    assert document(run, "rebuild", "team/light")["same"] is True
+    assert "the same to the last byte" in run("rebuild", "team/light").stdout
+
+
+def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team: Path) -> None:
+    file = team / "both" / peft.WEIGHTS
+    with safetensors_file.SafetensorsFile(file) as opened:
+        tensors = {name: opened.tensor(name).copy() for name in opened.tensors}
+    name = sorted(tensors)[0]
+    tensors[name].flat[0] = np.nextafter(tensors[name].flat[0], np.float32(np.inf))
+    safetensors_file.write(file, tensors, {"format": "pt"})
+    known = facts.read_facts(team / "both")
+    assert known is not None
+    changed = {**facts.describe(team / "both"), **{key: known[key] for key in ("parents", "recipe", "base")}}
+    facts.write_facts(team / "both", changed)
+    run("push", "both", "team/both")
+    found = document(run, "rebuild", "team/both", code=1)
+    assert [difference["ulps"] for difference in found["differences"]] == [1]
+    assert "1 difference, at most 1 units in the last place apart" in run("rebuild", "team/both", code=1).stdout
+
+
+def test_what_has_no_recipe_or_no_parents_here_is_refused(run: Run, team: Path) -> None:
+    assert "no recipe to make it from: it has no parents" in run("rebuild", "team/a", code=6).stderr
+    assert "a parent that this registry does not hold" in run("rebuild", "team/elsewhere", code=3).stderr
+
+
+def test_ulps_cross_zero() -> None:
+    one, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
+    assert recipe._ulps(one, other) == 0
+    tiny = np.float32(1e-45)
+    assert recipe._ulps(np.array([tiny]), np.array([-tiny])) == 2
+
+
+# --- one adapter, many forms
+
+
+def test_pull_as_converts_on_the_way_out_and_keeps_what_it_made(run: Run, team: Path) -> None:
+    first = document(run, "pull", "team/a", "--as", "gguf")
+    assert (first["output"], first["cached"], first["loss"]) == ("a.gguf", False, {"exact": 4})
+    second = document(run, "pull", "team/a", "--as", "gguf", "-o", "again.gguf")
+    assert second["cached"] is True
+    assert (team / "a.gguf").read_bytes() == (team / "again.gguf").read_bytes()
+    run("convert", "team/a", "plain.gguf", "--to", "gguf")
+    assert (team / "a.gguf").read_bytes() == (team / "plain.gguf").read_bytes()
+
+
+def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: Path) -> None:
+    run("pull", "team/a", "--as", "gguf")
+    (kept,) = (team / ".adapterhub/cache").glob("*/files/*.gguf")
+    kept.chmod(0o600)
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    again = document(run, "pull", "team/a", "--as", "gguf", "-o", "again.gguf")
+    assert again["cached"] is False
+    assert (team / "again.gguf").read_bytes() == (team / "a.gguf").read_bytes()
+
+
+def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
+    run("pull", "team/light", "--as", "peft", "-o", "back")
+    known = facts.read_facts(team / "back")
+    assert known is not None
+    assert known["parents"] == [{"digest": document(run, "show", "team/light")["digest"], "method": "convert"}]
+    assert known["recipe"]["to"] == "peft"
+    assert run("verify", "back").returncode == 0
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (team / "back" / name).read_bytes() == (team / "both" / name).read_bytes()
+
+
+def test_pull_as_refuses_by_name_and_leaves_nothing(run: Run, team: Path) -> None:
+    magnitudes = {f"model.layers.{n}.self_attn.q_proj.lora_magnitude_vector": (8,) for n in range(2)}
+    adapter(team / "dora", {**pairs(2), **magnitudes}, use_dora=True)
+    run("push", "dora", "team/dora", "--base", "base")
+    done = run("pull", "team/dora", "--as", "gguf", code=6)
+    assert "DoRA cannot be said in a GGUF adapter" in done.stderr
+    assert not (team / "dora.gguf").exists()
+
+
+def test_the_options_of_a_conversion_need_as(run: Run, team: Path) -> None:
+    assert "--as: is missing" in run("pull", "team/a", "--dtype", "f16", code=2).stderr
+    assert "--base: is for --as" in run("pull", "team/a", "--base", "base", code=2).stderr
+
+
+def test_a_read_only_registry_converts_without_keeping(team: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = team
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with Registry.open(root) as registry:
+        monkeypatch.setattr(shutil, "copytree", full)
+        form = forms.pull(registry, Ref.parse("team/a"), team / "a.gguf", recipe.Conversion("gguf"))
+    assert formats.sniff(form.out) == "gguf"
+    assert list(gguf_lora.read(form.out).deltas)
+    assert not list((root / ".adapterhub/cache").glob("*"))
+
+
+def test_a_lineage_that_goes_round_ends(team: Path) -> None:
+    """No honest digest is its own ancestor; a forged adapter.json must not hang the walk all the same."""
+    root = team
+    with Registry.open(root) as registry:
+        a, b = (registry.resolve(Ref.parse(f"team/{name}")).digest for name in "ab")
+        real = registry.facts
+        forged = {a: b, b: a}
+        registry.facts = lambda digest: (
+            {**real(digest), "parents": [{"digest": forged[digest]}]} if digest in forged else real(digest)
+        )  # type: ignore[method-assign]
+        found = lineage.trace(registry, Ref.parse("team/a"))
+    assert {edge.parent for edge in found.edges} >= {a, b}
