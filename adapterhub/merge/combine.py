@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adapterhub.factors import Factors, cosines, distance, norm, stacked, terms
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from .checks import check_adapter
-from .factors import Factors, cosines, distance, norm, stacked
 from .methods import METHODS, Method
 
 
@@ -130,13 +130,13 @@ def _module(target: str, pairs: Sequence[tuple[Pair, float]], merge: Method, ran
     for delta, _ in pairs:
         if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
             raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
-    terms = [_factors(delta) for delta, _ in pairs]
+    matrices = [terms(delta)[0] for delta, _ in pairs]
     weights = [weight for _, weight in pairs]
-    result = _delta_like(first, merge(terms, weights, rank))
-    wanted = stacked(terms, weights)
+    result = _delta_like(first, merge(matrices, weights, rank))
+    wanted = stacked(matrices, weights)
     size = norm(wanted)
-    error = distance(_factors(result), wanted) / size if size else 0.0
-    return result, Merged(tuple(delta.r for delta, _ in pairs), result.r, error, cosines(terms))
+    error = distance(terms(result)[0], wanted) / size if size else 0.0
+    return result, Merged(tuple(delta.r for delta, _ in pairs), result.r, error, cosines(matrices))
 
 
 def _transposed(delta: Pair) -> bool:
@@ -145,11 +145,6 @@ def _transposed(delta: Pair) -> bool:
 
 def _kind(delta: Pair) -> str:
     return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
-
-
-def _factors(delta: Pair) -> Factors:
-    """The delta with its scale; an embedding's as `(d, vocab)`, which is how its factors multiply."""
-    return Factors(delta.lora_B.astype(np.float64), delta.scaling * delta.lora_A.astype(np.float64))
 
 
 def _delta_like(first: Pair, factors: Factors) -> Pair:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from adapterhub.factors import Factors, spectrum, stacked
 from adapterhub_converters.errors import UsageError
-
-from .factors import Factors, spectrum, stacked
 
 Method = Callable[[Sequence[Factors], Sequence[float], int | None], Factors]
 

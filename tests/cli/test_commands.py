@@ -57,7 +57,7 @@ LIGHT = [
     ["init"], ["push", "sql", "team/b"], ["pull", "team/a", "-o", "new"], ["list"], ["show", "team/a"], ["show", "sql"],
     ["validate", "sql", "--base", "base"], ["convert", "sql", "out", "--to", "mlx", "--base", "base"],
     ["tag", "team/a", "x"], ["verify", "team/a"], ["fsck"], ["rm", "team/a"], ["completion", "bash"],
-    ["merge", "sql", "--into", "base", "-o", "merged"], ["merge", "sql", "sql", "-o", "merged"],
+    ["merge", "sql", "--into", "base", "-o", "merged"], ["merge", "sql", "sql", "-o", "merged"], ["diff", "sql", "team/a"],
 ]  # fmt: skip
 
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub_converters.adapter import Delta, Factored, LowRankEmbedding, StackedLowRank
+
 F64Array = NDArray[np.float64]
 
+_CANCELS = 1e-8  # of a sum of squares: what is left of it is good to 1e-8 of itself
 _NOISE = 2.0**-24  # half a step of float32
 _ONE_THREAD = 1 << 18  # multiplications in a product that OpenBLAS does not split (interface/gemm.c)
 
@@ -54,6 +57,26 @@ class Spectrum:
         """The closest matrix of that rank (Eckart-Young), its singular values shared between the factors."""
         root = np.sqrt(self.s[:rank])
         return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank])
+
+
+def terms(delta: Delta) -> list[Factors]:
+    """What a delta adds, its scale included: one matrix, or one for each expert of a stack.
+
+    An embedding's is `(d, vocab)`, which is how its factors multiply; a convolution's has its kernel in the columns.
+    RefusedError for a convolution with a core, whose product has another form.
+    """
+    if isinstance(delta, Factored):
+        delta = delta.as_low_rank()
+    lefts, rights = delta.lora_B.astype(np.float64), delta.scaling * delta.lora_A.astype(np.float64)
+    if isinstance(delta, StackedLowRank):
+        return [Factors(left, right) for left, right in zip(lefts, rights, strict=True)]
+    return [Factors(lefts.reshape(lefts.shape[:2]), rights.reshape(len(rights), -1))]
+
+
+def alike(one: Delta, two: Delta) -> bool:
+    """Whether the matrices of the two can be compared: of one shape, and with one orientation."""
+    embeddings = {isinstance(delta, LowRankEmbedding) for delta in (one, two)}
+    return len(embeddings) == 1 and one.shape == two.shape
 
 
 def times(tall: F64Array, small: F64Array) -> F64Array:
@@ -108,13 +131,38 @@ def _basis(x: F64Array) -> tuple[F64Array, F64Array]:
 
 
 def norm(matrix: Factors) -> float:
-    """Frobenius."""
-    return float(np.sqrt(max(0.0, inner(matrix, matrix))))
+    """Frobenius; NaN where there is one in the factors."""
+    return float(np.sqrt(np.maximum(0.0, inner(matrix, matrix))))
 
 
 def distance(one: Factors, two: Factors) -> float:
-    """The norm of the difference; below 1e-8 of their norms it is noise."""
-    return float(np.sqrt(max(0.0, inner(one, one) - 2 * inner(one, two) + inner(two, two))))
+    """The norm of the difference: 0 for the same factors, and noise below 1e-14 of their norms.
+
+    Inner products where they don't cancel; else those of the factors' own differences, small where one is the other
+    rounded; else the triangles of the stacked factors, which cancel at the rounding of float64.
+    """
+    if one.r == two.r:
+        up, down = Factors(one.left - two.left, one.right), Factors(two.left, one.right - two.right)
+        if not (up.left.any() or down.right.any()):
+            return 0.0
+    else:
+        up, down = one, Factors(-two.left, two.right)
+    for x, y in ((one, Factors(-two.left, two.right)), (up, down)):
+        squares = inner(x, x), 2 * inner(x, y), inner(y, y)
+        if sum(squares) > _CANCELS * (squares[0] + squares[2]):
+            return float(np.sqrt(sum(squares)))
+    both = stacked([one, two], [1.0, -1.0])
+    columns, rows = (np.linalg.norm(both.left, axis=0), np.linalg.norm(both.right, axis=1))
+    left = _triangle(both.left / np.where(columns, columns, 1))
+    right = _triangle(both.right.T / np.where(rows, rows, 1))
+    return float(np.linalg.norm(times(left * (columns * rows), np.ascontiguousarray(right.T))))
+
+
+def _triangle(x: F64Array) -> F64Array:
+    """`c` with `c.T @ c = x.T @ x` as exactly as a QR's R: what the first basis lost (1e-8 of `x`) gets a second one."""
+    q, c = _basis(x)
+    rest = x - times(q, c)
+    return np.concatenate([c, _basis(rest)[1]]) if rest.any() else c
 
 
 def inner(one: Factors, two: Factors) -> float:
