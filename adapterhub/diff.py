@@ -22,7 +22,7 @@ from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 from .compat import Verdict, check
-from .factors import alike, distance, inner, norm, terms
+from .factors import alike, distance, inner, norm, size, terms
 
 SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
 ROUNDING = 1e-6
@@ -116,8 +116,8 @@ class Difference:
         """The norm of the difference of all deltas over the norm of all of A's; None where that cannot be said."""
         if any(module.distance is None for module in self.modules):
             return None
-        size = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
-        return math.hypot(*(module.distance for module in self.modules if module.distance)) / size if size else None
+        whole = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
+        return math.hypot(*(module.distance for module in self.modules if module.distance)) / whole if whole else None
 
     def count(self, status: str) -> int:
         """How many modules have this status."""
@@ -162,8 +162,8 @@ def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
         side = sides[0] or sides[1]
         return ModuleChange(name, ADDED if a is None else REMOVED, *sides, distance=side.size if side else None)
     if _equal(a, b):
-        size = sides[0].size if sides[0] else None
-        return ModuleChange(name, SAME, *sides, 0.0, 1.0, 1.0 if size else None, 0.0)
+        nothing = not (sides[0] and sides[0].size)
+        return ModuleChange(name, SAME, *sides, 0.0, 1.0, None if nothing else 1.0, 0.0)
     if not alike(a, b):
         return ModuleChange(name, CHANGED, *sides, note=f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}")
     try:
@@ -190,16 +190,7 @@ def _side(delta: Delta | None) -> Side | None:
         return None
     names = sorted({dtypes.name_of(tensor.dtype) for _, tensor in delta.parts()})
     kind = type(delta).__name__
-    return Side(kind, delta.shape, delta.r, delta.alpha, delta.rslora, delta.scaling, "/".join(names), size_of(delta))
-
-
-def size_of(delta: Delta) -> float | None:
-    """The Frobenius norm of what a delta adds; None where it has no factors, or a NaN among them."""
-    try:
-        size = math.hypot(*map(norm, terms(delta)))
-    except RefusedError:
-        return None
-    return size if math.isfinite(size) else None
+    return Side(kind, delta.shape, delta.r, delta.alpha, delta.rslora, delta.scaling, "/".join(names), size(delta))
 
 
 def _equal(a: Delta, b: Delta) -> bool:
@@ -248,10 +239,10 @@ def _tensor(name: str, one: np.ndarray, two: np.ndarray) -> TensorChange:
     if same_numbers(one, two):
         return TensorChange(name, SAME, 0.0)
     wide, other = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
-    size, apart = (float(np.sqrt(np.sum(array * array))) for array in (wide, other - wide))
-    if not (math.isfinite(size) and math.isfinite(apart)):
+    whole, apart = (float(np.sqrt(np.sum(array * array))) for array in (wide, other - wide))
+    if not (math.isfinite(whole) and math.isfinite(apart)):
         return TensorChange(name, UNKNOWN, note="not compared: NaN or infinity in it")
-    change = apart / size if size else None
+    change = apart / whole if whole else None
     return TensorChange(name, ROUNDED if change is not None and change <= ROUNDING else CHANGED, change)
 
 

@@ -12,6 +12,7 @@ one thread: its threads wait for each other in a spin, which on a busy machine t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters.adapter import Delta, Factored, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.errors import RefusedError
 
 F64Array = NDArray[np.float64]
 
@@ -133,6 +135,15 @@ def _basis(x: F64Array) -> tuple[F64Array, F64Array]:
 def norm(matrix: Factors) -> float:
     """Frobenius; NaN where there is one in the factors."""
     return float(np.sqrt(np.maximum(0.0, inner(matrix, matrix))))
+
+
+def size(delta: Delta) -> float | None:
+    """The Frobenius norm of what a delta adds; None where it has no factors, or a NaN among them."""
+    try:
+        found = math.hypot(*map(norm, terms(delta)))
+    except RefusedError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def distance(one: Factors, two: Factors) -> float:

@@ -31,9 +31,30 @@ def width() -> int | None:
 def colour(text: str, name: str) -> str:
     """`text` in a colour on a terminal that has some (https://no-color.org)."""
     codes = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
-    if not is_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return f"\x1b[{codes[name]}m{text}\x1b[0m"
+    return f"\x1b[{codes[name]}m{text}\x1b[0m" if has_colour() else text
+
+
+def has_colour() -> bool:
+    """Whether results go to a terminal that has colours and whose user wants them."""
+    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+# Of the 256 colours of terminals, from dark blue over green to yellow.
+_HEAT = (17, 18, 19, 24, 30, 36, 35, 71, 113, 149, 184, 220)
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def heat(share: float, wide: int) -> str:
+    """A cell that shows a number from 0 to 1: in colour, or as a bar where there is none."""
+    share = min(1.0, max(0.0, share))
+    if has_colour():
+        return f"\x1b[38;5;{_HEAT[round(share * (len(_HEAT) - 1))]}m{'█' * wide}\x1b[0m"
+    return _BARS[round(share * (len(_BARS) - 1))] * wide
+
+
+def has_blocks() -> bool:
+    """Whether results go to a terminal that can show block characters."""
+    return is_terminal() and (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def printable(text: str) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.catalog import Row
     from adapterhub.fsck import Finding
     from adapterhub.recipe import Conversion
+    from adapterhub.picture import Heat
     from adapterhub.registry import Version
     from adapterhub_converters.base import BaseSpec
 
@@ -287,15 +288,23 @@ def _row_document(row: Row) -> dict[str, Any]:
     short="Say what an adapter is.",
     example="""
     adapterhub show team/sql:v2
-    adapterhub show ./sql --json""",
+    adapterhub show ./sql --plot sql.png""",
 )
 @click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.option("--base", metavar="BASE", help="Show norms over those of this model's weights (a Hugging Face folder).")
+@click.option("--plot", metavar="PNG", help="Draw the norms as a picture as well; it must not be there yet.")
+@click.option("--headers-only", is_flag=True, help="Read no values: no norms, takes no time.")
 @click.pass_obj
-def show(settings: Settings, source: str) -> None:
-    """Say what an adapter is: its base, size and shape, how it was made, its files and their digests.
+def show(settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool) -> None:
+    """Say what an adapter is: its base, size and shape, how it was made, where it acts, its files and their digests.
 
-    SRC is a ref, or a folder or file: then it says what a push would store, and under which digest.
+    SRC is a ref, or a folder or file: then it says what a push would store, and under which digest. Where it acts is the
+    norm of what it adds to each module, its scale included, layer by layer: a picture on a terminal, numbers elsewhere.
     """
+    from . import heat
+
+    if headers_only and (base or plot):
+        raise UsageError("--headers-only", "reads no values to draw", "Leave it out, or --base and --plot")
     path, ref = sources.resolve(source, settings)
     if ref is not None:
         with open_registry(settings) as registry:
@@ -303,7 +312,10 @@ def show(settings: Settings, source: str) -> None:
     else:
         with sources.opened(source, settings) as found, sources.as_folder(found) as folder:
             document = _show_path(str(path), folder)
-    output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document))
+    norms = None if headers_only else heat.read(source, settings, base=base, plot=plot)
+    if norms is not None:
+        document = {**document, "norms": heat.document(norms)}
+    output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document, norms))
 
 
 def _show_path(where: str, folder: Path) -> dict[str, Any]:
@@ -325,8 +337,10 @@ def _show_path(where: str, folder: Path) -> dict[str, Any]:
     return {**described, "path": where, "facts": document, "manifest": json.loads(made.raw)}
 
 
-def _show_text(document: Mapping[str, Any]) -> None:
-    for line in output.pairs(_show_pairs(document), screen=output.width()):
+def _show_text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
+    from . import heat
+
+    for line in [*output.pairs(_show_pairs(document), screen=output.width()), *heat.lines(norms)]:
         output.write(line)
     files = [
         [entry["path"], output.size(entry["size"]), output.digest(entry["digest"])]
