@@ -14,7 +14,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
-    "init": "registry", "train": "train", "validate": "validate", "diff": "diff", "convert": "convert", "merge": "merge",
+    "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
+    "convert": "convert", "merge": "merge",
     "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
     "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip

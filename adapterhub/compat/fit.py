@@ -259,14 +259,15 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
     for module in matrices:
         if any(item == module or f".{item}." in f".{module}." for item in saved):
             continue
-        if excluded and _named(excluded, contents.names("exclude_modules"), module, None):
+        if excluded and named(excluded, contents.names("exclude_modules"), module, None):
             continue
-        if _named(targets, contents.names("target_modules"), module, contents.config.get("layers_to_transform")):
+        if named(targets, contents.names("target_modules"), module, contents.config.get("layers_to_transform")):
             found.add(module)
     return found
 
 
-def _named(option: object, names: list[str], module: str, layers: object) -> bool:
+def named(option: object, names: list[str], module: str, layers: object) -> bool:
+    """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list)."""
     if isinstance(option, str):
         if option == "all-linear":
             return _last(module) not in (*_EMBEDDINGS, *_OUTPUTS)

@@ -15,6 +15,7 @@ from .contents import LABELS, Contents, Part, Tensor
 from .report import Problem
 
 _PREFIX = "base_model.model."
+_FIX = "`adapterhub fix` does it"
 
 
 def problems(contents: Contents) -> Iterator[Problem]:
@@ -36,7 +37,7 @@ def _names(contents: Contents) -> Iterator[Problem]:
     if contents.renamed:
         key, name = contents.renamed[0]
         what = f"{len(contents.renamed)} names that peft would skip; it would call this one {name}"
-        yield Problem("key-prefix", contents.weights, key, what, "Convert it to PEFT anew, which names them as peft does")
+        yield Problem("key-prefix", contents.weights, key, what, _FIX)
     for key in contents.unknown:
         if key.startswith(_PREFIX) or contents.pairs:
             yield Problem(
@@ -48,7 +49,11 @@ def _names(contents: Contents) -> Iterator[Problem]:
             )
         else:
             yield Problem(
-                "key-prefix", contents.weights, key, f"no {_PREFIX} before the name", "Save it with peft's save_pretrained"
+                "key-prefix",
+                contents.weights,
+                key,
+                f"no {_PREFIX} before the name",
+                f"Save it with peft's save_pretrained, or {_FIX}",
             )
 
 
@@ -106,7 +111,7 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
         if said != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
             hint = f'Set "r" to {rank}' if not patterns else f"Give {target} the rank {rank} in rank_pattern"
-            yield Problem("rank-config", contents.weights, target, f"rank {rank}, but {source} is {said}", hint)
+            yield Problem("rank-config", contents.weights, target, f"rank {rank}, but {source} is {said}", f"{hint}; {_FIX}")
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
@@ -119,9 +124,9 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
             used.update(keys)
             if len({patterns[key] for key in keys}) > 1:
                 what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first of the file wins: {patterns[keys[0]]}'
-                yield Problem(
-                    "pattern-overlap", peft.CONFIG, option, what, "peft sorts patterns when it saves; use whole paths"
-                )
+                ours = _FIX if option == "rank_pattern" else "`adapterhub fix` proposes them"
+                hint = f"peft sorts patterns when it saves; use whole paths; {ours}"
+                yield Problem("pattern-overlap", peft.CONFIG, option, what, hint)
         for key in sorted(set(patterns) - used):
             yield Problem("pattern-unused", peft.CONFIG, option, f'"{key}" matches no module of the adapter')
 
@@ -135,10 +140,21 @@ def _flags(contents: Contents) -> Iterator[Problem]:
             ("bias", "lora_bias", "no-bias", "bias-flag"),
         ):
             if config.get(option) and part not in parts:
-                yield Problem(missing, file, f"{target}.{LABELS[part]}", f"not there, but {option} is true")
+                alone = option == "lora_bias" and not any(part in others for others in linear.values())
+                what = f"not there, but {option} is true"
+                yield Problem(missing, file, f"{target}.{LABELS[part]}", what, _FIX if alone else "")
             if part in parts and not config.get(option):
                 what = f"there, but {option} is not true: peft would skip it"
-                yield Problem(present, file, f"{target}.{LABELS[part]}", what, f'Set "{option}" to true')
+                yield Problem(
+                    present, file, f"{target}.{LABELS[part]}", what, f'Set "{option}" to true{_if_mendable(option, linear)}'
+                )
+
+
+def _if_mendable(option: str, linear: Mapping[str, Part]) -> str:
+    """peft has the flag for all modules, takes a missing bias for zeros, and refuses biases beside DoRA."""
+    magnitudes = sum("magnitude" in parts for parts in linear.values())
+    mendable = magnitudes == len(linear) if option == "use_dora" else not magnitudes
+    return f"; {_FIX}" if mendable else ""
 
 
 def _whole_tensors(contents: Contents) -> Iterator[Problem]:

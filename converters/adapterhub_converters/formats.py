@@ -57,7 +57,8 @@ def sniff(path: Path) -> str:
             return name
     pickles.refuse(path)
     known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
-    raise FormatError(str(path), f"no adapter of a known format: {known}", peft.nested(path))
+    mend = "`adapterhub fix` adds a missing peft_type" if (path / peft.CONFIG).is_file() else ""
+    raise FormatError(str(path), f"no adapter of a known format: {known}", mend or peft.nested(path))
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:

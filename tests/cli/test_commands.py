@@ -58,6 +58,7 @@ LIGHT = [
     ["validate", "sql", "--base", "base"], ["convert", "sql", "out", "--to", "mlx", "--base", "base"],
     ["tag", "team/a", "x"], ["verify", "team/a"], ["fsck"], ["rm", "team/a"], ["completion", "bash"],
     ["merge", "sql", "--into", "base", "-o", "merged"], ["merge", "sql", "sql", "-o", "merged"], ["diff", "sql", "team/a"],
+    ["fix", "sql"],
 ]  # fmt: skip
 
 

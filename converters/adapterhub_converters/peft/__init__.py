@@ -1,6 +1,6 @@
 """PEFT: `adapter_config.json` beside `adapter_model.safetensors`."""
 
-from .config import CONFIG, INERT, residual_init, saved_modules
+from .config import CONFIG, INERT, READ, residual_init, saved_modules
 from .config import check as check_config
 from .config import text as config_text
 from .keys import classify
@@ -9,6 +9,6 @@ from .state_dict import state_dict
 from .writer import write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "WEIGHTS", "check_config", "classify", "config_text", "nested", "parse", "read", "read_shapes",
-    "residual_init", "saved_modules", "sniff", "state_dict", "weight_files", "write",
+    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "check_config", "classify", "config_text", "nested", "parse", "read",
+    "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict", "weight_files", "write",
 ]  # fmt: skip
