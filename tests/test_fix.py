@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -220,6 +221,23 @@ def test_what_is_not_pefts_is_refused(tmp_path: Path, kind: str) -> None:
         formats.convert(adapter(tmp_path / "a", pairs(2)), target, to=kind, base=base(tmp_path / "base", 2))
     with pytest.raises(AdapterhubError, match=r"PEFT|safetensors"):
         fix(target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE = [
+    {"rank_pattern": {"(": 3}}, {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": [3]}}, {"r": [1]}, {"r": "x"},
+    {"alpha_pattern": {"q_proj": [1], "0.self_attn.q_proj": [2]}}, {"target_modules": 5}, {"target_modules": "((("},
+    {"target_modules": [["a"]]}, {"layers_to_transform": "x"}, {"peft_type": [7]}, {"init_lora_weights": [1]},
+    {"base_model_name_or_path": [1]}, {"modules_to_save": 3}, {"lora_bias": [1]}, {"unknown": {"a": [{}]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", HOSTILE, ids=map(str, HOSTILE))
+def test_a_config_that_makes_no_sense_is_an_error_of_ours_or_stays(tmp_path: Path, config: dict[str, Any]) -> None:
+    path = adapter(tmp_path / "a", pairs(2), **config)
+    with contextlib.suppress(AdapterhubError):
+        assert fix(path, tmp_path / "out").out in (None, tmp_path / "out")
+        return
     assert not (tmp_path / "out").exists()
 
 

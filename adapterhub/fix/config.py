@@ -120,9 +120,10 @@ def _ranks(state: State, pairs: Shapes) -> None:
     if state.config.get("target_parameters"):  # there the rank in the config alone says how many experts there are
         return
     ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
-    patterns, r = state.config.get("rank_pattern") or {}, state.config.get("r", 8)
-    if not isinstance(patterns, dict):
+    patterns, r = _numbers(state.config, "rank_pattern"), state.config.get("r", 8)
+    if patterns is None:
         return
+    r = r if _is_number(r) else 0
     used: set[str] = set()
     wrong = overlap = 0
     for target, rank in ranks.items():
@@ -144,10 +145,16 @@ def _ranks(state: State, pairs: Shapes) -> None:
     state.mended(code, f'ranks are those of the tensors: "r" is {common}{also}')
 
 
+def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
+    """A map of patterns; None where it is something else, which `validate` says and no tensor mends."""
+    patterns = config.get(option) or {}
+    return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
+
+
 def _alphas(state: State, pairs: Shapes) -> None:
     """Tensors don't say their alpha, so that nothing but an edit by who knows it can mend a doubtful one."""
-    patterns = state.config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
+    patterns = _numbers(state.config, "alpha_pattern")
+    if patterns is None:
         return
     matches = {target: matching_keys(patterns, target, peft.CONFIG) for target in pairs}
     if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
