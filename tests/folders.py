@@ -37,6 +37,18 @@ def adapter(
     return path
 
 
+def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 2) -> Path:
+    """A VeRA adapter of modules with so many outputs, whose projections are for a weight of the shape `widest`."""
+    shapes = {f"model.{n}.vera_lambda_b": (out,) for n, out in modules.items()}
+    shapes |= {f"model.{n}.vera_lambda_d": (r,) for n in modules} | {"vera_A": (r, widest[1]), "vera_B": (widest[0], r)}
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {f"base_model.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    safetensors_file.write(path / peft.WEIGHTS, arrays, {"format": "pt"})
+    (path / peft.CONFIG).write_text(json.dumps({"peft_type": "VERA", "r": r, "target_modules": ["q_proj"]}))
+    return path
+
+
 def base(
     path: Path, layers: int = 2, *, size: int = 8, vocab: int = 12, tied: bool = True, prefix: str = "model."
 ) -> base_module.BaseSpec:

@@ -80,17 +80,19 @@ def _weights(text: str | None, count: int) -> list[float]:
     return weights
 
 
-def _read(found: Sequence[sources.Source]) -> list[Adapter]:
-    from adapterhub_converters import formats
+def _read(found: Sequence[sources.Source], folder: Path | None = None) -> list[Adapter]:
+    from adapterhub_converters import base, formats
 
-    return [formats.read(source.path) for source in found]
+    spec = base.read_hf(folder) if folder is not None and folder.is_dir() else None
+    return [formats.read(source.path, base=spec) for source in found]
 
 
 def _into_base(settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], base: str, out: str) -> None:
     from adapterhub.merge import fuse
 
+    folder = sources.existing(base)
     with bytes_bar("merging") as progress:
-        report = fuse(list(zip(_read(found), weights, strict=True)), sources.existing(base), Path(out), progress=progress)
+        report = fuse(list(zip(_read(found, folder), weights, strict=True)), folder, Path(out), progress=progress)
     output.emit(_fuse_document(report), as_json=settings.as_json, text=lambda: _fuse_text(report))
 
 

@@ -174,7 +174,7 @@ def _has_others(contents: Contents) -> bool:
     convolution = any(
         all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts in contents.pairs.values()
     )
-    other = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR")
+    other = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
     return convolution or other or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
 
 
@@ -201,6 +201,8 @@ def _sort(contents: Contents, tensor: Tensor) -> None:
         contents.replaced[name] = tensor
     elif kind == "copy":
         contents.copies[name] = tensor
+    elif kind == "shared" and contents.config.get("peft_type") == "VERA":
+        contents.other_tensors[name] = tensor
     else:
         contents.unknown.append(tensor.key)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .errors import RefusedError
-from .factored import AdaLora, Factored, Hadamard, Kronecker, PooledLowRank
+from .factored import AdaLora, Factored, Hadamard, Kronecker, PooledLowRank, Vera
 
 __all__ = [
     "AdaLora",
@@ -38,6 +38,7 @@ __all__ = [
     "Rows",
     "Source",
     "StackedLowRank",
+    "Vera",
     "factor_pairs",
     "factored_out",
     "plain_pairs",
@@ -126,9 +127,16 @@ class Adapter:
         """Every tensor with a name that says what it is, in a fixed order."""
         for target, delta in sorted(self.deltas.items()):
             yield from ((f"{target}.{_LABELS.get(part, part)}", tensor) for part, tensor in delta.parts())
+        yield from self.shared.items()
         yield from sorted(self.replaced.items())
         yield from ((f"{target}.rows", rows.values) for target, rows in sorted(self.rows.items()))
         yield from ((f"{name} (copy)", tensor) for name, tensor in sorted(self.copies.items()))
+
+    @property
+    def shared(self) -> Mapping[str, np.ndarray]:
+        """Tensors that stand once for all deltas: VeRA's projections."""
+        delta = next((delta for delta in self.deltas.values() if isinstance(delta, Vera)), None)
+        return {} if delta is None else {"vera_A": delta.vera_A, "vera_B": delta.vera_B}
 
     @property
     def parameters(self) -> int:
@@ -188,7 +196,7 @@ def refuse_conditions(adapter: Adapter) -> None:
 
 
 def factored_out(adapter: Adapter) -> Adapter:
-    """The adapter with AdaLoRA, QALoRA, LoHa and LoKr as the low-rank pairs they equal; itself when there are none.
+    """The adapter with AdaLoRA, QALoRA, LoHa, LoKr and VeRA as the low-rank pairs they equal; itself when there are none.
 
     The same function up to one rounding of the factors in float32. It is no longer what was read: `source` is None.
     """

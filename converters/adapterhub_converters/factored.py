@@ -1,4 +1,4 @@
-"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa and LoKr, formed without the base.
+"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr and VeRA, formed without the base's weights.
 
 Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals
 (`as_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once in float32.
@@ -174,7 +174,60 @@ class Kronecker:
         return np.eye(rows, dtype=np.float32), _f32(whole)
 
 
-Factored = AdaLora | PooledLowRank | Hadamard | Kronecker
+@dataclass(frozen=True, eq=False, slots=True)
+class Vera:
+    """VeRA (arXiv 2310.11454): `diag(lambda_b) @ vera_B[:out] @ diag(lambda_d) @ vera_A[:, :in]`, with a scale of 1.
+
+    All modules share the projections `vera_A` `(r, widest in)` and `vera_B` `(widest out, r)`, and each has the first
+    columns and rows (peft, `tuners/vera/layer.py`). `in_features` is in no file of the adapter: None without the base.
+    """
+
+    lambda_b: np.ndarray
+    lambda_d: np.ndarray
+    vera_A: np.ndarray
+    vera_B: np.ndarray
+    in_features: int | None
+    transposed_base: bool = False
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank of the projections."""
+        return int(self.lambda_d.shape[0])
+
+    @property
+    def alpha(self) -> float:
+        """What makes the scale 1."""
+        return float(self.r)
+
+    @property
+    def scaling(self) -> float:
+        """VeRA has none."""
+        return 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta; as wide as the widest module where its own width is not known."""
+        return int(self.lambda_b.shape[0]), self.in_features or int(self.vera_A.shape[1])
+
+    def parts(self) -> Parts:
+        """Its own tensors by name; the projections belong to all modules together."""
+        yield from (("vera_lambda_b", self.lambda_b), ("vera_lambda_d", self.lambda_d))
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, each projection cut to the module and its vector multiplied into it."""
+        if self.in_features is None:
+            raise RefusedError(
+                "vera_A",
+                "how many of its columns a module has only the base says, and there is none with this module's shape",
+                "Give --base, the model it was trained on",
+            )
+        lora_A = _f32(self.lambda_d)[:, None] * _f32(self.vera_A[:, : self.in_features])
+        lora_B = _f32(self.lambda_b)[:, None] * _f32(self.vera_B[: len(self.lambda_b)])
+        return LowRank(lora_A, lora_B, self.alpha, transposed_base=self.transposed_base)
+
+
+Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera
 
 
 def _f32(array: np.ndarray) -> np.ndarray:

@@ -36,7 +36,8 @@ def sniff(path: Path) -> bool:
         return False
     try:
         with SafetensorsFile(path) as file:
-            return any(".lora_A." in name or ".lora_embedding_A" in name for name in file.tensors)
+            lora = any(".lora_A." in name or ".lora_embedding_A" in name for name in file.tensors)
+            return lora or CONFIG_KEY in file.header.metadata
     except FormatError:
         return path.suffix == ".safetensors"
 
@@ -54,7 +55,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     if text is not None:
         if alpha is not None or rslora:
             raise RefusedError(where, "it has a config that says its alpha", "Leave out --alpha and --rslora")
-        return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where)
+        return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
     if alpha is None:
         reason = "nothing says its alpha, and the scale depends on it"
         raise RefusedError(where, reason, "Pass --alpha N, and --rslora if it was trained with it")
@@ -73,12 +74,12 @@ def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.
     state: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
         plain = _NAMED.sub(r"\1\3", key)
-        plain = plain if plain.startswith(_PREFIX) else _PREFIX + plain
+        plain = plain if plain.startswith(_PREFIX) or peft.classify(plain)[0] == "shared" else _PREFIX + plain
         if plain in state:
             raise FormatError(where, f"tensor {key!r} is there under two names")
         state[plain] = array
     notes = [f"{name!r} was the adapter's name in its keys" for name in names]
-    if any(not key.startswith(_PREFIX) for key in tensors):
+    if any(not key.startswith(_PREFIX) and peft.classify(key)[0] != "shared" for key in tensors):
         notes.append(f"keys without {_PREFIX} were given it")
     return state, tuple(notes)
 

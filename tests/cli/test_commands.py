@@ -19,7 +19,7 @@ from adapterhub_converters import peft
 from adapterhub_converters.files import safetensors_file
 from tests.cli.test_process import HEAVY, PATH, loaded
 from tests.conftest import Run
-from tests.folders import adapter, base, pairs
+from tests.folders import adapter, base, pairs, vera
 
 LONG = "a-rather-long-namespace-of-a-team/and-an-even-longer-name-of-an-adapter-for-sql"
 
@@ -154,6 +154,13 @@ def test_merge_into_a_base(run: Run, sql: Path, tmp_path: Path) -> None:
         stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
         delta = factors.tensor(f"{stem}B.weight") @ factors.tensor(f"{stem}A.weight")
         np.testing.assert_allclose(weights.tensor("model.layers.1.self_attn.q_proj.weight"), -0.5 * 2 * delta, rtol=1e-5)
+
+
+def test_merge_reads_what_needs_the_base_with_it(run: Run, sql: Path, tmp_path: Path) -> None:
+    vera(tmp_path / "vera", {"model.layers.0.self_attn.q_proj": 8}, (8, 16))
+    assert list(document(run, "merge", "vera", "--into", "base", "-o", "merged")["touched"]) == [
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
 
 
 def test_merge_into_an_adapter_keeps_its_parents(run: Run, sql: Path, tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_names_that_peft_would_skip_are_an_error(tmp_path: Path, name: str) -> N
     assert codes(adapter) == {"key-prefix"}
 
 
+VERA = {"model.layers.0.self_attn.q_proj.vera_lambda_b": (8,), "model.layers.0.self_attn.q_proj.vera_lambda_d": (2,)}
+
+
+def test_vera_fits_where_the_base_is_as_large_and_needs_its_projections(tmp_path: Path) -> None:
+    adapter = folders.adapter(tmp_path / "a", VERA, peft_type="VERA", save_projection=False)
+    assert codes(adapter) == {"not-understood"}
+    adapter = folders.vera(tmp_path / "b", {"model.layers.0.self_attn.q_proj": 8}, (8, 8))
+    assert codes(adapter) == codes(adapter, folders.base(tmp_path / "base", layers=1)) == set()
+    assert codes(adapter, folders.base(tmp_path / "larger", layers=1, size=16)) == {"shape-mismatch"}
+
+
 def test_a_condition_is_known_to_peft_alone(tmp_path: Path) -> None:
     adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
     verdicts = check(adapter).verdicts

@@ -58,6 +58,14 @@ FEATURES: dict[str, Callable[[], Content]] = {
         {f"{Q}.hada_w{n}_{half}": normal(*shape) for n in (1, 2) for half, shape in (("a", (16, 2)), ("b", (2, 16)))},
         {"peft_type": "LOHA", "alpha": 3},
     ),
+    "VeRA": lambda: (
+        {f"{Q}.vera_lambda_b": normal(16), f"{Q}.vera_lambda_d": normal(2), "vera_A": normal(2, 16), "vera_B": normal(16, 2)},
+        {"peft_type": "VERA"},
+    ),
+    "VeRA without its projections": lambda: (
+        {f"{Q}.vera_lambda_b": normal(16), f"{Q}.vera_lambda_d": normal(2)},
+        {"peft_type": "VERA", "save_projection": False},
+    ),
     "aLoRA": lambda: (pair(), {"alora_invocation_tokens": [1, 2]}),
     "another table than the base's": lambda: (pair() | {"model.embed_tokens.base_layer.weight": normal(12, 16)}, {}),
 }  # fmt: skip
@@ -96,7 +104,8 @@ def matrix(tmp_path: Path) -> list[str]:
         tied = bool(config.pop("tied", False))
         source = tmp_path / f"source{n}"
         source.mkdir()
-        named = {f"base_model.model.{name}": array for name, array in tensors.items()}
+        # VeRA's projections hang on no module.
+        named = {f"base_model.{'' if name in ('vera_A', 'vera_B') else 'model.'}{name}": a for name, a in tensors.items()}
         safetensors_file.write(source / peft.WEIGHTS, named, {"format": "pt"})
         settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj"]} | config
         (source / peft.CONFIG).write_text(json.dumps(settings))

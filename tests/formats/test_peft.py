@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from adapterhub_converters import formats, peft
 from adapterhub_converters.adapter import factored_out, plain_pairs
+from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.peft import config
@@ -60,7 +61,6 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not read yet"),
         ({"use_bdlora": True}, "use_bdlora = true changes what the adapter computes"),
-        ({"peft_type": "VERA"}, "its projections are cut to each module's size, which only the base knows"),
         ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
         ({"frobnicate": 3}, "frobnicate = 3 changes what the adapter computes"),
@@ -190,6 +190,56 @@ def test_a_rank_that_only_the_tensors_know_is_reported(tmp_path: Path) -> None:
     assert 'rank_pattern "q" and "l.0.q" both match and differ' in adapter.notes[0]
     assert "rank 2 by its tensors, 4.0 by the config" in adapter.notes[1].replace(" 4 ", " 4.0 ")
     assert adapter.notes[2] == 'rank_pattern "typo" matches no module of the adapter'
+
+
+LAMBDAS = {"l.0.q.vera_lambda_b": (6,), "l.0.q.vera_lambda_d": (2,)}
+
+
+def vera(path: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> Path:
+    """A VeRA adapter; `vera_A` and `vera_B` are named as peft names them."""
+    path.mkdir()
+    arrays = {
+        f"base_model.{name}" if name in ("vera_A", "vera_B") else f"base_model.model.{name}": np.ones(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+    safetensors_file.write(path / peft.WEIGHTS, arrays, {"format": "pt"})
+    (path / peft.CONFIG).write_text(json.dumps({"peft_type": "VERA", "r": 2, **config}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "says"),
+    [
+        (LAMBDAS, {"save_projection": False}, "vera_A and vera_B were not saved.*Save it again with save_projection=True"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)}, {"save_projection": False}, "are in the file and peft makes others"),
+        (LAMBDAS | {"vera_A": (2, 8)}, {}, "base_model.vera_B is missing"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 3)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (2, 0), "vera_B": (6, 2)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (16,), "vera_B": (6, 2)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (5, 2)}, {}, "do not fit vera_A"),
+        (LAMBDAS | {"vera_A": (3, 8), "vera_B": (6, 3)}, {}, "do not fit vera_A"),
+        (LAMBDAS | {"l.0.q.vera_lambda_b": (6, 1), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "do not fit vera_A"),
+        ({"l.0.q.vera_lambda_b": (6,), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "vera_lambda_d is missing"),
+        ({"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "projections and no module that uses them"),
+        (LAMBDAS | PAIR | {"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "a VeRA delta of A, B, vera_lambda_b, vera_lambda_d"),
+        (PAIR | {"vera_A": (2, 8)}, {"peft_type": "LORA"}, "in another adapter than VeRA"),
+        (LAMBDAS, {"peft_type": "LORA"}, "is of no kind that is read yet"),
+    ],
+)
+def test_vera_that_makes_no_sense_is_refused(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], config: dict[str, object], says: str
+) -> None:
+    with pytest.raises(AdapterhubError, match=says):
+        peft.read(vera(tmp_path / "a", shapes, **config))
+
+
+@pytest.mark.parametrize("weight", [None, (5, 8), (6, 9), (6,)])
+def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weight: tuple[int, ...] | None) -> None:
+    tensors = {} if weight is None else {"l.0.q.weight": BaseTensor(weight, "F32")}
+    base = BaseSpec("base", "hf", "", "", {}, tensors)
+    source = vera(tmp_path / "a", LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)})
+    with pytest.raises(RefusedError, match="how many of its columns a module has only the base says.*Give --base"):
+        factored_out(peft.read(source, base=base))
 
 
 def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:

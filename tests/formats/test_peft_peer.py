@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft
-from adapterhub_converters.adapter import Adapter, Factored, LowRankConv, LowRankEmbedding, Meta, StackedLowRank, plain_pairs
-from adapterhub_converters.base import BaseSpec, BaseTensor
+from adapterhub_converters import formats, peft
+from adapterhub_converters.adapter import (
+    Adapter,
+    Factored,
+    Loss,
+    LowRankConv,
+    LowRankEmbedding,
+    Meta,
+    StackedLowRank,
+    plain_pairs,
+)
+from adapterhub_converters.base import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import safetensors_file
@@ -279,6 +288,47 @@ def test_other_kinds_come_back_and_become_the_pairs_they_equal(case: str, tmp_pa
     as_lora = loaded(make, rewritten(adapter, tmp_path / "c"))
     assert as_lora.peft_config["default"].peft_type == "LORA"
     np.testing.assert_allclose(outputs(as_lora), outputs(wrapped), atol=1e-4)
+
+
+def vera(path: Path, make: Make, **config: Any) -> Any:
+    from peft import VeraConfig
+
+    modules = ["c_attn", "c_fc"] if make is gpt2 else ["q_proj", "k_proj", "down_proj"]
+    return saved(make, VeraConfig(r=4, target_modules=modules, fan_in_fan_out=make is gpt2, **config), path)
+
+
+@pytest.mark.parametrize("make", [llama(), gpt2, llama(attention_bias=True)], ids=["llama", "gpt2", "bias"])
+def test_vera_comes_back_and_becomes_the_pairs_it_equals(make: Make, tmp_path: Path) -> None:
+    wrapped = vera(tmp_path / "a", make, bias="none" if make is not gpt2 else "vera_only")
+    assert len(peft.read(tmp_path / "a").shared) == 2
+    assert_bytes_come_back(tmp_path / "a", tmp_path / "b")
+    adapter = peft.read(tmp_path / "a", base=read_base(base_folder(make, tmp_path / "base")))
+    assert_deltas(adapter, wrapped)
+    as_lora = loaded(make, rewritten(adapter, tmp_path / "c"))
+    assert as_lora.peft_config["default"].peft_type == "LORA"
+    np.testing.assert_allclose(outputs(as_lora), outputs(wrapped), atol=1e-5)
+    assert not np.allclose(outputs(wrapped), outputs(make()), atol=1e-4)
+
+
+def test_vera_goes_to_every_format_and_raw_gives_it_back(tmp_path: Path) -> None:
+    wrapped = vera(tmp_path / "a", llama())
+    base = read_base(base_folder(llama(), tmp_path / "base"))
+    for to in ("gguf", "mlx"):
+        report = formats.convert(tmp_path / "a", tmp_path / to, to=to, base=base)
+        assert {line.loss for line in report.kept} == {Loss.ROUNDED}
+        assert_deltas(formats.read(tmp_path / to, base=base), wrapped)
+    formats.convert(tmp_path / "a", tmp_path / "lone.safetensors", to="raw")
+    formats.convert(tmp_path / "lone.safetensors", tmp_path / "b", to="peft")
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes(), name
+    with pytest.raises(RefusedError, match="only the base says.*Give --base"):
+        formats.convert(tmp_path / "a", tmp_path / "none", to="gguf")
+
+
+def test_vera_whose_projections_peft_would_make_anew_is_refused(tmp_path: Path) -> None:
+    vera(tmp_path / "a", llama(), save_projection=False)
+    with pytest.raises(RefusedError, match="vera_A and vera_B were not saved.*Save it again with save_projection=True"):
+        formats.convert(tmp_path / "a", tmp_path / "b", to="peft")
 
 
 def per_expert() -> Any:

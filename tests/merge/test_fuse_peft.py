@@ -11,6 +11,7 @@ import pytest
 
 from adapterhub.merge import fuse
 from adapterhub_converters import peft
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
 pytestmark = pytest.mark.peer
@@ -81,6 +82,27 @@ def test_a_copy_of_a_table_beside_its_delta_changes_nothing(torch: Any, llama: A
     assert differing(read_all(tmp_path / "with"), read_all(tmp_path / "without"), torch) == {}
     with pytest.raises(RefusedError, match="is not the base's own"):
         fuse([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
+
+
+def test_vera_equals_merge_and_unload_up_to_its_order_of_rounding(
+    torch: Any, llama: Any, merged_by_peft: Any, tmp_path: Path
+) -> None:
+    import peft as peft_library
+    from transformers import AutoModelForCausalLM
+
+    base = llama("float32")
+    config = peft_library.VeraConfig(r=8, target_modules=LINEAR, task_type="CAUSAL_LM")
+    model = peft_library.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "vera_lambda" in name:
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(tmp_path / "vera")
+    adapter = peft.read(tmp_path / "vera", base=read_base(base))
+    fuse([(adapter, 1.0)], base, tmp_path / "out")
+    theirs = merged_by_peft(base, tmp_path / "vera")
+    for name, tensor in read_all(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-7)
 
 
 def test_two_adapters_equal_peft_merging_one_after_the_other(

@@ -45,9 +45,9 @@ KINDS = {
     },
     "LOHA": _LYCORIS,
     "LOKR": _LYCORIS,
+    "VERA": {"save_projection", "projection_prng_key", "vera_dropout", "d_initial", "init_weights"},
 }  # fmt: skip
 _REASONS = {
-    "VERA": "its projections are cut to each module's size, which only the base knows",
     "IA3": "it multiplies activations, which no low-rank delta does",
     "OFT": "it rotates the base's weight, which no low-rank delta does",
     "BOFT": "it rotates the base's weight, which no low-rank delta does",
@@ -106,6 +106,7 @@ _TEXT, _SWITCH = str | None, bool | None
 _TYPES = {
     "base_model_name_or_path": _TEXT, "revision": _TEXT, "task_type": _TEXT, "use_rslora": _SWITCH, "use_qalora": _SWITCH,
     "fan_in_fan_out": _SWITCH, "init_lora_weights": bool | str | None, "ensure_weight_tying": _SWITCH,
+    "save_projection": _SWITCH,
 }  # fmt: skip
 
 
@@ -122,7 +123,10 @@ class Scales:
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         lycoris = config["peft_type"] in ("LOHA", "LOKR")
-        self._plain = {"r": config.get("r", 8), "alpha": config.get("alpha" if lycoris else "lora_alpha", 8)}
+        self._plain = {
+            "r": config.get("r", 256 if config["peft_type"] == "VERA" else 8),
+            "alpha": config.get("alpha" if lycoris else "lora_alpha", 8),
+        }
         patterned = config["peft_type"] != "ADALORA"
         self._patterns: dict[str, dict[str, float]] = {
             "r": (config.get("rank_pattern") or {}) if patterned else {},

@@ -16,7 +16,7 @@ PREFIX = "base_model.model."
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARTS = (
     r"lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|modules_to_save|trainable_tokens_delta"
-    r"|hada_\w+|lokr_\w+"
+    r"|hada_\w+|lokr_\w+|vera_A|vera_B|vera_lambda_[bd]"
 )
 _NAMED = re.compile(rf"\.({_PARTS})\.(?!weight$|bias$)([^.]+)((?:\.[^.]+)*)$")
 
@@ -29,15 +29,19 @@ _SUFFIXES = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_B.bias": "bias",
 }
-# Bare names of the other kinds: AdaLoRA, LoHa, LoKr.
-_BARE = re.compile(r"\.(lora_A|lora_B|lora_E|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))$")
+# Bare names of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
+_BARE = re.compile(r"\.(lora_A|lora_B|lora_E|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_lambda_[bd])$")
+# VeRA's projections, which all modules share and which therefore hang on no module.
+SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
 _ROWS = ".token_adapter.trainable_tokens_delta"
 # A copy of the base's weight under a wrapper of peft's, by the names its wrappers have for what they wrap.
 _COPY = re.compile(r"^(.+?)(?:\.token_adapter)?\.(?:base_layer|original_module)\.(weight|bias)$")
 
 
 def classify(key: str) -> tuple[str, str, str]:
-    """What a tensor is: `pair` (module path and part), `rows` (table), `replaced` or `copy` (parameter), or `unknown`."""
+    """What a tensor is: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter), `shared`, or `unknown`."""
+    if native(key) in SHARED:
+        return "shared", SHARED[native(key)], ""
     name = native(key).removeprefix(PREFIX)
     if not native(key).startswith(PREFIX):
         return "unknown", key, ""

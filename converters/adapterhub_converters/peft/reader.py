@@ -28,6 +28,7 @@ from adapterhub_converters.adapter import (
     Rows,
     Source,
     StackedLowRank,
+    Vera,
 )
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
@@ -140,7 +141,7 @@ def parse(
     parts = _sorted({name: tensors[key] for name, key in files.items()}, f"{where}/{WEIGHTS}")
     scales = Scales(config, f"{where}/{CONFIG}")
     reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base, turned)
-    deltas = reader.all(parts.pairs)
+    deltas = reader.all(parts.pairs, parts.shared)
     if parts.copies:
         notes.append(f"copies of the base's weights ride along: {', '.join(sorted(parts.copies))}")
     adapter = Adapter(
@@ -162,6 +163,7 @@ class _Parts:
         self.replaced: dict[str, np.ndarray] = {}
         self.rows: dict[str, np.ndarray] = {}
         self.copies: dict[str, np.ndarray] = {}
+        self.shared: dict[str, np.ndarray] = {}
         self.names: dict[What, str] = {}
 
 
@@ -170,7 +172,7 @@ def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
     for key, tensor in tensors.items():
         kind, name, part = classify(key)
         parts.names[kind, name, part] = key
-        single = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies}.get(kind)
+        single = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies, "shared": parts.shared}.get(kind)
         if kind == "pair":
             parts.pairs.setdefault(name, {})[part] = tensor
         elif single is not None:
@@ -194,9 +196,17 @@ class _Deltas:
         self._transposed = bool(config.get("fan_in_fan_out"))
         self.turned: set[str] = set()
         self._targets: dict[str, str] = {}
+        self._shared: Mapping[str, np.ndarray] = {}
 
-    def all(self, pairs: Mapping[str, dict[str, np.ndarray]]) -> dict[str, Delta]:
-        """Every target and its delta."""
+    def all(self, pairs: Mapping[str, dict[str, np.ndarray]], shared: Mapping[str, np.ndarray]) -> dict[str, Delta]:
+        """Every target and its delta; `shared` are VeRA's projections."""
+        self._shared = shared
+        if self._config["peft_type"] == "VERA":
+            self._check_projections(pairs)
+        elif shared:
+            raise RefusedError(
+                self._where, f"base_model.{min(shared)} is of no kind that is read yet in another adapter than VeRA"
+            )
         lora = [name for name, part in pairs.items() if set(part) == {"A", "B"}]
         self._targets = experts.targeted(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
@@ -242,10 +252,9 @@ class _Deltas:
 
     def _one(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
         kind = self._config["peft_type"]
-        if kind == "ADALORA":
-            return self._adalora(target, part)
-        if kind in ("LOHA", "LOKR"):
-            return self._lycoris(target, part, kind)
+        others = {"ADALORA": self._adalora, "LOHA": self._lycoris, "LOKR": self._lycoris, "VERA": self._vera}
+        if kind in others:
+            return others[kind](target, part)
         embedding = "embedding_A" in part or "embedding_B" in part
         a_name, b_name = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         foreign = set(part) - {a_name, b_name, "magnitude", "bias"}
@@ -292,7 +301,8 @@ class _Deltas:
             raise FormatError(self._where, f"{target}: lora_E {lora_E.shape} for a rank of {len(lora_A)}")
         return AdaLora(lora_A, lora_B, lora_E, self._scales.alpha(target), self._transposed)
 
-    def _lycoris(self, target: str, part: Mapping[str, np.ndarray], kind: str) -> Delta:
+    def _lycoris(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
+        kind = self._config["peft_type"]
         if not _makes_lycoris(kind, {name: tensor.shape for name, tensor in part.items()}):
             shapes = ", ".join(f"{name} {tensor.shape}" for name, tensor in sorted(part.items()))
             raise FormatError(self._where, f"{target}: {shapes} make no {kind} delta")
@@ -304,6 +314,44 @@ class _Deltas:
         if rank < 1:
             raise FormatError(self._where, f"{target}: a rank of {rank}")
         return Kronecker(dict(part), alpha, rank)
+
+    def _check_projections(self, pairs: Mapping[str, object]) -> None:
+        """Refuse a VeRA adapter whose projections are not in its file: torch's generator made them."""
+        if not self._config.get("save_projection", True):
+            there = "are in the file and peft makes others" if self._shared else "were not saved"
+            hint = 'Set "save_projection" to true' if self._shared else "Save it again with save_projection=True"
+            raise RefusedError(self._where, f"vera_A and vera_B {there}, from the random numbers of a seed", hint)
+        for name in ("vera_A", "vera_B"):
+            if name not in self._shared:
+                raise FormatError(self._where, f"base_model.{name} is missing, and save_projection says that it is there")
+        vera_A, vera_B = self._shared["vera_A"], self._shared["vera_B"]
+        shapes = f"vera_A {vera_A.shape} and vera_B {vera_B.shape}"
+        if vera_A.ndim != 2 or vera_B.ndim != 2 or vera_A.shape[0] != vera_B.shape[1] or 0 in (*vera_A.shape, *vera_B.shape):
+            raise FormatError(self._where, f"{shapes} do not share a rank")
+        if not pairs:
+            raise FormatError(self._where, "projections and no module that uses them")
+
+    def _vera(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
+        self._need(target, part, {name: name for name in ("vera_lambda_b", "vera_lambda_d")})
+        lambda_b, lambda_d = part["vera_lambda_b"], part["vera_lambda_d"]
+        vera_A, vera_B = self._shared["vera_A"], self._shared["vera_B"]
+        if len(part) > 2:
+            raise RefusedError(self._where, f"{target}: a VeRA delta of {', '.join(sorted(part))} is not read yet")
+        if lambda_d.shape != (len(vera_A),) or lambda_b.ndim != 1 or not 0 < len(lambda_b) <= len(vera_B):
+            what = f"vera_lambda_b {lambda_b.shape} and vera_lambda_d {lambda_d.shape}"
+            raise FormatError(self._where, f"{target}: {what} do not fit vera_A {vera_A.shape} and vera_B {vera_B.shape}")
+        self._scales.check_rank(target, len(lambda_d))
+        width = self._width(target, len(lambda_b))
+        known = width if width is not None and width <= vera_A.shape[1] else None
+        return Vera(lambda_b, lambda_d, vera_A, vera_B, known, self._transposed)
+
+    def _width(self, target: str, out_features: int) -> int | None:
+        """How many features the base's module reads, if it is there and gives `out_features`."""
+        tensors = self._base.tensors if self._base else {}
+        # A base saved without its head lacks the first component.
+        weight = tensors.get(f"{target}.weight") or tensors.get(f"{target.partition('.')[2]}.weight")
+        shape = weight.shape[::-1] if weight and self._transposed else weight.shape if weight else ()
+        return shape[1] if len(shape) == 2 and shape[0] == out_features else None
 
 
 def _makes_lycoris(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adapterhub_converters.adapter import AdaLora, Adapter, Delta, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.adapter import AdaLora, Adapter, Delta, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, Vera
 
 from . import experts
-from .keys import PREFIX
+from .keys import PREFIX, SHARED
 
 What = tuple[str, str, str]
-"""Which tensor of an adapter: of `pair` (target and part), `replaced`, `rows` or `copy`."""
+"""Which tensor of an adapter: of `pair` (target and part), `replaced`, `rows`, `copy` or `shared`."""
 
 
 def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ _EMBEDDING_ENDS = {
 
 
 def _end(delta: Delta, part: str) -> tuple[str, str]:
-    if isinstance(delta, AdaLora | Hadamard | Kronecker):
+    if isinstance(delta, AdaLora | Hadamard | Kronecker | Vera):
         return part, f".{part}"
     return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
 
@@ -50,6 +50,7 @@ def tensor_names(adapter: Adapter) -> dict[What, str]:
         names["replaced", name, ""] = PREFIX + _under_delta(name, adapter)
     for name in adapter.copies:
         names["copy", name, ""] = PREFIX + ".base_layer.".join(name.rsplit(".", 1))
+    names |= {("shared", name, ""): key for key, name in SHARED.items() if name in adapter.shared}
     for target in adapter.rows:
         names["rows", target, ""] = f"{PREFIX}{target}.token_adapter.trainable_tokens_delta"
     return names
@@ -69,6 +70,7 @@ def _tensors(adapter: Adapter, turned: frozenset[str] | None) -> Iterator[tuple[
             yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
         else:
             yield from ((("pair", target, _end(delta, part)[0]), tensor) for part, tensor in delta.parts())
+    yield from ((("shared", name, ""), tensor) for name, tensor in adapter.shared.items())
     yield from ((("replaced", name, ""), tensor) for name, tensor in adapter.replaced.items())
     yield from ((("copy", name, ""), tensor) for name, tensor in adapter.copies.items())
     yield from ((("rows", target, ""), rows.values) for target, rows in adapter.rows.items())
