@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from . import dtypes
 from .adapter import Adapter, LowRank, LowRankEmbedding
 from .base import read_hf
 from .base.weights import ModelWeights
 from .errors import NotFoundError, RefusedError
+from .singular import leading
 
+# Two singular values nearer than this, relative to the largest, are told apart to a percent at best in float32.
+_VAGUE = 100 * 2.0**-24
 _TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 
 
@@ -40,6 +44,9 @@ class BaseWeights(ModelWeights):
         found = next((known for known in wanted if known in self), None)
         if found is None:
             raise RefusedError(name, f"not in the base {self.where}", "Is this the model the adapter was trained on?")
+        if self.info(found).dtype not in dtypes.FLOATS:
+            what = f"the base stores it as {self.info(found).dtype}, not in floats"
+            raise RefusedError(name, what, "Name the base in full precision")
         return self.stored(found)
 
 
@@ -84,14 +91,20 @@ def plain_lora(adapter: Adapter, folder: Path) -> Adapter:
             f"{adapter.meta.init} depends on more than the base's weights",
             "Save it again with peft's path_initial_model_for_weight_conversion",
         )
+    vague: list[str] = []
     with BaseWeights(folder) as base:
-        deltas = dict(_without_principal(adapter, base))
-    note = f"pissa: the {len(deltas)} deltas are written as plain LoRA of twice the rank, computed from {folder.name}"
+        deltas = dict(_without_principal(adapter, base, vague))
+    notes = [f"pissa: the {len(deltas)} deltas are written as plain LoRA of twice the rank, computed from {folder.name}"]
+    if vague:
+        what = "the singular values on both sides of the rank are nearly equal, and which directions training took is not sure"
+        notes.append(f"pissa: {', '.join(vague)}: {what}")
     meta = dataclasses.replace(adapter.meta, init="default")
-    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None, notes=(*adapter.notes, note))
+    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None, notes=(*adapter.notes, *notes))
 
 
-def _without_principal(adapter: Adapter, base: BaseWeights) -> Iterator[tuple[str, LowRank | LowRankEmbedding]]:
+def _without_principal(
+    adapter: Adapter, base: BaseWeights, vague: list[str]
+) -> Iterator[tuple[str, LowRank | LowRankEmbedding]]:
     for target, delta in adapter.deltas.items():
         if isinstance(delta, LowRankEmbedding):  # peft begins it as ever
             yield target, delta
@@ -100,16 +113,22 @@ def _without_principal(adapter: Adapter, base: BaseWeights) -> Iterator[tuple[st
         elif not delta.scaling:
             raise RefusedError(target, "PiSSA with a scale of 0 is not understood")
         else:
-            yield target, _doubled(target, delta, base)
+            yield target, _doubled(target, delta, base, vague)
 
 
-def _doubled(target: str, delta: LowRank, base: BaseWeights) -> LowRank:
+def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -> LowRank:
     weight = base.tensor(f"{target}.weight").astype(np.float32)
     weight = weight.T if delta.transposed_base else weight
     if weight.shape != delta.shape:
         raise RefusedError(target, f"the delta is {delta.shape}, the base's weight {weight.shape}")
-    left, singular, right = np.linalg.svd(weight, full_matrices=False)
     r, s = delta.r, delta.scaling
+    if r > min(weight.shape):
+        raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not understood")
+    if not np.isfinite(weight).all():
+        raise RefusedError(target, "the base's weight has NaN or Inf in it")
+    left, singular, right = leading(weight, r + 1)
+    if len(singular) > r and singular[r - 1] - singular[r] < _VAGUE * singular[0]:
+        vague.append(target)
     root = np.sqrt(singular[:r] / np.float32(abs(s)))
     lora_A = np.concatenate([delta.lora_A.astype(np.float32), root[:, None] * right[:r]])
     lora_B = np.concatenate([delta.lora_B.astype(np.float32), -np.sign(s).astype(np.float32) * left[:, :r] * root], axis=1)
