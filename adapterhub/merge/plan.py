@@ -15,7 +15,7 @@ from adapterhub_converters import base as base_model
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, factored_out, plain_pairs
 from adapterhub_converters.base import BaseSpec
-from adapterhub_converters.base_weights import without_copies
+from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
@@ -61,8 +61,9 @@ def plan(adapters: Weighted, base: Path) -> Plan:
         raise RefusedError(str(base), "no adapter to merge")
     planner = _Planner(spec, {name: info for shard in shards for name, info in shard.tensors.items()}, shards)
     for adapter, weight in adapters:
-        check_adapter(adapter, weight)
-        planner.add(factored_out(without_copies(adapter, base)), weight)
+        settled = plain_lora(adapter, base) if adapter.meta.init == "pissa" else adapter
+        check_adapter(settled, weight)
+        planner.add(factored_out(without_copies(settled, base)), weight)
     return Plan(shards, {name: tuple(edits) for name, edits in planner.edits.items()}, tuple(dict.fromkeys(planner.notes)))
 
 

@@ -150,7 +150,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is no sum"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(4, np.float32))}), 1)], {}, "a DoRA magnitude of 4 numbers for 16"),
         ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "isn't known to store it transposed"),
-        ([(dataclasses.replace(PLAIN, meta=Meta(init="pissa")), 1)], {}, "initialised by pissa"),
+        ([(dataclasses.replace(PLAIN, meta=Meta(init="olora")), 1)], {}, "initialised by olora"),
         ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: has NaN or Inf"),
         ([(PLAIN, float("nan"))], {}, "nan is not a number"),
         ([(PLAIN, 1)], {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantised (gptq)"),

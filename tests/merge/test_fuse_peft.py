@@ -105,6 +105,25 @@ def test_vera_equals_merge_and_unload_up_to_its_order_of_rounding(
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pissa_equals_merge_and_unload_up_to_the_rounding_of_its_residual(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path, dtype: str
+) -> None:
+    base = llama(dtype)
+    # peft begins it anew on the base as it loads it, in the base's own dtype.
+    adapter = trained(base, std=0.02, r=4, lora_alpha=6, target_modules=LINEAR, init_lora_weights="pissa")
+    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    assert any("plain LoRA of twice the rank" in note for note in report.notes)
+    theirs, before = merged_by_peft(base, adapter), read_all(base)
+    step = 2.0**-8 if dtype == "bfloat16" else 1e-5  # of each of the two roundings, where we have one
+    for name, tensor in read_all(tmp_path / "out").items():
+        ours, wanted = tensor.float(), theirs[name].float()
+        largest = float(torch.maximum(wanted.abs().max(), before[name].float().abs().max()))
+        assert float((ours - wanted).abs().max()) <= 2 * step * largest, name
+        assert float((ours - wanted).norm()) <= step * float(wanted.norm()), name
+        assert name not in report.touched or float((wanted - before[name].float()).norm()) > 0.05 * float(wanted.norm())
+
+
 def test_two_adapters_equal_peft_merging_one_after_the_other(
     torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path
 ) -> None:
