@@ -51,7 +51,7 @@ def check(
     if found is not None:
         problems += _collect(found, base, headers_only=headers_only)
         levels += ["values"] * (not headers_only) + ["base", "identity"] * (base is not None)
-    judged = verdicts.verdicts(found, base, problems)
+    judged = verdicts.verdicts(found, base, problems, values=not headers_only)
     problems += [_demanded(judged[name]) for name in dict.fromkeys(runtimes) if judged[name].verdict != APPLIED]
     problems += _above(found, max_rank) if found is not None and max_rank is not None else ()
     problems.sort(key=_order)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-from adapterhub_converters import names, peft
-from adapterhub_converters.adapter import StackedLowRank
+from adapterhub_converters import base_weights, names, peft
+from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.base import BaseSpec
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.patterns import matching_keys
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, Rule, Runtime
 
@@ -33,11 +34,13 @@ _WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
-def verdicts(contents: Contents | None, base: BaseSpec | None, problems: Iterable[Problem]) -> dict[str, Verdict]:
-    """A verdict for every runtime there are rules for."""
+def verdicts(
+    contents: Contents | None, base: BaseSpec | None, problems: Iterable[Problem], *, values: bool = True
+) -> dict[str, Verdict]:
+    """A verdict for every runtime there are rules for; `values`: whether the numbers of tensors may be looked at."""
     problems = list(problems)
     understood = not any(problem.code == "not-understood" for problem in problems)
-    features = dict(_features(contents, base)) if contents and understood else {}
+    features = dict(_features(contents, base, values=values)) if contents and understood else {}
     features.update({_FROM_PROBLEM[p.code]: p.what for p in problems if p.code in _FROM_PROBLEM})
     return {name: _verdict(runtime, contents, features, problems) for name, runtime in RUNTIMES.items()}
 
@@ -65,7 +68,7 @@ def _said(rule: Rule, about: str) -> str:
     return re.sub(r"\{\w+\}", lambda _: about, rule.says)
 
 
-def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
     config = contents.config
     for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
         if any(part in parts for parts in contents.pairs.values()):
@@ -74,13 +77,12 @@ def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, 
         yield "bias", ""
     for name in contents.replaced:
         yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
-    if contents.rows:
-        yield "rows", ""
+    yield from _tables(contents, base, values=values)
     yield from _beyond_pairs(contents)
     if peft.residual_init(config.get("init_lora_weights")):
         init = str(config.get("init_lora_weights"))
         yield "init", init
-        if init != "pissa" or base is None or base.kind != "hf" or not base.tensors:  # else the conversion computes it
+        if init != "pissa" or not _has_weights(base):  # else the conversion computes it
             yield "init-unsettled", init
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
@@ -89,11 +91,36 @@ def _features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, 
         yield from _on_base(contents, base)
 
 
+def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    if contents.rows:
+        yield "rows", ""
+        if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
+            yield "rows-unsettled", ""  # else the conversion writes the difference to the base's rows
+    if contents.copies and not (values and _are_the_bases(contents, base)):
+        yield "copies-unsettled", ""
+
+
+def _has_weights(base: BaseSpec | None) -> bool:
+    """Whether a conversion can look at the base's numbers."""
+    return base is not None and base.kind == "hf" and bool(base.tensors)
+
+
+def _are_the_bases(contents: Contents, base: BaseSpec | None) -> bool:
+    """Whether every copy that rides along is the base's own, as a conversion makes sure."""
+    if base is None or not _has_weights(base) or contents.format != "peft":
+        return False
+    try:
+        base_weights.without_copies(peft.read(contents.path, base=base, mapped=True), Path(base.where))
+    except AdapterhubError:
+        return False
+    return True
+
+
 def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
     for delta in contents.others.values():
         yield ("experts" if isinstance(delta, StackedLowRank) else "other-kind"), type(delta).__name__
-    for name in contents.copies:
-        yield "copies", name
+        if not (isinstance(delta, Factored) and delta.is_low_rank):  # else the conversion writes the pair it equals
+            yield "kind-unsettled", type(delta).__name__
     for option in ("alora_invocation_tokens", "layer_replication"):
         if contents.config.get(option):
             yield "condition", option

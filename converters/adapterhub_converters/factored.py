@@ -1,7 +1,8 @@
 """Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr and VeRA, formed without the base's weights.
 
-Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals
-(`as_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once in float32.
+Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals (`as_low_rank`),
+if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once
+in float32.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class AdaLora:
         """Its tensors by name."""
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_E", self.lora_E))
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
+
     def as_low_rank(self) -> LowRank:
         """Of the same rank, `lora_E` multiplied into `lora_A`."""
         lora_A = _f32(self.lora_A) * _f32(self.lora_E)
@@ -68,6 +74,11 @@ class PooledLowRank(HasFactors):
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)` of the delta."""
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]) * self.group
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
 
     def as_low_rank(self) -> LowRank:
         """Of the same rank, every column of `lora_A` repeated for its group."""
@@ -109,9 +120,14 @@ class Hadamard:
         """Its tensors by name."""
         yield from self.tensors.items()
 
+    @property
+    def is_low_rank(self) -> bool:
+        """A convolution with a core is not."""
+        return "hada_t1" not in self.tensors
+
     def as_low_rank(self) -> LowRank:
         """Of rank `r * r`: all products of a column of one with a column of the other."""
-        if "hada_t1" in self.tensors:
+        if not self.is_low_rank:
             raise RefusedError("hada_t1", "a convolution with a core is no low-rank pair")
         a1, b1, a2, b2 = (_f32(self.tensors[f"hada_{part}"]) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
         r = self.r
@@ -155,9 +171,14 @@ class Kronecker:
         """Its tensors by name."""
         yield from self.tensors.items()
 
+    @property
+    def is_low_rank(self) -> bool:
+        """A convolution is not."""
+        return all(tensor.ndim == 2 for tensor in self.tensors.values())
+
     def as_low_rank(self) -> LowRank:
         """Of rank (that of the first) times (that of the second); a whole matrix counts with its shorter side."""
-        if any(tensor.ndim != 2 for tensor in self.tensors.values()):
+        if not self.is_low_rank:
             raise RefusedError("lokr_w2", "a convolution is no low-rank pair")
         (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
         lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
@@ -213,6 +234,11 @@ class Vera:
     def parts(self) -> Parts:
         """Its own tensors by name; the projections belong to all modules together."""
         yield from (("vera_lambda_b", self.lambda_b), ("vera_lambda_d", self.lambda_d))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """As far as is known: with the base's shape."""
+        return self.in_features is not None
 
     def as_low_rank(self) -> LowRank:
         """Of the same rank, each projection cut to the module and its vector multiplied into it."""
