@@ -60,10 +60,10 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
     ("config", "says"),
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not read yet"),
-        ({"use_bdlora": True}, "use_bdlora = true changes what the adapter computes"),
+        ({"use_bdlora": True}, "use_bdlora = true: changes what the adapter computes"),
         ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
-        ({"frobnicate": 3}, "frobnicate = 3 changes what the adapter computes"),
+        ({"frobnicate": 3}, "frobnicate = 3: changes what the adapter computes"),
         ({"r": "eight"}, '"r" is "eight"'),
         ({"alpha_pattern": {"(a+)+": 1}}, "could take for ever"),
         ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
@@ -89,6 +89,24 @@ def test_refused_tensors(tmp_path: Path, tensors: dict[str, tuple[int, ...]], sa
     with pytest.raises(AdapterhubError, match="adapter_model.safetensors: ") as caught:
         peft.read(folder(tmp_path / "a", tensors))
     assert says in str(caught.value)
+
+
+def test_all_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
+    tensors = {**PAIR, "l.0.q.odd": (2,), "l.1.q.odder": (2,)}
+    with pytest.raises(RefusedError, match="adapter_config.json: frobnicate = 3: changes.*and 3 more like it") as caught:
+        peft.read(folder(tmp_path / "a", tensors, frobnicate=3, use_bdlora=True))
+    assert [item.partition(": ")[0] for item in caught.value.items] == [
+        "frobnicate = 3",
+        "use_bdlora = true",
+        "tensor 'base_model.model.l.0.q.odd'",
+        "tensor 'base_model.model.l.1.q.odder'",
+    ]
+
+
+def test_every_delta_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="and 1 more like it") as caught:
+        peft.read(folder(tmp_path / "a", {**PAIR, "l.0.k.lora_E": (2, 1), "l.0.v.hada_w1_a": (2, 1)}))
+    assert [item.partition(" ")[0] for item in caught.value.items] == ["l.0.k.lora_E", "l.0.v.hada_w1_a"]
 
 
 def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:

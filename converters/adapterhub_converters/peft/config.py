@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, LowRankEmbedding, Meta, StackedLowRank
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.patterns import matching_keys
 
 from . import experts
@@ -67,10 +67,13 @@ def check(config: Mapping[str, Any], where: str) -> None:
         reason = _REASONS.get(kind) if isinstance(kind, str) else None
         known = ", ".join(KINDS)
         raise RefusedError(where, f"peft_type {kind!r} is not read yet{f': {reason}' if reason else ''}, only {known}")
-    for key in sorted(set(config) - INERT - READ - KINDS[kind]):
-        value = config[key]
-        if value not in (None, False, 0, "", [], {}):
-            raise RefusedError(where, f"{key} = {json.dumps(value)[:80]} changes what the adapter computes and is not read yet")
+    reasons = [
+        f"{key} = {json.dumps(value)[:80]}: changes what the adapter computes and is not read yet"
+        for key in sorted(set(config) - INERT - READ - KINDS[kind])
+        if (value := config[key]) not in (None, False, 0, "", [], {})
+    ]
+    if reasons:
+        raise refused(where, reasons)
     _check_numbers(config, kind, where)
     for key, kinds in _TYPES.items():
         if not isinstance(config.get(key), kinds):

@@ -31,7 +31,7 @@ from adapterhub_converters.adapter import (
     Vera,
 )
 from adapterhub_converters.base import BaseSpec
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
 from adapterhub_converters.files import json_file, safetensors_file
 
 from . import experts
@@ -136,9 +136,8 @@ def parse(
     `turned` names the stacks whose factors are in each other's place, where that is known already.
     """
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
-    check_config(config, f"{where}/{CONFIG}")
     files, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
-    parts = _sorted({name: tensors[key] for name, key in files.items()}, f"{where}/{WEIGHTS}")
+    parts = _understood(config, {name: tensors[key] for name, key in files.items()}, where)
     scales = Scales(config, f"{where}/{CONFIG}")
     reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base, turned)
     deltas = reader.all(parts.pairs, parts.shared)
@@ -167,8 +166,26 @@ class _Parts:
         self.names: dict[What, str] = {}
 
 
+def _understood(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
+    """The tensors by what they are; one error for all keys of the config and all tensors that are not understood."""
+    first: RefusedError | None = None
+    try:
+        check_config(config, f"{where}/{CONFIG}")
+    except RefusedError as error:
+        first = error
+    try:
+        parts = _sorted(tensors, f"{where}/{WEIGHTS}")
+    except RefusedError as error:
+        if first is None:
+            raise
+        raise refused(first.where, [*(first.items or (first.what,)), *(error.items or (error.what,))], first.hint) from error
+    if first is not None:
+        raise first
+    return parts
+
+
 def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
-    parts = _Parts()
+    parts, reasons = _Parts(), []
     for key, tensor in tensors.items():
         kind, name, part = classify(key)
         parts.names[kind, name, part] = key
@@ -180,9 +197,11 @@ def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
                 raise RefusedError(where, f"two tensors for {name}, {key!r} is one of them")
             single[name] = tensor
         elif not key.startswith(PREFIX):
-            raise RefusedError(where, f"tensor {key!r} has no {PREFIX} before its name")
+            reasons.append(f"tensor {key!r}: has no {PREFIX} before its name")
         else:
-            raise RefusedError(where, f"tensor {key!r} is of no kind that is read yet")
+            reasons.append(f"tensor {key!r}: is of no kind that is read yet")
+    if reasons:
+        raise refused(where, reasons)
     return parts
 
 
@@ -211,12 +230,17 @@ class _Deltas:
         self._targets = experts.targeted(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
         deltas: dict[str, Delta] = {}
+        failed: list[RefusedError] = []
         for name, part in pairs.items():
-            if name in self._targets and self._targets[name] in stacks:
-                target = self._targets[name]
-                deltas[target] = self._stack(target, stacks)
-            else:
-                deltas[name] = self._one(name, part)
+            try:
+                if name in self._targets and self._targets[name] in stacks:
+                    deltas[self._targets[name]] = self._stack(self._targets[name], stacks)
+                else:
+                    deltas[name] = self._one(name, part)
+            except RefusedError as error:
+                failed.append(error)
+        if failed:
+            raise refused(failed[0].where, [error.what for error in failed], failed[0].hint)
         return deltas
 
     def renamed(self, names: Mapping[What, str]) -> dict[What, str]:
