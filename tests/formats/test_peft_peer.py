@@ -331,6 +331,23 @@ def test_vera_whose_projections_peft_would_make_anew_is_refused(tmp_path: Path) 
         formats.convert(tmp_path / "a", tmp_path / "b", to="peft")
 
 
+def test_that_peft_lost_the_order_of_patterns_is_said_when_converting(tmp_path: Path) -> None:
+    """Trained with the second pattern first, saved by peft in the order of the alphabet: other scales after loading."""
+    from peft import LoraConfig
+
+    patterns = {"self_attn.q_proj": 32, r"layers\.0\..*": 2}
+    wrapped = saved(llama(), LoraConfig(r=4, target_modules=["q_proj"], alpha_pattern=patterns), tmp_path / "a")
+    kept = list(json.loads((tmp_path / "a" / peft.CONFIG).read_text())["alpha_pattern"])
+    assert kept == sorted(patterns) != list(patterns)
+    assert not np.allclose(outputs(loaded(llama(), tmp_path / "a")), outputs(wrapped), atol=1e-4)
+    base = read_base(base_folder(llama(), tmp_path / "base"))
+    for to in ("peft", "raw", "gguf", "mlx"):
+        notes = formats.convert(tmp_path / "a", tmp_path / to, to=to, base=base).notes
+        assert any("layers.0.self_attn.q_proj: alpha_pattern" in note and "peft loses their order" in note for note in notes), (
+            to
+        )
+
+
 def per_expert() -> Any:
     """A mixture of experts as transformers 4 built it: a linear module for each expert."""
     import torch
