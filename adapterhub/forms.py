@@ -71,7 +71,7 @@ def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, bas
 
 
 def _weighty(base: BaseSpec | None) -> bool:
-    return base is not None and base.kind == "hf" and bool(base.tensors)
+    return base is not None and base.folder is not None
 
 
 def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:

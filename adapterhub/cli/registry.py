@@ -20,8 +20,8 @@ from .output import Column
 if TYPE_CHECKING:
     from adapterhub.catalog import Row
     from adapterhub.fsck import Finding
-    from adapterhub.recipe import Conversion
     from adapterhub.picture import Heat
+    from adapterhub.recipe import Conversion
     from adapterhub.registry import Version
     from adapterhub_converters.base import BaseSpec
 

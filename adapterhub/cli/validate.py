@@ -26,7 +26,7 @@ _PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetens
     adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --format sarif > sql.sarif""",
 )
 @click.argument("given", metavar="SRC...", nargs=-1, required=True)
-@click.option("--base", metavar="BASE", help="The model it is for: a Hugging Face folder or a .gguf file.")
+@click.option("--base", metavar="BASE", help="The model it is for: a Hugging Face folder, a .safetensors or .gguf file.")
 @click.option(
     "--for",
     "runtimes",

@@ -30,6 +30,11 @@ _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Both directions against a base."""
     yield from tied(contents, base)
+    for note in base.notes:
+        yield Problem("base-incomplete", "", base.where, note)
+    if not base.tensors and base.names:
+        yield from _by_names(contents, base)
+        return
     if not base.tensors:
         yield Problem("base-without-weights", "", base.where, "no weight files; only config.json was compared")
         return
@@ -42,12 +47,27 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
-            yield from _shapes(contents.weights, target, parts, weight, conv1d(base))
+            yield from _shapes(contents.weights, target, parts, weight, transposed=conv1d(base), known=bool(base.model_type))
     yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     yield from _missing(contents.weights, base, missing)
     yield from _uncovered(contents, base)
+
+
+def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Both directions as far as names go: modules that are missing, and layers too many or too few."""
+    nothing = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
+    base = yield from _renamed(contents, nothing)
+    wanted = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
+    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base)])
+    yield from _uncovered(contents, base)
+
+
+def _is_named(name: str, base: BaseSpec) -> bool:
+    """Whether a base whose names alone are known has a module or a parameter, or the experts that it stacks."""
+    there = name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None
+    return there or any(known.startswith(f"{_block(name)}.") and ".experts.0." in known for known in base.tensors)
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
@@ -88,13 +108,17 @@ def _last(target: str) -> str:
     return target.rpartition(".")[2]
 
 
-def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, transposed: bool) -> Iterator[Problem]:
+def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
     got = delta_shape(parts)
     if got is None or len(weight.shape) != 2:
         return
     rows, columns = weight.shape
     wanted = (columns, rows) if transposed and "A" in parts else (rows, columns)
     if got == wanted:
+        return
+    if not known and got == wanted[::-1]:
+        what = f"the base stores {wanted}; without its config.json it is not known which of them is the input"
+        yield Problem("shape-unknown", file, target, what)
         return
     vocabulary = 0 if _last(target) in (*_EMBEDDINGS, *_OUTPUTS) else None
     if vocabulary is not None and got[1] == wanted[1]:

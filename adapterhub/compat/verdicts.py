@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from adapterhub_converters import base_weights, names, peft
 from adapterhub_converters.adapter import Factored, StackedLowRank
@@ -102,15 +101,15 @@ def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Itera
 
 def _has_weights(base: BaseSpec | None) -> bool:
     """Whether a conversion can look at the base's numbers."""
-    return base is not None and base.kind == "hf" and bool(base.tensors)
+    return base is not None and base.folder is not None
 
 
 def _are_the_bases(contents: Contents, base: BaseSpec | None) -> bool:
     """Whether every copy that rides along is the base's own, as a conversion makes sure."""
-    if base is None or not _has_weights(base) or contents.format != "peft":
+    if base is None or base.folder is None or contents.format != "peft":
         return False
     try:
-        base_weights.without_copies(peft.read(contents.path, base=base, mapped=True), Path(base.where))
+        base_weights.without_copies(peft.read(contents.path, base=base, mapped=True), base.folder)
     except AdapterhubError:
         return False
     return True

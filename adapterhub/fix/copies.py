@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from adapterhub_converters import peft
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.base_weights import BaseWeights
@@ -19,12 +17,12 @@ def mend(state: State, base: BaseSpec | None) -> None:
     found = {name: parameter for name in state.names for kind, parameter, _ in (peft.classify(name),) if kind == "copy"}
     if not found:
         return
-    if base is None or base.kind != "hf" or not base.tensors:
+    if base is None or base.folder is None:
         for name in found:
             what = f"{name} is a copy of the base's weight, perhaps another one than the base's"
             state.proposed(_CODE, what, "`adapterhub fix --base BASE`, with its weights, drops it if it is the base's own")
         return
-    with BaseWeights(Path(base.where)) as weights:
+    with BaseWeights(base.folder) as weights:
         for name, parameter in found.items():
             _settle(state, weights, name, parameter)
 

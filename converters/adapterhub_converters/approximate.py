@@ -14,7 +14,6 @@ import numpy as np
 
 from . import dtypes
 from .adapter import LowRank, LowRankEmbedding, Rows
-from .base import BaseSpec
 from .base.weights import ModelWeights
 from .errors import RefusedError
 
@@ -25,9 +24,9 @@ _OVERSAMPLING, _ITERATIONS = 16, 4
 class Weights(ModelWeights):
     """The weights of a base in a Hugging Face folder, each in float32. A context manager."""
 
-    def __init__(self, base: BaseSpec) -> None:
-        self._tied = base.tied
-        super().__init__(Path(base.where))
+    def __init__(self, folder: Path, *, tied: bool) -> None:
+        self._tied = tied
+        super().__init__(folder)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The weight in float32; RefusedError when there is none of that shape in floats."""

@@ -119,10 +119,10 @@ def convert(
 
 
 def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """The adapter without copies of the base's weights and as plain LoRA where it began as PiSSA, if `base` has weights."""
-    if base is None or base.kind != "hf" or not base.tensors:
+    """The adapter without copies of the base's weights and as plain LoRA where it began as PiSSA, if the base's are here."""
+    if base is None or base.folder is None:
         return adapter
-    folder = Path(base.where)
+    folder = base.folder
     with contextlib.suppress(RefusedError):  # another table than the base's: the writer refuses it by name
         adapter = base_weights.without_copies(adapter, folder)
     return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter

@@ -55,7 +55,7 @@ def reduced(adapter: Adapter, items: Sequence[str], allowed: Allowed, base: Base
     """`adapter` without what a writer refused with `items`, as far as it is `allowed`."""
     names = dict.fromkeys(item.partition(": ")[0] for item in items)
     with ExitStack() as stack:
-        weights = stack.enter_context(Weights(base)) if base is not None and base.kind == "hf" and base.tensors else None
+        weights = stack.enter_context(Weights(base.folder, tied=base.tied)) if base is not None and base.folder else None
         work = _Work(adapter, allowed, weights, base)
         for name in names:
             work.change(name)

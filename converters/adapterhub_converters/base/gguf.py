@@ -1,17 +1,19 @@
-"""A base in a GGUF file."""
+"""A base in GGUF: one file, or all parts of a split one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapterhub_converters import names
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.files import gguf_file
 
+from .files import Files, LocalFiles, Ranged
 from .spec import BaseSpec, BaseTensor, completed, text_digest
 
 # Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
@@ -35,37 +37,97 @@ _GGUF_NUMBERS = {
 _DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
+# How llama-gguf-split names parts (llama.cpp, `llama_split_path`).
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
 def read_gguf(path: Path) -> BaseSpec:
     """The base in a GGUF file, under Hugging Face's names; a tensor that has none keeps its own."""
-    with gguf_file.GGUFFile(path) as file:
-        header = file.header
-    where, metadata = str(path), header.metadata
-    if "general.type" in metadata and header.text("general.type") != "model":
-        raise FormatError(where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
-    split = metadata.get("split.count", 1)
-    if isinstance(split, int) and split > 1:
-        raise RefusedError(where, f"one of {split} parts of a model", "Join them with llama-gguf-split --merge")
-    experts = any("_exps." in name for name in header.tensors)
+    return read(LocalFiles(path.parent), path.name)
+
+
+def read(files: Files, name: str) -> BaseSpec:
+    """The base in a GGUF file, or in all parts of a split one of which `name` is any."""
+    parts = files.each(lambda part: _header(files, part), _parts(files, name))
+    header, where = parts[0][1], files.label(name)
+    stored = _together(parts)
+    metadata = header.metadata
+    experts = any("_exps." in name for name in stored)
     architecture = names.by_gguf(header.text("general.architecture"), where, experts=experts)
     tensors = {
         _hf_name(architecture, name): BaseTensor(_hf_shape(architecture, name, tensor.shape), tensor.type_name)
-        for name, tensor in header.tensors.items()
+        for name, tensor in stored.items()
         if name not in _DERIVED
     }
     tied = bool(tensors) and "lm_head.weight" not in tensors
-    name, model_type = next(iter(architecture.classes.items()))
+    class_name, model_type = next(iter(architecture.classes.items()))
     return BaseSpec(
         where=where,
         kind="gguf",
-        architecture=name,
+        architecture=class_name,
         model_type=model_type,
         config=_gguf_config(header, architecture, tensors) | {"tie_word_embeddings": tied},
         tensors=tensors,
         tied=tied,
-        quantisation=_dominant_type(header.tensors),
+        quantisation=_dominant_type(stored),
         chat_template_digest=text_digest(metadata.get("tokenizer.chat_template")),
         repo=_gguf_repo(header),
+        size=sum(ranged.size for ranged, _ in parts),
+        notes=tuple(files.notes),
     )
+
+
+_Part = tuple[Ranged, gguf_file.GGUFHeader]
+
+
+def _parts(files: Files, name: str) -> list[str]:
+    part = _PART.fullmatch(name)
+    if part is None:
+        return [name]
+    count = int(part["count"])
+    if not 1 <= int(part["part"]) <= count:
+        raise FormatError(files.label(name), "its name says that it is a part which there cannot be")
+    return [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def _header(files: Files, name: str) -> _Part:
+    ranged = files.ranged(name)
+    part = _PART.fullmatch(name)
+    if ranged is None:
+        what = f"no such file: a part of {int(part['count'])}" if part else "no such file"
+        raise NotFoundError(files.label(name), what, "Fetch it: all parts are read together" if part else "")
+    header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
+    if "general.type" in header.metadata and header.text("general.type") != "model":
+        raise FormatError(ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
+    _check_part(header, part, ranged.where)
+    return ranged, header
+
+
+def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where: str) -> None:
+    """That header and name agree on which part of how many it is."""
+    said = (header.metadata.get("split.no", 0), header.metadata.get("split.count", 1))
+    named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
+    if said == named or (said[1] in (0, 1) and named[1] == 1):
+        return
+    says = f"part {str(said[0])[:20]} (from 0) of {str(said[1])[:20]}"
+    hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
+    if not part:
+        raise RefusedError(where, f"{says} of a model, and its name does not say so", hint)
+    raise FormatError(where, f"its header says that it is {says}, its name another", hint)
+
+
+def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
+    tensors: dict[str, gguf_file.GGUFTensor] = {}
+    for ranged, header in parts:
+        twice = next((name for name in header.tensors if name in tensors), None)
+        if twice is not None:
+            raise FormatError(ranged.where, f"tensor {twice!r} is in another part too")
+        tensors |= header.tensors
+    first, header = parts[0]
+    count = header.metadata.get("split.tensors.count", len(tensors))
+    if len(parts) > 1 and count != len(tensors):
+        raise FormatError(first.where, f"says {str(count)[:20]} tensors in all, the parts have {len(tensors)}")
+    return tensors
 
 
 def _hf_name(architecture: names.Architecture, name: str) -> str:

@@ -6,7 +6,7 @@ bitsandbytes `functional.py` (`QuantState.as_dict`), transformers' and AutoGPTQ'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from adapterhub_converters.errors import FormatError
@@ -26,6 +26,16 @@ _BESIDE = (
 )  # fmt: skip
 
 
+def is_beside(name: str) -> bool:
+    """Whether a tensor is no parameter but what a quantisation keeps beside one."""
+    return _STATE in name or name.endswith(_BESIDE)
+
+
+def states(tensors: Iterable[str]) -> list[str]:
+    """The tensors whose bytes `logical` asks for."""
+    return [name for name in tensors if _STATE in name]
+
+
 def logical(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Callable[[str], bytes], where: str) -> Shapes:
     """Names and shapes before quantisation; `read` gives the bytes of a small tensor.
 
@@ -34,7 +44,7 @@ def logical(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: 
     method, bits = config.get("quant_method"), config.get("bits")
     found: Shapes = {}
     for name, info in tensors.items():
-        if _STATE in name or name.endswith(_BESIDE):
+        if is_beside(name):
             continue
         if name.endswith(".qweight") and method in ("gptq", "awq") and bits in (2, 4, 8) and len(info.shape) == 2:
             rows, columns = info.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -21,7 +22,7 @@ class BaseSpec:
     """A base model seen from its headers.
 
     Attributes:
-        where: The folder or file it was read from.
+        where: The folder, file or URL it was read from.
         kind: `hf` or `gguf`.
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.
@@ -29,6 +30,12 @@ class BaseSpec:
         tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights.
         tied: Whether the output layer is the embedding table.
         quantisation: How the weights are stored when not in floats: `nf4`, `q4_1`, …
+        repo: Its name on the Hugging Face Hub; `revision` the commit there, if it was read from there.
+        names: Parameter names, where an index says them and `tensors` is empty because no shape is known.
+        size: Bytes of its weight files.
+        folder: A Hugging Face folder on the disk whose usual weight files are these, so that values can be read too.
+        fetched: Bytes that came over the network; None when it was read from the disk.
+        notes: What could not be read, one line each.
     """
 
     where: str
@@ -43,6 +50,11 @@ class BaseSpec:
     chat_template_digest: str | None = None
     repo: str | None = None
     revision: str | None = None
+    names: frozenset[str] = frozenset()
+    size: int = 0
+    folder: Path | None = None
+    fetched: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str | None:
