@@ -198,9 +198,11 @@ def _number(value: float) -> float | int:
 
 
 def _base(adapter: Adapter, spec: BaseSpec | None) -> dict[str, Any]:
+    repo = _published(adapter.meta.base_model) or _published(spec.repo if spec else None)
     return {
-        "repo": _published(adapter.meta.base_model) or _published(spec.repo if spec else None),
-        "revision": adapter.meta.revision or (spec.revision if spec else None),
+        "repo": repo,
+        # A commit means nothing of a model with another name.
+        "revision": adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None),
         "architecture": (spec.architecture or None) if spec else None,
         "model_type": (spec.model_type or None) if spec else None,
         "fingerprint": spec.fingerprint if spec else None,

@@ -30,7 +30,9 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--to", "style", required=True, type=click.Choice(_FORMATS), help="The format to write.")
-@click.option("--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder or a .gguf file.")
+@click.option(
+    "--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder, a file or a URL."
+)
 @click.option("--dtype", type=click.Choice(_DTYPES), default="source", help="What a GGUF stores its numbers as.")
 @click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
 @click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")

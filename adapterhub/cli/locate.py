@@ -1,17 +1,19 @@
-"""Which registry: --registry, $ADAPTERHUB_REGISTRY, the nearest registry.db upwards, the user's data folder."""
+"""Which registry: --registry, $ADAPTERHUB_REGISTRY, the nearest registry.db upwards, the user's data folder. Which hub."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.errors import NotFoundError, RemoteError, UsageError
 
 from .app import Settings
 
 if TYPE_CHECKING:
+    from adapterhub.bases import Hub
     from adapterhub.registry import Registry
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
@@ -36,6 +38,29 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
         if make:
             return Registry.init(folder)
         raise
+
+
+def hub() -> Hub:
+    """Which Hugging Face Hub, and who asks: by the variables and the file that huggingface_hub reads (`utils/_auth.py`)."""
+    from adapterhub.bases import Hub
+    from adapterhub.bases.hub import ENDPOINT
+
+    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
+    endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+        with suppress(OSError, UnicodeDecodeError, RuntimeError):
+            token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text()
+    token = token.replace("\r", "").replace("\n", "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise UsageError("HF_TOKEN", "is not a token: it has characters that none has")
+    return Hub(endpoint, token or None)
+
+
+def _on(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def data_folder() -> Path:

@@ -72,7 +72,9 @@ def init(settings: Settings, folder: str | None) -> None:
 )
 @click.argument("source", metavar="SRC")
 @click.argument("ref", shell_complete=_complete_ref)
-@click.option("--base", metavar="BASE", help="Pin the model it was trained on; refused when it does not fit.")
+@click.option(
+    "--base", metavar="BASE", help="Pin the model it was trained on (a folder, a file, a URL); refused when it does not fit."
+)
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @forms.options("Convert it first, and name SRC as its parent.")

@@ -111,6 +111,7 @@ def document(report: Report) -> dict[str, Any]:
         "source": report.where,
         "format": report.format,
         "base": report.base,
+        "base_facts": dict(report.base_facts) or None,
         "levels": list(report.levels),
         "facts": dict(report.facts),
         "problems": [

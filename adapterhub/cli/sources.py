@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
+from . import output
 from .app import Settings
-from .locate import open_registry
+from .locate import hub, open_registry
 
 if TYPE_CHECKING:
     from adapterhub.recipe import Parent
     from adapterhub.ref import Ref
     from adapterhub_converters.base import BaseSpec
+
+
+_ADDRESSES = ("https://", "http://", "hf://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +134,31 @@ def _known(ref: Ref, settings: Settings) -> bool:
 
 def existing(text: str) -> Path:
     """A path that must be there."""
+    if text.lower().startswith(_ADDRESSES):
+        hint = "Download it, and name the folder or file"
+        raise UsageError(text.partition("?")[0], "is not on this disk, and the weights are needed, not only headers", hint)
     path = Path(text)
     if not path.exists():
         raise NotFoundError(text, "no such file or folder")
     return path
 
 
-def read_base(text: str) -> BaseSpec:
-    """The base model that `--base` names, seen from its headers."""
+def read_base(text: str, *, notes: bool = True) -> BaseSpec:
+    """The base model that `--base` names, seen from its headers; what only a part is known of is said unless `notes` is off."""
+    spec = _read_base(text)
+    if spec.fetched is not None:
+        of = f" of {output.size(spec.size)}" if spec.size else ""
+        output.say(f"read {output.size(spec.fetched)}{of} by range")
+    for note in spec.notes if notes else ():
+        output.say(output.one_line(f"note: {note} ({spec.where})"))
+    return spec
+
+
+def _read_base(text: str) -> BaseSpec:
+    if text.lower().startswith(_ADDRESSES):
+        from adapterhub import bases
+
+        return bases.read_url(text, hub())
     from adapterhub_converters import base
 
     return base.read_base(existing(text))

@@ -22,11 +22,12 @@ _PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetens
     short="Say all that is wrong with adapters.",
     example="""
     adapterhub validate ./sql --base ./Qwen3-0.6B
+    adapterhub validate ./sql --base hf://Qwen/Qwen3-0.6B
     adapterhub validate adapters/* --strict
     adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --format sarif > sql.sarif""",
 )
 @click.argument("given", metavar="SRC...", nargs=-1, required=True)
-@click.option("--base", metavar="BASE", help="The model it is for: a Hugging Face folder, a .safetensors or .gguf file.")
+@click.option("--base", metavar="BASE", help="The model it is for: a folder, a file, hf://org/model or a URL.")
 @click.option(
     "--for",
     "runtimes",
@@ -60,7 +61,7 @@ def validate(
 
     from . import output, reports
 
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, notes=False) if base else None
     done = []
     for source in _adapters(given):
         with sources.opened(source, settings) as found:

@@ -64,7 +64,19 @@ def check(
         facts=_summary(found) if found else {},
         levels=tuple(levels),
         strict=strict,
+        base_facts=_base_facts(base) if base else {},
     )
+
+
+def _base_facts(base: BaseSpec) -> dict[str, object]:
+    return {
+        "repo": base.repo,
+        "revision": base.revision,
+        "fingerprint": base.fingerprint,
+        "size": base.size,
+        "fetched": base.fetched,
+        "notes": list(base.notes),
+    }
 
 
 def _collect(found: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem]:

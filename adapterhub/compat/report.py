@@ -114,6 +114,7 @@ class Report:
     """All that a check found.
 
     `levels`: what was looked at (`files`, `values`, `base`, `identity`). `strict`: warnings count as errors do.
+    `base_facts`: what the base is and what reading it took; empty without one.
     """
 
     where: str
@@ -124,6 +125,7 @@ class Report:
     facts: Mapping[str, object] = field(default_factory=dict)
     levels: tuple[str, ...] = ()
     strict: bool = False
+    base_facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
