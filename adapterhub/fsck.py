@@ -6,6 +6,7 @@ means leftovers that harm nothing, as a killed push leaves them.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Literal
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
-from . import manifest
+from . import manifest, shelf
 from .catalog import Catalog
 from .digest import Digest, sha256_file
 from .manifest import Descriptor
-from .store import Store
+from .store import BASES, Store
 
 _AGAIN = "Delete that file, then push or pull the same files again"
 
@@ -50,6 +51,8 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
         findings += _version(
             store, str(row.ref), Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size), needed, bad
         )
+    for name in store.base_names():
+        findings += _base(store, name, needed, bad)
     findings += _orphans(store, needed)
     if not store.index_is(catalog.index()):
         findings.append(
@@ -121,6 +124,27 @@ def _version(store: Store, ref: str, found: Descriptor, needed: set[Digest], bad
             yield problem
 
 
+def _base(store: Store, name: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+    """A base's log replays, and the document it points to is there."""
+    ref = f"base:{name}"
+    try:
+        state = shelf.current(store, name)
+    except AdapterhubError as error:
+        yield Finding("broken-log", "error", error.where, error.what, f"Nothing of {ref} after it can be trusted")
+        return
+    seq = state.entry.seq if state.entry else 0
+    later = [path.name for path in (store.root / BASES / name).glob("*.json") if int_or(path.stem) > seq]
+    if later:
+        where = str(store.entry_path(name, seq + 1, log=BASES))
+        yield Finding("broken-log", "error", where, f"is missing; {min(later)} follows it")
+    if state.there and state.entry:
+        needed.add(state.entry.digest)
+        found = _blob(store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), bad)
+        if found:
+            again = f"Add it again: `adapterhub base add {name} … --force`"
+            yield dataclasses.replace(found, hint=again) if found.code == "missing" else found
+
+
 def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) -> Finding | None:
     """What is wrong with a blob that `ref` needs, unless that has been said."""
     what = blob.path or ("its manifest" if blob.media_type == manifest.MANIFEST_TYPE else "its config")
@@ -139,7 +163,7 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     unused = [path for path in store.blobs() if f"sha256:{path.name}" not in needed]
     if unused:
         size = sum(path.stat().st_size for path in unused)
-        what = f"{len(unused)} blobs of {size} bytes belong to no version: deleted ones, or of a push that did not end"
+        what = f"{len(unused)} blobs of {size} bytes belong to no version or base: deleted ones, or of a push that did not end"
         yield Finding("orphans", "note", str(store.root / "blobs"), what)
 
 

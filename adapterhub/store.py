@@ -4,6 +4,7 @@
     index.json              derived: every version and tag, so that skopeo and oras read the store in place
     blobs/sha256/<hex>      read-only, complete and flushed before the name appears
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
+    bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
 
@@ -32,10 +33,12 @@ from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
+REFS, BASES = "refs", "bases"  # the logs there are
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _ENTRY_VERSION = 1
 _OPS = {"push", "tag", "untag", "delete"}
 _MAX_DOCUMENT = 4 << 20
+_PIECE = 1 << 20
 _ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
@@ -167,11 +170,11 @@ class Store:
         with file:
             yield file
 
-    def read_document(self, digest: Digest) -> bytes:
+    def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
         """The bytes of a small blob (a manifest, a config, adapter.json), checked against its digest."""
         with self.open_blob(digest) as file, local_errors(Path(file.name)):
-            raw = file.read(_MAX_DOCUMENT + 1)
-        if len(raw) > _MAX_DOCUMENT or sha256_bytes(raw) != digest:
+            raw = b"".join(_pieces(file, limit))
+        if len(raw) > limit or sha256_bytes(raw) != digest:
             raise IntegrityError(str(self.blob_path(digest)), f"its bytes are not those of {digest}", "Run `adapterhub fsck`")
         return raw
 
@@ -189,13 +192,20 @@ class Store:
             spaces = [space for space in refs.iterdir() if space.is_dir()]
             return sorted(f"{space.name}/{name.name}" for space in spaces for name in space.iterdir() if name.is_dir())
 
-    def entry_path(self, name: str, seq: int) -> Path:
-        """The file of one entry."""
-        return self.root / "refs" / name / f"{seq:08}.json"
+    def base_names(self) -> list[str]:
+        """Every name that has ever meant a base, sorted."""
+        folder = self.root / BASES
+        with local_errors(folder), contextlib.suppress(FileNotFoundError):  # the first one makes it
+            return sorted(item.name for item in folder.iterdir() if item.is_dir())
+        return []
 
-    def entry(self, name: str, seq: int) -> tuple[Entry, Digest] | None:
+    def entry_path(self, name: str, seq: int, *, log: str = REFS) -> Path:
+        """The file of one entry."""
+        return self.root / log / name / f"{seq:08}.json"
+
+    def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
         """Entry `seq` (from 1) of a name's log and the digest of its bytes; None when the log ends before it."""
-        path = self.entry_path(name, seq)
+        path = self.entry_path(name, seq, log=log)
         try:
             with open(path, "rb") as file:
                 raw = file.read(_MAX_DOCUMENT)
@@ -208,9 +218,9 @@ class Store:
             raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
         return entry, sha256_bytes(raw)
 
-    def append(self, entry: Entry) -> bool:
+    def append(self, entry: Entry, *, log: str = REFS) -> bool:
         """Commit an entry, flushed; False when another writer had that number first."""
-        final = self.entry_path(entry.name, entry.seq)
+        final = self.entry_path(entry.name, entry.seq, log=log)
         with local_errors(final), self._temporary() as (path, file):
             self._make_dir(final.parent)
             _write_all(file, entry.dump())
@@ -309,6 +319,14 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise RefusedError(str(path), "not a regular file")
     return file
+
+
+def _pieces(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """What an unbuffered file holds, until it ends or has shown that it holds more than `limit` bytes."""
+    size = 0
+    while size <= limit and (piece := file.read(min(_PIECE, limit + 1 - size))):
+        size += len(piece)
+        yield piece
 
 
 def _link(path: Path, final: Path) -> bool:

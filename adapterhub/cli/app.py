@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
-    "convert": "convert", "merge": "merge",
+    "convert": "convert", "merge": "merge", "base": "base",
     "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
     "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip
@@ -56,6 +56,12 @@ class Command(click.Command):
         formatter.write_text("Example:")
         for line in self.example.strip().splitlines():
             formatter.write(f"  $ {line.strip()}\n")
+
+
+class Group(Command, click.Group):
+    """Commands of one subject, like `adapterhub base add`."""
+
+    command_class = Command
 
 
 def _set(context: click.Context, option: click.Parameter, value: Any) -> None:

@@ -74,7 +74,7 @@ def convert(
 
     words = [word.strip() for given in allow_drop for word in given.split(",") if word.strip()]
     allowed = Allowed(approx=allow_approx, drop=words, rank=rank)
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:
         report = formats.convert(
             found.path,

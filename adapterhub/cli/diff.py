@@ -43,7 +43,7 @@ def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: boo
     """
     from adapterhub import diff as library
 
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with sources.opened(a, settings) as first, sources.opened(b, settings) as second:
         found = library.diff(first.path, second.path, base=spec)
         names = first.where, second.where

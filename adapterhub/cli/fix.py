@@ -40,7 +40,7 @@ def fix(
     """
     from adapterhub import fix as library
 
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:
         name = found.folder.resolve().name if found.path.is_dir() else found.path.stem
         target = Path(out) if out else Path(f"{name}-fixed")

@@ -84,7 +84,7 @@ def pull(settings: Settings, ref: str, out: str | None, base: str | None, conver
 
     wanted = Ref.parse(ref)
     target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + formats.ENDINGS.get(conversion.to, ""))
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with open_registry(settings) as registry:
         form = forms.pull(registry, wanted, target, conversion, base=spec)
     document = {

@@ -28,7 +28,7 @@ def read(source: str, settings: Settings, *, base: str | None, plot: str | None)
 
     if plot:
         staging.check_free(Path(plot), folder=False)
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     try:
         with sources.opened(source, settings) as found:
             norms = picture.heat(formats.read(found.path, base=spec), base=sources.existing(base) if base else None)

@@ -165,7 +165,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     from adapterhub import recipe, transfer
     from adapterhub.ref import Ref
 
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         kept = Path(temporary) / "kept"
         version = transfer.pull(registry, Ref.parse(ref), kept)

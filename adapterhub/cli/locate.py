@@ -13,7 +13,7 @@ from adapterhub_converters.errors import NotFoundError, RemoteError, UsageError
 from .app import Settings
 
 if TYPE_CHECKING:
-    from adapterhub.bases import Hub
+    from adapterhub.bases.hub import Hub
     from adapterhub.registry import Registry
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
@@ -42,8 +42,7 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
 
 def hub() -> Hub:
     """Which Hugging Face Hub, and who asks: by the variables and the file that huggingface_hub reads (`utils/_auth.py`)."""
-    from adapterhub.bases import Hub
-    from adapterhub.bases.hub import ENDPOINT
+    from adapterhub.bases.hub import ENDPOINT, Hub
 
     if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")

@@ -97,7 +97,7 @@ def push(
     from adapterhub.ref import Ref
 
     target = Ref.parse(ref)
-    spec = sources.read_base(base) if base else None
+    spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:
         _checked(found, spec, force=force)
         with (

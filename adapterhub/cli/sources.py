@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _ADDRESSES = ("https://", "http://", "hf://")
+_EXPLICIT = "base:"  # before a name, where a path of that name is there too
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +144,12 @@ def existing(text: str) -> Path:
     return path
 
 
-def read_base(text: str, *, notes: bool = True) -> BaseSpec:
-    """The base model that `--base` names, seen from its headers; what only a part is known of is said unless `notes` is off."""
-    spec = _read_base(text)
+def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
+    """The base model that `--base` names, seen from its headers; what of it is not known is said unless `notes` is off.
+
+    An address, a path that is there, or the name of a base in the registry; what is both of the latter is a UsageError.
+    """
+    spec = _read_base(text, settings)
     if spec.fetched is not None:
         of = f" of {output.size(spec.size)}" if spec.size else ""
         output.say(f"read {output.size(spec.fetched)}{of} by range")
@@ -154,11 +158,59 @@ def read_base(text: str, *, notes: bool = True) -> BaseSpec:
     return spec
 
 
-def _read_base(text: str) -> BaseSpec:
-    if text.lower().startswith(_ADDRESSES):
-        from adapterhub import bases
+def base_name(text: str, settings: Settings) -> str | None:
+    """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
+    from adapterhub.shelf import parse_base_name
 
-        return bases.read_url(text, hub())
+    if text.lower().startswith(_ADDRESSES):
+        return None
+    explicit = text.startswith(_EXPLICIT)
+    name = text.removeprefix(_EXPLICIT)
+    path = Path(text)
+    there = path.exists() or path.is_symlink()
+    try:
+        parse_base_name(name, text)
+    except UsageError:
+        if explicit and not there:
+            raise
+        return None
+    if explicit and not there:
+        return name
+    if not _known_base(name, settings):
+        return None
+    if there:
+        raise UsageError(
+            text, "both a path and a base in the registry", f"Write ./{text} for the path, {_EXPLICIT}{name} for the base"
+        )
+    return name
+
+
+def _known_base(name: str, settings: Settings) -> bool:
+    from adapterhub import shelf
+
+    try:
+        with open_registry(settings) as registry:
+            return shelf.current(registry.store, name).there
+    except NotFoundError:
+        return False
+
+
+def _read_base(text: str, settings: Settings) -> BaseSpec:
+    if text.lower().startswith(_ADDRESSES):
+        from adapterhub.bases.address import read_url
+
+        return read_url(text, hub())
+    name = base_name(text, settings)
+    if name is not None:
+        from adapterhub.bases import registered
+
+        with open_registry(settings) as registry:
+            return registered.get(registry, name).spec
     from adapterhub_converters import base
 
-    return base.read_base(existing(text))
+    path = Path(text)
+    if not path.exists() and not path.is_symlink():
+        on_hub = f"Write hf://{text} for one on the Hub" if text.count("/") == 1 and not text.startswith((".", "/")) else ""
+        hint = on_hub or "`adapterhub base list` says which names there are"
+        raise NotFoundError(text, "no such file or folder, and no base of this name", hint)
+    return base.read_base(path)

@@ -61,7 +61,7 @@ def validate(
 
     from . import output, reports
 
-    spec = sources.read_base(base, notes=False) if base else None
+    spec = sources.read_base(base, settings, notes=False) if base else None
     done = []
     for source in _adapters(given):
         with sources.opened(source, settings) as found:

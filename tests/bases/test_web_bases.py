@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.bases import Client, Hub, Place, read_url
+from adapterhub.bases.address import read_url
+from adapterhub.bases.client import Client
+from adapterhub.bases.hub import Hub, Place
 from adapterhub_converters.base import BaseSpec, read_base
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 from adapterhub_converters.files import gguf_file, safetensors_file

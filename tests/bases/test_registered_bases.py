@@ -1,0 +1,242 @@
+"""Bases that a registry knows by name: as good as their files for headers, never lost, never two things under one name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub.bases import record, registered
+from adapterhub.fsck import Findings
+from adapterhub.registry import Registry
+from adapterhub_converters.base import BaseSpec, BaseTensor, read_base
+from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError, UsageError
+from tests.conftest import Run
+from tests.folders import adapter, base, pairs
+from tests.web_server import COMMIT, FakeHub, Web
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with Registry.init(tmp_path / "registry") as found:
+        yield found
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> BaseSpec:
+    return dataclasses.replace(base(tmp_path / "base"), repo="org/model", revision=COMMIT)
+
+
+def same(one: BaseSpec, other: BaseSpec) -> None:
+    for field in dataclasses.fields(BaseSpec):
+        if field.name not in ("where", "folder", "fetched", "names"):
+            assert getattr(one, field.name) == getattr(other, field.name), field.name
+    assert one.fingerprint == other.fingerprint
+
+
+def errors(registry: Registry) -> Findings:
+    return [finding for finding in registry.fsck() if finding.severity == "error"]
+
+
+def test_what_comes_back_is_what_was_added(registry: Registry, spec: BaseSpec) -> None:
+    added = registered.add(registry, "tiny", spec, source="/there")
+    found = registered.get(registry, "tiny")
+    assert (added.new, found.new, found.digest) == (True, False, added.digest)
+    same(found.spec, spec)
+    assert (found.spec.where, found.spec.folder, found.document["source"]) == ("tiny", None, "/there")
+    assert registered.names(registry) == ["tiny"]
+    assert registry.fsck() == []
+
+
+names = st.text("abc.0_é\n", min_size=1, max_size=8)
+numbers = st.integers(0, 2**62)
+
+
+@given(
+    st.dictionaries(names, st.builds(BaseTensor, st.lists(numbers, max_size=3).map(tuple), st.sampled_from(["BF16", "Q4_K"]))),
+    st.dictionaries(names, st.none() | st.floats(allow_nan=False, allow_infinity=False) | numbers | st.lists(names)),
+    st.none() | names,
+    st.booleans(),
+)
+def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | None, tied: bool) -> None:
+    made = BaseSpec("x", "hf", "A", "a", config, tensors, tied, text, text, text, text, text, size=5, notes=("n",))
+    raw = record.dump(record.document(made, "y"))
+    found, document = record.parse(raw, "x")
+    same(found, made)
+    assert record.dump(document) == raw
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "newer than the 1 known here"),
+        ({"version": "1"}, "not the document of a base"),
+        ({"tensors": {"a": ["F32", [8, -8]]}}, "not the document of a base"),
+        ({"tensors": {"a": ["F32\x1b", [8]]}}, "not the document of a base"),
+        ({"tensors": {"a": ["F32", [8]]}}, "its fingerprint is not that of its tensors"),
+        ({"tied": None}, "not the document of a base"),
+        ({"config": []}, "not the document of a base"),
+        ({"repo": 5}, "not the document of a base"),
+        ({"notes": [5]}, "not the document of a base"),
+    ],
+)
+def test_a_document_is_not_believed(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdapterhubError, match=says):
+        record.parse(json.dumps({**record.document(spec, "x"), **change}).encode(), "x")
+    with pytest.raises(FormatError):
+        record.parse(b"\xff", "x")
+
+
+def test_a_name_means_one_base(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
+    first = registered.add(registry, "tiny", spec, source="a")
+    again = registered.add(registry, "tiny", spec, source="b")
+    assert (again.new, again.digest) == (False, first.digest)
+    deeper = base(tmp_path / "deeper", 3)
+    for other in (deeper, dataclasses.replace(spec, revision="f" * 40), dataclasses.replace(spec, config={"rope_theta": 5e5})):
+        with pytest.raises(ConflictError, match=r"tiny: is another base.*Choose another name, or replace it with --force"):
+            registered.add(registry, "tiny", other, source="c")
+    same(registered.get(registry, "tiny").spec, spec)
+    assert registered.add(registry, "tiny", deeper, source="c", force=True).new
+    same(registered.get(registry, "tiny").spec, deeper)
+    assert [finding.code for finding in registry.fsck()] == ["orphans"]
+
+
+def test_a_removed_name_may_be_given_again(registry: Registry, spec: BaseSpec) -> None:
+    registered.add(registry, "tiny", spec, source="a")
+    registered.remove(registry, "tiny")
+    assert registered.names(registry) == []
+    for act in (registered.get, registered.remove):
+        with pytest.raises(NotFoundError, match="tiny: no base of this name"):
+            act(registry, "tiny")
+    assert registered.add(registry, "tiny", spec, source="a").new
+    assert registry.fsck() == []
+
+
+def test_a_base_without_shapes_is_refused(registry: Registry, spec: BaseSpec) -> None:
+    with pytest.raises(RefusedError, match="no shapes were read, so it has no fingerprint"):
+        registered.add(registry, "tiny", dataclasses.replace(spec, tensors={}), source="a")
+
+
+@pytest.mark.parametrize("name", ["", "Tiny", "a/b", "..", "con", "a:b", "-x", "x" * 101])
+def test_what_is_no_name_of_a_base(registry: Registry, spec: BaseSpec, name: str) -> None:
+    with pytest.raises(UsageError):
+        registered.add(registry, name, spec, source="a")
+
+
+def test_of_two_writers_one_is_told_of_the_conflict(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
+    others = [dataclasses.replace(spec, revision=f"{n}" * 40) for n in range(8)]
+
+    def add(other: BaseSpec) -> bool:
+        with Registry.open(tmp_path / "registry") as mine:
+            try:
+                return registered.add(mine, "tiny", other, source="a").new
+            except ConflictError:
+                return False
+
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(add, others))
+    assert won.count(True) == 1
+    same(registered.get(registry, "tiny").spec, others[won.index(True)])
+    assert errors(registry) == []
+
+
+def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) -> None:
+    found = registered.add(registry, "tiny", spec, source="a")
+    blob = registry.store.blob_path(found.digest)
+    raw = blob.read_bytes()
+    blob.unlink()
+    assert [(finding.code, finding.where) for finding in errors(registry)] == [("missing", "base:tiny")]
+    assert "adapterhub base add tiny" in errors(registry)[0].hint
+    blob.write_bytes(raw[:-1] + b"?")
+    assert {finding.code for finding in errors(registry)} == {"flipped", "damaged"}
+    blob.unlink()
+    assert registered.add(registry, "tiny", spec, source="a", force=True).digest == found.digest
+    assert errors(registry) == []
+    registered.remove(registry, "tiny")
+    first = registry.store.root / "bases/tiny/00000001.json"
+    entry = first.read_bytes()
+    first.write_bytes(entry.replace(b'"push"', b'"tag"'))
+    assert [finding.code for finding in errors(registry)] == ["broken-log"]
+    first.unlink()
+    assert [finding.code for finding in errors(registry)] == ["broken-log"]
+
+
+# ---- from the command line
+
+
+def document(run: Run, *args: object, **options: Any) -> Any:
+    return json.loads(run(*args, "--json", **options).stdout)
+
+
+def test_the_life_of_a_name(run: Run, tmp_path: Path) -> None:
+    spec = base(tmp_path / "base", 2)
+    adapter(tmp_path / "sql", pairs(2))
+    added = document(run, "base", "add", "tiny", "base")
+    assert (added["name"], added["new"], added["fingerprint"]) == ("tiny", True, spec.fingerprint)
+    assert added["source"] == str(tmp_path / "base")
+    assert document(run, "base", "add", "tiny", "base")["new"] is False
+    assert [item["name"] for item in document(run, "base", "list")["bases"]] == ["tiny"]
+    assert spec.fingerprint in run("base", "list").stdout
+    shown = document(run, "base", "show", "tiny")
+    assert shown["tensors"]["model.norm.weight"] == {"dtype": "F32", "shape": [8]}
+    assert "LlamaForCausalLM" in run("base", "show", "tiny").stdout
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "base" / name).unlink()
+    (tmp_path / "base").rmdir()
+    report = document(run, "validate", "sql", "--base", "tiny")
+    assert (report["base"], report["ok"], report["problems"]) == ("tiny", True, report["problems"])
+    assert [problem["code"] for problem in report["problems"]] == ["unpinned"]
+    run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", "tiny")
+    run("push", "sql", "team/sql", "--base", "tiny")
+    assert document(run, "show", "team/sql")["facts"]["base"]["fingerprint"] == spec.fingerprint
+    assert document(run, "fsck")["findings"] == []
+    assert document(run, "base", "rm", "tiny") == {"removed": "tiny", "kind": "base"}
+    assert "no such file or folder, and no base of this name" in run("validate", "sql", "--base", "tiny", code=3).stderr
+
+
+def test_another_base_under_a_name_is_a_conflict(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "one", 2)
+    base(tmp_path / "two", 3)
+    run("base", "add", "tiny", "one")
+    assert "error: tiny: is another base: fingerprint is sha256:" in run("base", "add", "tiny", "two", code=7).stderr
+    run("base", "add", "tiny", "two", "--force")
+    assert document(run, "base", "show", "tiny")["fingerprint"] == read_base(tmp_path / "two").fingerprint
+
+
+def test_what_is_a_path_and_a_name_is_said_to_be_both(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "tiny", 2)
+    adapter(tmp_path / "sql", pairs(2))
+    run("validate", "sql", "--base", "tiny")
+    run("base", "add", "tiny", "tiny")
+    for args in (("validate", "sql", "--base", "tiny"), ("base", "show", "tiny")):
+        said = run(*args, code=2).stderr
+        assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in said
+    assert document(run, "validate", "sql", "--base", "./tiny")["base"] == "tiny"
+    assert document(run, "base", "show", "base:tiny")["name"] == "tiny"
+    assert "no base of this name. Did you mean tiny?" in run("validate", "sql", "--base", "base:tinny", code=3).stderr
+
+
+def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "m", 2)
+    adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="org/model")
+    with Web() as web, Web() as storage:
+        FakeHub(web, storage).publish("org/model", tmp_path / "m")
+        done = run("base", "add", "m2", "hf://org/model", env={"HF_ENDPOINT": web.url})
+        assert "by range" in done.stderr
+        seen = len(web.requests)
+        assert document(run, "base", "show", "hf://org/model", env={"HF_ENDPOINT": web.url})["revision"] == COMMIT
+        assert len(web.requests) > seen
+    run("push", "sql", "team/sql", "--base", "m2")
+    assert document(run, "show", "team/sql")["facts"]["base"]["revision"] == COMMIT
+
+
+def test_a_path_that_is_not_there_may_have_been_meant_for_the_hub(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    assert "Write hf://org/model for one on the Hub" in run("validate", "sql", "--base", "org/model", code=3).stderr
