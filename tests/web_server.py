@@ -20,6 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     """Looks for a rule of its server, then for a file."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are written apart
     server: Web
 
     def do_GET(self) -> None:

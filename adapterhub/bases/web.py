@@ -60,7 +60,7 @@ class WebFiles:
         self.notes: list[str] = []
         self._client, self._address, self._label = client, address, label
         self._listing, self._needed = listing, needed
-        self._open: dict[str, _WebFile | None] = {}
+        self._open: dict[str, WebFile | None] = {}
 
     def label(self, name: str) -> str:
         """As the user wrote it."""
@@ -93,10 +93,10 @@ class WebFiles:
         file = self._open[name]
         return None if file is None else Ranged(file.size, file.read_at, self.label(name))
 
-    def _begin(self, name: str) -> _WebFile | None:
+    def _begin(self, name: str) -> WebFile | None:
         gguf = name.endswith(".gguf")
         try:
-            file = _WebFile(
+            file = WebFile(
                 self._client,
                 self._address(name),
                 self.label(name),
@@ -138,7 +138,7 @@ class WebFiles:
             pool.shutdown(cancel_futures=True)
 
 
-class _WebFile:
+class WebFile:
     """One file: what of its beginning was read is kept, as headers are read forwards in pieces."""
 
     def __init__(self, client: Client, url: str, where: str, *, first: int, ahead: int) -> None:

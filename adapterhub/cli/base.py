@@ -41,13 +41,12 @@ def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -
 def base() -> None:
     """Keep what bases are, names, shapes, numbers and digests, under names that --base takes.
 
-    The registry keeps a few kilobytes of each, never weights. What needs those takes a folder as ever.
+    The registry keeps what headers say, never weights. What needs those takes a folder as ever.
     """
 
 
 @base.command(
     "add",
-    cls=Group.command_class,
     short_help="Keep a base under a name.",
     example="""
     adapterhub base add qwen3 hf://Qwen/Qwen3-0.6B
@@ -89,7 +88,6 @@ _LIST = (
 
 @base.command(
     "list",
-    cls=Group.command_class,
     short_help="List the bases there are names for.",
     example="""
     adapterhub base list""",
@@ -127,7 +125,6 @@ def _list_text(found: list[Registered]) -> None:
 
 @base.command(
     "show",
-    cls=Group.command_class,
     short_help="Say what a base is.",
     example="""
     adapterhub base show qwen3
@@ -172,7 +169,6 @@ def _show_text(document: Mapping[str, Any]) -> None:
 
 @base.command(
     "rm",
-    cls=Group.command_class,
     short_help="Forget a name.",
     example="""
     adapterhub base rm qwen3""",

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapterhub.bases.address import read_url
 from adapterhub.bases.client import Client
 from adapterhub.bases.hub import Hub, Place
+from adapterhub.bases.web import WebFile
 from adapterhub_converters.base import BaseSpec, read_base
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 from adapterhub_converters.files import gguf_file, safetensors_file
@@ -134,6 +137,25 @@ def test_an_index_whose_files_are_elsewhere_gives_names(web: Web, tmp_path: Path
     assert spec.names
     assert spec.tensors == {}
     assert len(spec.notes) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.binary(min_size=1, max_size=3000),
+    st.lists(st.tuples(st.integers(0, 3200), st.integers(0, 3200)), max_size=8),
+    st.integers(1, 200),
+    st.integers(0, 200),
+    st.booleans(),
+)
+def test_any_reads_of_a_file_are_those_of_its_bytes(
+    data: bytes, reads: list[tuple[int, int]], first: int, ahead: int, ranges: bool
+) -> None:
+    with Web() as web:
+        web.rules["/x"] = lambda to: to.file(data) if ranges else to.send(200, data)
+        file = WebFile(Client(), f"{web.url}/x", "x", first=first, ahead=ahead)
+        assert file.size == len(data)
+        for offset, n in reads:
+            assert file.read_at(offset, n) == data[offset : offset + n]
 
 
 # ---- a hub

@@ -168,6 +168,8 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     for name in set(weight_map.values()):
         if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
             raise FormatError(where, f"shard name {name[:80]!r} is not a plain file name")
+    if len(set(weight_map.values())) > _MAX_PARTS:
+        raise FormatError(where, f"names more than {_MAX_PARTS} files")
     return weight_map
 
 
