@@ -103,7 +103,6 @@ class Client:
         raise AssertionError
 
     def _once(self, url: str, where: str, n: int, start: int | None) -> Answer:
-        asked = origin(url, where)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._open(url, where, start, n)
             try:
@@ -111,7 +110,9 @@ class Client:
                 if response.status in _REDIRECTS:
                     url = _next(url, headers.get("location"), where)
                     continue
-                self._refuse(response.status, headers, where, origin(url, where) == asked)
+                self._refuse(response.status, headers, where, at_hub=origin(url, where) == self.origin)
+                if start is None and response.status != 200:
+                    raise RemoteError(where, f"HTTP {response.status}, where the whole file was asked for")
                 answer = Answer(response.status, headers, b"")
                 body = self._body(response, answer, where, _wanted(answer, n, start, where))
                 if start is None and len(body) > n:
@@ -135,6 +136,8 @@ class Client:
     def _body(self, response: Any, answer: Answer, where: str, wanted: int) -> bytes:
         if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise RemoteError(where, "the server sends it compressed though it was asked not to")
+        said = answer.length()
+        wanted = wanted if said is None else min(wanted, said)
         body, deadline = bytearray(), time.monotonic() + self.timeout + wanted / _SLOWEST
         try:
             while len(body) < wanted and (piece := response.read1(min(_PIECE, wanted - len(body)))):
@@ -146,36 +149,36 @@ class Client:
         finally:
             with self._lock:
                 self.fetched += len(body)
-        said = answer.length()
-        if said is not None and len(body) < min(wanted, said):
-            raise _TryAgainError(f"the connection ended after {len(body)} of {min(wanted, said)} bytes")
+        if said is not None and len(body) < wanted:
+            raise _TryAgainError(f"the connection ended after {len(body)} of {wanted} bytes")
         return bytes(body)
 
-    def _refuse(self, status: int, headers: Mapping[str, str], where: str, own: bool) -> None:
+    def _refuse(self, status: int, headers: Mapping[str, str], where: str, *, at_hub: bool) -> None:
         """Raise what a status that brings no bytes means."""
         if status in (200, 206, 416):
             return
         if status in _AGAIN:
             pause = headers.get("retry-after", "")
             raise _TryAgainError(f"HTTP {status}", float(pause) if pause.isascii() and pause.isdigit() else None)
-        raise self._error(status, headers.get("x-error-code", ""), where, own)
+        raise self._error(status, headers.get("x-error-code", ""), where, at_hub=at_hub)
 
-    def _error(self, status: int, code: str, where: str, own: bool) -> AdapterhubError:
+    def _error(self, status: int, code: str, where: str, *, at_hub: bool) -> AdapterhubError:
+        anonymous = at_hub and not self.token
+        takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":
-            return RemoteError(where, f"HTTP {status}: a gated model", f"Ask for access on its page{self._hint()}")
+            return RemoteError(
+                where, f"HTTP {status}: a gated model", f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}"
+            )
         if status in (404, 410):
             kind = {"RepoNotFound": "model", "RevisionNotFound": "revision"}.get(code, "file")
-            return NotFoundError(where, f"no such {kind} (HTTP {status})", "" if self.token else "A private one needs HF_TOKEN")
+            return NotFoundError(where, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else "")
         if status == 401:
-            what = "it takes a login" if not self.token else "the token was refused"
-            missing = ", or there is no such model" if code in ("RepoNotFound", "") else ""
-            return RemoteError(where, f"HTTP 401: {what}{missing}", "Set HF_TOKEN to a token that may read it")
+            what = "the token was refused" if at_hub and self.token else "it takes a login"
+            missing = ", or there is no such model" if at_hub else ""
+            return RemoteError(where, f"HTTP 401: {what}{missing}", takes)
         if status == 403:
-            return ForbiddenError(where, "HTTP 403: forbidden", "Set HF_TOKEN to a token that may read it" if own else "")
+            return ForbiddenError(where, "HTTP 403: forbidden", takes)
         return RemoteError(where, f"HTTP {status}")
-
-    def _hint(self) -> str:
-        return "" if self.token else " and set HF_TOKEN"
 
 
 class _AsItIs(urllib.request.HTTPErrorProcessor):

@@ -176,7 +176,7 @@ def base_name(text: str, settings: Settings) -> str | None:
         return None
     if explicit and not there:
         return name
-    if not _known_base(name, settings):
+    if not _known_base(name, settings, there=there):
         return None
     if there:
         raise UsageError(
@@ -185,14 +185,16 @@ def base_name(text: str, settings: Settings) -> str | None:
     return name
 
 
-def _known_base(name: str, settings: Settings) -> bool:
+def _known_base(name: str, settings: Settings, *, there: bool) -> bool:
     from adapterhub import shelf
 
     try:
         with open_registry(settings) as registry:
             return shelf.current(registry.store, name).there
-    except NotFoundError:
-        return False
+    except AdapterhubError as error:
+        if there or isinstance(error, NotFoundError):  # a registry that is broken is no matter of a path's
+            return False
+        raise
 
 
 def _read_base(text: str, settings: Settings) -> BaseSpec:

@@ -405,6 +405,22 @@ def test_what_a_hub_that_says_no_means(
         read("hf://org/model", Hub(web.url))
 
 
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_is_no_hub_is_not_said_to_want_the_hubs_token(web: Web, status: int) -> None:
+    web.rules["/m.gguf"] = lambda to: to.send(status)
+    with pytest.raises(AdapterhubError) as caught:
+        read(f"{web.url}/m.gguf", Hub("https://hub.example", TOKEN))
+    assert "HF_TOKEN" not in str(caught.value)
+    assert "token was refused" not in str(caught.value)
+
+
+def test_a_part_is_not_taken_for_the_whole_of_a_small_file(web: Web, tmp_path: Path) -> None:
+    web.add(model(tmp_path / "m"))
+    web.rules["/config.json"] = lambda to: to.send(206, b"{}", **{"Content-Range": "bytes 0-1/500"})
+    with pytest.raises(RemoteError, match="HTTP 206, where the whole file was asked for"):
+        read(web.url)
+
+
 def test_a_refusal_of_what_need_not_be_there_is_noted(web: Web, tmp_path: Path) -> None:
     web.add(model(tmp_path / "m"))
     (tmp_path / "m/tokenizer.json").unlink()
