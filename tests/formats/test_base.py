@@ -287,7 +287,12 @@ def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     [
         ({"p1": {"split.no": gguf_file.Value("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
         ({"p2": {"split.count": gguf_file.Value("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
-        ({"p0": {"split.count": gguf_file.string("3")}}, "its name another"),
+        ({"p0": {"split.count": gguf_file.string("3")}}, "split.count is not a number but STRING"),
+        ({"p0": {"split.no": gguf_file.Value("[UINT32]", [0, 1])}}, "split.no is not a number but [UINT32]"),
+        (
+            {"p0": {"split.tensors.count": gguf_file.Value("[INT32]", [5, 5])}},
+            "split.tensors.count is not a number but [INT32]",
+        ),
         ({"p0": {"split.tensors.count": gguf_file.Value("INT32", 6)}}, "says 6 tensors in all, the parts have 5"),
     ],
 )

@@ -105,15 +105,22 @@ def _header(files: Files, name: str) -> _Part:
 
 def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where: str) -> None:
     """That header and name agree on which part of how many it is."""
-    said = (header.metadata.get("split.no", 0), header.metadata.get("split.count", 1))
+    said = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
     named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
     if said == named or (said[1] in (0, 1) and named[1] == 1):
         return
-    says = f"part {str(said[0])[:20]} (from 0) of {str(said[1])[:20]}"
+    says = f"part {said[0]} (from 0) of {said[1]}"
     hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
     if not part:
         raise RefusedError(where, f"{says} of a model, and its name does not say so", hint)
     raise FormatError(where, f"its header says that it is {says}, its name another", hint)
+
+
+def _number(header: gguf_file.GGUFHeader, key: str, default: int, where: str) -> int:
+    value = header.metadata.get(key, default)
+    if not isinstance(value, int):  # an array would not even compare
+        raise FormatError(where, f"{key} is not a number but {header.kinds[key]}")
+    return value
 
 
 def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
@@ -124,9 +131,9 @@ def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
             raise FormatError(ranged.where, f"tensor {twice!r} is in another part too")
         tensors |= header.tensors
     first, header = parts[0]
-    count = header.metadata.get("split.tensors.count", len(tensors))
+    count = _number(header, "split.tensors.count", len(tensors), first.where)
     if len(parts) > 1 and count != len(tensors):
-        raise FormatError(first.where, f"says {str(count)[:20]} tensors in all, the parts have {len(tensors)}")
+        raise FormatError(first.where, f"says {count} tensors in all, the parts have {len(tensors)}")
     return tensors
 
 
