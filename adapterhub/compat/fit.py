@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from adapterhub_converters import peft
 from adapterhub_converters.adapter import Delta, StackedLowRank
@@ -19,6 +20,8 @@ from adapterhub_converters.patterns import fullmatch
 
 from .contents import Contents, Part, Tensor
 from .report import Problem
+
+_T = TypeVar("_T")
 
 _LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
@@ -35,7 +38,7 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     if not base.tensors and base.names:
         yield from _by_names(contents, base)
         return
-    if not base.tensors:
+    if not base.tensors and not base.packed:
         yield Problem("base-without-weights", "", base.where, "no weight files; only config.json was compared")
         return
     base = yield from _renamed(contents, base)
@@ -73,7 +76,7 @@ def _is_named(name: str, base: BaseSpec) -> bool:
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
     """The base under the names that the adapter has for its modules, when one exchange of prefixes explains them all."""
     missing = [target for target in contents.pairs if weight_of(base, target) is None]
-    swap = _prefix_swap(missing, {name.removesuffix(".weight") for name in base.tensors}) if missing else None
+    swap = _prefix_swap(missing, {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}) if missing else None
     if swap is None:
         return base
     old, new = swap
@@ -82,8 +85,11 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
         yield Problem("headless-base", contents.weights, "", what)
     else:
         yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")
-    tensors = {old + name.removeprefix(new) if name.startswith(new) else name: tensor for name, tensor in base.tensors.items()}
-    return dataclasses.replace(base, tensors=tensors)
+    return dataclasses.replace(base, tensors=_prefixed(base.tensors, new, old), packed=_prefixed(base.packed, new, old))
+
+
+def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]:
+    return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
 
 
 def conv1d(base: BaseSpec) -> bool:
@@ -95,13 +101,12 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
     """The weight of a module with its logical shape; a reason when that is not known; None when there is no module."""
     weight = base.tensors.get(f"{target}.weight")
     if weight is not None:
-        if weight.dtype == "U8" and len(weight.shape) == 2 and weight.shape[1] == 1:
-            return f"stored as {base.quantisation or 'packed'} {weight.shape}"
         return weight
     if base.tied and target.rpartition(".")[2] in _OUTPUTS:
-        return next((t for name, t in base.tensors.items() if _last(name.removesuffix(".weight")) in _EMBEDDINGS), None)
-    packed = any(f"{target}.{part}" in base.tensors for part in ("qweight", "weight_packed"))
-    return f"stored as {base.quantisation or 'packed'}" if packed else None
+        tables = {name: name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
+        table = next((name for name, module in tables.items() if _last(module) in _EMBEDDINGS), "")
+        return base.tensors.get(table) or base.packed.get(table)
+    return base.packed.get(f"{target}.weight") or base.packed.get(target)
 
 
 def _last(target: str) -> str:
@@ -205,7 +210,7 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Layers that the base lacks are one problem, other modules one each."""
-    depth = depth_of(base.tensors)
+    depth = depth_of([*base.tensors, *base.packed])
     deep = [target for target in missing if (layer := layer_of(target)) is not None and layer >= depth > 0]
     if deep:
         last = max(layer_of(target) or 0 for target in deep)
@@ -251,7 +256,7 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
         return
     missing = wanted - set(contents.targets)
-    ours, depth = depth_of(contents.targets), depth_of(base.tensors)
+    ours, depth = depth_of(contents.targets), depth_of([*base.tensors, *base.packed])
     deeper = {target for target in missing if (layer_of(target) or 0) >= ours > 0}
     if deeper or _stops_early(contents, ours, depth):
         what = f"the adapter ends at layer {ours - 1}, the base at layer {depth - 1}"

@@ -14,7 +14,7 @@ from adapterhub_converters.files import json_file, safetensors_file
 from adapterhub_converters.files.safetensors_file import TensorInfo
 
 from .files import Files, LocalFiles, Ranged, read_object
-from .quantised import is_beside, logical, states
+from .quantised import logical, parameter, settings, small
 from .spec import BaseSpec, BaseTensor, completed, text_digest
 
 CONFIG = "config.json"
@@ -48,7 +48,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
     if said is None and not name:
         raise NotFoundError(files.label(CONFIG), "no such file")
     config = said or {}
-    quantised = _section(config, "quantization_config")
+    quantised = settings(config)
     merged = completed({**_section(config, "text_config"), **config})
     weights = _weights(files, name, quantised)
     if said is None:
@@ -68,6 +68,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         names=weights.names,
         tied=_tied(merged, weights.tensors or weights.names),
         quantisation=_quantisation(quantised) if quantised else None,
+        packed=weights.packed,
         tokenizer_digest=tokenizer,
         chat_template_digest=template,
         repo=repo if isinstance(repo := config.get("_name_or_path"), str) and repo else None,
@@ -84,9 +85,10 @@ def _section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What the headers say; `names` alone where only an index was there."""
+    """What the headers say; `names` alone where only an index was there. `packed`: of which no shape is known, and why."""
 
     tensors: Mapping[str, BaseTensor]
+    packed: Mapping[str, str]
     names: frozenset[str]
     size: int
     notes: list[str]
@@ -97,9 +99,9 @@ def _weights(files: Files, name: str, quantised: Mapping[str, Any]) -> _Weights:
     headers = files.each(lambda shard: _header(files, shard), shards)
     missing = [shard for shard, found in zip(shards, headers, strict=True) if found is None]
     if missing and index is not None and len(missing) == len(shards):
-        known = frozenset(name for name in index if not is_beside(name) and not name.endswith(_BUFFER))
+        known = frozenset(own for stored in index if (own := parameter(stored)) and not own.endswith(_BUFFER))
         note = f"none of the {len(shards)} files that the index names is there: names are known, shapes are not"
-        return _Weights({}, known, 0, [note])
+        return _Weights({}, {}, known, 0, [note])
     if missing:
         rest = f": {len(missing)} of {len(shards)} files are missing" if len(shards) > 1 else ""
         raise NotFoundError(
@@ -107,13 +109,13 @@ def _weights(files: Files, name: str, quantised: Mapping[str, Any]) -> _Weights:
         )
     there = [found for found in headers if found is not None]
     infos = _together(there)
-    wanted = [(there[number][0], info) for name in states(infos) for number, info in [infos[name]]]
+    wanted = [(there[number][0], info) for name in small(infos) for number, info in [infos[name]]]
     texts = files.each(lambda item: item[0].read_at(item[1].offset, item[1].size), wanted)
     read = {info.name: text for (_, info), text in zip(wanted, texts, strict=True)}
-    found = logical({name: info for name, (_, info) in infos.items()}, quantised, read.__getitem__, files.label(name))
+    found, packed = logical({name: info for name, (_, info) in infos.items()}, quantised, read.__getitem__, files.label(name))
     # A buffer that old checkpoints saved is no weight.
     tensors = {name: BaseTensor(*tensor) for name, tensor in found.items() if not name.endswith(_BUFFER)}
-    return _Weights(tensors, frozenset(), sum(ranged.size for ranged, _ in there), _contradictions(index, infos))
+    return _Weights(tensors, packed, frozenset(), sum(ranged.size for ranged, _ in there), _contradictions(index, infos))
 
 
 _BUFFER = ".rotary_emb.inv_freq"
@@ -203,7 +205,7 @@ def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
 
 
 def _quantisation(config: Mapping[str, Any]) -> str:
-    method = str(config.get("quant_method", "unknown"))
+    method = str(config.get("quant_method") or ("mlx" if "group_size" in config else "unknown"))
     return str(config.get("bnb_4bit_quant_type", method)) if config.get("load_in_4bit") else method
 
 

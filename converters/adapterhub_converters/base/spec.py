@@ -28,6 +28,7 @@ class BaseSpec:
         model_type: Hugging Face's `model_type`, `llama`.
         config: The numbers that change the function, under their `config.json` names.
         tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights.
+        packed: Parameters whose logical shape is not known, with the reason; none of them is in `tensors`.
         tied: Whether the output layer is the embedding table.
         quantisation: How the weights are stored when not in floats: `nf4`, `q4_1`, …
         repo: Its name on the Hugging Face Hub; `revision` the commit there, if it was read from there.
@@ -55,11 +56,15 @@ class BaseSpec:
     folder: Path | None = None
     fetched: int | None = None
     notes: tuple[str, ...] = ()
+    packed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str | None:
-        """Digest of names and logical shapes; None without weights. A tied output layer counts as absent."""
-        if not self.tensors:
+        """Digest of names and logical shapes; None without weights or where one's shape is unknown.
+
+        A tied output layer counts as absent.
+        """
+        if not self.tensors or self.packed:
             return None
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"

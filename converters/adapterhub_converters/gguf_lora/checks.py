@@ -109,7 +109,7 @@ def against_base(target: str, delta: FactorPair, base: BaseSpec, architecture: A
     layers, layer = base.config.get("num_hidden_layers"), layer_of(target)
     if isinstance(layers, int) and layer is not None and layer >= layers:
         yield f"the base has only {layers} layers ({base.where})"
-    elif base.tensors:
+    elif base.tensors and not {f"{target}.weight", target} & set(base.packed):
         yield from _against_tensors(target, delta, base, architecture)
 
 
