@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adapterhub_schemas
-from adapterhub_converters import dtypes, formats, peft
+from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.files import json_file
@@ -149,6 +149,8 @@ def look_whole(folder: Path) -> Adapter:
 
 def _look_whole(folder: Path) -> Seen:
     candidates = [folder, *sorted(folder.glob("*.gguf"))]
+    from adapterhub_converters import formats
+
     found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
     if not found:
         raise NotFoundError(str(folder), f"no adapter in it: neither {peft.CONFIG} nor a GGUF file", "Name an adapter's folder")

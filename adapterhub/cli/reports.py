@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 from adapterhub import __version__
 from adapterhub.compat import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
@@ -173,6 +171,8 @@ def sarif(reports: Sequence[Report]) -> str:
 
 
 def _location(report: Report, problem: Problem) -> dict[str, Any]:
+    from urllib.parse import quote
+
     uri = quote(_file(report, problem).replace("\\", "/"))
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
     if problem.name:
@@ -232,6 +232,8 @@ def _line(problem: Problem) -> str:
 
 
 def _attribute(value: str) -> str:
+    from xml.sax.saxutils import quoteattr  # which imports urllib.request: 15 ms that only this report needs
+
     return quoteattr(one_line(value))
 
 

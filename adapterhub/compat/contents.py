@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import dtypes, formats, mlx, peft
+from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
@@ -120,6 +120,10 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
 
 
 def _sniff(path: Path, *, pickle: bool) -> str | None:
+    if peft.sniff(path):
+        return "peft"
+    from adapterhub_converters import formats  # late: all readers are a fifth of the time that a check takes
+
     try:
         return formats.sniff(path)
     except FormatError as error:
@@ -215,6 +219,8 @@ def _row_ids(indices: object, target: str) -> tuple[int, ...]:
 
 
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+    from adapterhub_converters import formats, mlx
+
     adapter = formats.read(path, base=base)
     contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
     for target, delta in plain_pairs(adapter).items():

@@ -8,16 +8,12 @@ from pathlib import Path
 
 from adapterhub_converters.errors import NotFoundError
 
-from . import gguf, hf
+from . import hf
 from .files import Files, LocalFiles, Ranged
-from .gguf import read_gguf
 from .hf import read_hf, weight_files
 from .spec import BaseSpec, BaseTensor
 
-__all__ = [
-    "BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base", "read_files", "read_gguf", "read_hf",
-    "weight_files",
-]  # fmt: skip
+__all__ = ["BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base", "read_files", "read_hf", "weight_files"]
 
 
 def read_base(path: Path) -> BaseSpec:
@@ -43,4 +39,6 @@ def read_files(files: Files, name: str) -> BaseSpec:
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":
             return hf.read(files, name)
+    from . import gguf  # late: a folder, which most bases are, needs none of it
+
     return gguf.read(files, name)
