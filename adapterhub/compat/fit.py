@@ -15,6 +15,7 @@ from typing import TypeVar
 from adapterhub_converters import peft
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.base import BaseSpec, BaseTensor
+from adapterhub_converters.base.renames import in_memory
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.patterns import fullmatch
 
@@ -26,6 +27,9 @@ _T = TypeVar("_T")
 _LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 _OUTPUTS = ("lm_head", "embed_out", "output")
+# Heads that AutoModelFor… puts on a base, and the tasks of peft that do so (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
+_HEADS = ("classifier", "score", "pre_classifier", "qa_outputs", "classification_head")
+_HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 # Hugging Face classes whose linear modules are Conv1D, which stores its weight (in, out).
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 
@@ -74,18 +78,40 @@ def _is_named(name: str, base: BaseSpec) -> bool:
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
-    """The base under the names that the adapter has for its modules, when one exchange of prefixes explains them all."""
-    missing = [target for target in contents.pairs if weight_of(base, target) is None]
-    swap = _prefix_swap(missing, {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}) if missing else None
+    """The base under the names that the adapter has for its modules, when transformers' own renaming or one exchange of
+    prefixes explains what is missing."""
+    missing = _unmatched(contents, base)
+    swap = _prefix_swap(missing, base)
+    loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
+    if missing and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
+        what = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
+        yield Problem("renamed-modules", contents.weights, "", what)
+        base, missing, swap = loaded, still, _prefix_swap(still, loaded)
     if swap is None:
         return base
     old, new = swap
     what = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
     if new == "" and old.count(".") == 1:
         yield Problem("headless-base", contents.weights, "", what)
+    elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
+        yield Problem("headless-adapter", contents.weights, "", what, "Load the base with AutoModel")
+        return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
     else:
         yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")
     return dataclasses.replace(base, tensors=_prefixed(base.tensors, new, old), packed=_prefixed(base.packed, new, old))
+
+
+def _unmatched(contents: Contents, base: BaseSpec) -> list[str]:
+    return [target for target in contents.pairs if weight_of(base, target) is None]
+
+
+def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
+    return {in_memory(name, base.model_type): value for name, value in names.items()}
+
+
+def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+    """What begins with `prefix`, without it: a model without its head."""
+    return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
 
 def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]:
@@ -176,12 +202,26 @@ def _either_way(delta: Delta) -> set[tuple[int, ...]]:
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    heads: dict[str, Tensor] = {}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
-        if weight is None:
+        if weight is None and _is_head(contents, base, name):
+            heads[name.rpartition(".")[0]] = tensor
+        elif weight is None:
             missing.append(name)
         elif isinstance(weight, BaseTensor) and weight.shape != tensor.shape:
             yield _whole_shape(contents.weights, name, tensor, weight)
+    for head, tensor in heads.items():
+        what = f"the base has none; the model class of its task makes it, and the adapter brings it, {tensor.shape[0]} outputs"
+        yield Problem("new-head", contents.weights, head, what)
+
+
+def _is_head(contents: Contents, base: BaseSpec, name: str) -> bool:
+    """Whether a whole tensor belongs to a head that the class of the adapter's task puts on the base."""
+    top, task = name.split(".", 1)[0], contents.config.get("task_type")
+    if layer_of(name) is not None or any(other.split(".", 1)[0] == top for other in (*base.tensors, *base.packed)):
+        return False
+    return top in contents.names("modules_to_save") and (task in _HEAD_TASKS or (task is None and top in _HEADS))
 
 
 def _whole_shape(file: str, name: str, tensor: Tensor, weight: BaseTensor) -> Problem:
@@ -210,26 +250,30 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Layers that the base lacks are one problem, other modules one each."""
-    depth = depth_of([*base.tensors, *base.packed])
-    deep = [target for target in missing if (layer := layer_of(target)) is not None and layer >= depth > 0]
-    if deep:
-        last = max(layer_of(target) or 0 for target in deep)
-        what = f"{len(deep)} modules are in layers {depth} to {last}; the base has layers 0 to {depth - 1}"
+    depths = depths_of([*base.tensors, *base.packed])
+    deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
+    for stack in sorted({stack_of(target) for target in deep}):
+        inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
+        what = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
         yield Problem("base-shallower", file, "", what, "Another size of the model")
     for target in sorted(set(missing) - set(deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
 
 
-def _prefix_swap(missing: Iterable[str], names: set[str]) -> tuple[str, str] | None:
-    """The prefix that all missing modules have and the one the base has instead, when one exchange explains them all."""
-    first = min(missing)
+def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
+    """The prefix that missing modules have and the one the base has instead, when one exchange explains most of them."""
+    if not missing:
+        return None
+    names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
+    first = min((target for target in missing if layer_of(target) is not None), default=min(missing))
     parts = first.split(".")
     for cut in range(len(parts) - 1):
         tail = ".".join(parts[cut:])
         heads = [name.removesuffix(tail) for name in names if name == tail or name.endswith(f".{tail}")]
         if len(heads) == 1:
             old, new = first.removesuffix(tail), heads[0]
-            return (old, new) if old != new and all(_swapped(name, old, new) in names for name in missing) else None
+            explained = sum(_swapped(name, old, new) in names for name in missing)
+            return (old, new) if old != new and 2 * explained > len(missing) else None
     return None
 
 
@@ -243,9 +287,20 @@ def layer_of(target: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def depth_of(names: Iterable[str]) -> int:
-    """How many layers there are."""
-    return 1 + max((layer for name in names if (layer := layer_of(name)) is not None), default=-1)
+def stack_of(target: str) -> str:
+    """The list of layers a module is in, `model.layers`; empty outside of them."""
+    found = _LAYER.match(target)
+    return target[: found.start(1)] if found else ""
+
+
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """How many layers each list of them has: a model may have several, of an encoder, a decoder, a vision tower."""
+    depths: dict[str, int] = {}
+    for name in names:
+        if found := _LAYER.match(name):
+            stack = name[: found.start(1)]
+            depths[stack] = max(depths.get(stack, 0), int(found.group(1)) + 1)
+    return depths
 
 
 def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
@@ -256,23 +311,27 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
         return
     missing = wanted - set(contents.targets)
-    ours, depth = depth_of(contents.targets), depth_of([*base.tensors, *base.packed])
-    deeper = {target for target in missing if (layer_of(target) or 0) >= ours > 0}
-    if deeper or _stops_early(contents, ours, depth):
-        what = f"the adapter ends at layer {ours - 1}, the base at layer {depth - 1}"
+    ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
+    deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
+    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
+    for stack in sorted(stacks):
+        what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
         yield Problem("base-deeper", contents.weights, "", what, hint)
     for target in sorted(missing - deeper):
         yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors")
 
 
-def _stops_early(contents: Contents, ours: int, depth: int) -> bool:
-    """Whether whole paths, which name no layer they lack, cover every layer from 0 on and then end before the base does."""
-    if not ours or ours >= depth or contents.config.get("layers_to_transform") is not None:
-        return False
+def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
+    """Lists of which whole paths, which name no layer they lack, cover every layer from 0 on and end before the base does."""
+    if contents.config.get("layers_to_transform") is not None:
+        return set()
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
-        return False
-    return {layer_of(target) for target in contents.targets} - {None} == set(range(ours))
+        return set()
+    covered: dict[str, set[int | None]] = defaultdict(set)
+    for target in contents.targets:
+        covered[stack_of(target)].add(layer_of(target))
+    return {stack for stack, depth in ours.items() if depth < depths.get(stack, 0) and covered[stack] == set(range(depth))}
 
 
 def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
@@ -283,9 +342,11 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
         name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
     }
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved = contents.names("modules_to_save")
-    found = set()
+    saved, found = contents.names("modules_to_save"), set()
+    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
     for module in matrices:
+        if ours is not None and module.split(".", 1)[0] not in ours:
+            continue
         if any(item == module or f".{item}." in f".{module}." for item in saved):
             continue
         if excluded and named(excluded, contents.names("exclude_modules"), module, None):
@@ -293,6 +354,14 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
         if named(targets, contents.names("target_modules"), module, contents.config.get("layers_to_transform")):
             found.add(module)
     return found
+
+
+def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
+    """Whether the adapter was trained on another class of the model than the one that was saved: other heads, or half of it."""
+    mapping = contents.config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    other = isinstance(trained, str) and trained != base.architecture
+    return other or contents.config.get("task_type") in (*_HEAD_TASKS, "FEATURE_EXTRACTION")
 
 
 def named(option: object, names: list[str], module: str, layers: object) -> bool:

@@ -161,7 +161,7 @@ def _whole_tensors(contents: Contents) -> Iterator[Problem]:
     saved = contents.names("modules_to_save")
     for name in contents.replaced:
         module, _, kind = name.rpartition(".")
-        named = any(module == item or module.endswith(f".{item}") for item in saved)
+        named = any(f".{item}." in f".{module}." for item in saved)
         if not named and not (kind == "bias" and contents.config.get("bias", "none") != "none"):
             what = "loaded over the base's own, for every adapter; modules_to_save does not name it"
             yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or drop it')

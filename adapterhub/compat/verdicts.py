@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from adapterhub_converters import base_weights, names, peft
 from adapterhub_converters.adapter import Factored, StackedLowRank
-from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.base import BaseSpec, renames
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.patterns import matching_keys
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, Rule, Runtime
@@ -30,6 +30,12 @@ _FATAL = {
 }  # fmt: skip
 # Problems after which the numbers are wrong wherever they are loaded.
 _WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}
+# Models that read a whole text or image before they answer, or write from one they read.
+_ENCODERS = {
+    "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
+    "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
+    "beit", "dinov2", "clip", "siglip",
+}  # fmt: skip
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
@@ -49,9 +55,7 @@ def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str,
     found += [("wrong", f"{p.code}: {p.what}") for p in problems if p.code in _WRONG]
     for rule in runtime.rules:
         if rule.feature in features:
-            found.append(
-                (rule.verdict, rule.says.replace("{init}", features[rule.feature]).replace("{rank}", features[rule.feature]))
-            )
+            found.append((rule.verdict, _said(rule, features[rule.feature])))
     unexplained = [p for p in problems if p.severity == ERROR and p.code in _FROM_PROBLEM]
     known = {rule.feature for rule in runtime.rules}
     found += [("wrong", f"{p.code}: {p.what}") for p in unexplained if _FROM_PROBLEM[p.code] not in known]
@@ -152,6 +156,9 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
 def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     if fit.conv1d(base):
         yield "conv1d", ""
+    if base.model_type in _ENCODERS:
+        yield "encoder", base.model_type
+    yield from _old_names(contents, base)
     if contents.format != "gguf":
         yield from _unmapped(contents, base)
     if base.tied:
@@ -160,6 +167,16 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
                 yield "tied-embedding", ""
             elif target.rpartition(".")[2] == "lm_head":
                 yield "tied-lm-head", ""
+
+
+def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Modules under names that the model in memory does not have (see `base.renames`)."""
+    kind = base.model_type
+    old = next((target for target in contents.pairs if renames.in_memory(target, kind) != target), None)
+    if old and kind in renames.SKIPPED:
+        yield "old-names", old
+    elif old and kind in renames.REFUSED:
+        yield "old-targets", old
 
 
 def _unmapped(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,7 @@ _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 _INFERRED = "inferred:"
 """Begins the source of a rule that follows from code read, but whose very lines were not."""
 
+_NAMES = "adapterhub_converters/names.py, ARCHITECTURES"
 _KINDS = "adapterhub_converters/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
@@ -62,12 +63,26 @@ _PEFT_RULES = (
         "init is deterministic",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
+    Rule(
+        "old-targets",
+        REFUSED,
+        "Target modules … not found in the base model: transformers 5 renamed {module}",
+        "peft/tuners/tuners_utils.py, inject_adapter",
+    ),
+)
+_PEFT_OWN = (
+    Rule(
+        "old-names",
+        IGNORED,
+        "skips {module} without a word, whose name transformers 5 changed; transformers' load_adapter maps it",
+        "peft/utils/transformers_weight_conversion.py, convert_peft_adapter_state_dict_for_transformers",
+    ),
 )
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        Runtime("peft", "0.21.2", "peft", _PEFT_RULES),
+        Runtime("peft", "0.21.2", "peft", (*_PEFT_RULES, *_PEFT_OWN)),
         Runtime("transformers", "5.24.0", "peft", _PEFT_RULES),
         Runtime(
             "vllm",
@@ -136,6 +151,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
                 Rule("tied-embedding", CRASHES, "GGML_ASSERT(ggml_can_mul_mat(a, b)): the process aborts", "ggml/src/ggml.c"),
                 Rule("tied-lm-head", REFUSED, "LoRA tensor 'output.weight' does not exist in base model", _LLAMA),
+                Rule("unmapped", REFUSED, "{module} has no verified name in llama.cpp, so the conversion refuses it", _NAMES),
                 Rule("mla", IGNORED, "loads, but the graph multiplies past the adapter", "src/models/deepseek2.cpp"),
                 Rule("shape", REFUSED, "tensor '…' has incorrect shape (hint: maybe wrong base model?)", _LLAMA),
                 Rule(
@@ -167,6 +183,7 @@ RUNTIMES: dict[str, Runtime] = {
             "mlx-lm main, seen 2026-11",
             "mlx",
             (
+                Rule("encoder", REFUSED, "Model type {model} not supported.", "mlx_lm/utils.py, _get_classes"),
                 Rule("tied-embedding", REFUSED, "mlx-lm has one delta for a table and the output layer tied to it", _MLX_EMBED),
                 Rule("conv1d", REFUSED, "mlx-lm has no transposed modules", _MLX),
                 Rule("tied-lm-head", REFUSED, "a model that ties its output layer has none in mlx-lm", _MLX),
