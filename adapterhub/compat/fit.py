@@ -39,12 +39,17 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from tied(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
-    if not base.tensors and base.names:
+    if not base.tensors and base.names and not base.derived:
         yield from _by_names(contents, base)
         return
     if not base.tensors and not base.packed:
-        yield Problem("base-without-weights", "", base.where, "no weight files; only config.json was compared")
-        return
+        what = "no weight files; " + (
+            "shapes are those that its config says" if base.derived else "only its config was compared"
+        )
+        yield Problem("base-without-weights", "", base.where, what)
+        if not base.derived:
+            return
+        base = dataclasses.replace(base, tensors=base.derived)
     base = yield from _renamed(contents, base)
     missing: list[str] = []
     for target, parts in contents.pairs.items():
@@ -58,7 +63,7 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
-    yield from _missing(contents.weights, base, missing)
+    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name)])
     yield from _uncovered(contents, base)
 
 
@@ -246,6 +251,16 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
                 yield Problem(
                     "shape-mismatch", contents.weights, target, f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
                 )
+
+
+def _unsaid(contents: Contents, base: BaseSpec, name: str) -> bool:
+    """Whether a config says nothing of a parameter: a norm, a bias, a head, an expert under the name that files have."""
+    if not base.derived or (layer_of(name) or 0) >= depths_of(base.tensors).get(stack_of(name), 1):
+        return False
+    whole = name in contents.replaced or name in contents.copies
+    return (
+        whole or layer_of(name) is None or ".experts." in name or f"{in_memory(name, base.model_type)}.weight" in base.tensors
+    )
 
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:

@@ -40,7 +40,7 @@ CODES: dict[str, tuple[str, str]] = {
     "pattern-unused": (WARNING, "a pattern matches no module: probably a typo"),
     "initial-adapter": (WARNING, "the init changed the base: right only together with the initial adapter"),
     # Does it fit the base?
-    "base-without-weights": (NOTE, "the base has no weight files here, so shapes could not be compared"),
+    "base-without-weights": (NOTE, "the base has no weight files here: shapes are those its config says, or are not compared"),
     "base-incomplete": (NOTE, "a part of the base could not be read, so that was not compared"),
     "shape-unknown": (NOTE, "the base stores a module in a quantisation whose logical shape is not known here"),
     "other-prefix": (ERROR, "modules have another prefix than the base's"),

@@ -15,6 +15,7 @@ from adapterhub_converters.files.safetensors_file import TensorInfo
 
 from .files import Files, LocalFiles, Ranged, read_object
 from .quantised import logical, parameter, settings, small
+from .shapes import shapes_from_config
 from .spec import BaseSpec, BaseTensor, completed, text_digest
 
 CONFIG = "config.json"
@@ -69,6 +70,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         tied=_tied(merged, weights.tensors or weights.names),
         quantisation=_quantisation(quantised) if quantised else None,
         packed=weights.packed,
+        derived={} if weights.tensors or weights.packed else _derived(merged, str(architectures[0])),
         tokenizer_digest=tokenizer,
         chat_template_digest=template,
         repo=repo if isinstance(repo := config.get("_name_or_path"), str) and repo else None,
@@ -195,6 +197,10 @@ def _usual(files: Files, name: str, weights: _Weights) -> bool:
 def _refuse_adapter(where: str, tensors: Collection[str]) -> None:
     if any(".lora_A." in name or name.endswith(".lora_a") for name in tensors):
         raise FormatError(where, "not a base model: its tensors are an adapter's")
+
+
+def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTensor]:
+    return {name: BaseTensor(shape, "") for name, shape in shapes_from_config(config, architecture).items()}
 
 
 def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:

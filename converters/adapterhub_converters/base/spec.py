@@ -29,6 +29,7 @@ class BaseSpec:
         config: The numbers that change the function, under their `config.json` names.
         tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights.
         packed: Parameters whose logical shape is not known, with the reason; none of them is in `tensors`.
+        derived: Linear modules and tables as the config says they are, where there are no weights (`base.shapes`).
         tied: Whether the output layer is the embedding table.
         quantisation: How the weights are stored when not in floats: `nf4`, `q4_1`, …
         repo: Its name on the Hugging Face Hub; `revision` the commit there, if it was read from there.
@@ -57,6 +58,7 @@ class BaseSpec:
     fetched: int | None = None
     notes: tuple[str, ...] = ()
     packed: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, BaseTensor] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str | None:

@@ -1,0 +1,274 @@
+"""The shapes of a model's linear modules and tables, from its `config.json` alone.
+
+Data: each family of models lists its modules with their rows and columns in the words of its config, as transformers 5.24
+builds them (`models/*/modeling_*.py`); a sum of products is all there is to compute. Norms, biases and heads of a task are
+left out. A family that is not listed, or a config that lacks one of the numbers, has no shapes here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Modules = dict[str, tuple[str, ...]]
+"""Path to its dimensions: `a*b+2*c`. A path that ends in `!` is a parameter itself, not the weight of a module."""
+
+_D, _FF = "hidden_size", "intermediate_size"
+_Q, _KV = "num_attention_heads*head_dim", "num_key_value_heads*head_dim"
+
+
+def _gated(into: str, prefix: str = "mlp.", size: str = _FF) -> Modules:
+    return {f"{prefix}gate_proj": (size, into), f"{prefix}up_proj": (size, into), f"{prefix}down_proj": (into, size)}
+
+
+def _stacked(experts: str, size: str, router: str = "mlp.gate") -> Modules:
+    return {
+        router: (experts, _D), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _D),
+        "mlp.experts.down_proj!": (experts, _D, size),
+    }  # fmt: skip
+
+
+_ATTENTION: Modules = {
+    "self_attn.q_proj": (_Q, _D), "self_attn.k_proj": (_KV, _D), "self_attn.v_proj": (_KV, _D), "self_attn.o_proj": (_D, _Q),
+}  # fmt: skip
+_LLAMA: Modules = {**_ATTENTION, **_gated(_D)}
+_FUSED_MLP: Modules = {"mlp.gate_up_proj": (f"2*{_FF}", _D), "mlp.down_proj": (_D, _FF)}
+_NOPE = "num_attention_heads*qk_nope_head_dim"
+_MLA: Modules = {
+    "self_attn.kv_a_proj_with_mqa": ("kv_lora_rank+qk_rope_head_dim", _D),
+    "self_attn.kv_b_proj": (f"{_NOPE}+num_attention_heads*v_head_dim", "kv_lora_rank"),
+    "self_attn.o_proj": (_D, "num_attention_heads*v_head_dim"),
+}
+_MLA_Q = f"{_NOPE}+num_attention_heads*qk_rope_head_dim"
+_MLA_LOW: Modules = {**_MLA, "self_attn.q_a_proj": ("q_lora_rank", _D), "self_attn.q_b_proj": (_MLA_Q, "q_lora_rank")}
+_MLA_WHOLE: Modules = {**_MLA, "self_attn.q_proj": (_MLA_Q, _D)}
+
+
+def _attention(path: str, names: str, size: str, inner: str) -> Modules:
+    """Queries, keys, values and output of `path`, named in that order."""
+    *inputs, output = (f"{path}.{name}" for name in names.split())
+    return {**dict.fromkeys(inputs, (inner, size)), output: (size, inner)}
+
+
+def _plain(first: str, second: str, size: str, inner: str) -> Modules:
+    return {first: (inner, size), second: (size, inner)}
+
+
+_BERT: Modules = {
+    **_attention("attention", "self.query self.key self.value output.dense", _D, _D),
+    **_plain("intermediate.dense", "output.dense", _D, _FF),
+}
+_DEBERTA: Modules = {
+    **_attention("attention", "self.query_proj self.key_proj self.value_proj output.dense", _D, _D),
+    **_plain("intermediate.dense", "output.dense", _D, _FF),
+}
+_BART: Modules = _attention("self_attn", "q_proj k_proj v_proj out_proj", "d_model", "d_model")
+_CROSS: Modules = _attention("encoder_attn", "q_proj k_proj v_proj out_proj", "d_model", "d_model")
+_T5 = "num_heads*d_kv"
+_T5_SELF: Modules = _attention("layer.0.SelfAttention", "q k v o", "d_model", _T5)
+_T5_CROSS: Modules = _attention("layer.1.EncDecAttention", "q k v o", "d_model", _T5)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of layers: its path, the key of their number, what is in each, and instead of the MLP in those with experts."""
+
+    path: str
+    count: str
+    modules: Modules
+    dense: Modules = field(default_factory=dict)
+    sparse: Modules = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: the attribute that its classes with a head keep it under, its layers and what is beside them."""
+
+    prefix: str
+    stacks: tuple[Stack, ...]
+    top: Modules
+    head: Modules = field(default_factory=dict)
+
+
+_TABLE: Modules = {"embed_tokens": ("vocab_size", _D)}
+_HEAD: Modules = {"lm_head": ("vocab_size", _D)}
+
+
+def _decoder(modules: Modules, dense: Modules | None = None, sparse: Modules | None = None) -> Family:
+    return Family("model.", (Stack("layers", "num_hidden_layers", modules, dense or {}, sparse or {}),), _TABLE, _HEAD)
+
+
+_EXPERTS, _SMALL = "num_experts", "moe_intermediate_size"
+_SHARED = _gated(_D, "mlp.shared_expert.", "shared_expert_intermediate_size")
+_DEEPSEEK = _stacked("n_routed_experts", _SMALL) | _gated(_D, "mlp.shared_experts.", f"n_shared_experts*{_SMALL}")
+
+
+def _gpt2(config: Mapping[str, Any]) -> Family:
+    inner = "n_inner" if config.get("n_inner") else f"4*{_D}"
+    # Conv1D keeps (in, out).
+    layer: Modules = {
+        "attn.c_attn": (_D, f"3*{_D}"), "attn.c_proj": (_D, _D), "mlp.c_fc": (_D, inner), "mlp.c_proj": (inner, _D),
+    }  # fmt: skip
+    top: Modules = {"wte": ("vocab_size", _D), "wpe": ("n_positions", _D)}
+    return Family("transformer.", (Stack("h", "num_hidden_layers", layer),), top, _HEAD)
+
+
+_WORDS: Modules = {"word_embeddings": ("vocab_size", _D)}
+
+
+def _bloom(config: Mapping[str, Any]) -> Family:
+    rows, inner = f"3*{_D}", f"4*{_D}"
+    if config.get("model_type") == "falcon":
+        inner = "ffn_hidden_size" if config.get("ffn_hidden_size") else inner
+        if config.get("new_decoder_architecture"):
+            rows = "num_attention_heads*head_dim+2*num_kv_heads*head_dim"
+        elif config.get("multi_query"):
+            rows = f"{_D}+2*head_dim"
+    layer: Modules = {"self_attention.query_key_value": (rows, _D), "self_attention.dense": (_D, _D)}
+    layer |= _plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", _D, inner)
+    return Family("transformer.", (Stack("h", "num_hidden_layers", layer),), _WORDS, _HEAD)
+
+
+def _t5(config: Mapping[str, Any]) -> Family:
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    kind: Modules = {"wi_0": ("d_ff", "d_model"), "wi_1": ("d_ff", "d_model")} if gated else {"wi": ("d_ff", "d_model")}
+    mlp: Modules = {**kind, "wo": ("d_model", "d_ff")}
+    encoder: Modules = _T5_SELF | {f"layer.1.DenseReluDense.{name}": shape for name, shape in mlp.items()}
+    decoder: Modules = {**_T5_SELF, **_T5_CROSS, **{f"layer.2.DenseReluDense.{name}": shape for name, shape in mlp.items()}}
+    stacks = (Stack("encoder.block", "num_layers", encoder), Stack("decoder.block", "num_decoder_layers", decoder))
+    head: Modules = {"lm_head": ("vocab_size", "d_model")}
+    return Family("", stacks, {"shared": ("vocab_size", "d_model")}, head)
+
+
+def _deepseek(config: Mapping[str, Any]) -> Family:
+    return _decoder(_MLA_LOW if config.get("q_lora_rank") else _MLA_WHOLE, _gated(_D), _DEEPSEEK)
+
+
+def _seq2seq(head: str) -> Family:
+    encoder: Modules = {**_BART, **_plain("fc1", "fc2", "d_model", "encoder_ffn_dim")}
+    decoder: Modules = {**_BART, **_CROSS, **_plain("fc1", "fc2", "d_model", "decoder_ffn_dim")}
+    stacks = (Stack("encoder.layers", "encoder_layers", encoder), Stack("decoder.layers", "decoder_layers", decoder))
+    table: Modules = {"decoder.embed_tokens": ("vocab_size", "d_model")}
+    shared: Modules = {"shared": ("vocab_size", "d_model")} if head == "lm_head" else {}
+    return Family("model.", stacks, {**table, **shared}, {head: ("vocab_size", "d_model")})
+
+
+def _encoder(prefix: str, layer: Modules) -> Family:
+    words: Modules = {"embeddings.word_embeddings": ("vocab_size", _D)}
+    return Family(prefix, (Stack("encoder.layer", "num_hidden_layers", layer),), words)
+
+
+_DISTILBERT = Family(
+    "distilbert.",
+    (
+        Stack(
+            "transformer.layer",
+            "n_layers",
+            {
+                **_attention("attention", "q_lin k_lin v_lin out_lin", "dim", "dim"),
+                **_plain("ffn.lin1", "ffn.lin2", "dim", "hidden_dim"),
+            },
+        ),
+    ),
+    {"embeddings.word_embeddings": ("vocab_size", "dim")},
+)
+_VIT = Family(
+    "vit.",
+    (
+        Stack(
+            "layers",
+            "num_hidden_layers",
+            {**_attention("attention", "q_proj k_proj v_proj o_proj", _D, _D), **_plain("mlp.fc1", "mlp.fc2", _D, _FF)},
+        ),
+    ),
+    {},
+)
+_PHI3: Modules = {"self_attn.qkv_proj": (f"{_Q}+2*{_KV}", _D), "self_attn.o_proj": (_D, _Q), **_FUSED_MLP}
+_GPT_OSS: Modules = {
+    **_ATTENTION, "mlp.router": ("num_local_experts", _D),
+    "mlp.experts.gate_up_proj!": ("num_local_experts", _D, f"2*{_FF}"),
+    "mlp.experts.down_proj!": ("num_local_experts", _FF, _D),
+}  # fmt: skip
+
+FAMILIES: dict[str, Any] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "granite", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "stablelm",
+         "cohere"),
+        _decoder(_LLAMA),
+    ),
+    "phi3": _decoder(_PHI3),
+    "glm4": _decoder({**_ATTENTION, **_FUSED_MLP}),
+    "starcoder2": _decoder({**_ATTENTION, **_plain("mlp.c_fc", "mlp.c_proj", _D, _FF)}),
+    "mixtral": _decoder({**_ATTENTION, **_stacked("num_local_experts", _FF)}),
+    "qwen2_moe": _decoder(
+        _ATTENTION, _gated(_D), {**_stacked(_EXPERTS, _SMALL), **_SHARED, "mlp.shared_expert_gate": ("1", _D)}
+    ),
+    "qwen3_moe": _decoder(_ATTENTION, _gated(_D), _stacked(_EXPERTS, _SMALL)),
+    "gpt_oss": _decoder(_GPT_OSS),
+    "deepseek_v2": _deepseek, "deepseek_v3": _deepseek, "gpt2": _gpt2, "bloom": _bloom, "falcon": _bloom, "t5": _t5, "mt5": _t5,
+    "bert": _encoder("bert.", _BERT), "roberta": _encoder("roberta.", _BERT), "xlm-roberta": _encoder("roberta.", _BERT),
+    "deberta-v2": _encoder("deberta.", _DEBERTA), "distilbert": _DISTILBERT, "vit": _VIT,
+    "bart": _seq2seq("lm_head"), "whisper": _seq2seq("proj_out"),
+}  # fmt: skip
+_BARE = ("Model", "EncoderModel")
+_MAX_LAYERS = 2_000  # ten times what there is: a config must not say how much memory is taken
+
+
+def shapes_from_config(config: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
+    """Parameter name to shape for a completed config; empty for what is not known here."""
+    family = FAMILIES.get(str(config.get("model_type", "")))
+    if callable(family):
+        family = family(config)
+    if family is None:
+        return {}
+    experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes the one for the other
+    numbers = {**config, "num_experts": experts, "num_local_experts": experts}
+    try:
+        return dict(_shapes(family, numbers, architecture))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return {}
+
+
+def _shapes(family: Family, config: Mapping[str, Any], architecture: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    bare = architecture.endswith(_BARE) and not architecture.endswith("LMHeadModel")
+    prefix = "" if bare else family.prefix
+    causal = "CausalLM" in architecture or architecture.endswith(("LMHeadModel", "ForConditionalGeneration"))
+    yield from _named(prefix, family.top, config)
+    for stack in family.stacks:
+        if stack.path.startswith("decoder.") and architecture.endswith("EncoderModel"):
+            continue
+        if (count := _number(stack.count, config)) > _MAX_LAYERS:
+            raise ValueError(stack.count)
+        for layer in range(count):
+            inside = {**stack.modules, **(stack.sparse if _is_sparse(layer, config) else stack.dense)}
+            yield from _named(f"{prefix}{stack.path}.{layer}.", inside, config)
+    if causal and not config.get("tie_word_embeddings", True):
+        yield from _named("", family.head, config)
+
+
+def _named(prefix: str, modules: Modules, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, dims in modules.items():
+        stem = name.removesuffix("!")
+        yield f"{prefix}{stem}{'' if stem != name else '.weight'}", tuple(_size(dim, config) for dim in dims)
+
+
+def _size(dim: str, config: Mapping[str, Any]) -> int:
+    return sum(math.prod(_number(factor, config) for factor in term.split("*")) for term in dim.split("+"))
+
+
+def _number(name: str, config: Mapping[str, Any]) -> int:
+    value = int(name) if name.isdigit() else config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(name)
+    return value
+
+
+def _is_sparse(layer: int, config: Mapping[str, Any]) -> bool:
+    """Whether a layer has experts (`Qwen2MoeDecoderLayer`, `DeepseekV3DecoderLayer`)."""
+    if "first_k_dense_replace" in config:
+        return layer >= int(config["first_k_dense_replace"])
+    listed = config.get("mlp_only_layers") or []
+    step = config.get("decoder_sparse_step", 1)
+    return layer not in listed and bool(config.get("num_experts")) and (layer + 1) % int(step) == 0
