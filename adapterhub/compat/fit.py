@@ -25,6 +25,7 @@ from .report import Problem
 _T = TypeVar("_T")
 
 _LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 _OUTPUTS = ("lm_head", "embed_out", "output")
 # Heads that AutoModelFor… puts on a base, and the tasks of peft that do so (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
@@ -176,7 +177,7 @@ def delta_shape(parts: Part) -> tuple[int, int] | None:
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     for target, delta in contents.others.items():
-        weight = base.tensors.get(target) or weight_of(base, target)
+        weight = base.tensors.get(target) or weight_of(base, target) or _stacked(base, target)
         if weight is None and any(name.startswith(f"{_block(target)}.") and ".experts.0." in name for name in base.tensors):
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:
@@ -186,6 +187,26 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
         elif weight.shape not in _either_way(delta):
             what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
             yield Problem("shape-mismatch", contents.weights, target, what, "Another size of the model, or another model")
+
+
+# What a list of experts calls what transformers 5 stacks as one parameter.
+_LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+
+
+def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
+    """The parameter that transformers 5 makes of experts that the files have one by one."""
+    module, _, name = target.rpartition(".")
+    old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
+    listed = old if f"{old}.0.w1.weight" in base.tensors else module
+    for parts in _LISTED.get(name, ()):
+        found = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
+        shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
+        if len(shapes) == len(parts):
+            experts = 1
+            while f"{listed}.{experts}.{parts[0]}.weight" in base.tensors:
+                experts += 1
+            return BaseTensor((experts, sum(shape[0] for shape in shapes), shapes[0][1]), "")
+    return None
 
 
 def _block(target: str) -> str:
@@ -359,7 +380,10 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
     saved, found = contents.names("modules_to_save"), set()
     ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
+        if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
+            continue
         if ours is not None and module.split(".", 1)[0] not in ours:
             continue
         if any(item == module or f".{item}." in f".{module}." for item in saved):

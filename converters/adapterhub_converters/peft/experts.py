@@ -65,7 +65,7 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
         depth[module] = max(depth.get(module, 0), name.count(".base_layer"))
     found: dict[str, str] = {}
     for module, deepest in depth.items():
-        owned = {entry.rpartition(".")[2] for entry in wanted if _owns(module, entry.rpartition(".")[0])}
+        owned = {entry.rpartition(".")[2] for entry in wanted if _owns(module, entry.rpartition(".")[0], deepest)}
         if not owned:
             if deepest:
                 raise RefusedError(where, f"{module}.base_layer has a delta, and target_parameters does not say of what")
@@ -79,8 +79,11 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
     return found
 
 
-def _owns(module: str, owner: str) -> bool:
-    return bool(owner) and (module == owner or module.endswith(f".{owner}"))
+def _owns(module: str, owner: str, deepest: int) -> bool:
+    # peft writes a parameter's bare name for transformers 5's experts: it owns whatever module has such a parameter.
+    if not owner:
+        return bool(deepest) or module.endswith(".experts")
+    return module == owner or module.endswith(f".{owner}")
 
 
 def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, where: str) -> Halves:
