@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, UsageError
 
 WEIGHTS = {".safetensors", ".gguf"}
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
@@ -140,3 +140,13 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
 
 def _safe(part: str) -> bool:
     return bool(_COMPONENT.fullmatch(part)) and part[0] not in ". " and part[-1] not in ". " and not _DEVICES.fullmatch(part)
+
+
+def adapter_in(path: Path) -> Path:
+    """The adapter in a folder: the folder itself, or the one GGUF file it has; UsageError when it has several."""
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not found or (path / "adapter_config.json").exists():
+        return path
+    if len(found) > 1:
+        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
+    return found[0]

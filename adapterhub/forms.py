@@ -22,6 +22,7 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.files import staging
 
 from . import __version__, facts, manifest, transfer
+from .folder import adapter_in
 from .recipe import Conversion, Parent, convert
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, bas
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
             transfer.pull(registry, version.ref, source)
-            path = formats.adapter_in(source)
+            path = adapter_in(source)
             try:
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
@@ -66,7 +67,7 @@ def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, bas
             if is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.adapter_in(folder), target)
+                shutil.copyfile(adapter_in(folder), target)
     return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
 
 

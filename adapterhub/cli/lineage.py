@@ -184,7 +184,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
     from adapterhub import recipe, transfer
-    from adapterhub_converters import formats
+    from adapterhub.folder import adapter_in
 
     for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
         held = registry.holding(parent["digest"])
@@ -194,7 +194,7 @@ def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
         place = folder / f"{number}"
         transfer.pull(registry, held[0].ref, place)
         weight = parent.get("weight", 1.0)
-        yield recipe.Parent(place, formats.adapter_in(place), parent["digest"], parent.get("ref"), weight)
+        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
 
 
 def _difference(found: Difference) -> dict[str, Any]:

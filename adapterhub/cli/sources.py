@@ -45,12 +45,12 @@ class Source:
 @contextmanager
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
-    from adapterhub_converters import formats
+    from adapterhub.folder import adapter_in
 
     path, ref = resolve(text, settings)
     if ref is None:
         path = existing(text) if path is None else path
-        yield Source(formats.adapter_in(path), path if path.is_dir() else path.parent, text)
+        yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
         return
     from adapterhub import transfer
 
@@ -58,7 +58,7 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         version = transfer.pull(registry, ref, folder)
         with naming(folder, str(version.ref)):
-            yield Source(formats.adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
+            yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from .report import Problem
 _T = TypeVar("_T")
 
 _LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
+_MAX_LAYERS = 2_000
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 _OUTPUTS = ("lm_head", "embed_out", "output")
@@ -51,7 +52,7 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         if not base.derived:
             return
         base = dataclasses.replace(base, tensors=base.derived)
-    base = yield from _renamed(contents, base)
+    base = yield from _renamed(contents, _replicated(contents, base))
     missing: list[str] = []
     for target, parts in contents.pairs.items():
         weight = weight_of(base, target)
@@ -81,6 +82,27 @@ def _is_named(name: str, base: BaseSpec) -> bool:
     """Whether a base whose names alone are known has a module or a parameter, or the experts that it stacks."""
     there = name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None
     return there or any(known.startswith(f"{_block(name)}.") and ".experts.0." in known for known in base.tensors)
+
+
+def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
+    """The base with its layers repeated as `layer_replication` says (peft/tuners/lora/model.py, `_replicate_layers`)."""
+    ranges = contents.config.get("layer_replication")
+    if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
+        return base
+    sources = [layer for start, end in ranges for layer in range(start, end)]
+    stacks = {stack_of(target) for target in contents.targets} - {""}
+    if len(sources) > _MAX_LAYERS:
+        return base
+    tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
+    for name, tensor in base.tensors.items():
+        if (stack := stack_of(name)) in stacks:
+            rest = name.removeprefix(f"{stack}{layer_of(name)}")
+            tensors |= {f"{stack}{new}{rest}": tensor for new, source in enumerate(sources) if source == layer_of(name)}
+    return dataclasses.replace(base, tensors=tensors)
+
+
+def _is_range(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:

@@ -36,6 +36,7 @@ _ENCODERS = {
     "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
     "beit", "dinov2", "clip", "siglip",
 }  # fmt: skip
+_EXACT = ("pissa", "olora")  # decompositions that come out the same again
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
@@ -82,11 +83,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
     yield from _tables(contents, base, values=values)
     yield from _beyond_pairs(contents)
-    if peft.residual_init(config.get("init_lora_weights")):
-        init = str(config.get("init_lora_weights"))
-        yield "init", init
-        if init != "pissa" or not _has_weights(base):  # else the conversion computes it
-            yield "init-unsettled", init
+    yield from _init(contents, base)
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
     yield from _scales(contents)
@@ -101,6 +98,16 @@ def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Itera
             yield "rows-unsettled", ""  # else the conversion writes the difference to the base's rows
     if contents.copies and not (values and _are_the_bases(contents, base)):
         yield "copies-unsettled", ""
+
+
+def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """What an init that changed the base is to whoever loads the adapter."""
+    if peft.residual_init(contents.config.get("init_lora_weights")):
+        init = str(contents.config.get("init_lora_weights"))
+        yield "init", init
+        yield ("init-exact" if init in _EXACT else "init-random"), init
+        if init != "pissa" or not _has_weights(base):  # else the conversion computes it
+            yield "init-unsettled", init
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
@@ -127,6 +134,8 @@ def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
     for option in ("alora_invocation_tokens", "layer_replication"):
         if contents.config.get(option):
             yield "condition", option
+    if contents.config.get("alora_invocation_tokens"):
+        yield "alora", ""
 
 
 def _scales(contents: Contents) -> Iterator[tuple[str, str]]:

@@ -67,16 +67,6 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     return FORMATS[sniff(path)].read(path, base=base)
 
 
-def adapter_in(path: Path) -> Path:
-    """The adapter in a folder: the folder itself, or the one GGUF file it has; UsageError when it has several."""
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if not found or (path / peft.CONFIG).exists():
-        return path
-    if len(found) > 1:
-        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
-    return found[0]
-
-
 NOTHING = Allowed()
 
 

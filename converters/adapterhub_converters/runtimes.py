@@ -57,10 +57,15 @@ _PEFT_RULES = (
     Rule("no-magnitude", WRONG, "missing magnitudes keep their fresh values", _PEFT),
     Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
-        "init",
+        "init-random",
         WRONG,
-        "init_lora_weights {init}: loading changes the base again; right only on the very base and only where that "
-        "init is deterministic",
+        "init_lora_weights {init}: loading changes the base again, and not as it was changed in training",
+        "peft/tuners/lora/layer.py, reset_lora_parameters",
+    ),
+    Rule(
+        "init-exact",
+        APPLIED,
+        "init_lora_weights {init} changes the base again as it is loaded: right only on the very base it was trained on",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
     Rule(
@@ -79,11 +84,17 @@ _PEFT_OWN = (
     ),
 )
 
+_LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
+_TRANSFORMERS_OWN = (
+    Rule("dora", WRONG, "reports lora_magnitude_vector as MISSING and keeps the base's norms; peft loads it", _LOAD_ADAPTER),
+    Rule("alora", WRONG, "applies the adapter to every token; only peft's own forward looks for the invocation", _LOAD_ADAPTER),
+)
+
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         Runtime("peft", "0.21.2", "peft", (*_PEFT_RULES, *_PEFT_OWN)),
-        Runtime("transformers", "5.24.0", "peft", _PEFT_RULES),
+        Runtime("transformers", "5.24.0", "peft", (*_PEFT_RULES, *_TRANSFORMERS_OWN)),
         Runtime(
             "vllm",
             "0.33.0",

@@ -110,4 +110,4 @@ def test_the_verdict_is_what_a_conversion_does(tmp_path: Path, case: str, with_b
 def test_a_condition_is_known_to_peft_alone(tmp_path: Path) -> None:
     adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
     verdicts = check(adapter).verdicts
-    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"peft", "transformers"}
+    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"peft"}
