@@ -153,7 +153,7 @@ def conv1d(base: BaseSpec) -> bool:
 
 def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
     """The weight of a module with its logical shape; a reason when that is not known; None when there is no module."""
-    weight = base.tensors.get(f"{target}.weight")
+    weight = base.tensor(f"{target}.weight")
     if weight is not None:
         return weight
     if base.tied and target.rpartition(".")[2] in _OUTPUTS:
@@ -199,7 +199,7 @@ def delta_shape(parts: Part) -> tuple[int, int] | None:
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     for target, delta in contents.others.items():
-        weight = base.tensors.get(target) or weight_of(base, target) or _stacked(base, target)
+        weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target)
         if weight is None and any(name.startswith(f"{_block(target)}.") and ".experts.0." in name for name in base.tensors):
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:

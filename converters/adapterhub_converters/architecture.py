@@ -76,6 +76,7 @@ class Architecture:
         transposed: Whether Hugging Face stores the weights of the linear modules `(in, out)`.
         experts: Where its experts are.
         unseen: Modules whose LoRA llama.cpp loads and then ignores, with the reason.
+        aside: Parameters of a layer that take no LoRA to their tensors.
     """
 
     gguf: str
@@ -90,6 +91,30 @@ class Architecture:
     transposed: bool = False
     experts: Experts | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def listed(self) -> bool:
+        """Whether a checkpoint has its experts one by one."""
+        return bool(self.experts and self.experts.listed)
+
+    def has(self, stem: str) -> bool:
+        """Whether it mostly has a tensor."""
+        return bool(self.module(stem) or self.stacked_module(stem))
+
+    def first_name(self, module: str) -> str:
+        """What the checkpoint calls a linear module that transformers may call otherwise; itself if it isn't known."""
+        inner = self._in_layer(module)
+        return (self.module(self.stem(module) or "") or module) if inner and inner[1] in self.linear else module
+
+    def parameter(self, tensor: str) -> str | None:
+        """`blk.0.attn_q.bias` to `model.layers.0.self_attn.q_proj.bias`; None for experts and what isn't known."""
+        stem, _, kind = tensor.rpartition(".")
+        if kind in ("weight", "bias") and (module := self.module(stem)):
+            return f"{module}.{kind}"
+        match = _BLOCK.fullmatch(tensor)
+        found = next((hf for hf, gguf in self.aside.items() if match and gguf == match[2]), None)
+        return f"{self.layers}.{match[1]}.{found}" if match and found else None
 
     def stem(self, module: str) -> str | None:
         """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for a module that isn't known.

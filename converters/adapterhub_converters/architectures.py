@@ -31,13 +31,16 @@ _GPT2_TOP = {
 
 # Permutation: LlamaModel.undo_permute and its subclasses in llama.cpp's conversion/. Names: gguf-py, tensor_mapping.py.
 _RAW = "llama.cpp multiplies past the adapter here (src/models/deepseek2.cpp), so it would load and do nothing"
+_LATENT = {
+    "q_proj": "q", "q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a_mqa", "kv_b_proj": "kv_b",
+}  # fmt: skip
 _SHARED = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
 ARCHITECTURES = (
     Architecture("llama", {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}, permuted=True),
     Architecture(
         "llama",
         {"MixtralForCausalLM": "mixtral"},
-        linear=ATTENTION | {"block_sparse_moe.gate": "ffn_gate_inp"},
+        linear=ATTENTION | {"block_sparse_moe.gate": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp"},
         permuted=True,
         experts=Experts(
             "block_sparse_moe.experts",
@@ -54,6 +57,7 @@ ARCHITECTURES = (
         | {"mlp.gate": "ffn_gate_inp"}
         | {f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
         experts=Experts(),
+        aside={"mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight"},
         unseen={"mlp.shared_expert_gate": "llama.cpp keeps this weight as a vector and takes no LoRA on it"},
     ),
     Architecture("qwen3", {"Qwen3ForCausalLM": "qwen3"}, norms=NORMS | _QK_NORMS),
@@ -125,6 +129,7 @@ ARCHITECTURES = (
         linear=ATTENTION | {"mlp.router": "ffn_gate_inp"},
         norms={"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"},
         experts=Experts(None, interleaved=True, transposed=True),
+        aside={"self_attn.sinks": "attn_sinks.weight"},
     ),
     Architecture(
         "deepseek2",
@@ -132,15 +137,10 @@ ARCHITECTURES = (
         linear={"self_attn.o_proj": "attn_output"} | MLP | _SHARED | {"mlp.gate": "ffn_gate_inp"},
         norms=NORMS | {"self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.kv_a_layernorm": "attn_kv_a_norm"},
         experts=Experts(),
+        aside={"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
+        | {f"self_attn.{name}.weight": f"attn_{stem}.weight" for name, stem in _LATENT.items()},
         unseen=dict.fromkeys(
-            (
-                "self_attn.q_proj",
-                "self_attn.q_a_proj",
-                "self_attn.q_b_proj",
-                "self_attn.kv_a_proj_with_mqa",
-                "self_attn.kv_b_proj",
-                "lm_head",
-            ),
+            (*(f"self_attn.{name}" for name in _LATENT), "lm_head"),
             _RAW,
         ),
     ),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub import compat
 from adapterhub_converters import gguf_lora, names, peft
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.base import BaseSpec, read_base
@@ -211,6 +212,86 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
         assert (again / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
 
 
+MOE = [name for name in CLASSES if names.by_class(name, "").experts]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_folder_and_its_gguf_are_one_base(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
+    """Also when transformers saves its own names for what a checkpoint has otherwise, and llama.cpp fuses q, k and v."""
+    need_module("transformers")
+    folder, gguf = models(name, converted)
+    base = read_base(folder)
+    shutil.copytree(folder, tmp_path / "own")
+    tiny.model(name).save_pretrained(tmp_path / "own", save_original_format=False)
+    own = read_base(tmp_path / "own")
+    assert (own.tensors != base.tensors) == (name in MOE and name != "GptOssForCausalLM")
+    prints = {
+        base.fingerprint,
+        own.fingerprint,
+        *(read_base(path).fingerprint for path in (gguf, _fused(name, converted, models))),
+    }
+    assert len(prints) == 1
+    assert None not in prints
+
+
+def _fused(name: str, converted: Converter, models: Any) -> Path:
+    gguf: Path = models(name, converted, "fuse_qkv")[1]
+    return gguf
+
+
+@pytest.mark.peer
+def test_experts_in_four_bits_are_those_of_the_same_base(tmp_path: Path, converted: Converter, models: Any) -> None:
+    need_module("transformers")
+    folder, gguf = models("GptOssForCausalLM", converted)
+    shutil.copytree(folder, tmp_path / "hf")
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        weights = {name: file.tensor(name) for name in file.tensors}
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, into, out = weights.pop(name).shape
+        weights[f"{name}_blocks"] = np.zeros((experts, out, into // 32, 16), np.uint8)
+        weights[f"{name}_scales"] = np.full((experts, out, into // 32), 127, np.uint8)
+    safetensors_file.write(tmp_path / "hf" / "model.safetensors", weights)
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    four_bits = converted(tmp_path / "hf", tmp_path / "mxfp4.gguf")
+    bases = [read_base(path) for path in (folder, gguf, tmp_path / "hf", four_bits)]
+    assert {base.quantisation for base in bases} == {None, "mxfp4"}
+    assert len({base.fingerprint for base in bases}) == 1
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", MOE)
+def test_a_check_finds_the_experts_of_a_gguf(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
+    need_module("transformers")
+    folder, gguf = models(name, converted)
+    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    peft.write(adapter, tmp_path)
+    stack = names.by_class(name, "").experts
+    assert stack
+    assert any("experts." in target for target in adapter.deltas)
+    for base in (folder, gguf):
+        assert {problem.code for problem in compat.check(tmp_path, base=read_base(base)).problems} <= {"unpinned"}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", MOE)
+def test_a_check_finds_stacked_experts_however_the_base_has_them(
+    tmp_path: Path, converted: Converter, models: Any, name: str
+) -> None:
+    need_module("transformers")
+    _, gguf = models(name, converted)
+    tiny.model(name).save_pretrained(tmp_path / "own", save_original_format=False)
+    own, architecture = read_base(tmp_path / "own"), names.by_class(name, "")
+    stacked = {target: delta for target, delta in deltas(own, architecture) if architecture.is_stacked(target)}
+    assert stacked
+    for target, delta in stacked.items():
+        found = read_base(gguf).tensor(target)
+        assert found
+        assert found.shape == own.tensors[target].shape, target
+        assert found.shape[-2:] in (delta.shape[-2:], delta.shape[:-3:-1])
+
+
 def some(adapter: Adapter, *keep: str) -> Adapter:
     return Adapter({target: delta for target, delta in adapter.deltas.items() if any(part in target for part in keep)})
 
@@ -286,7 +367,7 @@ def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
     need_module("llama_cpp_py_sync")
     folder, gguf = models(name, converted, "fuse_qkv")
     base = read_base(gguf)
-    assert "blk.0.attn_qkv.weight" in base.tensors
+    assert "blk.0.attn_qkv.weight" in base.stored
     adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep, "o_proj")
     assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)

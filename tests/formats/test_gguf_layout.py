@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters import gguf_lora, peft
+from adapterhub_converters import gguf_lora, names, peft
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
-from adapterhub_converters.base import BaseSpec, BaseTensor
+from adapterhub_converters.base import BaseSpec, BaseTensor, canonical
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
 from adapterhub_converters.files import gguf_file
 from adapterhub_converters.files.gguf_file import GGUFFile
@@ -227,10 +227,15 @@ def test_names_that_a_trainer_gave_its_tensors_come_back(tmp_path: Path) -> None
 QKV = {"q": 32, "k": 16, "v": 16}
 
 
-def fused_base() -> BaseSpec:
-    spec = base("LlamaForCausalLM", "llama")
-    tensors = {f"blk.{layer}.attn_qkv.weight": BaseTensor((64, D), "F32") for layer in (0, 1)}
-    return dataclasses.replace(spec, kind="gguf", tensors=tensors)
+def in_gguf(spec: BaseSpec, **shapes: tuple[int, ...]) -> BaseSpec:
+    """The spec of a GGUF file with these tensors in each layer."""
+    stored = {f"blk.{layer}.{name}.weight": BaseTensor(shape, "F32") for layer in (0, 1) for name, shape in shapes.items()}
+    tensors = canonical.of_gguf(names.by_class(spec.architecture, ""), stored, spec.config)
+    return dataclasses.replace(spec, kind="gguf", tensors=tensors, stored=stored)
+
+
+def fused_base(rows: int = 64, **config: Any) -> BaseSpec:
+    return in_gguf(base("LlamaForCausalLM", "llama", **config), attn_qkv=(rows, D))
 
 
 @pytest.mark.parametrize("which", ["qkv", "qv", "q", "k", "v"])
@@ -254,9 +259,7 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
 
 
 def test_a_fused_projection_goes_where_the_base_splits_it_and_comes_back(tmp_path: Path) -> None:
-    spec = base("Phi3ForCausalLM", "phi3")
-    tensors = {f"blk.0.attn_{name}.weight": BaseTensor((rows, D), "F32") for name, rows in QKV.items()}
-    spec = dataclasses.replace(spec, kind="gguf", tensors=tensors)
+    spec = in_gguf(base("Phi3ForCausalLM", "phi3"), **{f"attn_{name}": (rows, D) for name, rows in QKV.items()})
     delta = low(64, D)
     adapter = Adapter({"model.layers.0.self_attn.qkv_proj": delta})
     written = write(tmp_path / "a.gguf", adapter, spec)
@@ -283,8 +286,8 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "more than one delta for the same rows of blk.0.ffn_gate_exps"),
         (
             Adapter({"model.layers.0.self_attn.k_proj": low(48, D)}),
-            dataclasses.replace(fused_base(), config={**fused_base().config, "head_dim": None}),
-            "48 rows do not fit into the 64 rows that fuse them",
+            fused_base(head_dim=None),
+            "the base has no such module (base), but blk.0.attn_qkv.weight, which may fuse it with others",
         ),
         (
             Adapter({"model.layers.0.self_attn.k_proj": low(24, D)}),
@@ -314,10 +317,13 @@ ONE = {expert(0, "w1"): low(FF, D)}
         ),
         (
             Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}),
-            dataclasses.replace(
-                fused_base(), tensors={**fused_base().tensors, "blk.0.attn_qkv.weight": BaseTensor((16, D), "F32")}
-            ),
-            "do not fit into the 16 rows",
+            fused_base(16),
+            "the base has no such module (base), but blk.0.attn_qkv.weight",
+        ),
+        (
+            Adapter({GATE_UP: stack(2 * FF, D)}),
+            in_gguf(base(), ffn_gate_up_exps=(4, 2 * FF + 2, D)),
+            "the delta is (96, 32), the base's weight (98, 32)",
         ),
     ],
 )

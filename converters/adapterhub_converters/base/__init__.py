@@ -11,7 +11,8 @@ from adapterhub_converters.errors import NotFoundError
 from . import hf
 from .files import Files, LocalFiles, Ranged
 from .hf import read_hf, weight_files
-from .spec import BaseSpec, BaseTensor
+from .spec import BaseSpec
+from .tensor import BaseTensor
 
 __all__ = ["BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base", "read_files", "read_hf", "weight_files"]
 

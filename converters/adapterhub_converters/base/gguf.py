@@ -13,8 +13,10 @@ from adapterhub_converters import names
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.files import gguf_file
 
+from . import canonical
 from .files import Files, LocalFiles, Ranged
-from .spec import BaseSpec, BaseTensor, completed, text_digest
+from .spec import BaseSpec, completed, text_digest
+from .tensor import BaseTensor
 
 # Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
 _GGUF_NUMBERS = {
@@ -50,15 +52,16 @@ def read(files: Files, name: str) -> BaseSpec:
     """The base in a GGUF file, or in all parts of a split one of which `name` is any."""
     parts = files.each(lambda part: _header(files, part), _parts(files, name))
     header, where = parts[0][1], files.label(name)
-    stored = _together(parts)
     metadata = header.metadata
-    experts = any("_exps." in name for name in stored)
+    there = _together(parts)
+    experts = any("_exps." in name for name in there)
     architecture = names.by_gguf(header.text("general.architecture"), where, experts=experts)
-    tensors = {
-        _hf_name(architecture, name): BaseTensor(_hf_shape(architecture, name, tensor.shape), tensor.type_name)
-        for name, tensor in stored.items()
-        if name not in _DERIVED
-    }
+    stored = {name: BaseTensor(tensor.shape, tensor.type_name) for name, tensor in there.items() if name not in _DERIVED}
+    config = _gguf_config(header, architecture)
+    tensors = canonical.of_gguf(architecture, stored, config)
+    embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
+    if embedding and len(embedding.shape) == 2:
+        config.setdefault("vocab_size", embedding.shape[0])
     tied = bool(tensors) and "lm_head.weight" not in tensors
     class_name, model_type = next(iter(architecture.classes.items()))
     return BaseSpec(
@@ -66,10 +69,11 @@ def read(files: Files, name: str) -> BaseSpec:
         kind="gguf",
         architecture=class_name,
         model_type=model_type,
-        config=_gguf_config(header, architecture, tensors) | {"tie_word_embeddings": tied},
+        config=config | {"tie_word_embeddings": tied},
         tensors=tensors,
+        stored=stored,
         tied=tied,
-        quantisation=_dominant_type(stored),
+        quantisation=_dominant_type(there),
         chat_template_digest=text_digest(metadata.get("tokenizer.chat_template")),
         repo=_gguf_repo(header),
         size=sum(ranged.size for ranged, _ in parts),
@@ -137,20 +141,7 @@ def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
     return tensors
 
 
-def _hf_name(architecture: names.Architecture, name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    module = architecture.module(stem)
-    return f"{module}.{kind}" if module and kind in ("weight", "bias") else name
-
-
-def _hf_shape(architecture: names.Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    module = architecture.module(name.removesuffix(".weight")) if architecture.transposed else None
-    return shape[::-1] if module and names.layer_of(module) is not None else shape
-
-
-def _gguf_config(
-    header: gguf_file.GGUFHeader, architecture: names.Architecture, tensors: Mapping[str, BaseTensor]
-) -> dict[str, Any]:
+def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture) -> dict[str, Any]:
     config: dict[str, Any] = {}
     arch = architecture.gguf
     for key, name in _GGUF_NUMBERS.items():
@@ -161,9 +152,6 @@ def _gguf_config(
             config[name] = value
     if arch == "falcon" and "num_key_value_heads" in config:
         config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
-    embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
-    if embedding and len(embedding.shape) == 2:
-        config.setdefault("vocab_size", embedding.shape[0])
     return completed(config)
 
 

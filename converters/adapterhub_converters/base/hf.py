@@ -16,7 +16,8 @@ from adapterhub_converters.files.safetensors_file import TensorInfo
 from .files import Files, LocalFiles, Ranged, read_object
 from .quantised import logical, parameter, settings, small
 from .shapes import shapes_from_config
-from .spec import BaseSpec, BaseTensor, completed, text_digest
+from .spec import BaseSpec, completed, text_digest
+from .tensor import BaseTensor
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

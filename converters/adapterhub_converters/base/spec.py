@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters.architecture import Architecture
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.names import by_class
 
-@dataclass(frozen=True, slots=True)
-class BaseTensor:
-    """Logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
-
-    shape: tuple[int, ...]
-    dtype: str
+from . import canonical
+from .tensor import BaseTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,9 @@ class BaseSpec:
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.
         config: The numbers that change the function, under their `config.json` names.
-        tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights.
+        tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights. Those
+            of a GGUF have the names and shapes of the checkpoint it came from.
+        stored: What a GGUF file itself has, under its own names; a file may fuse or split what its kind mostly doesn't.
         packed: Parameters whose logical shape is not known, with the reason; none of them is in `tensors`.
         derived: Linear modules and tables as the config says they are, where there are no weights (`base.shapes`).
         tied: Whether the output layer is the embedding table.
@@ -46,6 +48,7 @@ class BaseSpec:
     model_type: str
     config: Mapping[str, Any]
     tensors: Mapping[str, BaseTensor] = field(default_factory=dict)
+    stored: Mapping[str, BaseTensor] = field(default_factory=dict)
     tied: bool = False
     quantisation: str | None = None
     tokenizer_digest: str | None = None
@@ -60,17 +63,37 @@ class BaseSpec:
     packed: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, BaseTensor] = field(default_factory=dict)
 
+    @cached_property
+    def canonical(self) -> Mapping[str, BaseTensor]:
+        """The tensors under the names of the checkpoint, which transformers 5 may save otherwise."""
+        known = self._known
+        return canonical.of_hf(known, self.tensors) if known and self.kind == "hf" else self.tensors
+
+    def tensor(self, name: str) -> BaseTensor | None:
+        """The weight of this name in any version of transformers, however the base stores it; None when there is none."""
+        if found := self.tensors.get(name):
+            return found
+        known = self._known
+        return canonical.lookup(known, self.canonical, name) if known else None
+
+    @property
+    def _known(self) -> Architecture | None:
+        try:
+            return by_class(self.architecture, self.where)
+        except RefusedError:
+            return None
+
     @property
     def fingerprint(self) -> str | None:
-        """Digest of names and logical shapes; None without weights or where one's shape is unknown.
+        """Digest of the checkpoint's names and logical shapes, whatever holds them (`canonical`).
 
-        A tied output layer counts as absent.
+        None without weights or where one's shape is unknown. A tied output layer counts as absent.
         """
         if not self.tensors or self.packed:
             return None
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"
-            for name, tensor in sorted(self.tensors.items())
+            for name, tensor in sorted(self.canonical.items())
             if not (self.tied and name == "lm_head.weight")
         )
         return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

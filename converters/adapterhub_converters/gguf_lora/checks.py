@@ -83,17 +83,13 @@ def experts_of(base: BaseSpec, architecture: Architecture) -> int:
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
-def rows_of(base: BaseSpec, architecture: Architecture) -> dict[str, int]:
+def rows_of(base: BaseSpec) -> dict[str, int]:
     """Rows of each tensor that a GGUF base has, by its stem: such a base may fuse or split what its kind mostly doesn't."""
-    if base.kind != "gguf":
-        return {}
-    rows: dict[str, int] = {}
-    for name, tensor in base.tensors.items():
-        module, _, kind = name.rpartition(".")
-        stem = module if module.startswith("blk.") else architecture.stem(module)
-        if stem and kind == "weight" and len(tensor.shape) > 1:
-            rows[stem] = tensor.shape[-1] if _is_transposed(module, architecture) else tensor.shape[-2]
-    return rows
+    return {
+        name.removesuffix(".weight"): tensor.shape[-2]
+        for name, tensor in base.stored.items()
+        if name.endswith(".weight") and len(tensor.shape) > 1
+    }
 
 
 def _is_transposed(module: str, architecture: Architecture) -> bool:
@@ -126,35 +122,13 @@ def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architectur
 
 def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
     """The logical shape of a module's weight; None without one."""
-    if found := base.tensors.get(f"{target}.weight"):
+    if found := base.tensor(f"{target}.weight"):
         across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
         return found.shape[::-1] if across else found.shape
-    if found := base.tensors.get(target):  # a parameter of all experts
+    if found := base.tensor(target):  # a parameter of all experts
         swapped = (*found.shape[:-2], found.shape[-1], found.shape[-2])
         turned = delta.transposed_base if isinstance(delta, StackedLowRank) else False
         if turned is None:  # nothing says how the base stores it: either way is one that would fit
             turned = swapped == delta.shape
         return swapped if turned else found.shape
-    stems = architecture.stems(target)
-    inside = [base.tensors.get(f"{stem}.weight") for stem in stems]
-    if isinstance(delta, StackedLowRank) and not any(inside):
-        listed = [architecture.listed_module(stem, 0) for stem in stems]
-        inside = [base.tensors.get(f"{module}.weight") for module in listed]
-    if all(inside):
-        shapes = [tensor.shape for tensor in inside if tensor]
-        return (*shapes[0][:-2], sum(shape[-2] for shape in shapes), shapes[0][-1])
-    return next((_shape_elsewhere(stem, delta, base) for stem in stems), None)
-
-
-def _shape_elsewhere(stem: str, delta: Delta, base: BaseSpec) -> tuple[int, int] | None:
-    """The shape of a module that a GGUF base fuses with others or splits; the rows are those the config says, if it does,
-    and the layout checks them together with the others'."""
-    prefix, _, name = stem.rpartition(".")
-    fused = {"attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "attn_qkv": "attn_q"}
-    other = base.tensors.get(f"{prefix}.{fused.get(name, '')}.weight")
-    if other is None or base.kind != "gguf":
-        return None
-    kind = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads", "attn_v": "num_key_value_heads"}.get(name, "")
-    heads, size = base.config.get(kind), base.config.get("head_dim")
-    known = isinstance(heads, int) and isinstance(size, int)
-    return (heads * size if known else delta.shape[-2]), other.shape[-1]  # type: ignore[operator]
+    return None

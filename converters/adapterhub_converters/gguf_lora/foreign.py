@@ -14,6 +14,7 @@ import numpy as np
 
 from adapterhub_converters import names
 from adapterhub_converters.adapter import FactorPair, LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.architecture import FUSED
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.names import Architecture
@@ -23,7 +24,24 @@ Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 def deltas(pairs: Pairs, alpha: float, architecture: Architecture, base: BaseSpec | None, where: str) -> dict[str, FactorPair]:
     """Target to delta; RefusedError names a tensor that has no verified name."""
-    return _Reading(pairs, alpha, architecture, base, where).deltas()
+    return _Reading(_unfused(pairs, where), alpha, architecture, base, where).deltas()
+
+
+def _unfused(pairs: Pairs, where: str) -> Pairs:
+    """The pairs with those of gate and up together as one each, which share their `lora_a`."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for stem, (lora_a, lora_b) in pairs.items():
+        prefix, _, name = stem.rpartition(".")
+        if name != "ffn_gate_up_exps":
+            found[stem] = lora_a, lora_b
+            continue
+        if lora_b.shape[-2] % 2:
+            raise FormatError(where, f"{stem}: {lora_b.shape[-2]} rows are not those of gate and up")
+        for part, rows in zip(FUSED[name], np.split(lora_b, 2, axis=-2), strict=True):
+            if f"{prefix}.{part}" in pairs:
+                raise FormatError(where, f"{stem}: there is a pair of {part} as well")
+            found[f"{prefix}.{part}"] = lora_a, np.ascontiguousarray(rows)
+    return found
 
 
 @dataclass(frozen=True)

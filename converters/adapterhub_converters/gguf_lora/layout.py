@@ -17,14 +17,11 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.architecture import FUSED, FUSED_IN, Architecture, layer_of
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.names import Architecture, layer_of
 
 ALL = -1
 """In place of the number of an expert: all of them."""
-# Tensors that one other may hold, one after the other (llama.cpp, convert_hf_to_gguf.py, --fuse-qkv).
-_FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
-_FUSED_IN = {part: (whole, parts) for whole, parts in _FUSED.items() for part in parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ def arranged(
             columns[stem, expert] = free[stem] + size.r
             layout.parts.setdefault(target, []).append(Part(stem, expert, free[stem], row, start, step, count))
             layout.rank[stem] = max(layout.rank.get(stem, 0), columns[stem, expert])
-            fused = rows.get(stem, 0) if stem.rpartition(".")[2] in _FUSED else 0
+            fused = rows.get(stem, 0) if stem.rpartition(".")[2] in FUSED else 0
             layout.rows[stem] = max(layout.rows.get(stem, 0), fused, row + count)
             layout.experts[stem] = 0 if expert is None else n_experts if expert != ALL else size.experts
             if target not in layout.members.setdefault(stem, []):
@@ -117,7 +114,7 @@ def _within(architecture: Architecture, target: str) -> tuple[int, str, int]:
     """Order in which the deltas of a fused tensor follow one another."""
     layer = layer_of(target)
     stem = str(architecture.stem(target)).rpartition(".")[2]
-    whole, parts = _FUSED_IN.get(stem, (stem, (stem,)))
+    whole, parts = FUSED_IN.get(stem, (stem, (stem,)))
     return -1 if layer is None else layer, whole, parts.index(stem)
 
 
@@ -134,8 +131,8 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
         start, step = (number, len(stems)) if interleaved else (number * count, 1)
         prefix, _, name = stem.rpartition(".")
         prefix += "." if prefix else ""
-        whole = f"{prefix}{_FUSED_IN[name][0]}" if name in _FUSED_IN else ""
-        pieces = [f"{prefix}{piece}" for piece in _FUSED.get(name, ())]
+        whole = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
+        pieces = [f"{prefix}{piece}" for piece in FUSED.get(name, ())]
         if stem not in rows and whole in rows:
             found.append((whole, _row(name, count, rows[whole], f"{where}: {target}"), start, step, count))
         elif stem not in rows and pieces and all(piece in rows for piece in pieces):
@@ -150,11 +147,15 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
 
 
 def _row(name: str, count: int, total: int, where: str) -> int:
-    """Where the rows of a tensor begin in one of `total` rows that fuses it; k and v are as many."""
-    row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count}[name]
-    keys = (total - count) // 2 if name == "attn_q" else count
-    queries = total - 2 * keys
-    if keys < 1 or queries < keys or (name == "attn_q" and queries != count):
+    """Where the rows of a tensor begin in one of `total` rows that fuses it; k and v are as many, gate and up too."""
+    row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0, "ffn_up_exps": count}[name]
+    if name.endswith("_exps"):
+        fits = total == 2 * count
+    else:
+        keys = (total - count) // 2 if name == "attn_q" else count
+        queries = total - 2 * keys
+        fits = keys >= 1 and queries >= keys and (name != "attn_q" or queries == count)
+    if not fits:
         raise RefusedError(where, f"{count} rows do not fit into the {total} rows that fuse them with others")
     return row
 

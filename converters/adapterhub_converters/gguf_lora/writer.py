@@ -36,7 +36,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     sizes = {
         target: size_of(delta) for target, delta in sorted(factor_pairs(adapter).items(), key=lambda item: _file_order(item[0]))
     }
-    n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base, architecture)
+    n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base)
     layout = arranged(architecture, sizes, n_experts, rows, base.where)
     plan = _plan(adapter, layout)
     orders = {target: architecture.order(target, base.config, base.where) for target in sizes}

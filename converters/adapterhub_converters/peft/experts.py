@@ -121,7 +121,7 @@ def transposed_base(stack_turned: bool, version: object, base: BaseSpec | None) 
 
 
 def _by_base(target: str, stack: Halves, base: BaseSpec | None) -> bool | None:
-    weight = base.tensors.get(target) if base else None
+    weight = base.tensor(target) if base else None
     if base is None or weight is None or len(weight.shape) != 3 or weight.shape[1] == weight.shape[2]:
         return None
     reads, gives = weight.shape[:0:-1] if base.model_type not in _FLAGGED | _UNFLAGGED else weight.shape[1:]
