@@ -174,9 +174,7 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(
-    "name", [name for name in CLASSES if names.by_class(name, "").gguf not in tiny.GGUF] + ["MixtralForCausalLM"]
-)
+@pytest.mark.parametrize("name", CLASSES)
 def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
     import torch
 
@@ -292,6 +290,25 @@ def test_a_check_finds_stacked_experts_however_the_base_has_them(
         assert found.shape[-2:] in (delta.shape[-2:], delta.shape[:-3:-1])
 
 
+OLD_FALCON = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 1}
+
+
+@pytest.mark.peer
+def test_an_old_falcon_is_linear_and_computed_alike(tmp_path: Path, converted: Converter, models: Any) -> None:
+    """Falcon-7B's kind: one norm, one key and value head for all."""
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models("FalconForCausalLM", converted, **OLD_FALCON)
+    base = read_base(folder)
+    assert base.fingerprint == read_base(gguf).fingerprint
+    adapter = Adapter(dict(deltas(base, names.by_class("FalconForCausalLM", ""))))
+    for spec in (base, read_base(gguf)):
+        gguf_lora.write(adapter, tmp_path / "a.gguf", base=spec)
+        shutil.rmtree(tmp_path / "linear", ignore_errors=True)
+        changed = converted(merged(folder, adapter, tmp_path / "linear"), tmp_path / "linear.gguf")
+        assert_linear(gguf, changed, tmp_path / "a.gguf")
+    assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
+
+
 def some(adapter: Adapter, *keep: str) -> Adapter:
     return Adapter({target: delta for target, delta in adapter.deltas.items() if any(part in target for part in keep)})
 
@@ -358,9 +375,15 @@ def test_llama_cpp_computes_what_peft_computes_with_target_parameters(
     assert error < 5e-3
 
 
+SPLIT = [name for name in CLASSES if "self_attn.q_proj" in names.by_class(name, "").linear]
+
+
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Glm4ForCausalLM"])
-@pytest.mark.parametrize("keep", [("q_proj", "k_proj", "v_proj"), ("q_proj", "v_proj"), ("k_proj",)])
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [(name, ("q_proj", "k_proj", "v_proj")) for name in SPLIT]
+    + [("LlamaForCausalLM", ("q_proj", "v_proj")), ("Qwen2ForCausalLM", ("k_proj",))],
+)
 def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
     tmp_path: Path, converted: Converter, models: Any, name: str, keep: tuple[str, ...]
 ) -> None:
@@ -371,6 +394,50 @@ def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
     adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep, "o_proj")
     assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"])
+def test_llama_cpp_runs_gate_and_up_on_a_base_that_fuses_them(
+    tmp_path: Path, converted: Converter, models: Any, name: str
+) -> None:
+    """Of our architectures llama.cpp loads only DeepSeek's with `ffn_gate_up_exps`."""
+    need_module("llama_cpp_py_sync")
+    folder, gguf = models(name, converted)
+    with GGUFFile(gguf) as file:
+        metadata = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    halves = [tensors.pop(f"blk.1.ffn_{half}_exps.weight") for half in ("gate", "up")]
+    tensors["blk.1.ffn_gate_up_exps.weight"] = np.concatenate(halves, axis=1)
+    gguf_file.write(tmp_path / "fused.gguf", metadata, tensors)
+    base = read_base(tmp_path / "fused.gguf")
+    assert base.fingerprint == read_base(folder).fingerprint
+    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    assert check(tmp_path, tmp_path / "fused.gguf", folder, adapter, base) < 5e-3
+    read_back(tmp_path / "a.gguf", adapter)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", MOE)
+def test_llama_cpp_computes_what_peft_computes_on_routers(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
+    """Under the name that transformers 5 has for them, where a LoRA on one is a `target_parameters`."""
+    import torch
+
+    need_module("llama_cpp_py_sync")
+    need_module("peft")
+    folder, gguf = models(name, converted)
+    router = "router" if name == "GptOssForCausalLM" else "gate"
+    more = {"target_modules": ["o_proj"], "target_parameters": [f"mlp.{router}.weight"]}
+    wrapped = tiny.adapter(tiny.model(name), tmp_path / "peft", strength=0.4, **more)
+    adapter = peft.read(tmp_path / "peft")
+    assert f"model.layers.1.mlp.{router}" in adapter.deltas
+    for base in (folder, gguf):
+        gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(base))
+        with torch.no_grad():
+            expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
+        found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+        assert np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max() > 0.5
+        assert np.abs(found - expected).max() < 5e-3
 
 
 @pytest.mark.peer

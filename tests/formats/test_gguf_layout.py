@@ -258,6 +258,31 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
         np.testing.assert_allclose(product(delta), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_assumed_of_a_gguf_that_is_not_there_is_said(tmp_path: Path) -> None:
+    adapter, llama = Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}), base("LlamaForCausalLM", "llama")
+    says = "made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
+    assert any(says in note for note in gguf_lora.write(adapter, tmp_path / "a.gguf", base=llama).notes)
+    assert gguf_lora.write(adapter, tmp_path / "b.gguf", base=fused_base()).notes == ()
+
+
+@pytest.mark.parametrize("which", [("w1", "w3"), ("w1",), ("w3", "w2"), "stack"])
+def test_gate_and_up_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, which: Any) -> None:
+    spec = in_gguf(base(), ffn_gate_up_exps=(4, 2 * FF, D), ffn_down_exps=(4, D, FF))
+    shapes = {"w1": (FF, D), "w3": (FF, D), "w2": (D, FF)}
+    adapter = Adapter({expert(n, name): low(*shapes[name], seed=n) for n in (0, 2) for name in which if which != "stack"})
+    adapter = adapter if adapter.deltas else Adapter({GATE_UP: stack(2 * FF, D)})
+    tensors = write(tmp_path / "a.gguf", adapter, spec)
+    assert "blk.0.ffn_gate_up_exps.weight.lora_a" in tensors
+    same(adapter, gguf_lora.read(tmp_path / "a.gguf"))
+    again = gguf_lora.read(without_rider(tmp_path / "a.gguf"), base=base())
+    for target, delta in again.deltas.items():
+        number, name = target.split(".")[-2:]
+        wanted = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
+        if which == "stack":
+            wanted = product(adapter.deltas[GATE_UP])[int(number)][slice(0, FF) if name == "w1" else slice(FF, None)]
+        np.testing.assert_allclose(product(delta), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_fused_projection_goes_where_the_base_splits_it_and_comes_back(tmp_path: Path) -> None:
     spec = in_gguf(base("Phi3ForCausalLM", "phi3"), **{f"attn_{name}": (rows, D) for name, rows in QKV.items()})
     delta = low(64, D)
@@ -313,7 +338,22 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (
             Adapter({"transformer.h.0.self_attention.query_key_value": low(96, D)}),
             base("FalconForCausalLM", "falcon", multi_query=False),
-            "a Falcon without multi-query attention",
+            "no Falcon without multi-query attention (Falcon-RW)",
+        ),
+        (
+            Adapter({"transformer.h.0.self_attention.dense": low(32, D)}),
+            base("FalconForCausalLM", "falcon", new_decoder_architecture=True, alibi=True),
+            "no Falcon with ALiBi (Falcon-RW)",
+        ),
+        (
+            Adapter({"transformer.h.0.mlp.dense_h_to_4h": low(32, D)}),
+            base("FalconForCausalLM", "falcon", multi_query=True, parallel_attn=False),
+            "no Falcon whose attention and MLP follow one another (Falcon-RW)",
+        ),
+        (
+            Adapter(dict.fromkeys((f"model.layers.0.{gate}.gate" for gate in ("block_sparse_moe", "mlp")), low(4, D))),
+            base(),
+            "more than one delta for the same rows of blk.0.ffn_gate_inp",
         ),
         (
             Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}),

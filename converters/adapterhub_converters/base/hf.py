@@ -30,6 +30,7 @@ _NUMERICS = (
     "layer_norm_eps", "layer_norm_epsilon", "hidden_act", "hidden_activation", "tie_word_embeddings",
     "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "sliding_window", "attention_bias",
     "mlp_bias", "num_kv_heads", "multi_query", "new_decoder_architecture",
+    "alibi", "parallel_attn",
 )  # fmt: skip
 # How save_pretrained names the parts of a model that it splits.
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")

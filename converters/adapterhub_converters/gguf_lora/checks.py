@@ -17,10 +17,25 @@ MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 
 def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> list[str]:
     """Every reason, one line each, why llama.cpp on this base would not compute what the adapter says."""
+    if unrun := list(_unrun(base, architecture)):
+        return unrun
     return [
         *_whole(adapter),
         *(line for target, delta in sorted(adapter.deltas.items()) for line in _one(target, delta, base, architecture)),
     ]
+
+
+def _unrun(base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+    """Why llama.cpp computes another model than this one (src/models/falcon.cpp: one graph for all, with RoPE, in parallel)."""
+    if architecture.gguf != "falcon" or base.kind != "hf":
+        return
+    old = not base.config.get("new_decoder_architecture")
+    if base.config.get("alibi"):
+        yield f"llama.cpp runs no Falcon with ALiBi (Falcon-RW): it would rotate instead ({base.where})"
+    if old and base.config.get("multi_query") is False:
+        yield f"llama.cpp runs no Falcon without multi-query attention (Falcon-RW) ({base.where})"
+    if old and base.config.get("parallel_attn") is False:
+        yield f"llama.cpp runs no Falcon whose attention and MLP follow one another (Falcon-RW) ({base.where})"
 
 
 def _whole(adapter: Adapter) -> Iterator[str]:

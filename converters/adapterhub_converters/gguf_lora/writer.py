@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from adapterhub_converters import dtypes, names, rider, scales
 from adapterhub_converters.adapter import Adapter, FactorPair, Kept, Loss, LossReport, factor_pairs
+from adapterhub_converters.architecture import FUSED_IN
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError, refused
 from adapterhub_converters.files import gguf_file
@@ -43,7 +44,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     writing = _Writing(adapter, layout, plan, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common)
     digest = payload.digest(architecture.gguf, plan.common, writing.seen)
-    notes = [*adapter.notes, *plan.notes]
+    notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
     try:
         riding = rider.keys(adapter, writing.lines, digest, writing.ulps)
     except RefusedError as error:
@@ -119,6 +120,12 @@ class _Writing:
 def _kept(kept: Kept, stored: storage.Stored) -> Kept:
     note = "; ".join(filter(None, (kept.note, stored.note)))
     return Kept(kept.name, Loss.ROUNDED if stored.error else kept.loss, note)
+
+
+def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
+    """What is taken for granted of a GGUF of the base that isn't there to be looked at."""
+    if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
+        yield "for a GGUF of the base made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
 
 
 def _file_order(target: str) -> tuple[int, str]:
