@@ -13,7 +13,7 @@ from adapterhub_converters import names
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.names import ARCHITECTURES, Architecture
 from tests import tiny
-from tests.conftest import need_module
+from tests.conftest import ROOT, need_module
 
 # What no LoRA is put on: sinks, biases of experts and of the routing.
 NO_LINEAR = ("self_attn.sinks", "_proj_bias", "e_score_correction_bias")
@@ -90,3 +90,23 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
     assert llama.order("model.layers.0.self_attn.v_proj", {}, "b") == 0
     with pytest.raises(RefusedError, match="Pass --base"):
         llama.order("model.layers.0.self_attn.q_proj", {}, "b")
+
+
+def table() -> str:
+    """What docs/formats.md says of every architecture, from the data."""
+    lines = ["| llama.cpp | Hugging Face | of its modules | takes no LoRA |", "| --- | --- | --- | --- |"]
+    for one in ARCHITECTURES:
+        said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
+        said += ["weights stored (in, out)"] * one.transposed
+        said += ["gate and up one" for path in one.linear if path.endswith("gate_up_proj")]
+        said += ["q, k, v one" for stem in one.linear.values() if stem == "attn_qkv" and not one.grouped]
+        if one.experts:
+            said.append("experts stacked" if one.experts.listed else "experts interleaved")
+        unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
+        classes = ", ".join(f"`{name}`" for name in one.classes)
+        lines.append(f"| `{one.gguf}` | {classes} | {'; '.join(said) or 'renamed'} | {', '.join(unseen) or '—'} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_architectures_is_the_data() -> None:
+    assert table() in (ROOT / "docs" / "formats.md").read_text()
