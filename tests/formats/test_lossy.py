@@ -248,7 +248,7 @@ def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: P
     assert text[0] == "out.gguf: 11 tensors: 4 exact, 1 rounded, 4 approximated, 2 dropped"
     assert any("relative error" in line for line in text)
     (tmp_path / "out.gguf").unlink()
-    assert len(run(*words, "--verbose").stdout.splitlines()) == 12
+    assert len(run(*words, "--verbose").stdout.splitlines()) == 13  # one more than tensors for the first line and for a note
     (tmp_path / "out.gguf").unlink()
     document = json.loads(run(*words, "--json").stdout)
     assert document["worst"] == "dropped"
