@@ -61,6 +61,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
         "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
     },
+    "Cohere2ForCausalLM": {
+        "tie_word_embeddings": True, "logit_scale": 0.5, "eos_token_id": 1, "bos_token_id": 2, "rotary_pct": 1.0,
+    },
     "GemmaForCausalLM": {"tie_word_embeddings": True},
     "Gemma2ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
     "Gemma3ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},

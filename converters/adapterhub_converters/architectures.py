@@ -144,4 +144,23 @@ ARCHITECTURES = (
             _RAW,
         ),
     ),
+    Architecture("olmo", {"OlmoForCausalLM": "olmo"}, norms={}, permuted=True),
+    Architecture(
+        "seed_oss",
+        {"SeedOssForCausalLM": "seed_oss"},
+        norms={"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"},
+    ),
+    Architecture(
+        "nemotron",
+        {"NemotronForCausalLM": "nemotron"},
+        linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+    ),
+    Architecture("cohere2", {"Cohere2ForCausalLM": "cohere2"}, norms={"input_layernorm": "attn_norm"}, head=False),
+    Architecture("ernie4_5", {"Ernie4_5ForCausalLM": "ernie4_5"}),
+    Architecture(
+        "arcee",
+        {"ArceeForCausalLM": "arcee"},
+        linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+        permuted=True,
+    ),
 )
