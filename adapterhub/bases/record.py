@@ -18,6 +18,7 @@ VERSION = 1
 MAX_RECORD = 64 << 20  # bytes; a model of 140,000 tensors has 15 MB
 _TEXTS = ("kind", "architecture", "model_type", "source")
 _MAYBE = ("quantisation", "tokenizer_digest", "chat_template_digest", "repo", "revision")
+_TENSORS = ("tensors", "stored", "derived")
 # What makes it this base; where it was read from and how large the files were does not.
 IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_MAYBE)
 
@@ -31,7 +32,8 @@ def document(spec: BaseSpec, source: str) -> dict[str, Any]:
         "architecture": spec.architecture,
         "model_type": spec.model_type,
         "config": dict(spec.config),
-        "tensors": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in spec.tensors.items()},
+        **{key: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in getattr(spec, key).items()} for key in _TENSORS},
+        "packed": dict(spec.packed),
         "tied": spec.tied,
         **{key: getattr(spec, key) for key in _MAYBE},
         "fingerprint": spec.fingerprint,
@@ -56,7 +58,10 @@ def parse(raw: bytes, name: str) -> tuple[BaseSpec, dict[str, Any]]:
         raise FormatError(name, "not the document of a base", "Add the base again with --force")
     spec = BaseSpec(
         where=name,
-        tensors={key: BaseTensor(tuple(shape), dtype) for key, (dtype, shape) in record["tensors"].items()},
+        tensors=_tensors(record["tensors"]),
+        stored=_tensors(record["stored"]),
+        derived=_tensors(record["derived"]),
+        packed=record["packed"],
         notes=tuple(record["notes"]),
         **{key: record[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_MAYBE)},
     )
@@ -65,8 +70,12 @@ def parse(raw: bytes, name: str) -> tuple[BaseSpec, dict[str, Any]]:
     return spec, record
 
 
+def _tensors(found: dict[str, Any]) -> dict[str, BaseTensor]:
+    return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in found.items()}
+
+
 def _right(record: dict[str, Any]) -> bool:
-    tensors, notes = record.get("tensors"), record.get("notes")
+    notes, packed = record.get("notes"), record.get("packed")
     return (
         all(isinstance(record.get(key), str) for key in _TEXTS)
         and all(key in record and isinstance(record[key], str | None) for key in (*_MAYBE, "fingerprint"))
@@ -75,8 +84,9 @@ def _right(record: dict[str, Any]) -> bool:
         and _count(record.get("size"))
         and isinstance(notes, list)
         and all(isinstance(note, str) for note in notes)
-        and isinstance(tensors, dict)
-        and all(map(_tensor, tensors.values()))
+        and isinstance(packed, dict)
+        and all(isinstance(reason, str) for reason in packed.values())
+        and all(isinstance(found := record.get(kind), dict) and all(map(_tensor, found.values())) for kind in _TENSORS)
     )
 
 

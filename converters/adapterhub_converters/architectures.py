@@ -144,7 +144,14 @@ ARCHITECTURES = (
             _RAW,
         ),
     ),
-    Architecture("olmo", {"OlmoForCausalLM": "olmo"}, norms={}, permuted=True),
+    # Its norms have no weights.
+    Architecture(
+        "olmo",
+        {"OlmoForCausalLM": "olmo"},
+        norms={},
+        top={"model.embed_tokens": "token_embd", "lm_head": "output"},
+        permuted=True,
+    ),
     Architecture(
         "seed_oss",
         {"SeedOssForCausalLM": "seed_oss"},

@@ -195,9 +195,10 @@ _GPT_OSS: Modules = {
 FAMILIES: dict[str, Any] = {
     **dict.fromkeys(
         ("llama", "mistral", "granite", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "stablelm",
-         "cohere"),
+         "cohere", "cohere2", "olmo", "seed_oss", "ernie4_5"),
         _decoder(_LLAMA),
     ),
+    **dict.fromkeys(("nemotron", "arcee"), _decoder({**_ATTENTION, **_plain("mlp.up_proj", "mlp.down_proj", _D, _FF)})),
     "phi3": _decoder(_PHI3),
     "glm4": _decoder({**_ATTENTION, **_FUSED_MLP}),
     "starcoder2": _decoder({**_ATTENTION, **_plain("mlp.c_fc", "mlp.c_proj", _D, _FF)}),

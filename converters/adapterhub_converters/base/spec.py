@@ -48,7 +48,6 @@ class BaseSpec:
     model_type: str
     config: Mapping[str, Any]
     tensors: Mapping[str, BaseTensor] = field(default_factory=dict)
-    stored: Mapping[str, BaseTensor] = field(default_factory=dict)
     tied: bool = False
     quantisation: str | None = None
     tokenizer_digest: str | None = None
@@ -60,6 +59,7 @@ class BaseSpec:
     folder: Path | None = None
     fetched: int | None = None
     notes: tuple[str, ...] = ()
+    stored: Mapping[str, BaseTensor] = field(default_factory=dict)
     packed: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, BaseTensor] = field(default_factory=dict)
 
