@@ -1,15 +1,16 @@
 """registry.db: an index of the store's logs, in SQLite, so that listing and resolving need not read them.
 
 It holds nothing of its own: it replays the logs, and deleted it is rebuilt. Its write lock is also the lock under which
-every writer moves refs. Plain `sqlite3`, as a command that resolves a ref must start fast. STRICT tables need SQLite 3.37.
+every writer moves refs. Plain `sqlite3`, as a command that resolves a ref must start fast.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from . import manifest
+from . import extract
 from .digest import Digest
+from .extract import Extract
 from .ref import LATEST, Ref
 from .store import Entry, Store
+from .tables import FILLED, MIGRATIONS, Migration
 
 FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
@@ -41,7 +44,10 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One version as lists show it. `size` is the bytes of its files; what its facts don't say is None."""
+    """One version as lists show it. `size` is the bytes of its files; what its facts don't say is None.
+
+    `parents` are the refs of the adapters it was made from, digests where no ref was recorded.
+    """
 
     name: str
     number: int
@@ -59,38 +65,13 @@ class Row:
     parameters: int | None
     licence: str | None
     description: str | None
+    parents: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
     @property
     def ref(self) -> Ref:
         """The name with the running number."""
         return Ref(self.name, number=self.number)
-
-
-_SUMMARY: dict[str, type] = {
-    "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
-    "parameters": int, "licence": str, "description": str,
-}  # fmt: skip
-
-
-def _v1(db: sqlite3.Connection) -> None:
-    db.execute(
-        "CREATE TABLE names (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, head TEXT NOT NULL, number INTEGER NOT NULL,"
-        " deleted INTEGER NOT NULL) STRICT, WITHOUT ROWID"
-    )
-    db.execute(
-        "CREATE TABLE versions (name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL, digest TEXT NOT NULL,"
-        " manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT, method TEXT, r INTEGER,"
-        " alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, licence TEXT, description TEXT,"
-        " PRIMARY KEY (name, number), UNIQUE (name, digest)) STRICT, WITHOUT ROWID"
-    )
-    db.execute(
-        "CREATE TABLE tags (name TEXT NOT NULL, tag TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (name, tag),"
-        " FOREIGN KEY (name, number) REFERENCES versions) STRICT, WITHOUT ROWID"
-    )
-
-
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_v1]
 
 
 def is_ours(path: Path) -> bool:
@@ -117,8 +98,7 @@ class Catalog:
         try:
             with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                _migrate(db)
-                cls(temporary, db).rebuild(store)
+                cls(temporary, db).migrate(store)
                 db.execute("PRAGMA journal_mode = WAL")
             with _errors(path):
                 _take_name(temporary, path)
@@ -127,8 +107,11 @@ class Catalog:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
 
     @classmethod
-    def open(cls, path: Path) -> Catalog:
-        """The catalog in the file `path`; one line says what is wrong with it, and the way out."""
+    def open(cls, path: Path, store: Store) -> Catalog:
+        """The catalog in the file `path`, rebuilt from `store` if its tables are an older adapterhub's.
+
+        One line says what is wrong with it, and the way out.
+        """
         if not path.exists():
             raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
         if not is_ours(path):
@@ -136,21 +119,40 @@ class Catalog:
         with _errors(path):
             uri = f"{path.absolute().as_uri()}?mode=rw"
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+            catalog = cls(path, db)
             try:
-                _check_version(db, path)
+                catalog.migrate(store)
                 db.execute("PRAGMA foreign_keys = ON")
             except BaseException:
                 db.close()
                 raise
-        return cls(path, db)
+        return catalog
 
     @classmethod
     def in_memory(cls, path: Path, store: Store) -> Catalog:
         """A catalog for who may not write `path`, made from the logs: SQLite cannot read a WAL database it may not write."""
         catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
-        _migrate(catalog._db)
-        catalog.rebuild(store)
+        catalog.migrate(store)
         return catalog
+
+    def migrate(self, store: Store) -> None:
+        """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
+        if self._behind():
+            with self.transaction():
+                for step in self._behind():  # looked at again: another process may have been first
+                    step(self._db)
+                self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+                self.rebuild(store)
+
+    def _behind(self) -> list[Migration]:
+        ((version,),) = self.select("PRAGMA user_version")
+        if version > len(MIGRATIONS):
+            raise RefusedError(
+                str(self.path),
+                f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
+                f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
+            )
+        return MIGRATIONS[version:]
 
     def close(self) -> None:
         """Close the file."""
@@ -172,7 +174,8 @@ class Catalog:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """What a SELECT finds."""
         with _errors(self.path):
             return self._db.execute(sql, values).fetchall()
 
@@ -180,27 +183,27 @@ class Catalog:
 
     def name(self, name: str) -> Name:
         """Where the log of `name` stood when it was last replayed; number 0 for one never seen."""
-        found = self._all("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name)
+        found = self.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name)
         return _name(found[0]) if found else Name(name)
 
     def names(self) -> list[Name]:
         """Every name, sorted, deleted ones too."""
-        return [_name(row) for row in self._all("SELECT name, seq, head, number, deleted FROM names ORDER BY name")]
+        return [_name(row) for row in self.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name")]
 
     def rows(self, where: str = "1", *values: object) -> list[Row]:
         """The versions that match a condition, by name, newest first."""
-        columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *_SUMMARY))
+        columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *extract.COLUMNS, "parents"))
         tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
         sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608
         found = []
-        for *fields, joined in self._all(sql, *values):
-            fields.append(tuple(sorted(joined.split(",") if joined else ())))
+        for *fields, parents, joined in self.select(sql, *values):
+            fields += [tuple(json.loads(parents)), tuple(sorted(joined.split(",") if joined else ()))]
             found.append(Row(*fields))
         return found
 
     def tags(self, name: str) -> dict[str, int]:
         """Tag to running number, sorted."""
-        return dict(self._all("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
+        return dict(self.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
 
     def index(self) -> list[tuple[str, Digest, int]]:
         """What index.json says: every version by number, then every tag."""
@@ -208,7 +211,7 @@ class Catalog:
         tags = (
             "SELECT name || ':' || tag, digest, manifest_size FROM tags JOIN versions USING (name, number) ORDER BY name, tag"
         )
-        return self._all(numbers) + self._all(tags)
+        return self.select(numbers) + self.select(tags)
 
     # ---- replaying the log; call these in a transaction
 
@@ -216,7 +219,7 @@ class Catalog:
         """Forget everything and replay every log; what could not be replayed is returned, and left out."""
         errors = []
         with self.transaction():
-            for table in ("tags", "versions", "names"):
+            for table in FILLED:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             for name in store.names():
                 try:
@@ -248,44 +251,52 @@ class Catalog:
             (after.name, after.seq, after.head, after.number, after.deleted),
         )
         if entry.op == "delete":
-            self._db.execute("DELETE FROM tags WHERE name = ?", (entry.name,))
-            self._db.execute("DELETE FROM versions WHERE name = ?", (entry.name,))
+            self._forget(entry.name)
         elif entry.op == "push":
-            values = [entry.name, entry.number, entry.digest, entry.size, entry.time, *_summary(store, entry.digest)]
-            self._db.execute(f"INSERT INTO versions VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+            self._add(entry, extract.read(store, entry.digest))
+        self._move_tags(entry)
+        return after
+
+    def _forget(self, name: str) -> None:
+        of_it = "IN (SELECT id FROM versions WHERE name = ?)"
+        self._db.execute("DELETE FROM tags WHERE name = ?", (name,))
+        self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", (name,))  # noqa: S608
+        for table in ("facets", "metrics", "files"):
+            self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", (name,))  # noqa: S608
+        self._db.execute("DELETE FROM versions WHERE name = ?", (name,))
+
+    def _add(self, entry: Entry, found: Extract) -> None:
+        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, extract.dump_parents(found))
+        places = ", ".join("?" * len(values))
+        version = self._db.execute(f"INSERT INTO versions VALUES (NULL, {places})", values).lastrowid  # noqa: S608
+        words = (entry.name, found.title, "", found.description, found.words, found.prose)
+        self._db.execute(
+            "INSERT INTO search (rowid, name, title, tags, description, facts, card) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (version, *words),
+        )
+        self._db.executemany("INSERT OR IGNORE INTO facets VALUES (?, ?, ?)", [(version, *facet) for facet in found.facets])
+        self._db.executemany("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", [(version, *m) for m in found.metrics.items()])
+        self._db.executemany(
+            "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
+        )
+
+    def _move_tags(self, entry: Entry) -> None:
+        before = self.tags(entry.name)
         for tag in entry.tags:
             if entry.op == "untag":
                 self._db.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (entry.name, tag))
             else:
                 self._db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (entry.name, tag, entry.number))
-        return after
-
-
-def _summary(store: Store, digest: Digest) -> list[object]:
-    """What lists show of a version; None for what can't be read or isn't what it should be, so that it hides no others."""
-    try:
-        found = manifest.parse(store.read_document(digest), digest)
-        layer = found.facts
-        facts = manifest.parse_json(store.read_document(layer.digest), digest) if layer else {}
-    except AdapterhubError:
-        return [None] * len(_SUMMARY)
-    base = facts.get("base")
-    values = {
-        **facts,
-        "size": found.size,
-        "base": base.get("repo") if isinstance(base, dict) else None,
-        "revision": base.get("revision") if isinstance(base, dict) else None,
-    }
-    return [_column(values.get(key), kind) for key, kind in _SUMMARY.items()]
-
-
-def _column(value: object, kind: type) -> object:
-    """`value` if SQLite can hold it in a column of that kind, else None."""
-    if isinstance(value, str):
-        return value if kind is str and value.encode(errors="replace").decode() == value else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
-        return None
-    return value if kind is not str and abs(value) < 2**63 else None
+        # `latest` says nothing that words could find; to index it anew with each push would cost the last version's card.
+        moved = [tag for tag in entry.tags if tag != LATEST]
+        touched = {before[tag] for tag in moved if tag in before} | ({entry.number} if moved and entry.op != "untag" else set())
+        for number in touched:
+            self._db.execute(
+                "UPDATE search SET tags = (SELECT coalesce(group_concat(tag, ' '), '') FROM"
+                " (SELECT tag FROM tags WHERE name = ?1 AND number = ?2 AND tag != ?3 ORDER BY tag))"
+                " WHERE rowid = (SELECT id FROM versions WHERE name = ?1 AND number = ?2)",
+                (entry.name, number, LATEST),
+            )
 
 
 def _name(row: tuple[Any, ...]) -> Name:
@@ -296,27 +307,6 @@ def _name(row: tuple[Any, ...]) -> Name:
 def latest_tags(tag: str | None) -> tuple[str, ...]:
     """The tags that a push moves."""
     return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-        db.execute("BEGIN IMMEDIATE")
-        migration(db)
-        db.execute(f"PRAGMA user_version = {number}")
-        db.execute("COMMIT")
-
-
-def _check_version(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise RefusedError(
-            str(path),
-            f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
-            f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
-        )
-    if version < len(MIGRATIONS):
-        _migrate(db)
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -131,7 +131,7 @@ class Registry:
             return cls.init(root)
         if not (os.access(root, os.W_OK) and os.access(root / FILE, os.W_OK)):
             return cls(root, store, Catalog.in_memory(root / FILE, store))
-        registry = cls(root, store, Catalog.open(root / FILE))
+        registry = cls(root, store, Catalog.open(root / FILE, store))
         registry._finish_moves()
         return registry
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from adapterhub_converters.base import BaseSpec
 
 
-def _complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The refs that a shell may complete `typed` to."""
     try:
         with open_registry(context.find_object(Settings) or Settings()) as registry:
             refs = {str(row.ref) for row in registry.list()} | {row.name for row in registry.list()}
@@ -71,7 +72,7 @@ def init(settings: Settings, folder: str | None) -> None:
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…""",
 )
 @click.argument("source", metavar="SRC")
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.option(
     "--base", metavar="BASE", help="Pin the model it was trained on (a folder, a file, a URL); refused when it does not fit."
 )
@@ -180,7 +181,7 @@ def _version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:prod -o ./sql-prod
     adapterhub pull team/sql:v2 --as gguf""",
 )
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
 @click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
 @forms.options("Convert it on the way out.")
@@ -228,7 +229,7 @@ _LIST = (
     adapterhub list
     adapterhub list team/sql --json""",
 )
-@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=_complete_ref)
+@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
 @click.pass_obj
 def list_(settings: Settings, prefix: str | None) -> None:
     """List versions, the newest of each name first.
@@ -239,7 +240,7 @@ def list_(settings: Settings, prefix: str | None) -> None:
         rows = registry.list(prefix)
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-    document = {"adapters": [_row_document(row) for row in rows]}
+    document = {"adapters": [row_document(row) for row in rows]}
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows))
 
 
@@ -263,7 +264,8 @@ def _list_text(rows: Sequence[Row]) -> None:
         output.write(line)
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def row_document(row: Row) -> dict[str, Any]:
+    """A version as lists give it to programs."""
     return {
         "ref": str(row.ref),
         "name": row.name,
@@ -282,6 +284,7 @@ def _row_document(row: Row) -> dict[str, Any]:
         "parameters": row.parameters,
         "licence": row.licence,
         "description": row.description,
+        "parents": list(row.parents),
     }
 
 
@@ -292,7 +295,7 @@ def _row_document(row: Row) -> dict[str, Any]:
     adapterhub show team/sql:v2
     adapterhub show ./sql --plot sql.png""",
 )
-@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.option("--base", metavar="BASE", help="Show norms over those of this model's weights (a Hugging Face folder).")
 @click.option("--plot", metavar="PNG", help="Draw the norms as a picture as well; it must not be there yet.")
 @click.option("--headers-only", is_flag=True, help="Read no values: no norms, takes no time.")
@@ -404,7 +407,7 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
     adapterhub tag team/sql:v2 prod
     adapterhub tag team/sql@sha256:5f2c1a blessed""",
 )
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.argument("tag_name", metavar="TAG")
 @click.pass_obj
 def tag(settings: Settings, ref: str, tag_name: str) -> None:
@@ -426,7 +429,7 @@ def tag(settings: Settings, ref: str, tag_name: str) -> None:
     adapterhub rm team/sql:prod
     adapterhub rm team/sql""",
 )
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.pass_obj
 def rm(settings: Settings, ref: str) -> None:
     """Remove a tag, or a whole name with all its versions.
@@ -451,7 +454,7 @@ def rm(settings: Settings, ref: str) -> None:
     adapterhub verify team/sql:v2
     adapterhub verify ./sql""",
 )
-@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.pass_obj
 def verify(settings: Settings, source: str) -> int:
     """Compare bytes with their digests: a folder with its adapter.json, a version with its manifest.
