@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "merge": "merge", "base": "base",
-    "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
+    "push": "registry", "pull": "registry", "list": "registry", "search": "search", "find": "find", "show": "registry",
+    "tag": "registry", "rm": "registry",
     "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip
 

@@ -136,12 +136,13 @@ def plural(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """`drop`: how early the column goes when the screen is narrow, 0 for never. `wrap`: the last column may wrap."""
+    """`drop`: how early the column goes when the screen is narrow, 0 for never. `wrap`, `cut`: the last column may."""
 
     title: str
     drop: int = 0
     right: bool = False
     wrap: bool = False
+    cut: bool = False
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: int | None = None) -> list[str]:
@@ -160,7 +161,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: i
 
 
 def _least(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:
-    return sum(min(widths[i], 24) if columns[i].wrap else widths[i] for i in shown) + 2 * (len(shown) - 1)
+    return sum(min(widths[i], 24) if columns[i].wrap or columns[i].cut else widths[i] for i in shown) + 2 * (len(shown) - 1)
 
 
 def _row(
@@ -169,12 +170,19 @@ def _row(
     parts = [row[i].rjust(widths[i]) if columns[i].right else row[i].ljust(widths[i]) for i in shown]
     line = "  ".join(parts).rstrip()
     last = shown[-1]
+    if screen is not None and columns[last].cut:
+        return [cut(line, screen)]
     if screen is None or len(line) <= screen or not columns[last].wrap:
         return [line]
     left = sum(widths[i] for i in shown[:-1]) + 2 * (len(shown) - 1)
     pieces = textwrap.wrap(row[last], max(screen - left, 20), break_long_words=False, break_on_hyphens=False)
     head = "  ".join(parts[:-1])
     return [f"{head}  {pieces[0]}", *(" " * left + piece for piece in pieces[1:])]
+
+
+def cut(text: str, screen: int | None) -> str:
+    """`text` in so many columns, with an ellipsis where it was longer."""
+    return text if screen is None or len(text) <= screen else text[: max(screen - 1, 0)].rstrip() + "…"
 
 
 def wrapped(text: str, screen: int | None, *, indent: int = 0) -> list[str]:
