@@ -21,6 +21,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalI
 from . import extract
 from .digest import Digest
 from .extract import Extract
+from .image_index import Line
 from .ref import LATEST, Ref
 from .store import Entry, Store
 from .tables import FILLED, MIGRATIONS, Migration
@@ -29,6 +30,7 @@ FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 _WAY_OUT = "Delete it; the next command rebuilds it from .adapterhub beside it"
 _LOCK_SECONDS = 30
+_MOST_CHANGED = 8  # names; beyond that index.json is made anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +207,32 @@ class Catalog:
         """Tag to running number, sorted."""
         return dict(self.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
 
-    def index(self) -> list[tuple[str, Digest, int]]:
-        """What index.json says: every version by number, then every tag."""
-        numbers = "SELECT name || ':v' || number, digest, manifest_size FROM versions ORDER BY name, number"
-        tags = (
-            "SELECT name || ':' || tag, digest, manifest_size FROM tags JOIN versions USING (name, number) ORDER BY name, tag"
-        )
-        return self.select(numbers) + self.select(tags)
+    def index(self, name: str | None = None) -> list[Line]:
+        """What index.json says: by name its versions by number, then its tags. Of one name if it is given."""
+        one, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
+        numbers = f"SELECT name, number, 'v' || number, digest, manifest_size FROM versions {one}"  # noqa: S608
+        tags = f"SELECT name, NULL, tag, digest, manifest_size FROM tags JOIN versions USING (name, number) {one}"  # noqa: S608
+        found = self.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values)
+        return [(f"{name}:{tag}", digest, size) for name, _, tag, digest, size in found]
+
+    def write_index(self, store: Store) -> None:
+        """Bring index.json up to date; call this in the transaction of what has moved.
+
+        If the file is still the one that was written last, only the lines of names that have moved since are changed.
+        """
+        # Backwards, so that the name which another goes before is there already.
+        moved = [name for (name,) in self.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MOST_CHANGED + 1)]
+        stamp = ""
+        if len(moved) <= _MOST_CHANGED and self.select("SELECT stamp FROM index_file") == [(store.index_stamp(),)]:
+            stamp = store.change_index([(name, self.index(name), self._after(name)) for name in moved])
+        stamp = stamp or store.write_index(self.index())
+        self._db.execute("DELETE FROM unwritten")
+        self._db.execute("DELETE FROM index_file")
+        self._db.execute("INSERT INTO index_file VALUES (?)", (stamp,))
+
+    def _after(self, name: str) -> str | None:
+        found = self.select("SELECT name FROM versions WHERE name > ? ORDER BY name LIMIT 1", name)
+        return found[0][0] if found else None
 
     # ---- replaying the log; call these in a transaction
 
@@ -250,6 +271,7 @@ class Catalog:
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
             (after.name, after.seq, after.head, after.number, after.deleted),
         )
+        self._db.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", (entry.name,))
         if entry.op == "delete":
             self._forget(entry.name)
         elif entry.op == "push":

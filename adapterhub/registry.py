@@ -113,7 +113,7 @@ class Registry:
         if not (root / FILE).exists():
             Catalog.create(root / FILE, store)
             with cls.open(root) as made, made.catalog.transaction():
-                made.store.write_index(made.catalog.index())
+                made.catalog.write_index(made.store)
         return cls.open(root)
 
     @classmethod
@@ -326,7 +326,7 @@ class Registry:
                 intent = self.store.begin(name)
                 committed = self.store.append(entry)
                 self.catalog.catch_up(self.store, name)
-                self.store.write_index(self.catalog.index())
+                self.catalog.write_index(self.store)
             intent.unlink(missing_ok=True)
             if committed:
                 return
@@ -342,7 +342,7 @@ class Registry:
         for intent, name in pending:
             with contextlib.suppress(AdapterhubError), self.catalog.transaction():
                 self.catalog.catch_up(self.store, name)
-                self.store.write_index(self.catalog.index())
+                self.catalog.write_index(self.store)
                 done.append(intent)
         for intent in done:
             intent.unlink(missing_ok=True)
@@ -351,7 +351,7 @@ class Registry:
         """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
         with self.catalog.transaction():
             errors = self.catalog.rebuild(self.store)
-            self.store.write_index(self.catalog.index())
+            self.catalog.write_index(self.store)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
 
     def fsck(self, *, quick: bool = False) -> Findings:

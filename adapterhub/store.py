@@ -29,6 +29,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, Integrity
 from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
+from . import image_index
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .ref import parse_name, parse_tag
 
@@ -104,7 +105,7 @@ class Store:
             for folder in (store._blobs, root / "refs", root / "pending", root / "tmp"):
                 folder.mkdir(parents=True, exist_ok=True)
             if not (root / "index.json").exists():
-                store._replace(root / "index.json", _index([]))
+                store._replace(root / "index.json", image_index.build([]))
             sync(root / "blobs")
             if not store.exists():
                 store._replace(root / "oci-layout", _LAYOUT)
@@ -257,15 +258,42 @@ class Store:
 
     # ---- the index
 
-    def write_index(self, manifests: list[tuple[str, Digest, int]]) -> None:
-        """Replace index.json: `(namespace/name:tag, digest, size of the manifest)` each."""
-        with local_errors(self.root / "index.json"):
-            self._replace(self.root / "index.json", _index(manifests))
+    def write_index(self, lines: list[image_index.Line]) -> str:
+        """Replace index.json by one of these lines; what `index_stamp` says of it."""
+        return self._write_index(image_index.build(lines))
 
-    def index_is(self, manifests: list[tuple[str, Digest, int]]) -> bool:
+    def change_index(self, changes: list[tuple[str, list[image_index.Line], str | None]]) -> str:
+        """Change the lines of some names in index.json: name, lines, and the name that comes after it.
+
+        Empty where that cannot be done: the file is not what `write_index` makes.
+        """
+        path = self.root / "index.json"
+        with local_errors(path):
+            text = path.read_bytes()
+        try:
+            for name, lines, before in changes:
+                text = image_index.replace(text, name, lines, before=before)
+        except ValueError:
+            return ""
+        return self._write_index(text)
+
+    def _write_index(self, text: bytes) -> str:
+        with local_errors(self.root / "index.json"):
+            self._replace(self.root / "index.json", text)
+        return self.index_stamp()
+
+    def index_stamp(self) -> str:
+        """Which file index.json is: its inode, size and time; another after anybody has written it."""
+        try:
+            found = os.stat(self.root / "index.json")
+        except OSError:
+            return ""
+        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+    def index_is(self, lines: list[image_index.Line]) -> bool:
         """Whether index.json says just this."""
         try:
-            return (self.root / "index.json").read_bytes() == _index(manifests)
+            return image_index.says((self.root / "index.json").read_bytes(), lines)
         except OSError:
             return False
 
@@ -353,18 +381,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 def _random() -> str:
     return os.urandom(12).hex()
-
-
-def _index(manifests: list[tuple[str, Digest, int]]) -> bytes:
-    entries = [
-        {
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "artifactType": "application/vnd.cncf.model.manifest.v1+json",
-            "digest": digest,
-            "size": size,
-            "annotations": {"org.opencontainers.image.ref.name": name},
-        }
-        for name, digest, size in manifests
-    ]
-    document = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
-    return json.dumps(document, separators=(",", ":")).encode()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: list[Migration] = []
-FILLED = ("search", "facets", "metrics", "files", "tags", "versions", "names")
+FILLED = ("index_file", "unwritten", "search", "facets", "metrics", "files", "tags", "versions", "names")
 """What a rebuild empties, in this order."""
 
 
@@ -72,3 +72,6 @@ def _finding(db: sqlite3.Connection) -> None:
         "CREATE VIRTUAL TABLE search USING fts5 (name, title, tags, description, facts, card,"
         " tokenize = 'unicode61 remove_diacritics 2')"
     )
+    # The index.json that was written last, and the names whose lines in it are older than their versions here.
+    db.execute("CREATE TABLE index_file (stamp TEXT NOT NULL) STRICT")
+    db.execute("CREATE TABLE unwritten (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
