@@ -227,26 +227,37 @@ _LIST = (
     short="List versions.",
     example="""
     adapterhub list
+    adapterhub list team --tree
     adapterhub list team/sql --json""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
+@click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")
 @click.pass_obj
-def list_(settings: Settings, prefix: str | None) -> None:
+def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name. A narrow terminal shows fewer columns; a pipe or --json has everything.
+    PREFIX is a namespace or a name. A narrow terminal shows fewer columns, and of a tree the newest versions and those with
+    tags; a pipe or --json has everything.
     """
     with open_registry(settings) as registry:
         rows = registry.list(prefix)
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-    document = {"adapters": [row_document(row) for row in rows]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows))
+    from . import tree
+
+    document = tree.document(rows) if as_tree else {"adapters": [row_document(row) for row in rows]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows, as_tree=as_tree))
 
 
-def _list_text(rows: Sequence[Row]) -> None:
+def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
+    from . import tree
+
     if not rows:
         output.say("no adapters yet; `adapterhub push SRC namespace/name` stores one")
+        return
+    if as_tree:
+        for line in tree.lines(rows, screen=output.width()):
+            output.write(line)
         return
     cells = [
         [
