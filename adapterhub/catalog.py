@@ -199,7 +199,10 @@ class Catalog:
         sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608
         found = []
         for *fields, parents, joined in self.select(sql, *values):
-            fields += [tuple(json.loads(parents)), tuple(sorted(joined.split(",") if joined else ()))]
+            fields += [
+                tuple(json.loads(parents)) if parents != "[]" else (),
+                tuple(sorted(joined.split(",") if joined else ())),
+            ]
             found.append(Row(*fields))
         return found
 

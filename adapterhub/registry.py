@@ -155,7 +155,8 @@ class Registry:
         """Every version, by name and newest first; those of one name or namespace if `prefix` is one."""
         if prefix is None:
             return self.catalog.rows()
-        return self.catalog.rows("name = ?1 OR substr(name, 1, length(?1) + 1) = ?1 || '/'", prefix.rstrip("/"))
+        # All that begins with `prefix/`, in a form that the index answers: 0 follows the slash.
+        return self.catalog.rows("name = ?1 OR (name > ?1 || '/' AND name < ?1 || '0')", prefix.rstrip("/"))
 
     def show(self, ref: Ref) -> dict[str, Any]:
         """All there is to know of a version: its refs, its facts (adapter.json) and its manifest."""
