@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub import image_index
@@ -23,6 +23,7 @@ CHANGES = st.lists(
 
 
 @given(CHANGES)
+@settings(deadline=None)
 def test_lines_replaced_one_name_at_a_time_are_the_text_made_anew(changes: list[tuple[str, list[str]]]) -> None:
     state: dict[str, list[image_index.Line]] = {}
     text = image_index.build([])

@@ -176,6 +176,7 @@ def test_bounds_that_say_nothing_are_refused(text: str, size: bool) -> None:
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
     for call in (search.parse_bounds, search.parse_metric):
         with contextlib.suppress(UsageError):
@@ -322,6 +323,7 @@ def test_what_is_read_of_a_card(text: str, fields: dict[str, Any], title: str) -
 
 
 @given(st.text() | st.text("-:[]\n ab'\"#").map(lambda text: f"---\n{text}"))
+@settings(deadline=None)
 def test_any_text_is_a_card(text: str) -> None:
     parsed = card.parse(text)
     assert len(parsed.prose) <= card.MAX_PROSE
