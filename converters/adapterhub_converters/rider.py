@@ -26,6 +26,7 @@ from .peft import experts
 from .scales import unfolded
 
 _KEY = "adapterhub.source"
+PAYLOAD = f"{_KEY}.payload"
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -74,7 +75,7 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
         f"{_KEY}.config": config,
         f"{_KEY}.metadata": json.dumps(metadata, separators=(",", ":")),
         f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
-        f"{_KEY}.payload": digest,
+        PAYLOAD: digest,
         **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
         **_said(adapter),
     }
@@ -119,6 +120,10 @@ def _unpacked(text: str, size: int, where: str) -> np.ndarray:
     return codes - np.int8(1)
 
 
+NO_DIGEST = f"sha256:{'0' * 64}"
+"""What stands in the place of a payload's digest until that is known."""
+
+
 def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
     """sha256 of the names, dtypes, shapes and bytes of `tensors` in their order, and of `facts` that give them meaning."""
     digest = hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode())
@@ -131,12 +136,12 @@ def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
 
 def there(metadata: Mapping[str, Any]) -> bool:
     """Whether a file carries a rider."""
-    return f"{_KEY}.payload" in metadata
+    return PAYLOAD in metadata
 
 
 def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
     """Whether the rider is that of a payload of this digest."""
-    payload = metadata.get(f"{_KEY}.payload")
+    payload = metadata.get(PAYLOAD)
     return isinstance(payload, str) and payload == digest
 
 

@@ -437,21 +437,36 @@ class Packed:
     blocks: np.ndarray
 
 
-def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, np.ndarray | Packed]) -> None:
+def write(
+    path: Path,
+    metadata: Mapping[str, Value],
+    tensors: Mapping[str, np.ndarray | Packed],
+    late: Callable[[], Mapping[str, Value]] | None = None,
+) -> None:
     """Write a version 3 file, keys and tensors in the order given, nothing else in it; `path` must not matter if we
-    are killed. Tensors are floats or integers of a dtype that GGUF has, or quantised already."""
+    are killed. Tensors are floats or integers of a dtype that GGUF has, or quantised already.
+
+    `late` is asked when the tensors are written: values of keys in `metadata` in whose place others of the same size stood.
+    """
     order = [
         (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
         for name, tensor in tensors.items()
     ]
     try:
         with open(path, "wb") as file:
-            file.write(header_bytes(metadata, order))
+            head = header_bytes(metadata, order)
+            file.write(head)
             for tensor in tensors.values():
                 array = tensor.blocks if isinstance(tensor, Packed) else tensor
                 data = byte_view(np.ascontiguousarray(array))
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
                 release(array)
+            complete = header_bytes({**metadata, **late()}, order) if late else head
+            if complete != head:
+                if len(complete) != len(head):
+                    raise ValueError("a late value has another size than what stood in its place")
+                file.seek(0)
+                file.write(complete)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,17 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     orders = {target: architecture.order(target, base.config, base.where) for target in sizes}
     writing = _Writing(adapter, layout, plan, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common)
-    digest = payload.digest(architecture.gguf, plan.common, writing.seen)
     notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
     try:
-        riding = rider.keys(adapter, writing.lines, digest, writing.ulps)
+        riding = rider.keys(adapter, writing.lines, rider.NO_DIGEST, writing.ulps)
     except RefusedError as error:
         riding = {}
         notes.append(f"no config rides along for the way back: {error}")
-    gguf_file.write(path, metadata | {key: gguf_file.string(text) for key, text in riding.items()}, writing.tensors)
+    metadata |= {key: gguf_file.string(text) for key, text in riding.items()}
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing, and neither holds the interpreter's lock
+        digest = beside.submit(payload.digest, architecture.gguf, plan.common, writing.seen)
+        late = (lambda: {rider.PAYLOAD: gguf_file.string(digest.result())}) if riding else None
+        gguf_file.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.kept), tuple(notes))
 
 
