@@ -32,7 +32,7 @@ def adapter(
     if values:
         arrays = {name: values(name, array) for name, array in arrays.items()}
     safetensors_file.write(path / peft.WEIGHTS, {f"base_model.model.{n}": a for n, a in arrays.items()}, {"format": "pt"})
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **config}
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": _targets(shapes), **config}
     (path / peft.CONFIG).write_text(json.dumps(settings))
     return path
 
@@ -47,6 +47,12 @@ def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 
     safetensors_file.write(path / peft.WEIGHTS, arrays, {"format": "pt"})
     (path / peft.CONFIG).write_text(json.dumps({"peft_type": "VERA", "r": r, "target_modules": ["q_proj"]}))
     return path
+
+
+def _targets(shapes: Shapes) -> list[str]:
+    """The last names of the modules that have pairs, as peft saves them."""
+    found = {name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}
+    return sorted(found) or ["q_proj"]
 
 
 def base(

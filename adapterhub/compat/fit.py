@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TypeVar
 
 from adapterhub_converters import peft
@@ -17,18 +17,15 @@ from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.base.renames import in_memory
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.patterns import fullmatch
 
 from .contents import Contents, Part, Tensor
 from .report import Problem
+from .targets import EMBEDDINGS, OUTPUTS, depths_of, last_of, layer_of, named, stack_of
 
 _T = TypeVar("_T")
 
-_LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
 _MAX_LAYERS = 2_000
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
-_OUTPUTS = ("lm_head", "embed_out", "output")
 # Heads that AutoModelFor… puts on a base, and the tasks of peft that do so (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
 _HEADS = ("classifier", "score", "pre_classifier", "qa_outputs", "classification_head")
 _HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
@@ -156,15 +153,11 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
     weight = base.tensor(f"{target}.weight")
     if weight is not None:
         return weight
-    if base.tied and target.rpartition(".")[2] in _OUTPUTS:
+    if base.tied and target.rpartition(".")[2] in OUTPUTS:
         tables = {name: name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
-        table = next((name for name, module in tables.items() if _last(module) in _EMBEDDINGS), "")
+        table = next((name for name, module in tables.items() if last_of(module) in EMBEDDINGS), "")
         return base.tensors.get(table) or base.packed.get(table)
     return base.packed.get(f"{target}.weight") or base.packed.get(target)
-
-
-def _last(target: str) -> str:
-    return target.rpartition(".")[2]
 
 
 def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
@@ -179,13 +172,14 @@ def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transpos
         what = f"the base stores {wanted}; without its config.json it is not known which of them is the input"
         yield Problem("shape-unknown", file, target, what)
         return
-    vocabulary = 0 if _last(target) in (*_EMBEDDINGS, *_OUTPUTS) else None
+    vocabulary = 0 if last_of(target) in (*EMBEDDINGS, *OUTPUTS) else None
     if vocabulary is not None and got[1] == wanted[1]:
         what = f"{got[0]} tokens, the base has {wanted[0]}"
-        yield Problem("vocab-differs", file, target, what, "Resize the base's vocabulary as it was in training")
+        hint = "Resize the base's vocabulary as it was in training"
+        yield Problem("vocab-differs", file, target, what, hint, str(wanted[0]), str(got[0]))
         return
     what = f"lora_B @ lora_A is {got}, the base's weight is {wanted}"
-    yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model")
+    yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model", str(wanted), str(got))
 
 
 def delta_shape(parts: Part) -> tuple[int, int] | None:
@@ -208,7 +202,8 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
             yield Problem("shape-unknown", contents.weights, target, weight)
         elif weight.shape not in _either_way(delta):
             what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
-            yield Problem("shape-mismatch", contents.weights, target, what, "Another size of the model, or another model")
+            hint = "Another size of the model, or another model"
+            yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
 
 
 # What a list of experts calls what transformers 5 stacks as one parameter.
@@ -273,9 +268,10 @@ def _is_head(contents: Contents, base: BaseSpec, name: str) -> bool:
 
 
 def _whole_shape(file: str, name: str, tensor: Tensor, weight: BaseTensor) -> Problem:
-    vocabulary = _last(name.rpartition(".")[0]) in (*_EMBEDDINGS, *_OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
+    vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
     what = f"shape {tensor.shape}, the base's is {weight.shape}"
-    return Problem("vocab-differs" if vocabulary else "shape-mismatch", file, name, what)
+    code = "vocab-differs" if vocabulary else "shape-mismatch"
+    return Problem(code, file, name, what, "", str(weight.shape), str(tensor.shape))
 
 
 def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
@@ -287,13 +283,12 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
             outside = [number for number in contents.row_ids[target] if not 0 <= number < weight.shape[0]]
             if outside:
                 what = f"token {outside[0]} of {weight.shape[0]}"
-                yield Problem(
-                    "row-outside", contents.weights, target, what, "Resize the base's vocabulary as it was in training"
-                )
+                hint, last = "Resize the base's vocabulary as it was in training", weight.shape[0] - 1
+                yield Problem("row-outside", contents.weights, target, what, hint, f"0 to {last}", str(outside[0]))
             if tensor.shape[1:] != weight.shape[1:]:
-                yield Problem(
-                    "shape-mismatch", contents.weights, target, f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
-                )
+                what = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
+                shapes = (str(weight.shape[1:]), str(tensor.shape[1:]))
+                yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
 
 
 def _unsaid(contents: Contents, base: BaseSpec, name: str) -> bool:
@@ -313,7 +308,9 @@ def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]
     for stack in sorted({stack_of(target) for target in deep}):
         inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
         what = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
-        yield Problem("base-shallower", file, "", what, "Another size of the model")
+        yield Problem(
+            "base-shallower", file, "", what, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
+        )
     for target in sorted(set(missing) - set(deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
 
@@ -339,28 +336,6 @@ def _swapped(name: str, old: str, new: str) -> str | None:
     return new + name.removeprefix(old) if name.startswith(old) else None
 
 
-def layer_of(target: str) -> int | None:
-    """The index of the layer a module is in: the first component that is a number."""
-    found = _LAYER.match(target)
-    return int(found.group(1)) if found else None
-
-
-def stack_of(target: str) -> str:
-    """The list of layers a module is in, `model.layers`; empty outside of them."""
-    found = _LAYER.match(target)
-    return target[: found.start(1)] if found else ""
-
-
-def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """How many layers each list of them has: a model may have several, of an encoder, a decoder, a vision tower."""
-    depths: dict[str, int] = {}
-    for name in names:
-        if found := _LAYER.match(name):
-            stack = name[: found.start(1)]
-            depths[stack] = max(depths.get(stack, 0), int(found.group(1)) + 1)
-    return depths
-
-
 def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Modules of the base that should have a delta and do not."""
     try:
@@ -375,7 +350,7 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     for stack in sorted(stacks):
         what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
-        yield Problem("base-deeper", contents.weights, "", what, hint)
+        yield Problem("base-deeper", contents.weights, "", what, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
     for target in sorted(missing - deeper):
         yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors")
 
@@ -425,31 +400,16 @@ def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
     return other or contents.config.get("task_type") in (*_HEAD_TASKS, "FEATURE_EXTRACTION")
 
 
-def named(option: object, names: list[str], module: str, layers: object) -> bool:
-    """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list)."""
-    if isinstance(option, str):
-        if option == "all-linear":
-            return _last(module) not in (*_EMBEDDINGS, *_OUTPUTS)
-        return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
-    if module in names:
-        return True
-    if not any(module.endswith(f".{name}") for name in names):
-        return False
-    if layers is None or layers == []:
-        return True
-    return layer_of(module) in (layers if isinstance(layers, list) else [layers])
-
-
 def tied(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Changes to one of two tied tables."""
     if not base.tied:
         return
     names: Mapping[str, list[str]] = defaultdict(list)
     for target in [*contents.pairs, *(name.rpartition(".")[0] for name in contents.replaced), *contents.rows]:
-        last = _last(target)
-        if last in _EMBEDDINGS:
+        last = last_of(target)
+        if last in EMBEDDINGS:
             names["input"].append(target)
-        elif last in _OUTPUTS:
+        elif last in OUTPUTS:
             names["output"].append(target)
     if bool(names["input"]) != bool(names["output"]):
         side = "input" if names["input"] else "output"

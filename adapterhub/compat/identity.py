@@ -39,13 +39,15 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         return
     if base.fingerprint and pinned["fingerprint"] != base.fingerprint:
         what = f"trained on {_short(pinned['fingerprint'])}, this base is {_short(base.fingerprint)}"
-        yield Problem("base-differs", FILE, "base.fingerprint", what, "Use the base it was trained on, or train again")
+        hint = "Use the base it was trained on, or train again"
+        yield Problem("base-differs", FILE, "base.fingerprint", what, hint, pinned["fingerprint"], base.fingerprint)
     for code, key, digest in (
         ("tokenizer-differs", "tokenizer_digest", base.tokenizer_digest),
         ("template-differs", "chat_template_digest", base.chat_template_digest),
     ):
         if pinned.get(key) and digest and pinned[key] != digest:
-            yield Problem(code, FILE, f"base.{key}", f"trained with {_short(pinned[key])}, here {_short(digest)}")
+            what = f"trained with {_short(pinned[key])}, here {_short(digest)}"
+            yield Problem(code, FILE, f"base.{key}", what, "", str(pinned[key]), str(digest))
     yield from _numbers(pinned.get("config") or {}, base.config)
 
 
@@ -74,7 +76,8 @@ def changed(contents: Contents) -> Iterator[Problem]:
 def _numbers(pinned: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Problem]:
     for key in sorted(set(pinned) & set(here) - _SHAPES):
         if not _same(pinned[key], here[key]):
-            yield Problem("numerics-differ", FILE, f"base.config.{key}", f"trained with {pinned[key]}, here {here[key]}")
+            what = f"trained with {pinned[key]}, here {here[key]}"
+            yield Problem("numerics-differ", FILE, f"base.config.{key}", what, "", str(pinned[key]), str(here[key]))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -87,7 +90,8 @@ def _same(one: Any, other: Any) -> bool:
 def _name(contents: Contents, base: BaseSpec, pinned: Mapping[str, Any]) -> Iterator[Problem]:
     said = pinned.get("repo") or contents.config.get("base_model_name_or_path")
     if isinstance(said, str) and said and base.repo and Path(said).name != Path(base.repo).name:
-        yield Problem("base-name-differs", "", base.where, f"trained on {said}, this base calls itself {base.repo}")
+        what = f"trained on {said}, this base calls itself {base.repo}"
+        yield Problem("base-name-differs", "", base.where, what, "", str(said), str(base.repo))
 
 
 def _short(digest: object) -> str:

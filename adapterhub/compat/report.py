@@ -26,6 +26,7 @@ CODES: dict[str, tuple[str, str]] = {
     "empty-tensor": (ERROR, "a tensor has no elements, as ZeRO-3 saves when weights were not gathered"),
     "rank-differs": (ERROR, "lora_A and lora_B of a module have different ranks"),
     "rank-config": (ERROR, "the rank in the config is not the one of the tensors; peft would refuse to load them"),
+    "not-targeted": (ERROR, "a module has tensors, but target_modules does not name it: peft skips them without a word"),
     "part-shape": (ERROR, "a magnitude or bias does not have one element an output feature"),
     "no-magnitude": (ERROR, "use_dora is true, but a module has no magnitude vector"),
     "magnitude-flag": (ERROR, "magnitude vectors are there, but use_dora is not true; peft would skip them"),

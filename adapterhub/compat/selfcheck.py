@@ -13,6 +13,7 @@ from adapterhub_converters.patterns import matching_keys
 
 from .contents import LABELS, Contents, Part, Tensor
 from .report import Problem
+from .targets import named
 
 _PREFIX = "base_model.model."
 _FIX = "`adapterhub fix` does it"
@@ -26,9 +27,10 @@ def problems(contents: Contents) -> Iterator[Problem]:
     for name, tensor in contents.tensors():
         if 0 in tensor.shape:
             hint = "Save again with the weights gathered (stage3_gather_16bit_weights_on_model_save)"
-            yield Problem("empty-tensor", contents.weights, name, f"shape {tensor.shape}", hint)
+            yield Problem("empty-tensor", contents.weights, name, f"shape {tensor.shape}", hint, got=str(tensor.shape))
         if tensor.dtype not in dtypes.FLOATS:
-            yield Problem("not-floats", contents.weights, name, f"dtype {tensor.dtype}", "Adapters are F32, BF16 or F16")
+            hint = "Adapters are F32, BF16 or F16"
+            yield Problem("not-floats", contents.weights, name, f"dtype {tensor.dtype}", hint, "F32, BF16 or F16", tensor.dtype)
     if contents.format == "peft":
         yield from _config(contents)
 
@@ -66,16 +68,19 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
             yield Problem("missing-half", file, f"{target}.{LABELS[half]}", what, "Save the adapter again")
     for part, tensor in parts.items():
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
-            yield Problem("not-a-matrix", file, f"{target}.{LABELS[part]}", f"shape {tensor.shape} is not a matrix's")
+            what = f"shape {tensor.shape} is not a matrix's"
+            yield Problem("not-a-matrix", file, f"{target}.{LABELS[part]}", what, "", "2 dimensions", str(tensor.shape))
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
     if first.shape[0] != second.shape[1]:
         what = f"rank {first.shape[0]} in lora_A {first.shape}, rank {second.shape[1]} in lora_B {second.shape}"
-        yield Problem("rank-differs", file, target, what, "The two come from different adapters, or one is transposed")
+        hint = "The two come from different adapters, or one is transposed"
+        yield Problem("rank-differs", file, target, what, hint, str(first.shape[0]), str(second.shape[1]))
     for part in ("magnitude", "bias"):
         if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
             what = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
-            yield Problem("part-shape", file, f"{target}.{LABELS[part]}", what)
+            wanted = f"({second.shape[0]},)"
+            yield Problem("part-shape", file, f"{target}.{LABELS[part]}", what, "", wanted, str(parts[part].shape))
 
 
 def _config(contents: Contents) -> Iterator[Problem]:
@@ -88,6 +93,7 @@ def _config(contents: Contents) -> Iterator[Problem]:
     try:
         yield from _ranks(contents)
         yield from _patterns(contents)
+        yield from _untargeted(contents)
     except AdapterhubError as error:
         yield Problem("not-understood", file, "", error.what, error.hint)
     yield from _flags(contents)
@@ -111,7 +117,8 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
         if said != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
             hint = f'Set "r" to {rank}' if not patterns else f"Give {target} the rank {rank} in rank_pattern"
-            yield Problem("rank-config", contents.weights, target, f"rank {rank}, but {source} is {said}", f"{hint}; {_FIX}")
+            what = f"rank {rank}, but {source} is {said}"
+            yield Problem("rank-config", contents.weights, target, what, f"{hint}; {_FIX}", str(said), str(rank))
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
@@ -129,6 +136,19 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
                 yield Problem("pattern-overlap", peft.CONFIG, option, what, hint)
         for key in sorted(set(patterns) - used):
             yield Problem("pattern-unused", peft.CONFIG, option, f'"{key}" matches no module of the adapter')
+
+
+def _untargeted(contents: Contents) -> Iterator[Problem]:
+    """Peft builds the modules that target_modules names, and skips the tensors of all others without a word."""
+    option, layers = contents.config.get("target_modules"), contents.config.get("layers_to_transform")
+    if not option or contents.config.get("target_parameters"):
+        return
+    names = contents.names("target_modules")
+    for target in contents.pairs:
+        if not named(option, names, target, layers):
+            what = "has tensors, but target_modules does not name it: peft would skip them"
+            said = f"target_modules {option if isinstance(option, str) else ', '.join(names)}"
+            yield Problem("not-targeted", contents.weights, target, what, _FIX, said, target)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:
@@ -172,7 +192,8 @@ def _token_rows(contents: Contents) -> Iterator[Problem]:
         ids = contents.row_ids[target]
         if len(tensor.shape) != 2 or len(ids) != tensor.shape[0]:
             what = f"{len(ids)} token ids, but the rows of {target} have shape {tensor.shape}"
-            yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what)
+            rows = (f"{len(ids)} rows", str(tensor.shape))
+            yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", *rows)
 
 
 def ranks(contents: Contents) -> dict[str, int]:

@@ -48,6 +48,8 @@ def verdicts(
     understood = not any(problem.code == "not-understood" for problem in problems)
     features = dict(_features(contents, base, values=values)) if contents and understood else {}
     features.update({_FROM_PROBLEM[p.code]: p.what for p in problems if p.code in _FROM_PROBLEM})
+    # What only some stumble over: the others take the tensors that are there.
+    features.update({p.code: p.what for p in problems if p.code == "not-targeted"})
     return {name: _verdict(runtime, contents, features, problems) for name, runtime in RUNTIMES.items()}
 
 

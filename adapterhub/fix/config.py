@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub import facts
-from adapterhub.compat.fit import named
+from adapterhub.compat.targets import named
 from adapterhub_converters import peft
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError

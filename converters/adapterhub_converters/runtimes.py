@@ -53,6 +53,7 @@ _PEFT_RULES = (
     Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
     Rule("deeper", WRONG, "loads without a warning; the layers without tensors stay as they are", _PEFT),
     Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
+    Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are skipped (strict=False)", _PEFT),
     Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
     Rule("no-magnitude", WRONG, "missing magnitudes keep their fresh values", _PEFT),
     Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),

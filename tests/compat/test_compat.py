@@ -51,6 +51,7 @@ Q0 = "model.layers.0.self_attn.q_proj"
     [
         ({f"{Q0}.lora_A.weight": (2, 8)}, {}, "missing-half"),
         ({**pairs(2), f"{Q0}.lora_B.weight": (8, 3)}, {}, "rank-differs"),
+        (pairs(2), {"target_modules": ["v_proj"]}, "not-targeted"),
         (pairs(2, r=4), {}, "rank-config"),
         (pairs(2), {"rank_pattern": {"layers.1.self_attn.q_proj": 4}}, "rank-config"),
         ({**pairs(2), f"{Q0}.lora_A.weight": (2, 8, 1)}, {}, "not-a-matrix"),

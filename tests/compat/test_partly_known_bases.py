@@ -39,7 +39,7 @@ def codes(report: compat.Report) -> list[str]:
 )
 def test_names_alone_are_compared_in_both_directions(tmp_path: Path, layers: int, module: str, says: list[str]) -> None:
     name = f"model.layers.{{}}.self_attn.{module}"
-    made = adapter(tmp_path / "a", pairs(3, module=name), target_modules=["self_attn.q_proj"])
+    made = adapter(tmp_path / "a", pairs(3, module=name), target_modules=[f"self_attn.{module}"])
     report = compat.check(made, base=index_alone(tmp_path / "b", layers))
     assert codes(report) == [*says, "base-incomplete"]
     assert "names are known, shapes are not" in report.problems[len(says)].what

@@ -37,6 +37,7 @@ CASES = [
     ("deep", {}, "wrong"),
     ("shallow", {}, "ignored"),
     ("same", {"use_dora": True}, "wrong"),
+    ("same", {"target_modules": ["v_proj"]}, "ignored"),
 ]
 
 
@@ -59,3 +60,4 @@ def test_peft_does_what_the_verdict_says(folder: Path, tmp_path: Path, base: str
     loaded = real.PeftModel.from_pretrained(model, changed).state_dict()
     untouched = [name for name, tensor in loaded.items() if "lora_B" in name and not torch.count_nonzero(tensor)]
     assert bool(untouched) == (base == "deep")
+    assert any("q_proj.lora_B" in name for name in loaded) == ("target_modules" not in config)
