@@ -10,7 +10,7 @@ from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.base import BaseSpec, renames
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.patterns import matching_keys
-from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, Rule, Runtime
+from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
 from . import fit, selfcheck
 from .contents import Contents
@@ -169,6 +169,8 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type
+    if base.model_type in VLLM_WITHOUT_LORA:
+        yield "vllm-without-lora", base.architecture
     yield from _old_names(contents, base)
     if contents.format != "gguf":
         yield from _unmapped(contents, base)

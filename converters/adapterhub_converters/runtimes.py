@@ -48,6 +48,12 @@ _NAMES = "adapterhub_converters/names.py, ARCHITECTURES"
 _KINDS = "adapterhub_converters/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
+VLLM_WITHOUT_LORA = frozenset({
+    "gpt2", "falcon", "bloom", "gptj", "gpt_neox", "stablelm", "dbrx", "gemma3n", "mamba", "mamba2", "mpt", "olmoe", "orion",
+    "bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "clip", "siglip", "aria", "phi3_v", "zamba2",
+})  # fmt: skip
+"""Model types without a tick in the column LoRA of vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
+
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
@@ -101,6 +107,12 @@ RUNTIMES: dict[str, Runtime] = {
             "0.33.0",
             "peft",
             (
+                Rule(
+                    "vllm-without-lora",
+                    REFUSED,
+                    "{model} does not support LoRA yet.",
+                    "vllm/docs/models/supported_models.md, column LoRA",
+                ),
                 Rule("dora", REFUSED, "vLLM does not yet support DoRA.", _VLLM),
                 Rule("lora-bias", REFUSED, "vLLM does not support LoRA bias (lora_bias).", _VLLM),
                 Rule("bias", REFUSED, "Adapter bias is not supported.", "vllm/lora/peft_helper.py, validate_legal"),

@@ -339,3 +339,14 @@ def test_the_docs_count_the_rules() -> None:
     for runtime in RUNTIMES.values():
         inferred = sum(rule.source.startswith("inferred:") for rule in runtime.rules)
         assert f"| {runtime.name} | {runtime.version} | {runtime.reads} | {len(runtime.rules)} | {inferred} |" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls", "verdict"), [("bert", "BertModel", "refused"), ("llama", "LlamaForCausalLM", "applied")]
+)
+def test_vllm_takes_adapters_for_the_models_that_its_table_ticks(tmp_path: Path, kind: str, cls: str, verdict: str) -> None:
+    made = adapter(tmp_path / "a", pairs(2))
+    spec = dataclasses.replace(base(tmp_path / "b"), model_type=kind, architecture=cls)
+    found = compat.check(made, base=spec).verdicts["vllm"]
+    assert found.verdict == verdict
+    assert found.reasons == (("BertModel does not support LoRA yet.",) if verdict == "refused" else ())
