@@ -327,6 +327,8 @@ def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
         heads = [name.removesuffix(tail) for name in names if name == tail or name.endswith(f".{tail}")]
         if len(heads) == 1:
             old, new = first.removesuffix(tail), heads[0]
+            if any(part.isdigit() for part in f"{old}{new}".split(".")):  # another layer is not another prefix
+                return None
             explained = sum(_swapped(name, old, new) in names for name in missing)
             return (old, new) if old != new and 2 * explained > len(missing) else None
     return None

@@ -350,3 +350,9 @@ def test_vllm_takes_adapters_for_the_models_that_its_table_ticks(tmp_path: Path,
     found = compat.check(made, base=spec).verdicts["vllm"]
     assert found.verdict == verdict
     assert found.reasons == (("BertModel does not support LoRA yet.",) if verdict == "refused" else ())
+
+
+def test_a_base_of_one_layer_is_too_shallow_and_not_of_another_prefix(tmp_path: Path) -> None:
+    made = adapter(tmp_path / "a", pairs(2))
+    codes = {problem.code for problem in compat.check(made, base=base(tmp_path / "b", 1)).problems}
+    assert codes == {"base-shallower", "unpinned"}
