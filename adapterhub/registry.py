@@ -27,7 +27,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, intake, manifest
+from . import fsck, intake, manifest, semver
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
@@ -200,13 +200,34 @@ class Registry:
                     str(ref), f"{len(rows)} versions begin so: {rows[0].ref}, {rows[1].ref}", "Write more of the digest"
                 )
         else:
-            number = ref.number or self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
+            number = ref.number or self._tagged(ref)
             rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
         if not rows:
             raise self._no_such(ref)
         return rows[0]
 
+    def _tagged(self, ref: Ref) -> int:
+        """The number that a tag or a range means, 0 for none. A tag that isn't there, like `1.2`, may be a range."""
+        tags = self.catalog.tags(ref.name)
+        if not ref.range and (ref.tag or LATEST) in tags:
+            return tags[ref.tag or LATEST]
+        wanted = semver.parse_range(ref.range or ref.tag or "")
+        found = semver.highest(list(tags), wanted) if wanted else []
+        if len({tags[tag] for tag in found}) > 1:
+            raise RefError(str(ref), f"{' and '.join(found)} are one version and point to different ones", "Name one of them")
+        return tags[found[0]] if found else 0
+
+    def _exact(self, ref: Ref) -> Row:
+        """The version of a ref that is about to change: a range, or a tag that isn't there, never means another one here."""
+        if ref.range or (ref.tag and self._current(ref.name).number and ref.tag not in self.catalog.tags(ref.name)):
+            raise self._no_such(ref)
+        return self._row(ref)
+
     def _no_such(self, ref: Ref) -> NotFoundError:
+        if ref.range:
+            versions = [tag for tag in self.catalog.tags(ref.name) if semver.parse(tag)]
+            what = f"no tag is in this range; versions here are {', '.join(versions[-10:]) or 'none'}"
+            return NotFoundError(str(ref), what, "A range looks at tags like 1.2.0")
         what = "tag" if ref.tag else "version"
         there = [*self.catalog.tags(ref.name), *(f"v{row.number}" for row in self.catalog.rows("name = ?", ref.name)[:5])]
         hint = f"Run `adapterhub list {ref.name}`"
@@ -233,7 +254,7 @@ class Registry:
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Give new versions to a name that was deleted; its old ones stay gone.
         """
-        if ref.number or ref.digest:
+        if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
         made, skipped = intake.take_in(self.store, folder)
@@ -291,10 +312,10 @@ class Registry:
             raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
         if ref.tag == LATEST:
             raise RefusedError(str(ref), "is always the newest push", "Remove the name, or another tag")
-        self._row(ref)
+        self._exact(ref)
 
         def decide(state: Name) -> Entry:
-            self._row(ref)
+            self._exact(ref)
             tags = (ref.tag,) if ref.tag else ()
             return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", _now(), tags=tags, previous=state.head)
 
