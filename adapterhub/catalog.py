@@ -90,7 +90,16 @@ def _v1(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_v1]
+def _v2(db: sqlite3.Connection) -> None:
+    """What logs say besides where refs are: `kind` is an operation of `Entry`, `key` a tag or a version's number."""
+    db.execute(
+        "CREATE TABLE marks (name TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
+        " PRIMARY KEY (kind, name, key)) STRICT, WITHOUT ROWID"
+    )
+
+
+Migration = Callable[[sqlite3.Connection], None]
+MIGRATIONS: list[Migration] = [_v1, _v2]
 
 
 def is_ours(path: Path) -> bool:
@@ -117,8 +126,7 @@ class Catalog:
         try:
             with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                _migrate(db)
-                cls(temporary, db).rebuild(store)
+                cls(temporary, db).migrate(store)
                 db.execute("PRAGMA journal_mode = WAL")
             with _errors(path):
                 _take_name(temporary, path)
@@ -127,8 +135,11 @@ class Catalog:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
 
     @classmethod
-    def open(cls, path: Path) -> Catalog:
-        """The catalog in the file `path`; one line says what is wrong with it, and the way out."""
+    def open(cls, path: Path, store: Store) -> Catalog:
+        """The catalog in the file `path`, rebuilt from `store` if its tables are an older adapterhub's.
+
+        One line says what is wrong with it, and the way out.
+        """
         if not path.exists():
             raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
         if not is_ours(path):
@@ -136,21 +147,40 @@ class Catalog:
         with _errors(path):
             uri = f"{path.absolute().as_uri()}?mode=rw"
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+            catalog = cls(path, db)
             try:
-                _check_version(db, path)
+                catalog.migrate(store)
                 db.execute("PRAGMA foreign_keys = ON")
             except BaseException:
                 db.close()
                 raise
-        return cls(path, db)
+        return catalog
 
     @classmethod
     def in_memory(cls, path: Path, store: Store) -> Catalog:
         """A catalog for who may not write `path`, made from the logs: SQLite cannot read a WAL database it may not write."""
         catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
-        _migrate(catalog._db)
-        catalog.rebuild(store)
+        catalog.migrate(store)
         return catalog
+
+    def migrate(self, store: Store) -> None:
+        """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
+        if self._behind():
+            with self.transaction():
+                for step in self._behind():  # looked at again: another process may have been first
+                    step(self._db)
+                self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+                self.rebuild(store)
+
+    def _behind(self) -> list[Migration]:
+        ((version,),) = self._all("PRAGMA user_version")
+        if version > len(MIGRATIONS):
+            raise RefusedError(
+                str(self.path),
+                f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
+                f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
+            )
+        return MIGRATIONS[version:]
 
     def close(self) -> None:
         """Close the file."""
@@ -202,6 +232,15 @@ class Catalog:
         """Tag to running number, sorted."""
         return dict(self._all("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
 
+    def marks(self, kind: str, name: str) -> dict[str, str]:
+        """What the log of a name says of one kind: `protect` tag to nothing, `deprecate` number or 0 to why, `keep`."""
+        return dict(self._all("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name))
+
+    def deprecations(self) -> dict[tuple[str, int], str]:
+        """Why versions, and with the number 0 whole names, should not be used any more."""
+        found = self._all("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
+        return {(name, int(key)): value for name, key, value in found}
+
     def index(self) -> list[tuple[str, Digest, int]]:
         """What index.json says: every version by number, then every tag."""
         numbers = "SELECT name || ':v' || number, digest, manifest_size FROM versions ORDER BY name, number"
@@ -216,7 +255,7 @@ class Catalog:
         """Forget everything and replay every log; what could not be replayed is returned, and left out."""
         errors = []
         with self.transaction():
-            for table in ("tags", "versions", "names"):
+            for table in ("marks", "tags", "versions", "names"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             for name in store.names():
                 try:
@@ -250,15 +289,41 @@ class Catalog:
         if entry.op == "delete":
             self._db.execute("DELETE FROM tags WHERE name = ?", (entry.name,))
             self._db.execute("DELETE FROM versions WHERE name = ?", (entry.name,))
+            self._db.execute("DELETE FROM marks WHERE name = ?", (entry.name,))
         elif entry.op == "push":
             values = [entry.name, entry.number, entry.digest, entry.size, entry.time, *_summary(store, entry.digest)]
             self._db.execute(f"INSERT INTO versions VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+        elif entry.op == "drop":
+            of = [(entry.name, number) for number in entry.numbers]
+            self._db.executemany("DELETE FROM versions WHERE name = ? AND number = ?", of)
+            self._db.executemany("DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", of)
+        self._move_tags(entry)
+        self._mark(entry)
+        return after
+
+    def _move_tags(self, entry: Entry) -> None:
         for tag in entry.tags:
             if entry.op == "untag":
                 self._db.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (entry.name, tag))
-            else:
+            elif entry.op in ("push", "tag"):
                 self._db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (entry.name, tag, entry.number))
-        return after
+
+    def _mark(self, entry: Entry) -> None:
+        number = str(entry.number)
+        set_by = {
+            "protect": [(tag, "") for tag in entry.tags],
+            "deprecate": [(number, entry.message.encode(errors="replace").decode())],
+            "keep": [("", str(entry.keep))],
+        }
+        for key, value in set_by.get(entry.op, ()):
+            self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", (entry.name, entry.op, key, value))
+        undone = {
+            "unprotect": [("protect", tag) for tag in entry.tags],
+            "undeprecate": [("deprecate", number)],
+            "keep-all": [("keep", "")],
+        }
+        for kind, key in undone.get(entry.op, ()):
+            self._db.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", (kind, entry.name, key))
 
 
 def _summary(store: Store, digest: Digest) -> list[object]:
@@ -296,27 +361,6 @@ def _name(row: tuple[Any, ...]) -> Name:
 def latest_tags(tag: str | None) -> tuple[str, ...]:
     """The tags that a push moves."""
     return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-        db.execute("BEGIN IMMEDIATE")
-        migration(db)
-        db.execute(f"PRAGMA user_version = {number}")
-        db.execute("COMMIT")
-
-
-def _check_version(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise RefusedError(
-            str(path),
-            f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
-            f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
-        )
-    if version < len(MIGRATIONS):
-        _migrate(db)
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import datetime
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
 from .manifest import Descriptor, Manifest
-from .ref import LATEST, Ref, RefError, parse_tag
+from .ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from .store import FOLDER, Entry, Store
 
 ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
+_MAX_MESSAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Version:
         size: Bytes of its files; None where its manifest can't be read.
         tags: That point to it now.
         tag: The tag that was asked for, if one was.
+        deprecated: Why it should not be used any more, perhaps empty; None where it may be.
         new: Whether this push made it; False when the name had the same content already.
         skipped: Names in the pushed folder that were left out.
     """
@@ -58,6 +60,7 @@ class Version:
     size: int | None
     tags: tuple[str, ...] = ()
     tag: str | None = None
+    deprecated: str | None = None
     new: bool = False
     skipped: tuple[str, ...] = ()
 
@@ -131,7 +134,7 @@ class Registry:
             return cls.init(root)
         if not (os.access(root, os.W_OK) and os.access(root / FILE, os.W_OK)):
             return cls(root, store, Catalog.in_memory(root / FILE, store))
-        registry = cls(root, store, Catalog.open(root / FILE))
+        registry = cls(root, store, Catalog.open(root / FILE, store))
         registry._finish_moves()
         return registry
 
@@ -151,6 +154,10 @@ class Registry:
         """The version that `ref` names now: by tag, number or digest; without any of them the newest."""
         return self._version(self._row(ref), ref.tag)
 
+    def deprecations(self) -> dict[tuple[str, int], str]:
+        """Why versions, and with the number 0 whole names, should not be used any more."""
+        return self.catalog.deprecations()
+
     def list(self, prefix: str | None = None) -> list[Row]:
         """Every version, by name and newest first; those of one name or namespace if `prefix` is one."""
         if prefix is None:
@@ -168,6 +175,8 @@ class Registry:
             "name": row.name,
             "number": row.number,
             "tags": list(row.tags),
+            "protected": sorted(set(row.tags) & set(self.catalog.marks("protect", row.name))),
+            "deprecated": self._deprecated(row),
             "digest": row.digest,
             "size": made.size,
             "time": row.time,
@@ -183,7 +192,25 @@ class Registry:
         return manifest.parse(self.store.read_document(version.digest), str(version.ref))
 
     def _version(self, row: Row, tag: str | None = None) -> Version:
-        return Version(row.name, row.number, row.digest, row.size, row.tags, tag)
+        return Version(row.name, row.number, row.digest, row.size, row.tags, tag, self._deprecated(row))
+
+    def _deprecated(self, row: Row) -> str | None:
+        found = self.catalog.marks("deprecate", row.name)
+        return found.get(str(row.number), found.get("0"))
+
+    def log(self, ref: Ref) -> Iterator[Entry]:
+        """The log of a name, deleted or not, the newest entry first; of a tag or a version what is about it."""
+        if self._current(ref.name).seq == 0:
+            self._row(ref)  # says so
+        number = self._row(ref).number if ref.number or ref.digest or ref.range else 0
+        for entry in reversed(list(self.store.log(ref.name))):
+            if (
+                not (ref.tag or number)
+                or entry.op == "delete"
+                or (ref.tag and ref.tag in entry.tags)
+                or (number and number in (entry.number, *entry.numbers))
+            ):
+                yield entry
 
     def _row(self, ref: Ref) -> Row:
         state = self._current(ref.name)
@@ -266,18 +293,9 @@ class Registry:
             there = self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)
             new = not there
             if new:
-                number = state.number + 1
-                return Entry(
-                    ref.name,
-                    state.seq + 1,
-                    "push",
-                    _now(),
-                    made.digest,
-                    len(made.raw),
-                    number,
-                    latest_tags(ref.tag),
-                    state.head,
-                )
+                self._check_protected(ref.name, ref.tag)
+                number, tags = state.number + 1, latest_tags(ref.tag)
+                return Entry(ref.name, state.seq + 1, "push", _now(), made.digest, len(made.raw), number, tags, state.head)
             return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
 
         self._move(ref.name, decide)
@@ -287,41 +305,127 @@ class Registry:
     def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
         if state.deleted and not restore:
             raise ConflictError(str(ref), "this name was deleted, and deleted names are not reused", "Choose another name")
+        self._check_expect(ref.name, ref.tag, expect)
+
+    def _check_expect(self, name: str, tag: str | None, expect: Digest | None) -> None:
+        """ConflictError, which names the winner, unless a tag (None: `latest`) still points to what was expected."""
         if expect is None:
             return
-        number = self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
-        rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
+        ref = Ref(name, tag=tag)
+        wanted = expect if expect == ABSENT else parse_prefix(expect, f"{ref}: --expect")
+        number = self.catalog.tags(name).get(tag or LATEST, 0)
+        rows = self.catalog.rows("name = ? AND number = ?", name, number)
         found = rows[0].digest if rows else ABSENT
-        if found != expect:
+        if not found.startswith(wanted):
             raise ConflictError(
-                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then push again"
+                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then try again"
             )
 
-    def tag(self, ref: Ref, tag: str) -> Version:
-        """Point `tag` at the version that `ref` names, whatever it pointed at before."""
+    def _check_protected(self, name: str, tag: str | None) -> None:
+        if tag and tag in self.catalog.marks("protect", name):
+            raise RefusedError(f"{name}:{tag}", "is protected", f"Run `adapterhub tag {name}:{tag} --unprotect` first")
+
+    def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
+        """Point `tag` at the version that `ref` names, whatever it pointed at before; `expect` as in `push`."""
         parse_tag(tag, f"{ref.name}:{tag}")
-        if tag == LATEST:
-            raise RefusedError(f"{ref.name}:{tag}", "is always the newest push", "Choose another tag")
+        _check_not_latest(ref.name, tag)
         row = self._row(ref)
-        self._move(ref.name, lambda state: None if tag in self._row(row.ref).tags else self._tag_entry(state, row, tag))
+
+        def decide(state: Name) -> Entry | None:
+            self._check_expect(ref.name, tag, expect)
+            return None if tag in self._row(row.ref).tags else self._tag_entry(state, row, tag)
+
+        self._move(ref.name, decide)
         return self._version(self._row(row.ref), tag)
 
-    def rm(self, ref: Ref) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
+    def put_back(self, ref: Ref, seq: int | None = None) -> Version:
+        """Point the tag of `ref` where it pointed before it last moved or went, or after entry `seq` of the log."""
+        tag = _its_tag(ref)
+        _check_not_latest(ref.name, tag)
+        if self._current(ref.name).deleted or not self._current(ref.name).seq:
+            self._row(ref)  # says so
+
+        def decide(state: Name) -> Entry | None:
+            row = self._row(Ref(ref.name, number=self._stood(ref, tag, state.seq, seq)))
+            return None if tag in row.tags else self._tag_entry(state, row, tag)
+
+        self._move(ref.name, decide)
+        return self._version(self._exact(ref), tag)
+
+    def _stood(self, ref: Ref, tag: str, end: int, seq: int | None) -> int:
+        """The number that a tag had after entry `seq`, or before its last move."""
+        if seq is not None and not 1 <= seq <= end:
+            raise NotFoundError(
+                str(ref), f"there is no entry {seq}; the log has 1 to {end}", f"Run `adapterhub log {ref.name}`"
+            )
+        moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the number that the tag has from there on; 0 for none
+        for entry in self.store.log(ref.name):
+            if entry.op == "delete" or (entry.op in ("push", "tag", "untag") and tag in entry.tags):
+                moves.append((entry.seq, 0 if entry.op in ("delete", "untag") else entry.number))
+        if len(moves) == 1:
+            raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
+        before = moves[-1][0] - 1 if seq is None else seq
+        number = [number for at, number in moves if at <= before][-1]
+        if not number:
+            when = f"at entry {seq}" if seq is not None else f"before entry {before + 1}"
+            raise NotFoundError(str(ref), f"was not there {when}", f"`adapterhub log {ref}` says when it was")
+        return number
+
+    def protect(self, ref: Ref, *, on: bool = True) -> Version:
+        """Have the tag of `ref` neither move nor go until it is unprotected again (`on=False`)."""
+        tag = _its_tag(ref)
+        _check_not_latest(ref.name, tag)
+        self._exact(ref)
+
+        def decide(state: Name) -> Entry | None:
+            self._exact(ref)
+            if (tag in self.catalog.marks("protect", ref.name)) == on:
+                return None
+            op = "protect" if on else "unprotect"
+            return Entry(ref.name, state.seq + 1, op, _now(), tags=(tag,), previous=state.head)
+
+        self._move(ref.name, decide)
+        return self._version(self._exact(ref), tag)
+
+    def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
+        """Say that a version, or with a bare name all of them, should not be used any more; its number, 0 for all."""
+        row = self._row(ref)
+        number = row.number if ref != Ref(ref.name) else 0
+        message = message.encode(errors="replace").decode()
+        if len(message) > _MAX_MESSAGE:
+            raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Say it shorter, or link to it")
+
+        def decide(state: Name) -> Entry | None:
+            self._row(Ref(ref.name, number=row.number))
+            found = self.catalog.marks("deprecate", ref.name).get(str(number))
+            if found == (None if undo else message):
+                return None
+            op, said = ("undeprecate", "") if undo else ("deprecate", message)
+            return Entry(ref.name, state.seq + 1, op, _now(), number=number, previous=state.head, message=said)
+
+        self._move(ref.name, decide)
+        return number
+
+    def rm(self, ref: Ref, *, expect: Digest | None = None) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`."""
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
-        if ref.tag == LATEST:
-            raise RefusedError(str(ref), "is always the newest push", "Remove the name, or another tag")
+        if ref.tag:
+            _check_not_latest(ref.name, ref.tag)
         self._exact(ref)
 
         def decide(state: Name) -> Entry:
+            self._check_expect(ref.name, ref.tag, expect)
             self._exact(ref)
+            for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
+                self._check_protected(ref.name, tag)
             tags = (ref.tag,) if ref.tag else ()
             return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", _now(), tags=tags, previous=state.head)
 
         self._move(ref.name, decide)
 
     def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
+        self._check_protected(row.name, tag)
         return Entry(row.name, state.seq + 1, "tag", _now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
 
     def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
@@ -371,6 +475,17 @@ class Registry:
         version = self.resolve(ref)
         made = self._manifest(version)
         return fsck.verify(self.store, (made.config, *made.layers), str(version.ref))
+
+
+def _its_tag(ref: Ref) -> str:
+    if ref.tag is None:
+        raise RefError(str(ref), "names no tag", f"Write {ref.name}:TAG")
+    return ref.tag
+
+
+def _check_not_latest(name: str, tag: str) -> None:
+    if tag == LATEST:
+        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
 
 
 def _now() -> str:

@@ -33,8 +33,12 @@ from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_ENTRY_VERSION = 1
-_OPS = {"push", "tag", "untag", "delete"}
+# Operations by the version of the entry's format: an adapterhub that doesn't know one says so instead of passing it over.
+_OPS = {
+    1: {"push", "tag", "untag", "delete"},
+    2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
+}
+_SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
@@ -43,14 +47,19 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EA
 
 @dataclass(frozen=True)
 class Entry:
-    """One move of a name's refs.
+    """One move of a name's refs, or a word about them.
 
     Attributes:
-        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name.
+        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name; `protect` and `unprotect`
+            of `tags`; `deprecate` and `undeprecate` of version `number`, or of the name if that is 0; `keep` (the newest, and
+            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept.
         digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Bytes of the manifest.
         time: When, ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
+        message: Why a version is deprecated.
+        numbers: Versions that were dropped.
+        keep: How many of the newest versions are kept.
     """
 
     name: str
@@ -62,10 +71,14 @@ class Entry:
     number: int = 0
     tags: tuple[str, ...] = field(default_factory=tuple)
     previous: Digest = ""
+    message: str = ""
+    numbers: tuple[int, ...] = field(default_factory=tuple)
+    keep: int = 0
 
     def dump(self) -> bytes:
         """The bytes of the entry's file."""
-        document = {"version": _ENTRY_VERSION, **{key: getattr(self, key) for key in self.__dataclass_fields__}}
+        version = 2 if self.op in _OPS[2] else 1
+        document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -73,17 +86,27 @@ class Entry:
         """The entry in the bytes of a file."""
         document = parse_object(raw.decode("utf-8", "replace"), where)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > _ENTRY_VERSION:
-            what = f"entry version {version} is newer than the {_ENTRY_VERSION} known here"
+        if isinstance(version, int) and version > max(_OPS):
+            what = f"entry version {version} is newer than the {max(_OPS)} known here"
             raise RefusedError(where, what, "Upgrade adapterhub")
-        types = {key: {"seq": int, "size": int, "number": int, "tags": list}.get(key, str) for key in cls.__dataclass_fields__}
-        if version != _ENTRY_VERSION or {key: type(value) for key, value in document.items()} != types:
+        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
             raise FormatError(where, "not an entry of a ref's log")
-        if document["op"] not in _OPS or not all(0 <= document[key] < 2**53 for key in ("seq", "size", "number")):
+        counts = [
+            *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
+            *document.get("numbers", ()),
+        ]
+        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
             raise FormatError(where, "an operation or a number that makes no sense")
         if document["digest"]:
             parse_digest(document["digest"], where)
+        document["numbers"] = tuple(document.get("numbers", ()))
         return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
+
+
+def _fields(version: int) -> dict[str, type]:
+    """The fields of an entry's document in that version of the format."""
+    kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
 
 
 class Store:
@@ -207,6 +230,13 @@ class Store:
         if (entry.name, entry.seq) != (name, seq):
             raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
         return entry, sha256_bytes(raw)
+
+    def log(self, name: str) -> Iterator[Entry]:
+        """Every entry of a name's log, the first one first."""
+        seq = 1
+        while found := self.entry(name, seq):
+            yield found[0]
+            seq += 1
 
     def append(self, entry: Entry) -> bool:
         """Commit an entry, flushed; False when another writer had that number first."""

@@ -15,8 +15,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "convert": "convert", "merge": "merge",
-    "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
-    "verify": "registry", "fsck": "registry", "completion": "completion",
+    "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "refs", "rm": "refs",
+    "log": "refs", "deprecate": "refs", "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip
 
 

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import NotFoundError
+import click
+from click.shell_completion import CompletionItem
+
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 from .app import Settings
 
@@ -36,6 +39,17 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
         if make:
             return Registry.init(folder)
         raise
+
+
+def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The refs that begin as what was typed, for a shell."""
+    try:
+        with open_registry(context.find_object(Settings) or Settings()) as registry:
+            rows = registry.list()
+    except AdapterhubError:
+        return []
+    refs = {str(row.ref) for row in rows} | {row.name for row in rows}
+    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
 
 
 def data_folder() -> Path:

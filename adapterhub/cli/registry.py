@@ -1,4 +1,4 @@
-"""Commands on a registry: init, push, pull, list, show, tag, rm, verify, fsck."""
+"""Commands on a registry: init, push, pull, list, show, verify, fsck."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 
 from . import output, sources
 from .app import Settings, command
-from .locate import open_registry, registry_folder
+from .locate import complete_ref, open_registry, registry_folder
 from .output import Column
 
 if TYPE_CHECKING:
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
     from adapterhub.fsck import Finding
     from adapterhub.registry import Version
     from adapterhub_converters.base import BaseSpec
-
-
-def _complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    try:
-        with open_registry(context.find_object(Settings) or Settings()) as registry:
-            refs = {str(row.ref) for row in registry.list()} | {row.name for row in registry.list()}
-    except AdapterhubError:
-        return []
-    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
 
 
 @command(
@@ -69,7 +59,7 @@ def init(settings: Settings, folder: str | None) -> None:
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…""",
 )
 @click.argument("source", metavar="SRC")
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--base", metavar="BASE", help="Pin the model it was trained on; refused when it does not fit.")
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
@@ -94,7 +84,7 @@ def push(settings: Settings, *, source: str, ref: str, base: str | None, expect:
             version = registry.push(ready, target, expect=expect)
     for name in version.skipped:
         output.say(output.one_line(f"left out: {name}"))
-    output.emit(_version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
+    output.emit(version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
 
 
 def _checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> None:
@@ -145,12 +135,14 @@ def _pushed(version: Version) -> str:
     return f"{kind}{version.ref}{tags}  {output.size(version.size or 0)}  {output.digest(version.digest)}"
 
 
-def _version_document(version: Version) -> dict[str, Any]:
+def version_document(version: Version) -> dict[str, Any]:
+    """A version as a push gives it; others leave out what only a push can say."""
     return {
         "ref": str(version.ref),
         "name": version.name,
         "number": version.number,
         "tags": list(version.tags),
+        "deprecated": version.deprecated,
         "digest": version.digest,
         "size": version.size,
         "new": version.new,
@@ -165,7 +157,7 @@ def _version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod""",
 )
-@click.argument("ref", shell_complete=_complete_ref)
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="DIR", help="Where to write it. [default: ./NAME]")
 @click.pass_obj
 def pull(settings: Settings, ref: str, out: str | None) -> None:
@@ -178,8 +170,9 @@ def pull(settings: Settings, ref: str, out: str | None) -> None:
     with open_registry(settings) as registry:
         version = transfer.pull(registry, wanted, target)
         files = [layer.path for layer in registry.files(version)]
-    document = {**_version_document(version), "output": str(target), "files": files}
+    document = {**version_document(version), "output": str(target), "files": files}
     del document["new"], document["skipped"]
+    output.deprecated(str(version.ref), version.deprecated)
     size = output.size(version.size or 0)
     text = f"{target}: {version.ref}, {output.plural(len(files), 'file')}, {size}, verified"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
@@ -203,7 +196,7 @@ _LIST = (
     adapterhub list
     adapterhub list team/sql --json""",
 )
-@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=_complete_ref)
+@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
 @click.pass_obj
 def list_(settings: Settings, prefix: str | None) -> None:
     """List versions, the newest of each name first.
@@ -214,7 +207,11 @@ def list_(settings: Settings, prefix: str | None) -> None:
         rows = registry.list(prefix)
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-    document = {"adapters": [_row_document(row) for row in rows]}
+        found = registry.deprecations()
+    document = {"adapters": [_row_document(row, found) for row in rows]}
+    for (name, number), message in sorted(found.items()) if rows else ():
+        if any(row.name == name and number in (0, row.number) for row in rows):
+            output.deprecated(f"{name}:v{number}" if number else name, message)
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows))
 
 
@@ -238,12 +235,13 @@ def _list_text(rows: Sequence[Row]) -> None:
         output.write(line)
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def _row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
     return {
         "ref": str(row.ref),
         "name": row.name,
         "number": row.number,
         "tags": list(row.tags),
+        "deprecated": deprecated.get((row.name, row.number), deprecated.get((row.name, 0))),
         "digest": row.digest,
         "size": row.size,
         "time": row.time,
@@ -267,7 +265,7 @@ def _row_document(row: Row) -> dict[str, Any]:
     adapterhub show team/sql:v2
     adapterhub show ./sql --json""",
 )
-@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.pass_obj
 def show(settings: Settings, source: str) -> None:
     """Say what an adapter is: its base, size and shape, how it was made, its files and their digests.
@@ -278,6 +276,7 @@ def show(settings: Settings, source: str) -> None:
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
+        output.deprecated(document["ref"], document["deprecated"])
     else:
         with sources.opened(source, settings) as found, sources.as_folder(found) as folder:
             document = _show_path(str(path), folder)
@@ -296,6 +295,8 @@ def _show_path(where: str, folder: Path) -> dict[str, Any]:
         "name": None,
         "number": None,
         "tags": [],
+        "protected": [],
+        "deprecated": None,
         "digest": made.digest,
         "size": made.size,
         "time": None,
@@ -323,7 +324,7 @@ def _show_pairs(document: Mapping[str, Any]) -> dict[str, str]:
     training = facts.get("training") or {}
     lines = {
         "adapter": document["ref"] or document.get("path"),
-        "tags": ", ".join(document["tags"]),
+        "tags": ", ".join(f"{tag} (protected)" if tag in document["protected"] else tag for tag in document["tags"]),
         "digest": output.digest(document["digest"]),
         "size": output.size(document["size"]),
         "pushed": document["time"],
@@ -360,60 +361,13 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
 
 
 @command(
-    "tag",
-    short="Point a tag at a version.",
-    example="""
-    adapterhub tag team/sql:v2 prod
-    adapterhub tag team/sql@sha256:5f2c1a blessed""",
-)
-@click.argument("ref", shell_complete=_complete_ref)
-@click.argument("tag_name", metavar="TAG")
-@click.pass_obj
-def tag(settings: Settings, ref: str, tag_name: str) -> None:
-    """Point a tag at a version, whatever it pointed at before. `latest` and v1, v2 … are set by pushes alone."""
-    from adapterhub.ref import Ref
-
-    with open_registry(settings) as registry:
-        version = registry.tag(Ref.parse(ref), tag_name)
-    document = _version_document(version)
-    del document["new"], document["skipped"]
-    text = f"{version.name}:{tag_name} is {version.ref}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-@command(
-    "rm",
-    short="Remove a tag or a name.",
-    example="""
-    adapterhub rm team/sql:prod
-    adapterhub rm team/sql""",
-)
-@click.argument("ref", shell_complete=_complete_ref)
-@click.pass_obj
-def rm(settings: Settings, ref: str) -> None:
-    """Remove a tag, or a whole name with all its versions.
-
-    A single version is never removed: versions are immutable. A removed name is not given to another adapter.
-    """
-    from adapterhub.ref import Ref
-
-    target = Ref.parse(ref)
-    with open_registry(settings) as registry:
-        registry.rm(target)
-    kind = "tag" if target.tag else "name"
-    output.emit(
-        {"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {target}")
-    )
-
-
-@command(
     "verify",
     short="Compare bytes with their digests.",
     example="""
     adapterhub verify team/sql:v2
     adapterhub verify ./sql""",
 )
-@click.argument("source", metavar="SRC", shell_complete=_complete_ref)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.pass_obj
 def verify(settings: Settings, source: str) -> int:
     """Compare bytes with their digests: a folder with its adapter.json, a version with its manifest.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
+from . import output
 from .app import Settings
 from .locate import open_registry
 
@@ -49,6 +50,7 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         version = transfer.pull(registry, ref, folder)
+        output.deprecated(str(version.ref), version.deprecated)
         try:
             yield Source(adapter_path(folder), folder, str(version.ref), str(version.ref), version.digest)
         except AdapterhubError as error:

@@ -330,7 +330,7 @@ def test_a_newer_database_is_named(registry: Registry) -> None:
     with sqlite3.connect(registry.root / "registry.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows 1\). Upgrade adapterhub"):
+    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows 2\). Upgrade adapterhub"):
         Registry.open(registry.root)
 
 
