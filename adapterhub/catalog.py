@@ -118,6 +118,7 @@ class Catalog:
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self.path = path
         self._db = db
+        self._file: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, path: Path, store: Store) -> None:
@@ -146,8 +147,10 @@ class Catalog:
             raise IntegrityError(str(path), "not an adapterhub registry", _WAY_OUT)
         with _errors(path):
             uri = f"{path.absolute().as_uri()}?mode=rw"
+            identity = _identity(path)
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
             catalog = cls(path, db)
+            catalog._file = identity  # replaced in between: then the wrong one, and it is opened again
             try:
                 catalog.migrate(store)
                 db.execute("PRAGMA foreign_keys = ON")
@@ -185,6 +188,11 @@ class Catalog:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the write lock is held."""
+        return self._db.in_transaction
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -240,6 +248,23 @@ class Catalog:
         """Why versions, and with the number 0 whole names, should not be used any more."""
         found = self._all("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
         return {(name, int(key)): value for name, key, value in found}
+
+    def stamp(self) -> str:
+        """What `index_stamp` of the store was when the logs were last replayed."""
+        return self.marks("stamp", "").get("", "")
+
+    def set_stamp(self, stamp: str) -> None:
+        """Remember that the logs are replayed up to there; in a transaction."""
+        self._db.execute("INSERT OR REPLACE INTO marks VALUES ('', 'stamp', '', ?)", (stamp,))
+
+    def is_replaced(self) -> bool:
+        """Whether the file was deleted or replaced since it was opened, so that its lock keeps nobody out."""
+        if self._file is None:
+            return False
+        try:
+            return _identity(self.path) != self._file
+        except FileNotFoundError:
+            return True
 
     def index(self) -> list[tuple[str, Digest, int]]:
         """What index.json says: every version by number, then every tag."""
@@ -361,6 +386,11 @@ def _name(row: tuple[Any, ...]) -> Name:
 def latest_tags(tag: str | None) -> tuple[str, ...]:
     """The tags that a push moves."""
     return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -6,7 +6,6 @@ means leftovers that harm nothing, as a killed push leaves them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Literal
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
-from . import manifest
+from . import leases, manifest
 from .catalog import Catalog
-from .digest import Digest, sha256_file
+from .digest import Digest, is_hex, sha256_file
 from .manifest import Descriptor
 from .store import Store
 
+_GC = "`adapterhub gc` removes what is old enough"
 _AGAIN = "Delete that file, then push or pull the same files again"
 
 
@@ -64,7 +64,7 @@ _REBUILD = "Run `adapterhub fsck --rebuild`"
 
 def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
-        if not re.fullmatch(r"[0-9a-f]{64}", path.name) or path.is_symlink() or not path.is_file():
+        if not is_hex(path.name) or path.is_symlink() or not path.is_file():
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
@@ -140,14 +140,16 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     if unused:
         size = sum(path.stat().st_size for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version: deleted ones, or of a push that did not end"
-        yield Finding("orphans", "note", str(store.root / "blobs"), what)
+        yield Finding("orphans", "note", str(store.root / "blobs"), what, _GC)
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of a command that did not end"), ("pending", "moves not finished yet")):
         count = sum(1 for _ in (store.root / folder).iterdir())
         if count:
-            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}")
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", _GC)
+    if count := len(leases.dead(store.root / "leases")):
+        yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of commands that did not end", _GC)
 
 
 def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding]:

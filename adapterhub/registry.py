@@ -9,11 +9,13 @@ complete manifests. Every method that takes a ref may raise RefError, NotFoundEr
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import datetime
 import difflib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, intake, manifest, semver
+from . import fsck, gc, intake, manifest, semver
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
@@ -38,6 +40,9 @@ from .store import FOLDER, Entry, Store
 ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
 _MAX_MESSAGE = 1000
+_TRIES = 5
+GRACE = 24.0
+"""Hours that what no version needs any more stays."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class Registry:
         store = Store.create(root / FOLDER)
         if not (root / FILE).exists():
             Catalog.create(root / FILE, store)
-            with cls.open(root) as made, made.catalog.transaction():
-                made.store.write_index(made.catalog.index())
+            with cls.open(root) as made, made._locked():
+                made._write_index()
         return cls.open(root)
 
     @classmethod
@@ -136,7 +141,45 @@ class Registry:
             return cls(root, store, Catalog.in_memory(root / FILE, store))
         registry = cls(root, store, Catalog.open(root / FILE, store))
         registry._finish_moves()
+        registry._replay()
         return registry
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The write lock, on the database that is there now: one deleted meanwhile is made and opened anew."""
+        if self.catalog.in_transaction:
+            yield
+            return
+        while True:
+            with self.catalog.transaction():
+                if not self.catalog.is_replaced():
+                    yield
+                    return
+            self.catalog.close()
+            if not (self.root / FILE).exists():
+                Catalog.create(self.root / FILE, self.store)
+            self.catalog = Catalog.open(self.root / FILE, self.store)
+
+    def _write_index(self) -> None:
+        """index.json as the catalog is; in a transaction."""
+        self.store.write_index(self.catalog.index())
+        self.catalog.set_stamp(self.store.index_stamp())
+
+    def _replay(self) -> None:
+        """Bring a catalog that is behind its logs, as one from a backup, up to them; a log that cannot be read stays behind."""
+        if self.catalog.stamp() == self.store.index_stamp():
+            return
+        with self._locked():
+            if self.catalog.stamp() == self.store.index_stamp():
+                return
+            before = self.catalog.names()
+            for name in self.store.names():
+                with contextlib.suppress(AdapterhubError):
+                    self.catalog.catch_up(self.store, name)
+            if self.catalog.names() != before:
+                self._write_index()
+            else:
+                self.catalog.set_stamp(self.store.index_stamp())
 
     def close(self) -> None:
         """Close the catalog."""
@@ -187,6 +230,15 @@ class Registry:
     def files(self, version: Version) -> tuple[Descriptor, ...]:
         """The files of a version, sorted by path; the bytes of each are the blob of its digest."""
         return self._manifest(version).layers
+
+    @contextmanager
+    def reading(self, ref: Ref) -> Iterator[Version]:
+        """The version that `ref` names; no gc removes a blob of it until the context ends, whatever becomes of its name."""
+        with self.store.lease("read", required=False) as lease:
+            found = self.resolve(ref)
+            lease.note(found.digest)
+            # Looked at again: had it gone before it was noted, this says so; if it goes now, a gc finds it noted.
+            yield replace(self.resolve(Ref(found.name, digest=found.digest)), tag=found.tag)
 
     def _manifest(self, version: Version) -> Manifest:
         return manifest.parse(self.store.read_document(version.digest), str(version.ref))
@@ -264,7 +316,7 @@ class Registry:
         """Where a name stands, the catalog brought up to its log if that has gone on without it."""
         state = self.catalog.name(name)
         if self.store.entry_path(name, state.seq + 1).exists():
-            with self.catalog.transaction():
+            with self._locked():
                 state = self.catalog.catch_up(self.store, name)
         return state
 
@@ -284,14 +336,27 @@ class Registry:
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
-        made, skipped = intake.take_in(self.store, folder)
-        new = False
+        for _ in range(_TRIES):
+            with self.store.lease("push"):
+                made, skipped = intake.take_in(self.store, folder)
+                version = self._name(ref, made, expect, restore=restore)
+            if version is not None:
+                return replace(version, skipped=skipped)
+        raise IntegrityError(str(ref), "its blobs went while it was pushed", "Try again when `adapterhub gc` has ended")
+
+    def _name(self, ref: Ref, made: Manifest, expect: Digest | None, *, restore: bool) -> Version | None:
+        """Move `ref` to a version whose blobs were put; None if any went since, as a gc may have it until there is a name."""
+        new = there_is_all = False
 
         def decide(state: Name) -> Entry | None:
-            nonlocal new
+            nonlocal new, there_is_all
             self._check_push(ref, state, expect, restore=restore)
             there = self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)
             new = not there
+            blobs = (Descriptor(manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
+            there_is_all = all(self.store.has(blob.digest, blob.size) for blob in blobs)
+            if not there_is_all:
+                return None
             if new:
                 self._check_protected(ref.name, ref.tag)
                 number, tags = state.number + 1, latest_tags(ref.tag)
@@ -299,8 +364,9 @@ class Registry:
             return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
 
         self._move(ref.name, decide)
-        version = self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag)
-        return replace(version, new=new, skipped=skipped)
+        if not there_is_all:
+            return None
+        return replace(self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag), new=new)
 
     def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
         if state.deleted and not restore:
@@ -431,17 +497,93 @@ class Registry:
     def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
         """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
         while True:
-            with self.catalog.transaction():
+            with self._locked():
                 entry = decide(self.catalog.catch_up(self.store, name))
                 if entry is None:
                     return
                 intent = self.store.begin(name)
                 committed = self.store.append(entry)
                 self.catalog.catch_up(self.store, name)
-                self.store.write_index(self.catalog.index())
+                self._write_index()
             intent.unlink(missing_ok=True)
             if committed:
                 return
+
+    # ---- what may go
+
+    def keep(self, ref: Ref, last: int | None) -> None:
+        """Have `gc` drop the versions of a name but the `last` newest and those with a tag; None: none."""
+        if ref != Ref(ref.name):
+            raise RefError(str(ref), "what is kept is said of a whole name", f"Write {ref.name}")
+        self._row(ref)
+
+        def decide(state: Name) -> Entry | None:
+            self._row(ref)
+            if self.catalog.marks("keep", ref.name).get("") == (None if last is None else str(last)):
+                return None
+            op, number = ("keep-all", 0) if last is None else ("keep", last)
+            return Entry(ref.name, state.seq + 1, op, _now(), previous=state.head, keep=number)
+
+        self._move(ref.name, decide)
+
+    def kept(self, ref: Ref) -> int | None:
+        """What was last said with `keep`."""
+        said = self.catalog.marks("keep", self._row(ref).name).get("")
+        return int(said) if said is not None else None
+
+    def gc(
+        self, *, grace: float = GRACE, last: int | None = None, dry_run: bool = False, progress: gc.Progress | None = None
+    ) -> gc.Swept:
+        """Drop versions that are not to be kept; remove what no version, push or read needs, and what killed processes left.
+
+        Args:
+            grace: Hours that a blob stays after it was put or let go.
+            last: For names of which nothing was said with `keep`: how many of the newest versions are kept beside the tagged.
+            dry_run: Change nothing.
+            progress: Is told blobs done and blobs in all.
+        """
+        swept = gc.Swept(dry_run)
+        unkept = {name.name: self._drop(name.name, last, dry_run=dry_run) for name in self.catalog.names() if not name.deleted}
+        swept.dropped = [Ref(name, number=number) for name, numbers in unkept.items() for number in numbers]
+        needs = gc.Needs(
+            self.store,
+            lambda: {name.name: name.seq for name in self.catalog.names()},
+            grace * 3600,
+            unkept if dry_run else {},
+        )
+
+        @contextmanager
+        def locked() -> Iterator[None]:
+            with self._locked():
+                for name in self.store.names():
+                    self.catalog.catch_up(self.store, name)
+                if self.store.pending():  # whoever was killed there may not have come to it
+                    self._write_index()
+                yield
+
+        gc.collect(self.store, needs, locked, swept, grace=grace * 3600, progress=progress)
+        return swept
+
+    def _drop(self, name: str, last: int | None, *, dry_run: bool) -> builtins.list[int]:
+        """Drop what isn't kept of a name; the numbers."""
+        numbers: builtins.list[int] = []
+
+        def unkept() -> builtins.list[int]:
+            said = self.catalog.marks("keep", name).get("")
+            kept = last if said is None else int(said)
+            return [] if kept is None else gc.unkept(self.catalog.rows("name = ?", name), kept)
+
+        def decide(state: Name) -> Entry | None:
+            numbers[:] = [] if state.deleted else unkept()
+            if not numbers:
+                return None
+            return Entry(name, state.seq + 1, "drop", _now(), previous=state.head, numbers=tuple(numbers))
+
+        if dry_run:
+            return unkept()
+        if unkept():
+            self._move(name, decide)
+        return numbers
 
     # ---- repair and checks
 
@@ -452,18 +594,18 @@ class Registry:
             return
         done = []
         for intent, name in pending:
-            with contextlib.suppress(AdapterhubError), self.catalog.transaction():
+            with contextlib.suppress(AdapterhubError), self._locked():
                 self.catalog.catch_up(self.store, name)
-                self.store.write_index(self.catalog.index())
+                self._write_index()
                 done.append(intent)
         for intent in done:
             intent.unlink(missing_ok=True)
 
     def rebuild_index(self) -> Findings:
         """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
-        with self.catalog.transaction():
+        with self._locked():
             errors = self.catalog.rebuild(self.store)
-            self.store.write_index(self.catalog.index())
+            self._write_index()
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
 
     def fsck(self, *, quick: bool = False) -> Findings:

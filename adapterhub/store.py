@@ -6,6 +6,7 @@
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
+    leases/<id>.lease       a process at work, and the blobs it needs (`leases.py`)
 
 Nothing is ever written under its final name: a killed writer leaves a temporary file, never half a blob or entry.
 """
@@ -29,6 +30,7 @@ from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from .leases import ABANDONED, Lease, dead, hold, noted
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
@@ -40,7 +42,6 @@ _OPS = {
 }
 _SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
-_ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -115,6 +116,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
+        self._lease: Lease | None = None
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -152,18 +154,29 @@ class Store:
         """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
         with self._temporary() as (path, file):
             digest, size = copy_hashing(source, file)
-            if not self.has(digest, size):
+            if not self._found(digest, size):
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
         """Store bytes in memory."""
         digest = sha256_bytes(data)
-        if not self.has(digest, len(data)):
+        if not self._found(digest, len(data)):
             with self._temporary() as (path, file):
                 _write_all(file, data)
                 self._settle(path, file, self.blob_path(digest))
         return digest, len(data)
+
+    def _found(self, digest: Digest, size: int) -> bool:
+        """`has`, for who needs the blob to stay."""
+        if self._lease:
+            with local_errors(self.root / "leases"):
+                self._lease.note(digest)
+        if not self.has(digest, size):
+            return False
+        with contextlib.suppress(OSError):  # another user's, perhaps
+            os.utime(self.blob_path(digest))  # as young as one just written, where leases say nothing
+        return True
 
     def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
         if hasattr(os, "fchmod"):
@@ -203,6 +216,33 @@ class Store:
         with local_errors(self._blobs):
             yield from sorted(self._blobs.iterdir())
 
+    # ---- what is needed and what is not
+
+    @contextmanager
+    def lease(self, kind: str, *, required: bool = True) -> Iterator[Lease]:
+        """Hold a lease; blobs that are put meanwhile are noted in it. `required`: not having one is an error."""
+        with hold(self.root / "leases", kind, required=required) as lease:
+            outer, self._lease = self._lease, lease
+            try:
+                yield lease
+            finally:
+                self._lease = outer
+
+    def leased(self) -> set[Digest]:
+        """The blobs that processes at work have said they need."""
+        return noted(self.root / "leases")[0]
+
+    def leftovers(self, age: float) -> list[Path]:
+        """What killed processes left: their leases and temporary files; those of no known lease after `age` seconds."""
+        found, at_work = dead(self.root / "leases"), noted(self.root / "leases")[1]
+        gone = {path.stem for path in found}
+        for path in sorted((self.root / "tmp").iterdir()):
+            owner = path.name.partition("-")[0]
+            with contextlib.suppress(FileNotFoundError):
+                if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
+                    found.append(path)
+        return found
+
     # ---- the log of a name's refs
 
     def names(self) -> list[str]:
@@ -230,6 +270,11 @@ class Store:
         if (entry.name, entry.seq) != (name, seq):
             raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
         return entry, sha256_bytes(raw)
+
+    def has_entry_after(self, name: str, seq: int) -> bool:
+        """Whether there is an entry of a number beyond `seq`: where the log ends before it, one in between was lost."""
+        files = (path.stem for path in (self.root / "refs" / name).glob("*.json"))
+        return any(stem.isdecimal() and int(stem) > seq for stem in files)
 
     def log(self, name: str) -> Iterator[Entry]:
         """Every entry of a name's log, the first one first."""
@@ -282,6 +327,14 @@ class Store:
         with local_errors(self.root / "index.json"):
             self._replace(self.root / "index.json", _index(manifests))
 
+    def index_stamp(self) -> str:
+        """What changes whenever index.json is written: with every move of a ref."""
+        try:
+            status = (self.root / "index.json").stat()
+        except OSError:
+            return ""
+        return f"{status.st_mtime_ns}-{status.st_size}"
+
     def index_is(self, manifests: list[tuple[str, Digest, int]]) -> bool:
         """Whether index.json says just this."""
         try:
@@ -294,7 +347,7 @@ class Store:
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
         """A new file in tmp/, gone afterwards unless it was renamed."""
-        path = self.root / "tmp" / _random()
+        path = self.root / "tmp" / (f"{self._lease.id}-{_random()}" if self._lease else _random())
         with local_errors(path):
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
             file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
@@ -308,7 +361,7 @@ class Store:
         """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
             for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < time.time() - _ABANDONED:
+                if path.stat().st_mtime < time.time() - ABANDONED:
                     path.unlink()
 
     def _replace(self, final: Path, data: bytes) -> None:

@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "convert": "convert", "merge": "merge",
     "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "refs", "rm": "refs",
-    "log": "refs", "deprecate": "refs", "verify": "registry", "fsck": "registry", "completion": "completion",
+    "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
+    "verify": "registry", "fsck": "registry", "completion": "completion",
 }  # fmt: skip
 
 

@@ -165,7 +165,9 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
 
 def _entry_cells(entry: Entry) -> list[str]:
     numbers = entry.numbers or ((entry.number,) if entry.number else ())
-    why = f"the newest {entry.keep} and what has a tag" if entry.op == "keep" else entry.message
+    why = entry.message
+    if entry.op == "keep":
+        why = f"the {entry.keep} newest and what has a tag" if entry.keep else "what has a tag"
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),

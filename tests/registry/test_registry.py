@@ -344,7 +344,8 @@ def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, m
         path.unlink()
     shutil.copy(tmp_path / "backup", registry.root / "registry.db")
     with Registry.open(registry.root) as again:
-        assert {finding.code for finding in again.fsck()} >= {"catalog-behind"}
+        assert [row.number for row in again.list()] == [2, 1]
+        assert again.fsck() == []
         assert again.resolve(SQL).number == 2
         assert again.push(make("c", 2), SQL).number == 3
 
