@@ -24,8 +24,9 @@ from .store import Entry, Store
 
 FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
-_WAY_OUT = "Delete it; the next command rebuilds it from .adapterhub beside it"
+_WAY_OUT = "`adapterhub fsck --rebuild-index` makes it anew from .adapterhub beside it, and keeps this one as registry.db.old"
 _LOCK_SECONDS = 30
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +122,26 @@ class Catalog:
         self._file: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, path: Path, store: Store) -> None:
-        """Make the catalog of a store; it gets its name when it is complete. One made meanwhile is left as it is."""
+    def create(cls, path: Path, store: Store, *, instead: bool = False) -> None:
+        """Make the catalog of a store; it gets its name when it is complete. One made meanwhile is left as it is.
+
+        `instead`: It takes the place of one whose write-ahead log this file system cannot hold, and has none itself.
+        """
         temporary = store.root / "tmp" / f"{os.urandom(6).hex()}.db"
         try:
-            with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
+            with _errors(path), contextlib.closing(_connect(temporary, "rwc")) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 cls(temporary, db).migrate(store)
-                db.execute("PRAGMA journal_mode = WAL")
+                if not instead:
+                    with contextlib.suppress(sqlite3.OperationalError):  # then it stays with a rollback journal
+                        db.execute("PRAGMA journal_mode = WAL")
             with _errors(path):
-                _take_name(temporary, path)
+                if instead:
+                    os.replace(temporary, path)
+                else:
+                    _take_name(temporary, path)
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in _SUFFIXES:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
 
     @classmethod
@@ -145,10 +154,19 @@ class Catalog:
             raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
         if not is_ours(path):
             raise IntegrityError(str(path), "not an adapterhub registry", _WAY_OUT)
+        try:
+            return cls._open(path, store)
+        except LocalIOError as error:
+            if not _lacks_wal(path, error.__cause__):
+                raise
+        cls.create(path, store, instead=True)
+        return cls._open(path, store)
+
+    @classmethod
+    def _open(cls, path: Path, store: Store) -> Catalog:
         with _errors(path):
-            uri = f"{path.absolute().as_uri()}?mode=rw"
             identity = _identity(path)
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+            db = _connect(path, "rw")
             catalog = cls(path, db)
             catalog._file = identity  # replaced in between: then the wrong one, and it is opened again
             try:
@@ -161,10 +179,36 @@ class Catalog:
 
     @classmethod
     def in_memory(cls, path: Path, store: Store) -> Catalog:
-        """A catalog for who may not write `path`, made from the logs: SQLite cannot read a WAL database it may not write."""
+        """A catalog for who may not write `path`: a copy of it or, where that may not be whole, made from the logs.
+
+        SQLite cannot read a WAL database that it may not write, unless nobody else writes it (`immutable`): so nobody may have
+        it open for writing, before and after it is copied.
+        """
         catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
+        before = _at_rest(path)
+        if before and is_ours(path):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "ro&immutable=1")) as db:
+                if db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),):
+                    db.backup(catalog._db)
+        if catalog._all("SELECT 1 FROM sqlite_master") and (before != _at_rest(path) or not catalog._is_whole()):
+            catalog.close()
+            catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
         catalog.migrate(store)
         return catalog
+
+    def _is_whole(self) -> bool:
+        try:
+            return bool(self._db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+        except sqlite3.DatabaseError:
+            return False
+
+    @staticmethod
+    def set_aside(path: Path) -> None:
+        """Give a database that cannot be used another name, so that one is made from the logs."""
+        with _errors(path):
+            for suffix in _SUFFIXES:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{path}{suffix}", f"{path}.old{suffix}")
 
     def migrate(self, store: Store) -> None:
         """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
@@ -181,7 +225,7 @@ class Catalog:
             raise RefusedError(
                 str(self.path),
                 f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
-                f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
+                f"Upgrade adapterhub. Or: {_WAY_OUT}",
             )
         return MIGRATIONS[version:]
 
@@ -386,6 +430,30 @@ def _name(row: tuple[Any, ...]) -> Name:
 def latest_tags(tag: str | None) -> tuple[str, ...]:
     """The tags that a push moves."""
     return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+
+
+def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
+    """Whether an error means that the file system cannot share the memory that a write-ahead log needs, as over a network."""
+    name = getattr(cause, "sqlite_errorname", "")
+    with open(path, "rb") as file:
+        is_wal = file.read(20)[18:] == b"\2\2"  # sqlite.org/fileformat.html, "file format version numbers"
+    return is_wal and (name in ("SQLITE_CANTOPEN", "SQLITE_PROTOCOL") or name.startswith("SQLITE_IOERR_SHM"))
+
+
+def _at_rest(path: Path) -> tuple[int, ...] | None:
+    """What tells one state of the file from another; None while somebody has it open for writing, or it isn't there."""
+    try:
+        if any(os.stat(f"{path}{suffix}").st_size for suffix in ("-wal", "-journal") if os.path.exists(f"{path}{suffix}")):
+            return None
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from .manifest import Descriptor
 from .store import Store
 
 _GC = "`adapterhub gc` removes what is old enough"
-_AGAIN = "Delete that file, then push or pull the same files again"
+_REPAIR = "`adapterhub fsck --repair --from` another registry or the adapter's folder"
+_AGAIN = f"{_REPAIR}, or delete that file and push the same files again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     return findings
 
 
-_REBUILD = "Run `adapterhub fsck --rebuild`"
+_REBUILD = "Run `adapterhub fsck --rebuild-index`"
 
 
 def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
@@ -126,7 +127,9 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     what = blob.path or ("its manifest" if blob.media_type == manifest.MANIFEST_TYPE else "its config")
     path = store.blob_path(blob.digest)
     if not path.exists():
-        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is missing", "Push or pull the same files again")
+        return Finding(
+            "missing", "error", ref, f"{what}: blob {blob.digest} is missing", f"{_REPAIR}, or push the same files again"
+        )
     size = path.stat().st_size
     if size != blob.size and blob.digest not in bad:
         return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", _AGAIN)

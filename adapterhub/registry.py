@@ -29,7 +29,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, gc, intake, manifest, semver
+from . import fsck, gc, intake, manifest, repair, semver
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
@@ -135,14 +135,38 @@ class Registry:
                     str(store.root), f"the store is missing, {FILE} alone holds nothing", "Restore it from a backup"
                 )
             raise NotFoundError(str(root), "no registry there", "Run `adapterhub init`")
-        if not (root / FILE).exists():
+        there = (root / FILE).exists()
+        if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
+            return cls._open_read_only(root, store)
+        if not there:
             return cls.init(root)
-        if not (os.access(root, os.W_OK) and os.access(root / FILE, os.W_OK)):
-            return cls(root, store, Catalog.in_memory(root / FILE, store))
         registry = cls(root, store, Catalog.open(root / FILE, store))
         registry._finish_moves()
         registry._replay()
         return registry
+
+    @classmethod
+    def _open_read_only(cls, root: Path, store: Store) -> Registry:
+        """For who may not write: a copy of the catalog in memory, brought up to the logs there."""
+        registry = cls(root, store, Catalog.in_memory(root / FILE, store))
+        if store.pending() or registry.catalog.stamp() != store.index_stamp():
+            with registry.catalog.transaction():
+                registry._catch_up_all()
+        return registry
+
+    @classmethod
+    def rebuilt(cls, path: Path) -> tuple[Registry, Findings]:
+        """The registry, its database made anew from the logs; what could not be replayed. One that is broken is set aside."""
+        root = path.parent if path.name == FILE else path
+        for last in (False, True):
+            try:
+                registry = cls.open(root)
+                return registry, registry.rebuild_index()
+            except (IntegrityError, RefusedError) as error:
+                if last or error.where != str(root / FILE):
+                    raise
+                Catalog.set_aside(root / FILE)
+        raise AssertionError
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -172,14 +196,15 @@ class Registry:
         with self._locked():
             if self.catalog.stamp() == self.store.index_stamp():
                 return
-            before = self.catalog.names()
-            for name in self.store.names():
-                with contextlib.suppress(AdapterhubError):
-                    self.catalog.catch_up(self.store, name)
-            if self.catalog.names() != before:
-                self._write_index()
-            else:
-                self.catalog.set_stamp(self.store.index_stamp())
+            self._catch_up_all()
+            if not self.store.index_is(self.catalog.index()):
+                self.store.write_index(self.catalog.index())
+            self.catalog.set_stamp(self.store.index_stamp())
+
+    def _catch_up_all(self) -> None:
+        for name in self.store.names():
+            with contextlib.suppress(AdapterhubError):
+                self.catalog.catch_up(self.store, name)
 
     def close(self) -> None:
         """Close the catalog."""
@@ -607,6 +632,15 @@ class Registry:
             errors = self.catalog.rebuild(self.store)
             self._write_index()
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
+
+    def repair(self, path: Path) -> builtins.list[Digest]:
+        """Put back blobs that are missing or damaged from a registry, an OCI layout or a folder; the digests of these."""
+        rows = self.catalog.rows()
+        versions = [Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
+        healed = repair.heal(self.store, versions, repair.source(path))
+        if healed:
+            self.rebuild_index()  # what lists show of a version comes from its blobs
+        return healed
 
     def fsck(self, *, quick: bool = False) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""

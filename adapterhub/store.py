@@ -158,6 +158,14 @@ class Store:
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
 
+    def put_back(self, source: Any, digest: Digest, size: int) -> bool:
+        """Store what an unbuffered file holds in place of a blob that is missing or wrong, if these are the right bytes."""
+        with self._temporary() as (path, file):
+            right = copy_hashing(source, file, limit=size) == (digest, size)
+            if right:
+                self._settle(path, file, self.blob_path(digest))
+        return right
+
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
         """Store bytes in memory."""
         digest = sha256_bytes(data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 
 from . import output, sources
 from .app import Settings, command
@@ -393,21 +393,36 @@ def verify(settings: Settings, source: str) -> int:
     short="Check a whole registry.",
     example="""
     adapterhub fsck
-    adapterhub fsck --rebuild-index --registry ~/adapters""",
+    adapterhub fsck --rebuild-index --registry ~/adapters
+    adapterhub fsck --repair --from /backup/adapters""",
 )
-@click.option("--rebuild-index", "--rebuild", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
+@click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
+@click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
+@click.option(
+    "--from", "source", metavar="PATH", help="Where --repair looks: another registry, an OCI layout, an adapter's folder."
+)
 @click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
 @click.pass_obj
-def fsck(settings: Settings, *, rebuild: bool, quick: bool) -> int:
+def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None, quick: bool) -> int:
     """Check a whole registry: every blob against its name, every ref against its log, the index against both.
 
-    Nothing is changed but the index, and that only with --rebuild-index. Exits 0 when clean, 1 when not; what a killed push
-    left behind and harms nothing is a note.
+    Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
+    harms nothing is a note.
     """
-    with open_registry(settings) as registry:
-        findings = list(registry.rebuild_index()) if rebuild else []
+    from adapterhub.registry import Registry
+
+    if repair != (source is not None):
+        raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
+    if rebuild:
+        registry, findings = Registry.rebuilt(registry_folder(settings))
+    else:
+        registry, findings = open_registry(settings), []
+    with registry:
+        healed = registry.repair(Path(source)) if source else []
         findings += registry.fsck(quick=quick)
         root = str(registry.root)
+    if source:
+        output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return _findings(settings, root, findings, good="clean")
 
 

@@ -307,7 +307,7 @@ def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registr
         db.close()
     else:
         path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an adapterhub registry. Delete it"):
+    with pytest.raises(IntegrityError, match="not an adapterhub registry. `adapterhub fsck --rebuild-index`"):
         Registry.open(path)
     path.unlink()
     with Registry.open(path) as again:
@@ -321,7 +321,10 @@ def test_a_damaged_database_is_one_line(registry: Registry, make: Make) -> None:
     raw = bytearray(path.read_bytes())
     raw[4096:] = b"\xff" * (len(raw) - 4096)
     path.write_bytes(raw)
-    with pytest.raises(IntegrityError, match="a broken registry .* Delete it"), Registry.open(path) as again:
+    with (
+        pytest.raises(IntegrityError, match="a broken registry .* `adapterhub fsck --rebuild-index`"),
+        Registry.open(path) as again,
+    ):
         again.list()
 
 
