@@ -172,15 +172,16 @@ def collect(
 
 
 def _remove_blob(path: Path, swept: Swept, grace: float) -> None:
-    try:
-        status = path.stat()
-        young = status.st_mtime > time.time() - grace
-        if not young and not swept.dry_run:
-            path.unlink()
-    except FileNotFoundError:
-        return  # another gc was first
-    except PermissionError:  # another user's in a folder with the sticky bit, or open on Windows
-        young = True
+    with local_errors(path):
+        try:
+            status = path.stat()
+            young = status.st_mtime > time.time() - grace
+            if not young and not swept.dry_run:
+                path.unlink()
+        except FileNotFoundError:
+            return  # another gc was first
+        except PermissionError:  # another user's in a folder with the sticky bit, or open on Windows
+            young = True
     if young:
         swept.waiting += 1
         swept.waiting_size += status.st_size

@@ -175,7 +175,7 @@ class Registry:
             yield
             return
         while True:
-            with self.catalog.transaction():
+            with self.store.lease("move", required=False), self.catalog.transaction():
                 if not self.catalog.is_replaced():
                     yield
                     return
@@ -530,7 +530,8 @@ class Registry:
                 committed = self.store.append(entry)
                 self.catalog.catch_up(self.store, name)
                 self._write_index()
-            intent.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is done; whoever finds the intent does nothing more
+                intent.unlink()
             if committed:
                 return
 
@@ -582,7 +583,8 @@ class Registry:
             with self._locked():
                 for name in self.store.names():
                     self.catalog.catch_up(self.store, name)
-                if self.store.pending():  # whoever was killed there may not have come to it
+                # Whoever was killed there may not have come to it.
+                if self.store.pending() and not self.store.index_is(self.catalog.index()):
                     self._write_index()
                 yield
 

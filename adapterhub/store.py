@@ -228,13 +228,19 @@ class Store:
 
     @contextmanager
     def lease(self, kind: str, *, required: bool = True) -> Iterator[Lease]:
-        """Hold a lease; blobs that are put meanwhile are noted in it. `required`: not having one is an error."""
+        """Hold a lease; blobs that are put meanwhile are noted in it. One within another is that one.
+
+        `required`: Not having one is an error.
+        """
+        if self._lease:
+            yield self._lease
+            return
         with hold(self.root / "leases", kind, required=required) as lease:
-            outer, self._lease = self._lease, lease
+            self._lease = lease
             try:
                 yield lease
             finally:
-                self._lease = outer
+                self._lease = None
 
     def leased(self) -> set[Digest]:
         """The blobs that processes at work have said they need."""

@@ -179,7 +179,7 @@ def test_what_a_killed_push_left_is_known_at_once(registry: Registry) -> None:
 def test_a_lease_of_another_host_counts_for_a_day(registry: Registry) -> None:
     digest = registry.store.put_bytes(b"x")[0]
     path = registry.store.root / "leases" / "00.lease"
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}) + f"\n{digest}\n")
     assert registry.gc(grace=0).blobs == 0
     age(registry)
