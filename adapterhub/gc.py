@@ -38,7 +38,8 @@ class Swept:
         dropped: Versions that were not to be kept.
         blobs: How many blobs no version needed, of `size` bytes.
         leftovers: Files of killed processes, of `leftover_size` bytes.
-        waiting: Unneeded blobs that stay for now, of `waiting_size` bytes: too young, leased, or not ours to remove.
+        waiting: Blobs that no version needs and that stay for now, of `waiting_size` bytes: too young or let go too lately,
+            needed by a push or a read at work, or not ours to remove.
     """
 
     dry_run: bool
@@ -68,7 +69,10 @@ class _Log:
 
 
 class Needs:
-    """Which blobs are needed; `update` under the write lock brings it up to date."""
+    """Which blobs are needed; `update` under the write lock brings it up to date.
+
+    `spared` are those that no version needs, but somebody at work, or whoever would undo what was done not long ago.
+    """
 
     def __init__(self, store: Store, known: Callable[[], dict[str, int]], grace: float, unkept: dict[str, list[int]]) -> None:
         self._store = store
@@ -78,6 +82,7 @@ class Needs:
         self._unkept = unkept
         self._logs: dict[str, _Log] = {}
         self._blobs: dict[Digest, set[Digest]] = {}
+        self.spared: set[Digest] = set()
 
     def update(self) -> set[Digest]:
         """The blobs that are needed now; IntegrityError where that cannot be known."""
@@ -85,19 +90,21 @@ class Needs:
         for name in sorted({*self._store.names(), *known}):
             self._read(name, known.get(name, 0))
         leased = self._store.leased()
-        needed = set(leased)
+        needed: set[Digest] = set()
+        spared = set(leased)
         for name, log in self._logs.items():
             for number, digest in log.versions.items():
                 if number not in self._unkept.get(name, ()):
                     needed |= self._of(digest, f"{name}:v{number}")
                 elif self._grace:  # a dry run: it would have been dropped just now
-                    needed |= self._of_gone(digest)
+                    spared |= self._of_gone(digest)
             for when, digest in log.let_go:
                 if when > self._since:
-                    needed |= self._of_gone(digest)
+                    spared |= self._of_gone(digest)
         for digest in leased & self.manifests():
-            needed |= self._of_gone(digest)
-        return needed
+            spared |= self._of_gone(digest)
+        self.spared = spared - needed
+        return needed | spared
 
     def manifests(self) -> set[Digest]:
         """Every digest that a log ever named."""
@@ -168,7 +175,12 @@ def collect(
                     _remove_blob(path, swept, grace)
         if progress:
             progress(min(at + _BATCH, len(unneeded)), len(unneeded))
-    store.sync_blobs()
+    for path in store.blobs():
+        if f"sha256:{path.name}" in needs.spared:
+            swept.waiting += 1
+            swept.waiting_size += path.stat().st_size
+    if swept.blobs and not swept.dry_run:
+        store.sync_blobs()
 
 
 def _remove_blob(path: Path, swept: Swept, grace: float) -> None:

@@ -275,19 +275,21 @@ class Registry:
         found = self.catalog.marks("deprecate", row.name)
         return found.get(str(row.number), found.get("0"))
 
-    def log(self, ref: Ref) -> Iterator[Entry]:
+    def log(self, ref: Ref) -> builtins.list[Entry]:
         """The log of a name, deleted or not, the newest entry first; of a tag or a version what is about it."""
         if self._current(ref.name).seq == 0:
             self._row(ref)  # says so
         number = self._row(ref).number if ref.number or ref.digest or ref.range else 0
-        for entry in reversed(list(self.store.log(ref.name))):
-            if (
-                not (ref.tag or number)
-                or entry.op == "delete"
-                or (ref.tag and ref.tag in entry.tags)
-                or (number and number in (entry.number, *entry.numbers))
-            ):
-                yield entry
+
+        def is_about(entry: Entry) -> bool:
+            if ref.tag:
+                return entry.op == "delete" or ref.tag in entry.tags
+            return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
+
+        found = [entry for entry in self.store.log(ref.name) if is_about(entry)]
+        if ref.tag and not any(entry.tags for entry in found):
+            raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
+        return found[::-1]
 
     def _row(self, ref: Ref) -> Row:
         state = self._current(ref.name)

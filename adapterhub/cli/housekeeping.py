@@ -74,7 +74,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
 
     Versions are only dropped where `adapterhub keep` or these options say so; what was said of a name with `keep` comes first.
     What was let go or stored less than HOURS ago stays, and so does what a push or a pull at work needs, so this may run at any
-    time. What it would drop with --dry-run but spares for the hours is counted as waiting.
+    time.
     """
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
         swept = registry.gc(grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
@@ -103,7 +103,7 @@ def _text(swept: Swept) -> None:
             output.write(f"{remove} {output.plural(count, noun)}, {output.size(size)}")
     if swept.waiting:
         output.write(
-            f"{output.plural(swept.waiting, 'unneeded blob')}, {output.size(swept.waiting_size)}: too young to remove yet"
+            f"{output.plural(swept.waiting, 'unneeded blob')}, {output.size(swept.waiting_size)}: not to be removed yet"
         )
     if not (swept.dropped or swept.blobs or swept.leftovers or swept.waiting):
         output.write("nothing to remove")

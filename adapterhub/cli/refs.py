@@ -139,7 +139,7 @@ def log(settings: Settings, ref: str) -> None:
 
     target = Ref.parse(ref)
     with open_registry(settings) as registry:
-        entries = list(registry.log(target))
+        entries = registry.log(target)
     document = {"name": target.name, "entries": [_entry_document(entry) for entry in entries]}
 
     def text() -> None:

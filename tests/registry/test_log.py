@@ -132,7 +132,9 @@ def test_the_log_outlives_the_name(registry: Registry) -> None:
     registry.rm(SQL)
     assert [entry.op for entry in registry.log(SQL)] == ["delete", "push", "push", "push"]
     with pytest.raises(NotFoundError, match="no such adapter"):
-        list(registry.log(Ref.parse("team/none")))
+        registry.log(Ref.parse("team/none"))
+    with pytest.raises(NotFoundError, match="this tag was never set"):
+        registry.log(Ref.parse("team/sql:never"))
 
 
 def test_who_expects_something_else_learns_who_won(registry: Registry, make: Make) -> None:
