@@ -523,19 +523,24 @@ class Registry:
 
     def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
         """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
-        while True:
-            with self._locked():
-                entry = decide(self.catalog.catch_up(self.store, name))
-                if entry is None:
-                    return
-                intent = self.store.begin(name)
-                committed = self.store.append(entry)
-                self.catalog.catch_up(self.store, name)
-                self._write_index()
+        committed = False
+        while not committed:
+            try:
+                with self._locked():
+                    entry = decide(self.catalog.catch_up(self.store, name))
+                    if entry is None:
+                        return
+                    intent = self.store.begin(name)
+                    committed = self.store.append(entry)
+                    self.catalog.catch_up(self.store, name)
+                    self._write_index()
+            except LocalIOError as error:
+                if not committed:
+                    raise
+                done = f"{error.what}; but {name} has moved, and the next command that can write tells the index"
+                raise LocalIOError(error.where, done, error.hint) from error
             with contextlib.suppress(OSError):  # it is done; whoever finds the intent does nothing more
                 intent.unlink()
-            if committed:
-                return
 
     # ---- what may go
 

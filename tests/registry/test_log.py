@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import ABSENT, Registry
-from adapterhub.store import Entry
-from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError
+from adapterhub.store import Entry, Store
+from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.registry.conftest import Make
 
@@ -227,3 +228,16 @@ def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
 )
 def test_usage(run: Run, registry: Registry, args: list[str], says: str) -> None:
     assert says in run(*args, "--registry", registry.root, code=2).stderr
+
+
+def test_a_move_whose_index_cannot_follow_says_that_it_is_done(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_index", full)
+        with pytest.raises(LocalIOError, match="No space left on device; but team/sql has moved"):
+            registry.tag(v(2), "prod")
+    with Registry.open(registry.root) as again:
+        assert again.resolve(PROD).number == 2
+        assert again.fsck() == []
