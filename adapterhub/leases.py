@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,13 +64,19 @@ def _make(folder: Path, path: Path, kind: str) -> int:
     handle = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     try:
         _lock(handle)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "time": int(time.time()), "kind": kind}
+        holder = {"pid": os.getpid(), "host": _host(), "time": int(time.time()), "kind": kind}
         os.write(handle, json.dumps(holder).encode() + b"\n")
         os.rename(new, path)  # only now, locked, others take it for a lease
     except BaseException:
         os.close(handle)
         raise
     return handle
+
+
+def _host() -> str:
+    import platform  # not needed by who only looks
+
+    return platform.node()
 
 
 def _lock(handle: int) -> bool:
@@ -121,7 +126,7 @@ def _is_dead(handle: int, path: Path) -> bool:
         host = None  # half a line, as a power cut leaves it
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(path) > ABANDONED
-    return (old and not _has_locks()) or (_lock(handle) and (old or host == socket.gethostname()))
+    return (old and not _has_locks()) or (_lock(handle) and (old or host == _host()))
 
 
 def _has_locks() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from . import facts, manifest
+from . import manifest
 from .digest import Digest, sha256_bytes, sha256_file
 from .folder import listing
 from .manifest import Descriptor
@@ -39,6 +39,8 @@ def _opened(path: Path) -> Any:
 
 
 def _in_folder(folder: Path) -> Find:
+    from . import facts  # needs numpy, which commands that only read do without
+
     files = {sha256_file(folder / path): folder / path for path in listing(folder).files}
     made: dict[Digest, bytes] = {}
     with contextlib.suppress(AdapterhubError):  # perhaps no whole adapter; its files may do all the same

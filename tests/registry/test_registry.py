@@ -557,3 +557,8 @@ def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tm
         transfer.pull(registry, SQL, Path("/proc/nowhere/out"))
     with pytest.raises(LocalIOError):
         Registry.init(Path("/proc/nowhere"))
+
+
+def test_who_only_reads_starts_without_numpy() -> None:
+    code = "import sys, adapterhub.registry, adapterhub.transfer; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
