@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
 from . import manifest
 from .catalog import Row
@@ -85,7 +85,10 @@ class Needs:
         self.spared: set[Digest] = set()
 
     def update(self) -> set[Digest]:
-        """The blobs that are needed now; IntegrityError where that cannot be known."""
+        """The blobs that are needed now; IntegrityError or RefusedError where that cannot be known."""
+        for path in self._store.unknown():
+            what = "is not known to this adapterhub and may need any of the blobs; nothing was removed"
+            raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere")
         known = self._known()
         for name in sorted({*self._store.names(), *known}):
             self._read(name, known.get(name, 0))

@@ -40,6 +40,8 @@ _OPS = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
 }
+# `ingest` is where oras puts what isn't complete.
+_FOLDERS = {"blobs", "refs", "pending", "tmp", "leases", "ingest"}
 _SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 # What a file system without hard links answers (FAT, some network and container mounts).
@@ -245,6 +247,11 @@ class Store:
     def leased(self) -> set[Digest]:
         """The blobs that processes at work have said they need."""
         return noted(self.root / "leases")[0]
+
+    def unknown(self) -> list[Path]:
+        """Folders in the store that this adapterhub knows nothing of; a newer one may keep there what it needs of the blobs."""
+        with local_errors(self.root):
+            return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name not in _FOLDERS)
 
     def leftovers(self, age: float) -> list[Path]:
         """What killed processes left: their leases and temporary files; those of no known lease after `age` seconds."""

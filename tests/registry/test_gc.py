@@ -15,7 +15,7 @@ import pytest
 from adapterhub import intake, transfer
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import Registry
-from adapterhub_converters.errors import IntegrityError, NotFoundError
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.registry.conftest import Make
 from tests.registry.test_registry import flip
@@ -206,6 +206,14 @@ def test_a_registry_that_cannot_be_read_well_loses_nothing(registry: Registry, m
         with pytest.raises(IntegrityError):
             registry.gc(grace=0)
     assert blobs(registry) == before
+
+
+def test_a_store_that_a_newer_adapterhub_wrote_loses_nothing(registry: Registry) -> None:
+    digest = registry.store.put_bytes(b"needed by what is not known here")[0]
+    (registry.store.root / "novelties").mkdir()
+    with pytest.raises(RefusedError, match="novelties: is not known to this adapterhub .* Upgrade adapterhub"):
+        registry.gc(grace=0)
+    assert registry.store.blob_path(digest).exists()
 
 
 def test_files_of_others_stay(registry: Registry) -> None:
