@@ -7,7 +7,6 @@ means leftovers that harm nothing, as a killed push leaves them.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Literal
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
-from . import manifest, shelf
+from . import leases, manifest, shelf
 from .catalog import Catalog
-from .digest import Digest, sha256_file
+from .digest import Digest, is_hex, sha256_file
 from .manifest import Descriptor
 from .store import BASES, Store
 
-_AGAIN = "Delete that file, then push or pull the same files again"
+_GC = "`adapterhub gc` removes what is old enough"
+_REPAIR = "`adapterhub fsck --repair --from` another registry or the adapter's folder"
+_AGAIN = f"{_REPAIR}, or delete that file and push the same files again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,12 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     return findings
 
 
-_REBUILD = "Run `adapterhub fsck --rebuild`"
+_REBUILD = "Run `adapterhub fsck --rebuild-index`"
 
 
 def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
-        if not re.fullmatch(r"[0-9a-f]{64}", path.name) or path.is_symlink() or not path.is_file():
+        if not is_hex(path.name) or path.is_symlink() or not path.is_file():
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
@@ -150,7 +151,9 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     what = blob.path or ("its manifest" if blob.media_type == manifest.MANIFEST_TYPE else "its config")
     path = store.blob_path(blob.digest)
     if not path.exists():
-        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is missing", "Push or pull the same files again")
+        return Finding(
+            "missing", "error", ref, f"{what}: blob {blob.digest} is missing", f"{_REPAIR}, or push the same files again"
+        )
     size = path.stat().st_size
     if size != blob.size and blob.digest not in bad:
         return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", _AGAIN)
@@ -164,14 +167,16 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     if unused:
         size = sum(path.stat().st_size for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: deleted ones, or of a push that did not end"
-        yield Finding("orphans", "note", str(store.root / "blobs"), what)
+        yield Finding("orphans", "note", str(store.root / "blobs"), what, _GC)
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of a command that did not end"), ("pending", "moves not finished yet")):
         count = sum(1 for _ in (store.root / folder).iterdir())
         if count:
-            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}")
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", _GC)
+    if count := len(leases.dead(store.root / "leases")):
+        yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of commands that did not end", _GC)
 
 
 def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding]:

@@ -7,6 +7,7 @@
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
+    leases/<id>.lease       a process at work, and the blobs it needs (`leases.py`)
 
 Nothing is ever written under its final name: a killed writer leaves a temporary file, never half a blob or entry.
 """
@@ -31,30 +32,41 @@ from adapterhub_converters.files.staging import sync
 
 from . import image_index
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from .leases import ABANDONED, Lease, dead, hold, noted
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
 REFS, BASES = "refs", "bases"  # the logs there are
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_ENTRY_VERSION = 1
-_OPS = {"push", "tag", "untag", "delete"}
+# Operations by the version of the entry's format: an adapterhub that doesn't know one says so instead of passing it over.
+_OPS = {
+    1: {"push", "tag", "untag", "delete"},
+    2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
+}
+# `ingest` is where oras puts what isn't complete.
+_FOLDERS = {"blobs", "refs", "pending", "tmp", "leases", "ingest"}
+_SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
-_ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One move of a name's refs.
+    """One move of a name's refs, or a word about them.
 
     Attributes:
-        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name.
+        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name; `protect` and `unprotect`
+            of `tags`; `deprecate` and `undeprecate` of version `number`, or of the name if that is 0; `keep` (the newest, and
+            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept.
         digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Bytes of the manifest.
         time: When, ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
+        message: Why a version is deprecated.
+        numbers: Versions that were dropped.
+        keep: How many of the newest versions are kept.
     """
 
     name: str
@@ -66,10 +78,14 @@ class Entry:
     number: int = 0
     tags: tuple[str, ...] = field(default_factory=tuple)
     previous: Digest = ""
+    message: str = ""
+    numbers: tuple[int, ...] = field(default_factory=tuple)
+    keep: int = 0
 
     def dump(self) -> bytes:
         """The bytes of the entry's file."""
-        document = {"version": _ENTRY_VERSION, **{key: getattr(self, key) for key in self.__dataclass_fields__}}
+        version = 2 if self.op in _OPS[2] else 1
+        document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -77,17 +93,27 @@ class Entry:
         """The entry in the bytes of a file."""
         document = parse_object(raw.decode("utf-8", "replace"), where)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > _ENTRY_VERSION:
-            what = f"entry version {version} is newer than the {_ENTRY_VERSION} known here"
+        if isinstance(version, int) and version > max(_OPS):
+            what = f"entry version {version} is newer than the {max(_OPS)} known here"
             raise RefusedError(where, what, "Upgrade adapterhub")
-        types = {key: {"seq": int, "size": int, "number": int, "tags": list}.get(key, str) for key in cls.__dataclass_fields__}
-        if version != _ENTRY_VERSION or {key: type(value) for key, value in document.items()} != types:
+        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
             raise FormatError(where, "not an entry of a ref's log")
-        if document["op"] not in _OPS or not all(0 <= document[key] < 2**53 for key in ("seq", "size", "number")):
+        counts = [
+            *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
+            *document.get("numbers", ()),
+        ]
+        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
             raise FormatError(where, "an operation or a number that makes no sense")
         if document["digest"]:
             parse_digest(document["digest"], where)
+        document["numbers"] = tuple(document.get("numbers", ()))
         return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
+
+
+def _fields(version: int) -> dict[str, type]:
+    """The fields of an entry's document in that version of the format."""
+    kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
 
 
 class Store:
@@ -96,6 +122,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
+        self._lease: Lease | None = None
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -133,18 +160,37 @@ class Store:
         """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
         with self._temporary() as (path, file):
             digest, size = copy_hashing(source, file)
-            if not self.has(digest, size):
+            if not self._found(digest, size):
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
+
+    def put_back(self, source: Any, digest: Digest, size: int) -> bool:
+        """Store what an unbuffered file holds in place of a blob that is missing or wrong, if these are the right bytes."""
+        with self._temporary() as (path, file):
+            right = copy_hashing(source, file, limit=size) == (digest, size)
+            if right:
+                self._settle(path, file, self.blob_path(digest))
+        return right
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
         """Store bytes in memory."""
         digest = sha256_bytes(data)
-        if not self.has(digest, len(data)):
+        if not self._found(digest, len(data)):
             with self._temporary() as (path, file):
                 _write_all(file, data)
                 self._settle(path, file, self.blob_path(digest))
         return digest, len(data)
+
+    def _found(self, digest: Digest, size: int) -> bool:
+        """`has`, for who needs the blob to stay."""
+        if self._lease:
+            with local_errors(self.root / "leases"):
+                self._lease.note(digest)
+        if not self.has(digest, size):
+            return False
+        with contextlib.suppress(OSError):  # another user's, perhaps
+            os.utime(self.blob_path(digest))  # as young as one just written, where leases say nothing
+        return True
 
     def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
         if hasattr(os, "fchmod"):
@@ -184,6 +230,44 @@ class Store:
         with local_errors(self._blobs):
             yield from sorted(self._blobs.iterdir())
 
+    # ---- what is needed and what is not
+
+    @contextmanager
+    def lease(self, kind: str, *, required: bool = True) -> Iterator[Lease]:
+        """Hold a lease; blobs that are put meanwhile are noted in it. One within another is that one.
+
+        `required`: Not having one is an error.
+        """
+        if self._lease:
+            yield self._lease
+            return
+        with hold(self.root / "leases", kind, required=required) as lease:
+            self._lease = lease
+            try:
+                yield lease
+            finally:
+                self._lease = None
+
+    def leased(self) -> set[Digest]:
+        """The blobs that processes at work have said they need."""
+        return noted(self.root / "leases")[0]
+
+    def unknown(self) -> list[Path]:
+        """Folders in the store that this adapterhub knows nothing of; a newer one may keep there what it needs of the blobs."""
+        with local_errors(self.root):
+            return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name not in _FOLDERS)
+
+    def leftovers(self, age: float) -> list[Path]:
+        """What killed processes left: their leases and temporary files; those of no known lease after `age` seconds."""
+        found, at_work = dead(self.root / "leases"), noted(self.root / "leases")[1]
+        gone = {path.stem for path in found}
+        for path in sorted((self.root / "tmp").iterdir()):
+            owner = path.name.partition("-")[0]
+            with contextlib.suppress(FileNotFoundError):
+                if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
+                    found.append(path)
+        return found
+
     # ---- the log of a name's refs
 
     def names(self) -> list[str]:
@@ -218,6 +302,18 @@ class Store:
         if (entry.name, entry.seq) != (name, seq):
             raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
         return entry, sha256_bytes(raw)
+
+    def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
+        """Whether there is an entry of a number beyond `seq`: where the log ends before it, one in between was lost."""
+        files = (path.stem for path in (self.root / log / name).glob("*.json"))
+        return any(stem.isdecimal() and int(stem) > seq for stem in files)
+
+    def log(self, name: str) -> Iterator[Entry]:
+        """Every entry of a name's log, the first one first."""
+        seq = 1
+        while found := self.entry(name, seq):
+            yield found[0]
+            seq += 1
 
     def append(self, entry: Entry, *, log: str = REFS) -> bool:
         """Commit an entry, flushed; False when another writer had that number first."""
@@ -283,12 +379,19 @@ class Store:
         return self.index_stamp()
 
     def index_stamp(self) -> str:
-        """Which file index.json is: its inode, size and time; another after anybody has written it."""
+        """Which file index.json is: its inode, size and time; another after anybody has written it, as every move does."""
         try:
             found = os.stat(self.root / "index.json")
         except OSError:
             return ""
         return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+    def index_is_ours(self, lines: list[image_index.Line]) -> bool:
+        """Whether index.json is what `write_index` would make of these lines, byte for byte."""
+        try:
+            return (self.root / "index.json").read_bytes() == image_index.build(lines)
+        except OSError:
+            return False
 
     def index_is(self, lines: list[image_index.Line]) -> bool:
         """Whether index.json says just this."""
@@ -302,7 +405,7 @@ class Store:
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
         """A new file in tmp/, gone afterwards unless it was renamed."""
-        path = self.root / "tmp" / _random()
+        path = self.root / "tmp" / (f"{self._lease.id}-{_random()}" if self._lease else _random())
         with local_errors(path):
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
             file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
@@ -316,7 +419,7 @@ class Store:
         """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
             for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < time.time() - _ABANDONED:
+                if path.stat().st_mtime < time.time() - ABANDONED:
                     path.unlink()
 
     def _replace(self, final: Path, data: bytes) -> None:

@@ -307,7 +307,7 @@ def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registr
         db.close()
     else:
         path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an adapterhub registry. Delete it"):
+    with pytest.raises(IntegrityError, match="not an adapterhub registry. `adapterhub fsck --rebuild-index`"):
         Registry.open(path)
     path.unlink()
     with Registry.open(path) as again:
@@ -321,7 +321,10 @@ def test_a_damaged_database_is_one_line(registry: Registry, make: Make) -> None:
     raw = bytearray(path.read_bytes())
     raw[4096:] = b"\xff" * (len(raw) - 4096)
     path.write_bytes(raw)
-    with pytest.raises(IntegrityError, match="a broken registry .* Delete it"), Registry.open(path) as again:
+    with (
+        pytest.raises(IntegrityError, match="a broken registry .* `adapterhub fsck --rebuild-index`"),
+        Registry.open(path) as again,
+    ):
         again.list()
 
 
@@ -330,7 +333,7 @@ def test_a_newer_database_is_named(registry: Registry) -> None:
     with sqlite3.connect(registry.root / "registry.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows 2\). Upgrade adapterhub"):
+    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows \d\). Upgrade adapterhub"):
         Registry.open(registry.root)
 
 
@@ -344,7 +347,8 @@ def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, m
         path.unlink()
     shutil.copy(tmp_path / "backup", registry.root / "registry.db")
     with Registry.open(registry.root) as again:
-        assert {finding.code for finding in again.fsck()} >= {"catalog-behind"}
+        assert [row.number for row in again.list()] == [2, 1]
+        assert again.fsck() == []
         assert again.resolve(SQL).number == 2
         assert again.push(make("c", 2), SQL).number == 3
 
@@ -553,3 +557,8 @@ def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tm
         transfer.pull(registry, SQL, Path("/proc/nowhere/out"))
     with pytest.raises(LocalIOError):
         Registry.init(Path("/proc/nowhere"))
+
+
+def test_who_only_reads_starts_without_numpy() -> None:
+    code = "import sys, adapterhub.registry, adapterhub.transfer; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -1,0 +1,219 @@
+"""What of a store nothing needs any more, and its removal; never what a version, a push at work or an open read needs.
+
+What is needed comes from the logs alone, all of which must read well: a log or a manifest that doesn't might need anything, so
+then nothing is removed. Blobs go in batches under the write lock, and before each batch it is looked again at what moved
+meanwhile and what leases say. A push looks under the same lock whether all its blobs are there still before it names them, and
+puts back those that went, so that no clock, lease or grace time has to be right for nothing to be lost.
+
+A version's manifest goes before its files, and a version's name long before both: killed anywhere, only blobs that no version
+needs are left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+
+from . import manifest
+from .catalog import Row
+from .digest import Digest, is_hex
+from .ref import Ref
+from .store import Store, local_errors
+
+Progress = Callable[[int, int], None]
+_BATCH = 256  # blobs, a few hundredths of a second during which no ref can move
+_UNOWNED = 3600.0  # seconds that a temporary file of no known lease is left alone at least
+
+
+@dataclass
+class Swept:
+    """What a collection removed, or with `dry_run` would.
+
+    Attributes:
+        dropped: Versions that were not to be kept.
+        blobs: How many blobs no version needed, of `size` bytes.
+        leftovers: Files of killed processes, of `leftover_size` bytes.
+        waiting: Blobs that no version needs and that stay for now, of `waiting_size` bytes: too young or let go too lately,
+            needed by a push or a read at work, or not ours to remove.
+    """
+
+    dry_run: bool
+    dropped: list[Ref] = field(default_factory=list)
+    blobs: int = 0
+    size: int = 0
+    leftovers: int = 0
+    leftover_size: int = 0
+    waiting: int = 0
+    waiting_size: int = 0
+
+
+def unkept(rows: Iterable[Row], last: int) -> list[int]:
+    """The numbers of versions that are neither among the `last` newest nor have a tag; `rows` are the newest first."""
+    return sorted(row.number for at, row in enumerate(rows) if at >= last and not row.tags)
+
+
+@dataclass
+class _Log:
+    """One name as far as its log was read: its versions, the digests it ever named, and what it let go when."""
+
+    seq: int = 0
+    head: Digest = ""
+    versions: dict[int, Digest] = field(default_factory=dict)
+    named: set[Digest] = field(default_factory=set)
+    let_go: list[tuple[float, Digest]] = field(default_factory=list)
+
+
+class Needs:
+    """Which blobs are needed; `update` under the write lock brings it up to date.
+
+    `spared` are those that no version needs, but somebody at work, or whoever would undo what was done not long ago.
+    """
+
+    def __init__(self, store: Store, known: Callable[[], dict[str, int]], grace: float, unkept: dict[str, list[int]]) -> None:
+        self._store = store
+        self._known = known  # how far each log goes, as the catalog remembers
+        self._grace = grace
+        self._since = time.time() - grace
+        self._unkept = unkept
+        self._logs: dict[str, _Log] = {}
+        self._blobs: dict[Digest, set[Digest]] = {}
+        self.spared: set[Digest] = set()
+
+    def update(self) -> set[Digest]:
+        """The blobs that are needed now; IntegrityError or RefusedError where that cannot be known."""
+        for path in self._store.unknown():
+            what = "is not known to this adapterhub and may need any of the blobs; nothing was removed"
+            raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere")
+        known = self._known()
+        for name in sorted({*self._store.names(), *known}):
+            self._read(name, known.get(name, 0))
+        leased = self._store.leased()
+        needed: set[Digest] = set()
+        spared = set(leased)
+        for name, log in self._logs.items():
+            for number, digest in log.versions.items():
+                if number not in self._unkept.get(name, ()):
+                    needed |= self._of(digest, f"{name}:v{number}")
+                elif self._grace:  # a dry run: it would have been dropped just now
+                    spared |= self._of_gone(digest)
+            for when, digest in log.let_go:
+                if when > self._since:
+                    spared |= self._of_gone(digest)
+        for digest in leased & self.manifests():
+            spared |= self._of_gone(digest)
+        self.spared = spared - needed
+        return needed | spared
+
+    def manifests(self) -> set[Digest]:
+        """Every digest that a log ever named."""
+        return set().union(*(log.named for log in self._logs.values()))
+
+    def _read(self, name: str, known: int) -> None:
+        """Go on where the log of a name was left."""
+        first = name not in self._logs
+        log = self._logs.setdefault(name, _Log())
+        while found := self._store.entry(name, log.seq + 1):
+            entry, digest = found
+            path = self._store.entry_path(name, entry.seq)
+            if entry.previous != log.head:
+                raise IntegrityError(
+                    str(path), "does not follow the entry before it; nothing was removed", "Run `adapterhub fsck`"
+                )
+            log.seq, log.head = entry.seq, digest
+            if entry.op == "push":
+                log.versions[entry.number] = entry.digest
+                log.named.add(entry.digest)
+            gone = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
+            log.let_go += [(path.stat().st_mtime, log.versions.pop(number)) for number in gone if number in log.versions]
+        if log.seq < known or (first and self._store.has_entry_after(name, log.seq)):
+            path = self._store.entry_path(name, log.seq + 1)
+            raise IntegrityError(
+                str(path), "is missing, though later ones are known; nothing was removed", "Run `adapterhub fsck`"
+            )
+
+    def _of(self, digest: Digest, where: str) -> set[Digest]:
+        if digest not in self._blobs:
+            try:
+                made = manifest.parse(self._store.read_document(digest), where)
+            except AdapterhubError as error:
+                what = "its manifest cannot be read, so it isn't known what it needs; nothing was removed"
+                raise IntegrityError(where, what, "Run `adapterhub fsck`") from error
+            self._blobs[digest] = {digest, made.config.digest, *(layer.digest for layer in made.layers)}
+        return self._blobs[digest]
+
+    def _of_gone(self, digest: Digest) -> set[Digest]:
+        """The same of a version that was let go: what cannot be read any more needs nothing."""
+        try:
+            return self._of(digest, digest)
+        except IntegrityError:
+            return {digest}
+
+
+def collect(
+    store: Store,
+    needs: Needs,
+    locked: Callable[[], AbstractContextManager[None]],
+    swept: Swept,
+    *,
+    grace: float,
+    progress: Progress | None = None,
+) -> None:
+    """Remove what isn't needed and has been so for `grace` seconds; `swept` says what became of it."""
+    with locked():
+        needed = needs.update()
+        _remove_leftovers(store, swept, max(grace, _UNOWNED))
+    manifests = needs.manifests()
+    unneeded = [path for path in store.blobs() if is_hex(path.name) and f"sha256:{path.name}" not in needed]
+    unneeded.sort(key=lambda path: f"sha256:{path.name}" not in manifests)
+    for at in range(0, len(unneeded), _BATCH):
+        with locked():
+            needed = needs.update()
+            for path in unneeded[at : at + _BATCH]:
+                if f"sha256:{path.name}" not in needed:
+                    _remove_blob(path, swept, grace)
+        if progress:
+            progress(min(at + _BATCH, len(unneeded)), len(unneeded))
+    for path in store.blobs():
+        if f"sha256:{path.name}" in needs.spared:
+            swept.waiting += 1
+            swept.waiting_size += path.stat().st_size
+    if swept.blobs and not swept.dry_run:
+        store.sync_blobs()
+
+
+def _remove_blob(path: Path, swept: Swept, grace: float) -> None:
+    with local_errors(path):
+        try:
+            status = path.stat()
+            young = status.st_mtime > time.time() - grace
+            if not young and not swept.dry_run:
+                path.unlink()
+        except FileNotFoundError:
+            return  # another gc was first
+        except PermissionError:  # another user's in a folder with the sticky bit, or open on Windows
+            young = True
+    if young:
+        swept.waiting += 1
+        swept.waiting_size += status.st_size
+    else:
+        swept.blobs += 1
+        swept.size += status.st_size
+
+
+def _remove_leftovers(store: Store, swept: Swept, age: float) -> None:
+    """Under the write lock, after the logs were replayed: then a move that seems unfinished isn't."""
+    with local_errors(store.root):
+        for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir())):
+            try:
+                size = path.stat().st_size
+                if not swept.dry_run:
+                    path.unlink()
+            except (FileNotFoundError, PermissionError):
+                continue
+            swept.leftovers += 1
+            swept.leftover_size += size
