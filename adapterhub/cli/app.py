@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "convert": "convert", "merge": "merge",
     "push": "registry", "pull": "registry", "list": "registry", "show": "registry", "tag": "registry", "rm": "registry",
-    "verify": "registry", "fsck": "registry", "completion": "completion",
+    "verify": "registry", "fsck": "registry", "pack": "storage", "unpack": "storage", "du": "usage",
+    "completion": "completion",
 }  # fmt: skip
 
 
