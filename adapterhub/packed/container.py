@@ -33,6 +33,7 @@ _HEAD = struct.Struct("<7sBQQII32s")
 _ENTRY = np.dtype(
     [("size", "<u4"), ("width", "u1"), ("delta", "u1"), ("zero", "<u2"), ("parent", "<u8"), ("stored", "<u4", (8,))]
 )
+_CLEARLY = 0.95
 _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
 _HINT = "Run `adapterhub fsck`"
 
@@ -89,10 +90,11 @@ def write(
     """
     file.write(bytes(HEAD_SIZE))
     position, delta, entries = HEAD_SIZE, 0, []
+    smallest = _Smallest(level)
     for block in blocks:
         raw = _exactly(read_at, block.offset, block.size)
         base = _exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
-        stored, is_delta = _smallest(raw, block.width, base, level)
+        stored, is_delta = smallest(raw, block.width, base)
         for plane in stored:
             file.write(plane)
         lengths = [len(plane) for plane in stored]
@@ -108,16 +110,31 @@ def write(
     return Written(position + len(index), delta)
 
 
-def _smallest(
-    raw: planes.Bytes, width: int, parent: planes.Bytes | None, level: int
-) -> tuple[list[bytes | planes.Bytes], bool]:
-    """The shortest of the planes of a block, of its difference to the parent, and of the block itself."""
-    plain = planes.encode(raw, width, level=level)
-    if parent is not None:
-        delta = planes.encode(raw, width, parent, level=level)
-        if sum(map(len, delta)) < sum(map(len, plain)):
+class _Smallest:
+    """The shortest of the planes of a block, of its difference to the parent, and of the block itself.
+
+    How a block codes alone is not tried where its difference is clearly shorter than the last one that was tried.
+    """
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._alone: dict[int, float] = {}  # width to the share of its size that the last block came to
+
+    def __call__(self, raw: planes.Bytes, width: int, parent: planes.Bytes | None) -> tuple[list[bytes | planes.Bytes], bool]:
+        """The stored planes, and whether they are those of a difference."""
+        delta = None if parent is None else planes.encode(raw, width, parent, level=self._level)
+        least = len(raw) if delta is None else _length(delta)
+        if delta is not None and least < _CLEARLY * self._alone.get(width, 0.0) * len(raw):
             return delta, True
-    return ([raw] if sum(map(len, plain)) >= len(raw) else plain), False
+        alone = planes.encode(raw, width, level=self._level)
+        self._alone[width] = _length(alone) / len(raw)
+        if delta is not None and least < _length(alone):
+            return delta, True
+        return ([raw] if _length(alone) >= len(raw) else alone), False
+
+
+def _length(stored: Sequence[bytes | planes.Bytes]) -> int:
+    return sum(map(len, stored))
 
 
 def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tuple[object, ...]:
@@ -247,8 +264,8 @@ def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, i
     for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
         size = min(block.size, _SAMPLE)
         raw, base = _exactly(read_at, block.offset, size), _exactly(parent, block.parent or 0, size)
-        alone += sum(map(len, planes.encode(raw, block.width)))
-        delta += sum(map(len, planes.encode(raw, block.width, base)))
+        alone += _length(planes.encode(raw, block.width))
+        delta += _length(planes.encode(raw, block.width, base))
     return alone, delta
 
 

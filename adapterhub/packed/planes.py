@@ -54,20 +54,29 @@ def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = N
     """The block of `count` words that `planes` were made from; FormatError when they cannot be such planes."""
     words = _joined([_plain(plane, count) for plane in planes], width)
     if parent is not None:
-        words = (words >> 1) ^ (0 - (words & 1))
+        signs = words & 1
+        words = words >> 1
+        words ^= np.negative(signs, out=signs)
         words += parent.view(_WORDS[width])
     elif width > 1:
-        words = (words >> 1) | (words << (8 * width - 1))
+        low = words << (8 * width - 1)
+        words = words >> 1
+        words |= low
     return words.view(np.uint8)
 
 
 def _turned(words: Words) -> Words:
-    return (words << 1) | (words >> (8 * words.itemsize - 1))
+    turned = words << 1
+    turned |= words >> (8 * words.itemsize - 1)
+    return turned
 
 
 def _zigzag(words: Words) -> Words:
     """Words that wrapped around, as -1 does, to small ones: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …"""
-    return (words << 1) ^ (0 - (words >> (8 * words.itemsize - 1)))
+    signs = words.view(f"<i{words.itemsize}") >> (8 * words.itemsize - 1)  # all bits of a negative number, none of another
+    doubled = words << 1
+    doubled ^= signs.view(words.dtype)
+    return doubled
 
 
 def _split(words: Words, width: int) -> list[Bytes]:
