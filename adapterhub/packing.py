@@ -72,6 +72,8 @@ def pack(
 
     Manifests, configs and adapter.json stay plain: they are small, and read by everybody.
     """
+    if not dry_run:
+        registry.store.sweep()
     packer = _Packer(registry, level, dry_run=dry_run)
     return [packer.pack(row, layer) for row, layer in _work(registry, names, progress)]
 

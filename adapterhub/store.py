@@ -225,7 +225,7 @@ class Store:
     def drop_plain(self, digest: Digest) -> None:
         """Remove the plain file of a blob whose pack is proven."""
         with local_errors(self.blob_path(digest)):
-            self.blob_path(digest).unlink(missing_ok=True)
+            _remove(self.blob_path(digest))
             sync(self._blobs)
 
     def unpack(self, digest: Digest, size: int) -> None:
@@ -236,7 +236,7 @@ class Store:
             self._settle(path, file, self.blob_path(digest))
         self.sync_blobs()
         with local_errors(self.packs.folder):
-            self.packs.path(digest).unlink(missing_ok=True)
+            _remove(self.packs.path(digest))
             sync(self.packs.folder)
 
     def read_document(self, digest: Digest) -> bytes:
@@ -397,6 +397,15 @@ def _link(path: Path, final: Path) -> bool:
             return False
         os.rename(path, final)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a read-only file, if it is there; Windows wants it writable for that."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        path.chmod(0o644)
+        path.unlink(missing_ok=True)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

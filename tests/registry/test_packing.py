@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub import packing, transfer, usage
+from adapterhub import facts, packing, transfer, usage
 from adapterhub.packed import lineage
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters import dtypes, peft
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
 from adapterhub_converters.files import safetensors_file
+from tests import folders
 from tests.conftest import Run, need_program
 
 SQL = Ref.parse("team/sql")
@@ -423,6 +424,28 @@ def test_the_commands_say_what_they_did(registry: Registry, trained: Trained, ru
     assert "2 files unpacked" in run("unpack", *at).stdout
     for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
         assert run(*command, *at, code=3).stderr.startswith("error: team/x")
+
+
+def test_use_beside_whole_models_counts_those_that_name_that_base(
+    registry: Registry, trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    spec = folders.base(tmp_path / "base")
+    for n, source in enumerate((trained("a"), trained("b", seed=1), trained("c", seed=2))):
+        if n < 2:
+            facts.write_facts(source, facts.describe(source, base=spec))
+        registry.push(source, Ref.parse(f"team/a{n}"))
+    registry.close()
+    at = ("--registry", registry.root)
+    found = json.loads(run("du", "--base", tmp_path / "base", "--json", *at).stdout)["bases"]
+    size = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert {base["fingerprint"]: (base["versions"], base["whole_models"]) for base in found} == {
+        spec.fingerprint: (2, 2 * size),
+        None: (1, None),
+    }
+    assert "; as whole models" in run("du", "--base", tmp_path / "base", *at).stdout
+    folders.base(tmp_path / "another", size=16)
+    said = run("du", "--base", tmp_path / "another", *at).stderr
+    assert "another: no version here says that it was trained on this" in said
 
 
 def test_without_zstandard_one_line_says_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:
