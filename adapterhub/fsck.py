@@ -18,7 +18,7 @@ from . import manifest
 from .catalog import Catalog
 from .digest import Digest, copy_hashing, sha256_file
 from .manifest import Descriptor
-from .packed.lineage import with_parents
+from .packed.chains import with_parents
 from .store import Store
 
 _AGAIN = "Delete that file, then push or pull the same files again"

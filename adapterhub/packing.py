@@ -23,7 +23,7 @@ from .catalog import Row
 from .digest import Digest, copy_hashing
 from .folder import WEIGHTS
 from .manifest import Descriptor
-from .packed import container, cutting, lineage, planes
+from .packed import chains, container, cutting, planes
 from .ref import Ref
 from .registry import Registry
 from .store import local_errors
@@ -227,7 +227,7 @@ class _Packer:
     def _above(self, digest: Digest) -> list[Digest]:
         """What `digest` needs, as it is on the disk now."""
         found = [digest]
-        while len(found) <= lineage.READ_DEPTH and (head := self.store.packs.head(found[-1])) and head.parent:
+        while len(found) <= chains.READ_DEPTH and (head := self.store.packs.head(found[-1])) and head.parent:
             found.append(head.parent)
         return found
 
@@ -254,7 +254,7 @@ class _Packer:
         found: dict[Digest, Descriptor] = {}
         for other in self._kin(row):
             for candidate in self._layers(other):
-                if candidate.path == layer.path and lineage.may_follow(layer.digest, candidate.digest, self.parents):
+                if candidate.path == layer.path and chains.may_follow(layer.digest, candidate.digest, self.parents):
                     found.setdefault(candidate.digest, candidate)
         return list(found.values())
 

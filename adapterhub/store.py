@@ -30,8 +30,8 @@ from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
-from .packed.lineage import READ_DEPTH
-from .packed.shelf import Shelf
+from .packed.chains import READ_DEPTH
+from .packed.place import Packs
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
@@ -95,7 +95,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
-        self.packs = Shelf(root / "packs" / "sha256")
+        self.packs = Packs(root / "packs" / "sha256")
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -128,7 +128,8 @@ class Store:
 
     def size(self, digest: Digest, depth: int = 0) -> int | None:
         """Bytes of a blob, plain or packed; None when it isn't there, or is the difference to one that isn't."""
-        for _ in range(2):  # unpacked between our two looks, it is there at the next
+        # Unpacked between our two looks, it or a parent is there at the next; once is enough, or a circle would take 2^depth.
+        for _ in range(1 if depth else 2):
             with contextlib.suppress(FileNotFoundError):
                 return self.blob_path(digest).stat().st_size
             with contextlib.suppress(IntegrityError):  # fsck says so; for us there is nothing
@@ -174,7 +175,7 @@ class Store:
 
     def _opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
         path = self.blob_path(digest)
-        for _ in range(2):  # as in `size`
+        for _ in range(2):  # unpacked between our two looks, it is there at the next
             try:
                 return open(path, "rb", buffering=0)
             except FileNotFoundError:

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.packed import container, cutting, lineage, planes
+from adapterhub.packed import chains, container, cutting, planes
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.files import gguf_file, safetensors_file
@@ -241,17 +241,17 @@ def test_noise_is_one_line(raw: bytes) -> None:
 
 def test_parents_are_kept_and_go_last() -> None:
     parents = {"d": "c", "c": "b", "b": "a", "x": "a"}
-    assert lineage.chain("d", parents) == ["c", "b", "a"]
-    assert lineage.with_parents({"c", "y"}, parents) == {"a", "b", "c", "y"}
-    assert lineage.children_first(["a", "b", "c", "d", "x"], parents) == ["d", "c", "b", "x", "a"]
-    assert len(lineage.chain("p", {"p": "q", "q": "p"})) == 2  # a circle, which a hostile store may have, ends
+    assert chains.chain("d", parents) == ["c", "b", "a"]
+    assert chains.with_parents({"c", "y"}, parents) == {"a", "b", "c", "y"}
+    assert chains.children_first(["a", "b", "c", "d", "x"], parents) == ["d", "c", "b", "x", "a"]
+    assert len(chains.chain("p", {"p": "q", "q": "p"})) == 2  # a circle, which a hostile store may have, ends
 
 
 def test_no_circle_and_no_long_chain() -> None:
     parents = {"d": "c", "c": "b", "b": "a"}
-    assert lineage.may_follow("e", "d", parents)
-    assert not lineage.may_follow("f", "e", {**parents, "e": "d"})
-    assert not lineage.may_follow("a", "d", parents)
-    assert not lineage.may_follow("a", "a", {})
-    assert lineage.may_follow("a", "z", parents)
-    assert not lineage.may_follow("a", "z", {**parents, "e": "d"})
+    assert chains.may_follow("e", "d", parents)
+    assert not chains.may_follow("f", "e", {**parents, "e": "d"})
+    assert not chains.may_follow("a", "d", parents)
+    assert not chains.may_follow("a", "a", {})
+    assert chains.may_follow("a", "z", parents)
+    assert not chains.may_follow("a", "z", {**parents, "e": "d"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
-from .lineage import READ_DEPTH
+from .chains import READ_DEPTH
 
 if TYPE_CHECKING:
     from .container import Head, Reader
@@ -19,7 +19,7 @@ Open = Callable[[str, int], "Reader | BinaryIO"]
 """A blob open for reading, given its digest and how many differences deep we are."""
 
 
-class Shelf:
+class Packs:
     """The packs below a folder, which need not be there."""
 
     def __init__(self, folder: Path) -> None:
