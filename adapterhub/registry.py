@@ -120,7 +120,7 @@ class Registry:
         store = Store.create(root / FOLDER)
         if not (root / FILE).exists():
             Catalog.create(root / FILE, store)
-            with cls.open(root) as made, made._locked():
+            with cls.open(root) as made, made.locked():
                 made.catalog.write_index(made.store)
         return cls.open(root)
 
@@ -169,7 +169,7 @@ class Registry:
         raise AssertionError
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """The write lock, on the database that is there now: one deleted meanwhile is made and opened anew."""
         if self.catalog.in_transaction:
             yield
@@ -188,7 +188,7 @@ class Registry:
         """Bring a catalog that is behind its logs, as one from a backup, up to them; a log that cannot be read stays behind."""
         if self.catalog.is_level(self.store):
             return
-        with self._locked():
+        with self.locked():
             if not self.catalog.is_level(self.store):
                 self._catch_up_all()
                 self.catalog.adopt_index(self.store)
@@ -349,7 +349,7 @@ class Registry:
         """Where a name stands, the catalog brought up to its log if that has gone on without it."""
         state = self.catalog.name(name)
         if self.store.entry_path(name, state.seq + 1).exists():
-            with self._locked():
+            with self.locked():
                 state = self.catalog.catch_up(self.store, name)
         return state
 
@@ -532,7 +532,7 @@ class Registry:
         committed = False
         while not committed:
             try:
-                with self._locked():
+                with self.locked():
                     entry = decide(self.catalog.catch_up(self.store, name))
                     if entry is None:
                         return
@@ -593,7 +593,7 @@ class Registry:
 
         @contextmanager
         def locked() -> Iterator[None]:
-            with self._locked():
+            with self.locked():
                 for name in self.store.names():
                     self.catalog.catch_up(self.store, name)
                 # Whoever was killed there may not have come to it.
@@ -634,7 +634,7 @@ class Registry:
             return
         done = []
         for intent, name in pending:
-            with contextlib.suppress(AdapterhubError), self._locked():
+            with contextlib.suppress(AdapterhubError), self.locked():
                 self.catalog.catch_up(self.store, name)
                 self.catalog.write_index(self.store)
                 done.append(intent)
@@ -643,7 +643,7 @@ class Registry:
 
     def rebuild_index(self) -> Findings:
         """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
-        with self._locked():
+        with self.locked():
             errors = self.catalog.rebuild(self.store)
             self.catalog.write_index(self.store)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]

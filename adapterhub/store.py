@@ -3,6 +3,7 @@
     oci-layout              what makes it an OCI image layout (image-spec v1.1, `image-layout.md`)
     index.json              derived: every version and tag, so that skopeo and oras read the store in place
     blobs/sha256/<hex>      read-only, complete and flushed before the name appears
+    packs/sha256/<hex>      the same blobs compressed, where their owner asked for it; only readers of ours know them
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
@@ -24,15 +25,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
 from . import image_index
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .leases import ABANDONED, Lease, dead, hold, noted
+from .packed.chains import READ_DEPTH
+from .packed.place import Packs
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
@@ -123,6 +126,7 @@ class Store:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
         self._lease: Lease | None = None
+        self.packs = Packs(root / "packs" / "sha256")
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -146,15 +150,24 @@ class Store:
     # ---- blobs
 
     def blob_path(self, digest: Digest) -> Path:
-        """Where a blob lies, or would."""
+        """Where a blob lies, or would, when it isn't packed."""
         return self._blobs / parse_digest(digest, "store").removeprefix("sha256:")
 
     def has(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size in bytes is there; its bytes aren't read."""
-        try:
-            return self.blob_path(digest).stat().st_size == size
-        except FileNotFoundError:
-            return False
+        return self.size(digest) == size
+
+    def size(self, digest: Digest, depth: int = 0) -> int | None:
+        """Bytes of a blob, plain or packed; None when it isn't there, or is the difference to one that isn't."""
+        # Unpacked between our two looks, it or a parent is there at the next; once is enough, or a circle would take 2^depth.
+        for _ in range(1 if depth else 2):
+            with contextlib.suppress(FileNotFoundError):
+                return self.blob_path(digest).stat().st_size
+            with contextlib.suppress(IntegrityError):  # fsck says so; for us there is nothing
+                head = self.packs.head(digest)
+                if head and (not head.parent or (depth < READ_DEPTH and self.size(head.parent, depth + 1) is not None)):
+                    return head.size
+        return None
 
     def put_stream(self, source: Any) -> tuple[Digest, int]:
         """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
@@ -188,8 +201,9 @@ class Store:
                 self._lease.note(digest)
         if not self.has(digest, size):
             return False
-        with contextlib.suppress(OSError):  # another user's, perhaps
-            os.utime(self.blob_path(digest))  # as young as one just written, where leases say nothing
+        for path in (self.blob_path(digest), self.packs.path(digest)):
+            with contextlib.suppress(OSError):  # another user's, perhaps
+                os.utime(path)  # as young as one just written, where leases say nothing
         return True
 
     def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
@@ -206,16 +220,76 @@ class Store:
 
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
-        """A blob for reading, unbuffered; the reader checks the digest."""
-        path = self.blob_path(digest)
-        try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except FileNotFoundError as error:
-            raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`") from error
-        except OSError as error:
-            raise LocalIOError(str(path), error.strerror or str(error)) from error
-        with file:
+        """A blob for reading, unbuffered, plain or packed; the reader checks the digest."""
+        with self._opened(digest) as file:
             yield file
+
+    def _opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+        path = self.blob_path(digest)
+        for _ in range(2):  # unpacked between our two looks, it is there at the next
+            try:
+                return open(path, "rb", buffering=0)
+            except FileNotFoundError:
+                packed = self.packs.open(digest, self._opened, depth)
+            except OSError as error:
+                raise LocalIOError(str(path), error.strerror or str(error)) from error
+            if packed is not None:
+                return cast(BinaryIO, packed)
+        raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`")
+
+    def rehash(self, digest: Digest) -> Digest:
+        """The digest of a blob's bytes as they are now, plain or packed."""
+        with self.open_blob(digest) as file, local_errors(Path(file.name)):
+            return copy_hashing(file, None)[0]
+
+    @contextmanager
+    def open_pack(self, digest: Digest) -> Iterator[BinaryIO]:
+        """The blob in a pack, even where it lies plain as well."""
+        packed = self.packs.open(digest, self._opened)
+        if packed is None:
+            raise NotFoundError(str(self.packs.path(digest)), "no such pack")
+        with packed:
+            yield cast(BinaryIO, packed)
+
+    def stored(self, digest: Digest) -> int:
+        """Bytes that a blob takes on the disk, however it lies; 0 when it isn't there."""
+        found = 0
+        for path in (self.blob_path(digest), self.packs.path(digest)):
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
+
+    @contextmanager
+    def temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file in tmp/, unbuffered, gone afterwards unless it was renamed."""
+        with self._temporary() as made:
+            yield made
+
+    def adopt_pack(self, path: Path, digest: Digest) -> None:
+        """Let a complete, flushed and proven pack stand for its plain blob, which goes once the pack's name is safe."""
+        final = self.packs.path(digest)
+        with local_errors(final):
+            self._make_dir(final.parent)
+            os.replace(path, final)
+            sync(final.parent)
+        self.drop_plain(digest)
+
+    def drop_plain(self, digest: Digest) -> None:
+        """Remove the plain file of a blob whose pack is proven."""
+        with local_errors(self.blob_path(digest)):
+            _remove(self.blob_path(digest))
+            sync(self._blobs)
+
+    def unpack(self, digest: Digest, size: int) -> None:
+        """Make a packed blob of `size` bytes plain again; the pack goes once the plain name is safe."""
+        with self.open_pack(digest) as source, self._temporary() as (path, file):
+            if copy_hashing(source, file, limit=size) != (digest, size):
+                raise IntegrityError(str(self.packs.path(digest)), f"holds other bytes than {digest}", "Run `adapterhub fsck`")
+            self._settle(path, file, self.blob_path(digest))
+        self.sync_blobs()
+        with local_errors(self.packs.folder):
+            _remove(self.packs.path(digest))
+            sync(self.packs.folder)
 
     def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
         """The bytes of a small blob (a manifest, a config, adapter.json), checked against its digest."""
@@ -474,6 +548,15 @@ def _link(path: Path, final: Path) -> bool:
             return False
         os.rename(path, final)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a read-only file, if it is there; Windows wants it writable for that."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        path.chmod(0o644)
+        path.unlink(missing_ok=True)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

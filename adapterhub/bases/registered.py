@@ -121,7 +121,7 @@ def remove(registry: Registry, name: str) -> None:
 def _move(registry: Registry, name: str, decide: Callable[[Shelved], Entry | None]) -> None:
     """Commit the entry that `decide` makes of where the name stands; decide again when another writer was first."""
     while True:
-        with registry.catalog.transaction():  # which alone decides where there are no hard links
+        with registry.locked():  # which alone decides where there are no hard links
             entry = decide(shelf.current(registry.store, name))
             if entry is None or registry.store.append(entry, log=BASES):
                 return

@@ -18,7 +18,8 @@ COMMANDS = {
     "convert": "convert", "merge": "merge", "base": "base",
     "push": "registry", "pull": "registry", "list": "registry", "search": "search", "find": "find", "show": "registry",
     "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
-    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
+    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry",
+    "pack": "storage", "unpack": "storage", "du": "usage", "completion": "completion",
 }  # fmt: skip
 
 
