@@ -383,7 +383,7 @@ class Catalog:
             )
         of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
         self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", values)  # noqa: S608
-        for table in ("facets", "metrics", "files"):
+        for table in ("facets", "metrics", "files", "made_from"):
             self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", values)  # noqa: S608
         self._db.execute(f"DELETE FROM versions WHERE {where}", values)  # noqa: S608
 
@@ -401,6 +401,7 @@ class Catalog:
         self._db.executemany(
             "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
         )
+        self._db.executemany("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
 
     def _move_tags(self, entry: Entry) -> None:
         before = self.tags(entry.name)

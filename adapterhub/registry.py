@@ -251,7 +251,7 @@ class Registry:
 
     def children(self, digest: Digest) -> Sequence[Row]:
         """The versions that name `digest` among their parents."""
-        return [row for row in self.catalog.rows() if any(p["digest"] == digest for p in self.facts(row.digest)["parents"])]
+        return self.catalog.rows("id IN (SELECT version FROM made_from WHERE parent = ?)", digest)
 
     def facts(self, digest: Digest) -> dict[str, Any]:
         """The adapter.json of the manifest `digest`; empty when it has none."""

@@ -213,3 +213,14 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
         )  # type: ignore[method-assign]
         found = lineage.trace(registry, Ref.parse("team/a"))
     assert {edge.parent for edge in found.edges} >= {a, b}
+
+
+def test_children_are_known_until_they_go_and_after_the_index_was_made_anew(team: Path) -> None:
+    with Registry.open(team) as registry:
+        a = registry.resolve(Ref.parse("team/a")).digest
+        assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]
+        registry.rebuild_index()
+        assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]
+        registry.rm(Ref.parse("team/both"))
+        assert [str(row.ref) for row in registry.children(a)] == ["team/elsewhere:v1"]
+        assert [str(row.ref) for row in registry.children(f"sha256:{'0' * 64}")] == ["team/elsewhere:v1"]
