@@ -83,7 +83,12 @@ def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress 
     changes = []
     for row, layer in _work(registry, names, progress):
         if registry.store.packs.head(layer.digest) is not None:
-            registry.store.unpack(layer.digest, layer.size)
+            try:
+                registry.store.make_plain(layer.digest, layer.size)
+            except NotFoundError:  # somebody else unpacked or removed it meanwhile
+                continue
+            with registry.locked():
+                registry.store.drop_pack(layer.digest)
             changes.append(_change(row, layer, layer.size, "", "unpacked"))
     return changes
 
@@ -163,8 +168,9 @@ class _Packer:
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
             if copy_hashing(file, None, limit=layer.size) == (layer.digest, layer.size):
                 with self.registry.locked():
-                    self.store.drop_plain(layer.digest)
-                return True
+                    if self.store.packs.path(layer.digest).exists():  # nobody unpacked it meanwhile
+                        self.store.drop_plain(layer.digest)
+                        return True
         return False
 
     def _encoded(

@@ -29,7 +29,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, gc, intake, manifest, repair, semver
+from . import fsck, intake, manifest, semver
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
@@ -41,8 +41,6 @@ ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
 _MAX_MESSAGE = 1000
 _TRIES = 5
-GRACE = 24.0
-"""Hours that what no version needs any more stays."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ class Registry:
 
     def resolve(self, ref: Ref) -> Version:
         """The version that `ref` names now: by tag, number or digest; without any of them the newest."""
-        return self._version(self._row(ref), ref.tag)
+        return self._version(self.row(ref), ref.tag)
 
     def deprecations(self) -> dict[tuple[str, int], str]:
         """Why versions, and with the number 0 whole names, should not be used any more."""
@@ -227,7 +225,7 @@ class Registry:
 
     def show(self, ref: Ref) -> dict[str, Any]:
         """All there is to know of a version: its refs, its facts (adapter.json) and its manifest."""
-        row = self._row(ref)
+        row = self.row(ref)
         raw = self.store.read_document(row.digest)
         made = manifest.parse(raw, str(row.ref))
         facts = self.store.read_document(made.facts.digest) if made.facts else b"{}"
@@ -284,8 +282,8 @@ class Registry:
     def log(self, ref: Ref) -> builtins.list[Entry]:
         """The log of a name, deleted or not, the newest entry first; of a tag or a version what is about it."""
         if self._current(ref.name).seq == 0:
-            self._row(ref)  # says so
-        number = self._row(ref).number if ref.number or ref.digest or ref.range else 0
+            self.row(ref)  # says so
+        number = self.row(ref).number if ref.number or ref.digest or ref.range else 0
 
         def is_about(entry: Entry) -> bool:
             if ref.tag:
@@ -297,7 +295,8 @@ class Registry:
             raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
         return found[::-1]
 
-    def _row(self, ref: Ref) -> Row:
+    def row(self, ref: Ref) -> Row:
+        """The version that `ref` names now, as lists show it."""
         state = self._current(ref.name)
         if state.seq == 0:
             close = difflib.get_close_matches(ref.name, [name.name for name in self.catalog.names()], 1)
@@ -333,7 +332,7 @@ class Registry:
         """The version of a ref that is about to change: a range, or a tag that isn't there, never means another one here."""
         if ref.range or (ref.tag and self._current(ref.name).number and ref.tag not in self.catalog.tags(ref.name)):
             raise self._no_such(ref)
-        return self._row(ref)
+        return self.row(ref)
 
     def _no_such(self, ref: Ref) -> NotFoundError:
         if ref.range:
@@ -393,10 +392,10 @@ class Registry:
             if new:
                 self._check_protected(ref.name, ref.tag)
                 number, tags = state.number + 1, latest_tags(ref.tag)
-                return Entry(ref.name, state.seq + 1, "push", _now(), made.digest, len(made.raw), number, tags, state.head)
+                return Entry(ref.name, state.seq + 1, "push", now(), made.digest, len(made.raw), number, tags, state.head)
             return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
         if not there_is_all:
             return None
         return replace(self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag), new=new)
@@ -428,27 +427,27 @@ class Registry:
         """Point `tag` at the version that `ref` names, whatever it pointed at before; `expect` as in `push`."""
         parse_tag(tag, f"{ref.name}:{tag}")
         _check_not_latest(ref.name, tag)
-        row = self._row(ref)
+        row = self.row(ref)
 
         def decide(state: Name) -> Entry | None:
             self._check_expect(ref.name, tag, expect)
-            return None if tag in self._row(row.ref).tags else self._tag_entry(state, row, tag)
+            return None if tag in self.row(row.ref).tags else self._tag_entry(state, row, tag)
 
-        self._move(ref.name, decide)
-        return self._version(self._row(row.ref), tag)
+        self.move(ref.name, decide)
+        return self._version(self.row(row.ref), tag)
 
     def put_back(self, ref: Ref, seq: int | None = None) -> Version:
         """Point the tag of `ref` where it pointed before it last moved or went, or after entry `seq` of the log."""
         tag = _its_tag(ref)
         _check_not_latest(ref.name, tag)
         if self._current(ref.name).deleted or not self._current(ref.name).seq:
-            self._row(ref)  # says so
+            self.row(ref)  # says so
 
         def decide(state: Name) -> Entry | None:
-            row = self._row(Ref(ref.name, number=self._stood(ref, tag, state.seq, seq)))
+            row = self.row(Ref(ref.name, number=self._stood(ref, tag, state.seq, seq)))
             return None if tag in row.tags else self._tag_entry(state, row, tag)
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
         return self._version(self._exact(ref), tag)
 
     def _stood(self, ref: Ref, tag: str, end: int, seq: int | None) -> int:
@@ -481,28 +480,28 @@ class Registry:
             if (tag in self.catalog.marks("protect", ref.name)) == on:
                 return None
             op = "protect" if on else "unprotect"
-            return Entry(ref.name, state.seq + 1, op, _now(), tags=(tag,), previous=state.head)
+            return Entry(ref.name, state.seq + 1, op, now(), tags=(tag,), previous=state.head)
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
         return self._version(self._exact(ref), tag)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
         """Say that a version, or with a bare name all of them, should not be used any more; its number, 0 for all."""
-        row = self._row(ref)
+        row = self.row(ref)
         number = row.number if ref != Ref(ref.name) else 0
         message = message.encode(errors="replace").decode()
         if len(message) > _MAX_MESSAGE:
             raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Say it shorter, or link to it")
 
         def decide(state: Name) -> Entry | None:
-            self._row(Ref(ref.name, number=row.number))
+            self.row(Ref(ref.name, number=row.number))
             found = self.catalog.marks("deprecate", ref.name).get(str(number))
             if found == (None if undo else message):
                 return None
             op, said = ("undeprecate", "") if undo else ("deprecate", message)
-            return Entry(ref.name, state.seq + 1, op, _now(), number=number, previous=state.head, message=said)
+            return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=said)
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
         return number
 
     def rm(self, ref: Ref, *, expect: Digest | None = None) -> None:
@@ -519,15 +518,15 @@ class Registry:
             for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
                 self._check_protected(ref.name, tag)
             tags = (ref.tag,) if ref.tag else ()
-            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", _now(), tags=tags, previous=state.head)
+            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
 
     def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
         self._check_protected(row.name, tag)
-        return Entry(row.name, state.seq + 1, "tag", _now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
+        return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
 
-    def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
         """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
         committed = False
         while not committed:
@@ -548,84 +547,7 @@ class Registry:
             with contextlib.suppress(OSError):  # it is done; whoever finds the intent does nothing more
                 intent.unlink()
 
-    # ---- what may go
-
-    def keep(self, ref: Ref, last: int | None) -> None:
-        """Have `gc` drop the versions of a name but the `last` newest and those with a tag; None: none."""
-        if ref != Ref(ref.name):
-            raise RefError(str(ref), "what is kept is said of a whole name", f"Write {ref.name}")
-        self._row(ref)
-
-        def decide(state: Name) -> Entry | None:
-            self._row(ref)
-            if self.catalog.marks("keep", ref.name).get("") == (None if last is None else str(last)):
-                return None
-            op, number = ("keep-all", 0) if last is None else ("keep", last)
-            return Entry(ref.name, state.seq + 1, op, _now(), previous=state.head, keep=number)
-
-        self._move(ref.name, decide)
-
-    def kept(self, ref: Ref) -> int | None:
-        """What was last said with `keep`."""
-        said = self.catalog.marks("keep", self._row(ref).name).get("")
-        return int(said) if said is not None else None
-
-    def gc(
-        self, *, grace: float = GRACE, last: int | None = None, dry_run: bool = False, progress: gc.Progress | None = None
-    ) -> gc.Swept:
-        """Drop versions that are not to be kept; remove what no version, push or read needs, and what killed processes left.
-
-        Args:
-            grace: Hours that a blob stays after it was put or let go.
-            last: For names of which nothing was said with `keep`: how many of the newest versions are kept beside the tagged.
-            dry_run: Change nothing.
-            progress: Is told blobs done and blobs in all.
-        """
-        swept = gc.Swept(dry_run)
-        unkept = {name.name: self._drop(name.name, last, dry_run=dry_run) for name in self.catalog.names() if not name.deleted}
-        swept.dropped = [Ref(name, number=number) for name, numbers in unkept.items() for number in numbers]
-        needs = gc.Needs(
-            self.store,
-            lambda: {name.name: name.seq for name in self.catalog.names()},
-            grace * 3600,
-            unkept if dry_run else {},
-        )
-
-        @contextmanager
-        def locked() -> Iterator[None]:
-            with self.locked():
-                for name in self.store.names():
-                    self.catalog.catch_up(self.store, name)
-                # Whoever was killed there may not have come to it.
-                if self.store.pending() and not self.store.index_is(self.catalog.index()):
-                    self.catalog.write_index(self.store)
-                yield
-
-        gc.collect(self.store, needs, locked, swept, grace=grace * 3600, progress=progress)
-        return swept
-
-    def _drop(self, name: str, last: int | None, *, dry_run: bool) -> builtins.list[int]:
-        """Drop what isn't kept of a name; the numbers."""
-        numbers: builtins.list[int] = []
-
-        def unkept() -> builtins.list[int]:
-            said = self.catalog.marks("keep", name).get("")
-            kept = last if said is None else int(said)
-            return [] if kept is None else gc.unkept(self.catalog.rows("name = ?", name), kept)
-
-        def decide(state: Name) -> Entry | None:
-            numbers[:] = [] if state.deleted else unkept()
-            if not numbers:
-                return None
-            return Entry(name, state.seq + 1, "drop", _now(), previous=state.head, numbers=tuple(numbers))
-
-        if dry_run:
-            return unkept()
-        if unkept():
-            self._move(name, decide)
-        return numbers
-
-    # ---- repair and checks
+    # ---- checks
 
     def _finish_moves(self) -> None:
         """Replay the names whose writers were killed before they told the catalog. Live writers hold the lock meanwhile."""
@@ -647,15 +569,6 @@ class Registry:
             errors = self.catalog.rebuild(self.store)
             self.catalog.write_index(self.store)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
-
-    def repair(self, path: Path) -> builtins.list[Digest]:
-        """Put back blobs that are missing or damaged from a registry, an OCI layout or a folder; the digests of these."""
-        rows = self.catalog.rows()
-        versions = [Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
-        healed = repair.heal(self.store, versions, repair.source(path))
-        if healed:
-            self.rebuild_index()  # what lists show of a version comes from its blobs
-        return healed
 
     def fsck(self, *, quick: bool = False) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
@@ -679,5 +592,6 @@ def _check_not_latest(name: str, tag: str) -> None:
         raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
 
 
-def _now() -> str:
+def now() -> str:
+    """The time for an entry of a log."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

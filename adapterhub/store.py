@@ -8,6 +8,7 @@
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
+    cache/                  conversions made by `forms`, which may go at any time
     leases/<id>.lease       a process at work, and the blobs it needs (`leases.py`)
 
 Nothing is ever written under its final name: a killed writer leaves a temporary file, never half a blob or entry.
@@ -47,7 +48,7 @@ _OPS = {
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
 }
 # `ingest` is where oras puts what isn't complete.
-_FOLDERS = {"blobs", "refs", "pending", "tmp", "leases", "ingest"}
+_FOLDERS = {"blobs", "packs", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
 _SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
@@ -177,10 +178,12 @@ class Store:
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
 
-    def put_back(self, source: Any, digest: Digest, size: int) -> bool:
+    def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
         """Store what an unbuffered file holds in place of a blob that is missing or wrong, if these are the right bytes."""
         with self._temporary() as (path, file):
-            right = copy_hashing(source, file, limit=size) == (digest, size)
+            limit = {} if size is None else {"limit": size}
+            found = copy_hashing(source, file, **limit)
+            right = found[0] == digest and size in (None, found[1])
             if right:
                 self._settle(path, file, self.blob_path(digest))
         return right
@@ -221,16 +224,17 @@ class Store:
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
         """A blob for reading, unbuffered, plain or packed; the reader checks the digest."""
-        with self._opened(digest) as file:
+        with self.opened(digest) as file:
             yield file
 
-    def _opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+    def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+        """The same for who closes it; `depth`: of how many differences it is the parent."""
         path = self.blob_path(digest)
         for _ in range(2):  # unpacked between our two looks, it is there at the next
             try:
                 return open(path, "rb", buffering=0)
             except FileNotFoundError:
-                packed = self.packs.open(digest, self._opened, depth)
+                packed = self.packs.open(digest, self.opened, depth)
             except OSError as error:
                 raise LocalIOError(str(path), error.strerror or str(error)) from error
             if packed is not None:
@@ -245,7 +249,7 @@ class Store:
     @contextmanager
     def open_pack(self, digest: Digest) -> Iterator[BinaryIO]:
         """The blob in a pack, even where it lies plain as well."""
-        packed = self.packs.open(digest, self._opened)
+        packed = self.packs.open(digest, self.opened)
         if packed is None:
             raise NotFoundError(str(self.packs.path(digest)), "no such pack")
         with packed:
@@ -275,21 +279,25 @@ class Store:
         self.drop_plain(digest)
 
     def drop_plain(self, digest: Digest) -> None:
-        """Remove the plain file of a blob whose pack is proven."""
+        """Remove the plain file of a blob whose pack is proven; under the write lock."""
         with local_errors(self.blob_path(digest)):
             _remove(self.blob_path(digest))
             sync(self._blobs)
 
-    def unpack(self, digest: Digest, size: int) -> None:
-        """Make a packed blob of `size` bytes plain again; the pack goes once the plain name is safe."""
+    def make_plain(self, digest: Digest, size: int) -> None:
+        """Make a packed blob of `size` bytes plain again; the plain name is safe, the pack still there."""
         with self.open_pack(digest) as source, self._temporary() as (path, file):
             if copy_hashing(source, file, limit=size) != (digest, size):
                 raise IntegrityError(str(self.packs.path(digest)), f"holds other bytes than {digest}", "Run `adapterhub fsck`")
             self._settle(path, file, self.blob_path(digest))
         self.sync_blobs()
-        with local_errors(self.packs.folder):
-            _remove(self.packs.path(digest))
-            sync(self.packs.folder)
+
+    def drop_pack(self, digest: Digest) -> None:
+        """Remove the pack of a blob that is plain too; under the write lock, as one who packs may just remove the plain one."""
+        if self.blob_path(digest).exists():
+            with local_errors(self.packs.folder):
+                _remove(self.packs.path(digest))
+                sync(self.packs.folder)
 
     def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
         """The bytes of a small blob (a manifest, a config, adapter.json), checked against its digest."""
@@ -341,6 +349,13 @@ class Store:
                 if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
                     found.append(path)
         return found
+
+    def conversions(self) -> list[Path]:
+        """What `forms` keeps, a folder each."""
+        folder = self.root / "cache"
+        with local_errors(folder), contextlib.suppress(FileNotFoundError):  # the first one makes it
+            return sorted(folder.iterdir())
+        return []
 
     # ---- the log of a name's refs
 

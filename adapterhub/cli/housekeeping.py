@@ -36,6 +36,7 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
 
     What a tag points to is always kept, and so is the newest version. This is an entry of the name's log.
     """
+    from adapterhub import housekeeping
     from adapterhub.ref import Ref
 
     if everything and (last or tagged):
@@ -43,8 +44,8 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
     target = Ref.parse(name)
     with open_registry(settings) as registry:
         if last or tagged or everything:
-            registry.keep(target, None if everything else last or 0)
-        held = registry.kept(target)
+            housekeeping.keep(registry, target, None if everything else last or 0)
+        held = housekeeping.kept(registry, target)
     text = f"{name}: every version" if held is None else f"{name}: {_newest(held)}what has a tag"
     document = {"name": name, "last": held, "tagged": held is not None}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
@@ -73,11 +74,14 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     """Remove what nothing needs: bytes of removed names and of dropped versions, and what killed commands left.
 
     Versions are only dropped where `adapterhub keep` or these options say so; what was said of a name with `keep` comes first.
+    A version from which another was merged or converted stays as long as that does.
     What was let go or stored less than HOURS ago stays, and so does what a push or a pull at work needs, so this may run at any
     time.
     """
+    from adapterhub import housekeeping
+
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
-        swept = registry.gc(grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
+        swept = housekeeping.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
     output.emit(_document(swept), as_json=settings.as_json, text=lambda: _text(swept))
 
 
@@ -85,8 +89,11 @@ def _document(swept: Swept) -> dict[str, Any]:
     return {
         "dry_run": swept.dry_run,
         "dropped": [str(ref) for ref in swept.dropped],
+        "parents": [str(ref) for ref in swept.parents],
         "blobs": swept.blobs,
         "size": swept.size,
+        "conversions": swept.conversions,
+        "conversion_size": swept.conversion_size,
         "leftovers": swept.leftovers,
         "leftover_size": swept.leftover_size,
         "waiting": swept.waiting,
@@ -95,15 +102,22 @@ def _document(swept: Swept) -> dict[str, Any]:
 
 
 def _text(swept: Swept) -> None:
-    drop, remove = ("would drop", "would remove") if swept.dry_run else ("dropped", "removed")
+    drop, remove, keep = ("would drop", "would remove", "would keep") if swept.dry_run else ("dropped", "removed", "kept")
     for ref in swept.dropped:
         output.write(f"{drop} {ref}")
-    for count, size, noun in ((swept.blobs, swept.size, "blob"), (swept.leftovers, swept.leftover_size, "leftover")):
+    for ref in swept.parents:
+        output.write(f"{keep} {ref}: what stays was made from it")
+    counts = (
+        (swept.blobs, swept.size, "blob"),
+        (swept.conversions, swept.conversion_size, "kept conversion"),
+        (swept.leftovers, swept.leftover_size, "leftover"),
+    )
+    for count, size, noun in counts:
         if count:
             output.write(f"{remove} {output.plural(count, noun)}, {output.size(size)}")
     if swept.waiting:
         output.write(
             f"{output.plural(swept.waiting, 'unneeded blob')}, {output.size(swept.waiting_size)}: not to be removed yet"
         )
-    if not (swept.dropped or swept.blobs or swept.leftovers or swept.waiting):
+    if not (swept.dropped or swept.blobs or swept.conversions or swept.leftovers or swept.waiting):
         output.write("nothing to remove")

@@ -460,6 +460,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
     harms nothing is a note.
     """
+    from adapterhub import housekeeping
     from adapterhub.registry import Registry
 
     if repair != (source is not None):
@@ -469,7 +470,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     else:
         registry, findings = open_registry(settings), []
     with registry:
-        healed = registry.repair(Path(source)) if source else []
+        healed = housekeeping.repair(registry, Path(source)) if source else []
         findings += registry.fsck(quick=quick)
         root = str(registry.root)
     if source:

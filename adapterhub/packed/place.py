@@ -24,6 +24,7 @@ class Packs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._heads: dict[str, tuple[tuple[int, ...], str | None]] = {}
 
     def path(self, digest: str) -> Path:
         """Where the pack of a blob lies, or would; `digest` has been checked."""
@@ -60,13 +61,26 @@ class Packs:
 
     def parents(self) -> dict[str, str]:
         """What every pack is a difference to; those that are none are left out, and so are those that can't be read."""
+        return {digest: parent for digest, parent in self.heads().items() if parent}
+
+    def heads(self) -> dict[str, str | None]:
+        """Every pack with what it is a difference to: empty for nothing, None where it can't be read."""
         found = {}
         for digest in self.digests():
-            with contextlib.suppress(AdapterhubError):
-                head = self.head(digest)
-                if head and head.parent:
-                    found[digest] = head.parent
+            with contextlib.suppress(OSError):  # it went just now
+                status = self.path(digest).stat()
+                stamp = status.st_ino, status.st_size, status.st_mtime_ns
+                if self._heads.get(digest, ((),))[0] != stamp:
+                    self._heads[digest] = stamp, self._parent(digest)
+                found[digest] = self._heads[digest][1]
         return found
+
+    def _parent(self, digest: str) -> str | None:
+        try:
+            head = self.head(digest)
+        except AdapterhubError:
+            return None
+        return head.parent if head else None
 
     def open(self, digest: str, blob: Open, depth: int = 0) -> Reader | None:
         """The blob in a pack, open for reading, its parents opened by `blob`; None when there is no pack."""

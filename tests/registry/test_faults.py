@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import transfer
+from adapterhub import housekeeping, transfer
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters.errors import LocalIOError
@@ -53,11 +53,12 @@ except LocalIOError as error:
 """
 GC = """
 import pathlib, sys
+from adapterhub import housekeeping
 from adapterhub.registry import Registry
 from adapterhub_converters.errors import LocalIOError
 try:
     with Registry.open(pathlib.Path(sys.argv[1])) as registry:
-        registry.gc(grace=0, last=1)
+        housekeeping.gc(registry, grace=0, last=1)
 except LocalIOError as error:
     raise SystemExit(error.exit_code)
 """
@@ -177,7 +178,7 @@ def test_a_move_and_a_collection_whose_disk_says_no(
             assert [row.number for row in rows] in ([3, 2, 1], [3])
             assert all(registry.verify(row.ref) == [] for row in rows)
             registry.tag(SQL, "prod")
-            registry.gc(grace=0, last=1)
+            housekeeping.gc(registry, grace=0, last=1)
             assert [(row.number, row.tags) for row in registry.list()] == [(3, ("latest", "prod"))]
             assert {finding.severity for finding in registry.fsck()} <= {"note"}
         return status

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest, transfer
+from adapterhub import housekeeping, manifest, transfer
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
@@ -90,7 +90,7 @@ def tag(root: Path) -> None:
 
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
-        registry.gc(grace=0, last=1)
+        housekeeping.gc(registry, grace=0, last=1)
 
 
 def migrate(root: Path) -> None:
@@ -115,7 +115,7 @@ def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[
         check(root)
         work(root)
         with Registry.open(root) as registry:
-            assert registry.gc(grace=0).waiting == 0
+            assert housekeeping.gc(registry, grace=0).waiting == 0
             assert registry.fsck() == []
         shutil.rmtree(root)
     assert killed
@@ -168,7 +168,7 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
         assert registry.resolve(SQL).number == 5
     check(template)
     with Registry.open(template) as registry:  # the losers' blobs were stored, whole, and can go
-        registry.gc(grace=0)
+        housekeeping.gc(registry, grace=0)
         assert registry.fsck() == []
 
 
@@ -213,7 +213,7 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
             if what == "push":
                 assert registry.push(folder, ref, restore=True).digest == digest
             elif what == "gc":
-                registry.gc(grace=0, last=rng.choice([None, 1, 2]))
+                housekeeping.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
             elif what == "rm":
                 registry.rm(ref)
             elif what == "tag":
@@ -229,7 +229,7 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
     assert finished(children) == [0, 0, 0]
     check(root)
     with Registry.open(root) as registry:
-        registry.gc(grace=0)
+        housekeeping.gc(registry, grace=0)
         assert registry.fsck() == []
 
 
@@ -253,7 +253,7 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
             with pytest.raises((LocalIOError, RefusedError), match="No space left|disk is full"):
                 call()
         assert registry.list() == rows
-        assert registry.gc(grace=0).blobs == 5
+        assert housekeeping.gc(registry, grace=0).blobs == 5
         filler.unlink()
         registry.tag(Ref.parse("team/sql:v1"), "dev")
     check(small_disk / "registry")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub import facts, packing, transfer, usage
+from adapterhub import facts, housekeeping, packing, transfer, usage
 from adapterhub.packed import chains
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
@@ -482,4 +482,116 @@ def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, traine
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         registry.store.blob_path(weights(registry, "team/sql")).unlink(missing_ok=True)
     path.write_bytes(kept)
+    check_whole(registry)
+
+
+# ---- what goes, and what is put back
+
+
+def old(registry: Registry) -> None:
+    for path in registry.store.root.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_a_collection_keeps_what_a_packed_blob_needs_and_takes_the_rest_in_order(
+    registry: Registry, trained: Trained, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr("adapterhub.gc._BATCH", batch)
+    registry.push(trained("a"), Ref.parse("team/first"))
+    registry.push(trained("b", step=1), Ref.parse("team/second"))
+    packing.pack(registry)
+    parent, child = weights(registry, "team/first"), weights(registry, "team/second")
+    registry.rm(Ref.parse("team/first"))
+    assert housekeeping.gc(registry, grace=0).blobs == 3  # all but the weights
+    assert registry.store.size(parent) is not None
+    assert registry.fsck() == []
+    registry.rm(Ref.parse("team/second"))
+    old(registry)
+    os.utime(registry.store.packs.path(child))  # a young one keeps what it is a difference to
+    for path in (registry.store.root / "refs").rglob("*.json"):
+        os.utime(path, (1e9, 1e9))
+    assert housekeeping.gc(registry).waiting == 2
+    assert registry.store.size(child) is not None
+    dry = housekeeping.gc(registry, grace=0, dry_run=True)
+    done = housekeeping.gc(registry, grace=0)
+    assert (dry.blobs, dry.size, dry.waiting) == (done.blobs, done.size, done.waiting) == (2, done.size, 0)
+    assert registry.store.packs.files() == []
+    assert blobs(registry) == {}
+
+
+def test_a_pack_that_cannot_be_read_keeps_a_collection_from_all(registry: Registry, trained: Trained) -> None:
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    packing.pack(registry)
+    path = registry.store.packs.path(weights(registry, "team/sql:v2"))
+    path.chmod(0o644)
+    path.write_bytes(b"no pack")
+    registry.store.put_bytes(b"nobody's")
+    with pytest.raises(IntegrityError, match="so it isn't known what it is a difference to; nothing was removed"):
+        housekeeping.gc(registry, grace=0)
+    registry.rm(SQL)
+    housekeeping.gc(registry, grace=0)
+    assert (registry.store.packs.files(), blobs(registry)) == ([], {})
+
+
+@pytest.mark.parametrize("damaged", ["parent", "child", "both", "parent beside a plain one"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_damaged_packs_are_healed(registry: Registry, trained: Trained, tmp_path: Path, damaged: str, packed: bool) -> None:
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    shutil.copytree(registry.root, tmp_path / "copy")
+    packing.pack(registry)
+    parent, child = weights(registry, "team/sql:v1"), weights(registry, "team/sql:v2")
+    if "plain" in damaged:
+        registry.store.make_plain(parent, registry.store.size(parent) or 0)
+    for digest in (parent, child):
+        path = registry.store.packs.path(digest)
+        if damaged.startswith("both" if damaged == "both" else "parent" if digest == parent else "child"):
+            raw = bytearray(path.read_bytes())
+            raw[len(raw) // 3] ^= 1
+            path.chmod(0o644)
+            path.write_bytes(raw)
+    assert any(finding.code == "broken-pack" for finding in registry.fsck())
+    if packed:
+        with Registry.open(tmp_path / "copy") as copy:
+            packing.pack(copy)
+    assert housekeeping.repair(registry, tmp_path / "copy")
+    assert registry.fsck() == []
+    check_whole(registry)
+
+
+def test_a_parent_that_only_a_pack_needs_is_healed_too(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+    registry.push(trained("a"), Ref.parse("team/first"))
+    registry.push(trained("b", step=1), Ref.parse("team/second"))
+    packing.pack(registry)
+    parent = weights(registry, "team/first")
+    registry.rm(Ref.parse("team/first"))
+    registry.store.packs.path(parent).unlink()
+    assert housekeeping.repair(registry, tmp_path / "a")[0] == parent
+    check_whole(registry)
+
+
+def test_one_packs_while_another_unpacks_and_nothing_is_lost(registry: Registry, trained: Trained) -> None:
+    for step in range(3):
+        registry.push(trained(f"s{step}", step=step), SQL)
+
+    def turn(work: Callable[[Registry], object]) -> None:
+        with Registry.open(registry.root) as mine:
+            for _ in range(8):
+                work(mine)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(turn, [packing.pack, packing.unpack, packing.unpack]))
+    check_whole(registry)
+
+
+def test_an_unpacked_blob_stays_when_its_pack_came_to_be_the_only_one(registry: Registry, trained: Trained) -> None:
+    """As when one who packs removes the plain file between the two steps of one who unpacks, and the other way round."""
+    registry.push(trained("a"), SQL)
+    packing.pack(registry)
+    digest = weights(registry, "team/sql")
+    registry.store.make_plain(digest, registry.store.size(digest) or 0)
+    packing.pack(registry)
+    registry.store.drop_pack(digest)
     check_whole(registry)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import transfer
+from adapterhub import housekeeping, transfer
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub.tables import MIGRATIONS
@@ -48,10 +48,10 @@ def test_blobs_are_put_back_from_another_registry(registry: Registry, tmp_path: 
     before, rows = bytes_of(registry.store.root / "blobs"), registry.list()
     broken(registry, flipped=flipped)
     source = {"registry": ".", "database": "registry.db", "layout": ".adapterhub"}[kind]
-    assert len(registry.repair(tmp_path / "copy" / source)) == len(before)
+    assert len(housekeeping.repair(registry, tmp_path / "copy" / source)) == len(before)
     assert registry.fsck() == []
     assert (bytes_of(registry.store.root / "blobs"), registry.list()) == (before, rows)
-    assert registry.repair(tmp_path / "copy") == []
+    assert housekeeping.repair(registry, tmp_path / "copy") == []
 
 
 def test_blobs_are_put_back_from_the_adapters_own_folder(registry: Registry, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_blobs_are_put_back_from_the_adapters_own_folder(registry: Registry, tmp
     broken(registry, flipped=False)
     registry.rebuild_index()  # what lists show is lost with the bytes
     assert registry.list()[0].size is None
-    assert len(registry.repair(tmp_path / "a")) == 6
-    assert len(registry.repair(tmp_path / "b")) == 4  # README.md and the config are in both
+    assert len(housekeeping.repair(registry, tmp_path / "a")) == 6
+    assert len(housekeeping.repair(registry, tmp_path / "b")) == 4  # README.md and the config are in both
     assert registry.list() == rows
     assert registry.fsck() == []
 
@@ -71,7 +71,7 @@ def test_files_of_what_is_no_whole_adapter_do_as_well(registry: Registry, tmp_pa
     flip(registry.store.blob_path(weights.digest))
     (tmp_path / "some").mkdir()
     shutil.copy(tmp_path / "b" / "adapter_model.safetensors", tmp_path / "some" / "anything.safetensors")
-    assert registry.repair(tmp_path / "some") == [weights.digest]
+    assert housekeeping.repair(registry, tmp_path / "some") == [weights.digest]
     assert registry.fsck() == []
 
 
@@ -80,11 +80,11 @@ def test_wrong_bytes_put_nothing_back(registry: Registry, tmp_path: Path) -> Non
     with Registry.open(tmp_path / "copy") as copy:
         broken(copy, flipped=True)
     broken(registry, flipped=False)
-    assert registry.repair(tmp_path / "copy") == []
+    assert housekeeping.repair(registry, tmp_path / "copy") == []
     assert not list(registry.store.blobs())
     assert not list((registry.store.root / "tmp").iterdir())
     with pytest.raises(NotFoundError, match="no such file or folder"):
-        registry.repair(tmp_path / "nowhere")
+        housekeeping.repair(registry, tmp_path / "nowhere")
 
 
 def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_every_reading_command_works_on_read_only_media(
         assert [finding for finding in found.fsck() if finding.severity == "error"] == []
         assert found.verify(SQL) == []
         assert [entry.op for entry in found.log(PROD)] == ["push"]
-        assert found.gc(dry_run=True).blobs == 0
+        assert housekeeping.gc(found, dry_run=True).blobs == 0
         transfer.pull(found, SQL, tmp_path / "out")
         for call in (lambda: found.tag(SQL, "new"), lambda: found.rm(PROD), lambda: found.push(tmp_path / "a", PROD)):
             with pytest.raises(LocalIOError, match="Read-only file system"):
