@@ -28,9 +28,10 @@ from .tables import FILLED, MIGRATIONS, Migration
 
 FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
-_WAY_OUT = "Delete it; the next command rebuilds it from .adapterhub beside it"
+_WAY_OUT = "`adapterhub fsck --rebuild-index` makes it anew from .adapterhub beside it, and keeps this one as registry.db.old"
 _LOCK_SECONDS = 30
 _MOST_CHANGED = 8  # names; beyond that index.json is made anew
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +93,29 @@ class Catalog:
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self.path = path
         self._db = db
+        self._file: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, path: Path, store: Store) -> None:
-        """Make the catalog of a store; it gets its name when it is complete. One made meanwhile is left as it is."""
+    def create(cls, path: Path, store: Store, *, instead: bool = False) -> None:
+        """Make the catalog of a store; it gets its name when it is complete. One made meanwhile is left as it is.
+
+        `instead`: It takes the place of one whose write-ahead log this file system cannot hold, and has none itself.
+        """
         temporary = store.root / "tmp" / f"{os.urandom(6).hex()}.db"
         try:
-            with _errors(path), contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as db:
+            with _errors(path), contextlib.closing(_connect(temporary, "rwc")) as db:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 cls(temporary, db).migrate(store)
-                db.execute("PRAGMA journal_mode = WAL")
+                if not instead:
+                    with contextlib.suppress(sqlite3.OperationalError):  # then it stays with a rollback journal
+                        db.execute("PRAGMA journal_mode = WAL")
             with _errors(path):
-                _take_name(temporary, path)
+                if instead:
+                    os.replace(temporary, path)
+                else:
+                    _take_name(temporary, path)
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in _SUFFIXES:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
 
     @classmethod
@@ -118,10 +128,21 @@ class Catalog:
             raise NotFoundError(str(path), "no such registry", "Run `adapterhub init`")
         if not is_ours(path):
             raise IntegrityError(str(path), "not an adapterhub registry", _WAY_OUT)
+        try:
+            return cls._open(path, store)
+        except LocalIOError as error:
+            if not _lacks_wal(path, error.__cause__):
+                raise
+        cls.create(path, store, instead=True)
+        return cls._open(path, store)
+
+    @classmethod
+    def _open(cls, path: Path, store: Store) -> Catalog:
         with _errors(path):
-            uri = f"{path.absolute().as_uri()}?mode=rw"
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+            identity = _identity(path)
+            db = _connect(path, "rw")
             catalog = cls(path, db)
+            catalog._file = identity  # replaced in between: then the wrong one, and it is opened again
             try:
                 catalog.migrate(store)
                 db.execute("PRAGMA foreign_keys = ON")
@@ -132,10 +153,36 @@ class Catalog:
 
     @classmethod
     def in_memory(cls, path: Path, store: Store) -> Catalog:
-        """A catalog for who may not write `path`, made from the logs: SQLite cannot read a WAL database it may not write."""
+        """A catalog for who may not write `path`: a copy of it or, where that may not be whole, made from the logs.
+
+        SQLite cannot read a WAL database that it may not write, unless nobody else writes it (`immutable`): so nobody may have
+        it open for writing, before and after it is copied.
+        """
         catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
+        before = _at_rest(path)
+        if before and is_ours(path):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "ro&immutable=1")) as db:
+                if db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),):
+                    db.backup(catalog._db)
+        if catalog.select("SELECT 1 FROM sqlite_master") and (before != _at_rest(path) or not catalog._is_whole()):
+            catalog.close()
+            catalog = cls(path, sqlite3.connect(":memory:", isolation_level=None))
         catalog.migrate(store)
         return catalog
+
+    def _is_whole(self) -> bool:
+        try:
+            return bool(self._db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+        except sqlite3.DatabaseError:
+            return False
+
+    @staticmethod
+    def set_aside(path: Path) -> None:
+        """Give a database that cannot be used another name, so that one is made from the logs."""
+        with _errors(path):
+            for suffix in _SUFFIXES:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{path}{suffix}", f"{path}.old{suffix}")
 
     def migrate(self, store: Store) -> None:
         """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
@@ -152,13 +199,18 @@ class Catalog:
             raise RefusedError(
                 str(self.path),
                 f"made by a newer adapterhub (catalog {version}; this one knows {len(MIGRATIONS)})",
-                f"Upgrade adapterhub. Or: {_WAY_OUT[0].lower()}{_WAY_OUT[1:]}",
+                f"Upgrade adapterhub. Or: {_WAY_OUT}",
             )
         return MIGRATIONS[version:]
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the write lock is held."""
+        return self._db.in_transaction
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -210,6 +262,24 @@ class Catalog:
         """Tag to running number, sorted."""
         return dict(self.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
 
+    def marks(self, kind: str, name: str) -> dict[str, str]:
+        """What the log of a name says of one kind: `protect` tag to nothing, `deprecate` number or 0 to why, `keep`."""
+        return dict(self.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name))
+
+    def deprecations(self) -> dict[tuple[str, int], str]:
+        """Why versions, and with the number 0 whole names, should not be used any more."""
+        found = self.select("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
+        return {(name, int(key)): value for name, key, value in found}
+
+    def is_replaced(self) -> bool:
+        """Whether the file was deleted or replaced since it was opened, so that its lock keeps nobody out."""
+        if self._file is None:
+            return False
+        try:
+            return _identity(self.path) != self._file
+        except FileNotFoundError:
+            return True
+
     def index(self, name: str | None = None) -> list[Line]:
         """What index.json says: by name its versions by number, then its tags. Of one name if it is given."""
         one, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
@@ -226,9 +296,21 @@ class Catalog:
         # Backwards, so that the name which another goes before is there already.
         moved = [name for (name,) in self.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MOST_CHANGED + 1)]
         stamp = ""
-        if len(moved) <= _MOST_CHANGED and self.select("SELECT stamp FROM index_file") == [(store.index_stamp(),)]:
+        if len(moved) <= _MOST_CHANGED and self.is_level(store):
             stamp = store.change_index([(name, self.index(name), self._after(name)) for name in moved])
-        stamp = stamp or store.write_index(self.index())
+        self._set_written(stamp or store.write_index(self.index()))
+
+    def is_level(self, store: Store) -> bool:
+        """Whether index.json is the one that was written last from here: if not, others may have moved refs meanwhile."""
+        return self.select("SELECT stamp FROM index_file") == [(store.index_stamp(),)]
+
+    def adopt_index(self, store: Store) -> None:
+        """Take index.json for what was written last if it says just what the logs do, else write it; in a transaction."""
+        lines = self.index()
+        stamp = store.index_stamp()
+        self._set_written(stamp if stamp and store.index_is_ours(lines) else store.write_index(lines))
+
+    def _set_written(self, stamp: str) -> None:
         self._db.execute("DELETE FROM unwritten")
         self._db.execute("DELETE FROM index_file")
         self._db.execute("INSERT INTO index_file VALUES (?)", (stamp,))
@@ -279,16 +361,31 @@ class Catalog:
             self._forget(entry.name)
         elif entry.op == "push":
             self._add(entry, extract.read(store, entry.digest))
-        self._move_tags(entry)
+        elif entry.op == "drop":
+            for number in entry.numbers:
+                self._forget(entry.name, number)
+        if entry.op in ("push", "tag", "untag"):
+            self._move_tags(entry)
+        self._mark(entry)
         return after
 
-    def _forget(self, name: str) -> None:
-        of_it = "IN (SELECT id FROM versions WHERE name = ?)"
-        self._db.execute("DELETE FROM tags WHERE name = ?", (name,))
-        self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", (name,))  # noqa: S608
-        for table in ("facets", "metrics", "files"):
-            self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", (name,))  # noqa: S608
-        self._db.execute("DELETE FROM versions WHERE name = ?", (name,))
+    def _forget(self, name: str, number: int | None = None) -> None:
+        """Forget a name, or one version of it, which has no tag."""
+        if number is None:
+            where: str = "name = ?"
+            values: list[object] = [name]
+            self._db.execute("DELETE FROM tags WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM marks WHERE name = ?", (name,))
+        else:
+            where, values = "name = ? AND number = ?", [name, number]
+            self._db.execute(
+                "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", (name, number)
+            )
+        of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
+        self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", values)  # noqa: S608
+        for table in ("facets", "metrics", "files", "made_from"):
+            self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", values)  # noqa: S608
+        self._db.execute(f"DELETE FROM versions WHERE {where}", values)  # noqa: S608
 
     def _add(self, entry: Entry, found: Extract) -> None:
         values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, extract.dump_parents(found))
@@ -304,13 +401,14 @@ class Catalog:
         self._db.executemany(
             "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
         )
+        self._db.executemany("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
 
     def _move_tags(self, entry: Entry) -> None:
         before = self.tags(entry.name)
         for tag in entry.tags:
             if entry.op == "untag":
                 self._db.execute("DELETE FROM tags WHERE name = ? AND tag = ?", (entry.name, tag))
-            else:
+            elif entry.op in ("push", "tag"):
                 self._db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (entry.name, tag, entry.number))
         # `latest` says nothing that words could find; to index it anew with each push would cost the last version's card.
         moved = [tag for tag in entry.tags if tag != LATEST]
@@ -323,6 +421,23 @@ class Catalog:
                 (entry.name, number, LATEST),
             )
 
+    def _mark(self, entry: Entry) -> None:
+        number = str(entry.number)
+        set_by = {
+            "protect": [(tag, "") for tag in entry.tags],
+            "deprecate": [(number, entry.message.encode(errors="replace").decode())],
+            "keep": [("", str(entry.keep))],
+        }
+        for key, value in set_by.get(entry.op, ()):
+            self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", (entry.name, entry.op, key, value))
+        undone = {
+            "unprotect": [("protect", tag) for tag in entry.tags],
+            "undeprecate": [("deprecate", number)],
+            "keep-all": [("keep", "")],
+        }
+        for kind, key in undone.get(entry.op, ()):
+            self._db.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", (kind, entry.name, key))
+
 
 def _name(row: tuple[Any, ...]) -> Name:
     name, seq, head, number, deleted = row
@@ -332,6 +447,35 @@ def _name(row: tuple[Any, ...]) -> Name:
 def latest_tags(tag: str | None) -> tuple[str, ...]:
     """The tags that a push moves."""
     return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+
+
+def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
+    """Whether an error means that the file system cannot share the memory that a write-ahead log needs, as over a network."""
+    name = getattr(cause, "sqlite_errorname", "")
+    with open(path, "rb") as file:
+        is_wal = file.read(20)[18:] == b"\2\2"  # sqlite.org/fileformat.html, "file format version numbers"
+    return is_wal and (name in ("SQLITE_CANTOPEN", "SQLITE_PROTOCOL") or name.startswith("SQLITE_IOERR_SHM"))
+
+
+def _at_rest(path: Path) -> tuple[int, ...] | None:
+    """What tells one state of the file from another; None while somebody has it open for writing, or it isn't there."""
+    try:
+        if any(os.stat(f"{path}{suffix}").st_size for suffix in ("-wal", "-journal") if os.path.exists(f"{path}{suffix}")):
+            return None
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -26,6 +26,11 @@ def parse_digest(text: object, where: str = "") -> Digest:
     return text
 
 
+def is_hex(text: str) -> bool:
+    """Whether `text` is the 64 digits of a digest, as a blob's file is named."""
+    return _DIGEST.fullmatch(f"sha256:{text}") is not None
+
+
 def sha256_bytes(data: bytes) -> Digest:
     """The digest of bytes in memory."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -39,6 +39,7 @@ class Extract:
     Attributes:
         columns: In the order of COLUMNS; None for what isn't known.
         parents: Refs of the adapters it was made from, or their digests.
+        parent_digests: Digests of these.
         facets: Kind and value, each once.
         metrics: What was measured at the end of its training.
         files: Path, digest and size in bytes.
@@ -46,6 +47,7 @@ class Extract:
 
     columns: tuple[object, ...] = (None,) * len(COLUMNS)
     parents: tuple[str, ...] = ()
+    parent_digests: tuple[Digest, ...] = ()
     facets: tuple[tuple[str, str], ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: tuple[tuple[str, Digest, int], ...] = ()
@@ -75,7 +77,8 @@ def read(store: Store, digest: Digest) -> Extract:
     values = {**facts, "size": made.size, "base": base.get("repo"), "revision": base.get("revision")}
     return Extract(
         tuple(_column(values.get(key), kind) for key, kind in COLUMNS.items()),
-        tuple(_parents(facts)),
+        tuple(_text(parent.get("ref")) or _text(parent.get("digest")) for parent in _parents(facts)),
+        tuple(dict.fromkeys(_text(parent.get("digest")) for parent in _parents(facts))),
         tuple(sorted(set(_facets(facts, base, training, told)))),
         dict(_metrics(training)),
         tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
@@ -120,10 +123,8 @@ def _facets(
                     yield "base-name", value.rpartition("/")[2]
 
 
-def _parents(facts: Mapping[str, Any]) -> Iterator[str]:
-    for parent in _list(facts, "parents"):
-        if isinstance(parent, dict):
-            yield _text(parent.get("ref")) or _text(parent.get("digest"))
+def _parents(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [parent for parent in _list(facts, "parents") if isinstance(parent, dict)]
 
 
 def _metrics(training: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

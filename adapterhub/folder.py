@@ -23,7 +23,7 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
 # A registry may have been made in the adapter's own folder.
-_OWN = {"registry.db", "registry.db-wal", "registry.db-shm"}
+_OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
 # What Windows or a shell would take for something else, and control characters.
 _COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')

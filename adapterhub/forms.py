@@ -87,8 +87,8 @@ def _cached(kept: Path | None) -> Path | None:
     if kept is None or not kept.is_dir():
         return None
     with contextlib.suppress(AdapterhubError, OSError):
+        os.utime(kept)  # when it was last of use; before it is read, as a gc looks at it
         if (kept / _DIGEST).read_text() == manifest.build(kept / _FILES).digest:
-            os.utime(kept)  # when it was last of use
             return kept / _FILES
     shutil.rmtree(kept, ignore_errors=True)
     return None

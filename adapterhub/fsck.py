@@ -7,21 +7,23 @@ means leftovers that harm nothing, as a killed push leaves them.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
-from . import manifest, shelf
+from . import leases, manifest, shelf
 from .catalog import Catalog
-from .digest import Digest, sha256_file
+from .digest import Digest, copy_hashing, is_hex, sha256_file
 from .manifest import Descriptor
+from .packed.chains import with_parents
 from .store import BASES, Store
 
-_AGAIN = "Delete that file, then push or pull the same files again"
+_GC = "`adapterhub gc` removes what is old enough"
+_REPAIR = "`adapterhub fsck --repair --from` another registry or the adapter's folder"
+_AGAIN = f"{_REPAIR}, or delete that file and push the same files again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,39 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     return findings
 
 
-_REBUILD = "Run `adapterhub fsck --rebuild`"
+_REBUILD = "Run `adapterhub fsck --rebuild-index`"
 
 
 def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
-        if not re.fullmatch(r"[0-9a-f]{64}", path.name) or path.is_symlink() or not path.is_file():
+        if not is_hex(path.name) or path.is_symlink() or not path.is_file():
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
         if not quick and sha256_file(path) != digest:
             bad[digest] = Finding("flipped", "error", str(path), "its bytes are not those of its name", _AGAIN)
             yield bad[digest]
+    yield from _packs(store, bad, quick=quick)
+
+
+def _packs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
+    packed = set(store.packs.digests())
+    for path in store.packs.files():
+        digest = f"sha256:{path.name}"
+        if digest not in packed:
+            yield Finding("foreign", "note", str(path), "not a pack")
+            continue
+        try:
+            with store.open_pack(digest) as file:
+                if quick or copy_hashing(file, None)[0] == digest:
+                    continue
+            what = "what it unpacks to is not what its name says"
+        except IntegrityError as error:
+            what = error.what if error.where == str(path) else f"{error.where}: {error.what}"
+        found = Finding("broken-pack", "error", str(path), what, _AGAIN)
+        if not store.blob_path(digest).exists():
+            bad[digest] = found
+        yield found
 
 
 def _logs(store: Store, catalog: Catalog) -> Iterator[Finding]:
@@ -149,10 +172,12 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     """What is wrong with a blob that `ref` needs, unless that has been said."""
     what = blob.path or ("its manifest" if blob.media_type == manifest.MANIFEST_TYPE else "its config")
     path = store.blob_path(blob.digest)
-    if not path.exists():
-        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is missing", "Push or pull the same files again")
-    size = path.stat().st_size
-    if size != blob.size and blob.digest not in bad:
+    size = store.size(blob.digest)
+    if size is None and blob.digest not in bad:
+        lacking = "packed, and cannot be unpacked" if store.packs.path(blob.digest).exists() else "missing"
+        again = f"{_REPAIR}, or push the same files again"
+        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", again)
+    if blob.digest not in bad and size != blob.size:
         return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", _AGAIN)
     if blob.digest in bad:
         return Finding("damaged", "error", ref, f"{what} is damaged: {path.name[:12]}", _AGAIN)
@@ -160,18 +185,21 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
 
 
 def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
-    unused = [path for path in store.blobs() if f"sha256:{path.name}" not in needed]
+    needed = with_parents(needed, store.packs.parents())
+    unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
         size = sum(path.stat().st_size for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: deleted ones, or of a push that did not end"
-        yield Finding("orphans", "note", str(store.root / "blobs"), what)
+        yield Finding("orphans", "note", str(store.root / "blobs"), what, _GC)
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of a command that did not end"), ("pending", "moves not finished yet")):
         count = sum(1 for _ in (store.root / folder).iterdir())
         if count:
-            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}")
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", _GC)
+    if count := len(leases.dead(store.root / "leases")):
+        yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of commands that did not end", _GC)
 
 
 def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding]:
@@ -180,13 +208,20 @@ def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding
     for layer in layers:
         path = store.blob_path(layer.digest)
         problem = _blob(store, ref, layer, {})
-        if problem is None and sha256_file(path) != layer.digest:
+        if problem is None and not _right(store, layer.digest):
             problem = Finding(
                 "flipped", "error", str(path), f"its bytes are not those of its name ({ref}, {layer.path})", _AGAIN
             )
         if problem:
             findings.append(problem)
     return findings
+
+
+def _right(store: Store, digest: Digest) -> bool:
+    try:
+        return store.rehash(digest) == digest
+    except FormatError:  # a pack that cannot be read
+        return False
 
 
 def verify_folder(folder: Path) -> list[Finding]:

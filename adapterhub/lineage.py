@@ -22,11 +22,15 @@ _MANY = 10_000  # adapters; a chain this long is no lineage but an attack
 
 @dataclass(frozen=True)
 class Node:
-    """One adapter. `refs` are where this registry has it, or where it once was; `facts` is empty when it is not here."""
+    """One adapter. `refs` are where this registry has it, or where it once was; `facts` is empty when it is not here.
+
+    `deprecated` has those of `refs` that should not be used any more, with why.
+    """
 
     digest: Digest
     refs: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    deprecated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def how(self) -> str:
@@ -86,6 +90,7 @@ class Lineage:
 def trace(registry: Registry, ref: Ref) -> Lineage:
     """The lineage of a version."""
     root = registry.resolve(ref).digest
+    told = registry.deprecations()
     nodes: dict[Digest, Node] = {}
     for upwards in (True, False):
         waiting = [root]
@@ -95,18 +100,20 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             if digest in seen:
                 continue
             seen.add(digest)
-            node = nodes.setdefault(digest, _node(registry, digest))
+            node = nodes.setdefault(digest, _node(registry, digest, told))
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     return Lineage(root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges)
 
 
-def _node(registry: Registry, digest: Digest) -> Node:
-    refs = tuple(str(row.ref) for row in registry.holding(digest))
+def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str]) -> Node:
+    rows = registry.holding(digest)
+    found = {str(row.ref): told.get((row.name, row.number), told.get((row.name, 0))) for row in rows}
+    deprecated = {ref: why for ref, why in found.items() if why is not None}
     try:
-        return Node(digest, refs, registry.facts(digest))
+        return Node(digest, tuple(found), registry.facts(digest), deprecated)
     except AdapterhubError:
-        return Node(digest, refs)
+        return Node(digest, tuple(found), deprecated=deprecated)
 
 
 def _parents(node: Node) -> list[Digest]:

@@ -1,4 +1,4 @@
-"""Refs: `namespace/name`, and which version of it: `:tag`, `:v3` or `@sha256:…`.
+"""Refs: `namespace/name`, and which version of it: `:tag`, `:v3`, `:^1.2` or `@sha256:…`.
 
 The grammar is that of OCI repositories and tags (distribution-spec v1.1, "Pulling manifests"), so that a ref means the
 same in any OCI registry, and it leaves no room for a path that climbs: no dots alone, no slashes beyond the one.
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from adapterhub_converters.errors import UsageError
 
+from . import semver
+
 _COMPONENT = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _NUMBER = re.compile(r"v[0-9]+")
-_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 # A folder of such a name cannot be made on Windows.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _MAX_COMPONENT = 100
@@ -27,12 +29,13 @@ class RefError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A name, and at most one of a tag, a running number and a digest (or `sha256:` and its first 6 or more digits)."""
+    """A name, and at most one of a tag, a running number, a digest (or `sha256:` and 4 or more of its digits) and a range."""
 
     name: str
     tag: str | None = None
     number: int | None = None
     digest: str | None = None
+    range: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Ref:
@@ -43,16 +46,18 @@ class Ref:
         if at and colon:
             raise RefError(text, "a tag and a digest at once", f"Write {name}:{tag} or {name}@{digest}")
         if at:
-            return cls(name, digest=_parse_prefix(digest, text))
+            return cls(name, digest=parse_prefix(digest, text))
         if not colon:
             return cls(name)
+        if tag.startswith(("^", "~")):
+            return cls(name, range=_check_range(tag, text))
         number = parse_number(tag, text)
         return cls(name, number=number) if number else cls(name, tag=parse_tag(tag, text))
 
     def __str__(self) -> str:
         if self.digest:
             return f"{self.name}@{self.digest}"
-        tag = f"v{self.number}" if self.number else self.tag
+        tag = f"v{self.number}" if self.number else self.tag or self.range
         return f"{self.name}:{tag}" if tag else self.name
 
 
@@ -71,7 +76,7 @@ def parse_name(name: str, where: str) -> str:
 def parse_tag(tag: str, where: str) -> str:
     """`tag` itself if it may be set by hand or read: no running number."""
     if tag.startswith(("^", "~")):
-        raise RefError(where, f"version ranges like {tag!r} are not read yet", "Name a tag, a number like :v3 or a digest")
+        raise RefError(where, f"{tag[:80]!r} is a range of versions, not a tag", "Name one tag, like 1.2.0")
     if not _TAG.fullmatch(tag):
         raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, the first no . or -")
     if _NUMBER.fullmatch(tag):
@@ -88,8 +93,15 @@ def parse_number(tag: str, where: str) -> int | None:
     return int(tag[1:])
 
 
-def _parse_prefix(text: str, where: str) -> str:
+def _check_range(text: str, where: str) -> str:
+    if semver.parse_range(text) is None:
+        raise RefError(where, f"{text[:80]!r} is not a range of versions", "Write it like ^1.2 or ~1.2.3")
+    return text
+
+
+def parse_prefix(text: str, where: str) -> str:
+    """`sha256:` and the digits of a whole digest or of its beginning."""
     match = _PREFIX.fullmatch(text)
     if not match:
-        raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 6 digits")
+        raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")
     return "sha256:" + match[1]

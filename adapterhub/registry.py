@@ -9,11 +9,13 @@ complete manifests. Every method that takes a ref may raise RefError, NotFoundEr
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import datetime
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,18 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 
-from . import fsck, intake, manifest
+from . import fsck, intake, manifest, semver
 from .catalog import FILE, Catalog, Name, Row, is_ours, latest_tags
 from .digest import Digest
 from .fsck import Finding, Findings
 from .manifest import Descriptor, Manifest
-from .ref import LATEST, Ref, RefError, parse_tag
+from .ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from .store import FOLDER, Entry, Store
 
 ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
+_MAX_MESSAGE = 1000
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Version:
         size: Bytes of its files; None where its manifest can't be read.
         tags: That point to it now.
         tag: The tag that was asked for, if one was.
+        deprecated: Why it should not be used any more, perhaps empty; None where it may be.
         new: Whether this push made it; False when the name had the same content already.
         skipped: Names in the pushed folder that were left out.
     """
@@ -58,6 +63,7 @@ class Version:
     size: int | None
     tags: tuple[str, ...] = ()
     tag: str | None = None
+    deprecated: str | None = None
     new: bool = False
     skipped: tuple[str, ...] = ()
 
@@ -112,7 +118,7 @@ class Registry:
         store = Store.create(root / FOLDER)
         if not (root / FILE).exists():
             Catalog.create(root / FILE, store)
-            with cls.open(root) as made, made.catalog.transaction():
+            with cls.open(root) as made, made.locked():
                 made.catalog.write_index(made.store)
         return cls.open(root)
 
@@ -127,13 +133,68 @@ class Registry:
                     str(store.root), f"the store is missing, {FILE} alone holds nothing", "Restore it from a backup"
                 )
             raise NotFoundError(str(root), "no registry there", "Run `adapterhub init`")
-        if not (root / FILE).exists():
+        there = (root / FILE).exists()
+        if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
+            return cls._open_read_only(root, store)
+        if not there:
             return cls.init(root)
-        if not (os.access(root, os.W_OK) and os.access(root / FILE, os.W_OK)):
-            return cls(root, store, Catalog.in_memory(root / FILE, store))
         registry = cls(root, store, Catalog.open(root / FILE, store))
         registry._finish_moves()
+        registry._replay()
         return registry
+
+    @classmethod
+    def _open_read_only(cls, root: Path, store: Store) -> Registry:
+        """For who may not write: a copy of the catalog in memory, brought up to the logs there."""
+        registry = cls(root, store, Catalog.in_memory(root / FILE, store))
+        if store.pending() or not registry.catalog.is_level(store):
+            with registry.catalog.transaction():
+                registry._catch_up_all()
+        return registry
+
+    @classmethod
+    def rebuilt(cls, path: Path) -> tuple[Registry, Findings]:
+        """The registry, its database made anew from the logs; what could not be replayed. One that is broken is set aside."""
+        root = path.parent if path.name == FILE else path
+        for last in (False, True):
+            try:
+                registry = cls.open(root)
+                return registry, registry.rebuild_index()
+            except (IntegrityError, RefusedError) as error:
+                if last or error.where != str(root / FILE):
+                    raise
+                Catalog.set_aside(root / FILE)
+        raise AssertionError
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The write lock, on the database that is there now: one deleted meanwhile is made and opened anew."""
+        if self.catalog.in_transaction:
+            yield
+            return
+        while True:
+            with self.store.lease("move", required=False), self.catalog.transaction():
+                if not self.catalog.is_replaced():
+                    yield
+                    return
+            self.catalog.close()
+            if not (self.root / FILE).exists():
+                Catalog.create(self.root / FILE, self.store)
+            self.catalog = Catalog.open(self.root / FILE, self.store)
+
+    def _replay(self) -> None:
+        """Bring a catalog that is behind its logs, as one from a backup, up to them; a log that cannot be read stays behind."""
+        if self.catalog.is_level(self.store):
+            return
+        with self.locked():
+            if not self.catalog.is_level(self.store):
+                self._catch_up_all()
+                self.catalog.adopt_index(self.store)
+
+    def _catch_up_all(self) -> None:
+        for name in self.store.names():
+            with contextlib.suppress(AdapterhubError):
+                self.catalog.catch_up(self.store, name)
 
     def close(self) -> None:
         """Close the catalog."""
@@ -149,7 +210,11 @@ class Registry:
 
     def resolve(self, ref: Ref) -> Version:
         """The version that `ref` names now: by tag, number or digest; without any of them the newest."""
-        return self._version(self._row(ref), ref.tag)
+        return self._version(self.row(ref), ref.tag)
+
+    def deprecations(self) -> dict[tuple[str, int], str]:
+        """Why versions, and with the number 0 whole names, should not be used any more."""
+        return self.catalog.deprecations()
 
     def list(self, prefix: str | None = None) -> list[Row]:
         """Every version, by name and newest first; those of one name or namespace if `prefix` is one."""
@@ -160,7 +225,7 @@ class Registry:
 
     def show(self, ref: Ref) -> dict[str, Any]:
         """All there is to know of a version: its refs, its facts (adapter.json) and its manifest."""
-        row = self._row(ref)
+        row = self.row(ref)
         raw = self.store.read_document(row.digest)
         made = manifest.parse(raw, str(row.ref))
         facts = self.store.read_document(made.facts.digest) if made.facts else b"{}"
@@ -169,6 +234,8 @@ class Registry:
             "name": row.name,
             "number": row.number,
             "tags": list(row.tags),
+            "protected": sorted(set(row.tags) & set(self.catalog.marks("protect", row.name))),
+            "deprecated": self._deprecated(row),
             "digest": row.digest,
             "size": made.size,
             "time": row.time,
@@ -182,7 +249,7 @@ class Registry:
 
     def children(self, digest: Digest) -> Sequence[Row]:
         """The versions that name `digest` among their parents."""
-        return [row for row in self.catalog.rows() if any(p["digest"] == digest for p in self.facts(row.digest)["parents"])]
+        return self.catalog.rows("id IN (SELECT version FROM made_from WHERE parent = ?)", digest)
 
     def facts(self, digest: Digest) -> dict[str, Any]:
         """The adapter.json of the manifest `digest`; empty when it has none."""
@@ -193,13 +260,43 @@ class Registry:
         """The files of a version, sorted by path; the bytes of each are the blob of its digest."""
         return self._manifest(version).layers
 
+    @contextmanager
+    def reading(self, ref: Ref) -> Iterator[Version]:
+        """The version that `ref` names; no gc removes a blob of it until the context ends, whatever becomes of its name."""
+        with self.store.lease("read", required=False) as lease:
+            found = self.resolve(ref)
+            lease.note(found.digest)
+            # Looked at again: had it gone before it was noted, this says so; if it goes now, a gc finds it noted.
+            yield replace(self.resolve(Ref(found.name, digest=found.digest)), tag=found.tag)
+
     def _manifest(self, version: Version) -> Manifest:
         return manifest.parse(self.store.read_document(version.digest), str(version.ref))
 
     def _version(self, row: Row, tag: str | None = None) -> Version:
-        return Version(row.name, row.number, row.digest, row.size, row.tags, tag)
+        return Version(row.name, row.number, row.digest, row.size, row.tags, tag, self._deprecated(row))
 
-    def _row(self, ref: Ref) -> Row:
+    def _deprecated(self, row: Row) -> str | None:
+        found = self.catalog.marks("deprecate", row.name)
+        return found.get(str(row.number), found.get("0"))
+
+    def log(self, ref: Ref) -> builtins.list[Entry]:
+        """The log of a name, deleted or not, the newest entry first; of a tag or a version what is about it."""
+        if self._current(ref.name).seq == 0:
+            self.row(ref)  # says so
+        number = self.row(ref).number if ref.number or ref.digest or ref.range else 0
+
+        def is_about(entry: Entry) -> bool:
+            if ref.tag:
+                return entry.op == "delete" or ref.tag in entry.tags
+            return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
+
+        found = [entry for entry in self.store.log(ref.name) if is_about(entry)]
+        if ref.tag and not any(entry.tags for entry in found):
+            raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
+        return found[::-1]
+
+    def row(self, ref: Ref) -> Row:
+        """The version that `ref` names now, as lists show it."""
         state = self._current(ref.name)
         if state.seq == 0:
             close = difflib.get_close_matches(ref.name, [name.name for name in self.catalog.names()], 1)
@@ -214,13 +311,34 @@ class Registry:
                     str(ref), f"{len(rows)} versions begin so: {rows[0].ref}, {rows[1].ref}", "Write more of the digest"
                 )
         else:
-            number = ref.number or self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
+            number = ref.number or self._tagged(ref)
             rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
         if not rows:
             raise self._no_such(ref)
         return rows[0]
 
+    def _tagged(self, ref: Ref) -> int:
+        """The number that a tag or a range means, 0 for none. A tag that isn't there, like `1.2`, may be a range."""
+        tags = self.catalog.tags(ref.name)
+        if not ref.range and (ref.tag or LATEST) in tags:
+            return tags[ref.tag or LATEST]
+        wanted = semver.parse_range(ref.range or ref.tag or "")
+        found = semver.highest(list(tags), wanted) if wanted else []
+        if len({tags[tag] for tag in found}) > 1:
+            raise RefError(str(ref), f"{' and '.join(found)} are one version and point to different ones", "Name one of them")
+        return tags[found[0]] if found else 0
+
+    def _exact(self, ref: Ref) -> Row:
+        """The version of a ref that is about to change: a range, or a tag that isn't there, never means another one here."""
+        if ref.range or (ref.tag and self._current(ref.name).number and ref.tag not in self.catalog.tags(ref.name)):
+            raise self._no_such(ref)
+        return self.row(ref)
+
     def _no_such(self, ref: Ref) -> NotFoundError:
+        if ref.range:
+            versions = [tag for tag in self.catalog.tags(ref.name) if semver.parse(tag)]
+            what = f"no tag is in this range; versions here are {', '.join(versions[-10:]) or 'none'}"
+            return NotFoundError(str(ref), what, "A range looks at tags like 1.2.0")
         what = "tag" if ref.tag else "version"
         there = [*self.catalog.tags(ref.name), *(f"v{row.number}" for row in self.catalog.rows("name = ?", ref.name)[:5])]
         hint = f"Run `adapterhub list {ref.name}`"
@@ -230,7 +348,7 @@ class Registry:
         """Where a name stands, the catalog brought up to its log if that has gone on without it."""
         state = self.catalog.name(name)
         if self.store.entry_path(name, state.seq + 1).exists():
-            with self.catalog.transaction():
+            with self.locked():
                 state = self.catalog.catch_up(self.store, name)
         return state
 
@@ -247,92 +365,189 @@ class Registry:
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Give new versions to a name that was deleted; its old ones stay gone.
         """
-        if ref.number or ref.digest:
+        if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
-        made, skipped = intake.take_in(self.store, folder)
-        new = False
+        for _ in range(_TRIES):
+            with self.store.lease("push"):
+                made, skipped = intake.take_in(self.store, folder)
+                version = self._name(ref, made, expect, restore=restore)
+            if version is not None:
+                return replace(version, skipped=skipped)
+        raise IntegrityError(str(ref), "its blobs went while it was pushed", "Try again when `adapterhub gc` has ended")
+
+    def _name(self, ref: Ref, made: Manifest, expect: Digest | None, *, restore: bool) -> Version | None:
+        """Move `ref` to a version whose blobs were put; None if any went since, as a gc may have it until there is a name."""
+        new = there_is_all = False
 
         def decide(state: Name) -> Entry | None:
-            nonlocal new
+            nonlocal new, there_is_all
             self._check_push(ref, state, expect, restore=restore)
             there = self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)
             new = not there
+            blobs = (Descriptor(manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
+            there_is_all = all(self.store.has(blob.digest, blob.size) for blob in blobs)
+            if not there_is_all:
+                return None
             if new:
-                number = state.number + 1
-                return Entry(
-                    ref.name,
-                    state.seq + 1,
-                    "push",
-                    _now(),
-                    made.digest,
-                    len(made.raw),
-                    number,
-                    latest_tags(ref.tag),
-                    state.head,
-                )
+                self._check_protected(ref.name, ref.tag)
+                number, tags = state.number + 1, latest_tags(ref.tag)
+                return Entry(ref.name, state.seq + 1, "push", now(), made.digest, len(made.raw), number, tags, state.head)
             return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
 
-        self._move(ref.name, decide)
-        version = self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag)
-        return replace(version, new=new, skipped=skipped)
+        self.move(ref.name, decide)
+        if not there_is_all:
+            return None
+        return replace(self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag), new=new)
 
     def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
         if state.deleted and not restore:
             raise ConflictError(str(ref), "this name was deleted, and deleted names are not reused", "Choose another name")
+        self._check_expect(ref.name, ref.tag, expect)
+
+    def _check_expect(self, name: str, tag: str | None, expect: Digest | None) -> None:
+        """ConflictError, which names the winner, unless a tag (None: `latest`) still points to what was expected."""
         if expect is None:
             return
-        number = self.catalog.tags(ref.name).get(ref.tag or LATEST, 0)
-        rows = self.catalog.rows("name = ? AND number = ?", ref.name, number)
+        ref = Ref(name, tag=tag)
+        wanted = expect if expect == ABSENT else parse_prefix(expect, f"{ref}: --expect")
+        number = self.catalog.tags(name).get(tag or LATEST, 0)
+        rows = self.catalog.rows("name = ? AND number = ?", name, number)
         found = rows[0].digest if rows else ABSENT
-        if found != expect:
+        if not found.startswith(wanted):
             raise ConflictError(
-                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then push again"
+                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then try again"
             )
 
-    def tag(self, ref: Ref, tag: str) -> Version:
-        """Point `tag` at the version that `ref` names, whatever it pointed at before."""
-        parse_tag(tag, f"{ref.name}:{tag}")
-        if tag == LATEST:
-            raise RefusedError(f"{ref.name}:{tag}", "is always the newest push", "Choose another tag")
-        row = self._row(ref)
-        self._move(ref.name, lambda state: None if tag in self._row(row.ref).tags else self._tag_entry(state, row, tag))
-        return self._version(self._row(row.ref), tag)
+    def _check_protected(self, name: str, tag: str | None) -> None:
+        if tag and tag in self.catalog.marks("protect", name):
+            raise RefusedError(f"{name}:{tag}", "is protected", f"Run `adapterhub tag {name}:{tag} --unprotect` first")
 
-    def rm(self, ref: Ref) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
+    def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
+        """Point `tag` at the version that `ref` names, whatever it pointed at before; `expect` as in `push`."""
+        parse_tag(tag, f"{ref.name}:{tag}")
+        _check_not_latest(ref.name, tag)
+        row = self.row(ref)
+
+        def decide(state: Name) -> Entry | None:
+            self._check_expect(ref.name, tag, expect)
+            return None if tag in self.row(row.ref).tags else self._tag_entry(state, row, tag)
+
+        self.move(ref.name, decide)
+        return self._version(self.row(row.ref), tag)
+
+    def put_back(self, ref: Ref, seq: int | None = None) -> Version:
+        """Point the tag of `ref` where it pointed before it last moved or went, or after entry `seq` of the log."""
+        tag = _its_tag(ref)
+        _check_not_latest(ref.name, tag)
+        if self._current(ref.name).deleted or not self._current(ref.name).seq:
+            self.row(ref)  # says so
+
+        def decide(state: Name) -> Entry | None:
+            row = self.row(Ref(ref.name, number=self._stood(ref, tag, state.seq, seq)))
+            return None if tag in row.tags else self._tag_entry(state, row, tag)
+
+        self.move(ref.name, decide)
+        return self._version(self._exact(ref), tag)
+
+    def _stood(self, ref: Ref, tag: str, end: int, seq: int | None) -> int:
+        """The number that a tag had after entry `seq`, or before its last move."""
+        if seq is not None and not 1 <= seq <= end:
+            raise NotFoundError(
+                str(ref), f"there is no entry {seq}; the log has 1 to {end}", f"Run `adapterhub log {ref.name}`"
+            )
+        moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the number that the tag has from there on; 0 for none
+        for entry in self.store.log(ref.name):
+            if entry.op == "delete" or (entry.op in ("push", "tag", "untag") and tag in entry.tags):
+                moves.append((entry.seq, 0 if entry.op in ("delete", "untag") else entry.number))
+        if len(moves) == 1:
+            raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
+        before = moves[-1][0] - 1 if seq is None else seq
+        number = [number for at, number in moves if at <= before][-1]
+        if not number:
+            when = f"at entry {seq}" if seq is not None else f"before entry {before + 1}"
+            raise NotFoundError(str(ref), f"was not there {when}", f"`adapterhub log {ref}` says when it was")
+        return number
+
+    def protect(self, ref: Ref, *, on: bool = True) -> Version:
+        """Have the tag of `ref` neither move nor go until it is unprotected again (`on=False`)."""
+        tag = _its_tag(ref)
+        _check_not_latest(ref.name, tag)
+        self._exact(ref)
+
+        def decide(state: Name) -> Entry | None:
+            self._exact(ref)
+            if (tag in self.catalog.marks("protect", ref.name)) == on:
+                return None
+            op = "protect" if on else "unprotect"
+            return Entry(ref.name, state.seq + 1, op, now(), tags=(tag,), previous=state.head)
+
+        self.move(ref.name, decide)
+        return self._version(self._exact(ref), tag)
+
+    def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
+        """Say that a version, or with a bare name all of them, should not be used any more; its number, 0 for all."""
+        row = self.row(ref)
+        number = row.number if ref != Ref(ref.name) else 0
+        message = message.encode(errors="replace").decode()
+        if len(message) > _MAX_MESSAGE:
+            raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Say it shorter, or link to it")
+
+        def decide(state: Name) -> Entry | None:
+            self.row(Ref(ref.name, number=row.number))
+            found = self.catalog.marks("deprecate", ref.name).get(str(number))
+            if found == (None if undo else message):
+                return None
+            op, said = ("undeprecate", "") if undo else ("deprecate", message)
+            return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=said)
+
+        self.move(ref.name, decide)
+        return number
+
+    def rm(self, ref: Ref, *, expect: Digest | None = None) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`."""
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
-        if ref.tag == LATEST:
-            raise RefusedError(str(ref), "is always the newest push", "Remove the name, or another tag")
-        self._row(ref)
+        if ref.tag:
+            _check_not_latest(ref.name, ref.tag)
+        self._exact(ref)
 
         def decide(state: Name) -> Entry:
-            self._row(ref)
+            self._check_expect(ref.name, ref.tag, expect)
+            self._exact(ref)
+            for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
+                self._check_protected(ref.name, tag)
             tags = (ref.tag,) if ref.tag else ()
-            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", _now(), tags=tags, previous=state.head)
+            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
 
-        self._move(ref.name, decide)
+        self.move(ref.name, decide)
 
     def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
-        return Entry(row.name, state.seq + 1, "tag", _now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
+        self._check_protected(row.name, tag)
+        return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
 
-    def _move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
         """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
-        while True:
-            with self.catalog.transaction():
-                entry = decide(self.catalog.catch_up(self.store, name))
-                if entry is None:
-                    return
-                intent = self.store.begin(name)
-                committed = self.store.append(entry)
-                self.catalog.catch_up(self.store, name)
-                self.catalog.write_index(self.store)
-            intent.unlink(missing_ok=True)
-            if committed:
-                return
+        committed = False
+        while not committed:
+            try:
+                with self.locked():
+                    entry = decide(self.catalog.catch_up(self.store, name))
+                    if entry is None:
+                        return
+                    intent = self.store.begin(name)
+                    committed = self.store.append(entry)
+                    self.catalog.catch_up(self.store, name)
+                    self.catalog.write_index(self.store)
+            except LocalIOError as error:
+                if not committed:
+                    raise
+                done = f"{error.what}; but {name} has moved, and the next command that can write tells the index"
+                raise LocalIOError(error.where, done, error.hint) from error
+            with contextlib.suppress(OSError):  # it is done; whoever finds the intent does nothing more
+                intent.unlink()
 
-    # ---- repair and checks
+    # ---- checks
 
     def _finish_moves(self) -> None:
         """Replay the names whose writers were killed before they told the catalog. Live writers hold the lock meanwhile."""
@@ -341,7 +556,7 @@ class Registry:
             return
         done = []
         for intent, name in pending:
-            with contextlib.suppress(AdapterhubError), self.catalog.transaction():
+            with contextlib.suppress(AdapterhubError), self.locked():
                 self.catalog.catch_up(self.store, name)
                 self.catalog.write_index(self.store)
                 done.append(intent)
@@ -350,7 +565,7 @@ class Registry:
 
     def rebuild_index(self) -> Findings:
         """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
-        with self.catalog.transaction():
+        with self.locked():
             errors = self.catalog.rebuild(self.store)
             self.catalog.write_index(self.store)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
@@ -366,5 +581,17 @@ class Registry:
         return fsck.verify(self.store, (made.config, *made.layers), str(version.ref))
 
 
-def _now() -> str:
+def _its_tag(ref: Ref) -> str:
+    if ref.tag is None:
+        raise RefError(str(ref), "names no tag", f"Write {ref.name}:TAG")
+    return ref.tag
+
+
+def _check_not_latest(name: str, tag: str) -> None:
+    if tag == LATEST:
+        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
+
+
+def now() -> str:
+    """The time for an entry of a log."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

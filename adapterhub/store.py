@@ -3,10 +3,13 @@
     oci-layout              what makes it an OCI image layout (image-spec v1.1, `image-layout.md`)
     index.json              derived: every version and tag, so that skopeo and oras read the store in place
     blobs/sha256/<hex>      read-only, complete and flushed before the name appears
+    packs/sha256/<hex>      the same blobs compressed, where their owner asked for it; only readers of ours know them
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
+    cache/                  conversions made by `forms`, which may go at any time
+    leases/<id>.lease       a process at work, and the blobs it needs (`leases.py`)
 
 Nothing is ever written under its final name: a killed writer leaves a temporary file, never half a blob or entry.
 """
@@ -23,38 +26,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
 from . import image_index
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from .leases import ABANDONED, Lease, dead, hold, noted
+from .packed.chains import READ_DEPTH
+from .packed.place import Packs
 from .ref import parse_name, parse_tag
 
 FOLDER = ".adapterhub"
 REFS, BASES = "refs", "bases"  # the logs there are
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_ENTRY_VERSION = 1
-_OPS = {"push", "tag", "untag", "delete"}
+# Operations by the version of the entry's format: an adapterhub that doesn't know one says so instead of passing it over.
+_OPS = {
+    1: {"push", "tag", "untag", "delete"},
+    2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
+}
+# `ingest` is where oras puts what isn't complete.
+_FOLDERS = {"blobs", "packs", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
+_SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
-_ABANDONED = 24 * 3600  # seconds
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One move of a name's refs.
+    """One move of a name's refs, or a word about them.
 
     Attributes:
-        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name.
+        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name; `protect` and `unprotect`
+            of `tags`; `deprecate` and `undeprecate` of version `number`, or of the name if that is 0; `keep` (the newest, and
+            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept.
         digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Bytes of the manifest.
         time: When, ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
+        message: Why a version is deprecated.
+        numbers: Versions that were dropped.
+        keep: How many of the newest versions are kept.
     """
 
     name: str
@@ -66,10 +82,14 @@ class Entry:
     number: int = 0
     tags: tuple[str, ...] = field(default_factory=tuple)
     previous: Digest = ""
+    message: str = ""
+    numbers: tuple[int, ...] = field(default_factory=tuple)
+    keep: int = 0
 
     def dump(self) -> bytes:
         """The bytes of the entry's file."""
-        document = {"version": _ENTRY_VERSION, **{key: getattr(self, key) for key in self.__dataclass_fields__}}
+        version = 2 if self.op in _OPS[2] else 1
+        document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -77,17 +97,27 @@ class Entry:
         """The entry in the bytes of a file."""
         document = parse_object(raw.decode("utf-8", "replace"), where)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > _ENTRY_VERSION:
-            what = f"entry version {version} is newer than the {_ENTRY_VERSION} known here"
+        if isinstance(version, int) and version > max(_OPS):
+            what = f"entry version {version} is newer than the {max(_OPS)} known here"
             raise RefusedError(where, what, "Upgrade adapterhub")
-        types = {key: {"seq": int, "size": int, "number": int, "tags": list}.get(key, str) for key in cls.__dataclass_fields__}
-        if version != _ENTRY_VERSION or {key: type(value) for key, value in document.items()} != types:
+        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
             raise FormatError(where, "not an entry of a ref's log")
-        if document["op"] not in _OPS or not all(0 <= document[key] < 2**53 for key in ("seq", "size", "number")):
+        counts = [
+            *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
+            *document.get("numbers", ()),
+        ]
+        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
             raise FormatError(where, "an operation or a number that makes no sense")
         if document["digest"]:
             parse_digest(document["digest"], where)
+        document["numbers"] = tuple(document.get("numbers", ()))
         return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
+
+
+def _fields(version: int) -> dict[str, type]:
+    """The fields of an entry's document in that version of the format."""
+    kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
 
 
 class Store:
@@ -96,6 +126,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
+        self._lease: Lease | None = None
+        self.packs = Packs(root / "packs" / "sha256")
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -119,32 +151,63 @@ class Store:
     # ---- blobs
 
     def blob_path(self, digest: Digest) -> Path:
-        """Where a blob lies, or would."""
+        """Where a blob lies, or would, when it isn't packed."""
         return self._blobs / parse_digest(digest, "store").removeprefix("sha256:")
 
     def has(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size in bytes is there; its bytes aren't read."""
-        try:
-            return self.blob_path(digest).stat().st_size == size
-        except FileNotFoundError:
-            return False
+        return self.size(digest) == size
+
+    def size(self, digest: Digest, depth: int = 0) -> int | None:
+        """Bytes of a blob, plain or packed; None when it isn't there, or is the difference to one that isn't."""
+        # Unpacked between our two looks, it or a parent is there at the next; once is enough, or a circle would take 2^depth.
+        for _ in range(1 if depth else 2):
+            with contextlib.suppress(FileNotFoundError):
+                return self.blob_path(digest).stat().st_size
+            with contextlib.suppress(IntegrityError):  # fsck says so; for us there is nothing
+                head = self.packs.head(digest)
+                if head and (not head.parent or (depth < READ_DEPTH and self.size(head.parent, depth + 1) is not None)):
+                    return head.size
+        return None
 
     def put_stream(self, source: Any) -> tuple[Digest, int]:
         """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
         with self._temporary() as (path, file):
             digest, size = copy_hashing(source, file)
-            if not self.has(digest, size):
+            if not self._found(digest, size):
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
+
+    def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
+        """Store what an unbuffered file holds in place of a blob that is missing or wrong, if these are the right bytes."""
+        with self._temporary() as (path, file):
+            limit = {} if size is None else {"limit": size}
+            found = copy_hashing(source, file, **limit)
+            right = found[0] == digest and size in (None, found[1])
+            if right:
+                self._settle(path, file, self.blob_path(digest))
+        return right
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
         """Store bytes in memory."""
         digest = sha256_bytes(data)
-        if not self.has(digest, len(data)):
+        if not self._found(digest, len(data)):
             with self._temporary() as (path, file):
                 _write_all(file, data)
                 self._settle(path, file, self.blob_path(digest))
         return digest, len(data)
+
+    def _found(self, digest: Digest, size: int) -> bool:
+        """`has`, for who needs the blob to stay."""
+        if self._lease:
+            with local_errors(self.root / "leases"):
+                self._lease.note(digest)
+        if not self.has(digest, size):
+            return False
+        for path in (self.blob_path(digest), self.packs.path(digest)):
+            with contextlib.suppress(OSError):  # another user's, perhaps
+                os.utime(path)  # as young as one just written, where leases say nothing
+        return True
 
     def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
         if hasattr(os, "fchmod"):
@@ -160,16 +223,81 @@ class Store:
 
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
-        """A blob for reading, unbuffered; the reader checks the digest."""
-        path = self.blob_path(digest)
-        try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except FileNotFoundError as error:
-            raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`") from error
-        except OSError as error:
-            raise LocalIOError(str(path), error.strerror or str(error)) from error
-        with file:
+        """A blob for reading, unbuffered, plain or packed; the reader checks the digest."""
+        with self.opened(digest) as file:
             yield file
+
+    def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+        """The same for who closes it; `depth`: of how many differences it is the parent."""
+        path = self.blob_path(digest)
+        for _ in range(2):  # unpacked between our two looks, it is there at the next
+            try:
+                return open(path, "rb", buffering=0)
+            except FileNotFoundError:
+                packed = self.packs.open(digest, self.opened, depth)
+            except OSError as error:
+                raise LocalIOError(str(path), error.strerror or str(error)) from error
+            if packed is not None:
+                return cast(BinaryIO, packed)
+        raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`")
+
+    def rehash(self, digest: Digest) -> Digest:
+        """The digest of a blob's bytes as they are now, plain or packed."""
+        with self.open_blob(digest) as file, local_errors(Path(file.name)):
+            return copy_hashing(file, None)[0]
+
+    @contextmanager
+    def open_pack(self, digest: Digest) -> Iterator[BinaryIO]:
+        """The blob in a pack, even where it lies plain as well."""
+        packed = self.packs.open(digest, self.opened)
+        if packed is None:
+            raise NotFoundError(str(self.packs.path(digest)), "no such pack")
+        with packed:
+            yield cast(BinaryIO, packed)
+
+    def stored(self, digest: Digest) -> int:
+        """Bytes that a blob takes on the disk, however it lies; 0 when it isn't there."""
+        found = 0
+        for path in (self.blob_path(digest), self.packs.path(digest)):
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
+
+    @contextmanager
+    def temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file in tmp/, unbuffered, gone afterwards unless it was renamed."""
+        with self._temporary() as made:
+            yield made
+
+    def adopt_pack(self, path: Path, digest: Digest) -> None:
+        """Let a complete, flushed and proven pack stand for its plain blob, which goes once the pack's name is safe."""
+        final = self.packs.path(digest)
+        with local_errors(final):
+            self._make_dir(final.parent)
+            os.replace(path, final)
+            sync(final.parent)
+        self.drop_plain(digest)
+
+    def drop_plain(self, digest: Digest) -> None:
+        """Remove the plain file of a blob whose pack is proven; under the write lock."""
+        with local_errors(self.blob_path(digest)):
+            _remove(self.blob_path(digest))
+            sync(self._blobs)
+
+    def make_plain(self, digest: Digest, size: int) -> None:
+        """Make a packed blob of `size` bytes plain again; the plain name is safe, the pack still there."""
+        with self.open_pack(digest) as source, self._temporary() as (path, file):
+            if copy_hashing(source, file, limit=size) != (digest, size):
+                raise IntegrityError(str(self.packs.path(digest)), f"holds other bytes than {digest}", "Run `adapterhub fsck`")
+            self._settle(path, file, self.blob_path(digest))
+        self.sync_blobs()
+
+    def drop_pack(self, digest: Digest) -> None:
+        """Remove the pack of a blob that is plain too; under the write lock, as one who packs may just remove the plain one."""
+        if self.blob_path(digest).exists():
+            with local_errors(self.packs.folder):
+                _remove(self.packs.path(digest))
+                sync(self.packs.folder)
 
     def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
         """The bytes of a small blob (a manifest, a config, adapter.json), checked against its digest."""
@@ -183,6 +311,51 @@ class Store:
         """Every file where blobs lie, sorted."""
         with local_errors(self._blobs):
             yield from sorted(self._blobs.iterdir())
+
+    # ---- what is needed and what is not
+
+    @contextmanager
+    def lease(self, kind: str, *, required: bool = True) -> Iterator[Lease]:
+        """Hold a lease; blobs that are put meanwhile are noted in it. One within another is that one.
+
+        `required`: Not having one is an error.
+        """
+        if self._lease:
+            yield self._lease
+            return
+        with hold(self.root / "leases", kind, required=required) as lease:
+            self._lease = lease
+            try:
+                yield lease
+            finally:
+                self._lease = None
+
+    def leased(self) -> set[Digest]:
+        """The blobs that processes at work have said they need."""
+        return noted(self.root / "leases")[0]
+
+    def unknown(self) -> list[Path]:
+        """Folders in the store that this adapterhub knows nothing of; a newer one may keep there what it needs of the blobs."""
+        with local_errors(self.root):
+            return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name not in _FOLDERS)
+
+    def leftovers(self, age: float) -> list[Path]:
+        """What killed processes left: their leases and temporary files; those of no known lease after `age` seconds."""
+        found, at_work = dead(self.root / "leases"), noted(self.root / "leases")[1]
+        gone = {path.stem for path in found}
+        for path in sorted((self.root / "tmp").iterdir()):
+            owner = path.name.partition("-")[0]
+            with contextlib.suppress(FileNotFoundError):
+                if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
+                    found.append(path)
+        return found
+
+    def conversions(self) -> list[Path]:
+        """What `forms` keeps, a folder each."""
+        folder = self.root / "cache"
+        with local_errors(folder), contextlib.suppress(FileNotFoundError):  # the first one makes it
+            return sorted(folder.iterdir())
+        return []
 
     # ---- the log of a name's refs
 
@@ -218,6 +391,18 @@ class Store:
         if (entry.name, entry.seq) != (name, seq):
             raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
         return entry, sha256_bytes(raw)
+
+    def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
+        """Whether there is an entry of a number beyond `seq`: where the log ends before it, one in between was lost."""
+        files = (path.stem for path in (self.root / log / name).glob("*.json"))
+        return any(stem.isdecimal() and int(stem) > seq for stem in files)
+
+    def log(self, name: str) -> Iterator[Entry]:
+        """Every entry of a name's log, the first one first."""
+        seq = 1
+        while found := self.entry(name, seq):
+            yield found[0]
+            seq += 1
 
     def append(self, entry: Entry, *, log: str = REFS) -> bool:
         """Commit an entry, flushed; False when another writer had that number first."""
@@ -283,12 +468,19 @@ class Store:
         return self.index_stamp()
 
     def index_stamp(self) -> str:
-        """Which file index.json is: its inode, size and time; another after anybody has written it."""
+        """Which file index.json is: its inode, size and time; another after anybody has written it, as every move does."""
         try:
             found = os.stat(self.root / "index.json")
         except OSError:
             return ""
         return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+    def index_is_ours(self, lines: list[image_index.Line]) -> bool:
+        """Whether index.json is what `write_index` would make of these lines, byte for byte."""
+        try:
+            return (self.root / "index.json").read_bytes() == image_index.build(lines)
+        except OSError:
+            return False
 
     def index_is(self, lines: list[image_index.Line]) -> bool:
         """Whether index.json says just this."""
@@ -302,7 +494,7 @@ class Store:
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
         """A new file in tmp/, gone afterwards unless it was renamed."""
-        path = self.root / "tmp" / _random()
+        path = self.root / "tmp" / (f"{self._lease.id}-{_random()}" if self._lease else _random())
         with local_errors(path):
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
             file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
@@ -316,7 +508,7 @@ class Store:
         """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
             for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < time.time() - _ABANDONED:
+                if path.stat().st_mtime < time.time() - ABANDONED:
                     path.unlink()
 
     def _replace(self, final: Path, data: bytes) -> None:
@@ -371,6 +563,15 @@ def _link(path: Path, final: Path) -> bool:
             return False
         os.rename(path, final)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a read-only file, if it is there; Windows wants it writable for that."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        path.chmod(0o644)
+        path.unlink(missing_ok=True)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

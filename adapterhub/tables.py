@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: list[Migration] = []
-FILLED = ("index_file", "unwritten", "search", "facets", "metrics", "files", "tags", "versions", "names")
+FILLED = ("index_file", "unwritten", "marks", "search", "facets", "metrics", "files", "made_from", "tags", "versions", "names")
 """What a rebuild empties, in this order."""
 
 
@@ -75,3 +75,23 @@ def _finding(db: sqlite3.Connection) -> None:
     # The index.json that was written last, and the names whose lines in it are older than their versions here.
     db.execute("CREATE TABLE index_file (stamp TEXT NOT NULL) STRICT")
     db.execute("CREATE TABLE unwritten (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
+
+
+@migration
+def _marks(db: sqlite3.Connection) -> None:
+    """What logs say besides where refs are: `kind` is an operation of `Entry`, `key` a tag or a version's number."""
+    db.execute(
+        "CREATE TABLE marks (name TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
+        " PRIMARY KEY (kind, name, key)) STRICT, WITHOUT ROWID"
+    )
+
+
+@migration
+def _made_from(db: sqlite3.Connection) -> None:
+    """Which versions name which digest among their parents. By version, so that dropping one reads no other's lines."""
+    db.execute(
+        "CREATE TABLE made_from (parent TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (parent, version)) STRICT,"
+        " WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX made_from_version ON made_from (version)")
+    db.execute("CREATE INDEX files_version ON files (version)")

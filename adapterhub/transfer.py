@@ -17,8 +17,7 @@ from .store import local_errors
 
 def pull(registry: Registry, ref: Ref, out: Path) -> Version:
     """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing."""
-    version = registry.resolve(ref)
-    with staging.whole(out) as folder:
+    with registry.reading(ref) as version, staging.whole(out) as folder:
         for layer in registry.files(version):
             with registry.store.open_blob(layer.digest) as blob:
                 write_layer(folder, layer, blob)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub import shelf
-from adapterhub.digest import Digest
+from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.registry import Registry
 from adapterhub.shelf import Shelved
 from adapterhub.store import BASES, Entry
@@ -50,13 +50,14 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     raw = record.dump(document)
     if len(raw) > record.MAX_RECORD:
         raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {record.MAX_RECORD}")
-    digest, size = registry.store.put_bytes(raw)
-    registry.store.sync_blobs()
+    digest, size = sha256_bytes(raw), len(raw)
     same: Registered | None = None
 
     def decide(state: Shelved) -> Entry | None:
         nonlocal same
         same = None
+        registry.store.put_bytes(raw)  # under the lock, as a gc may remove what no name needs yet
+        registry.store.sync_blobs()
         if state.there and not force:
             same = _same(registry, state, document)
         elif state.entry and state.entry.digest == digest:
@@ -121,7 +122,7 @@ def remove(registry: Registry, name: str) -> None:
 def _move(registry: Registry, name: str, decide: Callable[[Shelved], Entry | None]) -> None:
     """Commit the entry that `decide` makes of where the name stands; decide again when another writer was first."""
     while True:
-        with registry.catalog.transaction():  # which alone decides where there are no hard links
+        with registry.locked():  # which alone decides where there are no hard links
             entry = decide(shelf.current(registry.store, name))
             if entry is None or registry.store.append(entry, log=BASES):
                 return

@@ -17,8 +17,9 @@ COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "merge": "merge", "base": "base",
     "push": "registry", "pull": "registry", "list": "registry", "search": "search", "find": "find", "show": "registry",
-    "tag": "registry", "rm": "registry",
-    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry", "completion": "completion",
+    "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
+    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry",
+    "pack": "storage", "unpack": "storage", "du": "usage", "completion": "completion",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,10 +45,13 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     with open_registry(settings) as registry:
         found = [(text, holders(registry.catalog, parse_digest_prefix(text))) for text in digests]
         found += [(text, _find(registry, text)) for text in files]
+        deprecated = registry.deprecations()
     missing = [text for text, held in found if not held]
     if len(missing) == len(found):
         raise NotFoundError(missing[0], "no version holds it" if len(found) == 1 else "no version holds it, nor the others")
-    document = {"found": [{"source": text, "holders": [_holder(holder) for holder in held]} for text, held in found]}
+    document = {
+        "found": [{"source": text, "holders": [_holder(holder, deprecated) for holder in held]} for text, held in found]
+    }
     output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
     return NotFoundError.exit_code if missing else 0
 
@@ -69,8 +72,8 @@ def _find(registry: Registry, text: str) -> list[Holder]:
     return whole or [holder for name in weights for holder in holders(registry.catalog, sha256_file(path / name))]
 
 
-def _holder(holder: Holder) -> dict[str, Any]:
-    row = row_document(holder.row)
+def _holder(holder: Holder, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    row = row_document(holder.row, deprecated)
     return {"ref": row["ref"], "tags": row["tags"], "path": holder.path or None, "digest": holder.digest, "adapter": row}
 
 

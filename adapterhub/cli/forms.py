@@ -90,11 +90,13 @@ def pull(settings: Settings, ref: str, out: str | None, base: str | None, conver
     document = {
         "ref": str(form.version.ref),
         "digest": form.version.digest,
+        "deprecated": form.version.deprecated,
         "output": str(target),
         "format": conversion.to,
         "loss": form.loss,
         "cached": form.cached,
     }
+    output.deprecated(str(form.version.ref), form.version.deprecated)
     losses = ", ".join(f"{count} {name}" for name, count in form.loss.items())
     kept = ", kept from before" if form.cached else ""
     text = f"{target}: {form.version.ref} as {conversion.to}, {sum(form.loss.values())} tensors: {losses}{kept}"

@@ -42,6 +42,9 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> Non
 
     with open_registry(settings) as registry:
         found = trace(registry, Ref.parse(ref))
+    for node in found.nodes.values():
+        for called, why in node.deprecated.items():
+            output.deprecated(called, why)
     if plot:
         from . import lineage_plot
 
@@ -62,6 +65,7 @@ def _document(found: Lineage) -> dict[str, Any]:
                 "digest": node.digest,
                 "refs": list(node.refs),
                 "here": bool(node.facts),
+                "deprecated": dict(node.deprecated),
                 "how": node.how,
                 "base": node.facts.get("base"),
                 "data": [dict(item) for item in node.data],
@@ -169,6 +173,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         kept = Path(temporary) / "kept"
         version = transfer.pull(registry, Ref.parse(ref), kept)
+        output.deprecated(str(version.ref), version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
         made = Path(out) if out else Path(temporary) / "made"
         with sources.naming(kept, str(version.ref)):

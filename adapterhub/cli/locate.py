@@ -8,7 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import NotFoundError, RemoteError, UsageError
+import click
+from click.shell_completion import CompletionItem
+
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
 from .app import Settings
 
@@ -38,6 +41,17 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
         if make:
             return Registry.init(folder)
         raise
+
+
+def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The refs that begin as what was typed, for a shell."""
+    try:
+        with open_registry(context.find_object(Settings) or Settings()) as registry:
+            rows = registry.list()
+    except AdapterhubError:
+        return []
+    refs = {str(row.ref) for row in rows} | {row.name for row in rows}
+    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
 
 
 def hub() -> Hub:

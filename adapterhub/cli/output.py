@@ -77,6 +77,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def deprecated(ref: str, message: str | None) -> None:
+    """Say on stderr that an adapter should not be used any more; None: it may be."""
+    if message is not None:
+        say(one_line(f"warning: {ref} is deprecated" + (f": {message}" if message else "")))
+
+
 def write_json(document: Any) -> None:
     """The result as one JSON document; a lone surrogate of a file name survives as an escape."""
     print(json.dumps(document, indent=2, ensure_ascii=True))

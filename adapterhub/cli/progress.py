@@ -13,7 +13,14 @@ _EVERY = 0.1  # seconds between two redraws
 
 
 @contextmanager
-def bytes_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+def count_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """`bytes_bar` for things that are counted."""
+    with bytes_bar(title, str) as show:
+        yield show
+
+
+@contextmanager
+def bytes_bar(title: str, write: Callable[[int], str] = output.size) -> Iterator[Callable[[int, int], None] | None]:
     """A line that says bytes done of bytes in all; None where stderr is no terminal. Gone when the work is done."""
     if not sys.stderr.isatty():
         yield None
@@ -26,7 +33,7 @@ def bytes_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
         if now - last >= _EVERY:
             last = now
             share = f"{done / total:4.0%}" if total else ""
-            print(f"\r\x1b[K{title} {share} {output.size(done)} of {output.size(total)}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{title} {share} {write(done)} of {write(total)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show

@@ -1,4 +1,4 @@
-"""Commands on a registry: init, push, pull, list, show, tag, rm, verify, fsck."""
+"""Commands on a registry: init, push, pull, list, show, verify, fsck."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 
 from . import forms, output, sources
 from .app import Settings, command
-from .locate import open_registry, registry_folder
+from .locate import complete_ref, open_registry, registry_folder
 from .output import Column
 
 if TYPE_CHECKING:
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
     from adapterhub.recipe import Conversion
     from adapterhub.registry import Version
     from adapterhub_converters.base import BaseSpec
-
-
-def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The refs that a shell may complete `typed` to."""
-    try:
-        with open_registry(context.find_object(Settings) or Settings()) as registry:
-            refs = {str(row.ref) for row in registry.list()} | {row.name for row in registry.list()}
-    except AdapterhubError:
-        return []
-    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
 
 
 @command(
@@ -109,7 +98,7 @@ def push(
             version = registry.push(ready, target, expect=expect)
     for name in version.skipped:
         output.say(output.one_line(f"left out: {name}"))
-    output.emit(_version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
+    output.emit(version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
 
 
 def _checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> None:
@@ -160,12 +149,14 @@ def _pushed(version: Version) -> str:
     return f"{kind}{version.ref}{tags}  {output.size(version.size or 0)}  {output.digest(version.digest)}"
 
 
-def _version_document(version: Version) -> dict[str, Any]:
+def version_document(version: Version) -> dict[str, Any]:
+    """A version as a push gives it; others leave out what only a push can say."""
     return {
         "ref": str(version.ref),
         "name": version.name,
         "number": version.number,
         "tags": list(version.tags),
+        "deprecated": version.deprecated,
         "digest": version.digest,
         "size": version.size,
         "new": version.new,
@@ -204,8 +195,9 @@ def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, con
     with open_registry(settings) as registry:
         version = transfer.pull(registry, wanted, target)
         files = [layer.path for layer in registry.files(version)]
-    document = {**_version_document(version), "output": str(target), "files": files}
+    document = {**version_document(version), "output": str(target), "files": files}
     del document["new"], document["skipped"]
+    output.deprecated(str(version.ref), version.deprecated)
     size = output.size(version.size or 0)
     text = f"{target}: {version.ref}, {output.plural(len(files), 'file')}, {size}, verified"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
@@ -243,9 +235,13 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
         rows = registry.list(prefix)
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+        found = registry.deprecations()
+    for (name, number), message in sorted(found.items()) if rows else ():
+        if any(row.name == name and number in (0, row.number) for row in rows):
+            output.deprecated(f"{name}:v{number}" if number else name, message)
     from . import tree
 
-    document = tree.document(rows) if as_tree else {"adapters": [row_document(row) for row in rows]}
+    document = tree.document(rows, found) if as_tree else {"adapters": [row_document(row, found) for row in rows]}
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows, as_tree=as_tree))
 
 
@@ -275,13 +271,14 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
         output.write(line)
 
 
-def row_document(row: Row) -> dict[str, Any]:
-    """A version as lists give it to programs."""
+def row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """A version as lists give it to programs; `deprecated` as `Registry.deprecations` says it."""
     return {
         "ref": str(row.ref),
         "name": row.name,
         "number": row.number,
         "tags": list(row.tags),
+        "deprecated": deprecated.get((row.name, row.number), deprecated.get((row.name, 0))),
         "digest": row.digest,
         "size": row.size,
         "time": row.time,
@@ -325,6 +322,7 @@ def show(settings: Settings, *, source: str, base: str | None, plot: str | None,
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
+        output.deprecated(document["ref"], document["deprecated"])
     else:
         with sources.opened(source, settings) as found, sources.as_folder(found) as folder:
             document = _show_path(str(path), folder)
@@ -346,6 +344,8 @@ def _show_path(where: str, folder: Path) -> dict[str, Any]:
         "name": None,
         "number": None,
         "tags": [],
+        "protected": [],
+        "deprecated": None,
         "digest": made.digest,
         "size": made.size,
         "time": None,
@@ -375,7 +375,7 @@ def _show_pairs(document: Mapping[str, Any]) -> dict[str, str]:
     training = facts.get("training") or {}
     lines = {
         "adapter": document["ref"] or document.get("path"),
-        "tags": ", ".join(document["tags"]),
+        "tags": ", ".join(f"{tag} (protected)" if tag in document["protected"] else tag for tag in document["tags"]),
         "digest": output.digest(document["digest"]),
         "size": output.size(document["size"]),
         "pushed": document["time"],
@@ -412,53 +412,6 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
 
 
 @command(
-    "tag",
-    short="Point a tag at a version.",
-    example="""
-    adapterhub tag team/sql:v2 prod
-    adapterhub tag team/sql@sha256:5f2c1a blessed""",
-)
-@click.argument("ref", shell_complete=complete_ref)
-@click.argument("tag_name", metavar="TAG")
-@click.pass_obj
-def tag(settings: Settings, ref: str, tag_name: str) -> None:
-    """Point a tag at a version, whatever it pointed at before. `latest` and v1, v2 … are set by pushes alone."""
-    from adapterhub.ref import Ref
-
-    with open_registry(settings) as registry:
-        version = registry.tag(Ref.parse(ref), tag_name)
-    document = _version_document(version)
-    del document["new"], document["skipped"]
-    text = f"{version.name}:{tag_name} is {version.ref}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-@command(
-    "rm",
-    short="Remove a tag or a name.",
-    example="""
-    adapterhub rm team/sql:prod
-    adapterhub rm team/sql""",
-)
-@click.argument("ref", shell_complete=complete_ref)
-@click.pass_obj
-def rm(settings: Settings, ref: str) -> None:
-    """Remove a tag, or a whole name with all its versions.
-
-    A single version is never removed: versions are immutable. A removed name is not given to another adapter.
-    """
-    from adapterhub.ref import Ref
-
-    target = Ref.parse(ref)
-    with open_registry(settings) as registry:
-        registry.rm(target)
-    kind = "tag" if target.tag else "name"
-    output.emit(
-        {"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {target}")
-    )
-
-
-@command(
     "verify",
     short="Compare bytes with their digests.",
     example="""
@@ -491,21 +444,37 @@ def verify(settings: Settings, source: str) -> int:
     short="Check a whole registry.",
     example="""
     adapterhub fsck
-    adapterhub fsck --rebuild-index --registry ~/adapters""",
+    adapterhub fsck --rebuild-index --registry ~/adapters
+    adapterhub fsck --repair --from /backup/adapters""",
 )
-@click.option("--rebuild-index", "--rebuild", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
+@click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
+@click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
+@click.option(
+    "--from", "source", metavar="PATH", help="Where --repair looks: another registry, an OCI layout, an adapter's folder."
+)
 @click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
 @click.pass_obj
-def fsck(settings: Settings, *, rebuild: bool, quick: bool) -> int:
+def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None, quick: bool) -> int:
     """Check a whole registry: every blob against its name, every ref against its log, the index against both.
 
-    Nothing is changed but the index, and that only with --rebuild-index. Exits 0 when clean, 1 when not; what a killed push
-    left behind and harms nothing is a note.
+    Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
+    harms nothing is a note.
     """
-    with open_registry(settings) as registry:
-        findings = list(registry.rebuild_index()) if rebuild else []
+    from adapterhub import housekeeping
+    from adapterhub.registry import Registry
+
+    if repair != (source is not None):
+        raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
+    if rebuild:
+        registry, findings = Registry.rebuilt(registry_folder(settings))
+    else:
+        registry, findings = open_registry(settings), []
+    with registry:
+        healed = housekeeping.repair(registry, Path(source)) if source else []
         findings += registry.fsck(quick=quick)
         root = str(registry.root)
+    if source:
+        output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return _findings(settings, root, findings, good="clean")
 
 

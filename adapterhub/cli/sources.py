@@ -57,6 +57,7 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         version = transfer.pull(registry, ref, folder)
+        output.deprecated(str(version.ref), version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
 

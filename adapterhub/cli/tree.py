@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 MOST = 10  # versions of a name, parents of a version, on a terminal; a pipe gets all
 
 
-def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """The tree for programs; `rows` by name, newest first, as lists have them."""
+def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """The tree for programs; `rows` by name, newest first, as lists have them, and what is `deprecated`."""
     return {
         "namespaces": [
             {
                 "namespace": space,
-                "names": [{"name": name, "versions": [row_document(row) for row in versions]} for name, versions in names],
+                "names": [
+                    {"name": name, "versions": [row_document(row, deprecated) for row in versions]} for name, versions in names
+                ],
             }
             for space, names in _grouped(rows)
         ]

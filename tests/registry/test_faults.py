@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import transfer
+from adapterhub import housekeeping, transfer
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters.errors import LocalIOError
@@ -36,6 +36,29 @@ print("ready", flush=True)
 try:
     with Registry.init(pathlib.Path(sys.argv[1])) as registry:
         registry.push(pathlib.Path(sys.argv[2]), Ref.parse("team/sql:prod"))
+except LocalIOError as error:
+    raise SystemExit(error.exit_code)
+"""
+TAG = """
+import pathlib, sys
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import LocalIOError
+try:
+    with Registry.open(pathlib.Path(sys.argv[1])) as registry:
+        registry.tag(Ref.parse("team/sql:v1"), "prod")
+        registry.rm(Ref.parse("team/sql:prod"))
+except LocalIOError as error:
+    raise SystemExit(error.exit_code)
+"""
+GC = """
+import pathlib, sys
+from adapterhub import housekeeping
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import LocalIOError
+try:
+    with Registry.open(pathlib.Path(sys.argv[1])) as registry:
+        housekeeping.gc(registry, grace=0, last=1)
 except LocalIOError as error:
     raise SystemExit(error.exit_code)
 """
@@ -64,12 +87,12 @@ def check_whole(root: Path, second: Path, *, versions: int) -> None:
         assert not list((registry.store.root / "pending").iterdir())
 
 
-def under_strace(inject: str, root: Path, second: Path) -> int:
-    """The exit status of a push in which strace makes one system call fail or kill."""
+def under_strace(inject: str, root: Path, second: Path, script: str = PUSH) -> int:
+    """The exit status of a push, or another script, in which strace makes one system call fail or kill."""
     strace = need_program("strace")
     call = inject.partition(":")[0]
     command = [strace, "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={inject}"]
-    command += [sys.executable, "-c", PUSH, str(root), str(second)]
+    command += [sys.executable, "-c", script, str(root), str(second)]
     done = subprocess.run(command, check=False, env=ENV, capture_output=True, timeout=60)
     assert b"Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -124,6 +147,48 @@ def test_a_push_whose_disk_says_no(template: Path, make: Make, tmp_path: Path, e
     statuses = sweep(calls, f"error={error}", template, make("second", 2), tmp_path)
     assert set(statuses) <= {0, LocalIOError.exit_code}
     assert statuses.count(LocalIOError.exit_code) >= len(statuses) - 3
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("script", [TAG, GC], ids=["tag", "gc"])
+@pytest.mark.parametrize("fault", ["error=EIO", "error=ENOSPC", "signal=SIGKILL"])
+def test_a_move_and_a_collection_whose_disk_says_no(
+    template: Path, make: Make, tmp_path: Path, script: str, fault: str
+) -> None:
+    with Registry.open(template) as registry:
+        for seed in (3, 4):
+            registry.push(make(f"more{seed}", seed), SQL)
+        registry.store.put_bytes(b"orphan")
+    calls = {
+        "fsync": (1, 2, 4),
+        "rename": (1, 2, 3),
+        "link": (1,),
+        "unlink": (1, 2, 4, 6),
+        "pwrite64": (1, 3, 5),
+        "write": (2, 4),
+    }
+
+    def one(inject: str) -> int:
+        root = tmp_path / inject.replace(":", "-")
+        shutil.copytree(template, root)
+        status = under_strace(inject, root, root, script)
+        with Registry.open(root) as registry:
+            assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+            rows = registry.list()
+            assert [row.number for row in rows] in ([3, 2, 1], [3])
+            assert all(registry.verify(row.ref) == [] for row in rows)
+            registry.tag(SQL, "prod")
+            housekeeping.gc(registry, grace=0, last=1)
+            assert [(row.number, row.tags) for row in registry.list()] == [(3, ("latest", "prod"))]
+            assert {finding.severity for finding in registry.fsck()} <= {"note"}
+        return status
+
+    injects = [f"{call}:{fault}:when={when}" for call, whens in calls.items() for when in whens]
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(one, injects))
+    hit = {-signal.SIGKILL, 128 + signal.SIGKILL} if "signal" in fault else {LocalIOError.exit_code}
+    assert set(statuses) <= {0, *hit}
+    assert len([status for status in statuses if status]) >= len(statuses) // 3
 
 
 def test_a_push_killed_at_random_times(template: Path, make: Make, tmp_path: Path) -> None:

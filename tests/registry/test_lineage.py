@@ -213,3 +213,28 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
         )  # type: ignore[method-assign]
         found = lineage.trace(registry, Ref.parse("team/a"))
     assert {edge.parent for edge in found.edges} >= {a, b}
+
+
+def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> None:
+    run("deprecate", "team/a", "use b")
+    warned = "warning: team/a:v1 is deprecated: use b\n"
+    assert run("pull", "team/a", "--as", "gguf", "-o", "a.gguf").stderr == warned
+    assert document(run, "pull", "team/a", "--as", "gguf", "-o", "b.gguf")["deprecated"] == "use b"
+    done = run("lineage", "team/both", "--json")
+    assert done.stderr == warned
+    told = [node["deprecated"] for node in json.loads(done.stdout)["nodes"]]
+    assert sorted(filter(None, told), key=str) == [{"team/a:v1": "use b"}]
+    assert "deprecated" not in run("lineage", "team/light", "--json").stderr.replace(warned, "")
+    run("deprecate", "team/both:v1")
+    assert run("rebuild", "team/both").stderr == "warning: team/both:v1 is deprecated\n"
+
+
+def test_children_are_known_until_they_go_and_after_the_index_was_made_anew(team: Path) -> None:
+    with Registry.open(team) as registry:
+        a = registry.resolve(Ref.parse("team/a")).digest
+        assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]
+        registry.rebuild_index()
+        assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]
+        registry.rm(Ref.parse("team/both"))
+        assert [str(row.ref) for row in registry.children(a)] == ["team/elsewhere:v1"]
+        assert [str(row.ref) for row in registry.children(f"sha256:{'0' * 64}")] == ["team/elsewhere:v1"]

@@ -17,7 +17,8 @@ refs = st.one_of(
     st.builds(Ref, names),
     st.builds(Ref, names, tag=tags),
     st.builds(Ref, names, number=st.integers(1, 10**8 - 1)),
-    st.builds(Ref, names, digest=st.from_regex(r"sha256:[0-9a-f]{6,64}", fullmatch=True)),
+    st.builds(Ref, names, digest=st.from_regex(r"sha256:[0-9a-f]{4,64}", fullmatch=True)),
+    st.builds(Ref, names, range=st.from_regex(r"[\^~](0|[1-9][0-9]{0,3})(\.(0|[1-9][0-9]{0,3})){0,2}", fullmatch=True)),
 )
 
 
@@ -51,8 +52,11 @@ def test_any_text_is_a_ref_or_a_one_line_error(text: str) -> None:
         ("team/sql:..", "is not a tag"),
         ("team/sql:v0", "is not a running number"),
         ("team/sql:v01", "is not a running number"),
-        ("team/sql:^1.2", "version ranges like '^1.2' are not read yet"),
-        ("team/sql@sha256:12345", "is not a digest"),
+        ("team/sql:^1.x", "'^1.x' is not a range of versions. Write it like ^1.2 or ~1.2.3"),
+        ("team/sql:~01", "is not a range"),
+        ("team/sql:^1.2-rc.1", "is not a range"),
+        ("team/sql:>=1.2", "is not a tag"),
+        ("team/sql@sha256:123", "is not a digest"),
         ("team/sql@md5:" + "0" * 32, "is not a digest"),
         ("team/sql:a@sha256:123456", "a tag and a digest at once"),
     ],

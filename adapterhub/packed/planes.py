@@ -1,0 +1,165 @@
+"""Numbers to byte planes that compress, and back.
+
+The bytes of a trained float are not alike: its exponent takes few values, its mantissa all of them. So the bytes of a
+block are sorted by their place in the number, one plane each, and every plane is stored as zstd or, where that gains
+nothing, as it is. Before that the bits are turned left by one, which leaves the exponent of bfloat16 and float32 alone
+in the top byte, and puts the sign, which is noise, among the mantissa.
+
+A block may be coded as a difference instead: its bit patterns minus those of a near parent, as integers, with the sign
+in the lowest bit so that small differences of either sign have high bytes of zero. Integer differences of bit patterns
+gain more than XOR, and round nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters.errors import FormatError, MissingExtraError
+
+if TYPE_CHECKING:
+    import zstandard
+
+Bytes = NDArray[np.uint8]
+Words = NDArray[Any]  # unsigned integers, little-endian
+
+WIDTHS = (1, 2, 4, 8)
+DEFAULT_LEVEL = 3
+_WORDS = {width: np.dtype(f"<u{width}") for width in WIDTHS}
+_WORTH = 0.97  # a plane that zstd leaves longer than this is stored as it is, which costs nothing to read
+
+
+def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int = DEFAULT_LEVEL) -> list[bytes | Bytes]:
+    """The stored planes of a block, lowest byte first: one as long as the block has numbers is stored as it is.
+
+    Args:
+        block: A whole number of words of `width` bytes.
+        width: 1, 2, 4 or 8.
+        parent: As many bytes to take the difference from.
+        level: zstd's, for bytes that are no numbers (`width` 1); planes of numbers gain nothing by a higher one.
+    """
+    words: Words = block.view(_WORDS[width])
+    if parent is not None:
+        words = _zigzag(words - parent.view(_WORDS[width]))
+    elif width > 1:
+        words = _turned(words)
+    compress = _compressor(level if width == 1 and parent is None else 0).compress
+    return [_smaller(plane, compress(plane.data)) for plane in _split(words, width)]
+
+
+def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = None) -> Bytes:
+    """The block of `count` words that `planes` were made from; FormatError when they cannot be such planes."""
+    words = _joined([_plain(plane, count) for plane in planes], width)
+    if parent is not None:
+        signs = words & 1
+        words = words >> 1
+        words ^= np.negative(signs, out=signs)
+        words += parent.view(_WORDS[width])
+    elif width > 1:
+        low = words << (8 * width - 1)
+        words = words >> 1
+        words |= low
+    return words.view(np.uint8)
+
+
+def _turned(words: Words) -> Words:
+    turned = words << 1
+    turned |= words >> (8 * words.itemsize - 1)
+    return turned
+
+
+def _zigzag(words: Words) -> Words:
+    """Words that wrapped around, as -1 does, to small ones: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …"""
+    signs = words.view(f"<i{words.itemsize}") >> (8 * words.itemsize - 1)  # all bits of a negative number, none of another
+    doubled = words << 1
+    doubled ^= signs.view(words.dtype)
+    return doubled
+
+
+def _split(words: Words, width: int) -> list[Bytes]:
+    if width == 1:
+        return [words]
+    return [(words >> 8 * place).astype(np.uint8) for place in range(width)]
+
+
+def _joined(planes: list[Bytes], width: int) -> Words:
+    if width == 1:
+        return planes[0]
+    words = planes[-1].astype(_WORDS[width])
+    for plane in reversed(planes[:-1]):
+        words <<= 8
+        words |= plane
+    return words
+
+
+def _smaller(plane: Bytes, compressed: bytes) -> bytes | Bytes:
+    return compressed if len(compressed) < _WORTH * len(plane) else plane
+
+
+def _plain(stored: bytes, count: int) -> Bytes:
+    if len(stored) == count:
+        return np.frombuffer(stored, np.uint8)
+    return np.frombuffer(inflate(stored, count), np.uint8)
+
+
+def deflate(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
+    """`data` as one zstd frame that says how long it is."""
+    frame: bytes = _compressor(level).compress(data)
+    return frame
+
+
+def inflate(stored: bytes, count: int) -> bytes:
+    """The `count` bytes in a zstd frame; FormatError for any other frame, before anything is allocated for it."""
+    zstd = _zstd()
+    try:
+        # A frame that says how long it is gets just that allocated, whatever limit is passed: so ask it first.
+        if zstd.frame_content_size(stored) != count:
+            raise FormatError("", "a stored plane is not as long as it has to be")
+        plain: bytes = _decompressor().decompress(stored)
+    except zstd.ZstdError as error:
+        raise FormatError("", f"a stored plane cannot be read ({error})") from error
+    return plain
+
+
+class _Contexts(threading.local):
+    """zstd's working memory, which two threads must not use at once."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor: zstandard.ZstdDecompressor | None = None
+
+
+_contexts = _Contexts()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Of a level; 0 is for planes of numbers.
+
+    An exponent has no phrases that come again, only values that are frequent: all there is to gain is zstd's entropy
+    coding. A match finder that finds next to nothing (only runs, as of zeros) makes it three times as fast, and smaller.
+    """
+    found = _contexts.compressors.get(level)
+    if found is None:
+        zstd = _zstd()
+        few = {"strategy": zstd.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "window_log": 17}
+        parameters = zstd.ZstdCompressionParameters.from_level(level or 1, **({} if level else few))
+        found = _contexts.compressors[level] = zstd.ZstdCompressor(compression_params=parameters)
+    return found
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if _contexts.decompressor is None:
+        _contexts.decompressor = _zstd().ZstdDecompressor()
+    return _contexts.decompressor
+
+
+def _zstd() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        hint = "Run `pip install zstandard`"
+        raise MissingExtraError("", "packed blobs need the package zstandard, which isn't installed", hint) from error
+    return zstandard

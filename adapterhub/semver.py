@@ -1,0 +1,88 @@
+"""Versions that people write as tags, `1.2.3` or `v1.2.3-rc.1`, and ranges of them, `^1.2`.
+
+Order and grammar are those of semver.org 2.0.0 without build metadata, which a tag cannot hold; ranges are npm's (node-semver,
+README, "Ranges"): a prerelease is only in a range that names one of the same three numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+_WORD = r"(?:0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_VERSION = re.compile(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?")
+_RANGE = re.compile(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
+
+Release = tuple[int, int, int]
+# A release sorts after its prereleases; among the words of a prerelease numbers sort before names.
+_Pre = tuple[int, tuple[tuple[int, int, str], ...]]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """Three numbers and, in a form that sorts, what comes after the dash."""
+
+    release: Release
+    pre: _Pre = (1, ())
+
+    @property
+    def is_pre(self) -> bool:
+        """Whether there is a dash."""
+        return self.pre[0] == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From `low` up to, not including, the release `high`."""
+
+    low: Version
+    high: Release
+
+    def __contains__(self, version: Version) -> bool:
+        if version.is_pre and not (self.low.is_pre and version.release == self.low.release):
+            return False
+        return self.low <= version and version.release < self.high
+
+
+def parse(text: str) -> Version | None:
+    """The version that a tag says, or None."""
+    match = _VERSION.fullmatch(text)
+    return Version((int(match[1]), int(match[2]), int(match[3])), _pre(match[4])) if match else None
+
+
+def parse_range(text: str) -> Range | None:
+    """The range that `^1.2`, `~1.2` or `1.2` says, or None."""
+    match = _RANGE.fullmatch(text)
+    if not match:
+        return None
+    given = [int(part) for part in match.group(2, 3, 4) if part is not None]
+    major, minor, patch = (*given, 0, 0)[:3]
+    return Range(Version((major, minor, patch), _pre(match[5])), _end(match[1], given))
+
+
+def _end(kind: str, given: list[int]) -> Release:
+    """Where a range ends: `^` leaves the leftmost number that isn't 0, `~` the first two, a plain one all that are given."""
+    if kind == "^":
+        keep = next((at for at, part in enumerate(given) if part), len(given) - 1) + 1
+    elif kind == "~":
+        keep = min(len(given), 2)
+    else:
+        keep = len(given)
+    kept = given[:keep]
+    kept[-1] += 1
+    major, minor, patch = (*kept, 0, 0)[:3]
+    return major, minor, patch
+
+
+def _pre(text: str | None) -> _Pre:
+    if text is None:
+        return (1, ())
+    return (0, tuple((0, int(word), "") if word.isdecimal() else (1, 0, word) for word in text.split(".")))
+
+
+def highest(tags: list[str], wanted: Range) -> list[str]:
+    """The tags of the highest version in a range: several where one version is written in two ways, none where none is."""
+    found = [(version, tag) for tag in tags if (version := parse(tag)) and version in wanted]
+    top = max((version for version, _ in found), default=None)
+    return [tag for version, tag in found if version == top]

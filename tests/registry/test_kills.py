@@ -1,0 +1,259 @@
+"""Many processes on one registry, any of them killed at any time: fsck finds no error, and what was promised is there.
+
+ADAPTERHUB_SOAK=SECONDS has the loop of pushes, removals and collections run that long instead of a few rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub import housekeeping, manifest, transfer
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
+from tests.aged import age
+from tests.registry.conftest import Make
+from tests.registry.test_faults import small_disk
+
+__all__ = ["small_disk"]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
+KILLS = 25  # of each kind of work, four kinds
+
+
+def fork(work: Callable[[], None]) -> int:
+    """A process that does some work and exits 0, or 1 with a traceback; its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def finished(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def check(root: Path) -> None:
+    """All that is visible is whole, and the catalog says what the log says."""
+    with Registry.open(root) as registry:
+        assert [str(finding) for finding in registry.fsck() if finding.severity == "error"] == []
+        rows = registry.list()
+        assert all(registry.verify(row.ref) == [] for row in rows)
+        assert registry.rebuild_index() == []
+        assert registry.list() == rows
+
+
+@pytest.fixture
+def template(make: Make, tmp_path: Path) -> Path:
+    """Four versions, a removed name, an orphan, and the second folder of which is not pushed yet."""
+    make("new", 9)
+    with Registry.init(tmp_path / "template") as registry:
+        for seed in range(1, 5):
+            registry.push(make(f"a{seed}", seed), PROD if seed == 1 else SQL)
+        registry.push(make("gone", 7), Ref.parse("team/gone"))
+        registry.rm(Ref.parse("team/gone"))
+        registry.store.put_bytes(b"orphan")
+    return tmp_path / "template"
+
+
+def push(root: Path) -> None:
+    with Registry.open(root) as registry:
+        registry.push(root.parent / "new", PROD)
+
+
+def tag(root: Path) -> None:
+    with Registry.open(root) as registry:
+        if registry.catalog.marks("protect", "team/sql"):  # killed right there
+            registry.protect(PROD, on=False)
+        for number in (2, 3, 4):
+            registry.tag(Ref("team/sql", number=number), "prod")
+        registry.protect(PROD)
+        registry.protect(PROD, on=False)
+        registry.put_back(PROD)
+        registry.rm(PROD)
+        registry.tag(SQL, "prod")
+
+
+def gc(root: Path) -> None:
+    with Registry.open(root) as registry:
+        housekeeping.gc(registry, grace=0, last=1)
+
+
+def migrate(root: Path) -> None:
+    Registry.open(root).close()
+
+
+@pytest.mark.parametrize("work", [push, tag, gc, migrate])
+def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[Path], None]) -> None:
+    if work is migrate:
+        age(template / "registry.db", 1)
+    rng = random.Random(work.__name__)
+    killed = 0
+    for n in range(KILLS):
+        root = tmp_path / f"r{n}"
+        shutil.copytree(template, root)
+        child = fork(lambda root=root: work(root))  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        status = finished([child])[0]
+        assert status in (0, -signal.SIGKILL)
+        killed += status != 0
+        check(root)
+        work(root)
+        with Registry.open(root) as registry:
+            assert housekeeping.gc(registry, grace=0).waiting == 0
+            assert registry.fsck() == []
+        shutil.rmtree(root)
+    assert killed
+
+
+# ---- at once
+
+
+def at_once(works: list[Callable[[], None]]) -> list[int]:
+    """Let processes begin together; their exit codes."""
+    here, there = os.pipe()
+
+    def waiting(work: Callable[[], None]) -> Callable[[], None]:
+        def begin() -> None:
+            os.close(there)
+            os.read(here, 1)
+            work()
+
+        return begin
+
+    children = [fork(waiting(work)) for work in works]
+    os.close(here)
+    os.close(there)
+    return finished(children)
+
+
+def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Make, tmp_path: Path) -> None:
+    folders = [make(f"n{n}", 100 + n) for n in range(8)]
+    with Registry.open(template) as registry:
+        before = registry.resolve(PROD).digest
+
+    def one(folder: Path) -> Callable[[], None]:
+        def work() -> None:
+            with Registry.open(template) as registry:
+                try:
+                    won = registry.push(folder, PROD, expect=before).digest
+                    (tmp_path / f"won-{won.removeprefix('sha256:')}").touch()
+                except ConflictError as error:
+                    (tmp_path / f"lost-{folder.name}").write_text(str(error))
+
+        return work
+
+    assert at_once([one(folder) for folder in folders]) == [0] * 8
+    (won,) = (path.name.removeprefix("won-") for path in tmp_path.glob("won-*"))
+    lost = [path.read_text() for path in tmp_path.glob("lost-*")]
+    assert len(lost) == 7
+    assert all(f"moved meanwhile: it is sha256:{won}, not {before}" in text for text in lost)
+    with Registry.open(template) as registry:
+        assert registry.resolve(PROD).digest == f"sha256:{won}"
+        assert registry.resolve(SQL).number == 5
+    check(template)
+    with Registry.open(template) as registry:  # the losers' blobs were stored, whole, and can go
+        housekeeping.gc(registry, grace=0)
+        assert registry.fsck() == []
+
+
+def test_eight_pushes_of_the_same_content_are_one_version(template: Path, make: Make) -> None:
+    folder = make("n", 100)
+
+    def work() -> None:
+        with Registry.open(template) as registry:
+            assert registry.push(folder, PROD).number == 5
+
+    assert at_once([work] * 8) == [0] * 8
+    with Registry.open(template) as registry:
+        assert [entry.op for entry in registry.log(PROD)] == ["push", "push"]
+    check(template)
+
+
+def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path) -> None:
+    folders = {manifest.build(folder).digest: folder for folder in (make(f"n{n}", n) for n in range(4))}
+    root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
+    Registry.init(root).close()
+
+    def worker(seed: int) -> Callable[[], None]:
+        rng = random.Random(seed)
+
+        def rounds() -> Iterator[int]:
+            n = 0
+            while n < 25 or time.monotonic() < until:
+                yield n
+                n += 1
+
+        def work() -> None:
+            for n in rounds():
+                with Registry.open(root) as registry:
+                    one(registry, Ref(f"team/{rng.choice('ab')}", tag=rng.choice([None, "prod"])), rng, f"{seed}-{n}")
+
+        return work
+
+    def one(registry: Registry, ref: Ref, rng: random.Random, ident: str) -> None:
+        digest, folder = rng.choice(sorted(folders.items()))
+        what = rng.choice(["push", "push", "push", "gc", "rm", "tag", "pull"])
+        try:
+            if what == "push":
+                assert registry.push(folder, ref, restore=True).digest == digest
+            elif what == "gc":
+                housekeeping.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+            elif what == "rm":
+                registry.rm(ref)
+            elif what == "tag":
+                registry.tag(Ref(ref.name), "dev")
+            else:
+                pulled = transfer.pull(registry, ref, tmp_path / ident)
+                assert manifest.build(tmp_path / ident).digest == pulled.digest
+                shutil.rmtree(tmp_path / ident)
+        except NotFoundError:  # not pushed yet, or removed by another; never bytes that are missing or wrong
+            pass
+
+    children = [fork(worker(seed)) for seed in range(3)]
+    assert finished(children) == [0, 0, 0]
+    check(root)
+    with Registry.open(root) as registry:
+        housekeeping.gc(registry, grace=0)
+        assert registry.fsck() == []
+
+
+# ---- full disks
+
+
+def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template: Path, small_disk: Path) -> None:
+    shutil.copytree(template, small_disk / "registry")
+    with Registry.open(small_disk / "registry") as registry:
+        registry.tag(SQL, "dev")
+        rows = registry.list()
+        filler = small_disk / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            free = os.statvfs(small_disk)
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        for call in (
+            lambda: registry.tag(Ref.parse("team/sql:v1"), "dev"),
+            lambda: registry.protect(PROD),
+            lambda: registry.push(template.parent / "new", SQL),
+        ):
+            with pytest.raises((LocalIOError, RefusedError), match="No space left|disk is full"):
+                call()
+        assert registry.list() == rows
+        assert housekeeping.gc(registry, grace=0).blobs == 5
+        filler.unlink()
+        registry.tag(Ref.parse("team/sql:v1"), "dev")
+    check(small_disk / "registry")
