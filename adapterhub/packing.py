@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,29 +75,44 @@ def pack(
     """
     if not dry_run:
         registry.store.sweep()
-    packer = _Packer(registry, level, dry_run=dry_run)
-    return [packer.pack(row, layer) for row, layer in _work(registry, names, progress)]
+    with _held(registry, names) as rows:
+        packer = _Packer(registry, level, dry_run=dry_run)
+        return [packer.pack(row, layer) for row, layer in _work(registry, rows, progress)]
 
 
 def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[Change]:
     """Make plain what the versions of `names` need, or all versions."""
-    changes = []
-    for row, layer in _work(registry, names, progress):
-        if registry.store.packs.head(layer.digest) is not None:
-            try:
-                registry.store.make_plain(layer.digest, layer.size)
-            except NotFoundError:  # somebody else unpacked or removed it meanwhile
-                continue
-            with registry.locked():
-                registry.store.drop_pack(layer.digest)
-            changes.append(_change(row, layer, layer.size, "", "unpacked"))
-    return changes
+    with _held(registry, names) as rows:
+        found = _work(registry, rows, progress)
+        return [_change(row, layer, layer.size, "", "unpacked") for row, layer in found if _unpack(registry, layer)]
 
 
-def _work(registry: Registry, names: Sequence[str], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
+def _unpack(registry: Registry, layer: Descriptor) -> bool:
+    """Make one blob plain; whether it was packed."""
+    if registry.store.packs.head(layer.digest) is None:
+        return False
+    try:
+        registry.store.make_plain(layer.digest, layer.size)
+    except NotFoundError:  # somebody else unpacked it meanwhile
+        return False
+    with registry.locked():
+        registry.store.drop_pack(layer.digest)
+    return True
+
+
+@contextmanager
+def _held(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]]:
+    """The versions of `names`; no gc removes a blob of them until the context ends."""
+    with registry.store.lease("pack", required=False) as lease:
+        for row in selected(registry, names):
+            lease.note(row.digest)
+        yield selected(registry, names)  # looked at again, as in `Registry.reading`
+
+
+def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
     """Every blob once, with the first version that needs it: the oldest, as those after it may become differences to it."""
     found: dict[Digest, tuple[Row, Descriptor]] = {}
-    for row in selected(registry, names):
+    for row in rows:
         for layer in _layers(registry, row):
             if layer.path != manifest.FACTS:
                 found.setdefault(layer.digest, (row, layer))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub import facts, forms, housekeeping, intake, transfer
+from adapterhub import facts, forms, housekeeping, intake, search, transfer
 from adapterhub.bases import registered
 from adapterhub.recipe import Conversion
 from adapterhub.ref import Ref, RefError
@@ -391,3 +391,18 @@ def test_conversions_that_nobody_used_for_a_day_go(registry: Registry, make: Mak
     assert (dry.conversions, dry.conversion_size) == (swept.conversions, swept.conversion_size) == (1, swept.conversion_size)
     assert (swept.conversion_size > 0, registry.store.conversions()) == (True, [])
     assert not pull("anew")
+
+
+def test_a_dropped_version_is_found_no_more(registry: Registry, make: Make) -> None:
+    for n in range(3):
+        folder = make(f"a{n}", n)
+        (folder / "README.md").write_text(f"# word{n}\n")
+        registry.push(folder, SQL)
+    registry.deprecate(Ref.parse("team/sql:v1"), "old")
+    housekeeping.gc(registry, grace=0, last=1)
+    assert [search.search(registry.catalog, search.Query(f"word{n}")).total for n in range(3)] == [0, 0, 1]
+    assert registry.deprecations() == {}
+    for table in ("search", "facets", "metrics", "files", "made_from"):
+        column = "rowid" if table == "search" else "version"
+        left = registry.catalog.select(f"SELECT count(*) FROM {table} WHERE {column} NOT IN (SELECT id FROM versions)")
+        assert left == [(0,)]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub import facts, housekeeping, packing, transfer, usage
+from adapterhub import facts, housekeeping, manifest, packing, transfer, usage
 from adapterhub.packed import chains
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
@@ -28,6 +28,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalI
 from adapterhub_converters.files import safetensors_file
 from tests import folders
 from tests.conftest import Run, need_program
+from tests.registry.test_kills import finished, fork
 
 SQL = Ref.parse("team/sql")
 Trained = Callable[..., Path]
@@ -595,3 +596,45 @@ def test_an_unpacked_blob_stays_when_its_pack_came_to_be_the_only_one(registry: 
     packing.pack(registry)
     registry.store.drop_pack(digest)
     check_whole(registry)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_packing_beside_pushes_removals_and_collections_loses_nothing(trained: Trained, tmp_path: Path) -> None:
+    """ADAPTERHUB_SOAK=SECONDS has it run that long instead of a few rounds."""
+    steps = [trained(f"s{step}", step=step) for step in range(4)]
+    digests = [manifest.build(folder).digest for folder in steps]
+    root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
+    Registry.init(root).close()
+
+    def one(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
+        what, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
+        if what == "push":
+            assert registry.push(steps[step], ref, restore=True).digest == digests[step]
+        elif what == "gc":
+            housekeeping.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+        elif what == "rm":
+            registry.rm(ref)
+        elif what == "pull":
+            pulled = transfer.pull(registry, ref, out)
+            assert manifest.build(out).digest == pulled.digest
+            shutil.rmtree(out)
+        else:
+            (packing.pack if what == "pack" else packing.unpack)(registry)
+
+    def worker(seed: int) -> Callable[[], None]:
+        rng = random.Random(seed)
+
+        def work() -> None:
+            n = 0
+            while n < 20 or time.monotonic() < until:
+                n += 1
+                with Registry.open(root) as registry, contextlib.suppress(NotFoundError):  # not pushed yet, or removed
+                    one(registry, Ref(f"team/{rng.choice('ab')}"), rng, tmp_path / f"out{seed}-{n}")
+
+        return work
+
+    assert finished([fork(worker(seed)) for seed in range(3)]) == [0, 0, 0]
+    with Registry.open(root) as registry:
+        check_whole(registry)
+        housekeeping.gc(registry, grace=0)
+        assert registry.fsck() == []
