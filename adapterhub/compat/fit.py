@@ -20,7 +20,7 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .contents import Contents, Part, Tensor
 from .report import Problem
-from .targets import EMBEDDINGS, OUTPUTS, depths_of, last_of, layer_of, named, stack_of
+from .targets import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, named, stack_of, within
 
 _T = TypeVar("_T")
 
@@ -90,11 +90,14 @@ def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
     stacks = {stack_of(target) for target in contents.targets} - {""}
     if len(sources) > _MAX_LAYERS:
         return base
+    copies: dict[int, list[int]] = {}
+    for new, source in enumerate(sources):
+        copies.setdefault(source, []).append(new)
     tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
     for name, tensor in base.tensors.items():
         if (stack := stack_of(name)) in stacks:
             rest = name.removeprefix(f"{stack}{layer_of(name)}")
-            tensors |= {f"{stack}{new}{rest}": tensor for new, source in enumerate(sources) if source == layer_of(name)}
+            tensors |= {f"{stack}{new}{rest}": tensor for new in copies.get(layer_of(name) or 0, ())}
     return dataclasses.replace(base, tensors=tensors)
 
 
@@ -375,7 +378,9 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
         name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
     }
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved, found = contents.names("modules_to_save"), set()
+    saved, found = frozenset(contents.names("modules_to_save")), set()
+    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    layers = chosen_layers(contents.config)
     ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
     listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
@@ -383,11 +388,11 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if ours is not None and module.split(".", 1)[0] not in ours:
             continue
-        if any(item == module or f".{item}." in f".{module}." for item in saved):
+        if within(saved, module):
             continue
-        if excluded and named(excluded, contents.names("exclude_modules"), module, None):
+        if excluded and named(excluded, named_others, module, None):
             continue
-        if named(targets, contents.names("target_modules"), module, contents.config.get("layers_to_transform")):
+        if named(targets, named_ones, module, layers):
             found.add(module)
     return found
 

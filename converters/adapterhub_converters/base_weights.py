@@ -27,6 +27,10 @@ class BaseWeights(ModelWeights):
     """The tensors of a Hugging Face folder, by the names an adapter has for them."""
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_file():
+            raise RefusedError(
+                str(folder), "a file, and numbers are read from a folder", "Name the base's folder with its weights"
+            )
         self._tied = read_hf(folder).tied
         super().__init__(folder)
         if not self.names:
