@@ -62,7 +62,8 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
-    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name)])
+    depths = depths_of(base.tensors) if base.derived else {}
+    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name, depths)])
     yield from _uncovered(contents, base)
 
 
@@ -294,9 +295,9 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
                 yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
 
 
-def _unsaid(contents: Contents, base: BaseSpec, name: str) -> bool:
+def _unsaid(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
     """Whether a config says nothing of a parameter: a norm, a bias, a head, an expert under the name that files have."""
-    if not base.derived or (layer_of(name) or 0) >= depths_of(base.tensors).get(stack_of(name), 1):
+    if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
     whole = name in contents.replaced or name in contents.copies
     return (
