@@ -120,7 +120,7 @@ def _ranks(state: State, pairs: Shapes) -> None:
         return
     ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
     patterns, r = _numbers(state.config, "rank_pattern"), state.config.get("r", 8)
-    if patterns is None:
+    if patterns is None or not ranks:
         return
     r = r if _is_number(r) else 0
     matched, used = Patterns(patterns, peft.CONFIG), set[str]()

@@ -105,11 +105,11 @@ def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise FormatError(where, f"tensor {name!r} has malformed data_offsets")
     start, end = offsets
-    if dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
-        raise FormatError(where, f"tensor {name!r} has a shape that is too large")
     bits = dtypes.BITS[dtype] * math.prod(shape)
     if bits != (end - start) * 8:
         raise FormatError(where, f"tensor {name!r}: {dtype} {shape} is not the {end - start} bytes of its offsets")
+    if dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
+        raise FormatError(where, f"tensor {name!r} has a shape that is too large")
     return TensorInfo(name, dtype, tuple(shape), data_start + start, end - start)
 
 
