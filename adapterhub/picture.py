@@ -83,7 +83,7 @@ def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
     """The norms of an adapter's deltas, over those of the weights in the Hugging Face folder `base` if there is one."""
     with contextlib.ExitStack() as stack:
         weights = stack.enter_context(BaseWeights(base)) if base else None
-        squares: dict[str, tuple[float, float]] = {}  # what is one cell has one key: the experts of a kind in a layer
+        norms: dict[str, tuple[float, float]] = {}  # what is one cell has one key: the experts of a kind in a layer
         left_out: dict[str, str] = {}
         for target, delta in adapter.deltas.items():
             found, key = size(delta), _key(target)
@@ -96,10 +96,10 @@ def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
             except RefusedError as error:
                 left_out[target] = error.what
                 continue
-            before = squares.get(key, (0.0, 0.0))
-            squares[key] = before[0] + found**2, before[1] + under**2 if weights else 1.0
-    left_out |= {key: "the base's weight is all zeros" for key, (_, two) in squares.items() if not two}
-    cells = {key: math.sqrt(one / two) for key, (one, two) in squares.items() if two}
+            before = norms.get(key, (0.0, 0.0))
+            norms[key] = math.hypot(before[0], found), math.hypot(before[1], under) if weights else 1.0
+    left_out |= {key: "the base's weight is all zeros" for key, (_, two) in norms.items() if not two}
+    cells = {key: one / two for key, (one, two) in norms.items() if two}
     return _arranged(cells, left_out, relative=base is not None)
 
 
@@ -111,7 +111,10 @@ def _key(target: str) -> str:
 def _norm(weight: np.ndarray) -> float:
     if weight.dtype.kind in "iub":
         raise RefusedError("base", "its weight is quantised", "Name the base in 16 or 32 bits")
-    return float(np.linalg.norm(weight.astype(np.float32)))
+    norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
+    if not math.isfinite(norm):
+        raise RefusedError("base", "its weight has NaN or Inf in it")
+    return norm
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:

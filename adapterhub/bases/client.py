@@ -7,6 +7,7 @@ the server would like to send (RFC 9110, sections 14 and 15.4).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import socket
@@ -79,7 +80,7 @@ class Client:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._opener = urllib.request.build_opener(_AsItIs())
+        self._opener = urllib.request.build_opener(_AsItIs(), _Http(), _Https())
 
     def get(self, url: str, where: str, *, n: int, start: int | None = None) -> Answer:
         """The `n` bytes from `start` on, or, without a `start`, the whole file if it has no more than `n` bytes.
@@ -190,6 +191,43 @@ class _AsItIs(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
+class _Connection(http.client.HTTPConnection):
+    """One whose whole answer but the body must have come within the timeout, which is otherwise for every byte."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        late, sock = threading.Event(), self.sock
+
+        def stop() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not that of TLS, which is not for another thread
+
+        timer = threading.Timer(self.timeout or _TIMEOUT, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()
+        finally:
+            timer.cancel()
+            if late.is_set():  # headers that ended early pass for whole ones
+                raise TimeoutError
+        return response
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_SecureConnection, req)
+
+
 def origin(url: str, where: str) -> tuple[str, str, int]:
     """Scheme, host and port of an address; UsageError when it is none that is fetched here."""
     try:
@@ -207,10 +245,10 @@ def origin(url: str, where: str) -> tuple[str, str, int]:
 def _next(url: str, location: str | None, where: str) -> str:
     if not location:
         raise RemoteError(where, "a redirect that does not say where to")
-    target = urljoin(url, location)
     try:
+        target = urljoin(url, location)
         scheme, _, _ = origin(target, where)
-    except UsageError as error:
+    except (UsageError, ValueError) as error:
         raise RemoteError(where, "a redirect to what is not fetched here") from error
     if urlsplit(url).scheme == "https" and scheme != "https":
         raise RemoteError(where, "a redirect from https to http")
@@ -245,6 +283,8 @@ def _network(error: Exception, where: str) -> Exception:
         if cause.errno != socket.EAI_AGAIN:
             return RemoteError(where, "no such host")
         return _TryAgainError("its host's name could not be looked up")
+    if isinstance(cause, UnicodeError):  # of a name that the name system cannot say
+        return RemoteError(where, "no such host")
     if isinstance(cause, TimeoutError):
         return _TryAgainError("no answer in time")
     text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from itertools import pairwise
 from types import FrameType
 
@@ -29,6 +30,7 @@ EXIT_TERMINATED, EXIT_PIPE = 143, 141
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of numbers that overflow: what comes of them is checked
     try:
         code = _invoke(arguments)
         sys.stdout.flush()

@@ -101,7 +101,7 @@ _CODES = list(CODES)
 
 def _order(problem: Problem) -> tuple[object, ...]:
     """The worst first; of one code, layer 2 before layer 10."""
-    natural = tuple((int(part), "") if part.isdigit() else (-1, part) for part in problem.name.split("."))
+    natural = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in problem.name.split("."))
     return SEVERITIES.index(problem.severity), _CODES.index(problem.code), problem.file, natural
 
 

@@ -77,7 +77,7 @@ class Contents:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that is understood, named by module and part."""
         for target, parts in self.pairs.items():
-            yield from ((f"{target}.{LABELS[part]}", tensor) for part, tensor in parts.items())
+            yield from ((f"{target}.{LABELS.get(part, part)}", tensor) for part, tensor in parts.items())
         yield from self.other_tensors.items()
         yield from self.replaced.items()
         yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())

@@ -20,7 +20,7 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .contents import Contents, Part, Tensor
 from .report import Problem
-from .targets import EMBEDDINGS, OUTPUTS, depths_of, last_of, layer_of, named, stack_of
+from .targets import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, named, stack_of, within
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,8 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
-    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name)])
+    depths = depths_of(base.tensors) if base.derived else {}
+    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name, depths)])
     yield from _uncovered(contents, base)
 
 
@@ -90,11 +91,14 @@ def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
     stacks = {stack_of(target) for target in contents.targets} - {""}
     if len(sources) > _MAX_LAYERS:
         return base
+    copies: dict[int, list[int]] = {}
+    for new, source in enumerate(sources):
+        copies.setdefault(source, []).append(new)
     tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
     for name, tensor in base.tensors.items():
         if (stack := stack_of(name)) in stacks:
             rest = name.removeprefix(f"{stack}{layer_of(name)}")
-            tensors |= {f"{stack}{new}{rest}": tensor for new, source in enumerate(sources) if source == layer_of(name)}
+            tensors |= {f"{stack}{new}{rest}": tensor for new in copies.get(layer_of(name) or 0, ())}
     return dataclasses.replace(base, tensors=tensors)
 
 
@@ -291,9 +295,9 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
                 yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
 
 
-def _unsaid(contents: Contents, base: BaseSpec, name: str) -> bool:
+def _unsaid(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
     """Whether a config says nothing of a parameter: a norm, a bias, a head, an expert under the name that files have."""
-    if not base.derived or (layer_of(name) or 0) >= depths_of(base.tensors).get(stack_of(name), 1):
+    if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
     whole = name in contents.replaced or name in contents.copies
     return (
@@ -377,7 +381,9 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
         name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
     }
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved, found = contents.names("modules_to_save"), set()
+    saved, found = frozenset(contents.names("modules_to_save")), set()
+    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    layers = chosen_layers(contents.config)
     ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
     listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
@@ -385,11 +391,11 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if ours is not None and module.split(".", 1)[0] not in ours:
             continue
-        if any(item == module or f".{item}." in f".{module}." for item in saved):
+        if within(saved, module):
             continue
-        if excluded and named(excluded, contents.names("exclude_modules"), module, None):
+        if excluded and named(excluded, named_others, module, None):
             continue
-        if named(targets, contents.names("target_modules"), module, contents.config.get("layers_to_transform")):
+        if named(targets, named_ones, module, layers):
             found.add(module)
     return found
 

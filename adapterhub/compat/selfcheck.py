@@ -9,14 +9,15 @@ import numpy as np
 
 from adapterhub_converters import dtypes, peft
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.patterns import matching_keys
+from adapterhub_converters.patterns import Patterns
 
 from .contents import LABELS, Contents, Part, Tensor
 from .report import Problem
-from .targets import named
+from .targets import chosen_layers, named
 
 _PREFIX = "base_model.model."
 _FIX = "`adapterhub fix` does it"
+_LONGEST = 300  # characters of what a config says that are worth repeating
 
 
 def problems(contents: Contents) -> Iterator[Problem]:
@@ -111,8 +112,9 @@ def _config(contents: Contents) -> Iterator[Problem]:
 def _ranks(contents: Contents) -> Iterator[Problem]:
     """Peft builds modules from the config, then loads tensors into them: the two must agree."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
+    matched = Patterns(patterns, peft.CONFIG)
     for target, rank in ranks(contents).items():
-        keys = matching_keys(patterns, target, peft.CONFIG)
+        keys = matched.matching(target)
         said = patterns[keys[0]] if keys else contents.config.get("r", 8)
         if said != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
@@ -125,9 +127,9 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
     # AdaLoRA's rank_pattern is a mask by tensor name.
     for option in ("rank_pattern", "alpha_pattern") if contents.config["peft_type"] != "ADALORA" else ():
         patterns = contents.config.get(option) or {}
-        used: set[str] = set()
+        matched, used = Patterns(patterns, peft.CONFIG), set[str]()
         for target in contents.targets:
-            keys = matching_keys(patterns, target, peft.CONFIG)
+            keys = matched.matching(target)
             used.update(keys)
             if len({patterns[key] for key in keys}) > 1:
                 what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first of the file wins: {patterns[keys[0]]}'
@@ -140,15 +142,15 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
 
 def _untargeted(contents: Contents) -> Iterator[Problem]:
     """Peft builds the modules that target_modules names, and skips the tensors of all others without a word."""
-    option, layers = contents.config.get("target_modules"), contents.config.get("layers_to_transform")
+    option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
     if not option or contents.config.get("target_parameters"):
         return
     names = contents.names("target_modules")
+    known, said = frozenset(names), (option if isinstance(option, str) else ", ".join(names))[:_LONGEST]
     for target in contents.pairs:
-        if not named(option, names, target, layers):
+        if not named(option, known, target, layers):
             what = "has tensors, but target_modules does not name it: peft would skip them"
-            said = f"target_modules {option if isinstance(option, str) else ', '.join(names)}"
-            yield Problem("not-targeted", contents.weights, target, what, _FIX, said, target)
+            yield Problem("not-targeted", contents.weights, target, what, _FIX, f"target_modules {said}", target)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from adapterhub_converters import peft
 from adapterhub_converters.patterns import fullmatch
@@ -40,16 +41,33 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
     return depths
 
 
-def named(option: object, names: list[str], module: str, layers: object) -> bool:
-    """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list)."""
+def named(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
+    """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
+
+    `names` and `layers` should be sets where there may be many.
+    """
     if isinstance(option, str):
         if option == "all-linear":
             return last_of(module) not in (*EMBEDDINGS, *OUTPUTS)
         return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
     if module in names:
         return True
-    if not any(module.endswith(f".{name}") for name in names):
+    if not any(module[at + 1 :] in names for at, char in enumerate(module) if char == "."):
         return False
+    return layers is None or layer_of(module) in layers
+
+
+def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
+    """`layers_to_transform`; None where that is every layer."""
+    layers = config.get("layers_to_transform")
     if layers is None or layers == []:
-        return True
-    return layer_of(module) in (layers if isinstance(layers, list) else [layers])
+        return None
+    return frozenset(layer for layer in (layers if isinstance(layers, list) else [layers]) if isinstance(layer, int | float))
+
+
+def within(names: Collection[str], module: str) -> bool:
+    """Whether one of `names` is a module, or part of its path: `lm_head` of `model.lm_head.dense`."""
+    parts = module.split(".")
+    if len(names) <= 2 * len(parts):
+        return any(f".{name}." in f".{module}." for name in names)
+    return any(".".join(parts[start:end]) in names for end in range(1, len(parts) + 1) for start in range(end))

@@ -9,7 +9,7 @@ from adapterhub_converters import base_weights, names, peft
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.base import BaseSpec, renames
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.patterns import matching_keys
+from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
 from . import fit, selfcheck
@@ -157,8 +157,9 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "rslora", ""
     patterns, alpha = contents.config.get("alpha_pattern"), contents.config.get("lora_alpha", 8)
     if isinstance(patterns, dict):
+        matched = Patterns(patterns, peft.CONFIG)
         for target in contents.pairs:
-            keys = matching_keys(patterns, target, peft.CONFIG)
+            keys = matched.matching(target)
             if keys and patterns[keys[0]] != alpha:
                 yield "alpha-pattern", ""
                 return

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub import facts
-from adapterhub.compat.targets import named
+from adapterhub.compat.targets import chosen_layers, named
 from adapterhub_converters import peft
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.patterns import matching_keys
+from adapterhub_converters.patterns import Patterns
 
 from .state import State
 
@@ -99,10 +99,9 @@ def _targets(state: State, pairs: Shapes) -> None:
     """PEFT builds the modules that `target_modules` names and skips the tensors of all others."""
     if state.config.get("target_parameters"):
         return
-    option, names = state.config.get("target_modules"), []
-    if isinstance(option, list):
-        names = [item for item in option if isinstance(item, str)]
-    layers = state.config.get("layers_to_transform")
+    option = state.config.get("target_modules")
+    names = {item for item in option if isinstance(item, str)} if isinstance(option, list) else set()
+    layers = chosen_layers(state.config)
     missing = [target for target in pairs if not option or not named(option, names, target, layers)]
     if not missing:
         return
@@ -121,13 +120,13 @@ def _ranks(state: State, pairs: Shapes) -> None:
         return
     ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
     patterns, r = _numbers(state.config, "rank_pattern"), state.config.get("r", 8)
-    if patterns is None:
+    if patterns is None or not ranks:
         return
     r = r if _is_number(r) else 0
-    used: set[str] = set()
+    matched, used = Patterns(patterns, peft.CONFIG), set[str]()
     wrong = overlap = 0
     for target, rank in ranks.items():
-        found = matching_keys(patterns, target, peft.CONFIG)
+        found = matched.matching(target)
         used.update(found)
         wrong += (patterns[found[0]] if found else r) != rank
         overlap += len({patterns[key] for key in found}) > 1
@@ -136,7 +135,8 @@ def _ranks(state: State, pairs: Shapes) -> None:
     counts = Counter(ranks.values())
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
     explicit = {re.escape(target): rank for target, rank in ranks.items() if rank != common}
-    if any(len(matching_keys(explicit, target, peft.CONFIG)) > (rank != common) for target, rank in ranks.items()):
+    ours = Patterns(explicit, peft.CONFIG)
+    if any(len(ours.matching(target)) > (rank != common) for target, rank in ranks.items()):
         state.proposed("rank-config", "two modules' paths end alike, so no pattern tells them apart", "Save it again with peft")
         return
     state.config |= {"r": common, "rank_pattern": explicit}
@@ -156,7 +156,8 @@ def _alphas(state: State, pairs: Shapes) -> None:
     patterns = _numbers(state.config, "alpha_pattern")
     if patterns is None:
         return
-    matches = {target: matching_keys(patterns, target, peft.CONFIG) for target in pairs}
+    matched = Patterns(patterns, peft.CONFIG)
+    matches = {target: matched.matching(target) for target in pairs}
     if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
         explicit = {re.escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
         first = next(keys for keys in matches.values() if len({patterns[key] for key in keys}) > 1)

@@ -27,6 +27,10 @@ class BaseWeights(ModelWeights):
     """The tensors of a Hugging Face folder, by the names an adapter has for them."""
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_file():
+            raise RefusedError(
+                str(folder), "a file, and numbers are read from a folder", "Name the base's folder with its weights"
+            )
         self._tied = read_hf(folder).tied
         super().__init__(folder)
         if not self.names:
@@ -129,7 +133,10 @@ def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -
     left, singular, right = leading(weight, r + 1)
     if len(singular) > r and singular[r - 1] - singular[r] < _VAGUE * singular[0]:
         vague.append(target)
-    root = np.sqrt(singular[:r] / np.float32(abs(s)))
+    with np.errstate(all="ignore"):
+        root = np.sqrt(singular[:r] / np.float32(abs(s)))
+    if not np.isfinite(root).all():
+        raise RefusedError(target, f"the base's weight over a scale of {s:g} is too large for float32")
     lora_A = np.concatenate([delta.lora_A.astype(np.float32), root[:, None] * right[:r]])
     lora_B = np.concatenate([delta.lora_B.astype(np.float32), -np.sign(s).astype(np.float32) * left[:, :r] * root], axis=1)
     return LowRank(lora_A, lora_B, s * 2 * r, bias=delta.bias, transposed_base=delta.transposed_base)

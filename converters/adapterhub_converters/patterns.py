@@ -1,8 +1,9 @@
 """peft's patterns, matched as peft matches them, without the power to hang the process.
 
 `rank_pattern` and `alpha_pattern` map a regular expression to a number; peft takes the first key for which
-`re.match(rf"(.*\\.)?({key})$", module_path)` succeeds (`utils/other.py`, `get_pattern_key`). An adapter comes from
-strangers, and Python's `re` backtracks, so expressions that can take exponential time are refused.
+`re.match(rf"(.*\\.)?({key})$", module_path)` succeeds (`utils/other.py`, `get_pattern_key`). Nearly all there are, and all
+that are written here, are paths, a dot in them escaped or not: these are looked up, so that thousands of them, one for
+each expert, take no time. The others are `regular`'s.
 """
 
 from __future__ import annotations
@@ -10,60 +11,70 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from re import _constants, _parser  # type: ignore[attr-defined]
-from typing import Any
 
-from .errors import FormatError, RefusedError
+from .errors import RefusedError
+from .regular import Budget, Regular
 
-MAX_PATTERN = 1_000  # characters
-MAX_REPEATS = 3  # unbounded repeats in one pattern: time is at most the module path's length to this power
+# A path: letters as they are, escaped or not; a dot that is not escaped stands for any character.
+_PATH = re.compile(r"(?:[\w.-]|\\[.-])+", re.ASCII)
+_PIECE = re.compile(r"\\(.)|([\w-])|(\.)")
+_PARSING = 2_000  # what an expression costs that must be parsed
 
-_REPEATS = {_constants.MAX_REPEAT, _constants.MIN_REPEAT}
+
+class Patterns:
+    """The keys of a map of patterns, in their order."""
+
+    def __init__(self, keys: Iterable[str], where: str) -> None:
+        self._where, self._budget = where, Budget()
+        # Length and places of the dots that stand for anything; then what is left, to the keys and their places in the order.
+        self._paths: dict[tuple[int, tuple[int, ...]], dict[str, list[tuple[int, str]]]] = {}
+        self._others: list[tuple[int, Regular]] = []
+        for number, key in enumerate(keys):
+            if len(key) < 1000 and _PATH.fullmatch(key):
+                text, free = _read(key)
+                group = self._paths.setdefault((len(text), free), {})
+                group.setdefault(_without(text, free), []).append((number, key))
+            else:
+                self._spend(_PARSING)
+                self._others.append((number, Regular(key, where, below=True)))
+
+    def matching(self, target: str) -> list[str]:
+        """The patterns that match a module path, in their order; peft uses the first."""
+        self._budget.left += self._budget.each
+        found: list[tuple[int, str]] = []
+        for (length, free), group in self._paths.items():
+            start = len(target) - length
+            if start == 0 or (start > 0 and target[start - 1] == "."):
+                found += group.get(_without(target[start:], free), [])
+        self._spend(4 * len(self._paths))
+        found += [(number, one.key) for number, one in self._others if one.matches(target, self._budget)]
+        return [key for _, key in sorted(found)]
+
+    def _spend(self, steps: int) -> None:
+        if not self._budget.spend(steps):
+            raise RefusedError(self._where, "so many patterns could take for ever to match", "Write them as whole paths")
 
 
-def matching_keys(patterns: Iterable[str], target: str, where: str) -> list[str]:
-    """The patterns that match a module path, in their order; peft uses the first."""
-    return [key for key in patterns if _compiled(key, where).match(target)]
+def _read(key: str) -> tuple[str, tuple[int, ...]]:
+    """The path that a key is, and where in it any character may stand."""
+    pieces = [piece.groups() for piece in _PIECE.finditer(key)]
+    text = "".join(escaped or plain or free for escaped, plain, free in pieces)
+    return text, tuple(number for number, (_, _, free) in enumerate(pieces) if free)
+
+
+def _without(text: str, free: tuple[int, ...]) -> str:
+    """`text` without the characters at those places."""
+    bounds = (-1, *free, len(text))
+    return "\0".join(text[bounds[n] + 1 : bounds[n + 1]] for n in range(len(bounds) - 1))
 
 
 def fullmatch(pattern: str, target: str, where: str) -> bool:
     """Whether a `target_modules` or `exclude_modules` string matches, as peft matches it: the whole path."""
-    return _compiled(pattern, where, "{}").fullmatch(target) is not None
+    regular, budget = _regular(pattern, where)
+    budget.left += budget.each
+    return regular.matches(target, budget)
 
 
-@lru_cache(maxsize=4096)
-def _compiled(key: str, where: str, frame: str = r"(.*\.)?({})$") -> re.Pattern[str]:
-    if len(key) > MAX_PATTERN:
-        raise RefusedError(where, f"a pattern of {len(key)} characters is over the limit of {MAX_PATTERN}")
-    try:
-        if _unbounded_repeats(_parser.parse(key)) > MAX_REPEATS:
-            raise RefusedError(where, f"pattern {key[:80]!r} could take for ever to match: it has too many repeats")
-        return re.compile(frame.replace("{}", key))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise FormatError(where, f"pattern {key[:80]!r} is not a regular expression ({error})") from error
-
-
-def _unbounded_repeats(parsed: Any) -> int:
-    """How many repeats a match may have to try; a repeat inside a repeat counts as hopeless."""
-    count = 0
-    for opcode, argument in parsed:
-        if opcode in _REPEATS:
-            _, most, inner = argument
-            inside = _unbounded_repeats(inner)
-            branching = any(op is _constants.BRANCH for op, _ in inner)
-            if most > 1 and (inside or branching):
-                return MAX_REPEATS + 1
-            count += inside + (1 if most > 8 else 0)
-        else:
-            count += sum(_unbounded_repeats(child) for child in _children(opcode, argument))
-    return count
-
-
-def _children(opcode: Any, argument: Any) -> list[Any]:
-    if opcode is _constants.SUBPATTERN:
-        return [argument[-1]]
-    if opcode is _constants.BRANCH:
-        return list(argument[1])
-    if opcode in (_constants.ASSERT, _constants.ASSERT_NOT):
-        return [argument[1]]
-    return []
+@lru_cache(maxsize=64)
+def _regular(pattern: str, where: str) -> tuple[Regular, Budget]:
+    return Regular(pattern, where), Budget()

@@ -8,6 +8,8 @@ float32's rounding after some rounds, and every small matrix, is decomposed as a
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -27,6 +29,10 @@ def leading(matrix: np.ndarray, r: int) -> Triplets:
     As many as the matrix has, if `r` is more. The same matrix gives the same result.
     """
     r = min(r, *matrix.shape)
+    if (scale := _scale(matrix)) != 1:
+        U, S, Vt = leading(matrix / scale, r)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+            return U, S * scale, Vt
     if matrix.shape[0] < matrix.shape[1]:
         U, S, Vt = leading(matrix.T, r)
         return Vt.T, S, U.T
@@ -37,6 +43,12 @@ def leading(matrix: np.ndarray, r: int) -> Triplets:
         U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
         found = U[:, :r], S[:r], Vt[:r]
     return found
+
+
+def _scale(matrix: np.ndarray) -> np.float32:
+    """A power of two, by which a division rounds nothing, such that no product over- or underflows; mostly 1."""
+    largest = float(np.abs(matrix).max(initial=0))
+    return np.float32(1) if 2.0**-20 < largest < 2.0**20 or not largest else np.exp2(np.float32(math.frexp(largest)[1] - 1))
 
 
 def _iterated(matrix: np.ndarray, r: int, block: int, depth: int) -> Triplets | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -376,6 +378,9 @@ def test_a_header_longer_than_any_is_not_read(web: Web) -> None:
         ("ftp://x/y", "a redirect to what is not fetched here"),
         ("http://user:pass@127.0.0.1/", "a redirect to what is not fetched here"),
         ("", "a redirect that does not say where to"),
+        ("http://[::1", "a redirect to what is not fetched here"),
+        ("http://127.0.0.1:99999/", "a redirect to what is not fetched here"),
+        ("http://a..b/", "no such host"),
     ],
 )
 def test_redirects_that_lead_nowhere(web: Web, location: str, says: str) -> None:
@@ -440,6 +445,24 @@ def test_a_large_tokenizer_is_not_fetched_for_its_digest(web: Web, tmp_path: Pat
     assert spec.fetched is not None
     assert spec.fetched < BIG
     assert spec.notes == ("tokenizer.json has more than 20000000 bytes and was not fetched for its digest",)
+
+
+@pytest.mark.parametrize("piece", [b"X: a\r\n", b"a"])
+def test_headers_that_never_end_are_not_waited_for(web: Web, piece: bytes) -> None:
+    gone = threading.Event()
+
+    def drip(to: Handler) -> None:
+        with contextlib.suppress(OSError):
+            to.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not gone.wait(0.05):
+                to.wfile.write(piece)
+
+    web.rules["/m"] = drip
+    try:
+        with pytest.raises(RemoteError, match="no answer in time"):
+            Client(pauses=(), timeout=0.5).get(f"{web.url}/m", "m", n=10)
+    finally:
+        gone.set()
 
 
 def test_a_server_that_is_not_there(web: Web) -> None:

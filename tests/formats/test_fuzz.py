@@ -1,4 +1,4 @@
-"""The fuzz target runs: some thousand inputs each time, with atheris where it is installed; and configs that were found odd."""
+"""The fuzz targets run: some thousand inputs each time, with atheris where it is installed; and configs that were found odd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import ROOT, need_module
 from tests.fuzz import fuzz_headers
 
-TARGET = ROOT / "tests/fuzz/fuzz_headers.py"
+TARGET, COMMANDS = ROOT / "tests/fuzz/fuzz_headers.py", ROOT / "tests/fuzz/fuzz_commands.py"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 TENSORS = {f"{Q}.lora_A.weight": np.ones((2, 4), np.float32), f"{Q}.lora_B.weight": np.ones((3, 2), np.float32)}
 
@@ -42,11 +42,23 @@ def test_the_target_runs_with_atheris(tmp_path: Path) -> None:
     assert "Done 2000" in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_broken_files_never_break_the_command_line(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(COMMANDS), "400", "--seed", str(seed), "--seconds", "120"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"r": "8"}, {"r": True}, {"r": 1e400}, {"r": None}, {"lora_alpha": []}, {"lora_alpha": 2**1000}, {"lora_alpha": {}},
-        {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"(": 2}}, {"rank_pattern": {"(a+)+$": 2}},
+        {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"(": 2}},
+        {"rank_pattern": {"(?=(a+)+b)q": 2}},
         {"alpha_pattern": {"q" * 2000: 2}}, {"alpha_pattern": {"[": 1}}, {"alpha_pattern": "x"}, {"use_rslora": "yes"},
         {"peft_type": None}, {"peft_type": ["LORA"]}, {"target_modules": 3, "frobnicate": {"a": 1}}, {"lora_dropout": "0"},
         {"init_lora_weights": {"a": 1}}, {"base_model_name_or_path": 4}, {"revision": []}, {"fan_in_fan_out": 1.5},

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adapterhub_converters.architecture import FUSED, Architecture, layer_of
+from adapterhub_converters.files import safetensors_file
 
 from .tensor import BaseTensor
 
@@ -23,8 +24,9 @@ def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]
     found: dict[str, BaseTensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        if architecture.is_stacked(name) and architecture.listed:
-            found |= dict(_listed(architecture, architecture.stems(name), tensor))
+        stems = architecture.stems(name) if architecture.is_stacked(name) and architecture.listed else ()
+        if stems and _is_list(tensor, stems, len(found)):
+            found |= dict(_listed(architecture, stems, tensor))
         else:
             found[f"{architecture.first_name(module)}.{kind}" if module else name] = tensor
     return found
@@ -40,13 +42,16 @@ def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, A
         if parameter := _falcon(architecture, name, tensors) or architecture.parameter(name):
             turned = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
             found[parameter] = BaseTensor(tensor.shape[::-1] if turned else tensor.shape, tensor.dtype)
-        elif stack and architecture.listed and kind == "weight":
+        elif stack and architecture.listed and kind == "weight" and _is_list(tensor, (stem,), len(found)):
             found |= dict(_listed(architecture, (stem,), tensor))
         elif stack and not architecture.listed:
             stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
         else:
             found[name] = tensor
     for parameter, parts in stacks.items():
+        if not _fit(parts.values(), axis=1):
+            found |= parts
+            continue
         turned = bool(architecture.experts and architecture.experts.transposed and not parameter.endswith("_bias"))
         found[parameter] = _one(list(parts.values()), axis=1, turned=turned)
     return found
@@ -75,17 +80,28 @@ def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTenso
     first, n = architecture.stems(name)[0], 0
     while f"{architecture.listed_module(first, n)}.weight" in tensors:
         n += 1
-    return _one([BaseTensor((n, *part.shape), part.dtype) for part in there], axis=1, turned=False)
+    experts = [BaseTensor((n, *part.shape), part.dtype) for part in there]
+    return _one(experts, axis=1, turned=False) if _fit(experts, axis=1) else None
+
+
+def _is_list(tensor: BaseTensor, stems: tuple[str, ...], before: int) -> bool:
+    """Whether it is `(experts, …)` whose rows the stems share, and not more than files can have, as an empty one may claim."""
+    three = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
+    return three and before + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
 
 
 def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
-    """A tensor of each expert, of one `(experts, …)` whose rows the stems share."""
-    if len(tensor.shape) != 3 or tensor.shape[1] % len(stems):
-        return
+    """A tensor of each expert, of one that is a list of them."""
     rows = tensor.shape[1] // len(stems)
     for expert in range(tensor.shape[0]):
         for stem in stems:
             yield f"{architecture.listed_module(stem, expert)}.weight", BaseTensor((rows, tensor.shape[2]), tensor.dtype)
+
+
+def _fit(parts: Iterable[BaseTensor], *, axis: int) -> bool:
+    """Whether tensors can be put end to end along an axis."""
+    shapes = [part.shape for part in parts]
+    return len(shapes[0]) > axis and len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
 
 
 def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
@@ -108,10 +124,11 @@ def _customary(architecture: Architecture, tensors: Tensors, config: Mapping[str
         whole = next((one for one, parts in FUSED.items() if last == parts[0]), None)
         if whole and not architecture.has(stem) and architecture.has(f"{prefix}.{whole}"):
             parts = [f"{prefix}.{part}.{kind}" for part in FUSED[whole]]
-            if all(part in found for part in parts):
+            if all(part in found for part in parts) and _fit([found[part] for part in parts], axis=0):
                 joined = _one([found.pop(part) for part in parts], axis=0, turned=False)
                 found[f"{prefix}.{whole}.{kind}"] = joined
-        if last == "attn_k_b" and (other := found.get(f"{prefix}.attn_v_b.weight")):
+        other = found.get(f"{prefix}.attn_v_b.weight") if last == "attn_k_b" else None
+        if other and len(found[name].shape) == len(other.shape) == 3:
             heads, latent, keys = found.pop(name).shape
             del found[f"{prefix}.attn_v_b.weight"]
             found[f"{prefix}.attn_kv_b.weight"] = BaseTensor((heads * (keys + other.shape[1]), latent), other.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def read(files: Files, name: str) -> BaseSpec:
     experts = any("_exps." in name for name in there)
     architecture = names.by_gguf(header.text("general.architecture"), where, experts=experts)
     stored = {name: BaseTensor(tensor.shape, tensor.type_name) for name, tensor in there.items() if name not in _DERIVED}
-    config = _gguf_config(header, architecture)
+    config = _gguf_config(header, architecture, where)
     tensors = canonical.of_gguf(architecture, stored, config)
     embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
     if embedding and len(embedding.shape) == 2:
@@ -141,11 +142,13 @@ def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
     return tensors
 
 
-def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture) -> dict[str, Any]:
+def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture, where: str) -> dict[str, Any]:
     config: dict[str, Any] = {}
     arch = architecture.gguf
     for key, name in _GGUF_NUMBERS.items():
         value = header.metadata.get(f"{arch}.{key}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FormatError(where, f"{arch}.{key} is {value}")
         if header.kinds.get(f"{arch}.{key}") == "FLOAT32":
             config[name] = float(str(np.float32(value)))  # 1e-05 was stored as the nearest float32
         elif isinstance(value, int | float):

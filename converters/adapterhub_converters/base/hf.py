@@ -172,7 +172,7 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(where, "weight_map is not a map of tensor names to file names")
     for name in set(weight_map.values()):
-        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+        if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
             raise FormatError(where, f"shard name {name[:80]!r} is not a plain file name")
     if len(set(weight_map.values())) > _MAX_PARTS:
         raise FormatError(where, f"names more than {_MAX_PARTS} files")

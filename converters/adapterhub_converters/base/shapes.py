@@ -228,7 +228,7 @@ def shapes_from_config(config: Mapping[str, Any], architecture: str) -> dict[str
     numbers = {**config, "num_experts": experts, "num_local_experts": experts}
     try:
         return dict(_shapes(family, numbers, architecture))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return {}
 
 
@@ -237,6 +237,7 @@ def _shapes(family: Family, config: Mapping[str, Any], architecture: str) -> Ite
     prefix = "" if bare else family.prefix
     causal = "CausalLM" in architecture or architecture.endswith(("LMHeadModel", "ForConditionalGeneration"))
     yield from _named(prefix, family.top, config)
+    config = {**config, "mlp_only_layers": frozenset(config.get("mlp_only_layers") or ())}  # looked up for every layer
     for stack in family.stacks:
         if stack.path.startswith("decoder.") and architecture.endswith("EncoderModel"):
             continue
@@ -270,6 +271,5 @@ def _is_sparse(layer: int, config: Mapping[str, Any]) -> bool:
     """Whether a layer has experts (`Qwen2MoeDecoderLayer`, `DeepseekV3DecoderLayer`)."""
     if "first_k_dense_replace" in config:
         return layer >= int(config["first_k_dense_replace"])
-    listed = config.get("mlp_only_layers") or []
     step = config.get("decoder_sparse_step", 1)
-    return layer not in listed and bool(config.get("num_experts")) and (layer + 1) % int(step) == 0
+    return layer not in config["mlp_only_layers"] and bool(config.get("num_experts")) and (layer + 1) % int(step) == 0

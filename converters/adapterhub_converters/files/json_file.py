@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 MAX_CONFIG = 16_000_000  # bytes; the largest real config.json seen is under 1 MB, tokenizer.json is not read here
+
+_MAX_DIGITS = 308  # of an integer: more are no float
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:
@@ -32,9 +37,11 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) 
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object that `text` is; duplicate keys and NaN are refused."""
+    """The JSON object that `text` is; duplicate keys, NaN, numbers too large for a float and half characters are refused."""
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int)
+        if _SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()  # one half of a pair is no text, and nothing could write it
     except (ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FormatError(where, f"not valid JSON ({reason})") from error
@@ -55,6 +62,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"duplicate key {key[:80]!r}")
         document[key] = value
     return document
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"{text[:40]}… is too large a number")
+    return int(text)
 
 
 def _no_constant(text: str) -> None:

@@ -21,6 +21,8 @@ class OpenFile:
             self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
         except FileNotFoundError as error:
             raise NotFoundError(self.where, "no such file") from error
+        except IsADirectoryError as error:
+            raise FormatError(self.where, "a folder, not a file") from error
         except OSError as error:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:

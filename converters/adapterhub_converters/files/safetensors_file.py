@@ -10,6 +10,7 @@ its JSON parser lets pass, are refused too.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -104,11 +105,11 @@ def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise FormatError(where, f"tensor {name!r} has malformed data_offsets")
     start, end = offsets
-    bits = dtypes.BITS[dtype]
-    for dim in shape:
-        bits *= dim
+    bits = dtypes.BITS[dtype] * math.prod(shape)
     if bits != (end - start) * 8:
         raise FormatError(where, f"tensor {name!r}: {dtype} {shape} is not the {end - start} bytes of its offsets")
+    if dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
+        raise FormatError(where, f"tensor {name!r} has a shape that is too large")
     return TensorInfo(name, dtype, tuple(shape), data_start + start, end - start)
 
 

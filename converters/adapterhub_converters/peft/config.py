@@ -14,7 +14,7 @@ from typing import Any
 
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, LowRankEmbedding, Meta, StackedLowRank
 from adapterhub_converters.errors import FormatError, RefusedError, refused
-from adapterhub_converters.patterns import matching_keys
+from adapterhub_converters.patterns import Patterns
 
 from . import experts
 
@@ -135,10 +135,10 @@ class Scales:
             "r": (config.get("rank_pattern") or {}) if patterned else {},
             "alpha": (config.get("alpha_pattern") or {}) if patterned else {},
         }
+        self._matched = {what: Patterns(patterns, where) for what, patterns in self._patterns.items()}
         self.rslora = bool(config.get("use_rslora"))
         self.notes: list[str] = []
         self._used: set[tuple[str, str]] = set()
-        self._where = where
 
     def alpha(self, target: str) -> float:
         """The alpha of a module."""
@@ -163,7 +163,7 @@ class Scales:
 
     def _resolved(self, what: str, target: str) -> float:
         patterns = self._patterns[what]
-        keys = matching_keys(patterns, target, self._where)
+        keys = self._matched[what].matching(target)
         if not keys:
             return float(self._plain[what])
         self._used.update((what, key) for key in keys)

@@ -102,7 +102,7 @@ def weight_files(path: Path) -> list[Path]:
     weight_map = json_file.read_object(path / INDEX).get("weight_map")
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     for name in shards:
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+        if Path(name).name != name or not name.isprintable() or name in ("", ".", "..") or "\\" in name:
             raise FormatError(str(path / INDEX), f"shard name {name[:80]!r} is not a plain file name")
         if not (path / name).is_file():
             raise NotFoundError(str(path / name), "no such file, and the index names it")
@@ -390,6 +390,8 @@ def _makes_lycoris(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         rank = shapes["hada_w1_b"][0]
         alike = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
         return alike and shapes["hada_w1_a"][0 if cores else 1] == rank and all(shapes[c][:2] == (rank, rank) for c in cores)
+    if len(shapes.get("lokr_w1", (0, 0))) != 2:
+        return False
     return (
         _factor(shapes, "lokr_w1", None) and _factor(shapes, "lokr_w2", "lokr_t2") and all(n.startswith("lokr") for n in shapes)
     )
@@ -413,6 +415,8 @@ def _rows(target: str, values: np.ndarray, config: Mapping[str, Any], where: str
         ids = next((ids for key, ids in indices.items() if target == key or target.endswith("." + key)), None)
     else:
         ids = indices
+    if values.ndim != 2:
+        raise FormatError(f"{where}/{WEIGHTS}", f"{target}: rows of the shape {values.shape} are no table's")
     if not isinstance(ids, list) or len(ids) != len(values) or not all(isinstance(number, int) for number in ids):
         raise FormatError(f"{where}/{CONFIG}", f'"trainable_token_indices" does not name the {len(values)} rows of {target}')
     return Rows(tuple(ids), values)
