@@ -1,0 +1,170 @@
+"""Bytes that come in: hashed as they are received, gone on with where they stopped, whole or not at all.
+
+A blob grows in a `.part` file. Beside it lies a note, renewed every few megabytes: how far the file has come, and the digest of
+that much. A run that was killed is gone on with from there, if what lies there still has that digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adapterhub.digest import CHUNK
+from adapterhub.manifest import Descriptor
+from adapterhub.store import local_errors
+from adapterhub_converters.errors import ConflictError, IntegrityError
+
+from .remote import CutError, Reader, Source
+
+NOTED = 8 << 20  # bytes; what a killed run sends again at most
+PAUSES = (0.5, 1.0, 2.0)  # seconds
+_NOTE = ".json"
+
+More = Callable[[int], None]
+"""Is told how many bytes more have come."""
+
+
+class Steady:
+    """The bytes of a blob from `start` on, asked for again from where they were cut off, as long as some come."""
+
+    def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
+        self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
+        self._stack = ExitStack()
+        self._reader: Reader | None = None
+        self._failed = 0
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill as much of `buffer` as comes; 0 at the end."""
+        while True:
+            try:
+                if self._reader is None:
+                    self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._at))
+                n = self._reader.readinto(buffer) or 0
+            except CutError as error:
+                self._stack.close()
+                self._reader = None
+                if self._failed == len(self._pauses):
+                    raise CutError(error.where, f"{error.what} ({self._failed + 1} tries)", "Try again later") from error
+                time.sleep(self._pauses[self._failed])
+                self._failed += 1
+                continue
+            self._failed = 0 if n else self._failed
+            self._at += n
+            return n
+
+
+@contextmanager
+def received(source: Source, blob: Descriptor, part: Path, more: More | None = None) -> Iterator[tuple[Path, BinaryIO]]:
+    """A file with the bytes of `blob`, all of them and right, at `part`; whoever gets it gives it another name, or leaves it.
+
+    Raises:
+        IntegrityError: The source has other bytes; nothing of them stays.
+        ConflictError: Another process is receiving it there.
+    """
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with local_errors(part), os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
+        if not _locked(file):
+            raise ConflictError(str(part), "another process is receiving it", "Wait for that one")
+        state, done = _picked_up(file, part, blob)
+        if more:
+            more(done)
+        done = _receive(Steady(source, blob, done), blob, (part, file), state, done=done, more=more)
+        if (done, "sha256:" + state.hexdigest()) != (blob.size, blob.digest):
+            forget(part)
+            file.truncate(0)
+            what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
+            raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
+        yield part, file
+        if not part.exists():
+            _note_path(part).unlink(missing_ok=True)
+
+
+def _receive(steady: Steady, blob: Descriptor, to: tuple[Path, BinaryIO], state: Any, *, done: int, more: More | None) -> int:
+    """Receive what is missing; how many bytes there are then."""
+    buffer, noted = memoryview(bytearray(CHUNK)), done
+    try:
+        with steady as reader:
+            while done < blob.size and (n := reader.readinto(buffer[: min(CHUNK, blob.size - done)])):
+                state.update(buffer[:n])
+                _write(to[1], buffer[:n])
+                done += n
+                if more:
+                    more(n)
+                if done - noted >= NOTED:
+                    _note(to[0], done, state)
+                    noted = done
+    finally:
+        if done - noted:
+            _note(to[0], done, state)
+    return done
+
+
+def forget(part: Path) -> None:
+    """Remove a part and its note."""
+    part.unlink(missing_ok=True)
+    _note_path(part).unlink(missing_ok=True)
+
+
+def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
+    """The state of the hash of what an earlier run left, and how many bytes that is; the file ends there."""
+    state, size = hashlib.sha256(), 0
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        note = json.loads(_note_path(part).read_bytes()[:4096])
+        wanted, digest = note["size"], note["digest"]
+        if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
+            buffer = memoryview(bytearray(CHUNK))
+            while size < wanted and (n := file.readinto(buffer[: min(CHUNK, wanted - size)])):  # type: ignore[attr-defined]
+                state.update(buffer[:n])
+                size += n
+            if (size, state.hexdigest()) == (wanted, digest):
+                file.truncate(size)
+                return state, size
+    file.seek(0)
+    file.truncate(0)
+    return hashlib.sha256(), 0
+
+
+def _note(part: Path, size: int, state: Any) -> None:
+    path = _note_path(part)
+    text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": state.hexdigest()})
+    with contextlib.suppress(OSError):  # without it, more is sent again
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        os.replace(new, path)
+
+
+def _note_path(part: Path) -> Path:
+    return part.with_name(part.name + _NOTE)
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether the file is ours; where there are no locks it is."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
