@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.folder import check_names, listing
+from adapterhub.leases import ABANDONED
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST
 from adapterhub.store import local_errors, open_regular
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 from adapterhub_converters.files import staging
 
-from .receiving import received
+from .receiving import PAUSES, received
 from .remote import Progress, Reader, Source
 
 
@@ -61,7 +65,14 @@ class AdapterFolder:
         return []
 
 
-def download(source: Source, reference: Digest | str, out: Path, progress: Progress | None = None) -> Manifest:
+def download(
+    source: Source,
+    reference: Digest | str,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    pauses: Sequence[float] = PAUSES,
+) -> Manifest:
     """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing.
 
     A run that was killed is gone on with: what it had received lies beside `out` until then. Of an artifact without an
@@ -84,14 +95,17 @@ def download(source: Source, reference: Digest | str, out: Path, progress: Progr
     _make(waiting)
     try:
         for layer in layers.values():
-            with received(source, layer, _part(waiting, layer), more):
+            with received(source, layer, _part(waiting, layer), more, pauses=pauses):
                 pass
-        with staging.whole(out) as folder, _named(folder, source.where):
-            _fill(folder, made, waiting)
-        shutil.rmtree(waiting, ignore_errors=True)
     finally:
         with contextlib.suppress(OSError):
-            waiting.rmdir()
+            waiting.rmdir()  # if it is empty
+    try:
+        with staging.whole(out) as folder, _named(folder, source.where):
+            _fill(folder, made, waiting)
+    finally:  # all was there: another run would come to the same end
+        shutil.rmtree(waiting, ignore_errors=True)
+        _sweep(waiting)
     return made
 
 
@@ -107,6 +121,18 @@ def _make(waiting: Path) -> None:
         found = waiting.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
         raise LocalIOError(str(waiting), "is not a folder of yours", "Remove it, or write to another place")
+
+
+def _sweep(waiting: Path) -> None:
+    """Remove what killed pulls of other versions to the same place left more than a day ago."""
+    for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
+        with contextlib.suppress(OSError):
+            if re.fullmatch(r"[0-9a-f]{12}", old.name[-12:]) and max(_ages(old)) < time.time() - ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _ages(folder: Path) -> list[float]:
+    return [path.stat().st_mtime for path in (folder, *folder.iterdir())]
 
 
 def _fill(folder: Path, made: Manifest, waiting: Path) -> None:

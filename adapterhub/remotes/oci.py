@@ -46,15 +46,23 @@ _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
 class Oci:
-    """One repository of a registry. `config` is docker's config.json, which says who asks; `close` it in the end."""
+    """One repository of a registry; `close` it in the end.
 
-    def __init__(self, address: Address, config: Path | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
+    Attributes:
+        config: docker's config.json, which says who asks.
+        pauses: Seconds before another try.
+        piece: Bytes of one PATCH.
+    """
+
+    def __init__(
+        self, address: Address, config: Path | None = None, *, pauses: Sequence[float] = PAUSES, piece: int = PIECE
+    ) -> None:
         self.address = address
         hint = f"Log in with `docker login {address.host}` or `oras login {address.host}`"
         login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config))
         self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
         self._root = f"{address.base}/v2/{address.name}"
-        self._pauses = pauses
+        self._pauses, self._piece = pauses, piece
 
     @property
     def where(self) -> str:
@@ -165,7 +173,7 @@ class Oci:
         state, sent = hashlib.sha256(), 0
         url = resolved(session.url, session.headers.get("location"), where)
         least = session.number("oci-chunk-min-length") or 0
-        piece = memoryview(bytearray(min(max(PIECE, least, 1), _LARGEST_PIECE, max(blob.size, 1))))
+        piece = memoryview(bytearray(min(max(self._piece, least, 1), _LARGEST_PIECE, max(blob.size, 1))))
         while True:
             n = _fill(reader, piece[: min(len(piece), blob.size - sent)])
             state.update(piece[:n])
@@ -210,7 +218,11 @@ class Oci:
 
     def _status(self, url: str, where: str) -> tuple[str, int]:
         """Where an upload goes on, and how many bytes of it the registry has."""
-        answer = self._wire.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
+        try:
+            answer = self._wire.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
+        except NotFoundError as error:
+            # docker-registry 2.8 keeps the offset in the address: of an answer that got lost it can only begin again.
+            raise AgainError("the registry has let go of this upload") from error
         said = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
         if not said:
             raise RemoteError(where, "the registry does not say how far an upload has come", "Try again")

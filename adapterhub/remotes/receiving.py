@@ -67,7 +67,9 @@ class Steady:
 
 
 @contextmanager
-def received(source: Source, blob: Descriptor, part: Path, more: More | None = None) -> Iterator[tuple[Path, BinaryIO]]:
+def received(
+    source: Source, blob: Descriptor, part: Path, more: More | None = None, *, pauses: Sequence[float] = PAUSES
+) -> Iterator[tuple[Path, BinaryIO]]:
     """A file with the bytes of `blob`, all of them and right, at `part`; whoever gets it gives it another name, or leaves it.
 
     Raises:
@@ -81,7 +83,7 @@ def received(source: Source, blob: Descriptor, part: Path, more: More | None = N
         state, done = _picked_up(file, part, blob)
         if more:
             more(done)
-        done = _receive(Steady(source, blob, done), blob, (part, file), state, done=done, more=more)
+        done = _receive(Steady(source, blob, done, pauses=pauses), blob, (part, file), state, done=done, more=more)
         if (done, "sha256:" + state.hexdigest()) != (blob.size, blob.digest):
             forget(part)
             file.truncate(0)
