@@ -657,11 +657,14 @@ class Registry:
             self.catalog.write_index(self.store)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
 
-    def repair(self, path: Path) -> builtins.list[Digest]:
-        """Put back blobs that are missing or damaged from a registry, an OCI layout or a folder; the digests of these."""
+    def repair(self, source: Path | repair.Find) -> builtins.list[Digest]:
+        """Put back blobs that are missing or damaged from a registry, an OCI layout, a folder, or what finds bytes elsewhere.
+
+        The digests of these.
+        """
         rows = self.catalog.rows()
         versions = [Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
-        healed = repair.heal(self.store, versions, repair.source(path))
+        healed = repair.heal(self.store, versions, repair.source(source) if isinstance(source, Path) else source)
         if healed:
             self.rebuild_index()  # what lists show of a version comes from its blobs
         return healed

@@ -122,8 +122,8 @@ def _version(context: click.Context, _option: click.Parameter, value: bool) -> N
 def app(context: click.Context) -> None:
     """Package, check, convert, merge, version and train LoRA adapters.
 
-    An adapter is a folder (PEFT, MLX), a .gguf file, a ref like team/sql:v2 in a registry, or one elsewhere, like
-    oci://ghcr.io/team/sql:v2; every command takes any of them.
+    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
+    and most take one elsewhere, like oci://ghcr.io/team/sql:v2.
     The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
     """
     context.ensure_object(Settings)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.fsck import Finding
     from adapterhub.picture import Heat
     from adapterhub.recipe import Conversion
-    from adapterhub.registry import Version
+    from adapterhub.registry import Registry, Version
     from adapterhub_converters.base import BaseSpec
 
 
@@ -475,7 +475,10 @@ def verify(settings: Settings, source: str) -> int:
 @click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
 @click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
 @click.option(
-    "--from", "source", metavar="PATH", help="Where --repair looks: another registry, an OCI layout, an adapter's folder."
+    "--from",
+    "source",
+    metavar="PATH",
+    help="Where --repair looks: another registry (a path, or oci://HOST/NAME), an OCI layout, an adapter's folder.",
 )
 @click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
 @click.pass_obj
@@ -494,12 +497,23 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     else:
         registry, findings = open_registry(settings), []
     with registry:
-        healed = registry.repair(Path(source)) if source else []
+        healed = _repaired(registry, source) if source else []
         findings += registry.fsck(quick=quick)
         root = str(registry.root)
     if source:
         output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return _findings(settings, root, findings, good="clean")
+
+
+def _repaired(registry: Registry, source: str) -> list[str]:
+    from adapterhub.remotes.address import is_address
+
+    if not is_address(source):
+        return registry.repair(Path(source))
+    from . import remotes
+
+    with remotes.opened(source) as remote:
+        return registry.repair(remote.find)
 
 
 def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:

@@ -29,11 +29,18 @@ if TYPE_CHECKING:
 
 
 def _open(address: Address) -> Oci:
-    """A registry; who asks is what docker's, oras' or skopeo's login wrote into docker's config.json."""
+    """A registry; who asks is what docker's or oras' login wrote into docker's config.json."""
     from adapterhub.remotes.oci import Oci
 
     folder = os.environ.get("DOCKER_CONFIG")
     return Oci(address, (Path(folder) if folder else Path.home() / ".docker") / "config.json")
+
+
+def opened(text: str) -> Oci:
+    """The repository at an address; whoever opens it closes it."""
+    from adapterhub.remotes.address import Address
+
+    return _open(Address.parse(text))
 
 
 @command(

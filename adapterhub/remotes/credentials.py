@@ -1,4 +1,4 @@
-"""Who asks a registry: what `docker login`, `oras login` or `skopeo login` left in docker's config.json.
+"""Who asks a registry: what `docker login` or `oras login` left in docker's config.json.
 
 `auths`, `credHelpers` and `credsStore` as docker's own client reads them (docker/cli, `cli/config`). Nothing here is ever
 shown: not in an error, not in a repr.

@@ -6,17 +6,18 @@ down by range. Nothing that a registry says is believed: what it sends is hashed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub import manifest
-from adapterhub.digest import CHUNK, sha256_bytes
+from adapterhub.digest import CHUNK, Digest, sha256_bytes
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
@@ -97,7 +98,7 @@ class Oci:
             raise IntegrityError(where, f"the manifest that came is {digest}, not {wanted[:80]}", "Ask its owner")
         return manifest.parse(answer.body, where)
 
-    @contextmanager
+    @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """The bytes of a blob from `start` on; of a registry that knows no ranges, what comes before is passed over."""
         if start and start >= blob.size:
@@ -136,6 +137,17 @@ class Oci:
             following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
             url = resolved(answer.url, following[1], self.where) if following else None
         return sorted(found)
+
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
+        try:
+            answer = self._wire.ask("HEAD", f"{self._root}/blobs/{digest}", self.where, good=(200,), scope=self._scope())
+            size = answer.number("content-length") or 0
+            return Steady(self, Descriptor("", digest, size), pauses=self._pauses)
+        except NotFoundError:
+            with contextlib.suppress(NotFoundError):
+                return io.BytesIO(self.manifest(digest).raw)
+            return None
 
     # ---- writing
 

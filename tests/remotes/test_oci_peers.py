@@ -157,3 +157,21 @@ def test_a_credential_helper_is_asked(make: Make, run: Run, tmp_path: Path, key:
         (tmp_path / "docker/config.json").write_text(json.dumps({key: "test" if key == "credsStore" else {host: "test"}}))
         env = {"DOCKER_CONFIG": str(tmp_path / "docker"), "PATH": f"{helper.parent}:/usr/bin:/bin"}
         run("push", make(), f"oci://{host}/private/sql", env=env)
+
+
+def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run: Run, host: str, tmp_path: Path) -> None:
+    run("init", ".")
+    run("push", make(), "team/sql")
+    run("push", "team/sql", f"oci://{host}/repair/sql")
+    with Registry.open(tmp_path) as registry_:
+        made = manifest.build(tmp_path / "adapter")
+        lost = [registry_.store.blob_path(digest) for digest in (made.digest, made.config.digest, made.layers[0].digest)]
+        damaged = registry_.store.blob_path(made.layers[1].digest)
+    for path in lost:
+        path.unlink()
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    run("fsck", code=1)
+    done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
+    assert "put back 4 blobs" in done.stderr
+    run("verify", "team/sql")
