@@ -123,7 +123,7 @@ def app(context: click.Context) -> None:
     """Package, check, convert, merge, version and train LoRA adapters.
 
     An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
-    and most take one elsewhere, like oci://ghcr.io/team/sql:v2.
+    and most take one elsewhere, like oci://registry.example/team/sql:v2.
     The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
     """
     context.ensure_object(Settings)

@@ -59,7 +59,7 @@ def init(settings: Settings, folder: str | None) -> None:
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
-    adapterhub push team/sql:v2 oci://ghcr.io/team/sql:v2""",
+    adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
 @click.argument("ref", shell_complete=complete_ref)
@@ -179,7 +179,7 @@ def version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
     adapterhub pull team/sql:v2 --as gguf
-    adapterhub pull oci://ghcr.io/team/sql:v2 -o ./sql""",
+    adapterhub pull oci://registry.example/team/sql:v2 -o ./sql""",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
@@ -238,7 +238,7 @@ _LIST = (
     adapterhub list
     adapterhub list team --tree
     adapterhub list team/sql --json
-    adapterhub list oci://ghcr.io/team/sql""",
+    adapterhub list oci://registry.example/team/sql""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
 @click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")

@@ -47,9 +47,9 @@ def opened(text: str) -> Oci:
     "copy",
     short="Copy a version to or from another registry.",
     example="""
-    adapterhub copy team/sql:v2 oci://ghcr.io/team/sql:v2
-    adapterhub copy oci://ghcr.io/team/sql:v2 team/sql
-    adapterhub copy oci://ghcr.io/team/sql:v2 ./sql""",
+    adapterhub copy team/sql:v2 oci://registry.example/team/sql:v2
+    adapterhub copy oci://registry.example/team/sql:v2 team/sql
+    adapterhub copy oci://registry.example/team/sql:v2 ./sql""",
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)

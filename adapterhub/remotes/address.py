@@ -19,7 +19,7 @@ _SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.IGNORECASE)
-_HINT = "Write it like oci://ghcr.io/team/sql:v2"
+_HINT = "Write it like oci://registry.example/team/sql:v2"
 _ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 

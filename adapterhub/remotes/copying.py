@@ -24,8 +24,7 @@ def copy(source: Source, reference: str, target: Target, tag: str | None, progre
     total, done, sent = sum(blob.size for blob in blobs), 0, 0
     for blob in blobs:
         if not target.has(blob):
-            target.put_blob(blob, source)
-            sent += blob.size
+            sent += target.put_blob(blob, source)
         done += blob.size
         if progress:
             progress(done, total)

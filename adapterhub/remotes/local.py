@@ -67,7 +67,7 @@ class Local:
         """Whether the store has it."""
         return self.registry.store.holds(blob.digest, blob.size)
 
-    def put_blob(self, blob: Descriptor, source: Source) -> None:
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob below the store's tmp/, where a later run finds what a killed one had."""
         store = self.registry.store
         part = store.part_path(blob.digest)
@@ -79,6 +79,7 @@ class Local:
                 self._put(blob, source, own)
             finally:
                 forget(own)
+        return blob.size
 
     def _put(self, blob: Descriptor, source: Source, part: Path) -> None:
         with received(source, blob, part) as (path, file):

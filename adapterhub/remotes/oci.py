@@ -160,17 +160,19 @@ class Oci:
         said = answer.number("content-length")
         return said is None or said == blob.size
 
-    def put_blob(self, blob: Descriptor, source: Source) -> None:
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Send a blob in pieces, or have the registry take it from another of its repositories where `source` is one."""
         where = f"{self.where}: {blob.path or blob.digest}"
 
-        def once() -> None:
+        def once() -> int:
             mounted, session = self._begin(blob, source, where)
-            if not mounted:
-                with Steady(source, blob, pauses=self._pauses) as reader:
-                    self._send(blob, reader, session, where)
+            if mounted:
+                return 0
+            with Steady(source, blob, pauses=self._pauses) as reader:
+                self._send(blob, reader, session, where)
+            return blob.size
 
-        self._wire.tried(once, where)
+        return int(self._wire.tried(once, where))
 
     def _begin(self, blob: Descriptor, source: Source, where: str) -> tuple[bool, Answer]:
         """Begin an upload; whether it is done already, as the registry had the blob elsewhere."""

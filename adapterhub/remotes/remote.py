@@ -55,8 +55,12 @@ class Target(Source, Protocol):
     def has(self, blob: Descriptor) -> bool:
         """Whether a blob of this digest and size is there and stays until the manifest is put."""
 
-    def put_blob(self, blob: Descriptor, source: Source) -> None:
-        """Have a blob of `source`; IntegrityError, and no such blob here, when its bytes are not the right ones."""
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Have a blob of `source`; how many bytes were sent for that.
+
+        Raises:
+            IntegrityError: Its bytes are not the right ones, and there is no such blob here.
+        """
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
         """Have a manifest whose blobs are all here, and point a tag at it; an error when one of them is not."""

@@ -138,7 +138,7 @@ def test_a_blob_is_read_from_anywhere_in_it(places: Places, adapter: Path, kind:
 def test_a_blob_that_was_put_is_there(places: Places, kind: str, data: bytes) -> None:
     place, blob = places.target(kind), blob_of(data)
     assert not place.has(blob)
-    place.put_blob(blob, Bytes(data))
+    assert place.put_blob(blob, Bytes(data)) == len(data)
     assert place.has(blob)
     assert read(place, blob) == data
 
@@ -181,7 +181,8 @@ def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: 
     source, target = places.source(kind, adapter), places.target(to)
     copied = copy(source, "latest", target, "prod")
     assert copied.manifest.digest == manifest.build(adapter).digest == target.manifest("prod").digest
-    assert copied.sent == sum(blob.size for blob in unique(copied.manifest))
+    mounted = kind == to == "oci"  # both are in one registry
+    assert copied.sent == (0 if mounted else sum(blob.size for blob in unique(copied.manifest)))
     for layer in target.manifest("prod").layers:
         if layer.path != manifest.FACTS:
             assert read(target, layer) == (adapter / layer.path).read_bytes()

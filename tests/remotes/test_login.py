@@ -204,9 +204,9 @@ def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "base", "reference"),
     [
-        ("oci://ghcr.io/team/sql", "https://ghcr.io", "latest"),
-        ("oci://ghcr.io:5000/team/sub/sql:v2", "https://ghcr.io:5000", "v2"),
-        ("oci://ghcr.io/sql@sha256:" + "0" * 64, "https://ghcr.io", "sha256:" + "0" * 64),
+        ("oci://registry.example/team/sql", "https://registry.example", "latest"),
+        ("oci://registry.example:5000/team/sub/sql:v2", "https://registry.example:5000", "v2"),
+        ("oci://registry.example/sql@sha256:" + "0" * 64, "https://registry.example", "sha256:" + "0" * 64),
         ("oci://127.0.0.1:5000/sql:x", "http://127.0.0.1:5000", "x"),
         ("oci://[::1]:5000/sql:x", "http://[::1]:5000", "x"),
         ("oci://localhost/sql", "http://localhost", "latest"),

@@ -103,12 +103,20 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     assert run("validate", f"oci://{host}/chain/two:v1").stdout.endswith("ok: nothing to report\n")
 
 
-def test_a_second_push_sends_nothing_and_a_neighbour_is_mounted(make: Make, run: Run, host: str) -> None:
+def test_a_second_push_sends_nothing(make: Make, run: Run, host: str) -> None:
     source = make()
     first = json.loads(run("push", source, f"oci://{host}/again/sql", "--json").stdout)
     assert first["sent"] > first["size"] - 1
     assert json.loads(run("push", source, f"oci://{host}/again/sql:other", "--json").stdout)["sent"] == 0
     assert run("push", source, f"oci://{host}/again/sql").stdout.startswith("already there: ")
+
+
+def test_from_a_repository_of_the_same_registry_blobs_are_mounted(make: Make, run: Run, host: str) -> None:
+    source = make()
+    run("push", source, f"oci://{host}/mount/one")
+    done = json.loads(run("copy", f"oci://{host}/mount/one", f"oci://{host}/mount/two", "--json").stdout)
+    assert (done["sent"], done["digest"]) == (0, manifest.build(source).digest)
+    run("pull", f"oci://{host}/mount/two", "-o", "out")
 
 
 def test_a_password_is_taken_from_docker_s_config_and_never_shown(make: Make, run: Run, tmp_path: Path) -> None:
