@@ -29,6 +29,7 @@ MAX_REDIRECTS = 5
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another try
 TIMEOUT = 60.0  # seconds without a byte; a registry hashes what it has received before it answers
 SMALL = 1 << 16  # bytes of an answer that only says how it went
+_LONGEST = 120.0  # seconds that an answer of a few kilobytes, or a manifest, may take
 _LONGEST_PAUSE = 30.0  # seconds that a server may ask us to wait
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
@@ -302,11 +303,14 @@ class Body:
 
 
 def _body(response: http.client.HTTPResponse, where: str, limit: int) -> bytes:
-    said = response.length
+    said, body, deadline = response.length, bytearray(), time.monotonic() + _LONGEST
     try:
-        body = response.read(limit + 1)
-        if len(body) == limit == said:
-            response.read(1)  # lets the connection be kept
+        while len(body) <= limit and (piece := response.read1(limit + 1 - len(body))):
+            body += piece
+            if time.monotonic() > deadline:
+                raise AgainError("the server sends too slowly")
+        if len(body) == said:
+            response.read()  # nothing, but now the connection can be kept
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise network(error, where) from error
     if len(body) > limit:
@@ -317,7 +321,7 @@ def _body(response: http.client.HTTPResponse, where: str, limit: int) -> bytes:
         raise AgainError(f"the connection ended after {len(body)} of {said} bytes")
     if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         raise RemoteError(where, "the server sends it compressed though it was asked not to")
-    return body
+    return bytes(body)
 
 
 def _authorization(known: str | None) -> dict[str, str]:

@@ -34,6 +34,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Proxy
 
+    def setup(self) -> None:
+        super().setup()
+        with self.server.lock:
+            self.server.connections += 1
+
     def _do(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
@@ -92,6 +97,7 @@ class Proxy(ThreadingHTTPServer):
         self.before: Fault = lambda _: None
         self.after: Fault = lambda _: None
         self.seen: list[Exchange] = []
+        self.connections = 0
         self.lock = threading.Lock()
 
     @property

@@ -69,6 +69,14 @@ def flip(data: bytes, dice: random.Random) -> bytes:
     return data[:at] + bytes([data[at] ^ (1 << dice.randrange(8))]) + data[at + 1 :]
 
 
+def test_one_connection_serves_a_whole_copy(proxy: Proxy, adapter: Path, tmp_path: Path) -> None:
+    with remote(proxy.address, "kept") as place:
+        copy(AdapterFolder(adapter), "latest", place, "latest")
+        download(place, "latest", tmp_path / "out")
+    assert len(proxy.seen) > 20
+    assert proxy.connections == 1
+
+
 # ---- flips
 
 
