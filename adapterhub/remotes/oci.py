@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -188,22 +189,20 @@ class Oci:
         url = resolved(session.url, session.headers.get("location"), where)
         least = session.number("oci-chunk-min-length") or 0
         piece = memoryview(bytearray(min(max(self._piece, least, 1), _LARGEST_PIECE, max(blob.size, 1))))
-        while True:
-            n = _fill(reader, piece[: min(len(piece), blob.size - sent)])
+        if len(piece) >= blob.size:
+            n = _fill(reader, piece[: blob.size])
             state.update(piece[:n])
-            if sent + n == blob.size:
-                break
-            if not n:
-                raise IntegrityError(where, f"only {sent} of its {blob.size} bytes are there", "Nothing was stored")
-            url = self._patch(url, piece[:n], sent, where)
-            sent += n
-        if "sha256:" + state.hexdigest() != blob.digest:
-            raise IntegrityError(
-                where, f"its bytes are not those of {blob.digest}", "Nothing was stored; run `adapterhub fsck`"
-            )
-        if sent and n:  # a registry may take no body with the last PUT of pieces
-            url, n = self._patch(url, piece[:n], sent, where), 0
-        self._finish(blob, url, piece[:n], where)
+            _check(state.hexdigest(), n, blob, where)
+            self._finish(blob, url, piece[:n], where)
+            return
+        with ThreadPoolExecutor(1) as beside:
+            while sent < blob.size and (n := _fill(reader, piece[: min(len(piece), blob.size - sent)])):
+                hashed = beside.submit(state.update, piece[:n])
+                url = self._patch(url, piece[:n], sent, where)
+                hashed.result()
+                sent += n
+        _check(state.hexdigest(), sent, blob, where)
+        self._finish(blob, url, piece[:0], where)
 
     def _patch(self, url: str, data: memoryview, start: int, where: str) -> str:
         """Send one piece, or what of it the registry says it hasn't got; where to go on."""
@@ -292,6 +291,13 @@ class Oci:
 
     def _scope(self, *, write: bool = False) -> str:
         return f"repository:{self.address.name}:pull{',push' if write else ''}"
+
+
+def _check(digest: str, size: int, blob: Descriptor, where: str) -> None:
+    """Before an upload is closed: what was read is what it should be."""
+    if (f"sha256:{digest}", size) != (blob.digest, blob.size):
+        what = f"{size} bytes of sha256:{digest} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
 
 
 def _fill(reader: Reader, piece: memoryview) -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,7 +84,8 @@ def received(
         state, done = _picked_up(file, part, blob)
         if more:
             more(done)
-        done = _receive(Steady(source, blob, done, pauses=pauses), blob, (part, file), state, done=done, more=more)
+        with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done) as sink:
+            done = _receive(reader, blob, sink, more)
         if (done, "sha256:" + state.hexdigest()) != (blob.size, blob.digest):
             forget(part)
             file.truncate(0)
@@ -94,24 +96,68 @@ def received(
             _note_path(part).unlink(missing_ok=True)
 
 
-def _receive(steady: Steady, blob: Descriptor, to: tuple[Path, BinaryIO], state: Any, *, done: int, more: More | None) -> int:
+def _receive(reader: Steady, blob: Descriptor, sink: _Sink, more: More | None) -> int:
     """Receive what is missing; how many bytes there are then."""
-    buffer, noted = memoryview(bytearray(CHUNK)), done
-    try:
-        with steady as reader:
-            while done < blob.size and (n := reader.readinto(buffer[: min(CHUNK, blob.size - done)])):
-                state.update(buffer[:n])
-                _write(to[1], buffer[:n])
-                done += n
-                if more:
-                    more(n)
-                if done - noted >= NOTED:
-                    _note(to[0], done, state)
-                    noted = done
-    finally:
-        if done - noted:
-            _note(to[0], done, state)
-    return done
+    buffers = [memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(2)]
+    at = sink.done
+    while at < blob.size and (n := reader.readinto(buffers[0][: min(CHUNK, blob.size - at)])):
+        sink.put(buffers[0][:n])
+        buffers.reverse()
+        at += n
+        if more:
+            more(n)
+    return at
+
+
+class _Sink:
+    """Takes bytes, which are hashed and written while the next ones are received; notes how far it is, at its end as well."""
+
+    def __init__(self, part: Path, file: BinaryIO, state: Any, done: int) -> None:
+        self.done = self._noted = done
+        self._part, self._file, self._state = part, file, state
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: tuple[Future[Any], ...] = ()
+        self._coming = 0
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._settle()
+            if self.done > self._noted:
+                _note(self._part, self.done, self._state)
+        finally:
+            if self._pool:
+                self._pool.shutdown()
+
+    def put(self, data: memoryview) -> None:
+        """Begin with some more; what was put before is done when this returns, and its buffer free again."""
+        self._settle()
+        if self.done - self._noted >= NOTED:
+            _note(self._part, self.done, self._state)
+            self._noted = self.done
+        if self._pool is None and len(data) == CHUNK:
+            self._pool = ThreadPoolExecutor(2)
+        if self._pool:
+            self._pending = self._pool.submit(self._state.update, data), self._pool.submit(_write, self._file, data)
+            self._coming = len(data)
+        else:
+            self._state.update(data)
+            _write(self._file, data)
+            self.done += len(data)
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, ()
+        coming, self._coming = self._coming, 0
+        wait(pending)
+        try:
+            for job in pending:
+                job.result()
+        except BaseException:
+            self._noted = 2**63  # the hash may be ahead of the file: the note that is there says what is right
+            raise
+        self.done += coming
 
 
 def forget(part: Path) -> None:

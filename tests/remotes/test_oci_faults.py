@@ -418,3 +418,25 @@ def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
     with remote(proxy.address, "pages") as source:
         assert source.tags() == ["t0", "t1", "t2", "t3"]
     assert len(proxy.seen) == 5
+
+
+def test_a_full_disk_is_one_line_and_is_gone_on_with(host: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
+    made = pushed(host, "full", folder)
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTED + 5000}, {2 * NOTED + 5000}))\n"
+        "from adapterhub.cli.process import run; sys.exit(run(sys.argv[1:]))"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
+    with Proxy(host) as proxy:
+        address = f"oci://{proxy.address}/faults/full"
+        command = [sys.executable, "-c", limited, "pull", address, "-o", "out"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (8, 1), done.stderr
+        assert not (tmp_path / "out").exists()
+        with remote(proxy.address, "full") as source:
+            download(source, "latest", tmp_path / "out")
+    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    assert asked == [None, f"bytes={2 * NOTED}-"]
