@@ -22,6 +22,7 @@ DOCS = {".md", ".jsonl", ".png", ".svg"}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
+HEAD = 16  # bytes of a file that say what it is
 # A registry may have been made in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
@@ -87,6 +88,12 @@ def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: what it points to is not the adapter's own", "Put the file itself there"
+    return _why_not_name(path) or _why_not_content(_first_bytes(folder / path), suffix)
+
+
+def _why_not_name(path: str) -> tuple[str, str] | None:
+    name = path.rpartition("/")[2]
+    suffix = os.path.splitext(name)[1].lower()
     if suffix in PICKLES:
         return "a pickle can run code when it is loaded", "Save weights as safetensors and leave the file out"
     if not (suffix in WEIGHTS | CONFIGS | DOCS or name.upper().startswith(LEGAL)):
@@ -95,7 +102,21 @@ def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
             f"files of type {suffix or name!r} are not packaged",
             f"Move it out of the folder; packaged are {allowed} and licences",
         )
-    return _why_not_content(_first_bytes(folder / path), suffix)
+    return None
+
+
+def check_names(paths: Iterable[str], where: str) -> None:
+    """RefusedError for the first of the names of files elsewhere that no adapter's file has, before any of them is fetched."""
+    for path in paths:
+        if reason := _why_not_name(path):
+            raise RefusedError(f"{where}: {path[:120]}", reason[0])
+
+
+def check_file(path: str, head: bytes, where: str) -> None:
+    """RefusedError where a file elsewhere, of which the first `HEAD` bytes are at hand, is none that an adapter has."""
+    check_names([path], where)
+    if reason := _why_not_content(head, os.path.splitext(path)[1].lower()):
+        raise RefusedError(f"{where}: {path[:120]}", reason[0])
 
 
 def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
@@ -113,7 +134,7 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
 def _first_bytes(path: Path) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(16)
+            return file.read(HEAD)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 

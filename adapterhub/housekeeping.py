@@ -152,12 +152,16 @@ def _without_parents(registry: Registry, name: str, unkept: dict[int, Digest], d
     return sorted(goes)
 
 
-def repair(registry: Registry, path: Path) -> list[Digest]:
-    """Put back blobs that are missing or damaged from a registry, an OCI layout or a folder; the digests of these."""
+def repair(registry: Registry, source: Path | healing.Find) -> list[Digest]:
+    """Put back blobs that are missing or damaged from a registry, an OCI layout, a folder, or what finds bytes elsewhere.
+
+    The digests of these.
+    """
+    find = healing.source(source) if isinstance(source, Path) else source
     rows = registry.catalog.rows()
     versions = [Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
     bases = list(_documents(registry))
-    healed = healing.heal(registry.store, versions, bases, healing.source(path), registry.locked)
+    healed = healing.heal(registry.store, versions, bases, find, registry.locked)
     if healed:
         registry.rebuild_index()  # what lists show of a version comes from its blobs
     return healed

@@ -376,6 +376,15 @@ class Registry:
                 return replace(version, skipped=skipped)
         raise IntegrityError(str(ref), "its blobs went while it was pushed", "Try again when `adapterhub gc` has ended")
 
+    def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:
+        """As `push`, of a manifest from elsewhere whose blobs were put under a lease that is still held."""
+        if ref.number or ref.digest or ref.range:
+            raise RefError(str(ref), "the number is allotted here", f"Name {ref.name}, or {ref.name}:TAG")
+        version = self._name(ref, made, expect, restore=False)
+        if version is None:
+            raise IntegrityError(str(ref), "not all of its blobs are there", "Try again")
+        return version
+
     def _name(self, ref: Ref, made: Manifest, expect: Digest | None, *, restore: bool) -> Version | None:
         """Move `ref` to a version whose blobs were put; None if any went since, as a gc may have it until there is a name."""
         new = there_is_all = False

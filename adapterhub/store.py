@@ -197,6 +197,19 @@ class Store:
                 self._settle(path, file, self.blob_path(digest))
         return digest, len(data)
 
+    def holds(self, digest: Digest, size: int) -> bool:
+        """`has`, for who is about to name it: noted in the lease that is held."""
+        return self._found(digest, size)
+
+    def part_path(self, digest: Digest) -> Path:
+        """Where a blob comes in from elsewhere, bit by bit; what a killed run left there is gone on with for a day."""
+        return self.root / "tmp" / f"{parse_digest(digest, 'store').removeprefix('sha256:')}.part"
+
+    def adopt(self, path: Path, file: BinaryIO, digest: Digest) -> None:
+        """Give a complete file in tmp/, whose bytes have been found to be those of `digest`, its name."""
+        with local_errors(path):
+            self._settle(path, file, self.blob_path(digest))
+
     def _found(self, digest: Digest, size: int) -> bool:
         """`has`, for who needs the blob to stay."""
         if self._lease:

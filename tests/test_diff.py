@@ -218,7 +218,14 @@ def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
 
 def test_the_command(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "a", pairs(30))
-    adapter(tmp_path / "b", pairs(30), lambda _, array: array * 2, lora_alpha=8, peft_version="0.21.2", target_modules=["a"])
+    adapter(
+        tmp_path / "b",
+        pairs(30),
+        lambda _, array: array * 2,
+        lora_alpha=8,
+        peft_version="0.21.2",
+        target_modules=["self_attn.q_proj"],
+    )
     assert run("diff", "a", "a", "--exit-code").stdout == "a -> a: the same, 30 modules, every number equal\n"
     done = run("diff", "a", "b", "--exit-code", code=1)
     assert done.stdout.startswith("a -> b: different: 30 of 30 modules changed; the whole by 700.0%\n")

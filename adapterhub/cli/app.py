@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "merge": "merge", "base": "base",
-    "push": "registry", "pull": "registry", "list": "registry", "search": "search", "find": "find", "show": "registry",
+    "push": "registry", "pull": "registry", "copy": "remotes",
+    "list": "registry", "search": "search", "find": "find", "show": "registry",
     "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
     "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry",
     "pack": "storage", "unpack": "storage", "du": "usage", "completion": "completion",
@@ -122,7 +123,8 @@ def _version(context: click.Context, _option: click.Parameter, value: bool) -> N
 def app(context: click.Context) -> None:
     """Package, check, convert, merge, version and train LoRA adapters.
 
-    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them.
+    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
+    and most take one elsewhere, like oci://registry.example/team/sql:v2.
     The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
     """
     context.ensure_object(Settings)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.fsck import Finding
     from adapterhub.picture import Heat
     from adapterhub.recipe import Conversion
-    from adapterhub.registry import Version
+    from adapterhub.registry import Registry, Version
     from adapterhub_converters.base import BaseSpec
 
 
@@ -58,7 +58,8 @@ def init(settings: Settings, folder: str | None) -> None:
     example="""
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
-    adapterhub push ./sql team/sql:prod --expect sha256:5f2c…""",
+    adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
+    adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
 @click.argument("ref", shell_complete=complete_ref)
@@ -83,16 +84,23 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
+    REF may be in another registry, oci://HOST/NAME[:TAG].
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.address import is_address
 
+    if is_address(ref):
+        from . import remotes
+
+        remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion)
+        return
     target = Ref.parse(ref)
     spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:
-        _checked(found, spec, force=force)
+        checked(found, spec, force=force)
         with (
             forms.packaged(found, conversion, spec, name=target.name) as folder,
-            _pinned(folder, spec) as ready,
+            pinned(folder, spec) as ready,
             open_registry(settings, make=True) as registry,
         ):
             version = registry.push(ready, target, expect=expect)
@@ -101,7 +109,7 @@ def push(
     output.emit(version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
 
 
-def _checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> None:
+def checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> None:
     """Refuse what `validate` finds errors in, unless forced: then say how many."""
     from adapterhub import compat
 
@@ -121,7 +129,7 @@ def _checked(found: sources.Source, base: BaseSpec | None, *, force: bool) -> No
 
 
 @contextmanager
-def _pinned(folder: Path, base: BaseSpec | None) -> Iterator[Path]:
+def pinned(folder: Path, base: BaseSpec | None) -> Iterator[Path]:
     """The folder, or a copy of it whose adapter.json pins the base."""
     if base is None:
         yield folder
@@ -170,7 +178,8 @@ def version_document(version: Version) -> dict[str, Any]:
     example="""
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
-    adapterhub pull team/sql:v2 --as gguf""",
+    adapterhub pull team/sql:v2 --as gguf
+    adapterhub pull oci://registry.example/team/sql:v2 -o ./sql""",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
@@ -181,7 +190,15 @@ def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, con
     """Write a version's files into a new folder: every byte verified, all of them or nothing.
 
     With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
+    From elsewhere (oci://HOST/NAME[:TAG|@DIGEST]) a pull that was stopped, even killed, goes on where it was.
     """
+    from adapterhub.remotes.address import is_address
+
+    if is_address(ref):
+        from . import remotes
+
+        remotes.pull(settings, ref, out, plain=conversion is None and base is None)
+        return
     if conversion is not None:
         forms.pull(settings, ref, out, base, conversion)
         return
@@ -220,7 +237,8 @@ _LIST = (
     example="""
     adapterhub list
     adapterhub list team --tree
-    adapterhub list team/sql --json""",
+    adapterhub list team/sql --json
+    adapterhub list oci://registry.example/team/sql""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
 @click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")
@@ -228,9 +246,16 @@ _LIST = (
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name. A narrow terminal shows fewer columns, and of a tree the newest versions and those with
-    tags; a pipe or --json has everything.
+    PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there. A narrow terminal shows fewer columns, and of a
+    tree the newest versions and those with tags; a pipe or --json has everything.
     """
+    from adapterhub.remotes.address import is_address
+
+    if prefix and is_address(prefix):
+        from . import remotes
+
+        remotes.list_tags(settings, prefix, as_tree=as_tree)
+        return
     with open_registry(settings) as registry:
         rows = registry.list(prefix)
         if prefix and not rows:
@@ -450,7 +475,10 @@ def verify(settings: Settings, source: str) -> int:
 @click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
 @click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
 @click.option(
-    "--from", "source", metavar="PATH", help="Where --repair looks: another registry, an OCI layout, an adapter's folder."
+    "--from",
+    "source",
+    metavar="PATH",
+    help="Where --repair looks: another registry (a path, or oci://HOST/NAME), an OCI layout, an adapter's folder.",
 )
 @click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
 @click.pass_obj
@@ -460,7 +488,6 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
     harms nothing is a note.
     """
-    from adapterhub import housekeeping
     from adapterhub.registry import Registry
 
     if repair != (source is not None):
@@ -470,12 +497,24 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     else:
         registry, findings = open_registry(settings), []
     with registry:
-        healed = housekeeping.repair(registry, Path(source)) if source else []
+        healed = _repaired(registry, source) if source else []
         findings += registry.fsck(quick=quick)
         root = str(registry.root)
     if source:
         output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return _findings(settings, root, findings, good="clean")
+
+
+def _repaired(registry: Registry, source: str) -> list[str]:
+    from adapterhub import housekeeping
+    from adapterhub.remotes.address import is_address
+
+    if not is_address(source):
+        return housekeeping.repair(registry, Path(source))
+    from . import remotes
+
+    with remotes.opened(source) as remote:
+        return housekeeping.repair(registry, remote.find)
 
 
 def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:

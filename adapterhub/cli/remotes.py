@@ -1,0 +1,261 @@
+"""Adapters in other registries: the command copy, and what push, pull and list do with an address."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub_converters.errors import UsageError
+
+from . import forms, output, sources
+from .app import Settings, command
+from .locate import complete_ref, open_registry
+from .progress import bytes_bar
+from .registry import checked, pinned, version_document
+
+if TYPE_CHECKING:
+    from adapterhub.manifest import Manifest
+    from adapterhub.recipe import Conversion
+    from adapterhub.ref import Ref
+    from adapterhub.registry import Registry, Version
+    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.copying import Copied
+    from adapterhub.remotes.oci import Oci
+    from adapterhub.remotes.remote import Source
+
+
+def _open(address: Address) -> Oci:
+    """A registry; who asks is what docker's or oras' login wrote into docker's config.json."""
+    from adapterhub.remotes.oci import Oci
+
+    folder = os.environ.get("DOCKER_CONFIG")
+    return Oci(address, (Path(folder) if folder else Path.home() / ".docker") / "config.json")
+
+
+def opened(text: str) -> Oci:
+    """The repository at an address; whoever opens it closes it."""
+    from adapterhub.remotes.address import Address
+
+    return _open(Address.parse(text))
+
+
+@command(
+    "copy",
+    short="Copy a version to or from another registry.",
+    example="""
+    adapterhub copy team/sql:v2 oci://registry.example/team/sql:v2
+    adapterhub copy oci://registry.example/team/sql:v2 team/sql
+    adapterhub copy oci://registry.example/team/sql:v2 ./sql""",
+)
+@click.argument("source", metavar="FROM", shell_complete=complete_ref)
+@click.argument("target", metavar="TO", shell_complete=complete_ref)
+@click.pass_obj
+def copy(settings: Settings, source: str, target: str) -> None:
+    """Copy an adapter under the same digest, wherever it is and wherever it goes.
+
+    FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST]. Write a folder
+    that could be a ref as ./NAME. What is there already isn't sent again.
+    """
+    from adapterhub.ref import Ref
+    from adapterhub.remotes.address import is_address
+
+    if is_address(target):
+        push(settings, source, target)
+        return
+    try:
+        ref = None if target.startswith((".", os.sep)) else Ref.parse(target)
+    except UsageError:
+        ref = None
+    if ref is not None:
+        _into_registry(settings, source, ref)
+    elif is_address(source):
+        pull(settings, source, target)
+    else:
+        _into_folder(settings, source, target)
+
+
+def push(
+    settings: Settings,
+    source: str,
+    target: str,
+    *,
+    base: str | None = None,
+    expect: str | None = None,
+    force: bool = False,
+    conversion: Conversion | None = None,
+) -> None:
+    """What `push SRC oci://…` does."""
+    from adapterhub.remotes.address import Address, is_address
+    from adapterhub.remotes.folders import AdapterFolder
+    from adapterhub.remotes.local import Local
+
+    address = Address.parse(target)
+    if address.digest:
+        raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
+    if expect:
+        raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
+    skipped: tuple[str, ...] = ()
+    with ExitStack() as stack:
+        remote = stack.enter_context(_open(address))
+        if is_address(source) and base is None and conversion is None:
+            there = Address.parse(source)
+            copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)
+        elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
+            registry = stack.enter_context(open_registry(settings))
+            version = stack.enter_context(registry.reading(ref))
+            output.deprecated(str(version.ref), version.deprecated)
+            copied = _copy(Local(registry, version.name), version.digest, remote, address)
+        else:
+            spec = sources.read_base(base, settings) if base else None
+            found = stack.enter_context(sources.opened(source, settings))
+            checked(found, spec, force=force)
+            name = address.name.rpartition("/")[2]
+            folder = stack.enter_context(forms.packaged(found, conversion, spec, name=f"{name}/{name}"))
+            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
+            skipped = ready.skipped
+            copied = _copy(ready, "latest", remote, address)
+    for item in skipped:
+        output.say(output.one_line(f"left out: {item}"))
+    made, ref_text = copied.manifest, f"{address.repository}:{address.reference}"
+    document = {
+        "ref": ref_text,
+        "tags": [address.reference],
+        "digest": made.digest,
+        "size": made.size,
+        "sent": copied.sent,
+        "skipped": list(skipped),
+    }
+    sent = "" if copied.sent else "already there: "
+    text = f"{sent}{ref_text}  {output.size(made.size)}  {output.digest(made.digest)}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _copy(source: Source, reference: str, remote: Oci, address: Address) -> Copied:
+    from adapterhub.remotes import copying
+
+    with bytes_bar(f"copying to {address.host}") as show:
+        return copying.copy(source, reference, remote, address.reference, show)
+
+
+def _ref(source: str, settings: Settings) -> Ref | None:
+    """The ref that a source is, None for a path or an address."""
+    from adapterhub.remotes.address import is_address
+
+    return None if is_address(source) else sources.resolve(source, settings)[1]
+
+
+def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True) -> None:
+    """What `pull oci://…` does; `plain`: without a conversion."""
+    from adapterhub.remotes.address import Address
+
+    address = Address.parse(source)
+    if not plain:
+        hint = f"Copy it first: `adapterhub copy {source} NAMESPACE/NAME`"
+        raise UsageError("--as", "converts versions of the registry here", hint)
+    target = Path(out) if out else Path(address.name.rpartition("/")[2])
+    with _open(address) as remote:
+        made = _download(remote, address, target)
+    files = [layer.path for layer in made.layers]
+    document = {
+        "ref": str(address),
+        "digest": made.digest,
+        "size": made.size,
+        "output": str(target),
+        "files": files,
+    }
+    text = f"{target}: {address}, {output.plural(len(files), 'file')}, {output.size(made.size)}, verified"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _download(remote: Oci, address: Address, target: Path) -> Manifest:
+    from adapterhub.remotes import folders
+
+    with bytes_bar(f"pulling from {address.host}") as show:
+        made = folders.download(remote, address.reference, target, show)
+    if made.facts is None:
+        output.say("there was no adapter.json: it was derived from the files")
+    return made
+
+
+def fetch(text: str, below: Path) -> tuple[Path, str]:
+    """The adapter at an address in a new folder below another, and the digest of its manifest."""
+    from adapterhub.remotes.address import Address
+
+    address = Address.parse(text)
+    folder = below / address.name.rpartition("/")[2]
+    with _open(address) as remote:
+        return folder, _download(remote, address, folder).digest
+
+
+def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
+    """What `list oci://…` does."""
+    from adapterhub.remotes.address import Address
+
+    address = Address.parse(text)
+    if as_tree or address.tag or address.digest:
+        raise UsageError(
+            "--tree" if as_tree else text, "the tags of a whole name are listed there", f"Name {address.repository}"
+        )
+    with _open(address) as remote:
+        tags = remote.tags()
+    if not tags:
+        output.say("no tags")
+    lines = [f"{address.repository}:{tag}" for tag in tags]
+    document = {"repository": address.repository, "tags": tags}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
+
+
+def _into_registry(settings: Settings, source: str, ref: Ref) -> None:
+    with open_registry(settings, make=True) as registry:
+        version = _received(settings, registry, source, ref)
+    kind = "" if version.new else "already there: "
+    text = f"{kind}{version.ref}  {output.size(version.size or 0)}  {output.digest(version.digest)}"
+    output.emit(version_document(version), as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> Version:
+    """A version of `ref` with what `source` is: its manifest as it is, or made anew where it has no adapter.json."""
+    from adapterhub.remotes.address import Address, is_address
+    from adapterhub.remotes.local import Local
+
+    if is_address(source):
+        address = Address.parse(source)
+        with _open(address) as remote:
+            made = remote.manifest(address.reference)
+            if made.facts is not None:
+                return _admitted(registry, remote, made.digest, ref)
+    elif (found := _ref(source, settings)) is not None:
+        with registry.reading(found) as version:
+            return _admitted(registry, Local(registry, version.name), version.digest, ref)
+    with sources.opened(source, settings) as opened, sources.as_folder(opened) as folder:
+        checked(opened, None, force=False)
+        return registry.push(folder, ref)
+
+
+def _admitted(registry: Registry, source: Source, digest: str, ref: Ref) -> Version:
+    from adapterhub.remotes import copying
+    from adapterhub.remotes.local import Local
+
+    target = Local(registry, ref.name)
+    with target.at_work(), bytes_bar("copying") as show:
+        copying.copy(source, digest, target, ref.tag, show)
+    return target.version or registry.resolve(ref)
+
+
+def _into_folder(settings: Settings, source: str, target: str) -> None:
+    from adapterhub import transfer
+
+    ref = _ref(source, settings)
+    if ref is None:
+        raise UsageError(target, "is a folder, and so is what should be copied", "Copy it with the tools of your system")
+    with open_registry(settings) as registry:
+        version = transfer.pull(registry, ref, Path(target))
+    output.deprecated(str(version.ref), version.deprecated)
+    document: dict[str, Any] = {**version_document(version), "output": target}
+    del document["new"], document["skipped"]
+    text = f"{target}: {version.ref}, {output.size(version.size or 0)}, verified"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

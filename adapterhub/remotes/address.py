@@ -1,0 +1,109 @@
+"""The address of an adapter in an OCI registry: `oci://host[:port]/name[:tag]` or `…@sha256:…`.
+
+Names and tags have the grammar of the distribution-spec (v1.1, "Pulling manifests"). HTTPS, unless the host is this machine
+itself or the address says `oci+http://`; `oci+https://` is for a registry on this machine that has a certificate.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from adapterhub.digest import Digest, parse_digest
+from adapterhub.ref import LATEST
+from adapterhub_converters.errors import UsageError
+
+_SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
+_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.IGNORECASE)
+_HINT = "Write it like oci://registry.example/team/sql:v2"
+_ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One repository of a registry, and which version in it: a tag, a digest, or neither.
+
+    `host` is as it was written, with the port if there was one, which is also what credentials are kept under.
+    """
+
+    host: str
+    name: str
+    tag: str | None = None
+    digest: Digest | None = None
+    tls: bool = True
+    scheme: str = "oci"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """What `oci://…` says; UsageError says what is wrong with it, and never repeats a password."""
+        scheme, _, rest = text.partition("://")
+        netloc, _, path = rest.partition("/")
+        shown = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
+        if "@" in netloc:
+            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; use `docker login`")
+        host, port = _host_and_port(shown, netloc)
+        path, at, digest = path.partition("@")
+        name, colon, tag = path.partition(":")
+        if at and colon:
+            raise UsageError(shown, "a tag and a digest at once", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
+        if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
+            raise UsageError(shown, f"{name[:80]!r} cannot be a name in a registry", _HINT)
+        if colon and not _TAG.fullmatch(tag):
+            raise UsageError(shown, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, the first no . or -")
+        tls = _SCHEMES[scheme.lower()]
+        written = host if port is None else f"{host}:{port}"
+        return cls(
+            written,
+            name,
+            tag if colon else None,
+            parse_digest(digest, shown) if at else None,
+            not _is_here(host) if tls is None else tls,
+            scheme.lower(),
+        )
+
+    @property
+    def reference(self) -> str:
+        """What the registry is asked for: the digest, else the tag, else `latest`."""
+        return self.digest or self.tag or LATEST
+
+    @property
+    def base(self) -> str:
+        """The URL below which the registry answers."""
+        return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
+
+    @property
+    def repository(self) -> str:
+        """The address without a version."""
+        return f"{self.scheme}://{self.host}/{self.name}"
+
+    def __str__(self) -> str:
+        return self.repository + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is meant as one."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.lower() in _SCHEMES
+
+
+def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:
+    try:
+        parts = urlsplit(f"//{netloc}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise UsageError(text, f"not the address of a registry ({error})", _HINT) from error
+    if not _HOST.fullmatch(host):
+        raise UsageError(text, f"{host[:80]!r} is not the name of a host", _HINT)
+    return (f"[{host}]" if ":" in host else host), port
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine by its very name: nobody listens in between."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,163 @@
+"""Folders: an adapter's own as a source, and a new one that an adapter comes into."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import io
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapterhub import manifest
+from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.folder import check_names, listing
+from adapterhub.leases import ABANDONED
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.ref import LATEST
+from adapterhub.store import local_errors, open_regular
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
+from adapterhub_converters.files import staging
+
+from .receiving import PAUSES, received
+from .remote import Progress, Reader, Source
+
+
+class AdapterFolder:
+    """The adapter in a folder, as a push would make it of it; nothing is written there."""
+
+    def __init__(self, folder: Path, where: str = "") -> None:
+        from adapterhub import facts  # needs numpy, which a pull does without
+
+        self.folder = folder
+        self.where = where or str(folder)
+        files = facts.digests(folder)
+        self.skipped = listing(folder).skipped
+        document, raw = facts.settle(folder, files)
+        self._made = manifest.assemble({**files, manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
+        self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
+        self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
+
+    def manifest(self, reference: str) -> Manifest:
+        """The one there is, by its digest or as the latest."""
+        if reference not in (LATEST, self._made.digest):
+            raise NotFoundError(f"{self.where}: {reference}", "a folder has one version", "Leave the tag out")
+        return self._made
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A file's bytes, or those of the config and of adapter.json, which need not lie there."""
+        made = self._bytes.get(blob.digest)
+        if made is None and blob.digest not in self._paths:
+            raise NotFoundError(self.where, f"has no file of {blob.digest}")
+        file: Any = io.BytesIO(made) if made is not None else open_regular(self._paths[blob.digest])
+        with file:
+            file.seek(start)
+            yield file
+
+    def tags(self) -> list[str]:
+        """None: a folder is one version."""
+        return []
+
+
+def download(
+    source: Source,
+    reference: Digest | str,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    pauses: Sequence[float] = PAUSES,
+) -> Manifest:
+    """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing.
+
+    A run that was killed is gone on with: what it had received lies beside `out` until then. Of an artifact without an
+    adapter.json, as others make it, that file is derived, as a push would.
+    """
+    staging.check_free(out)
+    made = source.manifest(reference)
+    check_names((layer.path for layer in made.layers), source.where)
+    place = Path(os.path.abspath(out))
+    waiting = place.parent / f".{place.name}.pull-{made.digest[7:19]}"
+    layers = {layer.digest: layer for layer in made.layers}
+    total, done = sum(layer.size for layer in layers.values()), 0
+
+    def more(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress:
+            progress(done, total)
+
+    _make(waiting)
+    try:
+        for layer in layers.values():
+            with received(source, layer, _part(waiting, layer), more, pauses=pauses):
+                pass
+    finally:
+        with contextlib.suppress(OSError):
+            waiting.rmdir()  # if it is empty
+    try:
+        with staging.whole(out) as folder, _named(folder, source.where):
+            _fill(folder, made, waiting)
+    finally:  # all was there: another run would come to the same end
+        shutil.rmtree(waiting, ignore_errors=True)
+        _sweep(waiting)
+    return made
+
+
+def _part(waiting: Path, layer: Descriptor) -> Path:
+    return waiting / f"{layer.digest[7:]}.part"
+
+
+def _make(waiting: Path) -> None:
+    """A folder of our own for what isn't whole; one that somebody else laid there is refused."""
+    with local_errors(waiting):
+        waiting.parent.mkdir(parents=True, exist_ok=True)
+        waiting.mkdir(mode=0o700, exist_ok=True)
+        found = waiting.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+        raise LocalIOError(str(waiting), "is not a folder of yours", "Remove it, or write to another place")
+
+
+def _sweep(waiting: Path) -> None:
+    """Remove what killed pulls of other versions to the same place left more than a day ago."""
+    for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
+        with contextlib.suppress(OSError):
+            if re.fullmatch(r"[0-9a-f]{12}", old.name[-12:]) and max(_ages(old)) < time.time() - ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _ages(folder: Path) -> list[float]:
+    return [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+
+
+def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
+    """Give what was received its names below `folder`, and look at it as a push would."""
+    last = {layer.digest: layer.path for layer in made.layers}
+    for layer in made.layers:
+        path = folder / layer.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if last[layer.digest] == layer.path:
+            os.replace(_part(waiting, layer), path)
+        else:
+            shutil.copyfile(_part(waiting, layer), path)
+    listing(folder)
+    if made.facts is None:
+        from adapterhub import facts
+
+        files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+        (folder / manifest.FACTS).write_bytes(facts.settle(folder, files)[1])
+
+
+@contextlib.contextmanager
+def _named(folder: Path, name: str) -> Iterator[None]:
+    """Errors say `name` for a temporary folder."""
+    try:
+        yield
+    except AdapterhubError as error:
+        error.where = error.where.replace(str(folder), name)
+        raise

@@ -1,0 +1,119 @@
+"""The registry on this disk as a source and a target: one name of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from adapterhub import manifest
+from adapterhub.folder import HEAD, check_file
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import Registry, Version
+from adapterhub.store import local_errors
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RefusedError
+
+from .receiving import forget, received
+from .remote import Reader, Source
+
+
+class Local:
+    """One name of an open registry. What is put needs `Local.at_work` around it, as a gc would take it otherwise.
+
+    Attributes:
+        version: What the last manifest that was put has become.
+    """
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self.registry, self.name = registry, name
+        self.version: Version | None = None
+
+    @property
+    def where(self) -> str:
+        """The name."""
+        return self.name
+
+    @contextmanager
+    def at_work(self) -> Iterator[Local]:
+        """Blobs that are put in here stay until a manifest names them."""
+        self.registry.store.sweep()
+        with self.registry.store.lease("push"):
+            yield self
+
+    def manifest(self, reference: str) -> Manifest:
+        """A version's, by tag, running number or digest."""
+        separator = "@" if ":" in reference else ":"
+        version = self.registry.resolve(Ref.parse(f"{self.name}{separator}{reference}"))
+        return manifest.parse(self.registry.store.read_document(version.digest), str(version.ref))
+
+    @contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A blob of the store."""
+        if not self.registry.store.has(blob.digest, blob.size):
+            raise NotFoundError(self.name, f"the registry has no blob {blob.digest} of {blob.size} bytes")
+        with self.registry.store.open_blob(blob.digest) as file:
+            file.seek(start)
+            yield cast(Reader, file)
+
+    def tags(self) -> list[str]:
+        """Every tag that points to a version now."""
+        self.registry.resolve(Ref(self.name))
+        return sorted({tag for row in self.registry.list(self.name) if row.name == self.name for tag in row.tags})
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether the store has it."""
+        return self.registry.store.holds(blob.digest, blob.size)
+
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Receive a blob below the store's tmp/, where a later run finds what a killed one had."""
+        store = self.registry.store
+        part = store.part_path(blob.digest)
+        try:
+            self._put(blob, source, part)
+        except ConflictError:  # another process receives the same; so do we, beside it
+            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
+            try:
+                self._put(blob, source, own)
+            finally:
+                forget(own)
+        return blob.size
+
+    def _put(self, blob: Descriptor, source: Source, part: Path) -> None:
+        with received(source, blob, part) as (path, file):
+            self.registry.store.adopt(path, file, blob.digest)
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        """Make it the next version of the name, if its adapter.json is true of its files."""
+        store = self.registry.store
+        ref = Ref(self.name, tag=None if tag == LATEST else tag)
+        missing = [blob for blob in (*made.layers, made.config) if not store.has(blob.digest, blob.size)]
+        if missing:
+            raise IntegrityError(str(ref), f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
+        self._check(made)
+        store.put_bytes(made.raw)
+        with local_errors(store.root):
+            store.sync_blobs()
+        self.version = self.registry.admit(made, ref)
+
+    def _check(self, made: Manifest) -> None:
+        """What a push checks of a folder, as far as names and documents say it."""
+        from adapterhub import facts  # needs numpy
+
+        where = f"{self.name}: {manifest.FACTS}"
+        for layer in made.layers:
+            with self.open_blob(layer) as file:
+                head = bytearray(HEAD)
+                n = file.readinto(head)
+            check_file(layer.path, bytes(head[:n]), self.name)
+        if made.facts is None:
+            raise RefusedError(self.name, f"there is no {manifest.FACTS} in it", "Pull it into a folder, and push that")
+        try:
+            text = self.registry.store.read_document(made.facts.digest).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(where, "not UTF-8 text") from error
+        said = {(entry["path"], entry["digest"], entry["size"]) for entry in facts.parse(text, where)["files"]}
+        if said != {(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != manifest.FACTS}:
+            raise IntegrityError(where, "lists other files than the manifest")

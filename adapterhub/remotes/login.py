@@ -1,0 +1,101 @@
+"""The answer to a registry's 401: Basic, or a token from the service that it names (docker's "Token Authentication").
+
+The challenge says which service; name and password, or the identity token, go to that service and to the registry itself,
+never along a redirect, and never over plain HTTP from a registry that speaks HTTPS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlencode, urlsplit
+
+from adapterhub_converters.errors import RemoteError
+
+from .credentials import Credentials
+from .wire import Answer, DeniedError, Wire, origin
+
+_CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
+_TOKEN = re.compile(r"[!-~]{1,16384}")
+_LARGEST = 1 << 18  # bytes of a token service's answer
+_CLIENT = "adapterhub"
+
+
+class Login:
+    """Who asks one registry. `find` is called once, when it wants to know."""
+
+    def __init__(self, where: str, base: str, hint: str, find: Callable[[], Credentials | None]) -> None:
+        self.where, self._base, self._hint, self._find = where, base, hint, find
+        self.secrets: tuple[str, ...] = ()
+
+    def __call__(self, challenges: Sequence[str], scope: str) -> str:
+        """What `Authorization` has to say; DeniedError when there is nothing to say."""
+        credentials = self._find()
+        self.secrets = credentials.secrets() if credentials else ()
+        found = _parse(challenges)
+        if "bearer" in found:
+            if credentials and credentials.bearer:
+                return f"Bearer {credentials.bearer}"
+            return f"Bearer {self._token(found['bearer'], scope, credentials)}"
+        if "basic" in found and credentials and credentials.user:
+            return credentials.basic()
+        what = "it takes a login" if found else "it takes a login of a kind that is not known here"
+        raise DeniedError(self.where, f"HTTP 401: {what}", self._hint)
+
+    def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
+        realm = challenge.get("realm", "")
+        if origin(self._base, self.where)[0] == "https" and origin(realm, self.where)[0] != "https":
+            raise RemoteError(self.where, "it asks for the password over plain HTTP")
+        asked = [("service", challenge["service"])] if challenge.get("service") else []
+        asked += [("scope", one) for one in (scope.split() or [challenge.get("scope", "")]) if one]
+        answer = self._asked(realm, asked, credentials)
+        try:
+            document = json.loads(answer.body)
+            token = document.get("token") or document.get("access_token")
+        except (ValueError, AttributeError, RecursionError):
+            token = None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise RemoteError(self.where, "its token service does not answer as one")
+        self.secrets += (token,)
+        return token
+
+    def _asked(self, realm: str, asked: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+        wire = Wire(realm, login_hint=self._hint, secrets=lambda: self.secrets)
+        try:
+            if credentials and credentials.identity:
+                form = [
+                    ("grant_type", "refresh_token"),
+                    ("client_id", _CLIENT),
+                    ("refresh_token", credentials.identity),
+                    *asked,
+                ]
+                scopes = " ".join(value for key, value in form if key == "scope")
+                form = [pair for pair in form if pair[0] != "scope"] + ([("scope", scopes)] if scopes else [])
+                kind = {"Content-Type": "application/x-www-form-urlencoded"}
+                return wire.ask(
+                    "POST", realm, self.where, good=(200,), headers=kind, body=urlencode(form).encode(), limit=_LARGEST
+                )
+            url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(asked)
+            if not credentials:
+                return wire.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
+            # As a POST would be, a request with a password is not redirected: 3xx is none of the good ones.
+            said = {"Authorization": credentials.basic()}
+            return wire.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
+        except DeniedError as error:
+            what = "name and password were refused" if credentials else "it takes a login"
+            raise DeniedError(self.where, f"{error.what.partition(':')[0]}: {what}", self._hint) from error
+        finally:
+            wire.close()
+
+
+def _parse(challenges: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Scheme, in lower case, to its parameters (RFC 9110, section 11.6.1)."""
+    found: dict[str, dict[str, str]] = {}
+    scheme = ""
+    for text in challenges:
+        for match in _CHALLENGE.finditer(text):
+            scheme = (match[1] or scheme).lower()
+            if scheme:
+                found.setdefault(scheme, {}).setdefault(match[2].lower(), match[3])
+    return found

@@ -1,0 +1,314 @@
+"""An adapter in an OCI registry, by the distribution-spec v1.1: `oci://host/name`.
+
+Blobs go up in pieces, so that a connection that breaks costs one piece: the registry is asked how far it has come. They come
+down by range. Nothing that a registry says is believed: what it sends is hashed, and what it stored is compared by digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from adapterhub import manifest
+from adapterhub.digest import CHUNK, Digest, sha256_bytes
+from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
+
+from . import credentials
+from .address import Address
+from .login import Login
+from .receiving import Steady
+from .remote import Reader, Source
+from .wire import PAUSES, AgainError, Answer, Body, Wire, resolved
+
+PIECE = 16 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
+_LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
+_MAX_TAGS, _MAX_PAGES = 100_000, 1000
+_DIGEST_HEADER = "docker-content-digest"
+_BYTES = {"Content-Type": "application/octet-stream"}
+# The others only so that the error says what is there instead.
+_ACCEPTED = ", ".join(
+    (
+        MANIFEST_TYPE,
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+
+
+class Oci:
+    """One repository of a registry; `close` it in the end.
+
+    Attributes:
+        config: docker's config.json, which says who asks.
+        pauses: Seconds before another try.
+        piece: Bytes of one PATCH.
+    """
+
+    def __init__(
+        self, address: Address, config: Path | None = None, *, pauses: Sequence[float] = PAUSES, piece: int = PIECE
+    ) -> None:
+        self.address = address
+        hint = f"Log in with `docker login {address.host}` or `oras login {address.host}`"
+        login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config))
+        self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
+        self._root = f"{address.base}/v2/{address.name}"
+        self._pauses, self._piece = pauses, piece
+
+    @property
+    def where(self) -> str:
+        """The address without a version."""
+        return self.address.repository
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._wire.close()
+
+    def __enter__(self) -> Oci:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- reading
+
+    def manifest(self, reference: str) -> Manifest:
+        """The manifest of a tag or digest, compared with the digest that was asked for or that the registry names."""
+        where = self._at(reference)
+        url = f"{self._root}/manifests/{quote(reference, safe=':')}"
+        headers = {"Accept": _ACCEPTED}
+        try:
+            answer = self._wire.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
+        except NotFoundError as error:
+            hint = f"`adapterhub list {self.where}` says which tags there are"
+            raise NotFoundError(where, "no such version in this registry", hint) from error
+        digest = sha256_bytes(answer.body)
+        wanted = reference if ":" in reference else answer.headers.get(_DIGEST_HEADER)
+        if wanted is not None and wanted != digest:
+            raise IntegrityError(where, f"the manifest that came is {digest}, not {wanted[:80]}", "Ask its owner")
+        return manifest.parse(answer.body, where)
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """The bytes of a blob from `start` on; of a registry that knows no ranges, what comes before is passed over."""
+        if start and start >= blob.size:
+            yield io.BytesIO()
+            return
+        where = f"{self.where}: {blob.path or blob.digest}"
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        with self._wire.stream(self._blob(blob), where, scope=self._scope(), headers=headers) as body:
+            left = blob.size - start
+            if body.status == 206:
+                said = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""))
+                if not start or not said or int(said[1]) != start:
+                    raise RemoteError(where, "the registry sends another range than it was asked for")
+            elif start:
+                _pass_over(body, start)
+            if body.length is not None and body.length != (left if body.status == 206 else blob.size):
+                raise IntegrityError(where, f"the registry has {body.length} bytes of it, not {left}", "Ask its owner")
+            yield body
+
+    def tags(self) -> list[str]:
+        """Every tag, sorted."""
+        found: set[str] = set()
+        url: str | None = f"{self._root}/tags/list"
+        for _ in range(_MAX_PAGES):
+            if url is None or len(found) > _MAX_TAGS:
+                break
+            answer = self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
+            try:
+                page = json.loads(answer.body)["tags"] or []
+                new = {tag for tag in page if isinstance(tag, str) and _TAG.fullmatch(tag)}
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise FormatError(self.where, "the registry does not answer with a list of tags") from error
+            if new <= found:
+                break
+            found |= new
+            following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
+            url = resolved(answer.url, following[1], self.where) if following else None
+        return sorted(found)
+
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
+        try:
+            answer = self._wire.ask("HEAD", f"{self._root}/blobs/{digest}", self.where, good=(200,), scope=self._scope())
+            size = answer.number("content-length") or 0
+            return Steady(self, Descriptor("", digest, size), pauses=self._pauses)
+        except NotFoundError:
+            with contextlib.suppress(NotFoundError):
+                return io.BytesIO(self.manifest(digest).raw)
+            return None
+
+    # ---- writing
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether the repository has it, by a HEAD."""
+        try:
+            answer = self._wire.ask("HEAD", self._blob(blob), self.where, good=(200,), scope=self._scope(write=True))
+        except NotFoundError:
+            return False
+        said = answer.number("content-length")
+        return said is None or said == blob.size
+
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Send a blob in pieces, or have the registry take it from another of its repositories where `source` is one."""
+        where = f"{self.where}: {blob.path or blob.digest}"
+
+        def once() -> int:
+            mounted, session = self._begin(blob, source, where)
+            if mounted:
+                return 0
+            with Steady(source, blob, pauses=self._pauses) as reader:
+                self._send(blob, reader, session, where)
+            return blob.size
+
+        return int(self._wire.tried(once, where))
+
+    def _begin(self, blob: Descriptor, source: Source, where: str) -> tuple[bool, Answer]:
+        """Begin an upload; whether it is done already, as the registry had the blob elsewhere."""
+        query, scope = "", self._scope(write=True)
+        if isinstance(source, Oci) and source.address.base == self.address.base and source.address.name != self.address.name:
+            query = "?" + urlencode({"mount": blob.digest, "from": source.address.name})
+            scope += f" repository:{source.address.name}:pull"
+        answer = self._wire.ask("POST", f"{self._root}/blobs/uploads/{query}", where, good=(201, 202), scope=scope)
+        return answer.status == 201 and bool(query), answer
+
+    def _send(self, blob: Descriptor, reader: Reader, session: Answer, where: str) -> None:
+        state, sent = hashlib.sha256(), 0
+        url = resolved(session.url, session.headers.get("location"), where)
+        least = session.number("oci-chunk-min-length") or 0
+        piece = memoryview(bytearray(min(max(self._piece, least, 1), _LARGEST_PIECE, max(blob.size, 1))))
+        if len(piece) >= blob.size:
+            n = _fill(reader, piece[: blob.size])
+            state.update(piece[:n])
+            _check(state.hexdigest(), n, blob, where)
+            self._finish(blob, url, piece[:n], where)
+            return
+        with ThreadPoolExecutor(1) as beside:
+            while sent < blob.size and (n := _fill(reader, piece[: min(len(piece), blob.size - sent)])):
+                hashed = beside.submit(state.update, piece[:n])
+                url = self._patch(url, piece[:n], sent, where)
+                hashed.result()
+                sent += n
+        _check(state.hexdigest(), sent, blob, where)
+        self._finish(blob, url, piece[:0], where)
+
+    def _patch(self, url: str, data: memoryview, start: int, where: str) -> str:
+        """Send one piece, or what of it the registry says it hasn't got; where to go on."""
+        done, failed = 0, 0
+        while True:
+            headers = {**_BYTES, "Content-Range": f"{start + done}-{start + len(data) - 1}"}
+            try:
+                scope = self._scope(write=True)
+                answer = self._wire.ask(
+                    "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=data[done:], retry=False
+                )
+                if answer.status == 202:
+                    return resolved(answer.url, answer.headers.get("location"), where)
+                raise AgainError("the registry has come to another byte than we")
+            except AgainError as error:
+                if failed == len(self._pauses):
+                    raise self._wire.given_up(error, where, failed + 1) from error
+                self._wire.pause(error, failed)
+                failed += 1
+            url, there = self._status(url, where)
+            if there == start + len(data):
+                return url
+            if not start <= there < start + len(data):
+                raise RemoteError(where, "the registry lost what it had of this upload", "Try again")
+            done = there - start
+
+    def _status(self, url: str, where: str) -> tuple[str, int]:
+        """Where an upload goes on, and how many bytes of it the registry has."""
+        try:
+            answer = self._wire.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
+        except NotFoundError as error:
+            # docker-registry 2.8 keeps the offset in the address: of an answer that got lost it can only begin again.
+            raise AgainError("the registry has let go of this upload") from error
+        said = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
+        if not said:
+            raise RemoteError(where, "the registry does not say how far an upload has come", "Try again")
+        location = answer.headers.get("location")
+        # `0-0` is said of no bytes as well as of one; pieces are larger than that.
+        return resolved(answer.url, location, where) if location else url, int(said[1]) + 1 if int(said[1]) else 0
+
+    def _finish(self, blob: Descriptor, url: str, data: memoryview, where: str) -> None:
+        """Close an upload. Where the answer got lost, whether it is stored decides; AgainError where it isn't."""
+        final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
+        scope = self._scope(write=True)
+        for number in range(len(self._pauses) + 1):
+            try:
+                answer = self._wire.ask(
+                    "PUT", final, where, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
+                )
+            except (AgainError, NotFoundError) as error:
+                if self.has(blob):
+                    return
+                again = error if isinstance(error, AgainError) else AgainError(error.what)
+                if len(data) or number == len(self._pauses):
+                    raise again from error
+                self._wire.pause(again, number)
+            else:
+                self._compare(answer, blob.digest, where)
+                return
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        """Store the manifest under its digest, then under the tag."""
+        for reference in (made.digest, *([tag] if tag else [])):
+            where = self._at(reference)
+            answer = self._wire.ask(
+                "PUT",
+                f"{self._root}/manifests/{quote(reference, safe=':')}",
+                where,
+                good=(200, 201),
+                scope=self._scope(write=True),
+                headers={"Content-Type": MANIFEST_TYPE},
+                body=made.raw,
+            )
+            self._compare(answer, made.digest, where)
+
+    def _compare(self, answer: Answer, digest: str, where: str) -> None:
+        said = answer.headers.get(_DIGEST_HEADER, digest)
+        if said != digest:
+            raise IntegrityError(where, f"the registry says that it stored {said[:80]}, not {digest}", "Try again")
+
+    def _blob(self, blob: Descriptor) -> str:
+        return f"{self._root}/blobs/{blob.digest}"
+
+    def _at(self, reference: str) -> str:
+        return f"{self.where}{'@' if ':' in reference else ':'}{reference}"
+
+    def _scope(self, *, write: bool = False) -> str:
+        return f"repository:{self.address.name}:pull{',push' if write else ''}"
+
+
+def _check(digest: str, size: int, blob: Descriptor, where: str) -> None:
+    """Before an upload is closed: what was read is what it should be."""
+    if (f"sha256:{digest}", size) != (blob.digest, blob.size):
+        what = f"{size} bytes of sha256:{digest} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+
+
+def _fill(reader: Reader, piece: memoryview) -> int:
+    """Read until `piece` is full or there is no more; bytes read."""
+    done = 0
+    while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
+        done += n
+    return done
+
+
+def _pass_over(body: Body, count: int) -> None:
+    buffer = memoryview(bytearray(min(CHUNK, count)))
+    while count and (n := body.readinto(buffer[: min(len(buffer), count)])):
+        count -= n

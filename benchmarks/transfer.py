@@ -1,0 +1,84 @@
+"""Push and pull of one adapter to a docker-registry on 127.0.0.1: ours beside oras, whole processes in turn.
+
+    python benchmarks/transfer.py [--mib 1024] [--runs 3]
+
+Both share the machine's cores with the server. A push finds an empty registry; a pull, an empty folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
+
+from _pairs import compare  # noqa: E402
+
+from adapterhub_converters.files import safetensors_file  # noqa: E402
+from tests.remotes import registry  # noqa: E402
+
+
+def make(folder: Path, mib: int) -> None:
+    """A PEFT folder whose weights have so many MiB of random numbers."""
+    folder.mkdir()
+    layers, rows = 16, mib * (1 << 20) // 4 // 2 // 16 // 64
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{half}.weight": rng.random(
+            (64, rows) if half == "A" else (rows, 64), np.float32
+        )
+        for n in range(layers)
+        for half in "AB"
+    }
+    safetensors_file.write(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 64, "lora_alpha": 64, "target_modules": ["q_proj"], "base_model_name_or_path": "a/b"}'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        make(options.make, options.mib)
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as temporary:
+        root = Path(temporary)
+        # In a process of its own: the peak of a child counts from what its parent had when it was forked.
+        itself = [sys.executable, __file__, "--make", str(root / "sql"), "--mib", str(options.mib)]
+        subprocess.run(itself, check=True)
+        env = {"PYTHONPATH": ":".join(sys.path[:3])}
+        ours = [sys.executable, "-m", "adapterhub"]
+        files = ["adapter_config.json", "adapter_model.safetensors"]
+        with registry.running(root) as host:
+            there = f"{host}/bench"
+            oras = ["env", "-C", str(root / "sql"), "oras"]
+            compare(
+                [*ours, "push", str(root / "sql"), f"oci://{there}/ours"],
+                [*oras, "push", "--plain-http", f"{there}/theirs:latest", *files],
+                options.runs,
+                title=f"push {options.mib} MiB, oras",
+                env=env,
+                fresh=[root / "data"],
+            )
+            compare(
+                [*ours, "pull", f"oci://{there}/ours", "-o", str(root / "a")],
+                ["oras", "pull", "--plain-http", f"{there}/theirs:latest", "-o", str(root / "b")],
+                options.runs,
+                title=f"pull {options.mib} MiB, oras",
+                env=env,
+                fresh=[root / "a", root / "b"],
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""One docker-registry for all tests, and the tiny adapters of the registry's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.registry.conftest import make  # noqa: F401 - a fixture
+from tests.remotes import registry
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of a registry that takes everything of everybody."""
+    with registry.running(tmp_path_factory.mktemp("registry")) as found:
+        yield found

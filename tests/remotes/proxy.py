@@ -1,0 +1,116 @@
+"""A proxy in front of a registry that hands on what it gets, but for what a test has it do to it."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Exchange:
+    """One request and its answer; what a fault changes is what goes on. `hang_up`: close instead of answering."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int = 0
+    answer: dict[str, str] = field(default_factory=dict)
+    data: bytes = b""
+    hang_up: bool = False
+    cut: int | None = None
+    wait: threading.Event | None = None
+
+
+Fault = Callable[[Exchange], None]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Proxy
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.lock:
+            self.server.connections += 1
+
+    def _do(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else b""
+        found = Exchange(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}, body)
+        self.server.before(found)
+        if not found.status:  # a fault may answer itself
+            self._ask(found)
+        self.server.after(found)
+        with self.server.lock:
+            self.server.seen.append(found)
+        self._answer(found)
+
+    def _ask(self, found: Exchange) -> None:
+        there = http.client.HTTPConnection(self.server.host, timeout=60)
+        length = {"content-length": str(len(found.body))} if found.method in ("POST", "PUT", "PATCH") else {}
+        there.request(found.method, found.path, found.body or None, {**found.headers, **length})
+        response = there.getresponse()
+        found.status, found.data = response.status, response.read()
+        found.answer = {key.lower(): value for key, value in response.headers.items()}
+        there.close()
+
+    def _answer(self, found: Exchange) -> None:
+        if found.hang_up:
+            self.close_connection = True
+            return
+        try:
+            self.send_response(found.status)
+            lengths = {} if "content-length" in found.answer else {"content-length": str(len(found.data))}
+            for key, value in {**found.answer, **lengths}.items():
+                if key not in ("transfer-encoding", "connection", "date"):
+                    self.send_header(key, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(found.data[: found.cut])
+                if found.wait:
+                    found.wait.wait(60)
+            if found.cut is not None:
+                self.close_connection = True
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _do
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+class Proxy(ThreadingHTTPServer):
+    """A context manager that runs it; `before` and `after` are what is done to a request and to its answer."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str = "") -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.host = host
+        self.before: Fault = lambda _: None
+        self.after: Fault = lambda _: None
+        self.seen: list[Exchange] = []
+        self.connections = 0
+        self.lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients that hang up are what is tested."""
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()

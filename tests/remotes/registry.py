@@ -1,0 +1,67 @@
+"""A real registry on 127.0.0.1: Debian's docker-registry, open or behind a password."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import need_program
+
+USER, PASSWORD = "user", "not-a-secret-7"
+_HTPASSWD = "user:$2b$04$bcZtFHwnFeE4rzr.eI5wQ.j.1xzEtSGZbxCQ0fkZBrnVoQV7IOury\n"
+
+
+@contextmanager
+def running(folder: Path, *, password: bool = False) -> Iterator[str]:
+    """Serve from a folder; `host:port`."""
+    program = need_program("docker-registry")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    config = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "http": {"addr": host, "secret": "test"},
+    }
+    if password:
+        (folder / "htpasswd").write_text(_HTPASSWD)
+        config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
+    (folder / "config.yml").write_text(json.dumps(config))
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen([program, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+    try:
+        _wait(host, process, folder / "log")
+        yield host
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    while True:
+        try:
+            urllib.request.urlopen(f"http://{host}/v2/", timeout=10).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        else:
+            return
+
+
+def docker_config(folder: Path, host: str, password: str = PASSWORD) -> Path:
+    """A config.json as `docker login` writes it; its folder is what DOCKER_CONFIG names."""
+    folder.mkdir(exist_ok=True)
+    auth = base64.b64encode(f"{USER}:{password}".encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
+    return folder / "config.json"

@@ -1,0 +1,221 @@
+"""What every place for adapters keeps to. A new kind of place is one more parameter."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.registry import Registry
+from adapterhub.remotes.address import Address
+from adapterhub.remotes.copying import copy, unique
+from adapterhub.remotes.folders import AdapterFolder
+from adapterhub.remotes.local import Local
+from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.remote import Reader, Source, Target
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
+from tests.registry.conftest import write_adapter
+
+Make = Callable[..., Path]
+_names = itertools.count()
+
+TARGETS = ["local", pytest.param("oci", marks=pytest.mark.peer)]
+SOURCES = [*TARGETS, "folder"]
+
+
+class Places:
+    """Makes a new and empty place of a kind, and closes it in the end."""
+
+    def __init__(self, request: pytest.FixtureRequest, tmp_path: Path, stack: ExitStack) -> None:
+        self._request, self._root, self._stack = request, tmp_path, stack
+
+    def target(self, kind: str) -> Target:
+        n = next(_names)
+        if kind == "local":
+            registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
+            return self._stack.enter_context(Local(registry, "team/sql").at_work())
+        host = self._request.getfixturevalue("host")
+        return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
+
+    def source(self, kind: str, folder: Path) -> Source:
+        if kind == "folder":
+            return AdapterFolder(folder)
+        place = self.target(kind)
+        copy(AdapterFolder(folder), "latest", place, "latest")
+        return place
+
+
+@pytest.fixture
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
+    with ExitStack() as stack:
+        yield Places(request, tmp_path, stack)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "sql")
+
+
+class Bytes:
+    """A source of one blob, for what no real one should hold."""
+
+    where = "bytes"
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked = 0
+
+    def manifest(self, reference: str) -> Manifest:
+        raise NotFoundError(self.where, reference)
+
+    @contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        self.asked += 1
+        yield io.BytesIO(self.data[start:])
+
+    def tags(self) -> list[str]:
+        return []
+
+
+def blob_of(data: bytes) -> Descriptor:
+    return Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+
+
+def read(source: Source, blob: Descriptor, start: int = 0) -> bytes:
+    buffer, found = memoryview(bytearray(50)), b""
+    with source.open_blob(blob, start) as reader:
+        while n := reader.readinto(buffer):
+            found += bytes(buffer[:n])
+    return found
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_version_has_one_manifest_by_tag_and_by_digest(places: Places, adapter: Path, kind: str) -> None:
+    source, expected = places.source(kind, adapter), manifest.build(adapter)
+    assert source.manifest("latest").raw == expected.raw
+    assert source.manifest(expected.digest).raw == expected.raw
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_is_not_there_is_not_found(places: Places, adapter: Path, kind: str) -> None:
+    source = places.source(kind, adapter)
+    for reference in ("nothing", "sha256:" + "0" * 64):
+        with pytest.raises(NotFoundError):
+            source.manifest(reference)
+    with pytest.raises(NotFoundError):
+        read(source, blob_of(b"nothing"))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_an_empty_place_has_no_version_and_no_tags(places: Places, kind: str) -> None:
+    place = places.target(kind)
+    with pytest.raises(NotFoundError):
+        place.manifest("latest")
+    with pytest.raises(NotFoundError):
+        place.tags()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_blob_is_read_from_anywhere_in_it(places: Places, adapter: Path, kind: str) -> None:
+    source = places.source(kind, adapter)
+    for blob in unique(source.manifest("latest")):
+        whole = read(source, blob)
+        assert blob_of(whole).digest == blob.digest
+        for start in (1, blob.size // 2, blob.size - 1, blob.size):
+            assert read(source, blob, start) == whole[start:]
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("data", [b"", b"x", b"abc" * 1000], ids=["empty", "one byte", "more"])
+def test_a_blob_that_was_put_is_there(places: Places, kind: str, data: bytes) -> None:
+    place, blob = places.target(kind), blob_of(data)
+    assert not place.has(blob)
+    assert place.put_blob(blob, Bytes(data)) == len(data)
+    assert place.has(blob)
+    assert read(place, blob) == data
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("wrong", [b"abd", b"ab", b""], ids=["flipped", "short", "empty"])
+def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: bytes) -> None:
+    place, blob = places.target(kind), blob_of(b"abc")
+    with pytest.raises(IntegrityError):
+        place.put_blob(blob, Bytes(wrong))
+    assert not place.has(blob)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, kind: str) -> None:
+    place, source = places.target(kind), AdapterFolder(adapter)
+    made = source.manifest("latest")
+    for blob in unique(made)[1:]:
+        place.put_blob(blob, source)
+    with pytest.raises(AdapterhubError):
+        place.put_manifest(made, "latest")
+    with pytest.raises(NotFoundError):
+        place.manifest("latest")
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_tags_are_listed_and_move(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    place = places.target(kind)
+    first = copy(AdapterFolder(adapter), "latest", place, "prod").manifest
+    second = copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test").manifest
+    assert {"prod", "test"} <= set(place.tags())
+    assert (place.manifest("prod").digest, place.manifest("test").digest) == (first.digest, second.digest)
+    copy(AdapterFolder(adapter), "latest", place, "test")
+    assert place.manifest("test").digest == first.digest
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: Path, kind: str, to: str) -> None:
+    source, target = places.source(kind, adapter), places.target(to)
+    copied = copy(source, "latest", target, "prod")
+    assert copied.manifest.digest == manifest.build(adapter).digest == target.manifest("prod").digest
+    mounted = kind == to == "oci"  # both are in one registry
+    assert copied.sent == (0 if mounted else sum(blob.size for blob in unique(copied.manifest)))
+    for layer in target.manifest("prod").layers:
+        if layer.path != manifest.FACTS:
+            assert read(target, layer) == (adapter / layer.path).read_bytes()
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_what_is_there_is_not_sent_again(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    target = places.target(kind)
+    first = copy(AdapterFolder(adapter), "latest", target, "one")
+    assert copy(AdapterFolder(adapter), "latest", target, "two").sent == 0
+    other = write_adapter(tmp_path / "other")  # the same weights, another README
+    (other / "README.md").write_text("# Another\n")
+    sent = copy(AdapterFolder(other), "latest", target, "three").sent
+    weights = next(layer.size for layer in first.manifest.layers if layer.path.endswith(".safetensors"))
+    assert 0 < sent < first.sent - weights + 100
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_copy_says_how_far_it_is(places: Places, adapter: Path, kind: str) -> None:
+    seen: list[tuple[int, int]] = []
+    copied = copy(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: seen.append(pair))
+    assert seen[-1] == (copied.sent, copied.sent)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_the_local_registry_refuses_facts_of_other_files(places: Places, adapter: Path) -> None:
+    place, source = places.target("local"), AdapterFolder(adapter)
+    made = source.manifest("latest")
+    for blob in unique(made):
+        place.put_blob(blob, source)
+    document: dict[str, Any] = manifest.parse_json(made.raw, "")
+    document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
+    with pytest.raises(IntegrityError, match="lists other files than the manifest"):
+        place.put_manifest(manifest.parse(manifest._canonical(document), ""), None)
+    with pytest.raises(NotFoundError):
+        place.manifest("latest")

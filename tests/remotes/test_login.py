@@ -1,0 +1,250 @@
+"""Who asks: told to the registry and to its token service, and to nobody else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+
+from adapterhub.manifest import Descriptor
+from adapterhub.remotes import credentials
+from adapterhub.remotes.address import Address, is_address
+from adapterhub.remotes.credentials import Credentials
+from adapterhub.remotes.login import Login
+from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.wire import DeniedError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
+from tests.remotes.proxy import Exchange, Proxy
+
+PASSWORD = "not-a-secret-7"
+BASIC = "Basic " + base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+BLOB = Descriptor("x", "sha256:" + "0" * 64, 3)
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[Proxy, Proxy, Proxy]]:
+    """A registry, its token service, and its storage: three origins."""
+    with Proxy() as registry, Proxy() as tokens, Proxy() as storage:
+        yield registry, tokens, storage
+
+
+class World:
+    """A registry that wants a token, sends for blobs to its storage, and a service that gives tokens for a password."""
+
+    def __init__(self, servers: tuple[Proxy, Proxy, Proxy]) -> None:
+        self.registry, self.tokens, self.storage = servers
+        self.valid = "token-1"
+        self.registry.before, self.tokens.before, self.storage.before = self._registry, self._token, self._blob
+
+    def _registry(self, found: Exchange) -> None:
+        if found.headers.get("authorization") != f"Bearer {self.valid}":
+            realm = f'Bearer realm="http://{self.tokens.address}/token",service="reg,istry",scope="repository:team/sql:pull"'
+            found.status, found.answer = 401, {"www-authenticate": realm}
+        else:
+            found.status, found.answer = 307, {"location": f"http://{self.storage.address}/somewhere?signature=s3cr3t"}
+
+    def _token(self, found: Exchange) -> None:
+        form = parse_qs(found.body.decode())
+        right = found.headers.get("authorization") == BASIC or form.get("refresh_token") == ["identity-1"]
+        found.status, found.data = (200, json.dumps({"token": self.valid}).encode()) if right else (401, b"")
+
+    def _blob(self, found: Exchange) -> None:
+        found.status, found.data = 200, b"abc"
+
+    def open(self, config: Path | None) -> Oci:
+        return Oci(Address.parse(f"oci://{self.registry.address}/team/sql"), config, pauses=())
+
+
+def config(folder: Path, host: str, **entry: str) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({"auths": {host: entry or {"auth": BASIC.removeprefix("Basic ")}}}))
+    return path
+
+
+def read(source: Oci) -> bytes:
+    with source.open_blob(BLOB) as reader:
+        buffer = bytearray(10)
+        return bytes(buffer[: reader.readinto(memoryview(buffer))])
+
+
+def test_a_token_is_fetched_with_the_password_and_goes_to_the_registry_alone(
+    servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path
+) -> None:
+    world = World(servers)
+    with world.open(config(tmp_path, world.registry.address)) as source:
+        assert read(source) == b"abc"
+        assert read(source) == b"abc"
+    assert [found.path for found in world.tokens.seen] == ["/token?service=reg%2Cistry&scope=repository%3Ateam%2Fsql%3Apull"]
+    assert [found.headers.get("authorization") for found in world.registry.seen] == [None, *["Bearer token-1"] * 2]
+    assert [found.headers.get("authorization") for found in world.storage.seen] == [None, None]
+
+
+def test_a_token_that_has_expired_is_fetched_anew(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+    world = World(servers)
+    with world.open(config(tmp_path, world.registry.address)) as source:
+        read(source)
+        world.valid = "token-2"
+        assert read(source) == b"abc"
+    assert len(world.tokens.seen) == 2
+
+
+def test_an_identity_token_is_exchanged(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+    world = World(servers)
+    with world.open(config(tmp_path, world.registry.address, identitytoken="identity-1")) as source:
+        assert read(source) == b"abc"
+    form = parse_qs(world.tokens.seen[0].body.decode())
+    assert (form["grant_type"], form["scope"]) == (["refresh_token"], ["repository:team/sql:pull"])
+
+
+def test_storage_that_asks_for_a_password_gets_none(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+    world = World(servers)
+
+    def wants(found: Exchange) -> None:
+        found.status, found.answer = 401, {"www-authenticate": 'Basic realm="give"'}
+
+    world.storage.before = wants
+    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(DeniedError) as caught:
+        read(source)
+    assert "s3cr3t" not in str(caught.value)
+    assert [found.headers.get("authorization") for found in world.storage.seen] == [None]
+
+
+def test_a_token_service_that_redirects_does_not_take_the_password_along(
+    servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path
+) -> None:
+    world = World(servers)
+
+    def away(found: Exchange) -> None:
+        found.status, found.answer = 302, {"location": f"http://{world.storage.address}/token"}
+
+    world.tokens.before = away
+    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError, match="HTTP 302"):
+        read(source)
+    assert world.storage.seen == []
+
+
+def test_no_error_repeats_a_secret_that_a_server_says(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+    world = World(servers)
+    ask = world.registry.before
+
+    def echo(found: Exchange) -> None:
+        ask(found)
+        if found.status == 307:
+            said = f"{found.headers['authorization']} {PASSWORD}"
+            found.status, found.data = 400, json.dumps({"errors": [{"code": "NO", "message": said}]}).encode()
+
+    world.registry.before = echo
+    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as caught:
+        read(source)
+    assert str(caught.value).endswith("HTTP 400")
+    assert PASSWORD not in repr(credentials.find(world.registry.address, tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 3}', b'{"token": "a\\nb"}', b"{" * 100_000])
+def test_a_token_that_is_none_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path, body: bytes) -> None:
+    world = World(servers)
+
+    def nonsense(found: Exchange) -> None:
+        found.status, found.data = 200, body
+
+    world.tokens.before = nonsense
+    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError, match="token service"):
+        read(source)
+
+
+@pytest.mark.parametrize("challenge", ["", "Negotiate", 'Basic realm="x"', "Bearer", 'Bearer realm="ftp://x"', '=,="'])
+def test_without_a_password_every_challenge_ends_in_one_line(challenge: str) -> None:
+    login = Login("oci://here/x", "http://127.0.0.1:1", "Log in", lambda: None)
+    with pytest.raises(RemoteError):
+        login([challenge] if challenge else [], "")
+
+
+def test_a_registry_with_tls_gets_no_password_over_plain_http() -> None:
+    login = Login("oci://here/x", "https://here", "Log in", lambda: Credentials("user", PASSWORD))
+    with pytest.raises(RemoteError, match="over plain HTTP"):
+        login(['Bearer realm="http://evil.example/token"'], "")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({}, None),
+        ({"auths": {}}, None),
+        ({"auths": {"other": {"auth": "dTpw"}}}, None),
+        ({"auths": {"here:1": {}}}, None),
+        ({"auths": {"here:1": {"auth": "dTpw"}}}, ("u", "p")),
+        ({"auths": {"https://here:1": {"auth": "dTpwOnE="}}}, ("u", "p:q")),
+        ({"auths": {"https://here:1/v1/": {"username": "u", "password": "p"}}}, ("u", "p")),
+        ({"auths": [], "credHelpers": 3, "credsStore": None}, None),
+    ],
+)  # fmt: skip
+def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    found = credentials.find("here:1", tmp_path / "config.json")
+    assert (found and (found.user, found.password)) == expected
+
+
+def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert credentials.find("here", path) is None
+    for text in ('{"auths": "s3cr3t', '{"auths": {"here": {"auth": "s3cr3t!"}}}', '{"credsStore": "../s3cr3t"}', "[]"):
+        path.write_text(text)
+        with pytest.raises(LocalIOError) as caught:
+            credentials.find("here", path)
+        assert "!" not in str(caught.value)
+    path.write_text('{"credsStore": "is-not-there"}')
+    with pytest.raises(LocalIOError, match="isn't installed"):
+        credentials.find("here", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "reference"),
+    [
+        ("oci://registry.example/team/sql", "https://registry.example", "latest"),
+        ("oci://registry.example:5000/team/sub/sql:v2", "https://registry.example:5000", "v2"),
+        ("oci://registry.example/sql@sha256:" + "0" * 64, "https://registry.example", "sha256:" + "0" * 64),
+        ("oci://127.0.0.1:5000/sql:x", "http://127.0.0.1:5000", "x"),
+        ("oci://[::1]:5000/sql:x", "http://[::1]:5000", "x"),
+        ("oci://localhost/sql", "http://localhost", "latest"),
+        ("oci://127.0.0.1.example.org/sql", "https://127.0.0.1.example.org", "latest"),
+        ("oci+http://in.house:5000/sql", "http://in.house:5000", "latest"),
+        ("oci+https://localhost/sql", "https://localhost", "latest"),
+        ("oci://docker.io/team/sql", "https://registry-1.docker.io", "latest"),
+    ],
+)
+def test_an_address_says_host_and_version_and_is_its_own_text(text: str, base: str, reference: str) -> None:
+    address = Address.parse(text)
+    assert is_address(text)
+    assert (address.base, address.reference, str(address)) == (base, reference, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "oci://", "oci://host", "oci://host/", "oci:///name", "oci://host/Name", "oci://host/../x", "oci://host/a//b",
+        "oci://host/a:", "oci://host/a:-x", "oci://host/a:x@sha256:" + "0" * 64, "oci://host/a@sha256:12",
+        "oci://ho st/a", "oci://host:port/a", "oci://host:99999/a", "oci://host/a?x=1", "oci://host/a#b", "oci://[::1/a",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises((UsageError, FormatError)):
+        Address.parse(text)
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError, match="end up in logs") as caught:
+        Address.parse(f"oci://user:{PASSWORD}@host/name")
+    assert PASSWORD not in str(caught.value)
+
+
+def test_404_is_not_found_and_says_so(servers: tuple[Proxy, Proxy, Proxy]) -> None:
+    registry = servers[0]
+    registry.before = lambda found: setattr(found, "status", 404)
+    with Oci(Address.parse(f"oci://{registry.address}/team/sql")) as source:
+        for call in (lambda: source.manifest("latest"), source.tags, lambda: read(source)):
+            with pytest.raises(NotFoundError):
+                call()

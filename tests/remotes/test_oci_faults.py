@@ -1,0 +1,442 @@
+"""What a network and a registry do wrong: nothing of it is accepted, and nothing that was received is received again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.remotes.address import Address
+from adapterhub.remotes.copying import copy, unique
+from adapterhub.remotes.folders import AdapterFolder, download
+from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.receiving import NOTED
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    RemoteError,
+)
+from tests.cli.test_process import PATH
+from tests.registry.conftest import write_adapter
+from tests.remotes.proxy import Exchange, Proxy
+
+pytestmark = pytest.mark.peer
+BIG = 300_000
+
+
+@pytest.fixture
+def proxy(host: str) -> Iterator[Proxy]:
+    with Proxy(host) as found:
+        yield found
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").write_text("# Long\n" + random.Random(0).randbytes(BIG // 2).hex())
+    return folder
+
+
+def remote(host: str, name: str, *, pauses: tuple[float, ...] = (0.0,), piece: int = 1 << 16) -> Oci:
+    return Oci(Address.parse(f"oci://{host}/faults/{name}"), pauses=pauses, piece=piece)
+
+
+def pushed(host: str, name: str, adapter: Path) -> Manifest:
+    with remote(host, name) as to:
+        return copy(AdapterFolder(adapter), "latest", to, "latest").manifest
+
+
+def readme(made: Manifest) -> Descriptor:
+    return next(layer for layer in made.layers if layer.path == "README.md")
+
+
+def flip(data: bytes, dice: random.Random) -> bytes:
+    at = dice.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ (1 << dice.randrange(8))]) + data[at + 1 :]
+
+
+def test_one_connection_serves_a_whole_copy(proxy: Proxy, adapter: Path, tmp_path: Path) -> None:
+    with remote(proxy.address, "kept") as place:
+        copy(AdapterFolder(adapter), "latest", place, "latest")
+        download(place, "latest", tmp_path / "out")
+    assert len(proxy.seen) > 20
+    assert proxy.connections == 1
+
+
+# ---- flips
+
+
+def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, host: str, tmp_path: Path) -> None:
+    made = pushed(host, "flips", write_adapter(tmp_path / "sql"))
+    answers = 1 + len(made.layers)
+    for seed in range(200):
+        dice, out = random.Random(seed), tmp_path / f"out-{seed}"
+        left = dice.randrange(answers)
+
+        def after(found: Exchange, dice: random.Random = dice) -> None:
+            nonlocal left
+            if left == 0:
+                found.data = flip(found.data, dice)
+            left -= 1
+
+        proxy.after = after
+        reference = made.digest if seed % 2 else "latest"
+        with remote(proxy.address, "flips", pauses=()) as source, pytest.raises(IntegrityError):
+            download(source, reference, out, pauses=())
+        assert not out.exists()
+
+
+def test_no_flip_on_the_way_there_is_accepted(proxy: Proxy, host: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "sql")
+    for seed in range(40):
+        dice, name = random.Random(seed), f"flips-{seed}"
+        left = dice.randrange(6)
+
+        def before(found: Exchange, dice: random.Random = dice) -> None:
+            nonlocal left
+            if found.method == "PUT":
+                if left == 0:
+                    found.body = flip(found.body, dice)
+                left -= 1
+
+        proxy.before = before
+        with remote(proxy.address, name, pauses=()) as to, pytest.raises(AdapterhubError) as caught:
+            copy(AdapterFolder(adapter), "latest", to, "latest")
+        assert caught.value.exit_code in (4, 5)
+        with remote(host, name) as there, pytest.raises(NotFoundError):
+            there.manifest("latest")
+
+
+# ---- cuts
+
+
+def test_a_cut_download_goes_on_where_it_was(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+    made = pushed(host, "cut", adapter)
+    cuts = iter((100_000, 50_000, 1))
+
+    def after(found: Exchange) -> None:
+        if readme(made).digest in found.path:
+            found.cut = next(cuts, None)
+
+    proxy.after = after
+    with remote(proxy.address, "cut") as source:
+        download(source, "latest", tmp_path / "out", pauses=(0.0,))
+    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
+
+
+def test_a_download_that_failed_is_gone_on_with(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+    made, out = pushed(host, "gone-on", adapter), tmp_path / "out"
+    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
+    with remote(proxy.address, "gone-on", pauses=()) as source:
+        with pytest.raises(RemoteError, match="ended") as caught:
+            download(source, "latest", out, pauses=())
+        assert caught.value.exit_code == 5
+        assert not out.exists()
+        proxy.after = lambda _: None
+        download(source, "latest", out, pauses=())
+    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    assert asked == [None, "bytes=200000-"]
+    fetched = [found.path for found in proxy.seen if "/blobs/" in found.path]
+    assert len(fetched) == len(made.layers) + 1  # the others were there
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_lies_there_is_believed_only_by_its_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+    made, out = pushed(host, "damaged", adapter), tmp_path / "out"
+    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
+    with remote(proxy.address, "damaged", pauses=()) as source:
+        with pytest.raises(RemoteError):
+            download(source, "latest", out, pauses=())
+        (part,) = tmp_path.glob(f".out.pull-*/{readme(made).digest[7:]}.part")
+        part.write_bytes(b"X" + part.read_bytes()[1:])
+        proxy.after = lambda _: None
+        download(source, "latest", out, pauses=())
+    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    assert asked == [None, None]
+
+
+@pytest.mark.parametrize("target", ["out", "team/sql"], ids=["folder", "registry"])
+def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp_path: Path, target: str) -> None:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
+    made, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTED + (1 << 20)
+    release = threading.Event()
+
+    def after(found: Exchange) -> None:
+        if readme(made).digest in found.path and not release.is_set():
+            found.cut, found.wait = received, release
+
+    proxy.after = after
+    address = f"oci://{proxy.address}/faults/killed-{target.replace('/', '-')}"
+    command = [sys.executable, "-m", "adapterhub", "copy", address, target if "/" in target else f"./{target}"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "ADAPTERHUB_REGISTRY": str(tmp_path / "reg")}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTED]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    release.set()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (_, again) = [found for found in proxy.seen if readme(made).digest in found.path]
+    assert again.headers["range"] == f"bytes={2 * NOTED}-"
+    assert len(again.data) + received <= readme(made).size + NOTED
+
+
+def _noted(note: Path) -> int:
+    try:
+        return int(json.loads(note.read_text())["size"])
+    except (OSError, ValueError):
+        return 0
+
+
+LOST = ["half of a piece", "an answer", "the last answer"]
+
+
+def losing(proxy: Proxy, lost: str) -> None:
+    """Have the proxy lose something of the second piece of an upload, or the answer to its end."""
+    pieces = 0
+
+    def after(found: Exchange) -> None:
+        nonlocal pieces
+        pieces += found.method == "PATCH"
+        if pieces == 2 and lost != "the last answer":
+            found.hang_up = found.method == "PATCH"
+        if found.method == "PUT" and pieces == 5:
+            found.hang_up, pieces = True, 100
+
+    def before(found: Exchange) -> None:
+        if found.method == "PATCH" and pieces == 1 and lost == "half of a piece":
+            start = int(found.headers["content-range"].partition("-")[0])
+            found.body = found.body[:1000]
+            found.headers["content-range"] = f"{start}-{start + 999}"
+
+    proxy.before, proxy.after = before, after
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, adapter: Path, lost: str) -> None:
+    name = f"up-{lost.replace(' ', '-')}"
+    losing(proxy, lost)
+    with remote(proxy.address, name) as to:
+        made = copy(AdapterFolder(adapter), "latest", to, "latest").manifest
+    with remote(host, name) as there:
+        assert there.manifest("latest").digest == made.digest
+        assert all(there.has(blob) for blob in unique(made))
+
+
+class Uploads:
+    """The part of a registry that takes blobs, with uploads that outlive a lost answer, as the distribution-spec has them."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, bytearray] = {}
+        self.blobs: dict[str, bytes] = {}
+
+    def answer(self, found: Exchange) -> None:
+        path, _, query = found.path.partition("?")
+        session = self.sessions.get(path, bytearray())
+        if found.method == "HEAD":
+            data = self.blobs.get(path.rpartition("/")[2])
+            found.status = 404 if data is None else 200
+            found.answer = {"content-length": str(len(data or b""))}
+        elif found.method == "POST":
+            path = f"{path}{len(self.sessions)}"
+            self.sessions[path] = bytearray()
+            found.status, found.answer = 202, {"location": path}
+        elif found.method == "PATCH" and int(found.headers["content-range"].partition("-")[0]) != len(session):
+            found.status = 416
+        elif found.method == "PUT":
+            self.blobs[query.partition("=")[2].replace("%3A", ":")] = bytes(session + found.body)
+            found.status = 201
+        else:
+            session += found.body
+            found.status = 202 if found.method == "PATCH" else 204
+            found.answer = {"location": path, "range": f"0-{max(len(session) - 1, 0)}"}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_an_upload_goes_on_where_the_registry_says(adapter: Path, lost: str) -> None:
+    source, uploads = AdapterFolder(adapter), Uploads()
+    blob = readme(source.manifest("latest"))
+    with Proxy() as proxy, remote(proxy.address, "uploads") as to:
+        losing(proxy, lost)
+        cutting = proxy.before
+
+        def before(found: Exchange) -> None:
+            cutting(found)
+            uploads.answer(found)
+
+        proxy.before = before
+        to.put_blob(blob, source)
+        assert to.has(blob)
+    assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
+    assert len(uploads.sessions) == 1
+    assert sum(len(found.body) for found in proxy.seen if found.status == 202) == blob.size
+
+
+def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, host: str, adapter: Path) -> None:
+    made = pushed(host, "again", adapter)
+    answers = iter((503, 429))
+
+    def before(found: Exchange) -> None:
+        found.status = next(answers, 0)
+
+    proxy.before = before
+    with remote(proxy.address, "again", pauses=(0.0, 0.0)) as source:
+        assert source.manifest("latest").digest == made.digest
+        proxy.before = lambda found: setattr(found, "status", 400)
+        with pytest.raises(RemoteError, match="HTTP 400"):
+            source.manifest("latest")
+    assert len(proxy.seen) == 4
+
+
+# ---- lies
+
+
+def test_a_registry_that_says_it_has_what_it_has_not_gets_no_tag(proxy: Proxy, host: str, adapter: Path) -> None:
+    source = AdapterFolder(adapter)
+    sizes = {blob.digest: blob.size for blob in unique(source.manifest("latest"))}
+
+    def before(found: Exchange) -> None:
+        if found.method == "HEAD":
+            found.status, found.answer = 200, {"content-length": str(sizes[found.path.rpartition("/")[2]])}
+
+    proxy.before = before
+    with remote(proxy.address, "has-not") as to, pytest.raises(RemoteError, match="unknown"):
+        copy(source, "latest", to, "latest")
+    with remote(host, "has-not") as there, pytest.raises(NotFoundError):
+        there.manifest("latest")
+
+
+def test_another_length_another_range_and_another_blob_are_refused(
+    proxy: Proxy, host: str, adapter: Path, tmp_path: Path
+) -> None:
+    made = pushed(host, "lies", adapter)
+    big = readme(made)
+
+    def longer(found: Exchange) -> None:
+        if big.digest in found.path:
+            found.data += b"more"
+            found.answer["content-length"] = str(len(found.data))
+
+    def other(found: Exchange) -> None:
+        if big.digest in found.path:
+            found.data = b"x" * big.size
+
+    for lie in (longer, other):
+        proxy.after = lie
+        with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(IntegrityError, match=r"README\.md"):
+            download(source, "latest", tmp_path / "out", pauses=())
+        assert not (tmp_path / "out").exists()
+    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
+    with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(RemoteError, match="another range"):
+        source.open_blob(big, 5).__enter__()
+
+
+def test_a_registry_without_ranges_is_read_from_the_start(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+    made = pushed(host, "no-ranges", adapter)
+    first = iter((True,))
+
+    def before(found: Exchange) -> None:
+        found.headers.pop("range", None)
+
+    def after(found: Exchange) -> None:
+        if readme(made).digest in found.path and next(first, False):
+            found.cut = 100_000
+
+    proxy.before, proxy.after = before, after
+    with remote(proxy.address, "no-ranges") as source:
+        download(source, "latest", tmp_path / "out", pauses=(0.0,))
+    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
+
+
+HOSTILE = {
+    "too large": (b" " * (manifest.MAX_MANIFEST + 1), FormatError),
+    "no JSON": (b"{", FormatError),
+    "deep": (b"[" * 100_000, FormatError),
+    "an index": (b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}', FormatError),
+    "climbs": ("../evil.json", FormatError),
+    "absolute": ("/etc/evil.json", FormatError),
+    "a pickle": ("weights.bin", RefusedError),
+    "a program": ("run.sh", RefusedError),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) -> None:
+    given, expected = HOSTILE[case]
+    if isinstance(given, str):
+        blob = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 1}
+        layers = [{**blob, "annotations": {manifest.TITLE: given}}]
+        given = json.dumps({"schemaVersion": 2, "config": blob, "layers": layers}).encode()
+
+    def before(found: Exchange) -> None:
+        found.status, found.data = 200, given
+
+    proxy.before = before
+    with remote(proxy.address, "hostile", pauses=()) as source, pytest.raises(expected):
+        download(source, "latest", tmp_path / "out", pauses=())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])
+def test_a_list_of_tags_that_is_none_is_one_line(proxy: Proxy, body: bytes) -> None:
+    def before(found: Exchange) -> None:
+        found.status, found.data = 200, body
+
+    proxy.before = before
+    tags: list[str] = []
+    with remote(proxy.address, "tags", pauses=()) as source, contextlib.suppress(FormatError):
+        tags = source.tags()
+    assert tags in ([], ["a"])
+
+
+def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
+    def before(found: Exchange) -> None:
+        page = int(found.path.partition("last=")[2] or 0)
+        found.status, found.data = 200, json.dumps({"tags": [f"t{min(page, 3)}", "../bad"]}).encode()
+        found.answer["link"] = f'</v2/faults/pages/tags/list?last={page + 1}>; rel="next"'
+
+    proxy.before = before
+    with remote(proxy.address, "pages") as source:
+        assert source.tags() == ["t0", "t1", "t2", "t3"]
+    assert len(proxy.seen) == 5
+
+
+def test_a_full_disk_is_one_line_and_is_gone_on_with(host: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
+    made = pushed(host, "full", folder)
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTED + 5000}, {2 * NOTED + 5000}))\n"
+        "from adapterhub.cli.process import run; sys.exit(run(sys.argv[1:]))"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
+    with Proxy(host) as proxy:
+        address = f"oci://{proxy.address}/faults/full"
+        command = [sys.executable, "-c", limited, "pull", address, "-o", "out"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (8, 1), done.stderr
+        assert not (tmp_path / "out").exists()
+        with remote(proxy.address, "full") as source:
+            download(source, "latest", tmp_path / "out")
+    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    assert asked == [None, f"bytes={2 * NOTED}-"]
