@@ -16,7 +16,7 @@ from adapterhub.registry import Registry, Version
 from adapterhub.store import local_errors
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RefusedError
 
-from .receiving import forget, received
+from .receiving import forget, pass_over, received
 from .remote import Reader, Source
 
 
@@ -55,8 +55,12 @@ class Local:
         if not self.registry.store.has(blob.digest, blob.size):
             raise NotFoundError(self.name, f"the registry has no blob {blob.digest} of {blob.size} bytes")
         with self.registry.store.open_blob(blob.digest) as file:
-            file.seek(start)
-            yield cast(Reader, file)
+            reader = cast(Reader, file)
+            if start and file.seekable():
+                file.seek(start)
+            else:  # a blob that lies packed is read from its start
+                pass_over(reader, start)
+            yield reader
 
     def tags(self) -> list[str]:
         """Every tag that points to a version now."""

@@ -25,9 +25,9 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 from . import credentials
 from .address import Address
 from .login import Login
-from .receiving import Steady
+from .receiving import Steady, pass_over
 from .remote import Reader, Source
-from .wire import PAUSES, AgainError, Answer, Body, Wire, resolved
+from .wire import PAUSES, AgainError, Answer, Wire, resolved
 
 PIECE = 16 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 _LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
@@ -114,7 +114,7 @@ class Oci:
                 if not start or not said or int(said[1]) != start:
                     raise RemoteError(where, "the registry sends another range than it was asked for")
             elif start:
-                _pass_over(body, start)
+                pass_over(body, start)
             if body.length is not None and body.length != (left if body.status == 206 else blob.size):
                 raise IntegrityError(where, f"the registry has {body.length} bytes of it, not {left}", "Ask its owner")
             yield body
@@ -306,9 +306,3 @@ def _fill(reader: Reader, piece: memoryview) -> int:
     while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
         done += n
     return done
-
-
-def _pass_over(body: Body, count: int) -> None:
-    buffer = memoryview(bytearray(min(CHUNK, count)))
-    while count and (n := body.readinto(buffer[: min(len(buffer), count)])):
-        count -= n

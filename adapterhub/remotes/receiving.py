@@ -216,3 +216,10 @@ def _locked(file: BinaryIO) -> bool:
     except OSError:
         return True
     return True
+
+
+def pass_over(reader: Reader, count: int) -> None:
+    """Read `count` bytes that are not wanted."""
+    buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
+    while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
+        count -= n
