@@ -408,16 +408,17 @@ def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make)
         assert [(finding.code, finding.severity) for finding in again.fsck()] == [("leftovers", "note")]
 
 
-def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry) -> None:
-    """A manifest from elsewhere whose adapter.json was never checked."""
-    facts = {"r": "two", "alpha": True, "parameters": 10**30, "licence": "\ud800", "base": 3, "description": 4, "dtype": "F32"}
+@pytest.mark.parametrize(("licence", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
+def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry, licence: str, dtype: str | None) -> None:
+    """A manifest from elsewhere whose adapter.json was never checked; one that is no JSON says nothing, and is listed."""
+    facts = {"r": "two", "alpha": True, "parameters": 10**30, "licence": licence, "base": 3, "description": 4, "dtype": "F32"}
     digest, size = registry.store.put_bytes(json.dumps(facts).encode())
     descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {manifest.TITLE: "adapter.json"}}
     made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
     manifest_digest, manifest_size = registry.store.put_bytes(made)
     registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
     assert registry.resolve(SQL).digest == manifest_digest
-    assert [(row.r, row.dtype) for row in registry.list()] == [(None, "F32")]
+    assert [(row.r, row.dtype) for row in registry.list()] == [(None, dtype)]
 
 
 def test_a_stale_index_is_found_and_rebuilt(registry: Registry, make: Make) -> None:
