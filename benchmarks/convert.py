@@ -27,6 +27,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
 
+from _models import linear  # noqa: E402
 from _pairs import Run, compare, timed  # noqa: E402
 
 from adapterhub_converters import dtypes, peft  # noqa: E402
@@ -48,16 +49,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OURS = ["-m", "adapterhub", "convert"]
-
-
-def linear(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Path in a layer to (out_features, in_features)."""
-    d, ff = config["hidden_size"], config["intermediate_size"]
-    kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
-    return {
-        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
-        "mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff),
-    }  # fmt: skip
 
 
 def make(folder: Path, rank: int, model: str) -> tuple[Path, Path]:

@@ -29,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
 
+from _models import linear  # noqa: E402
 from _pairs import compare, timed  # noqa: E402
 
 from adapterhub.compat import selfcheck  # noqa: E402
@@ -48,16 +49,6 @@ with torch.device("meta"):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 peft.PeftModel.from_pretrained(model, sys.argv[2])
 """
-
-
-def linear(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Path in a layer to (out_features, in_features)."""
-    d, ff = config["hidden_size"], config["intermediate_size"]
-    kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
-    return {
-        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
-        "mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff),
-    }  # fmt: skip
 
 
 def weights(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

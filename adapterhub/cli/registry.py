@@ -280,20 +280,21 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
         for line in tree.lines(rows, screen=output.width()):
             output.write(line)
         return
-    cells = [
-        [
-            str(row.ref),
-            ", ".join(row.tags) or "-",
-            (row.base or "-").rpartition("/")[2],
-            row.method or "-",
-            str(row.r) if row.r is not None else "-",
-            output.size(row.size) if row.size is not None else "-",
-            row.time[:10],
-        ]
-        for row in rows
-    ]
+    cells = [[*row_cells(row), row.time[:10]] for row in rows]
     for line in output.table(_LIST, cells, screen=output.width()):
         output.write(line)
+
+
+def row_cells(row: Row) -> list[str]:
+    """What tables of versions show of each: ref, tags, base, method, rank, size."""
+    return [
+        str(row.ref),
+        ", ".join(row.tags) or "-",
+        (row.base or "-").rpartition("/")[2],
+        row.method or "-",
+        str(row.r) if row.r is not None else "-",
+        output.size(row.size) if row.size is not None else "-",
+    ]
 
 
 def row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:

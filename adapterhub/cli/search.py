@@ -11,7 +11,7 @@ from . import output
 from .app import Settings, command
 from .locate import open_registry
 from .output import Column
-from .registry import row_document
+from .registry import row_cells, row_document
 
 if TYPE_CHECKING:
     from adapterhub.search import Found, Query
@@ -89,18 +89,7 @@ def _query(given: Mapping[str, Any]) -> Query:
 
 
 def _search_text(found: Found, *, facets: bool) -> None:
-    cells = [
-        [
-            str(row.ref),
-            ", ".join(row.tags) or "-",
-            (row.base or "-").rpartition("/")[2],
-            row.method or "-",
-            str(row.r) if row.r is not None else "-",
-            output.size(row.size) if row.size is not None else "-",
-            " ".join((row.description or "-").split()),
-        ]
-        for row in found.rows
-    ]
+    cells = [[*row_cells(row), " ".join((row.description or "-").split())] for row in found.rows]
     if cells:
         for line in output.table(_SEARCH, cells, screen=output.width()):
             output.write(line)

@@ -11,6 +11,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+# Only `re` itself knows how it reads an expression, and has no public word for it; typeshed leaves these out.
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
