@@ -87,7 +87,7 @@ def push(
     REF may be in another registry, oci://HOST/NAME[:TAG].
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if is_address(ref):
         from . import remotes
@@ -192,7 +192,7 @@ def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, con
     With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
     From elsewhere (oci://HOST/NAME[:TAG|@DIGEST]) a pull that was stopped, even killed, goes on where it was.
     """
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if is_address(ref):
         from . import remotes
@@ -249,7 +249,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
     PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there. A narrow terminal shows fewer columns, and of a
     tree the newest versions and those with tags; a pipe or --json has everything.
     """
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if prefix and is_address(prefix):
         from . import remotes
@@ -508,7 +508,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
 
 def _repaired(registry: Registry, source: str) -> list[str]:
     from adapterhub import housekeeping
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if not is_address(source):
         return housekeeping.repair(registry, Path(source))

@@ -13,7 +13,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import forms, output, sources
 from .app import Settings, command
-from .locate import complete_ref, open_registry
+from .locate import complete_ref, hub, open_registry
 from .progress import bytes_bar
 from .registry import checked, pinned, version_document
 
@@ -22,25 +22,30 @@ if TYPE_CHECKING:
     from adapterhub.recipe import Conversion
     from adapterhub.ref import Ref
     from adapterhub.registry import Registry, Version
-    from adapterhub.remotes.address import Address
     from adapterhub.remotes.copying import Copied
-    from adapterhub.remotes.oci import Oci
-    from adapterhub.remotes.remote import Source
+    from adapterhub.remotes.places import Connected, Place, Surroundings
+    from adapterhub.remotes.remote import Source, Target
 
 
-def _open(address: Address) -> Oci:
-    """A registry; who asks is what docker's or oras' login wrote into docker's config.json."""
-    from adapterhub.remotes.oci import Oci
+def surroundings() -> Surroundings:
+    """Who asks: the files and variables in which others keep that."""
+    from adapterhub.remotes.places import Surroundings
 
     folder = os.environ.get("DOCKER_CONFIG")
-    return Oci(address, (Path(folder) if folder else Path.home() / ".docker") / "config.json")
+    return Surroundings((Path(folder) if folder else Path.home() / ".docker") / "config.json", hub, os.environ)
 
 
-def opened(text: str) -> Oci:
-    """The repository at an address; whoever opens it closes it."""
-    from adapterhub.remotes.address import Address
+def _open(place: Place) -> Connected:
+    from adapterhub.remotes import places
 
-    return _open(Address.parse(text))
+    return places.connect(place, surroundings())
+
+
+def opened(text: str) -> Connected:
+    """What is at an address; whoever opens it closes it."""
+    from adapterhub.remotes import places
+
+    return _open(places.parse(text))
 
 
 @command(
@@ -61,7 +66,7 @@ def copy(settings: Settings, source: str, target: str) -> None:
     that could be a ref as ./NAME. What is there already isn't sent again.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if is_address(target):
         push(settings, source, target)
@@ -89,11 +94,11 @@ def push(
     conversion: Conversion | None = None,
 ) -> None:
     """What `push SRC oci://…` does."""
-    from adapterhub.remotes.address import Address, is_address
     from adapterhub.remotes.folders import AdapterFolder
     from adapterhub.remotes.local import Local
+    from adapterhub.remotes.places import is_address, parse
 
-    address = Address.parse(target)
+    address = parse(target)
     if address.digest:
         raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
     if expect:
@@ -102,7 +107,7 @@ def push(
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
         if is_address(source) and base is None and conversion is None:
-            there = Address.parse(source)
+            there = parse(source)
             copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)
         elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
@@ -113,14 +118,14 @@ def push(
             spec = sources.read_base(base, settings) if base else None
             found = stack.enter_context(sources.opened(source, settings))
             checked(found, spec, force=force)
-            name = address.name.rpartition("/")[2]
-            folder = stack.enter_context(forms.packaged(found, conversion, spec, name=f"{name}/{name}"))
+            name = f"{address.title}/{address.title}"
+            folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
             ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
             skipped = ready.skipped
             copied = _copy(ready, "latest", remote, address)
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
-    made, ref_text = copied.manifest, f"{address.repository}:{address.reference}"
+    made, ref_text = copied.manifest, address.version
     document = {
         "ref": ref_text,
         "tags": [address.reference],
@@ -134,7 +139,7 @@ def push(
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _copy(source: Source, reference: str, remote: Oci, address: Address) -> Copied:
+def _copy(source: Source, reference: str, remote: Target, address: Place) -> Copied:
     from adapterhub.remotes import copying
 
     with bytes_bar(f"copying to {address.host}") as show:
@@ -143,20 +148,20 @@ def _copy(source: Source, reference: str, remote: Oci, address: Address) -> Copi
 
 def _ref(source: str, settings: Settings) -> Ref | None:
     """The ref that a source is, None for a path or an address."""
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     return None if is_address(source) else sources.resolve(source, settings)[1]
 
 
 def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True) -> None:
     """What `pull oci://…` does; `plain`: without a conversion."""
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.places import parse
 
-    address = Address.parse(source)
+    address = parse(source)
     if not plain:
         hint = f"Copy it first: `adapterhub copy {source} NAMESPACE/NAME`"
         raise UsageError("--as", "converts versions of the registry here", hint)
-    target = Path(out) if out else Path(address.name.rpartition("/")[2])
+    target = Path(out) if out else Path(address.title)
     with _open(address) as remote:
         made = _download(remote, address, target)
     files = [layer.path for layer in made.layers]
@@ -171,7 +176,7 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _download(remote: Oci, address: Address, target: Path) -> Manifest:
+def _download(remote: Target, address: Place, target: Path) -> Manifest:
     from adapterhub.remotes import folders
 
     with bytes_bar(f"pulling from {address.host}") as show:
@@ -183,19 +188,19 @@ def _download(remote: Oci, address: Address, target: Path) -> Manifest:
 
 def fetch(text: str, below: Path) -> tuple[Path, str]:
     """The adapter at an address in a new folder below another, and the digest of its manifest."""
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.places import parse
 
-    address = Address.parse(text)
-    folder = below / address.name.rpartition("/")[2]
+    address = parse(text)
+    folder = below / address.title
     with _open(address) as remote:
         return folder, _download(remote, address, folder).digest
 
 
 def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
     """What `list oci://…` does."""
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.places import parse
 
-    address = Address.parse(text)
+    address = parse(text)
     if as_tree or address.tag or address.digest:
         raise UsageError(
             "--tree" if as_tree else text, "the tags of a whole name are listed there", f"Name {address.repository}"
@@ -219,11 +224,11 @@ def _into_registry(settings: Settings, source: str, ref: Ref) -> None:
 
 def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> Version:
     """A version of `ref` with what `source` is: its manifest as it is, or made anew where it has no adapter.json."""
-    from adapterhub.remotes.address import Address, is_address
     from adapterhub.remotes.local import Local
+    from adapterhub.remotes.places import is_address, parse
 
     if is_address(source):
-        address = Address.parse(source)
+        address = parse(source)
         with _open(address) as remote:
             made = remote.manifest(address.reference)
             if made.facts is not None:

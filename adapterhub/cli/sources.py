@@ -46,7 +46,7 @@ class Source:
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
     from adapterhub.folder import adapter_in
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if is_address(text):
         from . import remotes
@@ -114,7 +114,7 @@ def place(path: Path, target: Path) -> None:
 def resolve(text: str, settings: Settings) -> tuple[Path | None, Ref | None]:
     """The path or the ref that `text` is; UsageError when it is both, NotFoundError when it is neither."""
     from adapterhub.ref import Ref
-    from adapterhub.remotes.address import is_address
+    from adapterhub.remotes.places import is_address
 
     if is_address(text):
         raise UsageError(text, "is elsewhere, and this command looks at what is here", "Pull it, or copy it to the registry")

@@ -71,6 +71,16 @@ class Address:
         return self.digest or self.tag or LATEST
 
     @property
+    def title(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def version(self) -> str:
+        """The address with a version."""
+        return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
+
+    @property
     def base(self) -> str:
         """The URL below which the registry answers."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
@@ -82,12 +92,6 @@ class Address:
 
     def __str__(self) -> str:
         return self.repository + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
-
-
-def is_address(text: str) -> bool:
-    """Whether `text` is meant as one."""
-    scheme, found, _ = text.partition("://")
-    return bool(found) and scheme.lower() in _SCHEMES
 
 
 def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:

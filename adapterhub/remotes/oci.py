@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub import manifest
@@ -28,6 +28,9 @@ from .login import Login
 from .receiving import Steady, pass_over
 from .remote import Reader, Source
 from .wire import PAUSES, AgainError, Answer, Wire, resolved
+
+if TYPE_CHECKING:
+    from .places import Surroundings
 
 PIECE = 16 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 _LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
@@ -45,6 +48,16 @@ _ACCEPTED = ", ".join(
 )
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+
+
+def parse(text: str) -> Address:
+    """The address of one repository of a registry, and of a version in it."""
+    return Address.parse(text)
+
+
+def connect(address: Address, who: Surroundings) -> Oci:
+    """The repository; who asks is what docker's or oras' login wrote into docker's config.json."""
+    return Oci(address, who.docker)
 
 
 class Oci:

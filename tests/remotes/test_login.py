@@ -12,10 +12,11 @@ import pytest
 
 from adapterhub.manifest import Descriptor
 from adapterhub.remotes import credentials
-from adapterhub.remotes.address import Address, is_address
+from adapterhub.remotes.address import Address
 from adapterhub.remotes.credentials import Credentials
 from adapterhub.remotes.login import Login
 from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.places import is_address
 from adapterhub.remotes.wire import DeniedError
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.remotes.proxy import Exchange, Proxy

@@ -1,0 +1,109 @@
+"""What an address means, whatever kind of place it names, and the place opened.
+
+A kind of place is a module with `parse`, of the words, and `connect`. Here is only which scheme is whose, so that a command
+imports the one module that it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from adapterhub.digest import Digest
+
+from .remote import Target
+
+if TYPE_CHECKING:
+    from adapterhub.bases.hub import Hub
+
+_MODULES = {
+    "oci": "oci",
+    "oci+http": "oci",
+    "oci+https": "oci",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a place may need of who asks; gathered where the environment is read.
+
+    Attributes:
+        docker: docker's config.json, which need not be there.
+        hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
+        environ: The environment, for the conventions of others (`AWS_…`, proxies).
+    """
+
+    docker: Path
+    hub: Callable[[], Hub]
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Place(Protocol):
+    """An address: one adapter's name somewhere, and perhaps which of its versions. `str()` writes it again."""
+
+    @property
+    def host(self) -> str:
+        """Whom progress names."""
+
+    @property
+    def title(self) -> str:
+        """What a folder of it is called."""
+
+    @property
+    def repository(self) -> str:
+        """The address without a version."""
+
+    @property
+    def tag(self) -> str | None:
+        """The tag, if there is one."""
+
+    @property
+    def digest(self) -> Digest | None:
+        """The digest, if there is one."""
+
+    @property
+    def reference(self) -> str:
+        """What is asked for: the digest, else the tag, else what stands for the newest."""
+
+    @property
+    def version(self) -> str:
+        """`repository` with `reference`."""
+
+
+class Connected(Target, Protocol):
+    """A place, open; a context manager."""
+
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
+
+    def close(self) -> None:
+        """Let go of its connections."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is meant as one."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.lower() in _MODULES
+
+
+def parse(text: str) -> Place:
+    """What an address says; UsageError says what is wrong with it, and never repeats a password."""
+    found: Place = _module(text).parse(text)
+    return found
+
+
+def connect(place: Place, who: Surroundings) -> Connected:
+    """The place, open; nothing is asked of it yet."""
+    found: Connected = _module(place.repository).connect(place, who)
+    return found
+
+
+def _module(text: str) -> Any:
+    return importlib.import_module(f".{_MODULES[text.partition('://')[0].lower()]}", __package__)
