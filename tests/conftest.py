@@ -65,6 +65,7 @@ def run(tmp_path: Path) -> Run:
             **{key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")},
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
             "XDG_DATA_HOME": str(tmp_path / "xdg"),
+            "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
             "COLUMNS": "80",
             **(env or {}),
         }

@@ -1,10 +1,12 @@
-"""Which registry: --registry, $ADAPTERHUB_REGISTRY, the nearest registry.db upwards, the user's data folder. Which hub."""
+"""Which registry, which remote, which hub: what options, the environment, the project and its user say, in that order."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,15 @@ from .app import Settings
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub import Hub
+    from adapterhub.project import Policy, Settled
     from adapterhub.registry import Registry
+    from adapterhub.remotes.configured import Remote
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
+REMOTE = "ADAPTERHUB_REMOTE"
+PROJECT = "adapterhub.toml"
+DEFAULT = ""
+"""What --remote is without a name."""
 
 
 def registry_folder(settings: Settings) -> Path:
@@ -27,7 +35,11 @@ def registry_folder(settings: Settings) -> Path:
     from adapterhub.registry import find
 
     named = settings.registry or os.environ.get(ENVIRONMENT)
-    return find(Path.cwd(), explicit=Path(named) if named else None, default=data_folder())
+    if not named and (found := project()) and found.registry:
+        named = str(found.registry)
+    mine = None if named else user()
+    default = (mine and mine.registry) or data_folder()
+    return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
 
 
 def open_registry(settings: Settings, *, make: bool = False) -> Registry:
@@ -85,3 +97,153 @@ def data_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "adapterhub"
     return Path.home() / ".local" / "share" / "adapterhub"
+
+
+def config_folder() -> Path:
+    """Where the user's own remotes and logins are kept."""
+    if os.environ.get("XDG_CONFIG_HOME"):
+        return Path(os.environ["XDG_CONFIG_HOME"]) / "adapterhub"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "adapterhub"
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home()) / "adapterhub"
+    return Path.home() / ".config" / "adapterhub"
+
+
+def user_file() -> Path:
+    """The user's own settings."""
+    return config_folder() / "config.toml"
+
+
+def logins_file() -> Path:
+    """What `adapterhub login` keeps."""
+    from adapterhub.remotes.kept import FILE
+
+    return config_folder() / FILE
+
+
+def project_file() -> Path | None:
+    """The nearest adapterhub.toml upwards, whoever owns it."""
+    here = Path.cwd()
+    return next((folder / PROJECT for folder in (here, *here.parents) if (folder / PROJECT).is_file()), None)
+
+
+def lock_file() -> Path:
+    """The lock file of the project, beside its adapterhub.toml; without one, here."""
+    from adapterhub.lock import FILE
+
+    found = project_file()
+    return (found.parent if found else Path.cwd()) / FILE
+
+
+@functools.cache
+def project() -> Settled | None:
+    """What the project has settled; a file of somebody else's is passed over, and that is said."""
+    path = project_file()
+    if path is None:
+        return None
+    from adapterhub import project, userfile
+
+    if not userfile.is_mine(path):
+        from . import output
+
+        output.say(output.one_line(f"warning: {path} belongs to another user and is passed over"))
+        return None
+    return project.read(path)
+
+
+@functools.cache
+def user() -> Settled | None:
+    """What the user has settled for all projects."""
+    path = user_file()
+    if not path.is_file():
+        return None
+    from adapterhub import project
+
+    return project.read(path)
+
+
+def policy() -> Policy | None:
+    """What the project asks of adapters that come and go; None: nothing."""
+    found = project()
+    return found.policy if found else None
+
+
+def remotes() -> dict[str, Remote]:
+    """The remotes there are, by name; a project's comes before a user's of the same name."""
+    from adapterhub.remotes.configured import Remote
+
+    found: dict[str, Remote] = {}
+    for settled in (user(), project()):
+        if settled:
+            found |= {name: Remote(name, url, settled.path) for name, url in settled.remotes.items()}
+    return dict(sorted(found.items()))
+
+
+def default_remote() -> str | None:
+    """The name of the remote that is meant where none is named."""
+    settled = [found.remote for found in (project(), user()) if found and found.remote]
+    return os.environ.get(REMOTE) or next(iter(settled), None)
+
+
+def remote(name: str) -> Remote:
+    """A remote by its name, or the default one."""
+    there = remotes()
+    found = name or default_remote()
+    names = f"There are {', '.join(there)}" if there else "`adapterhub remote add NAME URL` makes one"
+    if not found:
+        raise UsageError("--remote", "there is no default remote", f"Name one. {names}")
+    if found not in there:
+        raise NotFoundError(found[:80], "no remote of this name", names)
+    from adapterhub.remotes.configured import check_url
+
+    check_url(there[found].url)
+    return there[found]
+
+
+def at_remote(ref: str, name: str | None) -> str:
+    """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
+    if name is None:
+        return ref
+    from adapterhub.remotes.configured import below
+
+    return below(remote(name).url, ref)
+
+
+def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The remotes that begin as what was typed, for a shell."""
+    try:
+        return [CompletionItem(name) for name in remotes() if name.startswith(typed)]
+    except AdapterhubError:
+        return []
+
+
+def _its_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    # Asked before the arguments are counted: one that was taken for the name would be said to be missing.
+    if value and ("/" in value or ":" in value):
+        raise UsageError(value[:80], "cannot be the name of a remote", "Write --remote last, or --remote NAME")
+    return value
+
+
+remote_option = click.option(
+    "--remote",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value=DEFAULT,
+    is_eager=True,
+    callback=_its_name,
+    shell_complete=complete_remote,
+    help="REF is on this remote; without NAME, on the default one.",
+)
+
+
+@contextmanager
+def hinting(ref: str) -> Iterator[None]:
+    """What is not in the registry here may be on the default remote: the error says how to ask it."""
+    try:
+        yield
+    except NotFoundError as error:
+        with suppress(AdapterhubError):
+            if (name := default_remote()) and name in remotes():
+                error.hint = f"{error.hint}; `--remote` asks {name}" if error.hint else f"`--remote` asks {name}"
+        raise

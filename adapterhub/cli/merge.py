@@ -57,7 +57,7 @@ def merge(
     Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus what the adapters add, as peft's
     merge_and_unload has it bit for bit; memory stays small whatever the model's size. OUT appears whole or not at all.
     """
-    factors = weights_of(weights, len(source))
+    factors = _weights(weights, len(source))
     if base and (method or rank):
         raise UsageError("--method" if method else "--rank", "is for adapters into an adapter", "Leave it out with --into")
     with ExitStack() as stack:
@@ -68,8 +68,7 @@ def merge(
             _into_adapter(settings, found, factors, (method or "cat", rank), out)
 
 
-def weights_of(text: str | None, count: int) -> list[float]:
-    """The numbers of --weights, one an adapter."""
+def _weights(text: str | None, count: int) -> list[float]:
     if text is None:
         return [1.0] * count
     try:

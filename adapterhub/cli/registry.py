@@ -11,9 +11,9 @@ import click
 
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, UsageError
 
-from . import forms, output, sources
+from . import forms, output, rules, sources
 from .app import Settings, command
-from .locate import complete_ref, open_registry, registry_folder
+from .locate import at_remote, complete_ref, hinting, open_registry, registry_folder, remote_option
 from .output import Column
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     short="Make a registry.",
     example="""
     adapterhub init
-    adapterhub init ~/adapters""",
+    adapterhub init ~/adapters
+    adapterhub init --project""",
 )
 @click.argument("folder", metavar="[DIR]", required=False)
+@click.option("--project", is_flag=True, help="Write an adapterhub.toml with examples instead: remotes, rules of a project.")
 @click.pass_obj
-def init(settings: Settings, folder: str | None) -> None:
+def init(settings: Settings, folder: str | None, *, project: bool) -> None:
     """Make a registry in a folder: registry.db and, beside it, the store .adapterhub/.
 
     Without DIR it is made where --registry or $ADAPTERHUB_REGISTRY says, else here. One that is there already stays as it is.
@@ -44,6 +46,12 @@ def init(settings: Settings, folder: str | None) -> None:
     from adapterhub.registry import Registry
 
     from .locate import ENVIRONMENT
+
+    if project:
+        from .remote import init_project
+
+        init_project(settings, folder)
+        return
 
     root = Path(folder) if folder else registry_folder(settings) if settings.registry or os.environ.get(ENVIRONMENT) else Path()
     new = not (root / ".adapterhub" / "oci-layout").exists()
@@ -59,6 +67,7 @@ def init(settings: Settings, folder: str | None) -> None:
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
+    adapterhub push team/sql:v2 team/sql:v2 --remote
     adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
@@ -68,6 +77,7 @@ def init(settings: Settings, folder: str | None) -> None:
 )
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
+@remote_option
 @forms.options("Convert it first, and name SRC as its parent.")
 @click.pass_obj
 def push(
@@ -78,23 +88,27 @@ def push(
     base: str | None,
     expect: str | None,
     force: bool,
+    remote: str | None,
     conversion: Conversion | None,
 ) -> None:
     """Store an adapter as the next version of a name.
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be in another registry, oci://HOST/NAME[:TAG].
+    REF may be in another registry, oci://HOST/NAME[:TAG], or on a remote.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
 
+    name = None if remote is None else ref.partition(":")[0]
+    ref = at_remote(ref, remote)
     if is_address(ref):
         from . import remotes
 
-        remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion)
+        remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion, name=name)
         return
     target = Ref.parse(ref)
+    rules.allowed(target.name)
     spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:
         checked(found, spec, force=force)
@@ -103,6 +117,7 @@ def push(
             pinned(folder, spec) as ready,
             open_registry(settings, make=True) as registry,
         ):
+            rules.folder_fits(ready, found.where)
             version = registry.push(ready, target, expect=expect)
     for name in version.skipped:
         output.say(output.one_line(f"left out: {name}"))
@@ -179,31 +194,65 @@ def version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
     adapterhub pull team/sql:v2 --as gguf
-    adapterhub pull oci://registry.example/team/sql:v2 -o ./sql""",
+    adapterhub pull team/sql:v2 --remote
+    adapterhub pull oci://registry.example/team/sql:v2 -o ./sql
+    adapterhub pull --locked -o ./adapters""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref", required=False, shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
 @click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
+@remote_option
+@click.option("--lock", is_flag=True, help="Record in adapters.lock which version it is.")
+@click.option("--locked", is_flag=True, help="Pull what adapters.lock says, by digest: REF, or all of it below OUT.")
 @forms.options("Convert it on the way out.")
 @click.pass_obj
-def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, conversion: Conversion | None) -> None:
+def pull(
+    settings: Settings,
+    *,
+    ref: str | None,
+    out: str | None,
+    base: str | None,
+    remote: str | None,
+    lock: bool,
+    locked: bool,
+    conversion: Conversion | None,
+) -> None:
     """Write a version's files into a new folder: every byte verified, all of them or nothing.
 
     With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
-    From elsewhere (oci://HOST/NAME[:TAG|@DIGEST]) a pull that was stopped, even killed, goes on where it was.
+    From elsewhere (oci://HOST/NAME[:TAG|@DIGEST], or a remote) a pull that was stopped, even killed, goes on where it was.
+    What lies there already, right, is left as it is.
     """
     from adapterhub.remotes.places import is_address
 
-    if is_address(ref):
+    if locked or ref is None:
+        from .lock import pull_locked
+
+        alone = not (lock or remote is not None or base is not None or conversion is not None)
+        pull_locked(settings, ref, out, locked=locked, alone=alone)
+        return
+    address = at_remote(ref, remote)
+    if is_address(address):
         from . import remotes
 
-        remotes.pull(settings, ref, out, plain=conversion is None and base is None)
+        plain, called = conversion is None and base is None, None if remote is None else ref
+        remotes.pull(settings, address, out, plain=plain, ref=called, lock=lock)
         return
-    if conversion is not None:
-        forms.pull(settings, ref, out, base, conversion)
-        return
-    if base is not None:
-        raise UsageError("--base", "is for --as", "Leave it out")
+    with hinting(ref):
+        rules.ref_fits(settings, ref)
+        if conversion is not None:
+            if lock:
+                raise UsageError(
+                    "--lock", "records the version itself, not a conversion of it", "Lock it with `adapterhub lock`"
+                )
+            forms.pull(settings, ref, out, base, conversion)
+        elif base is not None:
+            raise UsageError("--base", "is for --as", "Leave it out")
+        else:
+            _pull(settings, ref, out, lock=lock)
+
+
+def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
     from adapterhub import transfer
     from adapterhub.ref import Ref
 
@@ -212,6 +261,10 @@ def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, con
     with open_registry(settings) as registry:
         version = transfer.pull(registry, wanted, target)
         files = [layer.path for layer in registry.files(version)]
+    if lock:
+        from .lock import keep_version
+
+        keep_version(settings, ref, version)
     document = {**version_document(version), "output": str(target), "files": files}
     del document["new"], document["skipped"]
     output.deprecated(str(version.ref), version.deprecated)
@@ -238,19 +291,27 @@ _LIST = (
     adapterhub list
     adapterhub list team --tree
     adapterhub list team/sql --json
+    adapterhub list team --remote
     adapterhub list oci://registry.example/team/sql""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
 @click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")
+@remote_option
 @click.pass_obj
-def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
+def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there. A narrow terminal shows fewer columns, and of a
-    tree the newest versions and those with tags; a pipe or --json has everything.
+    PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there; on a remote, its names are listed, or the tags of
+    one. A narrow terminal shows fewer columns, and of a tree the newest versions and those with tags; a pipe or --json has
+    everything.
     """
     from adapterhub.remotes.places import is_address
 
+    if remote is not None:
+        from . import remotes
+
+        remotes.list_remote(settings, prefix, remote, as_tree=as_tree)
+        return
     if prefix and is_address(prefix):
         from . import remotes
 

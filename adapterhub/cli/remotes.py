@@ -11,9 +11,9 @@ import click
 
 from adapterhub_converters.errors import UsageError
 
-from . import forms, output, sources
+from . import forms, locate, output, rules, sources
 from .app import Settings, command
-from .locate import complete_ref, hub, open_registry
+from .locate import complete_ref, hub, logins_file, open_registry
 from .progress import bytes_bar
 from .registry import checked, pinned, version_document
 
@@ -32,7 +32,8 @@ def surroundings() -> Surroundings:
     from adapterhub.remotes.places import Surroundings
 
     folder = os.environ.get("DOCKER_CONFIG")
-    return Surroundings((Path(folder) if folder else Path.home() / ".docker") / "config.json", hub, os.environ)
+    docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    return Surroundings(docker, hub, os.environ, logins_file())
 
 
 def _open(place: Place) -> Connected:
@@ -92,8 +93,9 @@ def push(
     expect: str | None = None,
     force: bool = False,
     conversion: Conversion | None = None,
+    name: str | None = None,
 ) -> None:
-    """What `push SRC oci://…` does."""
+    """What `push SRC oci://…` does; `name`: what the target is called on a remote."""
     from adapterhub.remotes.folders import AdapterFolder
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.places import is_address, parse
@@ -103,16 +105,20 @@ def push(
         raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
     if expect:
         raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
+    rules.allowed(name or address.repository)
     skipped: tuple[str, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
-            copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)
+            found_there = stack.enter_context(_open(there))
+            rules.fits(found_there, there.reference, source)
+            copied = _copy(found_there, there.reference, remote, address)
         elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
             version = stack.enter_context(registry.reading(ref))
             output.deprecated(str(version.ref), version.deprecated)
+            rules.fits(Local(registry, version.name), version.digest, str(version.ref))
             copied = _copy(Local(registry, version.name), version.digest, remote, address)
         else:
             spec = sources.read_base(base, settings) if base else None
@@ -122,6 +128,7 @@ def push(
             folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
             ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
             skipped = ready.skipped
+            rules.fits(ready, "latest", found.where)
             copied = _copy(ready, "latest", remote, address)
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
@@ -153,8 +160,10 @@ def _ref(source: str, settings: Settings) -> Ref | None:
     return None if is_address(source) else sources.resolve(source, settings)[1]
 
 
-def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True) -> None:
-    """What `pull oci://…` does; `plain`: without a conversion."""
+def pull(
+    settings: Settings, source: str, out: str | None, *, plain: bool = True, ref: str | None = None, lock: bool = False
+) -> None:
+    """What `pull oci://…` does; `plain`: without a conversion; `ref`: what it is called on a remote; `lock`: is recorded."""
     from adapterhub.remotes.places import parse
 
     address = parse(source)
@@ -162,8 +171,14 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
         hint = f"Copy it first: `adapterhub copy {source} NAMESPACE/NAME`"
         raise UsageError("--as", "converts versions of the registry here", hint)
     target = Path(out) if out else Path(address.title)
+    rules.allowed(ref.partition("@")[0].partition(":")[0] if ref else address.repository)
     with _open(address) as remote:
-        made = _download(remote, address, target)
+        rules.fits(remote, address.reference, str(address))
+        made, new = downloaded(remote, address.reference, target, address.host)
+    if lock:
+        from .lock import keep
+
+        keep(ref or source, source, made)
     files = [layer.path for layer in made.layers]
     document = {
         "ref": str(address),
@@ -171,19 +186,27 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
         "size": made.size,
         "output": str(target),
         "files": files,
+        "new": new,
     }
-    text = f"{target}: {address}, {output.plural(len(files), 'file')}, {output.size(made.size)}, verified"
+    kind, many = "" if new else "already there: ", output.plural(len(files), "file")
+    text = f"{kind}{target}: {address}, {many}, {output.size(made.size)}, verified"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _download(remote: Target, address: Place, target: Path) -> Manifest:
+def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple[Manifest, bool]:
+    """Have a version of a remote in a folder, and whether it wasn't there; what is there already costs one request."""
     from adapterhub.remotes import folders
 
-    with bytes_bar(f"pulling from {address.host}") as show:
-        made = folders.download(remote, address.reference, target, show)
+    if target.is_dir() and any(target.iterdir()):
+        from adapterhub import lock
+
+        if lock.holds(target, made := remote.manifest(reference)):
+            return made, False
+    with bytes_bar(f"pulling from {host}") as show:
+        made = folders.download(remote, reference, target, show)
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
-    return made
+    return made, True
 
 
 def fetch(text: str, below: Path) -> tuple[Path, str]:
@@ -193,7 +216,7 @@ def fetch(text: str, below: Path) -> tuple[Path, str]:
     address = parse(text)
     folder = below / address.title
     with _open(address) as remote:
-        return folder, _download(remote, address, folder).digest
+        return folder, downloaded(remote, address.reference, folder, address.host)[0].digest
 
 
 def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
@@ -214,7 +237,33 @@ def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 
 
+def list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
+    """What `list [PREFIX] --remote NAME` does: tags of a whole name, else the names there are."""
+    from adapterhub.remotes import credentials, places
+    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.configured import below
+    from adapterhub.remotes.host import NOBODY, Host
+
+    found = locate.remote(name)
+    if as_tree or (prefix and "/" in prefix):
+        list_tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
+        return
+    place = places.parse(below(found.url, prefix or NOBODY))
+    if not isinstance(place, Address):
+        raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
+    who = surroundings()
+    with Host(place, lambda: credentials.find(place.host, who.docker, who.logins)) as host:
+        root = place.name.removesuffix(prefix or NOBODY)
+        names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
+    names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]
+    if not names:
+        output.say(output.one_line(f"no names{f' of {prefix}' if prefix else ''} at {found.url}"))
+    document = {"remote": found.name, "url": found.url, "names": names}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(names)) if names else None)
+
+
 def _into_registry(settings: Settings, source: str, ref: Ref) -> None:
+    rules.allowed(ref.name)
     with open_registry(settings, make=True) as registry:
         version = _received(settings, registry, source, ref)
     kind = "" if version.new else "already there: "
@@ -232,12 +281,15 @@ def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> 
         with _open(address) as remote:
             made = remote.manifest(address.reference)
             if made.facts is not None:
+                rules.fits(remote, made.digest, source)
                 return _admitted(registry, remote, made.digest, ref)
     elif (found := _ref(source, settings)) is not None:
         with registry.reading(found) as version:
+            rules.fits(Local(registry, version.name), version.digest, str(version.ref))
             return _admitted(registry, Local(registry, version.name), version.digest, ref)
     with sources.opened(source, settings) as opened, sources.as_folder(opened) as folder:
         checked(opened, None, force=False)
+        rules.folder_fits(folder, opened.where)
         return registry.push(folder, ref)
 
 
@@ -257,6 +309,7 @@ def _into_folder(settings: Settings, source: str, target: str) -> None:
     ref = _ref(source, settings)
     if ref is None:
         raise UsageError(target, "is a folder, and so is what should be copied", "Copy it with the tools of your system")
+    rules.ref_fits(settings, source)
     with open_registry(settings) as registry:
         version = transfer.pull(registry, ref, Path(target))
     output.deprecated(str(version.ref), version.deprecated)

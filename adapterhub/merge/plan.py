@@ -29,12 +29,6 @@ _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
-
-def stored_transposed(model_type: str, target: str) -> bool:
-    """Whether a model of this type is known to store the weight of a module `(in, out)`."""
-    return model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
-
-
 Weighted = Sequence[tuple[Adapter, float]]
 
 
@@ -209,7 +203,7 @@ class _Planner:
         """Whether the base stores this weight `(in, out)`. Shapes decide; for a square one, what transformers builds."""
         have = self.tensors[name].shape
         model = self.spec.model_type or "this model"
-        known = stored_transposed(self.spec.model_type, target)
+        known = self.spec.model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
         if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
             self._expect(target, name, delta.shape[::-1])
             return True

@@ -44,7 +44,7 @@ class Address:
         netloc, _, path = rest.partition("/")
         shown = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
         if "@" in netloc:
-            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; use `docker login`")
+            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; use `adapterhub login`")
         host, port = _host_and_port(shown, netloc)
         path, at, digest = path.partition("@")
         name, colon, tag = path.partition(":")

@@ -1,4 +1,4 @@
-"""Who asks a registry: what `docker login` or `oras login` left in docker's config.json.
+"""Who asks a registry: what `adapterhub login` keeps, else what `docker login` or `oras login` left in docker's config.json.
 
 `auths`, `credHelpers` and `credsStore` as docker's own client reads them (docker/cli, `cli/config`). Nothing here is ever
 shown: not in an error, not in a repr.
@@ -11,12 +11,14 @@ import binascii
 import json
 import re
 import subprocess
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 from adapterhub_converters.files import json_file
+
+from . import kept
+from .kept import Credentials
 
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_SECONDS = 60
@@ -24,26 +26,21 @@ _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _IDENTITY = "<token>"  # the user's name that says that the secret is an identity token (docker/docker-credential-helpers)
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """A name and a password, or one of the tokens that stand for both."""
+def find(host: str, config: Path | None, logins: Path | None = None) -> Credentials | None:
+    """What our own login keeps, else docker's config.json has for a registry; None for nothing.
 
-    user: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    identity: str = field(default="", repr=False)
-    bearer: str = field(default="", repr=False)
-
-    def basic(self) -> str:
-        """What HTTP calls Basic."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-
-    def secrets(self) -> tuple[str, ...]:
-        """What must not be seen anywhere."""
-        return tuple(secret for secret in (self.password, self.identity, self.bearer, self.basic()[6:]) if len(secret) > 3)
+    Raises:
+        LocalIOError: One of the files, or a helper, is broken.
+    """
+    return (kept.read(logins, canonical(host)) if logins else None) or _docker(host, config)
 
 
-def find(host: str, config: Path | None) -> Credentials | None:
-    """What `config` (a config.json) has for a registry, None for nothing; LocalIOError when it or a helper is broken."""
+def canonical(host: str) -> str:
+    """The one name under which our own logins for a host are kept."""
+    return _DOCKER_HUB[0] if host in _DOCKER_HUB else host
+
+
+def _docker(host: str, config: Path | None) -> Credentials | None:
     document = _read(config) if config else {}
     keys = [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
     if host in _DOCKER_HUB:

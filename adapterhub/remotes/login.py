@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from adapterhub_converters.errors import RemoteError
 
-from .credentials import Credentials
+from .kept import Credentials
 from .wire import Answer, DeniedError, Wire, origin
 
 _CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)

@@ -56,8 +56,8 @@ def parse(text: str) -> Address:
 
 
 def connect(address: Address, who: Surroundings) -> Oci:
-    """The repository; who asks is what docker's or oras' login wrote into docker's config.json."""
-    return Oci(address, who.docker)
+    """The repository; who asks is what our own login keeps, else what docker's or oras' wrote into docker's config.json."""
+    return Oci(address, who.docker, logins=who.logins)
 
 
 class Oci:
@@ -65,16 +65,23 @@ class Oci:
 
     Attributes:
         config: docker's config.json, which says who asks.
+        logins: What `adapterhub login` keeps, which is asked first.
         pauses: Seconds before another try.
         piece: Bytes of one PATCH.
     """
 
     def __init__(
-        self, address: Address, config: Path | None = None, *, pauses: Sequence[float] = PAUSES, piece: int = PIECE
+        self,
+        address: Address,
+        config: Path | None = None,
+        *,
+        logins: Path | None = None,
+        pauses: Sequence[float] = PAUSES,
+        piece: int = PIECE,
     ) -> None:
         self.address = address
-        hint = f"Log in with `docker login {address.host}` or `oras login {address.host}`"
-        login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config))
+        hint = f"Log in with `adapterhub login {address.host}`"
+        login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config, logins))
         self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece = pauses, piece

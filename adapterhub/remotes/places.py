@@ -32,6 +32,7 @@ class Surroundings:
 
     Attributes:
         docker: docker's config.json, which need not be there.
+        logins: What `adapterhub login` keeps, which need not be there either.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
         environ: The environment, for the conventions of others (`AWS_…`, proxies).
     """
@@ -39,6 +40,7 @@ class Surroundings:
     docker: Path
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    logins: Path | None = None
 
 
 class Place(Protocol):
@@ -91,6 +93,11 @@ def is_address(text: str) -> bool:
     """Whether `text` is meant as one."""
     scheme, found, _ = text.partition("://")
     return bool(found) and scheme.lower() in _MODULES
+
+
+def kinds() -> tuple[str, ...]:
+    """The schemes that there are."""
+    return tuple(_MODULES)
 
 
 def parse(text: str) -> Place:

@@ -128,7 +128,7 @@ def test_a_password_is_taken_from_docker_s_config_and_never_shown(make: Make, ru
         wrong = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "wrong", host, "not-the-password").parent)}
         for env in (nobody, wrong):
             done = run("push", make(), address, env=env, code=5)
-            assert f"Log in with `docker login {host}` or `oras login {host}`" in done.stderr
+            assert f"Log in with `adapterhub login {host}`" in done.stderr
             assert "not-the-password" not in done.stderr + done.stdout
         run("push", make(), address, env=right)
         run("pull", address, "-o", "nothing-comes", env=nobody, code=5)

@@ -44,10 +44,6 @@ class ModelWeights:
         """A tensor that is there, in its own dtype."""
         return self._files[name].tensor(name)
 
-    def mapped(self, name: str) -> np.ndarray:
-        """The same as a view of its file (`SafetensorsFile.mapped`)."""
-        return self._files[name].mapped(name)
-
     def __enter__(self) -> Self:
         return self
 

@@ -1,0 +1,144 @@
+"""An OCI registry as a whole: whether it takes us, for whom, what we may do in it, and which names it has.
+
+Where a name is needed to ask, one is taken that nobody would give, and nothing of it stays: a manifest is put that is none,
+under a digest that isn't its own, which a registry that knows who asks refuses with a 400. (An upload begun and cancelled
+leaves files in docker-registry 2.8, which saves the state of the hash after it has removed the upload.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from adapterhub.manifest import MANIFEST_TYPE
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
+
+from .address import Address
+from .kept import Credentials
+from .login import Login
+from .wire import PAUSES, DeniedError, Wire, resolved
+
+NOBODY = "adapterhub-remote-test"
+GIVEN = "given"
+"""The source of credentials that are only tried so far."""
+_DOCKER = "docker's config.json"
+_MAX_NAMES, _MAX_PAGES, _PAGE = 100_000, 1000, 4 << 20
+_UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalogue, or none for us
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a registry grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read and write."""
+
+    who: str
+    source: str
+    reads: bool
+    writes: bool
+    why: str = ""
+
+
+class Host:
+    """The registry of an address, whose name is a prefix of names there; close it in the end."""
+
+    def __init__(
+        self, address: Address, find: Callable[[], Credentials | None], hint: str = "", *, pauses: Sequence[float] = PAUSES
+    ) -> None:
+        self.address = address
+        self.where = f"{address.scheme}://{address.host}"
+        self._found: list[Credentials | None] = []
+
+        def once() -> Credentials | None:
+            self._found.append(find())
+            return self._found[-1]
+
+        hint = hint or f"Log in with `adapterhub login {address.host}`"
+        login = Login(self.where, address.base, hint, once)
+        self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wire.close()
+
+    def check_login(self) -> None:
+        """Have the registry look at who asks.
+
+        Raises:
+            DeniedError: It doesn't take us.
+            RefusedError: It takes everybody, so that nothing was looked at.
+        """
+        self.reach()
+        if not self._found:
+            raise RefusedError(self.where, "this registry asks nobody who it is, so a login cannot be checked", "It needs none")
+
+    def reach(self) -> None:
+        """RemoteError unless a registry answers there that takes us or asks nobody."""
+        try:
+            self._wire.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
+        except NotFoundError as error:
+            raise RemoteError(self.where, "what answers there is no OCI registry (it has no /v2/)") from error
+        except DeniedError as error:
+            if not (found := self._found[-1] if self._found else None):
+                raise
+            of = f" of {found.user}" if found.user else ""
+            by = f" ({found.source or _DOCKER})" if found.source != GIVEN else ""
+            raise DeniedError(
+                self.where, f"{error.what.partition(':')[0]}: the login{of}{by} was refused", error.hint
+            ) from error
+
+    def access(self) -> Access:
+        """What we may do below the address; RemoteError when there is no registry, or it doesn't take us at all."""
+        self.reach()
+        reads, why = self._allowed(self._read)
+        writes, not_written = self._allowed(self._write) if reads else (False, "")
+        found = self._found[-1] if self._found else None
+        who = (found.user or "the bearer of a token") if found else ""
+        source = (found.source or _DOCKER) if found else ""
+        return Access(who, source, reads, writes, why or not_written)
+
+    def _allowed(self, act: Callable[[], None]) -> tuple[bool, str]:
+        try:
+            act()
+        except (NotFoundError, RemoteError) as error:
+            return False, error.what
+        return True, ""
+
+    def _read(self) -> None:
+        with contextlib.suppress(NotFoundError):
+            url = f"{self.address.base}/v2/{self.address.name}/tags/list"
+            self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_PAGE)
+
+    def _write(self) -> None:
+        scope = self._scope("pull,push")
+        url = f"{self.address.base}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
+        kind = {"Content-Type": MANIFEST_TYPE}
+        self._wire.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
+
+    def names(self) -> list[str]:
+        """The repositories there are, sorted; RemoteError where the registry doesn't say."""
+        found: set[str] = set()
+        url: str | None = f"{self.address.base}/v2/_catalog?n=1000"
+        for _ in range(_MAX_PAGES):
+            if url is None or len(found) > _MAX_NAMES:
+                break
+            answer = self._wire.ask("GET", url, self.where, good=(200, *_UNKNOWN), scope="registry:catalog:*", limit=_PAGE)
+            if answer.status in _UNKNOWN:
+                raise RemoteError(self.where, "this registry doesn't tell which names it has", "Name one: namespace/name")
+            try:
+                page = json.loads(answer.body)["repositories"] or []
+                new = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise FormatError(self.where, "the registry does not answer with a list of names") from error
+            if new <= found:
+                break
+            found |= new
+            following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
+            url = resolved(answer.url, following[1], self.where) if following else None
+        return sorted(found)
+
+    def _scope(self, actions: str) -> str:
+        return f"repository:{self.address.name}:{actions}"

@@ -1,0 +1,338 @@
+"""Remotes by name: refs below a URL, and the command remote against real registries."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.remotes.address import Address
+from adapterhub.remotes.configured import below, check_url
+from adapterhub.remotes.host import Host
+from adapterhub.remotes.kept import Credentials
+from adapterhub_converters.errors import RemoteError, UsageError
+from tests.conftest import Run
+from tests.remotes import registry
+from tests.remotes.proxy import Exchange, Proxy
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Iterator[str]:
+    """`host:port` of a registry that wants a password."""
+    (tmp_path / "behind").mkdir()
+    with registry.running(tmp_path / "behind", password=True) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("url", "ref", "expected"),
+    [
+        ("oci://host/prefix", "team/sql:v2", "oci://host/prefix/team/sql:v2"),
+        ("oci://host:5000", "team/sql", "oci://host:5000/team/sql"),
+        ("oci://host/prefix/", "sql@sha256:12", "oci://host/prefix/sql@sha256:12"),
+        ("hf://", "team/sql:v2", "hf://team/sql@v2"),
+        ("hf://team", "team/sql:v2", "hf://team/sql@v2"),
+        ("hf://team", "sql", "hf://team/sql"),
+        ("s3://bucket/prefix", "team/sql:v2", "s3://bucket/prefix/team/sql:v2"),
+        ("file:///srv/adapters", "team/sql:v2", "file:///srv/adapters/team/sql:v2"),
+        ("file:///", "team/sql:v2", "file:///team/sql:v2"),
+    ],
+)
+def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected: str) -> None:
+    assert below(url, ref) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "ref", "words"),
+    [
+        ("oci://host", "oci://other/x", "an address says where it is"),
+        ("oci://host", "../x", "cannot be a name"),
+        ("oci://host", "a//b", "cannot be a name"),
+        ("oci://host", "a/./b", "cannot be a name"),
+        ("oci://host", "", "cannot be a name"),
+        ("s3://bucket", "a?b", "cannot be a name"),
+        ("s3://bucket", "a\nb", "cannot be a name"),
+        ("hf://", "sql", "two parts"),
+        ("hf://", "a/b/c", "two parts"),
+        ("hf://team", "other/sql", "this remote is of team, not of other"),
+    ],
+)
+def test_a_ref_that_would_leave_the_remote_or_collide_is_refused(url: str, ref: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        below(url, ref)
+
+
+@pytest.mark.parametrize("text", ["oci://user:s3cr3t@host/x", "oci://s3cr3t@host", "https://user:s3cr3t@host"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(run: Run, text: str) -> None:
+    with pytest.raises(UsageError, match="end up in logs"):
+        check_url(text)
+    done = run("remote", "add", "x", text, code=2)
+    assert "s3cr3t" not in done.stdout + done.stderr
+    assert "s3cr3t" not in run("login", text, "-u", "x", "--password-stdin", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "oci://", "oci://ho st", "oci://host/UP", "ftp://host", "oci://host?x=1", "oci:///x", "://"]
+)
+def test_what_is_no_url_of_a_remote_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        check_url(text)
+
+
+def said(run: Run, *words: object, **options: object) -> dict[str, object]:
+    return json.loads(run(*words, "--json", **options).stdout)
+
+
+def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "xdg-config/adapterhub/config.toml"
+    assert "no remotes yet" in run("remote", "list").stderr
+    assert said(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
+    assert said(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
+    run("remote", "add", "free", "oci://free.example")
+    assert "means oci://free.example already" in run("remote", "add", "free", "oci://other.example", code=7).stderr
+    run("remote", "add", "free", "oci://other.example", "--force")
+    assert run("remote", "default").stdout == "team  oci://registry.example/a\n"
+    rows = said(run, "remote", "list")["remotes"]
+    assert rows == [
+        {"name": "free", "url": "oci://other.example", "default": False, "file": str(file)},
+        {"name": "team", "url": "oci://registry.example/a", "default": True, "file": str(file)},
+    ]
+    run("remote", "default", "free")
+    run("remote", "remove", "free")
+    assert file.read_text() == '[remotes.team]\nurl = "oci://registry.example/a"\n'
+    assert "There are team" in run("remote", "default", code=2).stderr
+    assert "There are team" in run("remote", "default", "nobody", code=3).stderr
+    run("remote", "remove", "free", code=3)
+
+
+def test_the_option_then_the_environment_then_the_project_then_the_user(
+    run: Run, host: str, make: Make, tmp_path: Path
+) -> None:
+    for name in ("user", "project", "environment", "option"):
+        run("remote", "add", name, f"oci://{host}/order-{name}")
+    run("remote", "default", "user")
+    (tmp_path / "p/deep").mkdir(parents=True)
+    run("remote", "add", "project", f"oci://{host}/order-theirs", "--project", "--default", cwd=tmp_path / "p")
+    make()
+
+    def where(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> object:
+        return said(run, "push", tmp_path / "adapter", "t/x", *words, cwd=cwd, env=env)["ref"]
+
+    inside, variable = tmp_path / "p/deep", {"ADAPTERHUB_REMOTE": "environment"}
+    assert where("--remote") == f"oci://{host}/order-user/t/x:latest"
+    assert where("--remote", cwd=inside) == f"oci://{host}/order-theirs/t/x:latest"
+    assert where("--remote", cwd=inside, env=variable) == f"oci://{host}/order-environment/t/x:latest"
+    assert where("--remote", "option", cwd=inside, env=variable) == f"oci://{host}/order-option/t/x:latest"
+    assert where(cwd=inside, env=variable) == "t/x:v1"
+
+
+def test_the_project_says_which_registry_before_the_one_nearby(run: Run, make: Make, tmp_path: Path) -> None:
+    inside = tmp_path / "p/deep"
+    inside.mkdir(parents=True)
+    run("init", inside)
+    (tmp_path / "p/adapterhub.toml").write_text('registry = "theirs"\n')
+    run("push", make(), "team/sql", cwd=inside)
+    assert (tmp_path / "p/theirs/registry.db").exists()
+    assert json.loads(run("list", "--json", "--registry", inside, cwd=inside).stdout)["adapters"] == []
+    (tmp_path / "xdg-config/adapterhub").mkdir(parents=True)
+    (tmp_path / "xdg-config/adapterhub/config.toml").write_text(f'registry = "{tmp_path}/mine"\n')
+    run("push", tmp_path / "adapter", "team/sql")
+    assert (tmp_path / "mine/registry.db").exists()
+
+
+def test_a_project_of_somebody_else_is_passed_over_and_that_is_said(run: Run, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = tmp_path / "adapterhub.toml"
+    path.write_text('remote = "evil"\n[remotes.evil]\nurl = "oci://evil.example"\n')
+    os.chown(path, 12345, -1)
+    done = run("remote", "list")
+    assert "evil" not in done.stdout
+    assert "belongs to another user and is passed over" in done.stderr
+    assert "another user" in run("remote", "add", "x", "oci://host", "--project", code=2).stderr
+
+
+def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_path: Path) -> None:
+    run("remote", "add", "team", f"oci://{host}/conf", "--default")
+    made = make()
+    digest = said(run, "push", made, "team/sql:v2", "--remote")["digest"]
+    assert said(run, "push", made, "team/sql:v2", "--remote", "team")["sent"] == 0
+    run("push", made, "other/sql", "--remote")
+    assert said(run, "pull", "team/sql:v2", "--remote", "-o", "out")["digest"] == digest
+    assert run("list", "--remote").stdout == "other/sql\nteam/sql\n"
+    assert run("list", "team", "--remote").stdout == "team/sql\n"
+    assert said(run, "list", "team", "--remote")["names"] == ["team/sql"]
+    assert run("list", "tea", "--remote").stdout == ""
+    assert run("list", "team/sql", "--remote").stdout == f"oci://{host}/conf/team/sql:v2\n"
+
+
+def test_a_ref_without_the_option_stays_here_and_the_error_says_whom_to_ask(run: Run, make: Make) -> None:
+    with Proxy() as server:
+        run("remote", "add", "team", f"oci://{server.address}", "--default")
+        assert "`--remote` asks team" in run("pull", "team/sql:v2", code=3).stderr
+        run("push", make(), "team/sql")
+        assert "`--remote` asks team" in run("pull", "team/sql:v2", code=3).stderr
+        assert "`--remote` asks team" in run("lock", "team/sql:v2", code=3).stderr
+        run("list")
+        assert server.seen == []
+
+
+def test_an_argument_that_was_taken_for_the_name_is_said_to_be_that(run: Run) -> None:
+    assert "Write --remote last" in run("push", "--remote", "./sql", "team/sql", code=2).stderr
+    assert "there is no default remote" in run("pull", "team/sql", "--remote", code=2).stderr
+
+
+def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, make: Make, tmp_path: Path) -> None:
+    with Proxy(host) as server:
+        address = f"oci://{server.address}/conf/again:v1"
+        run("push", make(), address)
+        assert said(run, "pull", address, "-o", "out")["new"] is True
+        server.seen.clear()
+        done = run("pull", address, "-o", "out")
+        assert done.stdout.startswith("already there: out: ")
+        assert [found.method for found in server.seen] == ["GET"]
+    weights = tmp_path / "out/adapter_model.safetensors"
+    right = weights.read_bytes()
+    for wrong in (right[:-1], right[:-1] + bytes([right[-1] ^ 1])):
+        weights.write_bytes(wrong)
+        assert "already exists" in run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2).stderr
+        assert weights.read_bytes() == wrong
+    weights.write_bytes(right)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2)
+
+
+def test_a_registry_that_does_not_tell_its_names_is_one_line(run: Run, host: str) -> None:
+    with Proxy(host) as server:
+
+        def closed(found: Exchange) -> None:
+            if "_catalog" in found.path:
+                found.status = 404
+
+        server.before = closed
+        run("remote", "add", "team", f"oci://{server.address}")
+        assert "doesn't tell which names it has. Name one" in run("list", "--remote", "team", code=5).stderr
+
+
+def test_names_come_page_by_page_and_only_below_the_url(host: str) -> None:
+    with Proxy() as server:
+
+        def pages(found: Exchange) -> None:
+            last = found.path.rpartition("last=")[2] if "last=" in found.path else ""
+            names = {"": ["a/x", "a/y"], "a/y": ["b/z"]}[last]
+            found.status, found.data = 200, json.dumps({"repositories": names}).encode()
+            if not last:
+                found.answer = {"link": '</v2/_catalog?n=2&last=a/y>; rel="next"'}
+
+        server.before = pages
+        with Host(Address.parse(f"oci://{server.address}/x"), lambda: None) as found:
+            assert found.names() == ["a/x", "a/y", "b/z"]
+
+
+# ---- test
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_remote_test_says_who_and_what_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
+    run("remote", "add", "team", f"oci://{behind}/some/prefix")
+    nobody = run("remote", "test", "team", code=5)
+    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: it takes a login. Log in with `adapterhub login {behind}`\n"
+    right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", behind).parent)}
+    before = tree(tmp_path / "behind")
+    found = said(run, "remote", "test", "team", env=right)
+    assert found == {
+        "name": "team", "url": f"oci://{behind}/some/prefix", "asks": True, "user": registry.USER,
+        "login": "docker's config.json", "read": True, "write": True, "why": "",
+    }  # fmt: skip
+    assert tree(tmp_path / "behind") == before
+    assert said(run, "list", "--remote", "team", env=right)["names"] == []
+    wrong = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "wrong", behind, "no").parent)}
+    assert "the login of user (docker's config.json) was refused" in run("remote", "test", "team", env=wrong, code=5).stderr
+
+
+def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str) -> None:
+    with Proxy(host) as server:
+
+        def denied(found: Exchange) -> None:
+            if found.method == "PUT":
+                found.status = 403
+
+        server.before = denied
+        run("remote", "add", "team", f"oci://{server.address}")
+        done = run("remote", "test", "team", code=5)
+        assert "read       yes\nwrite      no\n" in done.stdout
+        assert "may not be written to: HTTP 403: forbidden" in done.stderr
+
+
+def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
+    with Proxy() as server:
+        server.before = lambda found: setattr(found, "status", 404)
+        run("remote", "add", "team", f"oci://{server.address}")
+        assert "no OCI registry" in run("remote", "test", "team", code=5).stderr
+    assert len(run("remote", "test", "team", code=5).stderr.splitlines()) == 1
+
+
+def test_a_token_of_the_wrong_kind_is_refused_before_it_is_kept(behind: str) -> None:
+    address = Address.parse(f"oci://{behind}/x")
+    with Host(address, lambda: Credentials(bearer="token-1"), pauses=()) as found, pytest.raises(RemoteError) as caught:
+        found.check_login()
+    assert "token-1" not in str(caught.value)
+
+
+# ---- policy
+
+
+def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str, make: Make, tmp_path: Path) -> None:
+    made = make("sql")
+    run("remote", "add", "team", f"oci://{host}/rules")
+    run("push", made, "other/sql")
+    run("push", made, "other/sql:v1", "--remote", "team")
+    (tmp_path / "adapterhub.toml").write_text(f'[policy]\nallow = ["team/*", "oci://{host}/free/*"]\n')
+    for words in (
+        ["push", made, "other/sql"],
+        ["push", made, "other/sql", "--remote", "team"],
+        ["push", made, f"oci://{host}/team/sql"],
+        ["pull", "other/sql", "-o", "out"],
+        ["pull", "other/sql", "--as", "mlx", "-o", "out"],
+        ["pull", "other/sql:v1", "--remote", "team", "-o", "out"],
+        ["copy", "other/sql", "./out"],
+        ["copy", "sql", "other/new"],
+        ["copy", "other/sql", f"oci://{host}/team/sql"],
+    ):
+        assert "not a name that" in run(*words, code=6).stderr, words
+    run("push", made, f"oci://{host}/free/sql")
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\nlicences = ['MIT']\n")
+    for words in (
+        ["push", made, "team/sql"],
+        ["push", made, "team/sql", "--remote", "team"],
+        ["push", "other/sql", "team/sql", "--remote", "team"],
+        ["pull", "other/sql", "-o", "out"],
+        ["pull", "other/sql:v1", "--remote", "team", "-o", "out"],
+        ["copy", f"oci://{host}/rules/other/sql:v1", "team/sql"],
+        ["copy", f"oci://{host}/rules/other/sql:v1", f"oci://{host}/rules/copy"],
+        ["copy", "other/sql", "team/sql"],
+        ["copy", "sql", "team/sql"],
+    ):
+        assert "rank 2 is over 1; its licence is not declared, not MIT" in run(*words, code=6).stderr, words
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 2\n")
+    run("pull", "other/sql:v1", "--remote", "team", "-o", "out")
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmaxrank = 2\n")
+    assert "adapterhub.toml:2: 'policy.maxrank' isn't known" in run("pull", "other/sql", code=2).stderr
+
+
+def test_init_project_writes_examples_once(run: Run, tmp_path: Path) -> None:
+    assert said(run, "init", "--project")["created"] is True
+    text = (tmp_path / "adapterhub.toml").read_text()
+    (tmp_path / "adapterhub.toml").write_text(text + "# mine\n")
+    assert said(run, "init", "--project")["created"] is False
+    assert (tmp_path / "adapterhub.toml").read_text() == text + "# mine\n"
+    assert not (tmp_path / "registry.db").exists()
