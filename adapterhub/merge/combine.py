@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adapterhub.factors import Factors, distance, norm, terms
+from adapterhub.factors import Factors, norm, terms
 from adapterhub_converters.adapter import (
     Adapter,
     Delta,
@@ -258,13 +258,16 @@ class _Work:
             rank = rank or self._rank(module, found)
             factors, left_out = found.truncated(rank), lost(found, rank)
         result = _delta_like(target, module.first, factors)
-        wanted, apart = 0.0, 0.0
-        for matrix, own in zip(module.matrices, _oriented(result), strict=True):
+        wanted, apart = found.energy if found else 0.0, 0.0
+        for matrix, exact_factors, own in zip(module.matrices, factors, _oriented(result), strict=True):
             if isinstance(matrix, Tiled):
-                wanted, apart = wanted + matrix.energy, apart + residual(matrix, own) ** 2
+                apart += residual(matrix, own) ** 2
                 matrix.forget()
             else:
-                wanted, apart = wanted + norm(matrix) ** 2, apart + distance(own, matrix) ** 2
+                wanted += 0 if found else norm(matrix) ** 2
+                apart += _rounding(own, exact_factors) ** 2
+        if found and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
+            apart += left_out * found.energy  # at right angles to what is kept
         error = (apart / wanted) ** 0.5 if wanted else 0.0
         signs = [sign_conflict(terms, module.weights) for terms in module.scaled]
         share = sum(value for value, _ in signs) / len(signs)
@@ -309,6 +312,12 @@ def _oriented(delta: Mergeable) -> list[Factors]:
     if isinstance(delta, LowRankEmbedding):
         return [Factors(term.right.T, term.left.T) for term in found]
     return found
+
+
+def _rounding(rounded: Factors, exact: Factors) -> float:
+    """The norm of the difference of two matrices whose factors are nearly the same."""
+    left = np.concatenate([rounded.left - exact.left, exact.left], axis=1)
+    return norm(Factors(left, np.concatenate([rounded.right, rounded.right - exact.right])))
 
 
 def _zero(like: Factors) -> Factors:

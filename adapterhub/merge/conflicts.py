@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adapterhub.factors import Factors, inner
+from adapterhub.factors import Factors, inner, times
 
 _SAMPLE = 1 << 16  # elements; the share of a larger matrix is good to 0.2 points
 
@@ -42,6 +42,6 @@ def sign_conflict(terms: Sequence[Factors], weights: Sequence[float]) -> tuple[f
         columns = random.choice(n, min(n, _SAMPLE // high), replace=False)
     up = down = np.zeros((), bool)
     for term, weight in zip(terms, weights, strict=True):
-        part = (weight * term.left[rows]) @ term.right[:, columns]
+        part = times(weight * term.left[rows], term.right[:, columns])
         up, down = up | (part > 0), down | (part < 0)
     return float(np.mean(up & down)), exact

@@ -158,7 +158,7 @@ def _apart(
 def _pruned(part: F32Array, density: float) -> F32Array:
     if density >= 1:
         return part
-    return trimmed(part, largest(lambda: [part], [int(density * part.size)])[0])
+    return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 
 def _election(sign: str) -> Merge:

@@ -6,13 +6,13 @@ cut, all of them are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy as np
 
 from adapterhub.factors import Factors
-from adapterhub.merge.dense import F32Array, Tiled, dense_rows, largest, row_tiles
+from adapterhub.merge.dense import F32Array, Tiled, dense_rows, largest, squares
 from adapterhub_converters.errors import UsageError
 
 from .rules import drawn, dropped, elected, kept_by_rank, summed, trimmed
@@ -65,7 +65,7 @@ def breadcrumbs(
         raise UsageError("--density", f"{density:g} and --gamma {gamma:g} are more than there is", "Let them sum to 1 at most")
     size = _size(terms[0])
     outliers = int(gamma * size)
-    bounds = [largest(_tiles_of(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
+    bounds = [largest(_whole(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
 
     def keep(part: F32Array, index: int, _start: int) -> F32Array:
         return trimmed(part, *bounds[index])
@@ -140,11 +140,10 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
     rows_of = dense_rows(terms)
     shape = _shape(terms[0])
     spread = Tiled(shape, lambda rows: np.var(rows_of(rows), axis=0, dtype=np.float32))
-    [least] = largest(lambda: (tile for _, tile in spread.tiles()), [int(density * _size(terms[0]))])
+    [least] = largest(spread, [int(density * _size(terms[0]))])
     energies = np.zeros(len(terms))
-    for rows, variance in spread.tiles():
-        chosen = variance >= least
-        energies += [float(np.sum(np.square(part[chosen]), dtype=np.float64)) for part in rows_of(rows)]
+    for _, found in spread.mapped(lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]):
+        energies += found
     shares = list(energies / energies.sum()) if energies.any() else [1.0] * len(terms)
 
     def make(rows: slice) -> F32Array:
@@ -180,7 +179,7 @@ def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32A
 
 
 def _trim(terms: Sequence[Factors], density: float) -> Keep:
-    least = [largest(_tiles_of(term), [int(density * _size(term))])[0] for term in terms]
+    least = [largest(_whole(term), [int(density * _size(term))])[0] for term in terms]
     return lambda part, index, _start: trimmed(part, least[index])
 
 
@@ -191,9 +190,9 @@ def _drop(density: float, random: Random) -> Keep:
     return keep
 
 
-def _tiles_of(term: Factors) -> Callable[[], Iterator[F32Array]]:
+def _whole(term: Factors) -> Tiled:
     rows_of = dense_rows([term])
-    return lambda: (rows_of(rows)[0] for rows in row_tiles(_shape(term)))
+    return Tiled(_shape(term), lambda rows: rows_of(rows)[0])
 
 
 def _shape(term: Factors) -> tuple[int, int]:

@@ -81,5 +81,5 @@ def kept_by_rank(array: Array, density: float, epsilon: float) -> Array:
     wide = array.shape[1]
     steps = np.linspace(density - epsilon, density + epsilon, wide, dtype=array.dtype) if wide > 1 else np.array([density])
     result = np.empty_like(array)
-    np.put_along_axis(result, np.argsort(np.abs(array), axis=1, kind="stable"), steps[None].astype(array.dtype), axis=1)
+    np.put_along_axis(result, np.argsort(np.abs(array), axis=1), steps[None].astype(array.dtype), axis=1)
     return result
