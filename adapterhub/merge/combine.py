@@ -12,28 +12,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adapterhub.factors import Factors, norm, terms
-from adapterhub_converters.adapter import (
-    Adapter,
-    Delta,
-    LowRank,
-    LowRankConv,
-    LowRankEmbedding,
-    Meta,
-    StackedLowRank,
-    factored_out,
-    refuse_conditions,
-)
+from adapterhub.factors import Factors, norm
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import beside
 from .checks import check_adapter
 from .conflicts import sign_conflict, stack_cosines
 from .dense import Tiled, residual
+from .matrices import Mergeable, alike, delta_like, oriented, rounding, turned, unscaled, zero
 from .methods import Matrix, Method, Random, method_named
 from .truncation import Cut, Spectra, lost, spectra, within
 
-Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 Progress = Callable[[int, int], None]
 
 
@@ -220,7 +210,7 @@ class _Work:
 
     def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _Module:
         deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
-        same = _alike(target, [delta for delta in deltas if delta is not None])
+        same = alike(target, [delta for delta in deltas if delta is not None])
         weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
         ranks = tuple(delta.r for delta in same)
         if self.method.apart and len(set(ranks)) > 1:
@@ -229,18 +219,19 @@ class _Work:
                 f"{self.method.name} merges A and B apart, which takes one rank: {', '.join(map(str, ranks))}",
                 "Use a method without peft_, or rerank them first",
             )
-        scaled = list(zip(*map(_oriented, same), strict=True))
+        scaled = list(zip(*map(oriented, same), strict=True))
         scales = [delta.scaling for delta in same]
-        given_terms = list(zip(*map(_unscaled, same), strict=True)) if self.method.apart else scaled
+        given_terms = list(zip(*map(unscaled, same), strict=True)) if self.method.apart else scaled
         matrices = []
         for part, matrix in enumerate(given_terms):
             given, own = list(matrix), list(weights)
             if self.method.missing == "zeros" and len(same) < len(deltas):
                 own = [weight for _, weight in weighted]
                 filled = iter(given)
-                given = [next(filled) if delta is not None else _zero(matrix[0]) for delta in deltas]
+                given = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
             random = Random(self.seed, target, part)
-            matrices.append(self.method(given, own, scales=scales, random=random, parameters=self.parameters))
+            found = self.method(given, own, scales=scales, random=random, parameters=self.parameters)
+            matrices.append(turned(same[0], found) if self.method.apart and isinstance(found, Factors) else found)
         self.random |= self.method.random or any(isinstance(matrix, Tiled) for matrix in matrices)
         return _Module(same[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
@@ -257,15 +248,15 @@ class _Work:
         else:
             rank = rank or self._rank(module, found)
             factors, left_out = found.truncated(rank), lost(found, rank)
-        result = _delta_like(target, module.first, factors)
+        result = delta_like(target, module.first, factors)
         wanted, apart = found.energy if found else 0.0, 0.0
-        for matrix, exact_factors, own in zip(module.matrices, factors, _oriented(result), strict=True):
+        for matrix, exact_factors, own in zip(module.matrices, factors, oriented(result), strict=True):
             if isinstance(matrix, Tiled):
                 apart += residual(matrix, own) ** 2
                 matrix.forget()
             else:
                 wanted += 0 if found else norm(matrix) ** 2
-                apart += _rounding(own, exact_factors) ** 2
+                apart += rounding(own, exact_factors) ** 2
         if found and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
             apart += left_out * found.energy  # at right angles to what is kept
         error = (apart / wanted) ** 0.5 if wanted else 0.0
@@ -280,61 +271,3 @@ class _Work:
             return found.rank_for(self.cut.energy) or found.rank
         wanted = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else found.rank)
         return min(wanted, found.rank)
-
-
-def _alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
-    first, same = deltas[0], list[Mergeable]()
-    for delta in deltas:
-        if not isinstance(delta, Mergeable):
-            raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged yet")
-        if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
-            raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
-        same.append(delta)
-    return same
-
-
-def _transposed(delta: Delta) -> bool | None:
-    return getattr(delta, "transposed_base", False)
-
-
-def _kind(delta: Delta) -> str:
-    return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
-
-
-def _unscaled(delta: Mergeable) -> list[Factors]:
-    """The factors as the adapter has them."""
-    return _oriented(replace(delta, alpha=float(delta.r), rslora=False))
-
-
-def _oriented(delta: Mergeable) -> list[Factors]:
-    """What a delta adds as the base has it, so that a row is an output or a token."""
-    found = terms(delta)
-    if isinstance(delta, LowRankEmbedding):
-        return [Factors(term.right.T, term.left.T) for term in found]
-    return found
-
-
-def _rounding(rounded: Factors, exact: Factors) -> float:
-    """The norm of the difference of two matrices whose factors are nearly the same."""
-    left = np.concatenate([rounded.left - exact.left, exact.left], axis=1)
-    return norm(Factors(left, np.concatenate([rounded.right, rounded.right - exact.right])))
-
-
-def _zero(like: Factors) -> Factors:
-    return Factors(np.zeros((like.left.shape[0], 1)), np.zeros((1, like.right.shape[1])))
-
-
-def _delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mergeable:
-    lefts, rights = [item.left.astype(np.float32) for item in factors], [item.right.astype(np.float32) for item in factors]
-    if not all(np.isfinite(array).all() for array in (*lefts, *rights)):
-        raise RefusedError(target, "the weighted factors are over the largest float32")
-    left, right, alpha = lefts[0], rights[0], float(factors[0].r)
-    if isinstance(first, StackedLowRank):
-        return StackedLowRank(np.stack(rights), np.stack(lefts), alpha, transposed_base=first.transposed_base)
-    if isinstance(first, LowRankEmbedding):
-        return LowRankEmbedding(np.ascontiguousarray(left.T), np.ascontiguousarray(right.T), alpha)
-    if isinstance(first, LowRankConv):
-        kernel = first.lora_A.shape[1:]
-        ones = (1,) * (len(kernel) - 1)
-        return LowRankConv(right.reshape(-1, *kernel), left.reshape(*left.shape, *ones), alpha)
-    return LowRank(right, left, alpha, transposed_base=first.transposed_base)

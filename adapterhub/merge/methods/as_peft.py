@@ -34,7 +34,7 @@ def peft_linear(terms: Sequence[Factors], weights: Sequence[float], *, scales: S
     Paper: none; peft, `tuners/lora/model.py`, `_generalized_task_arithmetic_weighted_adapter`
     Cost: O((m + n) r)
     """
-    return _apart(terms, weights, scales, lambda _index, part: part, summed)
+    return apart(terms, weights, scales, lambda _index, part: part, summed)
 
 
 def peft_magnitude_prune(
@@ -47,7 +47,7 @@ def peft_magnitude_prune(
     Paper: none; peft, `utils/merge_utils.py`, `magnitude_prune`
     Cost: O((m + n) r)
     """
-    return _apart(terms, weights, scales, lambda _index, part: _pruned(part, density), summed)
+    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), summed)
 
 
 def peft_ties(
@@ -66,7 +66,7 @@ def peft_ties(
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O((m + n) r)
     """
-    return _apart(terms, weights, scales, lambda _index, part: _pruned(part, density), _election(sign))
+    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), election(sign))
 
 
 def peft_dare_linear(
@@ -79,7 +79,7 @@ def peft_dare_linear(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return _apart(terms, weights, scales, masking(seeded(random, density), density), summed)
+    return apart(terms, weights, scales, masking(seeded(random, density), density), summed)
 
 
 def peft_dare_ties(
@@ -98,7 +98,7 @@ def peft_dare_ties(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return _apart(terms, weights, scales, masking(seeded(random, density), density), _election(sign))
+    return apart(terms, weights, scales, masking(seeded(random, density), density), election(sign))
 
 
 def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> Tiled:
@@ -109,7 +109,7 @@ def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O(m n R), in memory a tile
     """
-    elect = _election(sign)
+    elect = election(sign)
     return _merged(terms, _trim(terms, density), lambda parts: elect(parts, weights))
 
 
@@ -123,7 +123,7 @@ def peft_dare_ties_svd(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O(m n R), in memory a tile
     """
-    elect = _election(sign)
+    elect = election(sign)
     return _merged(terms, _drop(density, random), lambda parts: elect(parts, weights))
 
 
@@ -140,13 +140,14 @@ def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]
     return lambda index, part: dropped(part, masks(index, part.shape), density)
 
 
-def _apart(
+def apart(
     terms: Sequence[Factors],
     weights: Sequence[float],
     scales: Sequence[float],
     prune: Callable[[int, F32Array], F32Array],
     merge: Merge,
 ) -> Factors:
+    """A and B pruned and merged for themselves; `prune` gets the number of a factor, A_1 … and then B_1 …, and the factor."""
     effective = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
     roots = [math.sqrt(abs(weight)) for weight in effective]
     signed = [math.copysign(root, weight) if weight else root for root, weight in zip(roots, effective, strict=True)]
@@ -161,6 +162,7 @@ def _pruned(part: F32Array, density: float) -> F32Array:
     return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 
-def _election(sign: str) -> Merge:
+def election(sign: str) -> Merge:
+    """Election as peft has it."""
     how = cast(Literal["total", "frequency"], sign)
     return lambda parts, weights: elected_as_peft(parts, weights, how)

@@ -39,7 +39,7 @@ class Between:
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"{'above' if self.above else 'at least'} {self.low:g}"
-        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+        return f"above {self.low:g} and up to {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
