@@ -112,13 +112,13 @@ def spectrum(matrix: Factors) -> Spectrum:
     """The singular values and vectors of the product."""
     # Unit columns and rows, so that how a delta is split between its factors changes nothing.
     columns, rows = (np.linalg.norm(matrix.left, axis=0), np.linalg.norm(matrix.right, axis=1))
-    q_left, r_left = _basis(matrix.left / np.where(columns, columns, 1))
-    q_right, r_right = _basis(matrix.right.T / np.where(rows, rows, 1))
+    q_left, r_left = basis(matrix.left / np.where(columns, columns, 1))
+    q_right, r_right = basis(matrix.right.T / np.where(rows, rows, 1))
     u, s, vt = np.linalg.svd((r_left * (columns * rows)) @ r_right.T, full_matrices=False)
     return Spectrum(times(q_left, u), s, times(q_right, vt.T).T)
 
 
-def _basis(x: F64Array) -> tuple[F64Array, F64Array]:
+def basis(x: F64Array) -> tuple[F64Array, F64Array]:
     """Orthonormal `q` `(m, k)` and `q.T @ x`, with `q @ q.T @ x = x` up to 1e-8 of `x`.
 
     Twice, as in CholeskyQR2 (Yamamoto et al., 2015): the second round makes good what the first lost in squaring.
@@ -171,9 +171,9 @@ def distance(one: Factors, two: Factors) -> float:
 
 def _triangle(x: F64Array) -> F64Array:
     """`c` with `c.T @ c = x.T @ x` as exactly as a QR's R: what the first basis lost (1e-8 of `x`) gets a second one."""
-    q, c = _basis(x)
+    q, c = basis(x)
     rest = x - times(q, c)
-    return np.concatenate([c, _basis(rest)[1]]) if rest.any() else c
+    return np.concatenate([c, basis(rest)[1]]) if rest.any() else c
 
 
 def inner(one: Factors, two: Factors) -> float:

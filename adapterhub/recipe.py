@@ -19,7 +19,7 @@ from adapterhub_converters.files import staging
 from adapterhub_converters.lossy import Allowed
 
 from . import digest, facts
-from .merge import MergeReport, combine
+from .merge import MergeReport, Progress, combine
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import LossReport
@@ -109,19 +109,39 @@ def _inherited(made: facts.Facts, known: facts.Facts | None) -> facts.Facts:
 
 
 def merge(
-    parents: Sequence[Parent], out: Path, *, method: str, rank: int | None = None, base: Mapping[str, Any] | None = None
+    parents: Sequence[Parent],
+    out: Path,
+    *,
+    method: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    parameters: Mapping[str, float | str] | None = None,
+    base: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[MergeReport, facts.Facts]:
     """Merge `parents` into the new folder `out`, with the facts that say so; `base` is what they were all trained on."""
     combined, report = combine(
-        [formats.read(parent.path) for parent in parents], [parent.weight for parent in parents], method=method, rank=rank
+        [formats.read(parent.path) for parent in parents],
+        [parent.weight for parent in parents],
+        method=method,
+        rank=rank,
+        energy=energy,
+        budget=budget,
+        seed=seed,
+        parameters=parameters,
+        progress=progress,
     )
+    asked = {"energy": energy, "budget": budget, "seed": report.seed, "parameters": dict(report.parameters) or None}
+    how = {"kind": MERGE, "method": method, "rank": rank, **{key: value for key, value in asked.items() if value is not None}}
     named = [
         {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight, "method": method}
         for parent in parents
     ]
     with staging.whole(out) as folder:
         peft.write(combined, folder)
-        made = facts.describe(folder, parents=named, recipe={"kind": MERGE, "method": method, "rank": rank})
+        made = facts.describe(folder, parents=named, recipe=how)
         document = {**made, "base": dict(base) if base else made["base"]}
         facts.write_facts(folder, document)
     return report, document
@@ -140,7 +160,8 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
     if len(parents) != len(known["parents"]):
         raise FormatError(f"{folder}/{facts.NAME}", f"{len(known['parents'])} parents are named, {len(parents)} were given")
     if recipe["kind"] == MERGE:
-        merge(parents, out, method=recipe["method"], rank=recipe.get("rank"), base=known["base"])
+        asked = {key: recipe[key] for key in ("rank", "energy", "budget", "seed", "parameters") if key in recipe}
+        merge(parents, out, method=recipe["method"], base=known["base"], **asked)
         return
     if recipe.get("base") and (base is None or base.fingerprint != recipe["base"]):
         given = "another was given" if base else "none was given"

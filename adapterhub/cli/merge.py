@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import UsageError
 
 from . import output, sources
 from .app import Settings, command
 from .progress import bytes_bar
 
 if TYPE_CHECKING:
-    from adapterhub.merge import FuseReport, MergeReport
+    from adapterhub.merge import FuseReport
     from adapterhub_converters.adapter import Adapter
 
-_METHODS = ("cat", "linear", "svd")
+_OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")  # of adapters into an adapter
+_PARAMETERS = ("density", "epsilon", "gamma", "lambda_", "t", "share", "rule", "by", "sign")
+
+
+def _parameters(function: Any) -> Any:
+    """The options that some methods have; which, `--method list` says."""
+    described = {
+        "density": (float, "D", "What share of the elements is kept (ties, dare_*, della, breadcrumbs, sce, knots …)."),
+        "epsilon": (float, "E", "How far probabilities go from --density (della)."),
+        "gamma": (float, "G", "What share of the largest elements is dropped (breadcrumbs)."),
+        "lambda": (float, "L", "What the merged delta is multiplied by (ties, tsv, iso_c …)."),
+        "t": (float, "T", "How far from the first adapter to the second (slerp)."),
+        "share": (float, "S", "What share of each adapter's singular vectors is taken (tsv)."),
+        "rule": (str, "R", "How cores are merged: ties, linear, dare_ties, dare_linear (core_space)."),
+        "by": (str, "B", "all, rows or columns (nuslerp)."),
+        "sign": (str, "S", "How signs are elected: total or frequency (peft_ties …)."),
+    }
+    for name, (kind, metavar, text) in reversed(described.items()):
+        argument = f"{name}_" if name == "lambda" else name
+        function = click.option(f"--{name}", argument, type=kind, metavar=metavar, help=text)(function)
+    return function
 
 
 @command(
@@ -27,45 +47,77 @@ _METHODS = ("cat", "linear", "svd")
     short="Merge adapters, or adapters into a base.",
     example="""
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B -o ./qwen3-sql
-    adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both""",
+    adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both
+    adapterhub merge team/sql team/french --method ties --density 0.2 -o team/both:ties
+    adapterhub merge --method list""",
 )
-@click.argument("source", metavar="SRC...", nargs=-1, required=True)
-@click.option("-o", "--output", "out", metavar="OUT", required=True, help="The folder to make; it must not be there yet.")
+@click.argument("source", metavar="SRC...", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    metavar="OUT",
+    help="The folder to make, or the ref to push to: namespace/name or namespace/name:tag.",
+)
 @click.option(
     "--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder) instead of into one adapter."
 )
 @click.option("--weights", metavar="W,W…", help="What each SRC is multiplied by, like 0.7,-0.4. [default: 1 each]")
 @click.option(
     "--method",
-    type=click.Choice(_METHODS),
-    help="Adapters into an adapter: cat (exact, ranks add up), linear (exact, least rank), svd (rank K). [default: cat]",
+    metavar="M",
+    help="Adapters into an adapter: cat (exact, ranks add up), linear (exact, least rank), svd (rank K), ties …; "
+    "`list` says which there are. [default: cat]",
 )
-@click.option("--rank", metavar="K", type=click.IntRange(min=1), help="The rank of the result of svd.")
+@click.option("--explain", metavar="M", help="Say what a method does, by which formula and paper, and what it costs.")
+@click.option("--rank", metavar="K", type=click.IntRange(min=1), help="The rank of every module of the result.")
+@click.option("--energy", metavar="E", type=float, help="The least ranks that keep this share of the energy, like 0.99.")
+@click.option(
+    "--rank-budget", metavar="BYTES", type=click.IntRange(min=1), help="The ranks that keep most in so many bytes of tensors."
+)
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Of the random numbers. [default: 0]")
+@_parameters
+@click.option("--plot", metavar="PNG", help="Draw how far the adapters disagree, by module (needs matplotlib).")
 @click.pass_obj
 def merge(
     settings: Settings,
+    /,
     *,
     source: tuple[str, ...],
-    out: str,
+    out: str | None,
     base: str | None,
     weights: str | None,
-    method: str | None,
-    rank: int | None,
+    explain: str | None,
+    **given: Any,
 ) -> None:
     """Make one adapter of several, or a model of a base and adapters.
 
     Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus what the adapters add, as peft's
     merge_and_unload has it bit for bit; memory stays small whatever the model's size. OUT appears whole or not at all.
+    What was merged how is recorded in the result, so that `adapterhub rebuild` makes it again.
     """
+    from . import merged
+
+    asked = {name: value for name, value in given.items() if value is not None}
+    if explain or asked.get("method") == "list":
+        merged.explain(settings, explain)
+        return
+    if not source or not out:
+        raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
     factors = _weights(weights, len(source))
-    if base and (method or rank):
-        raise UsageError("--method" if method else "--rank", "is for adapters into an adapter", "Leave it out with --into")
+    if base and asked:
+        name = next(iter(asked)).rstrip("_").replace("_", "-")
+        raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
     with ExitStack() as stack:
-        found = [stack.enter_context(sources.opened(text, settings)) for text in source]
         if base:
+            found = [stack.enter_context(sources.opened(text, settings)) for text in source]
             _into_base(settings, found, factors, base, out)
-        else:
-            _into_adapter(settings, found, factors, (method or "cat", rank), out)
+            return
+        target = merged.destination(out, settings)
+        found = [stack.enter_context(sources.opened(text, settings)) for text in source]
+        how = {name: asked[name] for name in _OWN if name in asked}
+        parameters = {name.rstrip("_"): asked[name] for name in _PARAMETERS if name in asked}
+        merged.into_adapter(settings, found, factors, target, parameters=parameters, **how)
 
 
 def _weights(text: str | None, count: int) -> list[float]:
@@ -121,65 +173,5 @@ def _fuse_text(report: FuseReport) -> None:
         output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
     for name, reason in report.skipped.items():
         output.write(output.one_line(f"  left out: {name}: {reason}"))
-    for note in report.notes:
-        output.write(output.one_line(f"  note: {note}"))
-
-
-def _into_adapter(
-    settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], how: tuple[str, int | None], out: str
-) -> None:
-    from adapterhub import recipe
-
-    method, rank = how
-    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
-    report, made = recipe.merge(parents, Path(out), method=method, rank=rank, base=_common_base(found))
-    output.emit(
-        _merge_document(out, report, made["parents"]), as_json=settings.as_json, text=lambda: _merge_text(out, made, report)
-    )
-
-
-def _common_base(found: Sequence[sources.Source]) -> dict[str, Any] | None:
-    """The base that the adapters were trained on, by what their facts pin; RefusedError when they pin two."""
-    from adapterhub import facts
-
-    pinned: dict[str, dict[str, Any]] = {}
-    for source in found:
-        document = facts.read_facts(source.folder)
-        if document and document["base"].get("fingerprint"):
-            pinned.setdefault(document["base"]["fingerprint"], document["base"])
-    if len(pinned) > 1:
-        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
-        raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
-    return next(iter(pinned.values()), None)
-
-
-def _merge_document(out: str, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "output": out,
-        "method": report.method,
-        "error": report.error,
-        "parents": list(parents),
-        "modules": {
-            name: {
-                "ranks": list(module.ranks),
-                "rank": module.rank,
-                "error": module.error,
-                "cosines": [list(row) for row in module.cosines],
-            }
-            for name, module in report.modules.items()
-        },
-        "notes": list(report.notes),
-    }
-
-
-def _merge_text(out: str, made: Mapping[str, Any], report: MergeReport) -> None:
-    ranks = sorted({module.rank for module in report.modules.values()})
-    rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
-    count = output.plural(len(report.modules), "module")
-    output.write(f"{out}: {report.method}, {count}, {rank}, {output.number(made['parameters'])} parameters")
-    output.write(f"  relative error of the sum at most {report.error:.2e}")
-    cosines = [row[j] for module in report.modules.values() for i, row in enumerate(module.cosines) for j in range(i)]
-    if cosines:
-        output.write(f"  cosines between the adapters' deltas {min(cosines):.2f} to {max(cosines):.2f}")
     for note in report.notes:
         output.write(output.one_line(f"  note: {note}"))

@@ -1,23 +1,30 @@
 """Adapters into an adapter, module by module, without the base.
 
-Ranks, targets, alphas and rsLoRA may differ: a module's terms are taken with their true scales, and a module that
-only some adapters change gets those. What is no low-rank sum (DoRA, a bias, replaced weights) is refused by name.
-The result is in float32 with alpha = r, so that its scale is 1 in every program, per-module ranks or not.
+Ranks, targets, alphas and rsLoRA may differ: a module's terms are taken with their true scales. What a method cannot
+merge is refused by name (docs/merge.md has the table). The result is in float32 with alpha = r, so that its scale is 1
+in every program, per-module ranks or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adapterhub.factors import Factors, cosines, distance, norm, stacked, terms
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Pair, plain_pairs
+from adapterhub.factors import Factors, norm
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
 from adapterhub_converters.errors import RefusedError, UsageError
 
+from . import beside
 from .checks import check_adapter
-from .methods import METHODS, Method
+from .conflicts import sign_conflict, stack_cosines
+from .dense import Tiled, residual
+from .matrices import Mergeable, alike, delta_like, oriented, rounding, turned, unscaled, zero
+from .methods import Matrix, Method, Random, method_named
+from .truncation import Cut, Spectra, lost, spectra, within
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -27,25 +34,33 @@ class Merged:
     Attributes:
         ranks: Of the adapters that change it, in their order.
         rank: Of the result.
-        error: Norm of result minus weighted sum over norm of the weighted sum, rounding to float32 included;
-            0 to 1e-7 is rounding.
+        error: Norm of the result minus what the method asks for, over the norm of that: what truncation left out, and
+            the rounding to float32; 0 to 1e-7 is rounding.
+        lost: The share of the energy, the sum of all squares, that truncation left out.
         cosines: Between those adapters' deltas, weights aside.
+        signs: The share of elements that some of the weighted adapters raise and others lower.
+        exact: Whether all elements were looked at for `signs`, and not 65,536 of them.
     """
 
     ranks: tuple[int, ...]
     rank: int
     error: float
     cosines: tuple[tuple[float, ...], ...]
+    lost: float = 0.0
+    signs: float = 0.0
+    exact: bool = True
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge of adapters did, by module path."""
+    """What a merge of adapters did, by module path; `seed` is None where no random number played a part."""
 
     method: str
     weights: tuple[float, ...]
     modules: Mapping[str, Merged]
     notes: tuple[str, ...] = ()
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    seed: int | None = None
 
     @property
     def error(self) -> float:
@@ -54,54 +69,87 @@ class MergeReport:
 
 
 def combine(
-    adapters: Sequence[Adapter], weights: Sequence[float], *, method: str, rank: int | None = None
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    method: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    parameters: Mapping[str, float | str] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Adapter, MergeReport]:
-    """One adapter that does what the weighted adapters do together, as closely as `method` says.
+    """One adapter that does what the weighted adapters do together, as `method` has it.
 
     Args:
         adapters: Trained on one base.
         weights: One for each; negative ones subtract.
         method: A name in `METHODS`.
-        rank: For `svd`: what to truncate to; the largest rank of each module when None.
+        rank: What to truncate every module to; by default what the method keeps.
+        energy: The share of the sum of squares that truncation keeps, instead.
+        budget: The bytes that the result's tensors may take, instead.
+        seed: Of the random numbers, where the method or the sketch of a dense matrix takes any.
+        parameters: Of the method, by name; its defaults where they are missing.
+        progress: Called with modules done and modules in all.
 
     Raises:
-        RefusedError: Something in the adapters is no low-rank sum, or they do not belong together.
-        UsageError: No such method, or the weights don't match.
+        RefusedError: Something in the adapters cannot be merged so, or they do not belong together.
+        UsageError: No such method or parameter, or the weights don't match.
     """
-    merge = _method(method, rank)
-    if len(weights) != len(adapters) or not adapters:
-        raise UsageError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
+    how, cut = method_named(method), Cut(rank, energy, budget)
+    settled = _checked(how, cut, adapters, weights, parameters or {})
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
-        _check_sum(adapter)
-    meta, notes = _meta(adapters)
-    deltas: dict[str, Pair] = {}
+        refuse_conditions(adapter)
+    beside.check_beside(adapters, how)
+    plain = [factored_out(adapter) for adapter in adapters]
+    meta, notes = _meta(plain)
+    work = _Work(how, cut, settled, seed)
+    weighted = list(zip(plain, weights, strict=True))
+    targets = dict.fromkeys(target for adapter in plain for target in adapter.deltas)
+    deltas: dict[str, Mergeable] = {}
     modules: dict[str, Merged] = {}
-    weighted = list(zip(map(plain_pairs, adapters), weights, strict=True))
-    for target in dict.fromkeys(target for found, _ in weighted for target in found):
-        terms = [(found[target], weight) for found, weight in weighted if target in found]
-        deltas[target], modules[target] = _module(target, terms, merge, rank)
-    return Adapter(deltas, meta=meta), MergeReport(method, tuple(weights), modules, notes)
+    for done, (target, delta, merged) in enumerate(work.modules(targets, weighted), 1):
+        deltas[target], modules[target] = delta, merged
+        if progress:
+            progress(done, len(targets))
+    added = beside.biases(weighted) if how.sums else {}
+    for target, bias in added.items():
+        deltas[target] = _with_bias(deltas[target], bias)
+    result = Adapter(
+        deltas,
+        replaced=beside.replaced(weighted) if how.sums else {},
+        rows=beside.rows(weighted) if how.sums else {},
+        meta=meta,
+    )
+    notes += tuple(note for adapter, given in zip(plain, adapters, strict=True) for note in adapter.notes[len(given.notes) :])
+    return result, MergeReport(method, tuple(weights), modules, notes, settled, seed if work.random else None)
 
 
-def _method(name: str, rank: int | None) -> Method:
-    if name not in METHODS:
-        raise UsageError("method", f"no {name!r}", f"There are {', '.join(METHODS)}")
-    if rank is not None and rank < 1:
-        raise UsageError("rank", f"{rank} is below 1")
-    return METHODS[name]
+def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
+    return replace(delta, bias=bias) if isinstance(delta, LowRank | LowRankConv) else delta
 
 
-def _check_sum(adapter: Adapter) -> None:
-    for target, delta in adapter.deltas.items():
-        if isinstance(delta, LowRank) and delta.magnitude is not None:
-            raise RefusedError(target, "DoRA rescales the base's weight, which no sum of deltas does", "Fuse it into the base")
-        if isinstance(delta, LowRank) and delta.bias is not None:
-            raise RefusedError(target, "has a bias (lora_bias), which factors cannot hold", "Fuse it into the base")
-    for name in (*adapter.replaced, *adapter.rows):
-        raise RefusedError(
-            name, "replaces weights of the base (modules_to_save, rows) instead of adding", "Fuse it into the base"
-        )
+def _checked(
+    method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], given: Mapping[str, float | str]
+) -> dict[str, float | str]:
+    """The settled parameters; UsageError for what the method does not take."""
+    if len(weights) != len(adapters) or not adapters:
+        raise UsageError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
+    fewest, most = method.count
+    if not fewest <= len(adapters) <= most:
+        count = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if len(adapters) < fewest else f"at most {most}"
+        raise UsageError("--method", f"{method.name} merges {count}, and {len(adapters)} were given")
+    if method.weights == "none" and any(weight != 1 for weight in weights):
+        t = ", but --t" if "t" in method.parameters else ""
+        raise UsageError("--weights", f"{method.name} takes none{t}")
+    if method.weights == "shares" and not (min(weights) >= 0 and sum(weights) > 0):
+        raise UsageError("--weights", f"for {method.name} they are shares of a whole, so none may be negative or all 0")
+    cut.check()
+    if cut.asked and not method.cuts:
+        raise UsageError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
+    return method.settled(given)
 
 
 def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
@@ -125,32 +173,101 @@ def _only(values: list[str]) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-def _module(target: str, pairs: Sequence[tuple[Pair, float]], merge: Method, rank: int | None) -> tuple[Pair, Merged]:
-    first = pairs[0][0]
-    for delta, _ in pairs:
-        if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
-            raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
-    matrices = [terms(delta)[0] for delta, _ in pairs]
-    weights = [weight for _, weight in pairs]
-    result = _delta_like(first, merge(matrices, weights, rank))
-    wanted = stacked(matrices, weights)
-    size = norm(wanted)
-    error = distance(terms(result)[0], wanted) / size if size else 0.0
-    return result, Merged(tuple(delta.r for delta, _ in pairs), result.r, error, cosines(matrices))
+@dataclass
+class _Module:
+    """What is known of a module once its matrices are merged: one, or one for each expert of a stack."""
+
+    first: Mergeable
+    ranks: tuple[int, ...]
+    matrices: list[Matrix]
+    scaled: list[list[Factors]]  # by matrix, by adapter
+    weights: list[float]
 
 
-def _transposed(delta: Pair) -> bool:
-    return isinstance(delta, LowRank) and delta.transposed_base
+@dataclass
+class _Work:
+    """A merge as it was asked for. `random` tells whether any random numbers were drawn."""
 
+    method: Method
+    cut: Cut
+    parameters: Mapping[str, float | str]
+    seed: int
+    random: bool = False
 
-def _kind(delta: Pair) -> str:
-    return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
+    def modules(
+        self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
+    ) -> Iterator[tuple[str, Mergeable, Merged]]:
+        """Each module when it is done; with a budget all are looked at before the first can be."""
+        if self.cut.budget is None:
+            for target in targets:
+                module = self._merge(target, weighted)
+                yield target, *self._truncated(target, module, self._spectra(target, module), None)
+            return
+        known = {target: self._spectra(target, self._merge(target, weighted)) for target in targets}
+        ranks = within(self.cut.budget, {target: found for target, found in known.items() if found})
+        for target, found in known.items():
+            yield target, *self._truncated(target, self._merge(target, weighted), found, ranks[target])
 
+    def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _Module:
+        deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
+        same = alike(target, [delta for delta in deltas if delta is not None])
+        weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
+        ranks = tuple(delta.r for delta in same)
+        if self.method.apart and len(set(ranks)) > 1:
+            raise RefusedError(
+                target,
+                f"{self.method.name} merges A and B apart, which takes one rank: {', '.join(map(str, ranks))}",
+                "Use a method without peft_, or rerank them first",
+            )
+        scaled = list(zip(*map(oriented, same), strict=True))
+        scales = [delta.scaling for delta in same]
+        given_terms = list(zip(*map(unscaled, same), strict=True)) if self.method.apart else scaled
+        matrices = []
+        for part, matrix in enumerate(given_terms):
+            given, own = list(matrix), list(weights)
+            if self.method.missing == "zeros" and len(same) < len(deltas):
+                own = [weight for _, weight in weighted]
+                filled = iter(given)
+                given = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+            random = Random(self.seed, target, part)
+            found = self.method(given, own, scales=scales, random=random, parameters=self.parameters)
+            matrices.append(turned(same[0], found) if self.method.apart and isinstance(found, Factors) else found)
+        self.random |= self.method.random or any(isinstance(matrix, Tiled) for matrix in matrices)
+        return _Module(same[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
-def _delta_like(first: Pair, factors: Factors) -> Pair:
-    lora_A, lora_B = factors.right.astype(np.float32), factors.left.astype(np.float32)
-    if not (np.isfinite(lora_A).all() and np.isfinite(lora_B).all()):
-        raise RefusedError("weight", "the weighted factors are over the largest float32")
-    if isinstance(first, LowRankEmbedding):
-        return LowRankEmbedding(lora_A, lora_B, alpha=float(factors.r))
-    return LowRank(lora_A, lora_B, alpha=float(factors.r), transposed_base=first.transposed_base)
+    def _spectra(self, target: str, module: _Module) -> Spectra | None:
+        """None where the factors stay as they are."""
+        if self.method.keeps == "factors" and not self.cut.asked:
+            return None
+        return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))
+
+    def _truncated(self, target: str, module: _Module, found: Spectra | None, rank: int | None) -> tuple[Mergeable, Merged]:
+        if found is None:
+            factors = [matrix for matrix in module.matrices if isinstance(matrix, Factors)]
+            left_out = 0.0
+        else:
+            rank = rank or self._rank(module, found)
+            factors, left_out = found.truncated(rank), lost(found, rank)
+        result = delta_like(target, module.first, factors)
+        wanted, apart = found.energy if found else 0.0, 0.0
+        for matrix, exact_factors, own in zip(module.matrices, factors, oriented(result), strict=True):
+            if isinstance(matrix, Tiled):
+                apart += residual(matrix, own) ** 2
+                matrix.forget()
+            else:
+                wanted += 0 if found else norm(matrix) ** 2
+                apart += rounding(own, exact_factors) ** 2
+        if found and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
+            apart += left_out * found.energy  # at right angles to what is kept
+        error = (apart / wanted) ** 0.5 if wanted else 0.0
+        signs = [sign_conflict(terms, module.weights) for terms in module.scaled]
+        share = sum(value for value, _ in signs) / len(signs)
+        agree = stack_cosines(module.scaled)
+        exact = all(exact for _, exact in signs)
+        return result, Merged(module.ranks, factors[0].r, error, agree, left_out, share, exact)
+
+    def _rank(self, module: _Module, found: Spectra) -> int:
+        if self.cut.energy is not None:
+            return found.rank_for(self.cut.energy) or found.rank
+        wanted = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else found.rank)
+        return min(wanted, found.rank)

@@ -1,0 +1,65 @@
+"""How far the adapters of a merge disagree, and what truncation lost, as a picture: by layer, a colour a kind of module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import MissingExtraError
+from adapterhub_converters.files import staging
+
+from . import output
+
+if TYPE_CHECKING:
+    from adapterhub.merge import Merged, MergeReport
+
+_GREY = "#6b7280"
+_NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a whole part of a path
+
+
+def check() -> None:
+    """MissingExtraError without matplotlib, before the work is done."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("--plot", "matplotlib is not installed", "Run `pip install 'adapterhub[train]'`") from error
+
+
+def draw(report: MergeReport, path: Path, *, title: str) -> None:
+    """The least cosine, the share of signs apart and the energy lost of every module, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels: tuple[tuple[str, Callable[[Merged], float]], ...] = (
+        ("least cosine", _least_cosine),
+        ("signs apart", lambda module: module.signs),
+        ("energy lost", lambda module: module.lost),
+    )
+    kinds: dict[str, list[tuple[int, Merged]]] = {}
+    for name, module in report.modules.items():
+        found = _NUMBER.search(name)
+        kind = (name[found.end() + 1 :] if found else name).rpartition(".")[2]
+        kinds.setdefault(kind, []).append((int(found[1]) if found else 0, module))
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(output.printable(f"{title}: {report.method}"), x=0.02, ha="left", fontsize=13, fontweight="bold")
+    rows = figure.subplots(3, 1, sharex=True)
+    for axes, (label, value) in zip(rows, panels, strict=True):
+        for kind, modules in sorted(kinds.items()):
+            points = [(layer, value(module)) for layer, module in sorted(modules, key=lambda item: item[0])]
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=output.printable(kind))
+        axes.set_ylabel(label, color=_GREY)
+        axes.grid(color="#e5e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=_GREY, length=0)
+    rows[-1].set_xlabel("layer", color=_GREY)
+    rows[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    with staging.whole(path, folder=False) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _least_cosine(module: Merged) -> float:
+    return min((row[j] for i, row in enumerate(module.cosines) for j in range(i)), default=1.0)

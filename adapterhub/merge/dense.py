@@ -1,0 +1,191 @@
+"""Matrices that are no product of thin factors, row tile by row tile: order statistics and the closest thin product.
+
+What picks single elements (TIES, DARE …) needs the dense delta, but never the whole of it at once. A tile is a pure
+function of its rows, so it is made again for each pass, or kept where all of them are small (`_KEEP`): the same bits
+either way. All in float32 but for sums and bases.
+
+Two threads make tiles, and products go in pieces that OpenBLAS gives to one thread: its own threads wait for each other
+in a spin, which on a busy machine took eight times as long. What is summed over tiles is summed in their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.factors import Factors, Spectrum, basis, times
+
+F32Array = NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_TILE = 1 << 18  # elements
+_KEEP = 1 << 28  # bytes of a whole matrix that is kept instead of made for each pass
+_OVERSAMPLED = 10  # columns of a sketch beyond the rank (Halko, Martinsson & Tropp, 2011, section 4.2)
+_ONE_THREAD = 1 << 18  # multiplications in a product that OpenBLAS does not split (interface/gemm.c)
+_THREADS = 2
+_HIGH, _LOW = 16, 15  # bits of a float without its sign
+
+
+@dataclass(frozen=True, eq=False)
+class Tiled:
+    """An `(m, n)` matrix given by `make(rows)`, its rows as float32."""
+
+    shape: tuple[int, int]
+    make: Callable[[slice], F32Array]
+    _kept: dict[int, F32Array] = field(default_factory=dict, repr=False)
+
+    def tiles(self) -> Iterator[tuple[slice, F32Array]]:
+        """All rows, some at a time; the arrays are not to be written to."""
+        yield from self.mapped(lambda _rows, tile: tile)
+
+    def mapped(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
+        """What `work` makes of every tile, in the order of the rows."""
+        keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
+
+        def one(rows: slice) -> tuple[slice, Result]:
+            tile = self._kept.get(rows.start)
+            if tile is None:
+                tile = self.make(rows)
+                if keep:
+                    self._kept[rows.start] = tile
+            return rows, work(rows, tile)
+
+        return in_threads(one, row_tiles(self.shape))
+
+    @cached_property
+    def energy(self) -> float:
+        """The sum of all squares."""
+        return sum(found for _, found in self.mapped(lambda _rows, tile: squares(tile)))
+
+    def forget(self) -> None:
+        """Give back the memory of the tiles that were kept."""
+        self._kept.clear()
+
+
+def squares(array: F32Array) -> float:
+    """The sum of the squares of all elements."""
+    flat = array.reshape(-1)
+    return float(np.sum(np.square(flat), dtype=np.float64))
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`work` of every item, in their order, a few ahead of who asks."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * _THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def product(one: F32Array, two: F32Array) -> F32Array:
+    """`one @ two`, in pieces that OpenBLAS does not split among threads."""
+    (m, k), n = one.shape, two.shape[1]
+    if m * k * n <= _ONE_THREAD:
+        return one @ two
+    if 16 * k * n <= _ONE_THREAD:
+        step = _ONE_THREAD // (k * n)
+        return np.concatenate([one[i : i + step] @ two for i in range(0, m, step)])
+    if 16 * m * k <= _ONE_THREAD:
+        step, out = _ONE_THREAD // (m * k), np.empty((m, n), np.float32)
+        for i in range(0, n, step):
+            np.matmul(one, two[:, i : i + step], out=out[:, i : i + step])
+        return out
+    if 16 * m * n <= _ONE_THREAD:
+        step, out = _ONE_THREAD // (m * n), np.zeros((m, n), np.float32)
+        for i in range(0, k, step):
+            out += one[:, i : i + step] @ two[i : i + step]
+        return out
+    if m > 1:
+        return np.concatenate([product(one[: m // 2], two), product(one[m // 2 :], two)])
+    return one @ two
+
+
+def row_tiles(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of a matrix, so many at a time as its width says."""
+    step = max(1, _TILE // shape[1])
+    return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
+def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
+    """Each term's rows, multiplied out in float32."""
+    pairs = [(term.left.astype(np.float32), term.right.astype(np.float32)) for term in terms]
+    return lambda rows: [product(left[rows], right) for left, right in pairs]
+
+
+def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
+    """For every count, the magnitude that so many elements reach; infinity for a count of 0. Exact, in two passes.
+
+    By the bits: floats of one sign are ordered as whole numbers are. The high bits are counted first, and then the
+    low ones of those that share the high bits of the one that is sought.
+    """
+    high = np.zeros(1 << _HIGH, np.int64)
+    for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
+        high += counted
+    falling = np.cumsum(high[::-1])
+    places = {count: len(high) - 1 - int(np.searchsorted(falling, count)) for count in counts if count > 0}
+    low = {place: np.zeros(1 << _LOW, np.int64) for place in places.values()}
+
+    def count_low(_rows: slice, tile: F32Array) -> list[NDArray[np.intp]]:
+        bits = _bits(tile)
+        tops = bits >> _LOW
+        return [np.bincount(bits[tops == place] & ((1 << _LOW) - 1), minlength=1 << _LOW) for place in low]
+
+    for _, found_low in matrix.mapped(count_low):
+        for place, added in zip(low, found_low, strict=True):
+            low[place] += added
+    found = []
+    for count in counts:
+        if count <= 0:
+            found.append(float("inf"))
+            continue
+        place = places[count]
+        above = int(falling[len(high) - 1 - place] - high[place])
+        rest = int(np.searchsorted(np.cumsum(low[place][::-1]), count - above))
+        value = np.uint32((place << _LOW) + len(low[place]) - 1 - rest)
+        found.append(float(value.view(np.float32)))
+    return found
+
+
+def _bits(array: F32Array) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint32) & np.uint32(0x7FFFFFFF)
+
+
+def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
+    """The first singular values and vectors, as near to the true ones as two rounds of subspace iteration bring them.
+
+    Randomised SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the
+    tiles: three passes in all. Exact where `rank` and the columns beyond it reach the smaller side.
+    """
+    m, n = matrix.shape
+    width = min(rank + _OVERSAMPLED, m, n)
+    q = random.standard_normal((n, width))
+    for _ in range(2):
+        narrow, total = q.astype(np.float32), np.zeros((n, q.shape[1]))
+        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023
+            total += part
+        q, _ = basis(total)
+    narrow, image = q.astype(np.float32), np.empty((m, q.shape[1]))
+    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, narrow)):
+        image[rows] = part
+    left, triangle = basis(image)
+    u, s, vt = np.linalg.svd(triangle, full_matrices=False)
+    return Spectrum(times(left, u), s, times(q, vt.T).T)
+
+
+def residual(matrix: Tiled, result: Factors) -> float:
+    """The norm of `matrix - result`, as float32 factors have it."""
+    left, right = result.left.astype(np.float32), result.right.astype(np.float32)
+    parts = matrix.mapped(lambda rows, tile: squares(tile - product(left[rows], right)))
+    return math.sqrt(sum(part for _, part in parts))

@@ -1,0 +1,65 @@
+"""The ways to merge low-rank matrices: one function each, grouped by idea, and one table of what each of them takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from adapterhub_converters.errors import UsageError
+
+from .as_peft import (
+    peft_dare_linear,
+    peft_dare_ties,
+    peft_dare_ties_svd,
+    peft_linear,
+    peft_magnitude_prune,
+    peft_ties,
+    peft_ties_svd,
+)
+from .elementwise import breadcrumbs, dare_linear, dare_ties, della, magnitude_prune, sce, ties
+from .sphere import karcher, model_stock, nuslerp, slerp
+from .subspaces import core_space, iso_c, knots, tsv
+from .sums import cat, linear, rerank, svd
+from .table import Matrix, Method, Random
+
+__all__ = ["METHODS", "Matrix", "Method", "Random", "method_named"]
+
+_TABLE = (
+    Method(cat, keeps="factors", sums=True, cuts=False),
+    Method(linear, sums=True),
+    Method(svd, keeps="largest", sums=True),
+    Method(rerank, count=(1, 1), sums=True),
+    Method(slerp, weights="none", count=(2, 2), missing="zeros"),
+    Method(nuslerp, weights="shares", count=(2, 2), missing="zeros"),
+    Method(karcher, weights="shares"),
+    Method(model_stock, weights="none", count=(2, 1000)),
+    Method(knots),
+    Method(core_space),
+    Method(tsv),
+    Method(iso_c),
+    Method(ties, keeps="largest"),
+    Method(dare_linear, keeps="largest"),
+    Method(dare_ties, keeps="largest"),
+    Method(della, keeps="largest"),
+    Method(breadcrumbs, keeps="largest"),
+    Method(sce, keeps="largest", weights="none", missing="zeros"),
+    Method(magnitude_prune, keeps="largest"),
+    Method(peft_linear, keeps="factors", apart=True),
+    Method(peft_ties, keeps="factors", apart=True),
+    Method(peft_dare_linear, keeps="factors", apart=True),
+    Method(peft_dare_ties, keeps="factors", apart=True),
+    Method(peft_magnitude_prune, keeps="factors", apart=True),
+    Method(peft_ties_svd, keeps="largest"),
+    Method(peft_dare_ties_svd, keeps="largest"),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _TABLE}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name; UsageError says which there are."""
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, 1)
+    hint = f"Did you mean {close[0]}?" if close else "`adapterhub merge --method list` says what each does"
+    raise UsageError("--method", f"{name!r} is not one of {', '.join(METHODS)}", hint)

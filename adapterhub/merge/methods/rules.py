@@ -1,0 +1,85 @@
+"""What is done element by element, on dense pieces of all adapters at once: tiles of deltas, cores, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64])
+
+
+def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
+    """With zeros where the magnitude is below `least`, or not below `most`."""
+    size = np.abs(array)
+    kept = array * (size >= least)
+    if most != float("inf"):
+        kept *= size < most
+    return kept
+
+
+def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+    """`sum(weight * part)`."""
+    total = parts[0] * parts[0].dtype.type(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total += part * part.dtype.type(weight)
+    return total
+
+
+def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Where adapters disagree, the sign with more weight wins, and the mean is over those that have it.
+
+    `sum(w x) / sum(|w|)` over the adapters whose `w x` has the sign of `sum(w x)` (TIES, steps 2 and 3).
+    """
+    kind = parts[0].dtype.type
+    weighted = [part * kind(weight) for part, weight in zip(parts, weights, strict=True)]
+    total = weighted[0].copy()
+    for part in weighted[1:]:
+        total += part
+    positive, negative = total > 0, total < 0
+    result, share = np.zeros_like(total), np.zeros_like(total)
+    for part, weight in zip(weighted, weights, strict=True):
+        agrees = (part > 0) & positive | (part < 0) & negative
+        result += part * agrees
+        share += kind(abs(weight)) * agrees
+    result /= np.where(share > 0, share, kind(1))
+    return result
+
+
+def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Literal["total", "frequency"]) -> Array:
+    """As peft elects: by the parts without their weights, no sign counting as plus, over how many agree.
+
+    peft 0.21, `utils/merge_utils.py`, `calculate_majority_sign_mask` and `disjoint_merge`.
+    """
+    votes = sum(np.sign(part) if sign == "frequency" else part for part in parts)
+    wins = np.where(votes >= 0, 1, -1)
+    result, count = np.zeros_like(parts[0]), np.zeros_like(parts[0])
+    for part, weight in zip(parts, weights, strict=True):
+        agrees = np.sign(part) == wins
+        result += part * part.dtype.type(weight) * agrees
+        count += agrees
+    result /= np.maximum(count, 1)
+    return result
+
+
+def dropped(array: Array, keep: NDArray[np.bool_], density: float) -> Array:
+    """With zeros where not kept, and the rest over `density`, so that the expectation stays (DARE)."""
+    result = array * keep
+    result /= array.dtype.type(density)
+    return result
+
+
+def drawn(random: np.random.Generator, shape: tuple[int, ...], density: float) -> NDArray[np.bool_]:
+    """A mask that keeps each element with a probability of `density`."""
+    return random.random(shape, dtype=np.float32) < np.float32(density)
+
+
+def kept_by_rank(array: Array, density: float, epsilon: float) -> Array:
+    """For each element the probability to keep it: by its magnitude's place in its row, `density` -+ `epsilon` (DELLA)."""
+    wide = array.shape[1]
+    steps = np.linspace(density - epsilon, density + epsilon, wide, dtype=array.dtype) if wide > 1 else np.array([density])
+    result = np.empty_like(array)
+    np.put_along_axis(result, np.argsort(np.abs(array), axis=1), steps[None].astype(array.dtype), axis=1)
+    return result

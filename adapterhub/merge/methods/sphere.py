@@ -1,0 +1,141 @@
+"""Between directions: deltas as vectors on a sphere. Everything lies in the span of the deltas, so weights say it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.factors import Factors, cosines, inner, norm, stacked
+
+from .table import Between, OneOf
+
+_PARALLEL = 1e-6  # sine of an angle below which a great circle is a straight line
+_STEPS, _NEAR = 200, 1e-12  # of the search for the Riemannian mean
+By = Literal["all", "rows", "columns"]
+
+
+def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[float, Between(0, 1)] = 0.5) -> Factors:
+    """From the first of two adapters, t of the way along the great circle to the second.
+
+    A straight line where the two are parallel, or one of them is zero. Takes no weights.
+
+    Formula: sin((1 - t) W) / sin W * D_1 + sin(t W) / sin W * D_2, where W is the angle between the two
+    Rank: the sum of the ranks, or less
+    Paper: Animating rotation with quaternion curves (Shoemake, 1985)
+    Cost: O((m + n) R^2)
+    """
+    one, two = terms
+    a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+    return stacked(terms, (a, b))
+
+
+def nuslerp(
+    terms: Sequence[Factors],
+    weights: Sequence[float],
+    *,
+    by: Annotated[str, OneOf(("all", "rows", "columns"))] = "all",
+) -> Factors:
+    """Slerp between two adapters by their weights, of the whole delta or of each row or column for itself.
+
+    Formula: as slerp, with t = w_2 / (w_1 + w_2), for the delta as one vector or for each of its rows or columns
+    Rank: the sum of the ranks, or less
+    Paper: Animating rotation with quaternion curves (Shoemake, 1985); the variant is known from mergekit
+    Cost: O((m + n) R^2)
+    """
+    one, two = terms
+    t = weights[1] / sum(weights)
+    if by == "all":
+        a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+        return stacked(terms, (a, b))
+    if by == "columns":
+        turned = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
+        return Factors(turned.right.T, turned.left.T)
+    lengths = [np.sqrt(np.maximum(_by_row(term, term), 0)) for term in terms]
+    dots = _by_row(one, two)
+    arcs = np.array([_arc(_cosine(*row), t) for row in zip(dots, *lengths, strict=True)])
+    left = np.concatenate([arcs[:, :1] * one.left, arcs[:, 1:] * two.left], axis=1)
+    return Factors(left, np.concatenate([one.right, two.right]))
+
+
+def _by_row(one: Factors, two: Factors) -> NDArray[np.float64]:
+    """The inner products of the rows of the two."""
+    product: NDArray[np.float64] = np.einsum("ij,ij->i", one.left @ (one.right @ two.right.T), two.left)
+    return product
+
+
+def _cosine(dot: float, x: float, y: float) -> float:
+    return min(1.0, max(-1.0, dot / (x * y))) if x * y else 1.0
+
+
+def _arc(cosine: float, t: float) -> tuple[float, float]:
+    """What the ends of an arc are multiplied by for the point `t` of the way along it."""
+    angle = math.acos(cosine)
+    if math.sin(angle) < _PARALLEL:
+        return 1 - t, t
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def karcher(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """The mean of the directions on the sphere, as long as the mean of the lengths.
+
+    The point whose weighted squared angles to all deltas are least, found by steps along the mean of the directions
+    to them. Deltas of zero have no direction, and count with their length alone.
+
+    Formula: u with sum(w_i log_u(D_i / |D_i|)) = 0, times sum(w_i |D_i|); the weights sum to 1
+    Rank: the sum of the ranks, or less
+    Paper: Riemannian center of mass and mollifier smoothing (Karcher, 1977)
+    Cost: O((m + n) R^2)
+    """
+    shares = np.array(weights) / sum(weights)
+    lengths = np.array([norm(term) for term in terms])
+    length = float(shares @ lengths)
+    used = (shares > 0) & (lengths > 0)
+    if not used.any():
+        return stacked(terms, [0.0] * len(terms))
+    gram = np.array(cosines(terms))[np.ix_(used, used)]
+    mean = np.zeros(len(terms))
+    mean[used] = _mean_direction(gram, shares[used] / shares[used].sum()) / lengths[used]
+    return stacked(terms, list(length * mean))
+
+
+def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The coefficients of the Karcher mean of unit vectors with these inner products."""
+    point = shares.copy()
+    if point @ gram @ point < _NEAR:  # they cancel, and any point of a circle may be the mean: the first one's
+        point = np.eye(len(shares))[0]
+    point /= math.sqrt(point @ gram @ point)
+    for _ in range(_STEPS):
+        towards = np.clip(gram @ point, -1, 1)
+        angles = np.arccos(towards)
+        sines = np.sqrt(1 - towards**2)
+        stretch = shares * np.where(sines > _PARALLEL, angles / np.maximum(sines, _PARALLEL), 1.0)
+        step = stretch - (stretch @ towards) * point
+        size = math.sqrt(max(0.0, float(step @ gram @ step)))
+        if size < _NEAR:
+            break
+        point = math.cos(size) * point + math.sin(size) / size * step
+        point /= math.sqrt(point @ gram @ point)
+    return point
+
+
+def model_stock(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """The mean, drawn back towards the base by how far the adapters disagree.
+
+    Takes no weights. A module that one adapter alone changes is left as that adapter has it.
+
+    Formula: t * mean(D_i), t = N c / (1 + (N - 1) c), c the mean cosine between two deltas, at least 0
+    Rank: the sum of the ranks, or less
+    Paper: Model Stock: All we need is just a few fine-tuned models (Jang et al., 2024, arXiv 2403.19522)
+    Cost: O((m + n) R^2)
+    """
+    count = len(terms)
+    if count == 1:
+        return stacked(terms, [1.0])
+    pairs = [row[j] for i, row in enumerate(cosines(terms)) for j in range(i)]
+    cosine = max(0.0, sum(pairs) / len(pairs))
+    t = count * cosine / (1 + (count - 1) * cosine)
+    return stacked(terms, [t / count] * count)
