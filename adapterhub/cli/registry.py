@@ -179,14 +179,26 @@ def version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
     adapterhub pull team/sql:v2 --as gguf
+    adapterhub pull team/sql:v2 --from adapters.tar --offline
     adapterhub pull oci://registry.example/team/sql:v2 -o ./sql""",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
 @click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
+@click.option("--from", "bundled", metavar="BUNDLE", help="Take it from a bundle, a .tar or a folder, not from a registry.")
+@click.option("--offline", is_flag=True, help="Ask no network: refused where REF or BASE is elsewhere.")
 @forms.options("Convert it on the way out.")
 @click.pass_obj
-def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, conversion: Conversion | None) -> None:
+def pull(
+    settings: Settings,
+    *,
+    ref: str,
+    out: str | None,
+    base: str | None,
+    bundled: str | None,
+    offline: bool,
+    conversion: Conversion | None,
+) -> None:
     """Write a version's files into a new folder: every byte verified, all of them or nothing.
 
     With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
@@ -194,6 +206,10 @@ def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, con
     """
     from adapterhub.remotes.places import is_address
 
+    if bundled or offline:
+        from . import bundle
+
+        ref = bundle.found(ref, bundled, base=base, offline=offline)
     if is_address(ref):
         from . import remotes
 

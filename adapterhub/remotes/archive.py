@@ -25,7 +25,7 @@ from . import archive_tar, layout_index
 from .archive_tar import Member
 from .layout_index import Entry
 from .layout_read import Layout, Window
-from .receiving import received
+from .receiving import More, received
 from .remote import Reader, Source
 
 _BLOBS = "blobs/sha256/"
@@ -153,7 +153,13 @@ class Archive(Layout):
             self.close()
 
 
-def write(out: Path, entries: Iterable[Entry], blobs: Iterable[Descriptor], openers: Mapping[Digest, Opener]) -> None:
+def write(
+    out: Path,
+    entries: Iterable[Entry],
+    blobs: Iterable[Descriptor],
+    openers: Mapping[Digest, Opener],
+    more: More | None = None,
+) -> None:
     """A tar of a layout at `out`, which must be free, whole or not at all; IntegrityError where bytes are not right."""
     with staging.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
         for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
@@ -161,18 +167,20 @@ def write(out: Path, entries: Iterable[Entry], blobs: Iterable[Descriptor], open
         for blob in sorted(blobs, key=lambda blob: blob.digest):
             _all(file, archive_tar.header(_BLOBS + blob.digest[7:], blob.size))
             with ExitStack() as stack:
-                _stream(stack.enter_context(openers[blob.digest]()), blob, file)
+                _stream(stack.enter_context(openers[blob.digest]()), blob, file, more)
             _all(file, archive_tar.padding(blob.size))
         _all(file, archive_tar.END)
 
 
-def _stream(reader: Reader, blob: Descriptor, file: BinaryIO) -> None:
+def _stream(reader: Reader, blob: Descriptor, file: BinaryIO, more: More | None) -> None:
     state, done = hashlib.sha256(), 0
     buffer = memoryview(bytearray(min(CHUNK, blob.size + 1)))
     while done <= blob.size and (n := reader.readinto(buffer[: blob.size + 1 - done])):
         state.update(buffer[:n])
         _all(file, buffer[:n])
         done += n
+        if more:
+            more(n)
     if (done, f"sha256:{state.hexdigest()}") != (blob.size, blob.digest):
         what = f"{done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
         raise IntegrityError(blob.path or blob.digest, what, "Nothing was written")

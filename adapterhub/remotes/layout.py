@@ -95,7 +95,7 @@ def parse(text: str) -> LayoutAddress:
     return LayoutAddress(prefix, path, name, digest or None)
 
 
-def connect(address: LayoutAddress, who: Surroundings) -> LayoutFolder | Archive:
+def connect(address: LayoutAddress, who: Surroundings | None = None) -> LayoutFolder | Archive:
     """The layout; nothing of it is read yet."""
     del who
     kind = Archive if address.archived else LayoutFolder
