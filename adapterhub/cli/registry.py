@@ -68,7 +68,7 @@ def init(settings: Settings, folder: str | None) -> None:
 )
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
-@forms.options("Convert it first, and name SRC as its parent.")
+@forms.options("Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", image=True)
 @click.pass_obj
 def push(
     settings: Settings,
@@ -94,6 +94,8 @@ def push(
 
         remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion)
         return
+    if forms.is_image(conversion):
+        raise UsageError("--as image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
     target = Ref.parse(ref)
     spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:

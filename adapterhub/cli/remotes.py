@@ -104,16 +104,18 @@ def push(
     if expect:
         raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
     skipped: tuple[str, ...] = ()
+    as_image = forms.is_image(conversion)
+    conversion = None if as_image else conversion
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
-            copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)
+            copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address, as_image=as_image)
         elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
             version = stack.enter_context(registry.reading(ref))
             output.deprecated(str(version.ref), version.deprecated)
-            copied = _copy(Local(registry, version.name), version.digest, remote, address)
+            copied = _copy(Local(registry, version.name), version.digest, remote, address, as_image=as_image)
         else:
             spec = sources.read_base(base, settings) if base else None
             found = stack.enter_context(sources.opened(source, settings))
@@ -122,7 +124,7 @@ def push(
             folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
             ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
             skipped = ready.skipped
-            copied = _copy(ready, "latest", remote, address)
+            copied = _copy(ready, "latest", remote, address, as_image=as_image)
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
@@ -139,9 +141,13 @@ def push(
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _copy(source: Source, reference: str, remote: Target, address: Place) -> Copied:
+def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_image: bool = False) -> Copied:
     from adapterhub.remotes import copying
 
+    if as_image:
+        from adapterhub.remotes.image import Image
+
+        source, reference = Image(source, reference), "latest"
     with bytes_bar(f"copying to {address.host}") as show:
         return copying.copy(source, reference, remote, address.reference, show)
 
@@ -178,9 +184,10 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
 
 def _download(remote: Target, address: Place, target: Path) -> Manifest:
     from adapterhub.remotes import folders
+    from adapterhub.remotes.image import Unpacked
 
     with bytes_bar(f"pulling from {address.host}") as show:
-        made = folders.download(remote, address.reference, target, show)
+        made = folders.download(Unpacked(remote), address.reference, target, show)
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made
