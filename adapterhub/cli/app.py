@@ -17,6 +17,7 @@ COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "merge": "merge", "base": "base",
     "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",
+    "attach": "attach", "attached": "attach",
     "list": "registry", "search": "search", "find": "find", "show": "registry",
     "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
     "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry",

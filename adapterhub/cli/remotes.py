@@ -58,8 +58,9 @@ def opened(text: str) -> Connected:
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
+@click.option("--referrers", is_flag=True, help="With what is attached to it, between registries and image layouts.")
 @click.pass_obj
-def copy(settings: Settings, source: str, target: str) -> None:
+def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
     """Copy an adapter under the same digest, wherever it is and wherever it goes.
 
     FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST]. Write a folder
@@ -68,6 +69,10 @@ def copy(settings: Settings, source: str, target: str) -> None:
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
 
+    if referrers:  # before the version has its tag there
+        from . import attach
+
+        output.say(f"{output.plural(attach.carry(source, target), 'attachment')} copied")
     if is_address(target):
         push(settings, source, target)
         return

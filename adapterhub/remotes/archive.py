@@ -103,13 +103,14 @@ class Archive(Layout):
         self.check_complete(made)
         self.put_document(made.raw, made.digest, tag)
 
-    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> None:
-        """Have a manifest, or an index, and an entry for it in index.json."""
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
         entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
         with local_errors(self._waiting(digest)):
             self._waiting(digest).write_bytes(raw)
         self._new[digest] = len(raw)
         self._entries, self._changed = entries, True
+        return True
 
     def _waiting(self, digest: Digest) -> Path:
         if self._scratch is None:

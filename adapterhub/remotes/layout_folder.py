@@ -98,14 +98,15 @@ class LayoutFolder(Layout):
         self.check_complete(made)
         self.put_document(made.raw, made.digest, tag)
 
-    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> None:
-        """Have a manifest, or an index, and an entry for it in index.json."""
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
         self._make()
         self._write(self._path(digest), raw)
         with local_errors(self._blobs), self._locked():
             sync(self._blobs)
             entry = layout_index.descriptor(raw, digest, self.where)
             self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
+        return True
 
     def _make(self) -> None:
         """The folders and files of an empty layout, unless there is one; nobody's other folder becomes one."""

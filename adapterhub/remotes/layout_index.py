@@ -97,9 +97,16 @@ def descriptor(raw: bytes, digest: Digest, where: str) -> Entry:
     """What an index says of a manifest; its artifact type too, by which others tell what it is."""
     document = parse_json(raw, where)
     found = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
-    if isinstance(kind := document.get("artifactType"), str):
+    if kind := artifact_type(document):
         found["artifactType"] = kind
     return found
+
+
+def artifact_type(document: Entry) -> str:
+    """What a manifest is: its own word, else the type of its config (distribution-spec, "Listing Referrers")."""
+    config = document.get("config")
+    found = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+    return found if isinstance(found, str) else ""
 
 
 def dump(entries: Sequence[Entry]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 
 from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.manifest import MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
@@ -51,9 +51,10 @@ class Layout(ABC):
 
     def manifest(self, reference: str) -> Manifest:
         """The checked manifest of a name or a digest."""
-        where = f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
-        digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
-        return manifest.parse(self.document(digest, where), where)
+        return manifest.parse(self.document(reference), self._at(reference))
+
+    def _at(self, reference: str) -> str:
+        return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
 
     def _entry(self, name: str, where: str) -> Entry:
         if not self.exists():
@@ -68,11 +69,13 @@ class Layout(ABC):
             raise NotFoundError(where, f"no such name in this image layout; {there}", f"Write {self.where}:NAME")
         return found
 
-    def document(self, digest: Digest, where: str = "") -> bytes:
+    def document(self, reference: str) -> bytes:
         """The bytes of a manifest or an index, compared with its digest."""
+        where = self._at(reference)
+        digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
         found = self.blob(digest)
         if found is None:
-            raise NotFoundError(where or f"{self.where}@{digest}", "no such manifest in this image layout")
+            raise NotFoundError(where, "no such manifest in this image layout")
         file, offset, size = found
         with file:
             if size > MAX_MANIFEST:
@@ -80,8 +83,20 @@ class Layout(ABC):
             file.seek(offset)
             raw = b"".join(iter(lambda: file.read(size - file.tell() + offset), b""))
         if sha256_bytes(raw) != digest:
-            raise IntegrityError(where or f"{self.where}@{digest}", f"its bytes are not those of {digest}")
+            raise IntegrityError(where, f"its bytes are not those of {digest}")
         return raw
+
+    def referrers(self, digest: Digest) -> list[Entry] | None:
+        """The entries of what is about a manifest: all that are listed are looked at."""
+        found = {}
+        for entry in self.entries() if self.exists() else []:
+            if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
+                continue
+            document = manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
+            subject = document.get("subject")
+            if isinstance(subject, dict) and subject.get("digest") == digest:
+                found[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}
+        return list(found.values())
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
