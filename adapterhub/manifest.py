@@ -27,6 +27,7 @@ CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 WEIGHT_LAYER = "application/vnd.cncf.model.weight.v1.raw"
 CONFIG_LAYER = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC_LAYER = "application/vnd.cncf.model.doc.v1.raw"
+IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
 EPOCH = "1970-01-01T00:00:00Z"
@@ -187,6 +188,8 @@ def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor
         return Descriptor(kind, digest, size)
     annotations = value.get("annotations")
     path = annotations.get(TITLE) or annotations.get(FILEPATH) if isinstance(annotations, dict) else None
+    if path is None and kind.startswith(IMAGE_LAYER):
+        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.image` looks into it
     if not isinstance(path, str):
         raise FormatError(where, f"the layer {digest} has no file name")
     return Descriptor(kind, digest, size, path)

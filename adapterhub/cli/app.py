@@ -16,7 +16,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "merge": "merge", "base": "base",
-    "push": "registry", "pull": "registry", "copy": "remotes",
+    "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",
+    "attach": "attach", "attached": "attach",
     "remote": "remote", "login": "login", "logout": "login", "lock": "lock",
     "list": "registry", "search": "search", "find": "find", "show": "registry",
     "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",

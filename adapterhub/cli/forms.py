@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from adapterhub_converters.base import BaseSpec
 
 _FORMATS = ("peft", "gguf", "mlx")
+_IMAGE = "image"  # no format of adapters, but what an adapter is packaged as elsewhere
 
 
-def options(help_of_as: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(help_of_as: str, *, image: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options that say a conversion; the command gets `conversion`, None without --as."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,7 +39,8 @@ def options(help_of_as: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
         for option in reversed(_OPTIONS):
             call = option(call)
-        return click.option("--as", "style", type=click.Choice(_FORMATS), help=help_of_as)(call)
+        styles = (*_FORMATS, _IMAGE) if image else _FORMATS
+        return click.option("--as", "style", type=click.Choice(styles), help=help_of_as)(call)
 
     return decorate
 
@@ -55,10 +57,17 @@ def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ..
         if dtype != "source" or approx or drop:
             raise UsageError("--as", "is missing: the other options of a conversion need it", "Add --as FORMAT")
         return None
+    if style == _IMAGE and (dtype != "source" or approx or drop):
+        raise UsageError("--as image", "converts nothing", "Leave the other options out, or convert it first")
     from adapterhub.recipe import Conversion
 
     words = tuple(word.strip() for given in drop for word in given.split(",") if word.strip())
     return Conversion(style, dtype, approx, words)
+
+
+def is_image(conversion: Conversion | None) -> bool:
+    """Whether `--as image` was asked for."""
+    return conversion is not None and conversion.to == _IMAGE
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @remote_option
-@forms.options("Convert it first, and name SRC as its parent.")
+@forms.options("Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", image=True)
 @click.pass_obj
 def push(
     settings: Settings,
@@ -107,6 +107,8 @@ def push(
 
         remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion, name=name)
         return
+    if forms.is_image(conversion):
+        raise UsageError("--as image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
     target = Ref.parse(ref)
     rules.allowed(target.name)
     spec = sources.read_base(base, settings) if base else None
@@ -195,6 +197,7 @@ def version_document(version: Version) -> dict[str, Any]:
     adapterhub pull team/sql:prod -o ./sql-prod
     adapterhub pull team/sql:v2 --as gguf
     adapterhub pull team/sql:v2 --remote
+    adapterhub pull team/sql:v2 --from adapters.tar --offline
     adapterhub pull oci://registry.example/team/sql:v2 -o ./sql
     adapterhub pull --locked -o ./adapters""",
 )
@@ -204,6 +207,8 @@ def version_document(version: Version) -> dict[str, Any]:
 @remote_option
 @click.option("--lock", is_flag=True, help="Record in adapters.lock which version it is.")
 @click.option("--locked", is_flag=True, help="Pull what adapters.lock says, by digest: REF, or all of it below OUT.")
+@click.option("--from", "bundled", metavar="BUNDLE", help="Take it from a bundle, a .tar or a folder, not from a registry.")
+@click.option("--offline", is_flag=True, help="Ask no network: refused where REF or BASE is elsewhere.")
 @forms.options("Convert it on the way out.")
 @click.pass_obj
 def pull(
@@ -215,6 +220,8 @@ def pull(
     remote: str | None,
     lock: bool,
     locked: bool,
+    bundled: str | None,
+    offline: bool,
     conversion: Conversion | None,
 ) -> None:
     """Write a version's files into a new folder: every byte verified, all of them or nothing.
@@ -228,10 +235,14 @@ def pull(
     if locked or ref is None:
         from .lock import pull_locked
 
-        alone = not (lock or remote is not None or base is not None or conversion is not None)
+        alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
         pull_locked(settings, ref, out, locked=locked, alone=alone)
         return
     address = at_remote(ref, remote)
+    if bundled or offline:
+        from . import bundle
+
+        address = bundle.found(address, bundled, base=base, offline=offline)
     if is_address(address):
         from . import remotes
 

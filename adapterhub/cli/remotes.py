@@ -59,8 +59,9 @@ def opened(text: str) -> Connected:
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
+@click.option("--referrers", is_flag=True, help="With what is attached to it, between registries and image layouts.")
 @click.pass_obj
-def copy(settings: Settings, source: str, target: str) -> None:
+def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
     """Copy an adapter under the same digest, wherever it is and wherever it goes.
 
     FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST]. Write a folder
@@ -69,6 +70,10 @@ def copy(settings: Settings, source: str, target: str) -> None:
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
 
+    if referrers:  # before the version has its tag there
+        from . import attach
+
+        output.say(f"{output.plural(attach.carry(source, target), 'attachment')} copied")
     if is_address(target):
         push(settings, source, target)
         return
@@ -107,19 +112,21 @@ def push(
         raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
     rules.allowed(name or address.repository)
     skipped: tuple[str, ...] = ()
+    as_image = forms.is_image(conversion)
+    conversion = None if as_image else conversion
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
             found_there = stack.enter_context(_open(there))
             rules.fits(found_there, there.reference, source)
-            copied = _copy(found_there, there.reference, remote, address)
+            copied = _copy(found_there, there.reference, remote, address, as_image=as_image)
         elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
             version = stack.enter_context(registry.reading(ref))
             output.deprecated(str(version.ref), version.deprecated)
             rules.fits(Local(registry, version.name), version.digest, str(version.ref))
-            copied = _copy(Local(registry, version.name), version.digest, remote, address)
+            copied = _copy(Local(registry, version.name), version.digest, remote, address, as_image=as_image)
         else:
             spec = sources.read_base(base, settings) if base else None
             found = stack.enter_context(sources.opened(source, settings))
@@ -129,7 +136,7 @@ def push(
             ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
             skipped = ready.skipped
             rules.fits(ready, "latest", found.where)
-            copied = _copy(ready, "latest", remote, address)
+            copied = _copy(ready, "latest", remote, address, as_image=as_image)
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
@@ -146,9 +153,13 @@ def push(
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _copy(source: Source, reference: str, remote: Target, address: Place) -> Copied:
+def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_image: bool = False) -> Copied:
     from adapterhub.remotes import copying
 
+    if as_image:
+        from adapterhub.remotes.image import Image
+
+        source, reference = Image(source, reference), "latest"
     with bytes_bar(f"copying to {address.host}") as show:
         return copying.copy(source, reference, remote, address.reference, show)
 
@@ -196,14 +207,15 @@ def pull(
 def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple[Manifest, bool]:
     """Have a version of a remote in a folder, and whether it wasn't there; what is there already costs one request."""
     from adapterhub.remotes import folders
+    from adapterhub.remotes.image import Unpacked
 
     if target.is_dir() and any(target.iterdir()):
         from adapterhub import lock
 
-        if lock.holds(target, made := remote.manifest(reference)):
+        if lock.holds(target, made := Unpacked(remote).manifest(reference)):
             return made, False
     with bytes_bar(f"pulling from {host}") as show:
-        made = folders.download(remote, reference, target, show)
+        made = folders.download(Unpacked(remote), reference, target, show)
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made, True

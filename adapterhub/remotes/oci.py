@@ -22,8 +22,9 @@ from adapterhub.digest import CHUNK, Digest, sha256_bytes
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
-from . import credentials
+from . import credentials, layout_index
 from .address import Address
+from .layout_index import INDEX_TYPE
 from .login import Login
 from .receiving import Steady, pass_over
 from .remote import Reader, Source
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 PIECE = 16 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
 _LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
-_MAX_TAGS, _MAX_PAGES = 100_000, 1000
+_MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
 _DIGEST_HEADER = "docker-content-digest"
 _BYTES = {"Content-Type": "application/octet-stream"}
 # The others only so that the error says what is there instead.
@@ -47,6 +48,7 @@ _ACCEPTED = ", ".join(
     )
 )
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NEXT = re.compile(r'\s*<([^>]*)>\s*;\s*rel="?next')
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
@@ -105,6 +107,10 @@ class Oci:
 
     def manifest(self, reference: str) -> Manifest:
         """The manifest of a tag or digest, compared with the digest that was asked for or that the registry names."""
+        return manifest.parse(self.document(reference), self._at(reference))
+
+    def document(self, reference: str) -> bytes:
+        """The bytes of a manifest or an index, compared in the same way."""
         where = self._at(reference)
         url = f"{self._root}/manifests/{quote(reference, safe=':')}"
         headers = {"Accept": _ACCEPTED}
@@ -117,7 +123,7 @@ class Oci:
         wanted = reference if ":" in reference else answer.headers.get(_DIGEST_HEADER)
         if wanted is not None and wanted != digest:
             raise IntegrityError(where, f"the manifest that came is {digest}, not {wanted[:80]}", "Ask its owner")
-        return manifest.parse(answer.body, where)
+        return answer.body
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -139,6 +145,24 @@ class Oci:
                 raise IntegrityError(where, f"the registry has {body.length} bytes of it, not {left}", "Ask its owner")
             yield body
 
+    def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
+        """Descriptors of what is about a manifest; None of a registry that has no such list (`referrers`)."""
+        found: list[dict[str, Any]] = []
+        url: str | None = f"{self._root}/referrers/{digest}"
+        for _ in range(_MAX_PAGES):
+            if url is None or len(found) > _MAX_REFERRERS:
+                break
+            try:
+                answer = self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
+            except NotFoundError:
+                return None
+            if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
+                return None  # another page, from a server that answers anything
+            found += layout_index.parse(answer.body, f"{self.where}: referrers")
+            following = _NEXT.match(answer.headers.get("link", ""))
+            url = resolved(answer.url, following[1], self.where) if following else None
+        return found
+
     def tags(self) -> list[str]:
         """Every tag, sorted."""
         found: set[str] = set()
@@ -155,7 +179,7 @@ class Oci:
             if new <= found:
                 break
             found |= new
-            following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
+            following = _NEXT.match(answer.headers.get("link", ""))
             url = resolved(answer.url, following[1], self.where) if following else None
         return sorted(found)
 
@@ -286,17 +310,26 @@ class Oci:
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
         """Store the manifest under its digest, then under the tag."""
         for reference in (made.digest, *([tag] if tag else [])):
-            where = self._at(reference)
-            answer = self._wire.ask(
-                "PUT",
-                f"{self._root}/manifests/{quote(reference, safe=':')}",
-                where,
-                good=(200, 201),
-                scope=self._scope(write=True),
-                headers={"Content-Type": MANIFEST_TYPE},
-                body=made.raw,
-            )
-            self._compare(answer, made.digest, where)
+            self._put_document(made.raw, made.digest, reference, MANIFEST_TYPE)
+
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Store a manifest or an index under its digest, or under a tag; whether the registry lists it by its subject."""
+        kind = manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
+        return "oci-subject" in self._put_document(raw, digest, name or digest, str(kind)).headers
+
+    def _put_document(self, raw: bytes, digest: Digest, reference: str, kind: str) -> Answer:
+        where = self._at(reference)
+        answer = self._wire.ask(
+            "PUT",
+            f"{self._root}/manifests/{quote(reference, safe=':')}",
+            where,
+            good=(200, 201),
+            scope=self._scope(write=True),
+            headers={"Content-Type": kind},
+            body=raw,
+        )
+        self._compare(answer, digest, where)
+        return answer
 
     def _compare(self, answer: Answer, digest: str, where: str) -> None:
         said = answer.headers.get(_DIGEST_HEADER, digest)

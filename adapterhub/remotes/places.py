@@ -23,7 +23,9 @@ _MODULES = {
     "oci": "oci",
     "oci+http": "oci",
     "oci+https": "oci",
+    "layout": "layout",
 }
+_SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,7 @@ class Connected(Target, Protocol):
 
 def is_address(text: str) -> bool:
     """Whether `text` is meant as one."""
-    scheme, found, _ = text.partition("://")
-    return bool(found) and scheme.lower() in _MODULES
+    return bool(_kind(text))
 
 
 def kinds() -> tuple[str, ...]:
@@ -113,4 +114,12 @@ def connect(place: Place, who: Surroundings) -> Connected:
 
 
 def _module(text: str) -> Any:
-    return importlib.import_module(f".{_MODULES[text.partition('://')[0].lower()]}", __package__)
+    return importlib.import_module(f".{_kind(text)}", __package__)
+
+
+def _kind(text: str) -> str:
+    """The module of an address; empty for what is none."""
+    scheme, found, _ = text.partition("://")
+    if found and scheme.lower() in _MODULES:
+        return _MODULES[scheme.lower()]
+    return "layout" if text.lower().startswith(_SKOPEO) else ""

@@ -16,8 +16,10 @@ from adapterhub import manifest
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.registry import Registry
 from adapterhub.remotes.address import Address
+from adapterhub.remotes.archive import Archive
 from adapterhub.remotes.copying import copy, unique
 from adapterhub.remotes.folders import AdapterFolder
+from adapterhub.remotes.layout_folder import LayoutFolder
 from adapterhub.remotes.local import Local
 from adapterhub.remotes.oci import Oci
 from adapterhub.remotes.remote import Reader, Source, Target
@@ -27,7 +29,7 @@ from tests.registry.conftest import write_adapter
 Make = Callable[..., Path]
 _names = itertools.count()
 
-TARGETS = ["local", pytest.param("oci", marks=pytest.mark.peer)]
+TARGETS = ["local", "layout", "archive", pytest.param("oci", marks=pytest.mark.peer)]
 SOURCES = [*TARGETS, "folder"]
 
 
@@ -42,6 +44,10 @@ class Places:
         if kind == "local":
             registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
             return self._stack.enter_context(Local(registry, "team/sql").at_work())
+        if kind == "layout":
+            return self._stack.enter_context(LayoutFolder(self._root / f"layout-{n}"))
+        if kind == "archive":
+            return self._stack.enter_context(Archive(self._root / f"layout-{n}.tar"))
         host = self._request.getfixturevalue("host")
         return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 

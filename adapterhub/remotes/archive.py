@@ -1,0 +1,193 @@
+"""An image layout in a tar: read where it lies, written whole.
+
+Blobs are read out of the middle of the file; nothing is unpacked. What is put waits beside it, and the archive is written
+when the work has ended well: `oci-layout`, `index.json`, the blobs by digest, the same bytes for the same content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import CHUNK, Digest
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.store import local_errors
+from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError
+from adapterhub_converters.files import staging
+
+from . import archive_tar, layout_index
+from .archive_tar import Member
+from .layout_index import Entry
+from .layout_read import Layout, Window
+from .receiving import More, received
+from .remote import Reader, Source
+
+_BLOBS = "blobs/sha256/"
+Opener = Callable[[], AbstractContextManager[Reader]]
+"""Opens the bytes of a blob at their start."""
+
+
+class Archive(Layout):
+    """The layout in the tar at `path`, made when the context ends well if something was put."""
+
+    def __init__(self, path: Path, where: str = "", *, any_name: bool = False) -> None:
+        super().__init__(where or str(path), any_name=any_name)
+        self.path = path
+        self._members: dict[str, Member] | None = None
+        self._entries: list[Entry] | None = None
+        self._new: dict[Digest, int] = {}
+        self._changed = False
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def exists(self) -> bool:
+        """Whether there is an archive, or will be."""
+        return self._changed or bool(self._scan())
+
+    def _scan(self) -> Mapping[str, Member]:
+        """Where everything lies; read once."""
+        if self._members is None:
+            self._members = {}
+            if os.path.lexists(self.path):
+                with self._open() as file, local_errors(self.path):
+                    self._members = archive_tar.scan(file, os.fstat(file.fileno()).st_size, self.where)
+                layout_index.check_mark(self._text("oci-layout", 4096), f"{self.where}: oci-layout")
+        return self._members
+
+    def _open(self) -> BinaryIO:
+        if not self.path.is_file():
+            raise LocalIOError(str(self.path), "not a regular file")
+        with local_errors(self.path):
+            return open(self.path, "rb", buffering=0)
+
+    def _text(self, name: str, limit: int) -> bytes:
+        member = self._scan().get(name)
+        if member is None:
+            raise FormatError(self.where, f"not an image layout: there is no file {name} in it")
+        if member.size > limit:
+            raise FormatError(f"{self.where}: {name}", f"{member.size} bytes are more than it may have")
+        with self._open() as file, Window(file, member.offset, member.size) as window, local_errors(self.path):
+            return window.readall() or b""
+
+    def entries(self) -> list[Entry]:
+        """What index.json says, or will."""
+        if self._entries is None:
+            raw = self._text("index.json", layout_index.MAX_INDEX) if self._scan() else layout_index.dump([])
+            self._entries = layout_index.parse(raw, f"{self.where}: index.json")
+        return self._entries
+
+    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+        """A stretch of the archive, or what waits to come into it."""
+        if digest in self._new:
+            with local_errors(self._waiting(digest)):
+                return open(self._waiting(digest), "rb", buffering=0), 0, self._new[digest]
+        member = self._scan().get(_BLOBS + digest.removeprefix("sha256:"))
+        return (self._open(), member.offset, member.size) if member else None
+
+    # ---- a target
+
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Receive a blob beside the archive."""
+        self._scan()
+        with received(source, blob, self._waiting(blob.digest)):
+            self._new[blob.digest] = blob.size
+        return blob.size
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        """Have a manifest whose blobs are all here, and let a name mean it."""
+        self.check_complete(made)
+        self.put_document(made.raw, made.digest, tag)
+
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
+        entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
+        with local_errors(self._waiting(digest)):
+            self._waiting(digest).write_bytes(raw)
+        self._new[digest] = len(raw)
+        self._entries, self._changed = entries, True
+        return True
+
+    def _waiting(self, digest: Digest) -> Path:
+        if self._scratch is None:
+            with local_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.blobs-")
+        return Path(self._scratch.name) / f"{digest[7:]}.part"
+
+    def commit(self) -> None:
+        """Write the archive with all that was put, in place of the one that was there."""
+        if not self._changed:
+            return
+        old = {
+            f"sha256:{name.removeprefix(_BLOBS)}": member.size
+            for name, member in self._scan().items()
+            if name.startswith(_BLOBS) and "/" not in name.removeprefix(_BLOBS)
+        }
+        blobs = [Descriptor("", digest, size) for digest, size in {**old, **self._new}.items()]
+        openers: dict[Digest, Opener] = {blob.digest: partial(self.open_blob, blob) for blob in blobs}
+        if not self._scan():
+            write(self.path, self.entries(), blobs, openers)
+        else:
+            new = self._waiting("sha256:new")
+            write(new, self.entries(), blobs, openers)
+            with local_errors(self.path):
+                os.replace(new, self.path)
+                staging.sync(self.path.parent)
+        self._changed, self._members, self._entries, self._new = False, None, None, {}
+
+    def close(self) -> None:
+        """Drop what was not written."""
+        if self._scratch:
+            self._scratch.cleanup()
+        self._scratch, self._changed, self._members, self._entries, self._new = None, False, None, None, {}
+
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.close()
+
+
+def write(
+    out: Path,
+    entries: Iterable[Entry],
+    blobs: Iterable[Descriptor],
+    openers: Mapping[Digest, Opener],
+    more: More | None = None,
+) -> None:
+    """A tar of a layout at `out`, which must be free, whole or not at all; IntegrityError where bytes are not right."""
+    with staging.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
+        for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
+            _all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
+        for blob in sorted(blobs, key=lambda blob: blob.digest):
+            _all(file, archive_tar.header(_BLOBS + blob.digest[7:], blob.size))
+            with ExitStack() as stack:
+                _stream(stack.enter_context(openers[blob.digest]()), blob, file, more)
+            _all(file, archive_tar.padding(blob.size))
+        _all(file, archive_tar.END)
+
+
+def _stream(reader: Reader, blob: Descriptor, file: BinaryIO, more: More | None) -> None:
+    state, done = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(min(CHUNK, blob.size + 1)))
+    while done <= blob.size and (n := reader.readinto(buffer[: blob.size + 1 - done])):
+        state.update(buffer[:n])
+        _all(file, buffer[:n])
+        done += n
+        if more:
+            more(n)
+    if (done, f"sha256:{state.hexdigest()}") != (blob.size, blob.digest):
+        what = f"{done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(blob.path or blob.digest, what, "Nothing was written")
+
+
+def _all(file: BinaryIO, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,320 @@
+"""An adapter as a container image, and back: what KServe and Kubernetes' image volumes mount.
+
+One layer, a tar with the adapter's files below /models, as KServe's modelcars have them; no program in it, no time, nobody's
+files. Nothing is written on the way: the layer is read out of the adapter's own blobs, header by header. The image's config
+holds the manifest that was packaged, so that the way back gives each file, and the digest, that went in (image-spec v1.1,
+`config.md`, `layer.md`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from adapterhub import manifest
+from adapterhub.digest import CHUNK, Digest, sha256_bytes
+from adapterhub.manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
+from adapterhub.ref import LATEST
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
+
+from . import archive_tar
+from .receiving import Steady, pass_over
+from .remote import Reader, Source
+
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+ORIGINAL = "io.adapterhub.digest"  # an annotation: the digest of what was packaged
+_MANIFEST, _CONFIG = "io.adapterhub.manifest", "io.adapterhub.config"  # labels: its manifest and config
+_FOLDER = "models"
+_LAYER_NAME = "models.tar"
+_GZIP = f"{IMAGE_LAYER}+gzip"  # what skopeo and others make of a layer on the way
+
+Piece = bytes | Descriptor
+"""Part of a layer: a header or what fills a block, or the bytes of a file."""
+
+
+class Image:
+    """A version of a source as an image; a source itself, of that one image. To make one is to read every file once.
+
+    Attributes:
+        made: The image's manifest.
+    """
+
+    def __init__(self, source: Source, reference: str) -> None:
+        self._source = source
+        original = source.manifest(reference)
+        config = _text(source, original.config)
+        self._pieces = _pieces(original.layers)
+        layer = Descriptor(IMAGE_LAYER, self._hash(original.layers), _size(self._pieces), _LAYER_NAME)
+        self.made = _assemble(original, config, layer)
+        self._layer = layer.digest
+
+    @property
+    def where(self) -> str:
+        """That of what is packaged."""
+        return self._source.where
+
+    def _hash(self, layers: Sequence[Descriptor]) -> Digest:
+        """The digest of the layer, each file compared with its own."""
+        whole, wanted = hashlib.sha256(), {layer.digest: layer for layer in layers}
+        buffer = memoryview(bytearray(CHUNK))
+        for piece in self._pieces:
+            if isinstance(piece, bytes):
+                whole.update(piece)
+                continue
+            state, size = hashlib.sha256(), 0
+            with Steady(self._source, piece) as reader:
+                while size < piece.size and (n := reader.readinto(buffer[: min(CHUNK, piece.size - size)])):
+                    whole.update(buffer[:n])
+                    state.update(buffer[:n])
+                    size += n
+            if (f"sha256:{state.hexdigest()}", size) != (piece.digest, piece.size):
+                what = f"{size} bytes of sha256:{state.hexdigest()} instead of {piece.size} of {piece.digest}"
+                raise IntegrityError(f"{self.where}: {wanted[piece.digest].path}", what, "Nothing was sent")
+        return f"sha256:{whole.hexdigest()}"
+
+    def manifest(self, reference: str) -> Manifest:
+        """The one there is."""
+        if reference not in (LATEST, self.made.digest):
+            raise NotFoundError(f"{self.where}: {reference}", "an image of one version has one digest")
+        return self.made
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """The layer from `start` on, or the config."""
+        if blob.digest == self.made.config.digest:
+            yield io.BytesIO(self.made.config_bytes[start:])
+        elif blob.digest == self._layer:
+            with _Spliced(self._source, self._pieces, start) as reader:
+                yield reader
+        else:
+            raise NotFoundError(self.where, f"the image of it has no blob {blob.digest}")
+
+    def tags(self) -> list[str]:
+        """None."""
+        return []
+
+
+def _pieces(layers: Sequence[Descriptor]) -> list[Piece]:
+    """The layer of files: folders and files by path, each under its header."""
+    files = {f"{_FOLDER}/{layer.path}": layer for layer in layers}
+    folders = {"/".join(path.split("/")[:depth]) + "/" for path in files for depth in range(1, path.count("/") + 1)}
+    found: list[Piece] = []
+    for path in sorted({*files, *folders}):
+        layer = files.get(path)
+        found.append(archive_tar.header(path, layer.size if layer else 0, folder=layer is None))
+        if layer:
+            found += [layer, archive_tar.padding(layer.size)]
+    return [*found, archive_tar.END]
+
+
+def _length(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.size
+
+
+def _size(pieces: Sequence[Piece]) -> int:
+    return sum(map(_length, pieces))
+
+
+def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
+    labels = {_MANIFEST: original.raw.decode(), _CONFIG: config}
+    config_bytes = _json(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Labels": labels},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+            "history": [{"created_by": "adapterhub push --as image"}],
+        }
+    )
+    if len(config_bytes) > MAX_MANIFEST:
+        raise RefusedError(layer.path, f"an image's config of {len(config_bytes)} bytes is over the {MAX_MANIFEST} others read")
+    described = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
+    annotations = {**original.annotations, ORIGINAL: original.digest}
+    raw = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, "digest": described.digest, "size": described.size},
+            "layers": [
+                {
+                    "mediaType": layer.media_type,
+                    "digest": layer.digest,
+                    "size": layer.size,
+                    "annotations": {TITLE: layer.path},
+                }
+            ],
+            "annotations": annotations,
+        }
+    )
+    return Manifest(sha256_bytes(raw), raw, described, (layer,), annotations, config_bytes)
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _text(source: Source, blob: Descriptor) -> str:
+    """A small blob as text, compared with its digest."""
+    where = f"{source.where}: its config"
+    if blob.size > MAX_MANIFEST:
+        raise FormatError(where, f"{blob.size} bytes are more than the {MAX_MANIFEST} it may have")
+    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
+    with Steady(source, blob) as reader:
+        while len(data) <= blob.size and (n := reader.readinto(buffer)):
+            data += buffer[:n]
+    if sha256_bytes(bytes(data)) != blob.digest:
+        raise IntegrityError(where, f"its bytes are not those of {blob.digest}")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(where, "not UTF-8 text") from error
+
+
+class _Spliced:
+    """Pieces one after the other as an unbuffered file, from `start` on."""
+
+    def __init__(self, source: Source, pieces: Sequence[Piece], start: int) -> None:
+        self._source, self._pieces = source, iter(pieces)
+        self._stack = ExitStack()
+        self._reader: Reader = io.BytesIO()
+        self._left, self._skip = 0, start
+
+    def __enter__(self) -> _Spliced:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill as much of `buffer` as the piece has; 0 at the end of the last."""
+        while not self._left:
+            self._stack.close()
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            start = min(self._skip, _length(piece))
+            self._skip -= start
+            self._left = _length(piece) - start
+            if isinstance(piece, bytes):
+                self._reader = io.BytesIO(piece[start:])
+            elif self._left:
+                self._reader = self._stack.enter_context(Steady(self._source, piece, start))
+        n: int = self._reader.readinto(memoryview(buffer)[: self._left])
+        if not n:
+            self._left, self._pieces = 0, iter(())  # a file that is shorter than it was: nothing of it is right
+        self._left -= n
+        return n
+
+
+# ---- and back
+
+
+class Unpacked:
+    """A source in which the image of an adapter is that adapter; anything else is what it is."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._known: dict[Digest, bytes] = {}
+        self._offsets: dict[Digest, int] = {}
+        self._layer: Descriptor | None = None
+
+    @property
+    def where(self) -> str:
+        """That of the source."""
+        return self._source.where
+
+    def manifest(self, reference: str) -> Manifest:
+        """The manifest that was packaged, where there is an image."""
+        made = self._source.manifest(reference)
+        return self._inside(made) if made.config.media_type == CONFIG_TYPE else made
+
+    def _inside(self, made: Manifest) -> Manifest:
+        where = f"{self.where}@{made.digest[:19]}"
+        wanted = made.annotations.get(ORIGINAL)
+        if not wanted:
+            raise RefusedError(where, "is a container image, and none that `push --as image` made", "Take its files out of it")
+        labels = (manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
+        texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise FormatError(where, "the image's labels do not say what was packaged")
+        raw, config = (str(text).encode("utf-8", "surrogatepass") for text in texts)
+        original = manifest.parse(raw, where)
+        if (original.digest, sha256_bytes(config)) != (wanted, original.config.digest):
+            raise IntegrityError(where, f"the manifest in it is {original.digest}, not the {wanted[:80]} that it names")
+        pieces = _pieces(original.layers)
+        kinds = [layer.media_type for layer in made.layers]
+        if kinds != [_GZIP] and (kinds != [IMAGE_LAYER] or made.layers[0].size != _size(pieces)):
+            hint = "Copy it with `skopeo copy --preserve-digests`, or the adapter that it was made of"
+            raise RefusedError(where, f"its layer isn't the one that was packaged, but {', '.join(kinds)[:120]}", hint)
+        at = 0
+        for piece in pieces:
+            if isinstance(piece, Descriptor):
+                self._offsets.setdefault(piece.digest, at)
+            at += _length(piece)
+        self._layer, self._known = made.layers[0], {original.config.digest: config}
+        return original
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A file's bytes out of the middle of the layer; whoever reads compares them with its digest."""
+        if blob.digest in self._known:
+            yield io.BytesIO(self._known[blob.digest][start:])
+        elif self._layer and blob.digest in self._offsets:
+            at = self._offsets[blob.digest] + start
+            packed = self._layer.media_type == _GZIP
+            with self._source.open_blob(self._layer, 0 if packed else at) as found:
+                reader = _Gunzipped(found, self.where) if packed else found
+                pass_over(reader, at if packed else 0)
+                yield _Bounded(reader, blob.size - start)
+        else:
+            with self._source.open_blob(blob, start) as reader:
+                yield reader
+
+    def tags(self) -> list[str]:
+        """Those of the source."""
+        return self._source.tags()
+
+
+class _Bounded:
+    """The first `size` bytes of a reader."""
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self._reader, self._left = reader, max(size, 0)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill as much of `buffer` as comes; 0 at the end."""
+        n = int(self._reader.readinto(memoryview(buffer)[: self._left]) or 0) if self._left else 0
+        self._left -= n
+        return n
+
+
+class _Gunzipped:
+    """What gzip compressed, from its start on."""
+
+    def __init__(self, reader: Reader, where: str) -> None:
+        self._reader, self._where = reader, where
+        self._state, self._buffer = zlib.decompressobj(31), memoryview(bytearray(CHUNK))
+        self._waiting = b""
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill as much of `buffer` as comes; 0 at the end."""
+        while len(buffer) and not self._state.eof:
+            if not self._waiting:
+                self._waiting = bytes(self._buffer[: self._reader.readinto(self._buffer) or 0])
+                if not self._waiting:
+                    break
+            try:
+                data = self._state.decompress(self._waiting, len(buffer))
+            except zlib.error as error:
+                raise FormatError(self._where, "its layer is not gzip, or damaged") from error
+            self._waiting = self._state.unconsumed_tail
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+        return 0

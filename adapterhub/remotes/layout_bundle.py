@@ -1,0 +1,140 @@
+"""Bundles: several versions in one image layout under their names, to be carried where no network is; and which is meant.
+
+A name in a bundle is that of its ref, `team/sql:v2`, so that a pull finds it as it would in a registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from adapterhub import semver
+from adapterhub.digest import Digest
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import Registry
+from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.files import staging
+
+from . import archive, copying, layout_index
+from .archive import Opener
+from .layout_folder import LayoutFolder
+from .layout_index import Entry
+from .layout_read import Layout
+from .receiving import Steady
+from .remote import Progress, Reader, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A version to be bundled: where its blobs are, its manifest, and its name in the bundle, None for none."""
+
+    source: Source
+    made: Manifest
+    name: str | None
+
+
+def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None) -> int:
+    """Write a layout with these versions, as a tar or a folder, whole or not at all; bytes of the blobs in it."""
+    entries = _entries(items)
+    blobs = {blob.digest: (blob, item.source) for item in items for blob in copying.unique(item.made)}
+    total, done = sum(blob.size for blob, _ in blobs.values()), 0
+
+    def more(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress:
+            progress(min(done, total), total)
+
+    if archived:
+        openers: dict[Digest, Opener] = {digest: partial(Steady, source, blob) for digest, (blob, source) in blobs.items()}
+        everything = {digest: blob for digest, (blob, _) in blobs.items()}
+        for item in items:
+            everything[item.made.digest] = Descriptor("", item.made.digest, len(item.made.raw))
+            openers[item.made.digest] = partial(_in_memory, item.made.raw)
+        archive.write(out, entries, everything.values(), openers, more)
+        return total
+    with staging.whole(out) as folder, LayoutFolder(folder, str(out)) as target:
+        for blob, source in blobs.values():
+            target.put_blob(blob, source)
+            more(blob.size)
+        for item in items:
+            target.put_manifest(item.made, item.name)
+    return total
+
+
+def _in_memory(raw: bytes) -> contextlib.AbstractContextManager[Reader]:
+    return contextlib.nullcontext(io.BytesIO(raw))
+
+
+def _entries(items: Iterable[Item]) -> list[Entry]:
+    """What index.json says of the items; UsageError when a name would mean two of them."""
+    entries: list[Entry] = []
+    for item in items:
+        there = layout_index.find(entries, item.name) if item.name else None
+        if there and there["digest"] != item.made.digest:
+            raise UsageError(str(item.name), "two different versions would have this name", "Bundle them one by one")
+        descriptor = layout_index.descriptor(item.made.raw, item.made.digest, item.source.where)
+        entries = layout_index.put(entries, descriptor, item.name)
+    return entries
+
+
+def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref], list[Digest]]:
+    """What adapters were made from, all the way up: the refs of those that are here, and the digests of those that are not."""
+    here: list[Ref] = []
+    elsewhere: list[Digest] = []
+    seen = set(waiting := list(digests))
+    while waiting:
+        for parent in registry.facts(waiting.pop()).get("parents") or ():
+            digest = parent["digest"]
+            if digest in seen:
+                continue
+            seen.add(digest)
+            if rows := registry.holding(digest):
+                here.append(rows[0].ref)
+                waiting.append(digest)
+            else:
+                elsewhere.append(digest)
+    return here, elsewhere
+
+
+# ---- which of them
+
+
+def named(layout: Layout, text: str) -> str:
+    """The name, or the digest, that a ref means in a layout: what it is called there, else what it would mean in a registry."""
+    names = layout.tags()
+    if text in names:
+        return text
+    ref = Ref.parse(text)
+    found = sorted(set(_meant(layout, ref, names)))
+    if len({_digest(layout, name) for name in found}) == 1:
+        return found[0]
+    there = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
+    if found:
+        raise UsageError(text, f"means several there: {', '.join(found[:5])}", "Name one of them")
+    raise NotFoundError(text, f"no such version in the bundle; {there}", f"Run `adapterhub list layout://{layout.where}`")
+
+
+def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:
+    tags = [name.partition(":")[2] for name in names if name.partition(":")[0] == ref.name]
+    if ref.digest:
+        yield from {entry["digest"] for entry in layout.entries() if entry["digest"].startswith(ref.digest)}
+    elif ref.range or (ref.tag and semver.parse_range(ref.tag)):
+        wanted = semver.parse_range(ref.range or ref.tag or "")
+        yield from (f"{ref.name}:{tag}" for tag in (semver.highest(tags, wanted) if wanted else []))
+    elif ref.number or ref.tag:
+        return
+    elif LATEST in tags:
+        yield f"{ref.name}:{LATEST}"
+    else:
+        yield from (f"{ref.name}:{tag}" if tag else ref.name for tag in tags)
+
+
+def _digest(layout: Layout, name: str) -> Digest:
+    found = layout_index.find(layout.entries(), name)
+    return found["digest"] if found else name

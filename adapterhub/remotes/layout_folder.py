@@ -1,0 +1,157 @@
+"""An image layout in a folder: written in place, each blob under a temporary name first, index.json replaced whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import Digest
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.store import local_errors, open_regular
+from adapterhub_converters.errors import ConflictError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.files.staging import sync
+
+from . import layout_index
+from .layout_index import Entry
+from .layout_read import Layout
+from .receiving import forget, received
+from .remote import Source
+
+_INCOMING = "ingest"  # where oras, too, puts what isn't complete
+
+
+class LayoutFolder(Layout):
+    """The layout at `root`, made by what is put first."""
+
+    def __init__(self, root: Path, where: str = "", *, any_name: bool = False) -> None:
+        super().__init__(where or str(root), any_name=any_name)
+        self.root = root
+        self._blobs = root / "blobs" / "sha256"
+
+    def exists(self) -> bool:
+        """Whether there is a layout; FormatError for a folder of something else."""
+        mark = self.root / "oci-layout"
+        if not self.root.exists():
+            return False
+        if not mark.is_file():
+            if self.root.is_dir() and not any(self.root.iterdir()):
+                return False
+            raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
+        layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
+        return True
+
+    def entries(self) -> list[Entry]:
+        """What index.json says."""
+        try:
+            raw = self._read(self.root / "index.json", layout_index.MAX_INDEX)
+        except NotFoundError:
+            return []
+        return layout_index.parse(raw, f"{self.where}: index.json")
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        if not path.is_file():
+            raise NotFoundError(str(path), "no such file")
+        with open_regular(path) as file, local_errors(path):
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise FormatError(f"{self.where}: {path.name}", f"{size} bytes are more than it may have")
+            return b"".join(iter(lambda: file.read(limit), b""))
+
+    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+        """A file below blobs/."""
+        path = self._path(digest)
+        if not os.path.lexists(path):
+            return None
+        file = open_regular(path)
+        return file, 0, os.fstat(file.fileno()).st_size
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest.removeprefix("sha256:")
+
+    # ---- a target
+
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Receive a blob; what a killed run had of it is gone on with."""
+        self._make()
+        part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
+        try:
+            self._put(blob, source, part)
+        except ConflictError:  # another process receives the same; so do we, beside it
+            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
+            try:
+                self._put(blob, source, own)
+            finally:
+                forget(own)
+        return blob.size
+
+    def _put(self, blob: Descriptor, source: Source, part: Path) -> None:
+        with received(source, blob, part) as (path, file), local_errors(path):
+            os.fsync(file.fileno())
+            os.replace(path, self._path(blob.digest))
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        """Have a manifest whose blobs are all here, and let a name mean it."""
+        self.check_complete(made)
+        self.put_document(made.raw, made.digest, tag)
+
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
+        self._make()
+        self._write(self._path(digest), raw)
+        with local_errors(self._blobs), self._locked():
+            sync(self._blobs)
+            entry = layout_index.descriptor(raw, digest, self.where)
+            self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
+        return True
+
+    def _make(self) -> None:
+        """The folders and files of an empty layout, unless there is one; nobody's other folder becomes one."""
+        there = self.exists()
+        if there and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
+            hint = "Name the adapter in it, like team/sql, and the registry with --registry"
+            raise RefusedError(self.where, "is the store of a registry, whose index nobody else may change", hint)
+        with local_errors(self.root):
+            for folder in (self._blobs, self.root / _INCOMING):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not there:
+                self._write(self.root / "index.json", layout_index.dump([]))
+                self._write(self.root / "oci-layout", layout_index.MARK)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Give bytes a name, whole, in place of what had it."""
+        new = self.root / _INCOMING / os.urandom(12).hex()
+        with local_errors(path):
+            try:
+                with open(new, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(new, path)
+                sync(path.parent)
+            finally:
+                new.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time changes index.json; where there are no locks, the last one wins."""
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        handle = os.open(self._blobs, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def close(self) -> None:
+        """Remove the folder for what isn't complete, if it is empty."""
+        with contextlib.suppress(OSError):
+            (self.root / _INCOMING).rmdir()

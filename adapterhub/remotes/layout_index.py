@@ -1,0 +1,116 @@
+"""index.json of an image layout as a value: which names it has, and what each of them means.
+
+Entries stay as they were found, so that what others wrote there is still there after a change (image-spec v1.1,
+`image-layout.md` and `image-index.md`). A name is the annotation `org.opencontainers.image.ref.name`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from adapterhub.digest import Digest, parse_digest
+from adapterhub.manifest import parse_json
+from adapterhub_converters.errors import FormatError
+
+NAME = "org.opencontainers.image.ref.name"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+MARK = b'{"imageLayoutVersion":"1.0.0"}'
+MAX_INDEX = 64 << 20  # bytes; that of a registry of 50,000 versions has 17 MB
+
+Entry = dict[str, Any]
+"""A descriptor whose digest and size make sense."""
+
+
+def parse(raw: bytes, where: str) -> list[Entry]:
+    """The entries of an index.json, checked; FormatError when two of them have one name."""
+    entries = parse_json(raw, where).get("manifests")
+    if not isinstance(entries, list):
+        raise FormatError(where, "not an image index: it has no list of manifests")
+    seen: dict[str, str] = {}
+    for entry in entries:
+        check(entry, where)
+        name = name_of(entry)
+        if name and seen.setdefault(name, entry["digest"]) != entry["digest"]:
+            raise FormatError(where, f"the name {name[:80]!r} means two manifests")
+    return entries
+
+
+def check(entry: object, where: str) -> Entry:
+    """A descriptor that can be believed in form; FormatError else."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("mediaType"), str):
+        raise FormatError(where, "an entry is not a descriptor")
+    size = entry.get("size")
+    if type(size) is not int or not 0 <= size < 2**63:
+        raise FormatError(where, "an entry has no sensible size")
+    parse_digest(entry.get("digest"), where)
+    annotations = entry.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
+        raise FormatError(where, "annotations are not a map of strings to strings")
+    return entry
+
+
+def check_mark(raw: bytes, where: str) -> None:
+    """FormatError unless these are the bytes of an `oci-layout` of a version that is known."""
+    version = parse_json(raw, where).get("imageLayoutVersion")
+    if version != "1.0.0":
+        raise FormatError(where, f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
+
+
+def name_of(entry: Entry) -> str | None:
+    """The name of an entry."""
+    found: str | None = (entry.get("annotations") or {}).get(NAME)
+    return found or None
+
+
+def names(entries: Sequence[Entry]) -> list[str]:
+    """Every name, sorted."""
+    return sorted({name for entry in entries if (name := name_of(entry))})
+
+
+def find(entries: Sequence[Entry], name: str) -> Entry | None:
+    """The entry of a name."""
+    return next((entry for entry in entries if name_of(entry) == name), None)
+
+
+def only(entries: Sequence[Entry]) -> Entry | None:
+    """The one thing that there is, whatever it is called; None for several or nothing. What says what it is about is not it."""
+    named = [entry for entry in entries if name_of(entry)] or list(entries)
+    return named[0] if len({entry["digest"] for entry in named}) == 1 else None
+
+
+def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[Entry]:
+    """The entries with one more: `name`, wherever it was, means `descriptor` now; without one it is there if it wasn't."""
+    if name is None:
+        there = any(entry["digest"] == descriptor["digest"] for entry in entries)
+        return [*entries] if there else [*entries, descriptor]
+    kept = [
+        entry
+        for entry in entries
+        if name_of(entry) != name and (name_of(entry) is not None or entry["digest"] != descriptor["digest"])
+    ]
+    return [*kept, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), NAME: name}}]
+
+
+def descriptor(raw: bytes, digest: Digest, where: str) -> Entry:
+    """What an index says of a manifest; its artifact type too, by which others tell what it is."""
+    document = parse_json(raw, where)
+    found = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
+    if kind := artifact_type(document):
+        found["artifactType"] = kind
+    return found
+
+
+def artifact_type(document: Entry) -> str:
+    """What a manifest is: its own word, else the type of its config (distribution-spec, "Listing Referrers")."""
+    config = document.get("config")
+    found = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+    return found if isinstance(found, str) else ""
+
+
+def dump(entries: Sequence[Entry]) -> bytes:
+    """The bytes of an index.json, the same for the same entries in any order."""
+    ordered = sorted(entries, key=lambda entry: (name_of(entry) or "", entry["digest"]))
+    document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": ordered}
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

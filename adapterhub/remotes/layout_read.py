@@ -1,0 +1,173 @@
+"""An image layout as a source, wherever its bytes lie: names from index.json, blobs by their digests, all of it compared."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Self
+
+from adapterhub import manifest
+from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.ref import LATEST
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
+
+from . import layout_index
+from .layout_index import Entry
+from .remote import Reader
+
+
+class Layout(ABC):
+    """What a folder and an archive have in common. `where`: what errors call it.
+
+    Attributes:
+        any_name: The latest is what there is, if that is one thing only: nobody has said a name.
+    """
+
+    def __init__(self, where: str, *, any_name: bool = False) -> None:
+        self._where = where
+        self.any_name = any_name
+
+    @property
+    def where(self) -> str:
+        """The path, as it was written."""
+        return self._where
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is anything."""
+
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """What index.json says; nothing where there is none yet."""
+
+    @abstractmethod
+    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+        """An unbuffered file, where in it a blob begins, and how many bytes that is; None when it isn't there."""
+
+    # ---- a source
+
+    def manifest(self, reference: str) -> Manifest:
+        """The checked manifest of a name or a digest."""
+        return manifest.parse(self.document(reference), self._at(reference))
+
+    def _at(self, reference: str) -> str:
+        return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+
+    def _entry(self, name: str, where: str) -> Entry:
+        if not self.exists():
+            raise NotFoundError(self.where, "no such file or folder")
+        entries = self.entries()
+        found = layout_index.find(entries, name)
+        if found is None and name == LATEST and self.any_name:
+            found = layout_index.only(entries)
+        if found is None:
+            names = layout_index.names(entries)
+            there = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
+            raise NotFoundError(where, f"no such name in this image layout; {there}", f"Write {self.where}:NAME")
+        return found
+
+    def document(self, reference: str) -> bytes:
+        """The bytes of a manifest or an index, compared with its digest."""
+        where = self._at(reference)
+        digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
+        found = self.blob(digest)
+        if found is None:
+            raise NotFoundError(where, "no such manifest in this image layout")
+        file, offset, size = found
+        with file:
+            if size > MAX_MANIFEST:
+                raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
+            file.seek(offset)
+            raw = b"".join(iter(lambda: file.read(size - file.tell() + offset), b""))
+        if sha256_bytes(raw) != digest:
+            raise IntegrityError(where, f"its bytes are not those of {digest}")
+        return raw
+
+    def referrers(self, digest: Digest) -> list[Entry] | None:
+        """The entries of what is about a manifest: all that are listed are looked at."""
+        found = {}
+        for entry in self.entries() if self.exists() else []:
+            if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
+                continue
+            document = manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
+            subject = document.get("subject")
+            if isinstance(subject, dict) and subject.get("digest") == digest:
+                found[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """The bytes of a blob from `start` on."""
+        found = self.blob(blob.digest)
+        if found is None:
+            raise NotFoundError(self.where, f"has no blob {blob.digest}")
+        file, offset, size = found
+        with file:
+            if size != blob.size:
+                raise IntegrityError(f"{self.where}: {blob.path or blob.digest}", f"has {size} bytes, not {blob.size}")
+            yield Window(file, offset + start, size - start)
+
+    def tags(self) -> list[str]:
+        """Every name, sorted."""
+        if not self.exists():
+            raise NotFoundError(self.where, "no such file or folder")
+        return layout_index.names(self.entries())
+
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file that should hold the bytes of a digest, to be closed; None for nothing."""
+        found = self.blob(digest)
+        return Window(*found) if found else None
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether a blob of this digest and size is there; its bytes aren't read."""
+        found = self.blob(blob.digest)
+        if found is None:
+            return False
+        found[0].close()
+        return found[2] == blob.size
+
+    def check_complete(self, made: Manifest) -> None:
+        """IntegrityError unless every blob of a manifest is there."""
+        missing = [blob for blob in (*made.layers, made.config) if not self.has(blob)]
+        if missing:
+            raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
+
+    # ---- a context
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Window(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as an unbuffered file that closes it."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        super().__init__()
+        self._file, self._left = file, max(size, 0)
+        file.seek(offset)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill as much of `buffer` as there is left."""
+        view = memoryview(buffer).cast("B")
+        n = self._file.readinto(view[: self._left]) or 0  # type: ignore[attr-defined]
+        self._left -= n
+        return int(n)
+
+    def close(self) -> None:
+        """Close the file as well."""
+        self._file.close()
+        super().close()

@@ -1,0 +1,272 @@
+"""What is attached to a version: manifests that name it as their subject, such as signatures, scans and evaluations.
+
+A registry that knows them lists them (distribution-spec v1.1, "Listing Referrers"). One that doesn't, like docker-registry 2.8,
+keeps an index under the tag `sha256-<hex>`, which whoever attaches renews ("Referrers Tag Schema"); nothing there is atomic,
+so it is read again afterwards. An image layout lists every manifest there is. oras does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
+from adapterhub.folder import check_paths
+from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
+from adapterhub.store import open_regular
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub_converters.files import staging
+
+from . import layout_index
+from .receiving import received
+from .remote import Reader, Target
+
+EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
+MAX_REFERRERS = 1000
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
+_TRIES = 5  # of renewing an index that others renew as well
+
+
+class Referring(Target, Protocol):
+    """A place that keeps manifests of any kind, and may know which of them are about which."""
+
+    def document(self, reference: str) -> bytes:
+        """The bytes of a manifest or an index, compared with the digest; NotFoundError."""
+
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Have it under its digest, or under a name; whether the place will list it by its subject."""
+
+    def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
+        """Descriptors of what is about a manifest; None where the place cannot say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A manifest about another: its digest and size in bytes, what it is, and what it says of itself."""
+
+    digest: Digest
+    size: int
+    media_type: str
+    artifact_type: str
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+def referrers(place: Referring, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
+    """What is attached to a manifest, of one type or of all, by type and digest."""
+    entries = place.referrers(digest)
+    if entries is None:
+        entries = _tagged(place, digest)
+    found = {}
+    for entry in entries[:MAX_REFERRERS]:
+        layout_index.check(entry, f"{place.where}: what is attached to {digest}")
+        kind = entry.get("artifactType")
+        kind = kind if isinstance(kind, str) else ""
+        found[entry["digest"]] = Referrer(
+            entry["digest"], entry["size"], entry["mediaType"], kind, entry.get("annotations") or {}
+        )
+    wanted = [each for each in found.values() if artifact_type in (None, each.artifact_type)]
+    return sorted(wanted, key=lambda each: (each.artifact_type, each.digest))
+
+
+def _tagged(place: Referring, digest: Digest) -> list[dict[str, Any]]:
+    try:
+        raw = place.document(_tag(digest))
+    except NotFoundError:
+        return []
+    return layout_index.parse(raw, f"{place.where}:{_tag(digest)}")
+
+
+def _tag(digest: Digest) -> str:
+    return digest.replace(":", "-")
+
+
+# ---- attaching
+
+
+def attach(place: Referring, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
+    """Attach files to a manifest that is there: the same files of the same type are the same attachment."""
+    if not _TYPE.fullmatch(artifact_type):
+        raise UsageError(artifact_type[:80], "is not a media type", "Write it like application/vnd.example.scan+json")
+    check_paths((path.name for path in files), "what is attached", RefusedError)
+    source = _Files(files)
+    empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
+    raw = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": artifact_type,
+            "config": empty,
+            "layers": [
+                {
+                    "mediaType": blob.media_type,
+                    "digest": blob.digest,
+                    "size": blob.size,
+                    "annotations": {TITLE: blob.path},
+                }
+                for blob in source.blobs
+            ],
+            "subject": {"mediaType": MANIFEST_TYPE, "digest": subject.digest, "size": len(subject.raw)},
+        }
+    )
+    for blob in (*source.blobs, Descriptor(EMPTY_TYPE, sha256_bytes(EMPTY), len(EMPTY))):
+        if not place.has(blob):
+            place.put_blob(blob, source)
+    return _put(place, raw, subject.digest)
+
+
+class _Files:
+    """Files on this disk, and the empty config, as a source."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._paths: dict[Digest, Path] = {}
+        self.blobs: list[Descriptor] = []
+        for path in sorted(files, key=lambda path: path.name):
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+            digest = sha256_file(path)
+            self._paths[digest] = path
+            kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
+            self.blobs.append(Descriptor(kind, digest, size, path.name))
+
+    where = "what is attached"
+
+    def manifest(self, reference: str) -> Manifest:
+        """There is none."""
+        raise NotFoundError(self.where, f"has no version {reference}")
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A file."""
+        path = self._paths.get(blob.digest)
+        with open_regular(path) if path else io.BytesIO(EMPTY) as file:
+            file.seek(start)
+            yield file  # type: ignore[misc]
+
+    def tags(self) -> list[str]:
+        """None."""
+        return []
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _put(place: Referring, raw: bytes, subject: Digest) -> Referrer:
+    """Have a manifest whose blobs are there, and have it found by its subject."""
+    digest = sha256_bytes(raw)
+    document = _Document.parse(raw, place.where)
+    made = Referrer(digest, len(raw), document.media_type, document.artifact_type, document.annotations)
+    if not place.put_document(raw, digest):
+        _list_by_tag(place, made, subject)
+    return made
+
+
+def _list_by_tag(place: Referring, made: Referrer, subject: Digest) -> None:
+    entry: dict[str, Any] = {"mediaType": made.media_type, "digest": made.digest, "size": made.size}
+    entry |= {"artifactType": made.artifact_type} if made.artifact_type else {}
+    entry |= {"annotations": dict(made.annotations)} if made.annotations else {}
+    for _ in range(_TRIES):
+        entries = _tagged(place, subject)
+        if any(found["digest"] == made.digest for found in entries):
+            return
+        if len(entries) >= MAX_REFERRERS:
+            raise RefusedError(place.where, f"{len(entries)} things are attached to {subject} already")
+        index = layout_index.dump([*entries, entry])
+        place.put_document(index, sha256_bytes(index), _tag(subject))
+    raise RemoteError(place.where, "others change what is attached all the time", "Try again")
+
+
+# ---- what is attached, read
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A manifest of any kind: what of it others name, checked."""
+
+    media_type: str
+    artifact_type: str
+    subject: Digest | None
+    config: Descriptor | None
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> _Document:
+        """FormatError for one whose digests or sizes make no sense, RefusedError for what is no manifest of blobs."""
+        document = parse_json(raw, where)
+        kind = document.get("mediaType")
+        layers = document.get("layers")
+        if kind != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
+            raise RefusedError(where, f"what is attached is not an OCI image manifest but {str(kind)[:80]!r}")
+        config, subject = document.get("config"), document.get("subject")
+        annotations = document.get("annotations") or {}
+        layout_index.check({"mediaType": kind, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
+        return cls(
+            kind,
+            layout_index.artifact_type(document),
+            parse_digest(subject.get("digest"), where) if isinstance(subject, dict) else None,
+            _blob(config, where),
+            tuple(_blob(layer, where) for layer in layers),
+            annotations,
+        )
+
+
+def _blob(value: object, where: str) -> Descriptor:
+    entry = layout_index.check(value, where)
+    return Descriptor(entry["mediaType"], entry["digest"], entry["size"], (entry.get("annotations") or {}).get(TITLE) or "")
+
+
+def _document(place: Referring, referrer: Referrer) -> tuple[bytes, _Document]:
+    where = f"{place.where}@{referrer.digest}"
+    if referrer.size > MAX_MANIFEST:
+        raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
+    raw = place.document(referrer.digest)
+    return raw, _Document.parse(raw, where)
+
+
+def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]:
+    """Have all that is attached to a manifest, and to that, in another place; what was copied, or was there."""
+    done: list[Referrer] = []
+    waiting = [digest]
+    seen = {digest}
+    while waiting and len(done) < MAX_REFERRERS:
+        about = waiting.pop()
+        for referrer in referrers(source, about):
+            if referrer.digest in seen:
+                continue
+            seen.add(referrer.digest)
+            raw, document = _document(source, referrer)
+            if document.subject != about:
+                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as attached to {about}, and isn't")
+            for blob in dict.fromkeys((*document.layers, *([document.config] if document.config else []))):
+                if not target.has(blob):
+                    target.put_blob(blob, source)
+            done.append(_put(target, raw, about))
+            waiting.append(referrer.digest)
+    return done
+
+
+def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
+    """Write the files of an attachment into `out`, absent or empty, verified, all or nothing; their names."""
+    _, document = _document(place, referrer)
+    files = [layer for layer in document.layers if layer.path]
+    where = f"{place.where}@{referrer.digest}"
+    check_paths((layer.path for layer in files), where)
+    if not files:
+        raise NotFoundError(where, "has no files with names")
+    with staging.whole(out) as folder:
+        for layer in files:
+            path = folder / layer.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{layer.digest[7:]}.part")
+            with received(place, layer, part):
+                os.replace(part, path)
+    return sorted(layer.path for layer in files)

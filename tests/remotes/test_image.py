@@ -1,0 +1,249 @@
+"""`push --as image`: images that image tools take, and that come back as the adapter that went in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.remotes.copying import copy
+from adapterhub.remotes.folders import AdapterFolder
+from adapterhub.remotes.image import Image, Unpacked
+from adapterhub.remotes.layout_folder import LayoutFolder
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
+from tests.conftest import Run, need_program
+from tests.remotes.test_contract import read
+from tests.remotes.test_oci_peers import call, contents
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def source(make: Make) -> Path:
+    folder = make("sql")
+    (folder / "deep/er").mkdir(parents=True)
+    (folder / "deep/er/more.json").write_text("{}")
+    (folder / ("long-" * 30 + "é.md")).write_text("beyond ustar\n")
+    (folder / "same.md").write_text("# A test\n")  # the bytes of README.md
+    return folder
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def layer_of(root: Path, name: str = "v1") -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Manifest, config and layer of an image in a layout."""
+    entries = json.loads((root / "index.json").read_bytes())["manifests"]
+    entry = next(entry for entry in entries if entry["annotations"]["org.opencontainers.image.ref.name"] == name)
+
+    def blob(descriptor: dict[str, Any]) -> bytes:
+        return (root / "blobs/sha256" / descriptor["digest"][7:]).read_bytes()
+
+    made = json.loads(blob(entry))
+    return made, json.loads(blob(made["config"])), blob(made["layers"][0])
+
+
+def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, run: Run, tmp_path: Path) -> None:
+    done = json.loads(run("push", source, "oci:x:v1", "--as", "image", "--json").stdout)
+    made, config, layer = layer_of(tmp_path / "x")
+    assert [entry["mediaType"] for entry in made["layers"]] == ["application/vnd.oci.image.layer.v1.tar"]
+    assert made["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
+    assert config["rootfs"] == {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}
+    assert (config["os"], config["architecture"], "created" in config) == ("linux", "amd64", False)
+    assert made["annotations"]["io.adapterhub.digest"] == manifest.build(source).digest
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        members = tar.getmembers()
+        found = {member.name: tar.extractfile(member).read() for member in members if member.isreg()}  # type: ignore[union-attr]
+    assert [member.name for member in members] == sorted(member.name for member in members)
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, 0, "", "")}
+    assert {member.mode for member in members if member.isdir()} == {0o755}
+    assert {member.mode for member in members if member.isreg()} == {0o644}
+    expected = {f"models/{path}": data for path, data in files_below(source).items()}
+    assert expected.items() <= found.items()
+    assert set(found) - set(expected) == {"models/adapter.json"}
+    again = json.loads(run("push", source, "oci-archive:y.tar:other", "--as", "image", "--json").stdout)
+    assert again["digest"] == done["digest"]
+
+
+@pytest.mark.parametrize("how", ["folder", "ref", "address"])
+def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path: Path, how: str) -> None:
+    digest = manifest.build(source).digest
+    run("init", ".")
+    run("push", source, "team/sql")
+    run("push", source, "layout://plain:v1")
+    run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[how], "oci:x:v1", "--as", "image")
+    pulled = json.loads(run("pull", "oci:x:v1", "-o", "out", "--json").stdout)
+    assert pulled["digest"] == digest == manifest.build(tmp_path / "out").digest
+    assert files_below(source).items() <= files_below(tmp_path / "out").items()
+    assert json.loads(run("copy", "oci:x:v1", "team/back", "--json").stdout)["digest"] == digest
+    assert run("validate", "oci:x:v1").stdout.endswith("ok: nothing to report\n")
+    image = json.loads((tmp_path / "x/index.json").read_bytes())["manifests"][0]["digest"]
+    assert json.loads(run("copy", "oci:x:v1", "oci-archive:y.tar:v1", "--json").stdout)["digest"] == image  # as it is
+
+
+def test_every_blob_of_an_image_is_read_from_anywhere(source: Path) -> None:
+    image = Image(AdapterFolder(source), "latest")
+    layer = image.made.layers[0]
+    whole = read(image, layer)
+    assert "sha256:" + hashlib.sha256(whole).hexdigest() == layer.digest
+    for start in [*range(0, layer.size, 701), layer.size - 1, layer.size]:
+        assert read(image, layer, start) == whole[start:]
+    inside = Unpacked(image)
+    made = inside.manifest("latest")
+    for blob in (*made.layers, made.config):
+        data = read(inside, blob)
+        assert "sha256:" + hashlib.sha256(data).hexdigest() == blob.digest
+        assert read(inside, blob, blob.size // 2) == data[blob.size // 2 :]
+
+
+def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -> None:
+    folder = AdapterFolder(source)
+    (source / "deep/er/more.json").write_text("[]")
+    with pytest.raises(IntegrityError, match=r"deep/er/more\.json"):
+        Image(folder, "latest")
+
+
+def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> None:
+    run("init", ".")
+    assert "is for places elsewhere" in run("push", source, "team/sql", "--as", "image", code=2).stderr
+    done = run("push", source, "oci:x:v1", "--as", "image", "--allow-approx", code=2)
+    assert "converts nothing" in done.stderr
+    run("push", source, "team/sql")
+    assert "'image' is not one of" in run("pull", "team/sql", "--as", "image", code=2).stderr
+
+
+def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Unpacked:
+    """The image in a layout with another manifest and config, under digests that are right."""
+    made, config, _ = layer_of(root)
+    change(made, config)
+    raw = json.dumps(config).encode()
+    made["config"].update(digest="sha256:" + hashlib.sha256(raw).hexdigest(), size=len(raw))
+    (root / "blobs/sha256" / made["config"]["digest"][7:]).write_bytes(raw)
+    text = json.dumps(made).encode()
+    layout = LayoutFolder(root)
+    layout.put_document(text, "sha256:" + hashlib.sha256(text).hexdigest(), "changed")
+    return Unpacked(layout)
+
+
+LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
+    "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "none that `push --as image` made"),
+    "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not say what was packaged"),
+    "labels that are numbers": (
+        lambda _, config: config["config"]["Labels"].update({"io.adapterhub.manifest": 3}),
+        FormatError,
+        "do not say",
+    ),
+    "another manifest": (
+        lambda made, _: made["annotations"].update({"io.adapterhub.digest": "sha256:" + "0" * 64}),
+        IntegrityError,
+        "not the sha256:0",
+    ),
+    "another config": (
+        lambda _, config: config["config"]["Labels"].update({"io.adapterhub.config": "{}"}),
+        IntegrityError,
+        "that it names",
+    ),
+    "a layer of another size": (lambda made, _: made["layers"][0].update(size=3), RefusedError, "isn't the one"),
+    "two layers": (
+        lambda made, _: made["layers"].append({**made["layers"][0], "annotations": {}}),
+        RefusedError,
+        "isn't the one",
+    ),
+    "a layer in zstd": (
+        lambda made, _: made["layers"][0].update(mediaType="application/vnd.oci.image.layer.v1.tar+zstd"),
+        RefusedError,
+        "tar+zstd",
+    ),
+    "a path that leads out": (
+        lambda _, config: config["config"]["Labels"].update(
+            {
+                "io.adapterhub.manifest": config["config"]["Labels"]["io.adapterhub.manifest"].replace(
+                    '"org.opencontainers.image.title":"', '"org.opencontainers.image.title":"../'
+                )
+            }
+        ),
+        FormatError,
+        "cannot be written safely",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_an_image_that_lies_is_refused(name: str, source: Path, tmp_path: Path) -> None:
+    with LayoutFolder(tmp_path / "x") as layout:
+        copy(Image(AdapterFolder(source), "latest"), "latest", layout, "v1")
+    change, error, message = LIES[name]
+    with pytest.raises(error) as caught:
+        rewritten(tmp_path / "x", change).manifest("changed")
+    assert message in str(caught.value)
+
+
+def test_a_layer_with_other_bytes_is_not_accepted(source: Path, run: Run, tmp_path: Path) -> None:
+    run("push", source, "oci:x:v1", "--as", "image")
+    path = max((tmp_path / "x/blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"# A test")
+    data[at] ^= 1
+    path.write_bytes(data)
+    run("pull", "oci:x:v1", "-o", "out", code=4)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.peer
+def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run: Run, host: str, tmp_path: Path) -> None:
+    skopeo, digest = need_program("skopeo"), manifest.build(source).digest
+    pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--as", "image", "--json").stdout)
+    said = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
+    assert (said["Digest"], said["Os"], said["Architecture"]) == (pushed["digest"], "linux", "amd64")
+    there, copied = f"docker://{host}/images/sql:v1", f"docker://{host}/images/copy:v1"
+    call(skopeo, "copy", "--src-tls-verify=false", there, "oci:a:v1", cwd=tmp_path)  # in gzip, as it does by default
+    call(skopeo, "copy", "--src-tls-verify=false", "--preserve-digests", there, "oci-archive:b.tar:v1", cwd=tmp_path)
+    call(skopeo, "copy", "--src-tls-verify=false", "--dest-tls-verify=false", there, copied, cwd=tmp_path)
+    for n, place in enumerate(
+        (f"oci://{host}/images/sql:v1", "oci:a:v1", "oci-archive:b.tar:v1", f"oci://{host}/images/copy:v1")
+    ):
+        assert json.loads(run("pull", place, "-o", f"out{n}", "--json").stdout)["digest"] == digest
+        assert files_below(source).items() <= files_below(tmp_path / f"out{n}").items()
+    assert run("list", "oci-archive:b.tar").stdout == "oci-archive:b.tar:v1\n"
+
+    call(skopeo, "copy", "--src-tls-verify=false", there, "docker-archive:d.tar:images/sql:v1", cwd=tmp_path)
+    with tarfile.open(tmp_path / "d.tar") as tar:
+        (image,) = json.loads(tar.extractfile("manifest.json").read())  # type: ignore[union-attr]
+        layer = tar.extractfile(image["Layers"][0])
+        assert layer
+        with tarfile.open(fileobj=layer) as inner:
+            inner.extractall(tmp_path / "rootfs", filter="data")
+    assert files_below(source).items() <= files_below(tmp_path / "rootfs/models").items()
+
+
+@pytest.mark.peer
+def test_umoci_unpacks_it(source: Path, run: Run, tmp_path: Path) -> None:
+    umoci = shutil.which("umoci")
+    if umoci is None:
+        pytest.skip("umoci isn't installed; skopeo is the peer that has to be")
+    run("push", source, "oci:x:v1", "--as", "image")
+    subprocess.run([umoci, "unpack", "--rootless", "--image", "x:v1", "bundle"], cwd=tmp_path, check=True, capture_output=True)
+    assert files_below(source).items() <= files_below(tmp_path / "bundle/rootfs/models").items()
+
+
+@pytest.mark.peer
+def test_an_image_of_somebody_else_is_named_as_one(run: Run, host: str, tmp_path: Path) -> None:
+    (tmp_path / "layer.tar").write_bytes(bytes(1024))
+    (tmp_path / "config.json").write_text('{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}')
+    kind = "application/vnd.oci.image.config.v1+json"
+    call(
+        need_program("oras"), "push", "--plain-http", f"{host}/images/other:v1", "--config", f"config.json:{kind}",
+        "layer.tar:application/vnd.oci.image.layer.v1.tar", cwd=tmp_path,
+    )  # fmt: skip
+    assert "is a container image" in run("pull", f"oci://{host}/images/other:v1", code=6).stderr
+    assert contents(tmp_path).keys() == {"layer.tar", "config.json"}

@@ -1,0 +1,231 @@
+"""What is attached to versions: by us and by oras, in registries with and without a list of it, and in layouts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.remotes import referrers
+from adapterhub.remotes.address import Address
+from adapterhub.remotes.archive import Archive
+from adapterhub.remotes.copying import copy
+from adapterhub.remotes.folders import AdapterFolder
+from adapterhub.remotes.layout_folder import LayoutFolder
+from adapterhub.remotes.oci import Oci
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from tests.conftest import Run, need_program
+from tests.remotes.proxy import Exchange, Proxy
+from tests.remotes.test_oci_peers import call
+
+Make = Callable[..., Path]
+SCAN, SIGNATURE = "application/vnd.example.scan+json", "application/vnd.example.signature"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    (tmp_path / "scan.json").write_text('{"found": []}')
+    return tmp_path / "scan.json"
+
+
+@pytest.fixture
+def listing(host: str) -> Iterator[Proxy]:
+    """A registry that knows what is about what: docker-registry, and in front of it the API that it lacks."""
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def before(found: Exchange) -> None:
+        if "/referrers/" in found.path:
+            entries = known.get(found.path.rpartition("/")[2], [])
+            found.status, found.answer = 200, {"content-type": INDEX}
+            found.data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+
+    def after(found: Exchange) -> None:
+        if found.method == "PUT" and "/manifests/" in found.path and found.status == 201:
+            document = json.loads(found.body)
+            if subject := document.get("subject"):
+                digest = "sha256:" + hashlib.sha256(found.body).hexdigest()
+                entry = {"mediaType": document["mediaType"], "digest": digest, "size": len(found.body)}
+                entry["artifactType"] = document.get("artifactType")
+                known.setdefault(subject["digest"], []).append(entry)
+                found.answer["oci-subject"] = subject["digest"]
+
+    with Proxy(host) as running:
+        running.before, running.after = before, after
+        yield running
+
+
+@pytest.fixture(
+    params=["layout", "archive", pytest.param("oci", marks=pytest.mark.peer), pytest.param("api", marks=pytest.mark.peer)]
+)
+def address(request: pytest.FixtureRequest, make: Make, run: Run) -> str:
+    """Where a version is that things can be attached to."""
+    kinds = {"layout": lambda: "oci:x:v1", "archive": lambda: "oci-archive:x.tar:v1"}
+    name = f"attached/n{hashlib.sha256(str(request.node.nodeid).encode()).hexdigest()[:12]}:v1"
+    kinds["oci"] = lambda: f"oci://{request.getfixturevalue('host')}/{name}"
+    kinds["api"] = lambda: f"oci://{request.getfixturevalue('listing').address}/{name}"
+    found = kinds[request.param]()
+    run("push", make(), found)
+    return found
+
+
+def said(run: Run, *words: object) -> Any:
+    return json.loads(run(*words, "--json").stdout)
+
+
+def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, run: Run, tmp_path: Path) -> None:
+    assert said(run, "attached", address)["attached"] == []
+    (tmp_path / "notes.md").write_text("fine\n")
+    first = said(run, "attach", address, scan, "notes.md", "--type", SCAN)
+    assert said(run, "attach", address, "notes.md", scan, "--type", SCAN)["digest"] == first["digest"]  # in any order
+    (tmp_path / "model.sig").write_bytes(bytes(range(256)))
+    second = said(run, "attach", address, "model.sig", "--type", SIGNATURE)
+    found = said(run, "attached", address)
+    assert [(each["type"], each["digest"]) for each in found["attached"]] == [
+        (SCAN, first["digest"]),
+        (SIGNATURE, second["digest"]),
+    ]
+    assert found["subject"] == manifest.build(tmp_path / "adapter").digest
+    assert SIGNATURE in run("attached", address).stdout
+    assert len(said(run, "attached", address, "--type", SCAN)["attached"]) == 1
+    assert said(run, "attached", address, "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
+    assert (tmp_path / "out/scan.json").read_bytes() == scan.read_bytes()
+    run("attached", address, "--type", SIGNATURE, "-o", "sig")
+    assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
+    assert "2 things are attached" in run("attached", address, "-o", "both", code=2).stderr
+    assert "nothing of the type a/b" in run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
+    digest = said(run, "pull", address, "-o", "again")["digest"]
+    assert digest == found["subject"]  # the version is what it was
+
+
+def test_a_copy_takes_along_what_is_attached_and_what_is_attached_to_that(address: str, scan: Path, run: Run) -> None:
+    first = said(run, "attach", address, scan, "--type", SCAN)
+    there = address.rpartition(":")[0] + f"@{first['digest']}"
+    second = said(run, "attach", there, scan, "--type", SIGNATURE)
+    for target in ("oci:copied:v1", "oci-archive:copied.tar:v1"):
+        assert "2 attachments copied" in run("copy", address, target, "--referrers").stderr
+        assert [each["digest"] for each in said(run, "attached", target)["attached"]] == [first["digest"]]
+        about = target.rpartition(":")[0] + f"@{first['digest']}"
+        assert [each["digest"] for each in said(run, "attached", about)["attached"]] == [second["digest"]]
+    assert "2 attachments copied" in run("copy", "oci:copied:v1", address, "--referrers").stderr
+    assert len(said(run, "attached", address)["attached"]) == 1
+    run("copy", address, "oci:plain:v1")
+    assert said(run, "attached", "oci:plain:v1")["attached"] == []
+
+
+def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
+    run("push", make(), "oci:x:v1")
+    assert "is not a media type" in run("attach", "oci:x:v1", scan, "--type", "scan", code=2).stderr
+    assert "is not an address" in run("attach", "team/sql", scan, "--type", SCAN, code=2).stderr
+    assert "is not an address" in run("copy", "--referrers", "oci:x:v1", "team/sql", code=2).stderr
+    run("attach", "oci:x:v9", scan, "--type", SCAN, code=3)
+    run("attach", "oci:x:v1", "nothing.json", "--type", SCAN, code=8)
+    run("attach", "oci:x:v1", scan, scan, "--type", SCAN, code=6)
+    assert said(run, "attached", "oci:x:v1")["attached"] == []
+
+
+@pytest.mark.peer
+def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan: Path, run: Run, tmp_path: Path) -> None:
+    oras = need_program("oras")
+    local = not address.startswith("oci://")
+    place = address.partition("//" if not local else ":")[2]
+    flags = ["--oci-layout"] if local else ["--plain-http"]
+    ours = said(run, "attach", address, scan, "--type", SCAN)
+    assert ours["digest"] in call(oras, "discover", *flags, place, cwd=tmp_path)
+    call(oras, "pull", *flags, f"{place.rpartition(':')[0]}@{ours['digest']}", "-o", "by-oras", cwd=tmp_path)
+    assert (tmp_path / "by-oras/scan.json").read_bytes() == scan.read_bytes()
+    if address.startswith("oci-archive:"):
+        return  # oras reads tars and doesn't write them
+    (tmp_path / "hi.txt").write_text("hi")
+    call(oras, "attach", *flags, "--artifact-type", SIGNATURE, place, "hi.txt", cwd=tmp_path)
+    found = said(run, "attached", address)["attached"]
+    assert [each["type"] for each in found] == [SCAN, SIGNATURE]
+    run("attached", address, "--type", SIGNATURE, "-o", "out")
+    assert (tmp_path / "out/hi.txt").read_text() == "hi"
+    theirs = next(each["digest"] for each in found if each["type"] == SIGNATURE)
+    call(oras, "attach", *flags, "--artifact-type", "a/b", f"{place.rpartition(':')[0]}@{theirs}", "hi.txt", cwd=tmp_path)
+    assert "3 attachments copied" in run("copy", address, "oci:copied:v1", "--referrers").stderr
+    tree = call(oras, "discover", "--oci-layout", "copied:v1", cwd=tmp_path)
+    assert ours["digest"] in tree
+    assert theirs in tree
+
+
+def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]], Any]) -> tuple[LayoutFolder, str]:
+    """A layout with a version, and about it a manifest that says odd things."""
+    layout = LayoutFolder(root)
+    made = copy(AdapterFolder(folder), "latest", layout, "v1").manifest
+    subject = {"mediaType": manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
+    document = {
+        "schemaVersion": 2, "mediaType": manifest.MANIFEST_TYPE, "artifactType": SCAN, "subject": subject, "layers": [],
+        "config": {"mediaType": "a/b", "digest": made.config.digest, "size": made.config.size},
+    }  # fmt: skip
+    change(document)
+    raw = json.dumps(document).encode()
+    layout.put_document(raw, "sha256:" + hashlib.sha256(raw).hexdigest())
+    return layout, made.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda it: it.update(layers=3), RefusedError, "not an OCI image manifest"),
+        (lambda it: it.update(layers=[{}] * 1001), RefusedError, "not an OCI image manifest"),
+        (lambda it: it.update(layers=[{"mediaType": "a/b", "digest": "../x", "size": 1}]), FormatError, "not a digest"),
+        (lambda it: it.update(config=None), FormatError, "not a descriptor"),
+        (lambda it: it.update(annotations={"a": 1}), FormatError, "map of strings"),
+        (
+            lambda it: it.update(
+                layers=[{**it["config"], "annotations": {"org.opencontainers.image.title": "../../etc/passwd"}}]
+            ),
+            FormatError,
+            "cannot be written safely",
+        ),
+    ],
+)
+def test_an_attachment_that_lies_is_refused(
+    make: Make, tmp_path: Path, change: Any, error: type[Exception], message: str
+) -> None:
+    layout, digest = attached_layout(make(), tmp_path / "x", change)
+    (found,) = referrers.referrers(layout, digest)
+    with pytest.raises(error, match=message):
+        referrers.fetch(layout, found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, scan: Path, tmp_path: Path) -> None:
+    run("push", make(), "oci:x:v1")
+    run("attach", "oci:x:v1", scan, "--type", SCAN)
+    blob = tmp_path / "x/blobs/sha256" / hashlib.sha256(scan.read_bytes()).hexdigest()
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    run("attached", "oci:x:v1", "-o", "out", code=4)
+    assert not (tmp_path / "out").exists()
+    with LayoutFolder(tmp_path / "x") as source, Archive(tmp_path / "y.tar") as target, pytest.raises(IntegrityError):
+        referrers.copy(source, manifest.build(tmp_path / "adapter").digest, target)
+    assert not (tmp_path / "y.tar").exists()
+
+
+@pytest.mark.peer
+def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, host: str, scan: Path) -> None:
+    with Proxy(host) as proxy, Oci(Address.parse(f"oci://{proxy.address}/attached/race")) as place:
+        made = copy(AdapterFolder(make()), "latest", place, "v1").manifest
+        tag = made.digest.replace(":", "-")
+        with Oci(Address.parse(f"oci://{host}/attached/race")) as other:
+            theirs = referrers.attach(other, made, SIGNATURE, [scan])
+            index = other.document(tag)
+            writes = []
+
+            def after(found: Exchange) -> None:
+                if found.method == "PUT" and found.path.endswith(tag):
+                    writes.append(found.path)
+                    if len(writes) == 1:  # another had read the index before this, and puts what it made of it
+                        other.put_document(index, "sha256:" + hashlib.sha256(index).hexdigest(), tag)
+
+            proxy.after = after
+            ours = referrers.attach(place, made, SCAN, [scan])
+        assert len(writes) == 2
+        assert {each.digest for each in referrers.referrers(place, made.digest)} == {ours.digest, theirs.digest}
