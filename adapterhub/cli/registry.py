@@ -15,6 +15,7 @@ from . import forms, output, sources
 from .app import Settings, command
 from .locate import complete_ref, open_registry, registry_folder
 from .output import Column
+from .transfers import transfer_options
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Row
@@ -69,6 +70,7 @@ def init(settings: Settings, folder: str | None) -> None:
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @forms.options("Convert it first, and name SRC as its parent.")
+@transfer_options
 @click.pass_obj
 def push(
     settings: Settings,
@@ -185,6 +187,7 @@ def version_document(version: Version) -> dict[str, Any]:
 @click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
 @click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
 @forms.options("Convert it on the way out.")
+@transfer_options
 @click.pass_obj
 def pull(settings: Settings, *, ref: str, out: str | None, base: str | None, conversion: Conversion | None) -> None:
     """Write a version's files into a new folder: every byte verified, all of them or nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ import click
 
 from adapterhub_converters.errors import UsageError
 
-from . import forms, output, sources
+from . import forms, output, sources, transfers
 from .app import Settings, command
-from .locate import complete_ref, hub, open_registry
+from .locate import complete_ref, data_folder, hub, open_registry
 from .progress import bytes_bar
 from .registry import checked, pinned, version_document
 
@@ -32,7 +33,8 @@ def surroundings() -> Surroundings:
     from adapterhub.remotes.places import Surroundings
 
     folder = os.environ.get("DOCKER_CONFIG")
-    return Surroundings((Path(folder) if folder else Path.home() / ".docker") / "config.json", hub, os.environ)
+    docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    return Surroundings(docker, hub, os.environ, data_folder() / "uploads")
 
 
 def _open(place: Place) -> Connected:
@@ -58,6 +60,7 @@ def opened(text: str) -> Connected:
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
+@transfers.transfer_options
 @click.pass_obj
 def copy(settings: Settings, source: str, target: str) -> None:
     """Copy an adapter under the same digest, wherever it is and wherever it goes.
@@ -120,9 +123,10 @@ def push(
             checked(found, spec, force=force)
             name = f"{address.title}/{address.title}"
             folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
-            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
+            ahead = transfers.Ahead(remote, address.host)
+            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where, ahead)
             skipped = ready.skipped
-            copied = _copy(ready, "latest", remote, address)
+            copied = ahead.added(_copy(ready, "latest", remote, address))
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
@@ -143,7 +147,7 @@ def _copy(source: Source, reference: str, remote: Target, address: Place) -> Cop
     from adapterhub.remotes import copying
 
     with bytes_bar(f"copying to {address.host}") as show:
-        return copying.copy(source, reference, remote, address.reference, show)
+        return copying.copy(source, reference, remote, address.reference, show, **transfers.how())
 
 
 def _ref(source: str, settings: Settings) -> Ref | None:
@@ -162,25 +166,28 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
         hint = f"Copy it first: `adapterhub copy {source} NAMESPACE/NAME`"
         raise UsageError("--as", "converts versions of the registry here", hint)
     target = Path(out) if out else Path(address.title)
+    there: list[bool] = []
     with _open(address) as remote:
-        made = _download(remote, address, target)
+        made = _download(remote, address, target, lambda: there.append(True))
     files = [layer.path for layer in made.layers]
     document = {
         "ref": str(address),
         "digest": made.digest,
         "size": made.size,
         "output": str(target),
+        "new": not there,
         "files": files,
     }
-    text = f"{target}: {address}, {output.plural(len(files), 'file')}, {output.size(made.size)}, verified"
+    kind = "already there: " if there else ""
+    text = f"{kind}{target}: {address}, {output.plural(len(files), 'file')}, {output.size(made.size)}, verified"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _download(remote: Target, address: Place, target: Path) -> Manifest:
+def _download(remote: Target, address: Place, target: Path, found: Callable[[], object] | None = None) -> Manifest:
     from adapterhub.remotes import folders
 
     with bytes_bar(f"pulling from {address.host}") as show:
-        made = folders.download(remote, address.reference, target, show)
+        made = folders.download(remote, address.reference, target, show, found=found, **transfers.how())
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made
@@ -247,7 +254,7 @@ def _admitted(registry: Registry, source: Source, digest: str, ref: Ref) -> Vers
 
     target = Local(registry, ref.name)
     with target.at_work(), bytes_bar("copying") as show:
-        copying.copy(source, digest, target, ref.tag, show)
+        copying.copy(source, digest, target, ref.tag, show, **transfers.how())
     return target.version or registry.resolve(ref)
 
 

@@ -34,11 +34,13 @@ class Surroundings:
         docker: docker's config.json, which need not be there.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
         environ: The environment, for the conventions of others (`AWS_…`, proxies).
+        uploads: A folder of the user's for how far uploads have come; None for nowhere.
     """
 
     docker: Path
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    uploads: Path | None = None
 
 
 class Place(Protocol):
