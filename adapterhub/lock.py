@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.files import json_file
 
 from . import userfile
-from .digest import Digest, parse_digest, sha256_file
-from .folder import check_paths, listing
-from .manifest import FACTS, Manifest
+from .digest import Digest, parse_digest
+from .folder import check_paths
+from .manifest import Manifest
 
 FILE = "adapters.lock"
 HERE = "registry"
@@ -166,28 +166,5 @@ def is_version(folder: Path, digest: Digest) -> bool:
         return False
 
 
-def holds(folder: Path, made: Manifest) -> bool:
-    """Whether a folder holds just the files of a manifest, every byte; an adapter.json that it lacks may have been derived."""
-    if not _filled(folder):
-        return False
-    wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-    try:
-        there = {path: (sha256_file(folder / path), (folder / path).stat().st_size) for path in _sized(folder, wanted)}
-    except (AdapterhubError, OSError):
-        return False
-    if made.facts is None:
-        there.pop(FACTS, None)
-    return there == wanted
-
-
 def _filled(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and any(folder.iterdir())
-
-
-def _sized(folder: Path, wanted: Mapping[str, tuple[Digest, int]]) -> tuple[str, ...]:
-    """The files of a folder; IntegrityError before one is read if a size says that they are others."""
-    found = tuple(listing(folder).files)
-    for path in found:
-        if path in wanted and (folder / path).stat().st_size != wanted[path][1]:
-            raise IntegrityError(str(folder / path), "another size")
-    return found

@@ -1,16 +1,22 @@
-"""Push and pull of one adapter to a docker-registry on 127.0.0.1: ours beside oras, whole processes in turn.
+"""Push and pull of one adapter to a docker-registry on 127.0.0.1: ours beside oras and curl, whole processes in turn.
 
     python benchmarks/transfer.py [--mib 1024] [--runs 3]
 
-Both share the machine's cores with the server. A push finds an empty registry; a pull, an empty folder.
+All share the machine's cores with the server. A push finds an empty registry; a pull, an empty folder. curl's pull is
+`curl | tee FILE | sha256sum`, the least that ends with a file whose digest is known. Memory: the most that a process had
+resident; of ours also how much that is above the same with 1 MiB.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
 
-from _pairs import compare  # noqa: E402
+from _pairs import Run, timed  # noqa: E402
 
 from adapterhub_converters.files import safetensors_file  # noqa: E402
 from tests.remotes import registry  # noqa: E402
@@ -56,28 +62,66 @@ def main() -> None:
         # In a process of its own: the peak of a child counts from what its parent had when it was forked.
         itself = [sys.executable, __file__, "--make", str(root / "sql"), "--mib", str(options.mib)]
         subprocess.run(itself, check=True)
-        env = {"PYTHONPATH": ":".join(sys.path[:3])}
-        ours = [sys.executable, "-m", "adapterhub"]
-        files = ["adapter_config.json", "adapter_model.safetensors"]
         with registry.running(root) as host:
-            there = f"{host}/bench"
-            oras = ["env", "-C", str(root / "sql"), "oras"]
-            compare(
-                [*ours, "push", str(root / "sql"), f"oci://{there}/ours"],
-                [*oras, "push", "--plain-http", f"{there}/theirs:latest", *files],
-                options.runs,
-                title=f"push {options.mib} MiB, oras",
-                env=env,
-                fresh=[root / "data"],
-            )
-            compare(
-                [*ours, "pull", f"oci://{there}/ours", "-o", str(root / "a")],
-                ["oras", "pull", "--plain-http", f"{there}/theirs:latest", "-o", str(root / "b")],
-                options.runs,
-                title=f"pull {options.mib} MiB, oras",
-                env=env,
-                fresh=[root / "a", root / "b"],
-            )
+            measure(root, host, options.runs, options.mib)
+
+
+def measure(root: Path, host: str, runs: int, mib: int) -> None:
+    there, weights = f"{host}/bench", "adapter_model.safetensors"
+    digest = digest_of(root / "sql" / weights)
+    ours = ["env", f"PYTHONPATH={':'.join(sys.path[:3])}", f"XDG_DATA_HOME={root}/xdg", sys.executable, "-m", "adapterhub"]
+    oras = ["env", "-C", str(root / "sql"), "oras", "push", "--plain-http", f"{there}/theirs:latest"]
+    curl = f"curl -sf http://{there}/theirs/blobs/sha256:{digest} | tee {root}/c | sha256sum"
+    make_tiny = [sys.executable, __file__, "--make", str(root / "tiny"), "--mib", "1"]
+    subprocess.run(make_tiny, check=True)
+    started = timed([*ours, "push", str(root / "tiny"), f"oci://{there}/tiny"]).bytes
+    pushes = {
+        "ours": [*ours, "push", str(root / "sql"), f"oci://{there}/ours"],
+        "oras": [*oras, "adapter_config.json", weights],
+    }
+    pulls = {
+        "ours": [*ours, "pull", f"oci://{there}/ours", "-o", str(root / "a")],
+        "oras": ["oras", "pull", "--plain-http", f"{there}/theirs:latest", "-o", str(root / "b")],
+        "curl": ["sh", "-c", curl.replace("/bench/theirs/", "/v2/bench/theirs/")],
+    }
+    show(f"push {mib} MiB", alternate(pushes, runs, [root / "data"]), started)
+    again = {"ours": pushes["ours"], "oras": pushes["oras"]}
+    show(f"push {mib} MiB that are there", alternate(again, runs, []), started)
+    show(f"pull {mib} MiB", alternate(pulls, runs, [root / "a", root / "b", root / "c"]), started)
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def alternate(commands: Mapping[str, Sequence[str]], runs: int, fresh: Sequence[Path]) -> dict[str, Run]:
+    """The medians of each command, in turn; one unmeasured round first. `fresh` is removed before each round."""
+    rounds: list[dict[str, Run]] = []
+    for _ in range(runs + 1):
+        found = {}
+        for name, command in commands.items():
+            for path in fresh if name == next(iter(commands)) else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            found[name] = timed(command)
+        rounds.append(found)
+    del rounds[0]
+    return {
+        name: Run(
+            statistics.median(found[name].seconds for found in rounds),
+            int(statistics.median(found[name].bytes for found in rounds)),
+        )
+        for name in commands
+    }
+
+
+def show(title: str, found: Mapping[str, Run], started: int) -> None:
+    print(f"{title}, medians")
+    print(f"{'':8}{'seconds':>10}{'ratio':>8}{'peak MB':>10}{'above start':>13}")
+    for name, run in found.items():
+        ratio = run.seconds / found["ours"].seconds
+        above = f"{(run.bytes - started) / 1e6:13.1f}" if name == "ours" else ""
+        print(f"{name:8}{run.seconds:10.3f}{ratio:7.2f}x{run.bytes / 1e6:10.1f}{above}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from . import forms, output, rules, sources
 from .app import Settings, command
 from .locate import at_remote, complete_ref, hinting, open_registry, registry_folder, remote_option
 from .output import Column
+from .transfers import transfer_options
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Row
@@ -79,6 +80,7 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @remote_option
 @forms.options("Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", image=True)
+@transfer_options
 @click.pass_obj
 def push(
     settings: Settings,
@@ -210,6 +212,7 @@ def version_document(version: Version) -> dict[str, Any]:
 @click.option("--from", "bundled", metavar="BUNDLE", help="Take it from a bundle, a .tar or a folder, not from a registry.")
 @click.option("--offline", is_flag=True, help="Ask no network: refused where REF or BASE is elsewhere.")
 @forms.options("Convert it on the way out.")
+@transfer_options
 @click.pass_obj
 def pull(
     settings: Settings,

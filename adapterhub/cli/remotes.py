@@ -11,9 +11,9 @@ import click
 
 from adapterhub_converters.errors import UsageError
 
-from . import forms, locate, output, rules, sources
+from . import forms, locate, output, rules, sources, transfers
 from .app import Settings, command
-from .locate import complete_ref, hub, logins_file, open_registry
+from .locate import complete_ref, data_folder, hub, logins_file, open_registry
 from .progress import bytes_bar
 from .registry import checked, pinned, version_document
 
@@ -33,7 +33,7 @@ def surroundings() -> Surroundings:
 
     folder = os.environ.get("DOCKER_CONFIG")
     docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    return Surroundings(docker, hub, os.environ, logins_file())
+    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads")
 
 
 def _open(place: Place) -> Connected:
@@ -60,6 +60,7 @@ def opened(text: str) -> Connected:
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
 @click.option("--referrers", is_flag=True, help="With what is attached to it, between registries and image layouts.")
+@transfers.transfer_options
 @click.pass_obj
 def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
     """Copy an adapter under the same digest, wherever it is and wherever it goes.
@@ -133,10 +134,11 @@ def push(
             checked(found, spec, force=force)
             name = f"{address.title}/{address.title}"
             folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
-            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
+            ahead = transfers.Ahead(remote, address.host)
+            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where, ahead)
             skipped = ready.skipped
             rules.fits(ready, "latest", found.where)
-            copied = _copy(ready, "latest", remote, address, as_image=as_image)
+            copied = ahead.added(_copy(ready, "latest", remote, address, as_image=as_image))
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
@@ -161,7 +163,7 @@ def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_
 
         source, reference = Image(source, reference), "latest"
     with bytes_bar(f"copying to {address.host}") as show:
-        return copying.copy(source, reference, remote, address.reference, show)
+        return copying.copy(source, reference, remote, address.reference, show, **transfers.how())
 
 
 def _ref(source: str, settings: Settings) -> Ref | None:
@@ -196,8 +198,8 @@ def pull(
         "digest": made.digest,
         "size": made.size,
         "output": str(target),
-        "files": files,
         "new": new,
+        "files": files,
     }
     kind, many = "" if new else "already there: ", output.plural(len(files), "file")
     text = f"{kind}{target}: {address}, {many}, {output.size(made.size)}, verified"
@@ -209,16 +211,12 @@ def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple
     from adapterhub.remotes import folders
     from adapterhub.remotes.image import Unpacked
 
-    if target.is_dir() and any(target.iterdir()):
-        from adapterhub import lock
-
-        if lock.holds(target, made := Unpacked(remote).manifest(reference)):
-            return made, False
+    there: list[bool] = []
     with bytes_bar(f"pulling from {host}") as show:
-        made = folders.download(Unpacked(remote), reference, target, show)
+        made = folders.download(Unpacked(remote), reference, target, show, found=lambda: there.append(True), **transfers.how())
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
-    return made, True
+    return made, not there
 
 
 def fetch(text: str, below: Path) -> tuple[Path, str]:
@@ -311,7 +309,7 @@ def _admitted(registry: Registry, source: Source, digest: str, ref: Ref) -> Vers
 
     target = Local(registry, ref.name)
     with target.at_work(), bytes_bar("copying") as show:
-        copying.copy(source, digest, target, ref.tag, show)
+        copying.copy(source, digest, target, ref.tag, show, **transfers.how())
     return target.version or registry.resolve(ref)
 
 

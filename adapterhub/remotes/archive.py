@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -25,12 +26,14 @@ from . import archive_tar, layout_index
 from .archive_tar import Member
 from .layout_index import Entry
 from .layout_read import Layout, Window
-from .receiving import More, received
+from .receiving import received
 from .remote import Reader, Source
 
 _BLOBS = "blobs/sha256/"
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
+More = Callable[[int], None]
+"""Is told how many bytes more have been written."""
 
 
 class Archive(Layout):
@@ -44,6 +47,7 @@ class Archive(Layout):
         self._new: dict[Digest, int] = {}
         self._changed = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = threading.RLock()  # blobs come several at once
 
     def exists(self) -> bool:
         """Whether there is an archive, or will be."""
@@ -51,13 +55,14 @@ class Archive(Layout):
 
     def _scan(self) -> Mapping[str, Member]:
         """Where everything lies; read once."""
-        if self._members is None:
-            self._members = {}
-            if os.path.lexists(self.path):
-                with self._open() as file, local_errors(self.path):
-                    self._members = archive_tar.scan(file, os.fstat(file.fileno()).st_size, self.where)
-                layout_index.check_mark(self._text("oci-layout", 4096), f"{self.where}: oci-layout")
-        return self._members
+        with self._lock:
+            if self._members is None:
+                self._members = {}
+                if os.path.lexists(self.path):
+                    with self._open() as file, local_errors(self.path):
+                        self._members = archive_tar.scan(file, os.fstat(file.fileno()).st_size, self.where)
+                    layout_index.check_mark(self._text("oci-layout", 4096), f"{self.where}: oci-layout")
+            return self._members
 
     def _open(self) -> BinaryIO:
         if not self.path.is_file():
@@ -113,8 +118,8 @@ class Archive(Layout):
         return True
 
     def _waiting(self, digest: Digest) -> Path:
-        if self._scratch is None:
-            with local_errors(self.path):
+        with self._lock, local_errors(self.path):
+            if self._scratch is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.blobs-")
         return Path(self._scratch.name) / f"{digest[7:]}.part"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from adapterhub.manifest import Descriptor, Manifest
 
+from .moving import JOBS, Move, Pace
 from .remote import Progress, Source, Target
 
 
@@ -17,17 +18,29 @@ class Copied:
     sent: int
 
 
-def copy(source: Source, reference: str, target: Target, tag: str | None, progress: Progress | None = None) -> Copied:
-    """Have a version of `source` in `target`: its files, its config, its manifest, and then the tag. What is there stays."""
+def copy(
+    source: Source,
+    reference: str,
+    target: Target,
+    tag: str | None,
+    progress: Progress | None = None,
+    *,
+    jobs: int = JOBS,
+    pace: Pace | None = None,
+) -> Copied:
+    """Have a version of `source` in `target`: its files, its config, its manifest, and then the tag. What is there stays.
+
+    `jobs` blobs go at once; the first error stops them all, and what each had got to is gone on with by the next run.
+    """
     made = source.manifest(reference)
     blobs = unique(made)
-    total, done, sent = sum(blob.size for blob in blobs), 0, 0
-    for blob in blobs:
-        if not target.has(blob):
-            sent += target.put_blob(blob, source)
-        done += blob.size
-        if progress:
-            progress(done, total)
+    move = Move(blobs, progress, jobs, pace)
+    watched = move.watched(source)
+
+    def one(blob: Descriptor) -> int:
+        return 0 if target.has(blob) else target.put_blob(blob, watched)
+
+    sent = sum(move.each(one, blobs, source, target))
     target.put_manifest(made, tag)
     return Copied(made, sent)
 

@@ -10,35 +10,43 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adapterhub import manifest
-from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.digest import Digest, sha256_bytes, sha256_file
 from adapterhub.folder import check_names, listing
 from adapterhub.leases import ABANDONED
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST
 from adapterhub.store import local_errors, open_regular
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
 from adapterhub_converters.files import staging
 
+from .moving import JOBS, Move, Pace
 from .receiving import PAUSES, received
 from .remote import Progress, Reader, Source
 
+Ahead = Callable[[str, int, Source], Digest | None]
+
 
 class AdapterFolder:
-    """The adapter in a folder, as a push would make it of it; nothing is written there."""
+    """The adapter in a folder, as a push would make it of it; nothing is written there.
 
-    def __init__(self, folder: Path, where: str = "") -> None:
+    `ahead`: Takes a large file, by its name and size, before anybody knows its digest, and says it; None where it doesn't.
+    """
+
+    def __init__(self, folder: Path, where: str = "", ahead: Ahead | None = None) -> None:
         from adapterhub import facts  # needs numpy, which a pull does without
 
         self.folder = folder
         self.where = where or str(folder)
-        files = facts.digests(folder)
-        self.skipped = listing(folder).skipped
-        document, raw = facts.settle(folder, files)
+        found = listing(folder)
+        seen = facts.look(folder)  # before anything is sent: this may be no adapter at all
+        self.skipped = found.skipped
+        files = {path: _hashed(folder, path, ahead) for path in found.files}
+        document, raw = facts.settle(folder, files, seen)
         self._made = manifest.assemble({**files, manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
         self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
         self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
@@ -65,6 +73,36 @@ class AdapterFolder:
         return []
 
 
+LARGE = 32 << 20  # bytes; what takes long enough to hash that it is sent meanwhile
+
+
+class _File:
+    """One file as a source of one blob, whatever its digest is called."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.where = path, str(path.parent)
+
+    def manifest(self, reference: str) -> Manifest:
+        raise NotFoundError(self.where, f"has no {reference}")
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        with open_regular(self._path) as file:
+            file.seek(start)
+            yield cast(Reader, file)
+
+    def tags(self) -> list[str]:
+        return []
+
+
+def _hashed(folder: Path, path: str, ahead: Ahead | None) -> tuple[Digest, int]:
+    """The digest and the size of a file, which is sent meanwhile if somebody takes it."""
+    with local_errors(folder / path):
+        size = (folder / path).stat().st_size
+    digest = ahead(path, size, _File(folder / path)) if ahead and size >= LARGE else None
+    return digest or sha256_file(folder / path), size
+
+
 def download(
     source: Source,
     reference: Digest | str,
@@ -72,31 +110,39 @@ def download(
     progress: Progress | None = None,
     *,
     pauses: Sequence[float] = PAUSES,
+    jobs: int = JOBS,
+    pace: Pace | None = None,
+    found: Callable[[], object] | None = None,
 ) -> Manifest:
     """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing.
 
     A run that was killed is gone on with: what it had received lies beside `out` until then. Of an artifact without an
-    adapter.json, as others make it, that file is derived, as a push would.
+    adapter.json, as others make it, that file is derived, as a push would. Where `out` is what would be written already,
+    `found` is called, and nothing is.
     """
-    staging.check_free(out)
+    if not is_filled(out):
+        staging.check_free(out)
     made = source.manifest(reference)
+    if is_filled(out):
+        if not holds(out, made):
+            raise OutputExistsError(str(out))
+        if found:
+            found()
+        return made
     check_names((layer.path for layer in made.layers), source.where)
     place = Path(os.path.abspath(out))
     waiting = place.parent / f".{place.name}.pull-{made.digest[7:19]}"
-    layers = {layer.digest: layer for layer in made.layers}
-    total, done = sum(layer.size for layer in layers.values()), 0
+    layers = list({layer.digest: layer for layer in made.layers}.values())
+    move = Move(layers, progress, jobs, pace)
+    watched = move.watched(source)
 
-    def more(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress:
-            progress(done, total)
+    def one(layer: Descriptor) -> None:
+        with received(watched, layer, _part(waiting, layer), pauses=pauses):
+            pass
 
     _make(waiting)
     try:
-        for layer in layers.values():
-            with received(source, layer, _part(waiting, layer), more, pauses=pauses):
-                pass
+        move.each(one, layers, source)
     finally:
         with contextlib.suppress(OSError):
             waiting.rmdir()  # if it is empty
@@ -107,6 +153,34 @@ def download(
         shutil.rmtree(waiting, ignore_errors=True)
         _sweep(waiting)
     return made
+
+
+def is_filled(out: Path) -> bool:
+    """Whether there is a folder with something in it."""
+    try:
+        return out.is_dir() and not out.is_symlink() and any(out.iterdir())
+    except OSError as error:
+        raise LocalIOError(str(out), error.strerror or str(error)) from error
+
+
+def holds(folder: Path, made: Manifest) -> bool:
+    """Whether a folder has just the files of a version, byte for byte."""
+    try:
+        there = set(listing(folder).files)
+        wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+        if there != {*wanted, manifest.FACTS}:
+            return False
+        if any((folder / path).stat().st_size != size for path, (_, size) in wanted.items()):
+            return False
+        if any(sha256_file(folder / path) != digest for path, (digest, _) in wanted.items()):
+            return False
+        if made.facts is not None:
+            return True
+        from adapterhub import facts
+
+        return facts.settle(folder, wanted)[1] == (folder / manifest.FACTS).read_bytes()
+    except (AdapterhubError, OSError):
+        return False
 
 
 def _part(waiting: Path, layer: Descriptor) -> Path:

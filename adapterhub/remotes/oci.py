@@ -1,24 +1,25 @@
 """An adapter in an OCI registry, by the distribution-spec v1.1: `oci://host/name`.
 
-Blobs go up in pieces, so that a connection that breaks costs one piece: the registry is asked how far it has come. They come
-down by range. Nothing that a registry says is believed: what it sends is hashed, and what it stored is compared by digest.
+Blobs go up in pieces, so that a connection that breaks costs one piece: the registry is asked how far it has come, by a later
+run as well. They come down by range. Nothing that a registry says is believed: what it sends is hashed, and what it stored is
+compared by digest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub import manifest
-from adapterhub.digest import CHUNK, Digest, sha256_bytes
+from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
@@ -26,14 +27,20 @@ from . import credentials, layout_index
 from .address import Address
 from .layout_index import INDEX_TYPE
 from .login import Login
+from .moving import unwatched
 from .receiving import Steady, pass_over
 from .remote import Reader, Source
-from .wire import PAUSES, AgainError, Answer, Wire, resolved
+from .sending import Sending, whole
+from .uploads import Begun, Note, Uploads
+from .wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, resolved
 
 if TYPE_CHECKING:
     from .places import Surroundings
 
-PIECE = 16 << 20  # bytes of one PATCH; a smaller blob goes in one PUT
+PIECE = 16 << 20  # bytes of one PATCH
+# Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.
+_LARGEST = 128 << 20
+_SMALL = 4 << 20  # bytes; a smaller blob goes in one PUT
 _LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
 _MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
 _DIGEST_HEADER = "docker-content-digest"
@@ -59,7 +66,7 @@ def parse(text: str) -> Address:
 
 def connect(address: Address, who: Surroundings) -> Oci:
     """The repository; who asks is what our own login keeps, else what docker's or oras' wrote into docker's config.json."""
-    return Oci(address, who.docker, logins=who.logins)
+    return Oci(address, who.docker, logins=who.logins, uploads=who.uploads)
 
 
 class Oci:
@@ -69,7 +76,8 @@ class Oci:
         config: docker's config.json, which says who asks.
         logins: What `adapterhub login` keeps, which is asked first.
         pauses: Seconds before another try.
-        piece: Bytes of one PATCH.
+        piece, largest: Bytes of the first PATCH of a blob, and of any.
+        uploads: The folder where it is kept how far uploads have come, for the next run; None for nowhere.
     """
 
     def __init__(
@@ -80,13 +88,16 @@ class Oci:
         logins: Path | None = None,
         pauses: Sequence[float] = PAUSES,
         piece: int = PIECE,
+        largest: int = _LARGEST,
+        uploads: Path | None = None,
     ) -> None:
         self.address = address
         hint = f"Log in with `adapterhub login {address.host}`"
         login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config, logins))
         self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
         self._root = f"{address.base}/v2/{address.name}"
-        self._pauses, self._piece = pauses, piece
+        self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
+        self._uploads = Uploads(uploads, self.address.repository)
 
     @property
     def where(self) -> str:
@@ -96,6 +107,10 @@ class Oci:
     def close(self) -> None:
         """Close its connections."""
         self._wire.close()
+
+    def stop(self) -> None:
+        """Have what other threads are doing here end at once."""
+        self._wire.stop()
 
     def __enter__(self) -> Oci:
         return self
@@ -206,57 +221,130 @@ class Oci:
         return said is None or said == blob.size
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Send a blob in pieces, or have the registry take it from another of its repositories where `source` is one."""
+        """Send a blob, or have the registry take it from another of its repositories where `source` is one.
+
+        Sends what is missing of an upload that an earlier run began, where the registry still knows of it.
+        """
         where = f"{self.where}: {blob.path or blob.digest}"
+        if blob.size > min(self._piece, _SMALL):
+            for note in self._uploads.of(blob.size, blob.digest):
+                sent = self._go_on(blob, source, note, where)
+                if sent is not None:
+                    return sent
 
         def once() -> int:
             mounted, session = self._begin(blob, source, where)
-            if mounted:
-                return 0
-            with Steady(source, blob, pauses=self._pauses) as reader:
-                self._send(blob, reader, session, where)
-            return blob.size
+            if not mounted:
+                with Sending(source, blob, pauses=self._pauses) as sending, self._uploads.new() as note:
+                    self._send(sending, session, note, where)
+            return 0 if mounted else blob.size
 
         return int(self._wire.tried(once, where))
 
-    def _begin(self, blob: Descriptor, source: Source, where: str) -> tuple[bool, Answer]:
+    def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
+        """Send a blob of `size` bytes that nobody has hashed yet; its digest.
+
+        For who knows by `is_new` that it cannot be there: it is hashed while it is sent.
+        """
+        where = f"{self.where}: {path}"
+
+        def once() -> Digest:
+            session = self._begin(None, source, where)[1]
+            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._uploads.new() as note:
+                self._send(sending, session, note, where)
+                return sending.digest()
+
+        return str(self._wire.tried(once, where))
+
+    def is_new(self) -> bool:
+        """Whether there is nothing in the repository: no tag, and no blob of a push from here that didn't end."""
+        if not self._uploads.kept or self._uploads.any():
+            return False
+        try:
+            self.tags()
+        except NotFoundError:
+            return True
+        except (RemoteError, FormatError):  # what is wrong comes up where it matters
+            return False
+        return False
+
+    def _go_on(self, blob: Descriptor, source: Source, note: Note, where: str) -> int | None:
+        """Send the rest of an upload that was begun earlier, and how much that was; None where there is none to go on with."""
+        with note, Sending(source, blob, pauses=self._pauses) as sending:
+            begun = note.read() if note.ours else None
+            if begun is None:
+                return None
+            sending.pass_to(begun.sent)
+            if begun.sent and sending.digest() != begun.of:
+                return None
+            try:
+                url, there = self._status(begun.url, where)
+                if not begun.sent <= there <= blob.size:
+                    raise AgainError("the registry lost what it had of this upload")
+                sending.pass_to(there)
+                url = self._pieces(sending, url, there, note, where)
+                self._finish(blob, url, b"", where)
+            except (GivenUpError, DeniedError):
+                raise
+            except (AgainError, NotFoundError, RemoteError, IntegrityError):  # begun again, it ends well or says why not
+                note.drop()
+                return None
+            note.write(replace(begun, url="", digest=blob.digest))
+            return blob.size - there
+
+    def _begin(self, blob: Descriptor | None, source: Source, where: str) -> tuple[bool, Answer]:
         """Begin an upload; whether it is done already, as the registry had the blob elsewhere."""
-        query, scope = "", self._scope(write=True)
-        if isinstance(source, Oci) and source.address.base == self.address.base and source.address.name != self.address.name:
-            query = "?" + urlencode({"mount": blob.digest, "from": source.address.name})
-            scope += f" repository:{source.address.name}:pull"
+        query, scope, other = "", self._scope(write=True), unwatched(source)
+        if (
+            blob
+            and isinstance(other, Oci)
+            and other.address.base == self.address.base
+            and other.address.name != self.address.name
+        ):
+            query = "?" + urlencode({"mount": blob.digest, "from": other.address.name})
+            scope += f" repository:{other.address.name}:pull"
         answer = self._wire.ask("POST", f"{self._root}/blobs/uploads/{query}", where, good=(201, 202), scope=scope)
         return answer.status == 201 and bool(query), answer
 
-    def _send(self, blob: Descriptor, reader: Reader, session: Answer, where: str) -> None:
-        state, sent = hashlib.sha256(), 0
+    def _send(self, sending: Sending, session: Answer, note: Note, where: str) -> None:
+        """Send all of a blob; one without a digest gets that of its bytes."""
+        blob = sending.blob
         url = resolved(session.url, session.headers.get("location"), where)
         least = session.number("oci-chunk-min-length") or 0
-        piece = memoryview(bytearray(min(max(self._piece, least, 1), _LARGEST_PIECE, max(blob.size, 1))))
-        if len(piece) >= blob.size:
-            n = _fill(reader, piece[: blob.size])
-            state.update(piece[:n])
-            _check(state.hexdigest(), n, blob, where)
-            self._finish(blob, url, piece[:n], where)
+        if blob.size <= min(self._piece, _SMALL):
+            data = whole(sending)
+            _check(sending, where)
+            self._finish(blob, url, data, where)
             return
-        with ThreadPoolExecutor(1) as beside:
-            while sent < blob.size and (n := _fill(reader, piece[: min(len(piece), blob.size - sent)])):
-                hashed = beside.submit(state.update, piece[:n])
-                url = self._patch(url, piece[:n], sent, where)
-                hashed.result()
-                sent += n
-        _check(state.hexdigest(), sent, blob, where)
-        self._finish(blob, url, piece[:0], where)
+        url = self._pieces(sending, url, 0, note, where, least=min(least, self._largest))
+        _check(sending, where)
+        blob = replace(blob, digest=sending.digest())
+        self._finish(blob, url, b"", where)
+        note.write(Begun("", blob.size, blob.digest))
 
-    def _patch(self, url: str, data: memoryview, start: int, where: str) -> str:
+    def _pieces(self, sending: Sending, url: str, at: int, note: Note, where: str, *, least: int = 0) -> str:
+        """Send a blob from `at` on, and keep how far it has come; where it is finished."""
+        blob, size = sending.blob, max(self._piece, least)
+        note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
+        while at < blob.size:
+            began, n = time.monotonic(), min(size, blob.size - at)
+            url = self._patch(sending, url, at, n, where)
+            at += n
+            note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
+            seconds = time.monotonic() - began
+            size = min(2 * size, self._largest) if seconds < 1 else max(size // 2, self._piece, least) if seconds > 4 else size
+        return url
+
+    def _patch(self, sending: Sending, url: str, start: int, size: int, where: str) -> str:
         """Send one piece, or what of it the registry says it hasn't got; where to go on."""
         done, failed = 0, 0
         while True:
-            headers = {**_BYTES, "Content-Range": f"{start + done}-{start + len(data) - 1}"}
+            headers = {**_BYTES, "Content-Range": f"{start + done}-{start + size - 1}"}
+            body = sending.piece(start + done, size - done)
             try:
                 scope = self._scope(write=True)
                 answer = self._wire.ask(
-                    "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=data[done:], retry=False
+                    "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
                 if answer.status == 202:
                     return resolved(answer.url, answer.headers.get("location"), where)
@@ -264,12 +352,12 @@ class Oci:
             except AgainError as error:
                 if failed == len(self._pauses):
                     raise self._wire.given_up(error, where, failed + 1) from error
-                self._wire.pause(error, failed)
+                self._wire.pause(error, failed, where)
                 failed += 1
             url, there = self._status(url, where)
-            if there == start + len(data):
+            if there == start + size:
                 return url
-            if not start <= there < start + len(data):
+            if not start <= there < start + size:
                 raise RemoteError(where, "the registry lost what it had of this upload", "Try again")
             done = there - start
 
@@ -287,7 +375,7 @@ class Oci:
         # `0-0` is said of no bytes as well as of one; pieces are larger than that.
         return resolved(answer.url, location, where) if location else url, int(said[1]) + 1 if int(said[1]) else 0
 
-    def _finish(self, blob: Descriptor, url: str, data: memoryview, where: str) -> None:
+    def _finish(self, blob: Descriptor, url: str, data: bytes, where: str) -> None:
         """Close an upload. Where the answer got lost, whether it is stored decides; AgainError where it isn't."""
         final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
         scope = self._scope(write=True)
@@ -302,7 +390,7 @@ class Oci:
                 again = error if isinstance(error, AgainError) else AgainError(error.what)
                 if len(data) or number == len(self._pauses):
                     raise again from error
-                self._wire.pause(again, number)
+                self._wire.pause(again, number, where)
             else:
                 self._compare(answer, blob.digest, where)
                 return
@@ -311,6 +399,7 @@ class Oci:
         """Store the manifest under its digest, then under the tag."""
         for reference in (made.digest, *([tag] if tag else [])):
             self._put_document(made.raw, made.digest, reference, MANIFEST_TYPE)
+        self._uploads.clear()
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or under a tag; whether the registry lists it by its subject."""
@@ -346,16 +435,9 @@ class Oci:
         return f"repository:{self.address.name}:pull{',push' if write else ''}"
 
 
-def _check(digest: str, size: int, blob: Descriptor, where: str) -> None:
+def _check(sending: Sending, where: str) -> None:
     """Before an upload is closed: what was read is what it should be."""
-    if (f"sha256:{digest}", size) != (blob.digest, blob.size):
-        what = f"{size} bytes of sha256:{digest} were read instead of {blob.size} of {blob.digest}"
+    blob, digest = sending.blob, sending.digest()
+    if (sending.hashed, digest) != (blob.size, blob.digest or digest):
+        what = f"{sending.hashed} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
         raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
-
-
-def _fill(reader: Reader, piece: memoryview) -> int:
-    """Read until `piece` is full or there is no more; bytes read."""
-    done = 0
-    while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
-        done += n
-    return done

@@ -37,12 +37,14 @@ class Surroundings:
         logins: What `adapterhub login` keeps, which need not be there either.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
         environ: The environment, for the conventions of others (`AWS_…`, proxies).
+        uploads: A folder of the user's for how far uploads have come; None for nowhere.
     """
 
     docker: Path
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     logins: Path | None = None
+    uploads: Path | None = None
 
 
 class Place(Protocol):

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,9 +27,10 @@ from .remote import CutError, Reader, Source
 NOTED = 8 << 20  # bytes; what a killed run sends again at most
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE = ".json"
-
-More = Callable[[int], None]
-"""Is told how many bytes more have come."""
+_AHEAD = 3  # chunks that may have come and not be hashed and written yet
+# Bytes of one write. Large ones make Linux look for large pages of memory, which in a virtual machine are new ones that its
+# host has yet to find: a GiB took 2.6 s of the processor in writes of 1 MiB, 1.0 in these.
+_WRITE = 1 << 15
 
 
 class Steady:
@@ -69,7 +70,7 @@ class Steady:
 
 @contextmanager
 def received(
-    source: Source, blob: Descriptor, part: Path, more: More | None = None, *, pauses: Sequence[float] = PAUSES
+    source: Source, blob: Descriptor, part: Path, *, pauses: Sequence[float] = PAUSES
 ) -> Iterator[tuple[Path, BinaryIO]]:
     """A file with the bytes of `blob`, all of them and right, at `part`; whoever gets it gives it another name, or leaves it.
 
@@ -82,10 +83,8 @@ def received(
         if not _locked(file):
             raise ConflictError(str(part), "another process is receiving it", "Wait for that one")
         state, done = _picked_up(file, part, blob)
-        if more:
-            more(done)
-        with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done) as sink:
-            done = _receive(reader, blob, sink, more)
+        with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
+            done = _receive(reader, blob, sink)
         if (done, "sha256:" + state.hexdigest()) != (blob.size, blob.digest):
             forget(part)
             file.truncate(0)
@@ -96,68 +95,95 @@ def received(
             _note_path(part).unlink(missing_ok=True)
 
 
-def _receive(reader: Steady, blob: Descriptor, sink: _Sink, more: More | None) -> int:
+def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
     """Receive what is missing; how many bytes there are then."""
-    buffers = [memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(2)]
     at = sink.done
-    while at < blob.size and (n := reader.readinto(buffers[0][: min(CHUNK, blob.size - at)])):
-        sink.put(buffers[0][:n])
-        buffers.reverse()
+    while at < blob.size and (n := reader.readinto(sink.room()[: min(CHUNK, blob.size - at)])):
+        sink.put(n)
         at += n
-        if more:
-            more(n)
     return at
 
 
 class _Sink:
-    """Takes bytes, which are hashed and written while the next ones are received; notes how far it is, at its end as well."""
+    """Takes bytes, which are hashed and written while the next ones are received; notes how far it is, at its end as well.
 
-    def __init__(self, part: Path, file: BinaryIO, state: Any, done: int) -> None:
+    One thread hashes and one writes, each in the order in which the bytes came; the latter notes, so that a note says of no
+    byte that it is there before it is.
+    """
+
+    def __init__(self, part: Path, file: BinaryIO, state: Any, done: int, size: int) -> None:
         self.done = self._noted = done
         self._part, self._file, self._state = part, file, state
-        self._pool: ThreadPoolExecutor | None = None
-        self._pending: tuple[Future[Any], ...] = ()
-        self._coming = 0
+        several = size - done > CHUNK
+        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if several else None
+        length = min(CHUNK, max(size - done, 1))
+        self._free: list[tuple[memoryview, tuple[Future[Any], ...]]] = [
+            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_AHEAD if several else 1)
+        ]
+        self._broken = False
 
     def __enter__(self) -> _Sink:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._settle()
+            for _buffer, jobs in self._free:
+                _wait(jobs)
             if self.done > self._noted:
-                _note(self._part, self.done, self._state)
+                _note(self._part, self.done, self._state.hexdigest())
+        except BaseException:
+            if kind is None:  # else what went wrong first is what is told
+                raise
         finally:
-            if self._pool:
-                self._pool.shutdown()
+            for pool in self._pools or ():
+                pool.shutdown()
 
-    def put(self, data: memoryview) -> None:
-        """Begin with some more; what was put before is done when this returns, and its buffer free again."""
-        self._settle()
-        if self.done - self._noted >= NOTED:
-            _note(self._part, self.done, self._state)
-            self._noted = self.done
-        if self._pool is None and len(data) == CHUNK:
-            self._pool = ThreadPoolExecutor(2)
-        if self._pool:
-            self._pending = self._pool.submit(self._state.update, data), self._pool.submit(_write, self._file, data)
-            self._coming = len(data)
+    def room(self) -> memoryview:
+        """A buffer to fill for `put`."""
+        buffer, jobs = self._free[0]
+        _wait(jobs)
+        self._free[0] = buffer, _NO_JOBS
+        return buffer
+
+    def put(self, count: int) -> None:
+        """Begin with the first bytes of what `room` gave."""
+        buffer, _ = self._free.pop(0)
+        data = buffer[:count]
+        self.done += count
+        if self._pools:
+            hashing, writing = self._pools
+            jobs: tuple[Future[Any], ...] = hashing.submit(self._state.update, data), writing.submit(self._write, data)
+            if self.done - self._noted >= NOTED:
+                self._noted = self.done
+                digest = hashing.submit(self._state.hexdigest)
+                jobs = (*jobs, writing.submit(self._note, self.done, digest))
         else:
             self._state.update(data)
-            _write(self._file, data)
-            self.done += len(data)
+            self._write(data)
+            jobs = _NO_JOBS
+        self._free.append((buffer, jobs))
 
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, ()
-        coming, self._coming = self._coming, 0
-        wait(pending)
+    def _write(self, data: memoryview) -> None:
+        if self._broken:
+            return
         try:
-            for job in pending:
-                job.result()
+            while data:
+                data = data[self._file.write(data[:_WRITE]) :]
         except BaseException:
-            self._noted = 2**63  # the hash may be ahead of the file: the note that is there says what is right
+            self._broken = True
             raise
-        self.done += coming
+
+    def _note(self, done: int, digest: Future[str]) -> None:
+        if not self._broken:
+            _note(self._part, done, digest.result())
+
+
+_NO_JOBS: tuple[Future[Any], ...] = ()
+
+
+def _wait(jobs: Iterable[Future[Any]]) -> None:
+    for job in jobs:
+        job.result()
 
 
 def forget(part: Path) -> None:
@@ -185,9 +211,9 @@ def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     return hashlib.sha256(), 0
 
 
-def _note(part: Path, size: int, state: Any) -> None:
+def _note(part: Path, size: int, digest: str) -> None:
     path = _note_path(part)
-    text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": state.hexdigest()})
+    text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": digest})
     with contextlib.suppress(OSError):  # without it, more is sent again
         new = path.with_suffix(".new")
         new.write_text(text)
@@ -196,11 +222,6 @@ def _note(part: Path, size: int, state: Any) -> None:
 
 def _note_path(part: Path) -> Path:
     return part.with_name(part.name + _NOTE)
-
-
-def _write(file: BinaryIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
 
 
 def _locked(file: BinaryIO) -> bool:

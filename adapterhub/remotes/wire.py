@@ -8,17 +8,21 @@ it was expected to reach and no further.
 from __future__ import annotations
 
 import base64
+import contextlib
+import datetime
 import http.client
 import ipaddress
 import json
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RemoteError
@@ -30,7 +34,7 @@ PAUSES = (0.5, 1.0, 2.0)  # seconds before another try
 TIMEOUT = 60.0  # seconds without a byte; a registry hashes what it has received before it answers
 SMALL = 1 << 16  # bytes of an answer that only says how it went
 _LONGEST = 120.0  # seconds that an answer of a few kilobytes, or a manifest, may take
-_LONGEST_PAUSE = 30.0  # seconds that a server may ask us to wait
+_LONGEST_PAUSE = 120.0  # seconds that a server may ask us to wait; of more, whoever waits is told
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 
@@ -39,12 +43,24 @@ Authorise = Callable[[Sequence[str], str], str]
 """What to answer the challenges of a 401 (`WWW-Authenticate`, several) with, for a scope."""
 
 
+class Outgoing(Protocol):
+    """A body that is read while it is sent, from its start whenever it is iterated; `len` says how long it is."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[memoryview]: ...
+
+
 class AgainError(Exception):
     """What may go better next time: the reason, and how long the server asked to wait."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.reason, self.pause = reason, pause
+
+
+class GivenUpError(RemoteError):
+    """What may go better next time has failed as often as it is tried."""
 
 
 class DeniedError(RemoteError):
@@ -68,7 +84,7 @@ class Answer:
 
 @dataclass
 class Wire:
-    """Requests to one server, and to where it redirects.
+    """Requests to one server, and to where it redirects; several threads may ask at once, each on a connection of its own.
 
     Attributes:
         base: Its URL; only its origin is told who asks.
@@ -83,8 +99,12 @@ class Wire:
     secrets: Callable[[], Sequence[str]] = tuple
     pauses: Sequence[float] = PAUSES
     timeout: float = TIMEOUT
-    _idle: dict[Origin, http.client.HTTPConnection] = field(default_factory=dict, repr=False)
+    _idle: dict[Origin, list[http.client.HTTPConnection]] = field(default_factory=dict, repr=False)
+    _busy: set[http.client.HTTPConnection] = field(default_factory=set, repr=False)
     _known: dict[str, str] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _asking: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _context: ssl.SSLContext | None = field(default=None, repr=False)
 
     def ask(
         self,
@@ -95,7 +115,7 @@ class Wire:
         good: Sequence[int],
         scope: str = "",
         headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview | None = None,
+        body: bytes | memoryview | Outgoing | None = None,
         limit: int = SMALL,
         retry: bool = True,
         redirects: bool = True,
@@ -132,16 +152,18 @@ class Wire:
             except AgainError as error:
                 if number == len(self.pauses):
                     raise self.given_up(error, where, number + 1) from error
-                self.pause(error, number)
+                self.pause(error, number, where)
         raise AssertionError
 
-    def pause(self, error: AgainError, number: int) -> None:
-        """Wait before try `number` + 1."""
-        time.sleep(min(error.pause or self.pauses[number], _LONGEST_PAUSE))
+    def pause(self, error: AgainError, number: int, where: str) -> None:
+        """Wait before try `number` + 1, as long as the server asked to; RemoteError when that is longer than anybody waits."""
+        if error.pause is not None and error.pause > _LONGEST_PAUSE:
+            raise RemoteError(where, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then") from error
+        time.sleep(self.pauses[number] if error.pause is None else error.pause)
 
     def given_up(self, error: AgainError, where: str, tries: int) -> RemoteError:
         """What an AgainError is after the last try."""
-        return RemoteError(where, error.reason + (f" ({tries} tries)" if tries > 1 else ""), "Try again later")
+        return GivenUpError(where, error.reason + (f" ({tries} tries)" if tries > 1 else ""), "Try again later")
 
     @contextmanager
     def stream(self, url: str, where: str, *, scope: str = "", headers: Mapping[str, str] | None = None) -> Iterator[Body]:
@@ -177,7 +199,7 @@ class Wire:
         *,
         scope: str,
         headers: Mapping[str, str],
-        body: bytes | memoryview | None = None,
+        body: bytes | memoryview | Outgoing | None = None,
         redirects: bool = True,
     ) -> Iterator[tuple[http.client.HTTPResponse, str]]:
         """The response after redirects and, once, after saying who asks; its connection is kept if it was read to its end."""
@@ -194,60 +216,87 @@ class Wire:
                     continue
                 if response.status == 401 and at_home and self.authorise and not said:
                     response.read(SMALL)
-                    self._known.pop(scope, None)
-                    self._known[scope] = self.authorise(response.headers.get_all("WWW-Authenticate", []), scope)
+                    self._say_who(scope, known, response.headers.get_all("WWW-Authenticate", []))
                     said = True
                     continue
                 yield response, url
                 return
             finally:
-                if response.isclosed() and not response.will_close:
-                    self._idle.setdefault(here, connection)
-                else:
-                    connection.close()
+                self._let_go(here, connection, keep=response.isclosed() and not response.will_close)
         raise RemoteError(where, f"redirected more than {MAX_REDIRECTS} times")
 
+    def _say_who(self, scope: str, known: str | None, challenges: Sequence[str]) -> None:
+        """Learn what to say for a scope, unless another thread has learnt it since `known` was refused."""
+        with self._asking:
+            if self.authorise and self._known.get(scope) in (None, known):
+                self._known.pop(scope, None)
+                self._known[scope] = self.authorise(challenges, scope)
+
+    def _kept(self, place: Origin) -> http.client.HTTPConnection | None:
+        with self._lock:
+            connection = self._idle[place].pop() if self._idle.get(place) else None
+            if connection:
+                self._busy.add(connection)
+            return connection
+
+    def _let_go(self, place: Origin, connection: http.client.HTTPConnection, *, keep: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if keep:
+                self._idle.setdefault(place, []).append(connection)
+                return
+        connection.close()
+
     def _send(
-        self, method: str, url: str, where: str, headers: Mapping[str, str], body: bytes | memoryview | None
+        self, method: str, url: str, where: str, headers: Mapping[str, str], body: bytes | memoryview | Outgoing | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         place, parts = origin(url, where), urlsplit(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         sent = {"User-Agent": "adapterhub", "Accept-Encoding": "identity", **headers}
         if body is not None or method in ("POST", "PUT", "PATCH"):
             sent["Content-Length"] = str(len(body or b""))
+        proxy = _proxy(place[0], place[1], where)
+        if proxy and place[0] == "http":
+            path, sent = url, {**sent, **proxy.headers}
         for kept in (True, False):
-            connection = self._idle.pop(place, None) if kept else None
-            if kept and connection is None:
+            connection = self._kept(place) if kept else self._connection(place, proxy)
+            if connection is None:
                 continue
-            connection = connection or self._connection(place)
             try:
-                target = url if place[0] == "http" and connection.host != place[1] else path
-                connection.request(method, target, body=body, headers=sent)
-                return connection, connection.getresponse()
+                return connection, _exchange(connection, method, path, body, sent)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                connection.close()
+                self._let_go(place, connection, keep=False)
                 # A kept connection may have been closed meanwhile; that is no failure of the server's.
                 if not kept or method == "PATCH" or isinstance(error, TimeoutError):
-                    raise network(error, where) from error
+                    raise network(error, where, proxy) from error
+            except BaseException:
+                self._let_go(place, connection, keep=False)
+                raise
         raise AssertionError
 
-    def _connection(self, place: Origin) -> http.client.HTTPConnection:
+    def _connection(self, place: Origin, proxy: Proxy | None) -> http.client.HTTPConnection:
         scheme, host, port = place
-        proxy = _proxy(scheme, host)
+        connection: http.client.HTTPConnection
         if scheme == "http":
-            return http.client.HTTPConnection(*(proxy[:2] if proxy else (host, port)), timeout=self.timeout)
-        context = ssl.create_default_context()
-        if proxy is None:
-            return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
-        connection = http.client.HTTPSConnection(proxy[0], proxy[1], timeout=self.timeout, context=context)
-        connection.set_tunnel(host, port, headers=proxy[2])
+            connection = http.client.HTTPConnection(
+                *((proxy.host, proxy.port) if proxy else (host, port)), timeout=self.timeout
+            )
+        else:
+            with self._lock:
+                self._context = self._context or ssl.create_default_context()
+            there = (proxy.host, proxy.port) if proxy else (host, port)
+            connection = http.client.HTTPSConnection(*there, timeout=self.timeout, context=self._context)
+            if proxy:
+                connection.set_tunnel(host, port, headers=proxy.headers)
+        with self._lock:
+            self._busy.add(connection)
         return connection
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         """What a status means that is not the one expected."""
         said = self._said(answer)
         if answer.status in _AGAIN:
-            return AgainError(f"HTTP {answer.status}{said}", float(answer.number("retry-after") or 0) or None)
+            return AgainError(f"HTTP {answer.status}{said}", _seconds(answer.headers.get("retry-after")))
         at_home = origin(answer.url, where) == origin(self.base, where)
         if answer.status in (401, 403):
             hint = self.login_hint if at_home else ""
@@ -275,8 +324,19 @@ class Wire:
 
     def close(self) -> None:
         """Close the connections that were kept."""
-        while self._idle:
-            self._idle.popitem()[1].close()
+        with self._lock:
+            found = [connection for kept in self._idle.values() for connection in kept]
+            self._idle.clear()
+        for connection in found:
+            connection.close()
+
+    def stop(self) -> None:
+        """Have what other threads are waiting for end at once, as if the network had failed."""
+        with self._lock:
+            for connection in self._busy:
+                if connection.sock is not None:
+                    with contextlib.suppress(OSError):
+                        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # not that of TLS: it is another thread's
 
 
 class Body:
@@ -362,24 +422,80 @@ def _is_here(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _proxy(scheme: str, host: str) -> tuple[str, int, dict[str, str]] | None:
-    """The proxy that the environment names, as urllib reads it: host, port, and its own credentials."""
+@dataclass(frozen=True)
+class Proxy:
+    """Where requests go instead; `headers` are for it alone."""
+
+    host: str
+    port: int
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def _proxy(scheme: str, host: str, where: str) -> Proxy | None:
+    """The proxy that the environment names for a host, as urllib reads it."""
     found = {} if _is_here(host) or urllib.request.proxy_bypass(host) else urllib.request.getproxies()
     text = found.get(scheme) or found.get("all")
     if not text:
         return None
-    parts = urlsplit(text if "://" in text else f"http://{text}")
+    hint = f"Set {scheme.upper()}_PROXY to one like http://proxy.example:3128"
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port or 8080
+    except ValueError as error:
+        raise RemoteError(where, "the proxy that is set has no address that makes sense", hint) from error
+    if parts.scheme != "http" or not parts.hostname:
+        raise RemoteError(where, f"a proxy by {parts.scheme[:20]!r} is set, and only http is known here", hint)
     headers = {}
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-    return str(parts.hostname), parts.port or 8080, headers
+    return Proxy(parts.hostname, port, headers)
 
 
-def network(error: Exception, where: str) -> AgainError | AdapterhubError:
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | memoryview | Outgoing | None,
+    headers: Mapping[str, str],
+) -> http.client.HTTPResponse:
+    try:
+        connection.request(method, path, body=body, headers=headers)
+    except (BrokenPipeError, ConnectionResetError):
+        # Refused before all of it was sent; the answer may say why.
+        if connection.sock is None or not body:
+            raise
+        connection.sock.settimeout(1.0)
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            response = http.client.HTTPResponse(connection.sock, method=method)
+            response.begin()
+            response.will_close = True
+            if response.status >= 400:
+                return response
+        raise
+    return connection.getresponse()
+
+
+def _seconds(text: str | None) -> float | None:
+    """How long `Retry-After` asks to wait: seconds or a date (RFC 9110, section 10.2.3); None for nothing and nonsense."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        date = parsedate_to_datetime(text)
+        date = date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
+        return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return None
+
+
+def network(error: Exception, where: str, proxy: Proxy | None = None) -> AgainError | AdapterhubError:
     """What an exception of sockets or of http.client means."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return RemoteError(where, f"its certificate is not trusted ({error.verify_message})")
+        hint = "If it is your own authority's, set SSL_CERT_FILE to a file with that one's certificate"
+        return RemoteError(where, f"its certificate is not trusted ({error.verify_message})", hint)
+    if proxy and str(error).startswith("Tunnel connection failed"):
+        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({str(error).partition(': ')[2][:80]})")
     if isinstance(error, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
         return RemoteError(where, "it does not speak TLS", "Write oci+http:// if plain HTTP is meant")
     if isinstance(error, socket.gaierror):
