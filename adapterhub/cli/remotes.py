@@ -127,6 +127,7 @@ def push(
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
     document = {
+        **_aside(remote),
         "ref": ref_text,
         "tags": [address.reference],
         "digest": made.digest,
@@ -166,6 +167,7 @@ def pull(settings: Settings, source: str, out: str | None, *, plain: bool = True
         made = _download(remote, address, target)
     files = [layer.path for layer in made.layers]
     document = {
+        **_aside(remote),
         "ref": str(address),
         "digest": made.digest,
         "size": made.size,
@@ -184,6 +186,14 @@ def _download(remote: Target, address: Place, target: Path) -> Manifest:
     if made.facts is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made
+
+
+def _aside(remote: object) -> dict[str, str]:
+    """Say what a place has to say; the commit, if it has such, under which others know what was read or made."""
+    commit = getattr(remote, "commit", "")
+    for note in [*getattr(remote, "notes", ()), *([f"commit {commit}"] if commit else [])]:
+        output.say(output.one_line(note))
+    return {"commit": commit} if commit else {}
 
 
 def fetch(text: str, below: Path) -> tuple[Path, str]:
@@ -209,7 +219,7 @@ def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         tags = remote.tags()
     if not tags:
         output.say("no tags")
-    lines = [f"{address.repository}:{tag}" for tag in tags]
+    lines = [f"{address.repository}{getattr(address, 'mark', ':')}{tag}" for tag in tags]
     document = {"repository": address.repository, "tags": tags}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 

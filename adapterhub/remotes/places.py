@@ -17,12 +17,15 @@ from adapterhub.digest import Digest
 from .remote import Target
 
 if TYPE_CHECKING:
-    from adapterhub.bases.hub import Hub
+    from adapterhub.bases.names import Hub
 
 _MODULES = {
     "oci": "oci",
     "oci+http": "oci",
     "oci+https": "oci",
+    "hf": "hf",
+    "hub+http": "hf",
+    "hub+https": "hf",
 }
 
 
