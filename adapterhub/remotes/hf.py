@@ -141,7 +141,7 @@ class HubRepository:
     def _made(self, listing: Listing) -> Manifest:
         """The manifest that adapter.json makes; IntegrityError where the files are others, as far as the listing says."""
         where = self.address.at(listing.commit)
-        raw = self._api.small(listing.commit, FACTS, _MAX_FACTS)
+        raw = self._small(listing, FACTS, _MAX_FACTS)
         made = _assembled(raw, f"{where}: {FACTS}")
         for layer in made.layers:
             entry = listing.files.get(layer.path)
@@ -154,6 +154,13 @@ class HubRepository:
         self._bytes[sha256_bytes(raw)] = raw
         return made
 
+    def _small(self, listing: Listing, path: str, limit: int) -> bytes:
+        """A whole file, compared with what the listing says of it: git's name of it, where there is no digest."""
+        data, entry = self._api.small(listing.commit, path, limit), listing.files[path]
+        if (entry.digest or entry.oid) and not _same(entry, data):
+            raise IntegrityError(f"{self.where}: {path}", "other bytes came than its commit has", "Try again")
+        return data
+
     def _imported(self, listing: Listing) -> Manifest:
         """A manifest of the files of somebody who knows no adapter.json; what no adapter has is left out."""
         where = self.address.at(listing.commit)
@@ -163,7 +170,7 @@ class HubRepository:
             entry = listing.files[path]
             digest, size = entry.digest, entry.size
             if digest is None or size is None:
-                data = self._api.small(listing.commit, path, _MAX_PLAIN)
+                data = self._small(listing, path, _MAX_PLAIN)
                 digest, size = sha256_bytes(data), len(data)
                 self._keep(digest, data)
             annotations = {manifest.TITLE: path, manifest.FILEPATH: path}
@@ -394,7 +401,7 @@ class HubRepository:
     def _card(self, listing: Listing, facts: Mapping[str, Any]) -> bytes:
         """The card of an adapter that has none: what people wrote on the hub, completed, or one that is written."""
         if hf_card.NAME in listing.files:
-            there = self._api.small(listing.commit, hf_card.NAME, 2 * hf_card.MAX_CARD)
+            there = self._small(listing, hf_card.NAME, 2 * hf_card.MAX_CARD)
             if not hf_card.is_written(there):
                 return hf_card.completed(hf_card.original(there), facts)
         return hf_card.written(self.address.title, facts)
@@ -404,7 +411,7 @@ class HubRepository:
         if FACTS not in listing.files:
             return set()
         try:
-            raw = self._api.small(listing.commit, FACTS, _MAX_FACTS)
+            raw = self._small(listing, FACTS, _MAX_FACTS)
             return set(_files(manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()

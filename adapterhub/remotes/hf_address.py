@@ -52,7 +52,7 @@ class HubAddress:
         place = Place.parse(SCHEME + repo)
         if place.path or "/" not in place.repo:
             raise UsageError(text, "an adapter on a hub is a repository, org/name", _HINT)
-        if at and place.revision != MAIN:
+        if at and "@" in repo:
             raise UsageError(text, "a revision and a digest at once", "Leave one of them out")
         return cls(
             scheme,
