@@ -10,7 +10,7 @@ from adapterhub_converters.errors import NotFoundError
 
 from . import hub as _hub
 from .client import Client, origin
-from .hub import Hub, Place
+from .names import SCHEME, Hub, Place
 from .web import WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")
@@ -24,7 +24,7 @@ def read_url(text: str, hub: Hub, *, client: Client | None = None) -> BaseSpec:
         RemoteError: The server refused, failed, or answered what cannot be true.
     """
     client = client or hub.client()
-    place = Place.parse(text) if text.lower().startswith(_hub.SCHEME) else Place.of_page(text, hub)
+    place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
     spec = _hub.read(place, hub, client) if place else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
 

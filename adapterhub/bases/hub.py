@@ -9,83 +9,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from adapterhub_converters.base import BaseSpec, read_files
-from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 from adapterhub_converters.files import json_file
 
-from .client import Client, origin
+from .client import Client
+from .names import Hub, Place
 from .web import Known, WebFiles
 
-ENDPOINT = "https://huggingface.co"
-SCHEME = "hf://"
-MAIN = "main"
 _MAX_LISTING = 64_000_000  # bytes
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PLACE = re.compile(
-    r"(?P<repo>[^/@]+/[^/@]+|[^/@]+(?=@|/?$))(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
-)
-# A page of a model, or a file of it, as a browser shows its address.
-_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
-_NO_MODELS = ("datasets", "spaces", "api", "docs", "collections", "papers", "blog")
-
-
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """Which hub is meant and who asks."""
-
-    endpoint: str = ENDPOINT
-    token: str | None = None
-
-    def client(self) -> Client:
-        """One that gives the token to this hub alone."""
-        return Client(token=self.token, origin=origin(self.endpoint, self.endpoint))
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A model, a revision of it (a branch, a tag, a commit), and a file or folder in it, empty for the whole."""
-
-    repo: str
-    revision: str = MAIN
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """What `hf://…` says."""
-        found = _PLACE.fullmatch(text[len(SCHEME) :])
-        hint = "Write it like hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
-        if not found:
-            raise UsageError(text, "not a model on a hub", hint)
-        repo, revision = found["repo"], unquote(found["revision"] or MAIN)
-        path = (found["path"] or "").strip("/")
-        if not _ID.fullmatch(repo) or len(repo) > 96 or "--" in repo or ".." in repo:
-            raise UsageError(text, f"{repo[:100]!r} cannot be the name of a model", hint)
-        if not revision.isprintable() or any(part in ("", ".", "..") for part in path.split("/") if path):
-            raise UsageError(text, "a revision or a path that there cannot be", hint)
-        return cls(repo, revision, path)
-
-    @classmethod
-    def of_page(cls, url: str, hub: Hub) -> Place | None:
-        """What a page or file of this hub shows; None for an address that is none of its models'."""
-        where = url.partition("?")[0]
-        if origin(url, where) != origin(hub.endpoint, hub.endpoint):
-            return None
-        found = _PAGE.fullmatch(urlsplit(url).path)
-        if not found or found["repo"].split("/")[0] in _NO_MODELS:
-            return None
-        tail = unquote(found["path"] or "")
-        revision = f"@{found['revision']}" if found["revision"] else ""
-        return cls.parse(f"{SCHEME}{found['repo']}{revision}{tail}")
-
-    def __str__(self) -> str:
-        revision = f"@{quote(self.revision, safe='')}" if self.revision != MAIN else ""
-        return f"hf://{self.repo}{revision}" + (f"/{self.path}" if self.path else "")
 
 
 def read(place: Place, hub: Hub, client: Client) -> BaseSpec:

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteE
 from .app import Settings
 
 if TYPE_CHECKING:
-    from adapterhub.bases.hub import Hub
+    from adapterhub.bases.names import Hub
     from adapterhub.project import Policy, Settled
     from adapterhub.registry import Registry
     from adapterhub.remotes.configured import Remote
@@ -68,7 +68,7 @@ def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str
 
 def hub() -> Hub:
     """Which Hugging Face Hub, and who asks: by the variables and the file that huggingface_hub reads (`utils/_auth.py`)."""
-    from adapterhub.bases.hub import ENDPOINT, Hub
+    from adapterhub.bases.names import ENDPOINT, Hub
 
     if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")

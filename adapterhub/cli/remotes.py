@@ -143,6 +143,7 @@ def push(
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
     document = {
+        **_aside(remote),
         "ref": ref_text,
         "tags": [address.reference],
         "digest": made.digest,
@@ -194,6 +195,7 @@ def pull(
         keep(ref or source, source, made)
     files = [layer.path for layer in made.layers]
     document = {
+        **_aside(remote),
         "ref": str(address),
         "digest": made.digest,
         "size": made.size,
@@ -219,6 +221,14 @@ def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple
     return made, not there
 
 
+def _aside(remote: object) -> dict[str, str]:
+    """Say what a place has to say; the commit, if it has such, under which others know what was read or made."""
+    commit = getattr(remote, "commit", "")
+    for note in [*getattr(remote, "notes", ()), *([f"commit {commit}"] if commit else [])]:
+        output.say(output.one_line(note))
+    return {"commit": commit} if commit else {}
+
+
 def fetch(text: str, below: Path) -> tuple[Path, str]:
     """The adapter at an address in a new folder below another, and the digest of its manifest."""
     from adapterhub.remotes.places import parse
@@ -242,7 +252,7 @@ def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         tags = remote.tags()
     if not tags:
         output.say("no tags")
-    lines = [f"{address.repository}:{tag}" for tag in tags]
+    lines = [f"{address.repository}{getattr(address, 'mark', ':')}{tag}" for tag in tags]
     document = {"repository": address.repository, "tags": tags}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 

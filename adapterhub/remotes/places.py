@@ -17,13 +17,16 @@ from adapterhub.digest import Digest
 from .remote import Target
 
 if TYPE_CHECKING:
-    from adapterhub.bases.hub import Hub
+    from adapterhub.bases.names import Hub
 
 _MODULES = {
     "oci": "oci",
     "oci+http": "oci",
     "oci+https": "oci",
     "layout": "layout",
+    "hf": "hf",
+    "hub+http": "hf",
+    "hub+https": "hf",
 }
 _SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 

@@ -8,10 +8,18 @@ import pytest
 
 from tests.registry.conftest import make  # noqa: F401 - a fixture
 from tests.remotes import registry
+from tests.remotes.hub_server import Hub
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a registry that takes everything of everybody."""
     with registry.running(tmp_path_factory.mktemp("registry")) as found:
+        yield found
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub that takes everything of everybody."""
+    with Hub() as found:
         yield found

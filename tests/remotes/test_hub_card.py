@@ -1,0 +1,92 @@
+"""A card that a hub understands, from which the README comes back byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from adapterhub import facts
+from adapterhub.remotes import hf_card
+from tests.conftest import need_module
+from tests.registry.conftest import write_adapter
+
+FACTS: dict[str, Any] = {
+    "base": {"repo": "org/base"}, "format": "peft", "task": "CAUSAL_LM", "method": "dora", "licence": "Apache-2.0", "r": 8,
+    "name": None, "description": None,
+}  # fmt: skip
+
+CARDS = [
+    b"",
+    b"# Title\n",
+    b"# Title\r\nno end",
+    b"---\nlicense: mit\n---\n# Title\n",
+    b"---\r\nlicense: mit\r\ntags:\r\n  - mine\r\n---\r\n# Title\r\n",
+    b"---\nbase_model: other/model\n'library_name': mine\n---\n",
+    b"---\n---\n",
+    b"---\n# a comment\n\nmodel-index:\n- name: x\n  results: []\n---\ntext\n---\nmore\n",
+    b"---\n{a: b}\n---\n",
+    b"---\nnever ends",
+    b"---\ntitle\n---\n",
+    b"\xef\xbb\xbf---\nlicense: mit\n---\n",
+    b"\n---\nlicense: mit\n---\n",
+    b"\xff\xfe binary",
+    b"---\n# adapterhub: added\nx: y\n# adapterhub: end of what was added\n---\n",
+    b"---\n# adapterhub: added with the front matter\nx: y\n# adapterhub: end of what was added\n---\nmine\n",
+]
+pieces = st.lists(
+    st.sampled_from(
+        [b"---\n", b"---\r\n", b"# adapterhub: added\n", b"# adapterhub: end of what was added\n", b"license: mit\n", b"text\n",
+         b"# adapterhub: added with the front matter\n", b"\r\n", b"- x\n", b"tags:\n"]
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=80), st.text(max_size=80).map(str.encode), pieces.map(b"".join)))
+@example(CARDS[14])
+@example(CARDS[15])
+def test_any_readme_comes_back(readme: bytes) -> None:
+    card = hf_card.completed(readme, FACTS)
+    assert readme in (card, hf_card.original(card))
+
+
+@pytest.mark.parametrize("readme", CARDS)
+def test_a_completed_card_says_it_all_and_keeps_what_was_said(readme: bytes) -> None:
+    need_module("huggingface_hub")
+    from huggingface_hub import ModelCard
+
+    card = hf_card.completed(readme, FACTS)
+    assert readme in (card, hf_card.original(card))
+    if card == readme:
+        assert readme[:3] in (b"---", b"\xef\xbb\xbf", b"\n--", b"\xff\xfe ")
+        return
+    after = ModelCard(card.decode()).data.to_dict()
+    before = ModelCard(readme.decode(), ignore_metadata_errors=True).data.to_dict() if readme.startswith(b"---") else {}
+    added = {"base_model": "org/base", "library_name": "peft", "tags": ["lora", "dora"], "license": "apache-2.0"}
+    added |= {"base_model_relation": "adapter", "pipeline_tag": "text-generation"}
+    assert after == {**added, **before}
+    body = (
+        readme.replace(b"\r\n", b"\n").partition(b"\n---\n")[2] if readme.startswith(b"---") else readme.replace(b"\r\n", b"\n")
+    )
+    assert ModelCard(card.decode()).text.replace("\r\n", "\n").strip() == body.decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [("MIT", {"license": "mit"}), ("A licence: of \"ours\"", {"license": "other", "license_name": "A licence: of \"ours\""})],
+)  # fmt: skip
+def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, licence: str, expected: dict[str, str]) -> None:
+    need_module("huggingface_hub")
+    from huggingface_hub import ModelCard
+
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").unlink()
+    found = {**facts.describe(folder), "licence": licence, "description": "Writes SQL: well.", "name": "x: y"}
+    card = ModelCard(hf_card.written("sql", found).decode())
+    assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
+    assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")
+    assert hf_card.is_written(hf_card.written("sql", found))

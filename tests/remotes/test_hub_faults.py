@@ -1,0 +1,440 @@
+"""What a network and a hub do wrong: nothing of it is accepted, and what was received is not received again."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.manifest import Manifest
+from adapterhub.remotes.copying import copy
+from adapterhub.remotes.folders import AdapterFolder, download
+from adapterhub.remotes.hf import HubRepository
+from adapterhub.remotes.hf_address import HubAddress
+from adapterhub.remotes.receiving import NOTED
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    RemoteError,
+)
+from tests.cli.test_process import PATH
+from tests.registry.conftest import write_adapter
+from tests.remotes.hub_server import TOKEN, File, Hub
+from tests.remotes.proxy import Exchange, Proxy
+from tests.remotes.test_oci_faults import flip
+
+BIG = 300_000
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub that keeps large files itself, so that all goes through the proxy."""
+    with Hub(storage=False) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(hub: Hub) -> Iterator[Proxy]:
+    with Proxy(hub.host) as found:
+        yield found
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "notes.txt").write_text(random.Random(0).randbytes(2 * BIG).hex())
+    return folder
+
+
+def remote(host: str, *, token: str | None = None, pauses: tuple[float, ...] = ()) -> HubRepository:
+    return HubRepository(HubAddress.parse("hf://org/sql"), f"http://{host}", token, pauses=pauses)
+
+
+def pushed(hub: Hub, adapter: Path) -> Manifest:
+    with remote(hub.host) as to:
+        return copy(AdapterFolder(adapter), "latest", to, "main").manifest
+
+
+# ---- flips
+
+
+def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, tmp_path: Path) -> None:
+    made = pushed(hub, write_adapter(tmp_path / "sql"))
+    right = {layer.path: layer.digest for layer in made.layers}
+    accepted, refused = 0, set()
+    for seed in range(200):
+        dice, out = random.Random(seed), tmp_path / f"out-{seed}"
+        left = dice.randrange(1 + len(made.layers))
+
+        def after(found: Exchange, dice: random.Random = dice) -> None:
+            nonlocal left
+            if left == 0 and found.data:
+                found.data = flip(found.data, dice)
+            left -= 1
+
+        proxy.after = after
+        try:
+            with remote(proxy.address) as source:
+                got = download(source, made.digest if seed % 2 else "main", out, pauses=())
+        except AdapterhubError as error:
+            refused.add(error.exit_code)
+            assert not out.exists()
+        else:  # of a listing, much means nothing to us: who likes it, and since when
+            accepted += 1
+            assert {layer.path: layer.digest for layer in got.layers} == right
+            assert manifest.build(out).digest == made.digest
+    assert accepted < 60
+    assert refused <= {3, 4, 5, 6}
+
+
+def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hub: Hub, tmp_path: Path) -> None:
+    source = AdapterFolder(write_adapter(tmp_path / "sql"))
+    for seed in range(40):
+        dice = random.Random(seed)
+        hub.repos.clear()
+        hub.large.clear()
+
+        def before(found: Exchange, dice: random.Random = dice) -> None:
+            if found.method == "PUT":
+                found.body = flip(found.body, dice)
+
+        def commit(found: Exchange, dice: random.Random = dice) -> None:
+            if "/commit/" in found.path:
+                lines = [json.loads(line) for line in found.body.splitlines()]
+                line = dice.choice([line for line in lines if line["key"] == "file"])
+                line["value"]["content"] = base64.b64encode(flip(base64.b64decode(line["value"]["content"]), dice)).decode()
+                found.body = b"\n".join(json.dumps(line).encode() for line in lines)
+
+        proxy.before = before if seed % 2 else commit
+        with remote(proxy.address) as to, pytest.raises(AdapterhubError) as caught:
+            copy(source, "latest", to, "main")
+        assert caught.value.exit_code in (4, 5)
+
+
+# ---- cuts
+
+
+def test_a_cut_download_goes_on_where_it_was(proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    pushed(hub, adapter)
+    cuts = iter((100_000, 50_000, 1))
+
+    def after(found: Exchange) -> None:
+        if "notes.txt" in found.path:
+            found.cut = next(cuts, None)
+
+    proxy.after = after
+    with remote(proxy.address) as source:
+        download(source, "main", tmp_path / "out", pauses=(0.0,))
+    asked = [found.headers.get("range") for found in proxy.seen if "notes.txt" in found.path]
+    assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    assert (tmp_path / "out/notes.txt").read_bytes() == (adapter / "notes.txt").read_bytes()
+
+
+def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "notes.txt").write_bytes(b"x" * (3 * NOTED))
+    pushed(hub, folder)
+    release, received = threading.Event(), 2 * NOTED + (1 << 20)
+
+    def after(found: Exchange) -> None:
+        if "notes.txt" in found.path and not release.is_set():
+            found.cut, found.wait = received, release
+
+    proxy.after = after
+    command = [sys.executable, "-m", "adapterhub", "pull", "hf://org/sql", "-o", "out"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "HF_ENDPOINT": f"http://{proxy.address}", "HF_HOME": "."}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTED]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    release.set()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (_, again) = [found for found in proxy.seen if "notes.txt" in found.path]
+    assert again.headers["range"] == f"bytes={2 * NOTED}-"
+    assert (tmp_path / "out/notes.txt").read_bytes() == b"x" * (3 * NOTED)
+
+
+def _noted(note: Path) -> int:
+    try:
+        return int(json.loads(note.read_text())["size"])
+    except (OSError, ValueError):
+        return 0
+
+
+def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
+    lost = {"commit": 1, "PUT": 1, "preupload": 1}
+
+    def after(found: Exchange) -> None:
+        for part, left in lost.items():
+            if (part in found.path or part == found.method) and left:
+                lost[part] -= 1
+                found.hang_up = True
+
+    proxy.after = after
+    with remote(proxy.address, pauses=(0.0, 0.0)) as to:
+        made = copy(AdapterFolder(adapter), "latest", to, "main").manifest
+        assert to.commit == hub.repos["org/sql"].branches["main"].oid
+    assert not any(lost.values())
+    assert len(hub.repos["org/sql"].commits) == 2  # the hub's first, and ours
+    assert remote(hub.host).manifest("main").digest == made.digest
+
+
+def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, hub: Hub, adapter: Path) -> None:
+    made = pushed(hub, adapter)
+    answers = iter((503, 429))
+    proxy.before = lambda found: setattr(found, "status", next(answers, 0))
+    with remote(proxy.address, pauses=(0.0, 0.0)) as source:
+        assert source.manifest("main").digest == made.digest
+        proxy.before = lambda found: setattr(found, "status", 400)
+        with pytest.raises(RemoteError, match="HTTP 400"):
+            source.manifest("main")
+
+
+# ---- lies
+
+
+def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
+    proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path
+) -> None:
+    made = pushed(hub, adapter)
+
+    def longer(found: Exchange) -> None:
+        found.data += b"more"
+        found.answer["content-length"] = str(len(found.data))
+
+    def other(found: Exchange) -> None:
+        found.data = b"x" * len(found.data)
+
+    def endless(found: Exchange) -> None:
+        found.data = b"x" * (64 << 20)
+        del found.answer["content-length"]
+        found.answer["content-length"] = str(1 << 40)
+
+    def commit(found: Exchange) -> None:
+        found.answer["x-repo-commit"] = "0" * 40
+
+    for name in ("notes.txt", "adapter.json", "README.md", "adapter_model.safetensors"):
+        for lie in (longer, other, endless, commit):
+            proxy.after = lambda found, lie=lie, name=name: lie(found) if name in found.path else None  # type: ignore[misc]
+            out = tmp_path / f"{name}-{lie.__name__}"
+            with remote(proxy.address) as source, pytest.raises(IntegrityError):
+                download(source, "main", out, pauses=())
+            assert not out.exists()
+    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
+    blob = next(layer for layer in made.layers if layer.path == "notes.txt")
+    with remote(proxy.address) as source:
+        source.manifest("main")
+        with pytest.raises(RemoteError, match="another range"):
+            source.open_blob(blob, 5).__enter__()
+
+
+def test_a_hub_that_answers_of_another_commit_than_was_asked_for_is_refused(proxy: Proxy, hub: Hub, adapter: Path) -> None:
+    pushed(hub, adapter)
+    first, second = list(hub.repos["org/sql"].commits)
+    proxy.after = lambda found: setattr(found, "data", found.data.replace(second.encode(), first.encode()))
+    with remote(proxy.address) as source, pytest.raises(IntegrityError, match="another commit"):
+        source.manifest(second)
+
+
+def test_a_token_goes_along_no_redirect(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    pushed(hub, adapter)
+    hub.token = TOKEN
+    with Proxy(hub.host) as proxy, Hub(storage=False) as elsewhere:
+
+        def before(found: Exchange) -> None:
+            if "/resolve/" in found.path:
+                found.status, found.answer = 302, {"location": f"{elsewhere.url}{found.path}"}
+
+        proxy.before = before
+        with remote(proxy.address, token=TOKEN) as source, pytest.raises(NotFoundError):
+            source.manifest("main")
+        assert elsewhere.requests
+        assert all("authorization" not in headers for _, _, headers in elsewhere.requests)
+        assert all(found.headers["authorization"] == f"Bearer {TOKEN}" for found in proxy.seen)
+        proxy.before = lambda found: found.answer.update(location=found.path) or setattr(found, "status", 302)  # type: ignore[func-returns-value]
+        with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError, match="redirected more than"):
+            source.manifest("main")
+
+
+def test_no_error_repeats_the_token_whatever_the_hub_says(proxy: Proxy, hub: Hub) -> None:
+    def before(found: Exchange) -> None:
+        found.status, found.answer = 400, {"x-error-message": f"bad {found.headers['authorization']}"}
+
+    proxy.before = before
+    with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError) as caught:
+        source.manifest("main")
+    assert TOKEN not in str(caught.value)
+
+
+LISTINGS: list[Any] = [
+    b"",
+    b"[]",
+    b"{",
+    b"\xff",
+    b"[" * 100_000,
+    {"sha": "main", "siblings": []},
+    {"sha": "0" * 40, "siblings": {}},
+    {"sha": "0" * 40, "siblings": [1, None, {"rfilename": 7}, {"rfilename": "adapter.json", "size": -1, "lfs": []}]},
+    {"sha": "../../x", "siblings": []},
+]
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_a_listing_that_is_none_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path, listing: Any) -> None:
+    def before(found: Exchange) -> None:
+        if "/api/" in found.path:
+            found.status, found.data = 200, listing if isinstance(listing, bytes) else json.dumps(listing).encode()
+
+    proxy.before = before
+    with remote(proxy.address) as source, pytest.raises(AdapterhubError) as caught:
+        download(source, "main", tmp_path / "out", pauses=())
+    assert caught.value.exit_code in (3, 4, 5)
+    assert len(str(caught.value).splitlines()) == 1
+    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has(manifest.Descriptor("", "x", 1))):
+        with contextlib.suppress(RemoteError, IntegrityError):
+            call()
+
+
+HOSTILE = {
+    "../evil.json": FormatError,
+    "/etc/evil.json": FormatError,
+    "a/../../evil.json": FormatError,
+    "con.json": FormatError,
+    "a\\b.json": FormatError,
+    "Adapter_Config.json": FormatError,
+    "nul\x00.json": FormatError,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_hostile_name_is_refused_where_it_would_be_written(hub: Hub, tmp_path: Path, name: str, facts: bool) -> None:
+    pushed(hub, write_adapter(tmp_path / "sql"))
+    commit = hub.repos["org/sql"].branches["main"]
+    if facts:
+        document = json.loads(commit.files["adapter.json"].data)
+        document["files"].append({"path": name, "digest": "sha256:" + "0" * 64, "size": 1})
+        commit.files["adapter.json"] = File(json.dumps(document).encode())
+    else:
+        del commit.files["adapter.json"]
+    commit.files[name] = File(b"x")
+    before = sorted(tmp_path.iterdir())
+    with remote(hub.host) as source, pytest.raises(HOSTILE[name]):
+        download(source, "main", tmp_path / "out", pauses=())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": None}, {"files": []}, {"files": [1]}, {"files": [{"path": "x"}]}, {"base": 3}, {"training": 7},
+        {"format": None},
+        {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]}, {"dtype": []}, {"parents": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_facts_that_are_none_are_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
+    pushed(hub, write_adapter(tmp_path / "sql"))
+    files = hub.repos["org/sql"].branches["main"].files
+    files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())
+    with remote(hub.host) as source, contextlib.suppress(IntegrityError, RefusedError):
+        # It names another version, as any change of adapter.json does.
+        assert source.manifest("main").digest != manifest.build(tmp_path / "sql").digest
+
+
+def test_names_that_no_adapter_has_are_refused_by_name(hub: Hub, tmp_path: Path) -> None:
+    pushed(hub, write_adapter(tmp_path / "sql"))
+    files = hub.repos["org/sql"].branches["main"].files
+    document = json.loads(files["adapter.json"].data)
+    files["run.sh"] = File(b"x")
+    document["files"].append({"path": "run.sh", "digest": f"sha256:{files['run.sh'].sha256}", "size": 1})
+    files["adapter.json"] = File(json.dumps(document).encode())
+    with remote(hub.host) as source, pytest.raises(RefusedError, match=r"run\.sh"):
+        download(source, "main", tmp_path / "out", pauses=())
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        {"upload": {"href": 3}}, {"upload": {"href": "ftp://x"}}, {"upload": 7},
+        {"upload": {"href": "/storage/x", "header": 7}},
+        {"upload": {"href": "http://127.0.0.1/", "header": {"a": "b\r\nc: d"}}},
+        {"upload": {"href": "http://127.0.0.1/", "header": {"chunk_size": "0", "1": "x"}}},
+        {"upload": {"href": "http://127.0.0.1/", "header": {"chunk_size": "1", "1": "x", "3": "y"}}},
+        {"upload": {"href": "http://127.0.0.1/", "header": {"chunk_size": "9" * 400, "1": "x"}}},
+    ],
+)  # fmt: skip
+def test_a_hub_that_says_no_sensible_way_to_send_is_one_line(
+    proxy: Proxy, hub: Hub, adapter: Path, actions: dict[str, Any]
+) -> None:
+    def after(found: Exchange) -> None:
+        if "/batch" in found.path:
+            oid = json.loads(found.body)["objects"][0]["oid"]
+            found.data = json.dumps({"objects": [{"oid": oid, "size": 1, "actions": actions}]}).encode()
+            found.answer["content-length"] = str(len(found.data))
+
+    proxy.after = after
+    with remote(proxy.address) as to, pytest.raises(RemoteError):
+        copy(AdapterFolder(adapter), "latest", to, "main")
+    assert list(hub.repos["org/sql"].branches["main"].files) == [".gitattributes"]
+
+
+def test_a_hub_that_says_it_has_a_large_file_that_it_has_not_gets_no_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
+    def after(found: Exchange) -> None:
+        if "/batch" in found.path:
+            entry = json.loads(found.body)["objects"][0]
+            found.data = json.dumps({"objects": [entry]}).encode()
+            found.answer["content-length"] = str(len(found.data))
+
+    proxy.after = after
+    with remote(proxy.address) as to, pytest.raises(RemoteError, match="does not exist"):
+        copy(AdapterFolder(adapter), "latest", to, "main")
+    with remote(hub.host) as there, pytest.raises(NotFoundError):
+        there.manifest("main")
+
+
+def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_path: Path) -> None:
+    pushed(hub, write_adapter(tmp_path / "first"))
+    results: list[object] = []
+    barrier = threading.Barrier(2)
+
+    def push(seed: int) -> None:
+        source = AdapterFolder(write_adapter(tmp_path / f"n{seed}", seed))
+        with remote(hub.host) as to:
+            commit = to._api.commit
+
+            def together(*args: Any) -> str:
+                barrier.wait(20)
+                return commit(*args)
+
+            to._api.commit = together  # type: ignore[method-assign]
+            try:
+                results.append(copy(source, "latest", to, "main").manifest.digest)
+            except ConflictError as error:
+                results.append(error)
+
+    threads = [threading.Thread(target=push, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(type(result).__name__ for result in results) == ["ConflictError", "str"]
+    assert remote(hub.host).manifest("main").digest in results
