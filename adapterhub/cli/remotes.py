@@ -96,16 +96,15 @@ def push(
     """What `push SRC oci://…` does."""
     from adapterhub.remotes.folders import AdapterFolder
     from adapterhub.remotes.local import Local
-    from adapterhub.remotes.places import is_address, parse
+    from adapterhub.remotes.places import expecting, is_address, parse
 
     address = parse(target)
     if address.digest:
         raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
-    if expect:
-        raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
     skipped: tuple[str, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
+        expecting(remote, expect)
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
             copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)
@@ -123,8 +122,8 @@ def push(
             ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where)
             skipped = ready.skipped
             copied = _copy(ready, "latest", remote, address)
-    for item in skipped:
-        output.say(output.one_line(f"left out: {item}"))
+    for item in (*(f"left out: {item}" for item in skipped), *getattr(remote, "notes", ())):
+        output.say(output.one_line(item))
     made, ref_text = copied.manifest, address.version
     document = {
         "ref": ref_text,

@@ -19,6 +19,8 @@ from adapterhub.remotes.address import Address
 from adapterhub.remotes.copying import copy, unique
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.local import Local
+from adapterhub.remotes.objects import Objects
+from adapterhub.remotes.objects_address import ObjectAddress
 from adapterhub.remotes.oci import Oci
 from adapterhub.remotes.remote import Reader, Source, Target
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
@@ -27,7 +29,7 @@ from tests.registry.conftest import write_adapter
 Make = Callable[..., Path]
 _names = itertools.count()
 
-TARGETS = ["local", pytest.param("oci", marks=pytest.mark.peer)]
+TARGETS = ["local", pytest.param("oci", marks=pytest.mark.peer), "file", pytest.param("s3", marks=pytest.mark.peer)]
 SOURCES = [*TARGETS, "folder"]
 
 
@@ -42,6 +44,14 @@ class Places:
         if kind == "local":
             registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
             return self._stack.enter_context(Local(registry, "team/sql").at_work())
+        if kind == "file":
+            return self._stack.enter_context(
+                Objects(ObjectAddress.parse(f"file://{self._root}/store-{n}/team/sql"), {}, pauses=())
+            )
+        if kind == "s3":
+            server = self._request.getfixturevalue("moto")
+            address = ObjectAddress.parse(f"s3://{server.bucket()}/some/where/team/n{n}")
+            return self._stack.enter_context(Objects(address, server.environ, pauses=()))
         host = self._request.getfixturevalue("host")
         return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 
