@@ -195,15 +195,16 @@ class Objects:
         if root.rpartition("/")[2] == FOLDER:
             raise RefusedError(self.where, "is the store of a registry", "Name the registry with --registry")
         self._bucket.make()
-        layout = self._bucket.read("oci-layout", 1 << 16)
-        self._check(self._log.refresh(), None if ref.tag == LATEST else ref.tag)
-        if layout is None:
+        if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
-        self._exclusive = objects_probe.exclusive(self._bucket)
-        if not self._exclusive:
-            if self.expect is not None:
-                raise RefusedError(self.where, "this store cannot compare and move at once", "Leave --expect out")
-            self.notes.append(SINGLE_WRITER)
+        exclusive = objects_probe.exclusive(self._bucket)
+        if self.expect is not None and not exclusive:
+            raise RefusedError(self.where, "this store cannot compare and move at once", "Leave --expect out")
+        state = self._log.refresh()
+        if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
+            self._check(state, ref.tag)
+        self.notes += [] if exclusive else [SINGLE_WRITER]
+        self._exclusive = exclusive
 
     def _check(self, state: State, tag: str | None) -> None:
         """What forbids a push: a deleted name, or another version than was expected."""

@@ -52,7 +52,7 @@ class ObjectAddress:
         else:
             root = before
             usable = bool(_BUCKET.fullmatch(bucket)) and all(_is_part(part) for part in root.split("/") if root)
-        if not usable:
+        if not usable or "" in path.split("/")[:-2]:
             raise UsageError(text, "is not where a store of adapters can be", hint)
         try:
             ref = Ref.parse(f"{space}/{last}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.conftest import missing, need_module
 
 KEY, SECRET = "TESTKEYTESTKEY123456", "not-a-secret-not-a-secret-7"
+_BUCKETS = 200
 _buckets = itertools.count()
 
 
@@ -40,9 +41,7 @@ class Server:
     def bucket(self) -> str:
         """The name of a new bucket."""
         name = f"bucket-{next(_buckets)}"
-        if self.folder is not None:
-            (self.folder / name).mkdir()
-        else:
+        if self.folder is None:
             urllib.request.urlopen(urllib.request.Request(f"{self.url}/{name}", method="PUT")).close()
         return name
 
@@ -67,8 +66,20 @@ def rclone_program() -> str:
 @contextmanager
 def rclone(folder: Path) -> Iterator[Server]:
     program, port, root = rclone_program(), _free(), folder / "buckets"
-    root.mkdir()
-    words = ["serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", "--config", ""]
+    for number in range(_BUCKETS):  # it does not see those that come later
+        (root / f"bucket-{number}").mkdir(parents=True)
+    words = [
+        "serve",
+        "s3",
+        "--auth-key",
+        f"{KEY},{SECRET}",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--config",
+        "",
+        "--dir-cache-time",
+        "0",
+    ]
     with _running([program, *words, str(root)], port, folder / "rclone.log"):
         yield Server(f"http://127.0.0.1:{port}", root)
 
