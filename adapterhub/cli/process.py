@@ -22,7 +22,7 @@ from .app import EXIT_INTERRUPTED, PROGRAM, app
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
-    "bitsandbytes": "demo", "peft": "dev",
+    "bitsandbytes": "demo", "obstore": "objectstore", "peft": "dev",
 }  # fmt: skip
 EXIT_TERMINATED, EXIT_PIPE = 143, 141
 

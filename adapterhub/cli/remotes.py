@@ -104,19 +104,18 @@ def push(
     """What `push SRC oci://…` does; `name`: what the target is called on a remote."""
     from adapterhub.remotes.folders import AdapterFolder
     from adapterhub.remotes.local import Local
-    from adapterhub.remotes.places import is_address, parse
+    from adapterhub.remotes.places import expecting, is_address, parse
 
     address = parse(target)
     if address.digest:
         raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
-    if expect:
-        raise UsageError("--expect", "is for the registry here: others cannot be asked to compare", "Leave it out")
     rules.allowed(name or address.repository)
     skipped: tuple[str, ...] = ()
     as_image = forms.is_image(conversion)
     conversion = None if as_image else conversion
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
+        expecting(remote, expect)
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
             found_there = stack.enter_context(_open(there))
@@ -139,8 +138,8 @@ def push(
             skipped = ready.skipped
             rules.fits(ready, "latest", found.where)
             copied = ahead.added(_copy(ready, "latest", remote, address, as_image=as_image))
-    for item in skipped:
-        output.say(output.one_line(f"left out: {item}"))
+    for item in (*(f"left out: {item}" for item in skipped), *getattr(remote, "notes", ())):
+        output.say(output.one_line(item))
     made, ref_text = copied.manifest, address.version
     document = {
         **_aside(remote),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from adapterhub.digest import Digest
+from adapterhub_converters.errors import UsageError
 
 from .remote import Target
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from adapterhub.bases.names import Hub
 
 _MODULES = {
+    "az": "objects",
+    "file": "objects",
+    "gs": "objects",
     "oci": "oci",
     "oci+http": "oci",
     "oci+https": "oci",
@@ -27,6 +31,7 @@ _MODULES = {
     "hf": "hf",
     "hub+http": "hf",
     "hub+https": "hf",
+    "s3": "objects",
 }
 _SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
@@ -116,6 +121,15 @@ def connect(place: Place, who: Surroundings) -> Connected:
     """The place, open; nothing is asked of it yet."""
     found: Connected = _module(place.repository).connect(place, who)
     return found
+
+
+def expecting(place: Connected, digest: str | None) -> None:
+    """Have what is put there be put only if its tag still is at `digest`; UsageError where that cannot be asked for."""
+    if digest is None:
+        return
+    if not hasattr(place, "expect"):
+        raise UsageError("--expect", f"{place.where} cannot be asked to compare", "Leave it out")
+    place.expect = digest
 
 
 def _module(text: str) -> Any:

@@ -34,13 +34,18 @@ _WRITE = 1 << 15
 
 
 class Steady:
-    """The bytes of a blob from `start` on, asked for again from where they were cut off, as long as some come."""
+    """The bytes of a blob from `start` on, asked for again from where they were cut off, as long as some come.
+
+    Attributes:
+        ranged: Whether some were asked for by where they begin.
+    """
 
     def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
         self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
         self._stack = ExitStack()
         self._reader: Reader | None = None
         self._failed = 0
+        self.ranged = False
 
     def __enter__(self) -> Steady:
         return self
@@ -53,6 +58,7 @@ class Steady:
         while True:
             try:
                 if self._reader is None:
+                    self.ranged |= self._at > 0
                     self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._at))
                 n = self._reader.readinto(buffer) or 0
             except CutError as error:
@@ -83,13 +89,19 @@ def received(
         if not _locked(file):
             raise ConflictError(str(part), "another process is receiving it", "Wait for that one")
         state, done = _picked_up(file, part, blob)
-        with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
-            done = _receive(reader, blob, sink)
-        if (done, "sha256:" + state.hexdigest()) != (blob.size, blob.digest):
-            forget(part)
+        for first in (True, False):
+            with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
+                done = _receive(reader, blob, sink)
+            if (done, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
+                break
+            _note_path(part).unlink(missing_ok=True)
             file.truncate(0)
-            what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
-            raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
+            if not first or not reader.ranged:
+                forget(part)
+                what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
+                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
+            file.seek(0)  # there are servers that give another range than they were asked for: all of it, once
+            state, done = hashlib.sha256(), 0
         yield part, file
         if not part.exists():
             _note_path(part).unlink(missing_ok=True)

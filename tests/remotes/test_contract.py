@@ -23,6 +23,8 @@ from adapterhub.remotes.hf import HubRepository
 from adapterhub.remotes.hf_address import HubAddress
 from adapterhub.remotes.layout_folder import LayoutFolder
 from adapterhub.remotes.local import Local
+from adapterhub.remotes.objects import Objects
+from adapterhub.remotes.objects_address import ObjectAddress
 from adapterhub.remotes.oci import Oci
 from adapterhub.remotes.remote import Reader, Source, Target
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
@@ -31,7 +33,15 @@ from tests.registry.conftest import write_adapter
 Make = Callable[..., Path]
 _names = itertools.count()
 
-TARGETS = ["local", "layout", "archive", pytest.param("oci", marks=pytest.mark.peer), "hf"]
+TARGETS = [
+    "local",
+    "layout",
+    "archive",
+    pytest.param("oci", marks=pytest.mark.peer),
+    "hf",
+    "file",
+    pytest.param("s3", marks=pytest.mark.peer),
+]
 SOURCES = [*TARGETS, "folder"]
 
 
@@ -54,6 +64,13 @@ class Places:
             hub = self._request.getfixturevalue("hub")
             address = HubAddress.parse(f"hf://contract/n{n}")
             return self._stack.enter_context(HubRepository(address, hub.url, pauses=()))
+        if kind == "file":
+            place = ObjectAddress.parse(f"file://{self._root}/store-{n}/team/sql")
+            return self._stack.enter_context(Objects(place, {}, pauses=()))
+        if kind == "s3":
+            server = self._request.getfixturevalue("moto")
+            bucket = ObjectAddress.parse(f"s3://{server.bucket()}/some/where/team/n{n}")
+            return self._stack.enter_context(Objects(bucket, server.environ, pauses=()))
         host = self._request.getfixturevalue("host")
         return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 

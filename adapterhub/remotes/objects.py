@@ -1,0 +1,277 @@
+"""An adapter in an object store: `s3://`, `gs://`, `az://`, or a folder, `file://`.
+
+    oci-layout                        as in a registry's store, which a copy of this is
+    blobs/sha256/<hex>                files, configs and manifests
+    refs/<namespace>/<name>/<seq>.json   every move of the name's refs; the entry that is there first has won
+    capabilities.json                 that this store was seen to create exclusively (`objects_probe`)
+    tmp/                              what a probe left
+
+Only whole objects are put. A blob is hashed on its way there, and the store asked for its size then; on its way back whoever
+reads hashes it again. Nothing hangs on an ETag, a range or a list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from adapterhub import manifest
+from adapterhub.catalog import latest_tags
+from adapterhub.digest import CHUNK, Digest, copy_hashing, parse_digest, sha256_bytes
+from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
+from adapterhub.registry import ABSENT, now
+from adapterhub.store import FOLDER, Entry
+from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
+
+from . import objects_probe
+from .objects_address import ObjectAddress
+from .objects_bucket import RETRIES, Bucket, Unsupported
+from .objects_log import Log, State
+from .receiving import PAUSES, Steady
+from .remote import Reader, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .places import Surroundings
+
+PIECE = 16 << 20  # bytes of one part; a smaller blob goes in one request
+_MOST_PIECES = 10_000  # parts that S3 takes of one object
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_TRIES = 30
+SINGLE_WRITER = "this store cannot create exclusively; let one writer push at a time"
+
+
+def parse(text: str) -> ObjectAddress:
+    """The address of one name in an object store, and of a version of it."""
+    return ObjectAddress.parse(text)
+
+
+def connect(address: ObjectAddress, who: Surroundings) -> Objects:
+    """The name's place; who asks is what the environment says (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
+    return Objects(address, who.environ)
+
+
+class Objects:
+    """One name in an object store; `close` it in the end.
+
+    Attributes:
+        expect: The digest, its first digits or ABSENT, that a put manifest's tag must have until then.
+        notes: What whoever writes should be told.
+        verify: Read each blob again after it was put.
+    """
+
+    def __init__(
+        self,
+        address: ObjectAddress,
+        environ: Mapping[str, str],
+        *,
+        pauses: Sequence[float] = PAUSES,
+        piece: int = PIECE,
+        retries: int = RETRIES,
+        verify: bool = False,
+    ) -> None:
+        self.address, self.verify = address, verify
+        self.expect: str | None = None
+        self.notes: list[str] = []
+        self._bucket = Bucket(address, environ, retries=retries)
+        self._log = Log(self._bucket, address.ref.name)
+        self._pauses, self._piece = pauses, piece
+        self._exclusive: bool | None = None
+        self._there: set[tuple[Digest, int]] = set()
+
+    @property
+    def where(self) -> str:
+        """The address without a version."""
+        return self.address.repository
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        self._bucket.close()
+
+    def __enter__(self) -> Objects:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- reading
+
+    def manifest(self, reference: str) -> Manifest:
+        """The manifest of a tag, a running number, a range or a digest of this name."""
+        where = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
+        digest, size = self._log.version(reference, where)
+        raw = self._bucket.read(_key(digest), MAX_MANIFEST)
+        if raw is None:
+            raise IntegrityError(where, f"its manifest {digest} is missing", "Push that version again")
+        if (sha256_bytes(raw), len(raw)) != (digest, size):
+            raise IntegrityError(where, f"the manifest there is not {digest}", "Push that version again")
+        return manifest.parse(raw, where)
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """The bytes of a blob from `start` on."""
+        if start and start >= blob.size:
+            yield io.BytesIO()
+            return
+        where = f"{self.where}: {blob.path or blob.digest}"
+        with self._bucket.stream(_key(blob.digest), blob.size, start, where) as reader:
+            yield reader
+
+    def tags(self) -> list[str]:
+        """Every tag that points to a version now."""
+        return sorted(self._log.there().tags)
+
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file that should hold the bytes of a digest, to be closed; None for nothing."""
+        size = self._bucket.size(_key(digest))
+        return None if size is None else Steady(self, Descriptor("", digest, size), pauses=self._pauses)
+
+    # ---- writing
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether an object of its name has its size."""
+        self._begin()
+        return self._is_there(blob)
+
+    def _is_there(self, blob: Descriptor) -> bool:
+        found = (blob.digest, blob.size) in self._there or self._bucket.size(_key(blob.digest)) == blob.size
+        if found:
+            self._there.add((blob.digest, blob.size))
+        return found
+
+    def put_blob(self, blob: Descriptor, source: Source) -> int:
+        """Send a blob, hashed as it goes: one with wrong bytes never becomes an object."""
+        self._begin()
+        where, key = f"{self.where}: {blob.path or blob.digest}", _key(blob.digest)
+        piece = max(self._piece, -(-blob.size // _MOST_PIECES))
+        with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(1) as beside:
+            pieces = _pieces(reader, blob, piece, where, beside)
+            if blob.size <= piece:
+                self._bucket.put(key, b"".join(pieces))
+            else:
+                self._bucket.put_pieces(key, pieces, piece)
+        stored = self._bucket.size(key)
+        if stored != blob.size:
+            raise IntegrityError(where, f"the store has {stored} bytes of it, not {blob.size}", "Try again")
+        if self.verify:
+            with Steady(self, blob, pauses=self._pauses) as reader:
+                if copy_hashing(reader, None) != (blob.digest, blob.size):
+                    raise IntegrityError(where, "the store has other bytes than were sent", "Try again")
+        self._there.add((blob.digest, blob.size))
+        return blob.size
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        """Make it the next version of the name, or point a tag at the version that it is already."""
+        tag = None if tag in (None, LATEST) else parse_tag(str(tag), self.where)
+        self._begin()
+        missing = [blob for blob in (*made.layers, made.config) if not self._is_there(blob)]
+        if missing:
+            raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first", "Try again")
+        itself = Descriptor(MANIFEST_TYPE, made.digest, len(made.raw))
+        if not self._is_there(itself):
+            self._bucket.put(_key(made.digest), made.raw)
+        for _ in range(_TRIES):
+            entry = self._decided(self._log.refresh(), made, tag)
+            if entry is None or self._appended(entry):
+                return
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that those who race do not meet again
+        raise ConflictError(self.where, f"others moved it {_TRIES} times meanwhile", "Try again")
+
+    def _begin(self) -> None:
+        """Before anything is written: that it may be, and what the store can."""
+        if self._exclusive is not None:
+            return
+        ref, root = self.address.ref, self.address.root
+        if ref.number or ref.range or ref.digest:
+            raise RefError(str(self.address), "a push allots the number itself", f"Push to {self.where}, or to a tag of it")
+        if root.rpartition("/")[2] == FOLDER:
+            raise RefusedError(self.where, "is the store of a registry", "Name the registry with --registry")
+        self._bucket.make()
+        if self._bucket.read("oci-layout", 1 << 16) is None:
+            self._bucket.put("oci-layout", _LAYOUT)
+        exclusive = objects_probe.exclusive(self._bucket)
+        if self.expect is not None and not exclusive:
+            raise RefusedError(self.where, "this store cannot compare and move at once", "Leave --expect out")
+        state = self._log.refresh()
+        if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
+            self._check(state, ref.tag)
+        self.notes += [] if exclusive else [SINGLE_WRITER]
+        self._exclusive = exclusive
+
+    def _check(self, state: State, tag: str | None) -> None:
+        """What forbids a push: a deleted name, or another version than was expected."""
+        if state.deleted:
+            raise ConflictError(self.where, "this name was deleted, and deleted names are not reused", "Choose another name")
+        if self.expect is None:
+            return
+        wanted = ABSENT if self.expect == ABSENT else parse_prefix(self.expect, f"{self.where}: --expect")
+        found = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
+        if not found.startswith(wanted):
+            what = f"moved meanwhile: it is {found}, not {self.expect}"
+            raise ConflictError(f"{self.where}:{tag or LATEST}", what, "Look at that version, then try again")
+
+    def _decided(self, state: State, made: Manifest, tag: str | None) -> Entry | None:
+        """The entry that has the manifest become a version and the tag point to it; None where all is so."""
+        self._check(state, tag)
+        number, name = state.number_of(made.digest), self.address.ref.name
+        if number and (tag is None or state.tags.get(tag) == number):
+            return None
+        if tag in state.protected:
+            raise RefusedError(f"{self.where}:{tag}", "is protected", "Unprotect it where it was protected")
+        op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
+        of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
+        return Entry(name, state.seq + 1, op, now(), *of)
+
+    def _appended(self, entry: Entry) -> bool:
+        """Commit an entry; False when another writer had that number first."""
+        key, raw = self._log.key(entry.seq), entry.dump()
+        try:
+            created = self._bucket.create(key, raw)
+        except Unsupported:
+            self._bucket.put(key, raw)
+            created = True
+        if created and self._exclusive:
+            return True
+        found = self._log.raw(entry.seq)
+        if created and found != raw:
+            raise ConflictError(self.where, "another writer has written at the same time", "Try again, one writer at a time")
+        return found == raw  # a request that was sent again finds what it made itself
+
+
+def _key(digest: Digest) -> str:
+    return f"blobs/sha256/{parse_digest(digest, 'store').removeprefix('sha256:')}"
+
+
+def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: ThreadPoolExecutor) -> Iterator[bytearray]:
+    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError in place of an end that isn't right."""
+    state, done = hashlib.sha256(), 0
+    while True:
+        piece = bytearray(min(size, blob.size - done))
+        n = _fill(reader, memoryview(piece))
+        hashed = beside.submit(state.update, memoryview(piece)[:n])
+        done += n
+        if n < len(piece) or done == blob.size:
+            hashed.result()
+            break
+        yield piece
+        hashed.result()
+    if (f"sha256:{state.hexdigest()}", done) != (blob.digest, blob.size):
+        what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+    yield piece
+
+
+def _fill(reader: Reader, piece: memoryview) -> int:
+    """Read until `piece` is full or there is no more; bytes read."""
+    done = 0
+    while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
+        done += n
+    return done

@@ -1,0 +1,110 @@
+"""The address of an adapter in an object store: `s3://bucket/prefix/namespace/name[:tag|@digest]`, `gs://`, `az://`, `file://`.
+
+What lies before the last two parts is where the store is, a prefix of a bucket or a folder; those two are a name, with the
+grammar that names have here (`adapterhub/ref.py`), so that a store which was copied down is a registry's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from adapterhub.digest import Digest
+from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub_converters.errors import UsageError
+
+BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # and what each calls it
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_PART = re.compile(r"[A-Za-z0-9!_.*'()-]+")  # what AWS calls safe in a key
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAddress:
+    """One name in an object store, and which version of it.
+
+    Attributes:
+        bucket: Empty for a folder.
+        root: Where the store is: the prefix in the bucket, without slashes around it, or the folder's whole path.
+        ref: The name, with a tag, a number, a range, a digest or its first digits.
+    """
+
+    scheme: str
+    bucket: str
+    root: str
+    ref: Ref
+
+    @classmethod
+    def parse(cls, text: str) -> ObjectAddress:
+        """What an address says; UsageError says what is wrong with it, and never repeats a password."""
+        scheme, _, rest = text.partition("://")
+        scheme = scheme.lower()
+        bucket, _, path = rest.partition("/")
+        if "@" in bucket or "?" in rest:
+            shown = f"{scheme}://…/{path.partition('?')[0]}"
+            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; the environment has them")
+        hint = f"Write it like {scheme}://{'' if scheme == 'file' else 'bucket'}/adapters/team/sql:v2"
+        head, _, last = path.rpartition("/")
+        before, _, space = head.rpartition("/")
+        if scheme == "file":
+            root = "/" + unquote(before)
+            usable = bool(before) and bucket in ("", "localhost") and ".." not in root.split("/") and "\0" not in root
+        else:
+            root = before
+            usable = bool(_BUCKET.fullmatch(bucket)) and all(_is_part(part) for part in root.split("/") if root)
+        if not usable or "" in path.split("/")[:-2]:
+            raise UsageError(text, "is not where a store of adapters can be", hint)
+        try:
+            ref = Ref.parse(f"{space}/{last}")
+        except RefError as error:
+            raise RefError(text, error.what, error.hint if space else hint) from error
+        return cls(scheme, "" if scheme == "file" else bucket, root, ref)
+
+    @property
+    def host(self) -> str:
+        """The bucket or the folder."""
+        return self.bucket or self.root
+
+    @property
+    def title(self) -> str:
+        """The last part of the name."""
+        return self.ref.name.rpartition("/")[2]
+
+    @property
+    def store(self) -> str:
+        """The address of the store."""
+        if self.scheme == "file":
+            return f"file://{quote(self.root)}"
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.root}" if self.root else "")
+
+    @property
+    def repository(self) -> str:
+        """The address without a version."""
+        return f"{self.store}/{self.ref.name}"
+
+    @property
+    def tag(self) -> str | None:
+        """The tag, running number or range."""
+        return f"v{self.ref.number}" if self.ref.number else self.ref.tag or self.ref.range
+
+    @property
+    def digest(self) -> Digest | None:
+        """The digest, or its first digits."""
+        return self.ref.digest
+
+    @property
+    def reference(self) -> str:
+        """What is asked for: the digest, else the tag, else `latest`."""
+        return self.digest or self.tag or LATEST
+
+    @property
+    def version(self) -> str:
+        """The address with a version."""
+        return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
+
+    def __str__(self) -> str:
+        return self.version if self.digest or self.tag else self.repository
+
+
+def _is_part(part: str) -> bool:
+    return _PART.fullmatch(part) is not None and part.strip(".") != ""

@@ -1,0 +1,321 @@
+"""Objects in a bucket or a folder, through obstore: read, put, created, listed, and every failure in one line.
+
+obstore's own errors quote requests and answers, in which keys and signatures may stand: only a status and a code are taken
+from them. What it sends again after a failure it asks for by range; so what is streamed here it must not send again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adapterhub.digest import CHUNK
+from adapterhub.store import local_errors
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
+from adapterhub_converters.files.staging import sync
+
+from .objects_address import BUCKETS, ObjectAddress
+from .remote import CutError, Reader
+
+RETRIES = 5
+_AT_ONCE = 2  # parts of one upload
+_ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
+_MAKE = {
+    "s3": "Make it: `aws s3 mb s3://{}`",
+    "gs": "Make it: `gcloud storage buckets create gs://{}`",
+    "az": "Make it: `az storage container create --name {}`",
+}
+_LOGIN = {
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it isn't Amazon's",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "file": "Ask its owner",
+}
+_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
+_SAID = re.compile(r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?")
+_NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
+
+
+class Unsupported(AdapterhubError):  # noqa: N818 - never seen by who uses a bucket
+    """The store says itself that it cannot create exclusively."""
+
+
+class Bucket:
+    """The objects below one prefix or folder.
+
+    Attributes:
+        where: What errors call it.
+        endpoint: Which server it is on; empty where that is no server.
+    """
+
+    def __init__(self, address: ObjectAddress, environ: Mapping[str, str], *, retries: int = RETRIES) -> None:
+        self.where, self._scheme, self._name = address.store, address.scheme, address.bucket
+        self.endpoint = "" if address.scheme == "file" else _endpoint(address, environ)
+        self._root = Path(address.root)
+        self._open: Callable[[int], Any] = lambda tries: _opened(address, environ, tries)
+        self._retries = retries
+        self._store: Any = None
+        self._streaming: Any = None
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        self._store = self._streaming = None
+
+    # ---- reading
+
+    def read(self, key: str, limit: int) -> bytes | None:
+        """The bytes of an object, None where there is none; IntegrityError for more than `limit` of them."""
+        with self._errors(key) as obstore:
+            try:
+                found = obstore.get(self._whole(), key)
+            except FileNotFoundError as error:
+                self._no_bucket(error)
+                return None
+            if found.meta["size"] > limit:
+                raise FormatError(f"{self.where}/{key}", f"{found.meta['size']} bytes are over the limit of {limit}")
+            return bytes(found.bytes())
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        with self._errors(key) as obstore:
+            try:
+                return int(obstore.head(self._whole(), key)["size"])
+            except FileNotFoundError:
+                return None
+
+    @contextmanager
+    def stream(self, key: str, size: int, start: int, where: str) -> Iterator[Reader]:
+        """The bytes of an object of `size` from `start` on; CutError where they stop, NotFoundError for no such object.
+
+        A server that knows no ranges sends it all, and what comes before is passed over. One that sends a wrong range
+        without saying so is found out by who compares the digest.
+        """
+        with self._cut(where) as obstore:
+            try:
+                found, at = self._get(obstore, key, start)
+            except FileNotFoundError as error:
+                self._no_bucket(error)
+                raise NotFoundError(where, "there is no such blob", "Ask its owner") from error
+        if found.meta["size"] != size:
+            raise IntegrityError(where, f"the store has {found.meta['size']} bytes of it, not {size}", "Ask its owner")
+        reader = _Stream(iter(found.stream(CHUNK)), lambda: self._cut(where))
+        left = start - at
+        while left and (n := reader.readinto(memoryview(bytearray(min(left, CHUNK))))):
+            left -= n
+        yield reader
+
+    def _get(self, obstore: Any, key: str, start: int) -> tuple[Any, int]:
+        """The answer, and which byte its first one is."""
+        store = self._streamed()
+        if start:
+            try:
+                found = obstore.get(store, key, options={"range": {"offset": start}})
+            except obstore.exceptions.BaseError as error:
+                if "NotPartial" not in str(error) and "range" not in str(error).partition("\n")[0]:
+                    raise
+            else:
+                if found.range == (start, found.meta["size"]):
+                    return found, start
+        return obstore.get(store, key), 0
+
+    def numbers(self, prefix: str) -> list[int]:
+        """The objects `prefix/<number>.json` that a list names. A list may be behind: it is a hint and no more."""
+        with self._errors(prefix) as obstore:
+            stems = [item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page]
+        return sorted(int(stem[:-5]) for stem in stems if re.fullmatch(r"[0-9]{8,15}\.json", stem))
+
+    # ---- writing
+
+    def make(self) -> None:
+        """Have the folder; buckets are made by their owners."""
+        if self._scheme == "file":
+            with local_errors(self._root):
+                self._root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Have an object, whole or not at all, in place of what was there."""
+        with self._errors(key) as obstore:
+            obstore.put(self._whole(), key, data, use_multipart=False)
+        self._settle(key)
+
+    def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
+        """The same of pieces of `size` bytes, the last one less. An exception that they raise leaves no object."""
+        with self._errors(key) as obstore:
+            obstore.put(self._whole(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_AT_ONCE)
+        self._settle(key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Have an object that must not be there; False where it is, if the store looks. Many say nothing and replace it."""
+        with self._errors(key) as obstore:
+            try:
+                obstore.put(self._whole(), key, data, mode="create")
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+            except (obstore.exceptions.NotSupportedError, NotImplementedError) as error:
+                raise Unsupported(self.where, "cannot create exclusively") from error
+        self._settle(key)
+        return True
+
+    def remove(self, key: str) -> None:
+        """Have no such object."""
+        with self._errors(key) as obstore:
+            try:
+                obstore.delete(self._whole(), key)
+            except FileNotFoundError:
+                return
+
+    def _settle(self, key: str) -> None:
+        """Have a file on the disk; of a bucket that is the server's matter."""
+        if self._scheme != "file":
+            return
+        path = self._root / key
+        with local_errors(path):
+            sync(path)
+            for folder in path.parents:
+                sync(folder)
+                if folder == self._root:
+                    return
+
+    # ---- obstore
+
+    def _whole(self) -> Any:
+        if self._store is None:
+            self._store = self._open(self._retries)
+        return self._store
+
+    def _streamed(self) -> Any:
+        if self._streaming is None:
+            self._streaming = self._open(0)
+        return self._streaming
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[Any]:
+        """obstore, whose exceptions in here become ours."""
+        import obstore
+
+        try:
+            yield obstore
+        except FileNotFoundError as error:
+            self._no_bucket(error)
+            raise NotFoundError(f"{self.where}/{key}", "there is no such object") from error
+        except obstore.exceptions.BaseError as error:
+            raise self._told(error) from error
+
+    @contextmanager
+    def _cut(self, where: str) -> Iterator[Any]:
+        """The same where asking again may help."""
+        try:
+            with self._errors("") as obstore:
+                yield obstore
+        except RemoteError as error:
+            if isinstance(error, _DeniedError):
+                raise
+            raise CutError(where, error.what, error.hint) from error
+
+    def _no_bucket(self, error: Exception) -> None:
+        if self._scheme in BUCKETS and _NO_BUCKET.search(str(error)):
+            what = f"there is no {BUCKETS[self._scheme]} {self._name}"
+            raise NotFoundError(self.where, what, _MAKE[self._scheme].format(self._name)) from error
+
+    def _told(self, error: Exception) -> AdapterhubError:
+        """What an exception of obstore's comes to: never its text, which may quote what was sent."""
+        self._no_bucket(error)
+        text, kind = str(error), type(error).__name__
+        if self._scheme == "file":
+            found = re.search(r": ([^:\n]{1,80}) \(os error \d+\)", text)
+            return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
+        if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
+            return _DeniedError(self.where, "there are no credentials", _LOGIN[self._scheme])
+        said = _SAID.search(text)
+        words = " ".join(word for word in said.groups() if word) if said else ""
+        if kind in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
+            return _DeniedError(self.where, f"the store refuses ({words or kind})", _LOGIN[self._scheme])
+        if words:
+            return RemoteError(self.where, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
+        if any(word in text for word in _NO_ANSWER):
+            return RemoteError(self.where, f"{self.endpoint} does not answer", "Try again later, or look at the address")
+        return RemoteError(self.where, f"the store cannot be used ({kind})", "Try again")
+
+
+class _DeniedError(RemoteError):
+    """Asking again would not help."""
+
+
+class _Stream:
+    """The chunks of an answer as an unbuffered file."""
+
+    def __init__(self, chunks: Iterator[Any], errors: Callable[[], Any]) -> None:
+        self._chunks, self._errors = chunks, errors
+        self._left = memoryview(b"")
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill as much of `buffer` as there is of a chunk."""
+        while not self._left:
+            with self._errors():
+                found = next(self._chunks, None)
+            if found is None:
+                return 0
+            self._left = memoryview(found)
+        n = min(len(buffer), len(self._left))
+        buffer[:n] = self._left[:n]
+        self._left = self._left[n:]
+        return n
+
+
+def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) -> Any:
+    from obstore import exceptions, store
+
+    if address.scheme == "file":
+        if not Path(address.root).is_dir():
+            raise NotFoundError(address.store, "there is no such folder", "A push makes it")
+        return store.LocalStore(address.root)
+    prefix = _ENVIRONMENT[address.scheme]
+    config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
+    config = {key: value for key, value in config.items() if key not in _NOT_ASKED}
+    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": "180s", "timeout": "1day"}
+    if bundle := config.pop("aws_ca_bundle", ""):
+        client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
+    if _is_here(_endpoint(address, environ)):
+        client["allow_http"] = True
+    options = {
+        "prefix": address.root or None,
+        "client_options": client,
+        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(minutes=3)},
+    }
+    kind: Any = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[address.scheme]
+    while True:
+        try:
+            return kind(address.bucket, config=config, **options)
+        except exceptions.UnknownConfigurationKeyError as error:  # meant for other programs
+            unknown = re.search(r"key: '([^']*)'", str(error))
+            if not unknown or config.pop(unknown[1], None) is None:
+                raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
+        except exceptions.BaseError as error:
+            what = f"the settings in {prefix}… cannot be used"
+            raise RemoteError(address.store, what, _LOGIN[address.scheme]) from error
+
+
+def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
+    names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
+    found = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
+    parts = urlsplit(found)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else f"the server of {address.scheme}://"
+
+
+def _is_here(endpoint: str) -> bool:
+    """Whether a server is this machine by its very name: nobody listens in between."""
+    host = urlsplit(endpoint).hostname or ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
+
+
+def _certificates(path: str, variable: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise LocalIOError(path, error.strerror or str(error), f"{variable} names it") from error

@@ -1,0 +1,142 @@
+"""The log of a name's refs in an object store: the entries that a registry has (`adapterhub/store.py`), an object each.
+
+They are read by their numbers, and each names the digest of the one before. A list says only how many to ask for at once.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from adapterhub import semver
+from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.store import REFS, Entry
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
+
+from .objects_bucket import Bucket
+
+_MAX_ENTRY = 4 << 20
+_AT_ONCE = 8
+
+
+@dataclass
+class State:
+    """Where a name stands: versions by number, with digest and size of their manifests, and the numbers of its tags."""
+
+    seq: int = 0
+    head: Digest = ""
+    number: int = 0
+    deleted: bool = False
+    versions: dict[int, tuple[Digest, int]] = field(default_factory=dict)
+    tags: dict[str, int] = field(default_factory=dict)
+    protected: set[str] = field(default_factory=set)
+
+    def apply(self, entry: Entry) -> None:
+        """Go on by one entry."""
+        self.number = max(self.number, entry.number)
+        if entry.op == "delete":
+            self.deleted = True
+            self.versions, self.tags, self.protected = {}, {}, set()
+        elif entry.op == "push":
+            self.deleted = False
+            self.versions[entry.number] = (entry.digest, entry.size)
+        elif entry.op == "drop":
+            self.versions = {number: found for number, found in self.versions.items() if number not in entry.numbers}
+        elif entry.op == "untag":
+            self.tags = {tag: number for tag, number in self.tags.items() if tag not in entry.tags}
+        elif entry.op == "protect":
+            self.protected |= set(entry.tags)
+        elif entry.op == "unprotect":
+            self.protected -= set(entry.tags)
+        if entry.op in ("push", "tag"):
+            self.tags |= dict.fromkeys(entry.tags, entry.number)
+
+    def number_of(self, digest: Digest) -> int:
+        """The version that has this manifest, 0 for none."""
+        return next((number for number, found in self.versions.items() if found[0] == digest), 0)
+
+
+class Log:
+    """The log of one name, as far as it was read."""
+
+    def __init__(self, bucket: Bucket, name: str) -> None:
+        self._bucket, self._name = bucket, name
+        self._folder = f"{REFS}/{name}"
+        self._listed = False
+        self.state = State()
+
+    def key(self, seq: int) -> str:
+        """Where an entry lies."""
+        return f"{self._folder}/{seq:08}.json"
+
+    def refresh(self) -> State:
+        """Read on to the log's end."""
+        if not self._listed:
+            self._read_listed()
+            self._listed = True
+        while raw := self.raw(self.state.seq + 1):
+            self._apply(raw)
+        return self.state
+
+    def raw(self, seq: int) -> bytes | None:
+        """The bytes of an entry."""
+        return self._bucket.read(self.key(seq), _MAX_ENTRY)
+
+    def _read_listed(self) -> None:
+        listed = self._bucket.numbers(self._folder)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for raw in pool.map(self.raw, range(1, len(listed) + 1)):
+                if raw is None:
+                    break
+                self._apply(raw)
+        if listed and listed[-1] > self.state.seq and self.raw(self.state.seq + 1) is None:
+            where = f"{self._bucket.where}/{self.key(self.state.seq + 1)}"
+            raise IntegrityError(where, f"is missing; entry {listed[-1]} follows it", "Restore it from a backup")
+
+    def _apply(self, raw: bytes) -> None:
+        seq = self.state.seq + 1
+        where = f"{self._bucket.where}/{self.key(seq)}"
+        entry = Entry.parse(raw, where)
+        if (entry.name, entry.seq) != (self._name, seq):
+            raise FormatError(where, f"belongs to {entry.name[:80]} {entry.seq}, not here")
+        if entry.previous != self.state.head:
+            raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Restore it from a backup")
+        self.state.apply(entry)
+        self.state.seq, self.state.head = seq, sha256_bytes(raw)
+
+    # ---- what a reference means
+
+    def version(self, reference: str, where: str) -> tuple[Digest, int]:
+        """Digest and size of the manifest that a reference names."""
+        ref = Ref.parse(f"{self._name}{'@' if ':' in reference else ':'}{reference}")
+        state = self.there()
+        if ref.digest:
+            found = sorted({pair for pair in state.versions.values() if pair[0].startswith(ref.digest)})
+            if len(found) > 1:
+                raise RefError(where, f"{len(found)} versions begin so", "Write more of the digest")
+            if found:
+                return found[0]
+        elif (number := ref.number or _tagged(state, ref, where)) in state.versions:
+            return state.versions[number]
+        raise NotFoundError(where, "no such version there", f"`adapterhub list {self._bucket.where}/{self._name}` says which")
+
+    def there(self) -> State:
+        """Where the name stands; NotFoundError when there is no such name."""
+        state = self.refresh()
+        if not state.seq or state.deleted:
+            what = "was deleted" if state.deleted else "no such adapter there"
+            raise NotFoundError(f"{self._bucket.where}/{self._name}", what, "Look at the address")
+        return state
+
+
+def _tagged(state: State, ref: Ref, where: str) -> int:
+    """The number that a tag or a range means, 0 for none. A tag that isn't there, like `1.2`, may be a range."""
+    tag = ref.tag or LATEST
+    if not ref.range and tag in state.tags:
+        return state.tags[tag]
+    wanted = semver.parse_range(ref.range or ref.tag or "")
+    found = semver.highest(list(state.tags), wanted) if wanted else []
+    if len({state.tags[tag] for tag in found}) > 1:
+        raise RefError(where, f"{' and '.join(found)} are one version and point to different ones", "Name one of them")
+    return state.tags[found[0]] if found else 0

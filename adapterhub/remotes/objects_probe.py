@@ -1,0 +1,56 @@
+"""Whether a store creates objects exclusively: tried, not looked up.
+
+Stores that ignore `If-None-Match` say that all is well and replace what was there (rclone's, older radosgw); so what a store
+says of itself proves nothing. That it does was proven is remembered in `capabilities.json` beside the adapters, with the
+server it was true of, as a bucket may be copied to another. That it doesn't is found out again each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.files.json_file import parse_object
+
+from .objects_bucket import Bucket, Unsupported
+
+REMEMBERED = "capabilities.json"
+_WRITERS = 8
+
+
+def exclusive(bucket: Bucket) -> bool:
+    """Whether of those who create one object one wins, and nobody replaces it."""
+    known = {"version": 1, "endpoint": bucket.endpoint, "exclusive": True}
+    if bucket.endpoint and _remembered(bucket) == known:
+        return True
+    proven = _tried(bucket)
+    if proven and bucket.endpoint:
+        bucket.put(REMEMBERED, json.dumps(known, sort_keys=True).encode() + b"\n")
+    return proven
+
+
+def _remembered(bucket: Bucket) -> object:
+    found = bucket.read(REMEMBERED, 1 << 16)
+    try:
+        return parse_object((found or b"").decode(), REMEMBERED)
+    except (AdapterhubError, UnicodeDecodeError):
+        return None
+
+
+def _tried(bucket: Bucket) -> bool:
+    key = f"tmp/probe-{os.urandom(12).hex()}"
+    bodies = [f"writer {number}".encode() for number in range(_WRITERS)]
+    try:
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            won = list(pool.map(lambda body: bucket.create(key, body), bodies))
+        if won.count(True) != 1 or bucket.create(key, b"late"):
+            return False
+        return bucket.read(key, 100) == bodies[won.index(True)]
+    except Unsupported:
+        return False
+    finally:
+        with contextlib.suppress(AdapterhubError):  # who may not remove leaves a few bytes there
+            bucket.remove(key)

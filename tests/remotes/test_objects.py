@@ -1,0 +1,350 @@
+"""Adapters in object stores, as their users and other programs have them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adapterhub import manifest
+from adapterhub.ref import Ref
+from adapterhub.registry import ABSENT, Registry
+from adapterhub.remotes.copying import copy
+from adapterhub.remotes.folders import AdapterFolder, download
+from adapterhub.remotes.local import Local
+from adapterhub.remotes.objects import SINGLE_WRITER, Objects
+from adapterhub.remotes.objects_address import ObjectAddress
+from adapterhub.remotes.places import parse
+from adapterhub.store import FOLDER
+from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
+from tests.conftest import Run
+from tests.registry.conftest import write_adapter
+from tests.remotes.object_stores import SECRET, Server, rclone_program
+
+pytestmark = pytest.mark.peer
+NAME = "team/sql"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "sql")
+
+
+def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: object) -> Objects:
+    """A name in a bucket of a server, or in a folder."""
+    if isinstance(server, Path):
+        return Objects(ObjectAddress.parse(f"file://{server}/{name}"), {}, pauses=(), **options)  # type: ignore[arg-type]
+    address = ObjectAddress.parse(f"s3://{bucket}/deep/down/{name}")
+    return Objects(address, server.environ, pauses=(), **{"retries": 0, **options})  # type: ignore[arg-type]
+
+
+@contextmanager
+def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objects]:
+    with place(server, bucket) as found:
+        found.expect = digest
+        yield found
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "store", "name", "reference"),
+    [
+        ("s3://bucket/team/sql", "s3://bucket", "team/sql", "latest"),
+        ("s3://bucket/a/b/team/sql:prod", "s3://bucket/a/b", "team/sql", "prod"),
+        ("S3://bucket/a/team/sql:v3", "s3://bucket/a", "team/sql", "v3"),
+        ("gs://bucket/team/sql:^1.2", "gs://bucket", "team/sql", "^1.2"),
+        ("az://box/team/sql@sha256:abcd", "az://box", "team/sql", "sha256:abcd"),
+        ("file:///srv/a%20b:c/team/sql:prod", "file:///srv/a%20b%3Ac", "team/sql", "prod"),
+    ],
+)
+def test_an_address_says_where_the_store_is_and_what_is_meant(text: str, store: str, name: str, reference: str) -> None:
+    found = ObjectAddress.parse(text)
+    assert (found.store, found.ref.name, found.reference) == (store, name, reference)
+    assert ObjectAddress.parse(str(found)) == found
+    assert found.title == "sql"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/sql",
+        "s3:///team/sql",
+        "s3://b/team/sql",
+        "s3://bucket//team/sql",
+        "s3://bucket/../team/sql",
+        "s3://bucket/a%2fb/team/sql",
+        "s3://bucket/team/SQL",
+        "s3://bucket/team/sql:a b",
+        "s3://bucket/team/sql:prod@sha256:abcd",
+        "s3://bucket/team/sql?x=1",
+        "file://host/srv/team/sql",
+        "file:///team/sql",
+        "file:///srv/../etc/team/sql",
+        "file:///srv/%2e%2e/etc/team/sql",
+        "file:///srv/%00/team/sql",
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse(text)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("s3://key:hunter2@bucket/team/sql")
+    assert "hunter2" not in str(caught.value)
+
+
+# ---- versions
+
+
+def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path: Path) -> None:
+    bucket, made = moto.bucket(), []
+    for seed, tag in enumerate(("1.0.0", "1.2.0", "prod")):
+        with place(moto, bucket) as to:
+            made.append(copy(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
+    with place(moto, bucket) as found:
+        digests = [found.manifest(reference).digest for reference in ("v1", "v2", "v3")]
+        assert digests == [one.digest for one in made]
+        assert found.manifest("latest").digest == made[2].digest
+        assert found.manifest("^1.0").digest == made[1].digest
+        assert found.manifest("1.0").digest == made[0].digest
+        assert found.manifest(made[1].digest[:15]).digest == made[1].digest
+        assert found.tags() == ["1.0.0", "1.2.0", "latest", "prod"]
+        with pytest.raises(NotFoundError):
+            found.manifest("v4")
+    with place(moto, bucket, "team/other") as other, pytest.raises(NotFoundError):
+        other.manifest(made[0].digest)  # there is such a blob, but no such version of this name
+
+
+def test_a_version_cannot_be_pushed_to_a_number_a_range_or_a_digest(moto: Server, adapter: Path) -> None:
+    for reference in (":v3", ":^1.2", "@sha256:abcd"):
+        with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="allots the number"):
+            copy(AdapterFolder(adapter), "latest", to, to.address.reference)
+
+
+def test_the_same_content_again_writes_nothing(moto: Server, adapter: Path) -> None:
+    bucket = moto.bucket()
+    for _ in range(2):
+        with place(moto, bucket) as to:
+            copied = copy(AdapterFolder(adapter), "latest", to, "prod")
+    assert copied.sent == 0
+    with place(moto, bucket) as found, pytest.raises(NotFoundError):
+        found.manifest("v2")
+
+
+def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None:
+    bucket = moto.bucket()
+    one, two = (AdapterFolder(write_adapter(tmp_path / str(seed), seed)) for seed in range(2))
+    first = one.manifest("latest").digest
+    with expecting(moto, bucket, ABSENT) as to:
+        copy(one, "latest", to, "prod")
+    with expecting(moto, bucket, ABSENT) as to, pytest.raises(ConflictError, match=first):
+        copy(two, "latest", to, "prod")
+    with expecting(moto, bucket, first[:20]) as to:
+        copy(two, "latest", to, "prod")
+    with expecting(moto, bucket, first) as to, pytest.raises(ConflictError):
+        copy(one, "latest", to, "prod")
+
+
+# ---- what the store can
+
+
+def test_a_store_that_cannot_create_exclusively_is_written_with_a_warning(rclone: Server, adapter: Path) -> None:
+    bucket = rclone.bucket()
+    with place(rclone, bucket) as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        assert to.notes == [SINGLE_WRITER]
+        assert to.manifest("prod").digest == manifest.build(adapter).digest
+    with expecting(rclone, bucket, ABSENT) as to, pytest.raises(RefusedError, match="cannot compare"):
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+    assert rclone.folder is not None
+    assert not (rclone.folder / bucket / "deep/down/capabilities.json").exists()
+
+
+def test_what_was_proven_is_remembered_for_that_server_alone(moto: Server, adapter: Path, tmp_path: Path) -> None:
+    bucket = moto.bucket()
+    with place(moto, bucket) as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        assert to.notes == []
+        raw = to._bucket.read("capabilities.json", 1000)
+        assert raw is not None
+        assert json.loads(raw) == {"version": 1, "endpoint": moto.url, "exclusive": True}
+        to._bucket.put("capabilities.json", raw.replace(moto.url.encode(), b"http://elsewhere"))
+    with place(moto, bucket, "team/other") as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        assert to._bucket.read("capabilities.json", 1000) == raw
+    with place(tmp_path / "store") as to:  # asked anew each time: one folder may be on another disk tomorrow
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        assert to.notes == []
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["blobs", "oci-layout", "refs", "tmp"]
+    assert list((tmp_path / "store/tmp").iterdir()) == []
+
+
+def test_a_server_that_sends_all_for_a_range_is_read_from_anywhere(rclone: Server, adapter: Path) -> None:
+    source, bucket = AdapterFolder(adapter), rclone.bucket()
+    with place(rclone, bucket) as to:
+        made = copy(source, "latest", to, "prod").manifest
+        for blob in made.layers:
+            with to.open_blob(blob, 3) as reader:
+                buffer = bytearray(blob.size)
+                assert reader.readinto(buffer) == blob.size - 3
+            with source.open_blob(blob, 3) as file:
+                assert file.readinto(whole := bytearray(blob.size)) == blob.size - 3
+            assert whole == buffer
+
+
+# ---- the same layout
+
+
+def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tmp_path: Path, adapter: Path) -> None:
+    bucket, root = moto.bucket(), tmp_path / "reg"
+    with place(moto, bucket) as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy(AdapterFolder(write_adapter(tmp_path / "more", 1)), "latest", to, "test")
+    synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
+    with Registry.open(root) as registry:
+        assert registry.fsck() == []
+        assert registry.resolve(Ref.parse("team/sql:prod")).digest == manifest.build(adapter).digest
+        registry.tag(Ref.parse("team/sql:v1"), "again")
+        registry.protect(Ref.parse("team/sql:again"))
+        made = registry.push(write_adapter(tmp_path / "third", 2), Ref.parse("team/sql"))
+    synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
+    with place(moto, bucket) as found:
+        assert (found.manifest("v3").digest, found.manifest("again").digest) == (made.digest, manifest.build(adapter).digest)
+        with pytest.raises(RefusedError, match="protected"):
+            copy(AdapterFolder(tmp_path / "third"), "latest", found, "again")
+        with Registry.open(root) as registry:
+            registry.protect(Ref.parse("team/sql:again"), on=False)
+            registry.rm(Ref.parse("team/sql"))
+        synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
+        with pytest.raises(NotFoundError, match="deleted"):
+            found.tags()
+        with pytest.raises(ConflictError, match="not reused"):
+            copy(AdapterFolder(adapter), "latest", found, "prod")
+
+
+def synced(server: Server, source: str, target: str) -> None:
+    """What rclone makes of it."""
+    environ = server.environ
+    remote = {
+        "RCLONE_CONFIG_THERE_TYPE": "s3",
+        "RCLONE_CONFIG_THERE_PROVIDER": "Other",
+        "RCLONE_CONFIG_THERE_ENDPOINT": server.url,
+        "RCLONE_CONFIG_THERE_ACCESS_KEY_ID": environ["AWS_ACCESS_KEY_ID"],
+        "RCLONE_CONFIG_THERE_SECRET_ACCESS_KEY": environ["AWS_SECRET_ACCESS_KEY"],
+        "PATH": "/usr/bin:/bin",
+    }
+    subprocess.run([rclone_program(), "--config", "", "copy", source, target], check=True, env=remote, capture_output=True)
+
+
+def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) -> None:
+    with place(tmp_path / "store") as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+    (tmp_path / "reg").mkdir()
+    (tmp_path / "store").rename(tmp_path / "reg" / FOLDER)
+    with Registry.open(tmp_path / "reg") as registry:
+        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert registry.resolve(Ref.parse("team/sql:prod")).digest == manifest.build(adapter).digest
+    with place(tmp_path / "reg" / FOLDER) as live:
+        assert live.manifest("prod").digest == manifest.build(adapter).digest
+        with pytest.raises(RefusedError, match="store of a registry"):
+            copy(AdapterFolder(adapter), "latest", live, "test")
+
+
+def test_a_missing_folder_is_not_found_and_not_made(tmp_path: Path) -> None:
+    with place(tmp_path / "store") as there, pytest.raises(NotFoundError, match="no such folder"):
+        there.tags()
+    assert not (tmp_path / "store").exists()
+
+
+# ---- the command line
+
+
+def test_push_list_pull_and_copy_speak_to_a_bucket(moto: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
+    address, env = f"s3://{moto.bucket()}/adapters/team/sql", moto.environ
+    pushed = json.loads(run("push", "sql", f"{address}:prod", "--json", env=env).stdout)
+    assert pushed["digest"] == manifest.build(adapter).digest
+    assert run("push", "sql", f"{address}:prod", "--expect", "absent", env=env, code=7).stdout == ""
+    assert run("push", "sql", f"{address}:prod", "--expect", pushed["digest"], env=env).stdout.startswith("already there: ")
+    assert run("list", address, env=env).stdout == f"{address}:latest\n{address}:prod\n"
+    run("pull", f"{address}:v1", "-o", "out", env=env)
+    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
+    run("init")
+    run("copy", address, "team/sql", env=env)
+    assert run("fsck").stdout.strip().endswith("clean")
+    (blob,) = (path for path in (tmp_path / FOLDER / "blobs/sha256").iterdir() if path.read_bytes() == b"# A test\n")
+    blob.chmod(0o644)
+    blob.write_bytes(b"# A tesT\n")
+    run("fsck", "--repair", "--from", address, env=env)
+    run("copy", "team/sql:v1", f"file://{tmp_path}/store/team/sql:prod")
+    assert json.loads(run("list", f"file://{tmp_path}/store/team/sql", "--json").stdout)["tags"] == ["latest", "prod"]
+
+
+def test_a_push_says_once_that_one_writer_at_a_time_is_all(rclone: Server, adapter: Path, run: Run) -> None:
+    done = run("push", "sql", f"s3://{rclone.bucket()}/team/sql", env=rclone.environ)
+    assert done.stderr.count(SINGLE_WRITER) == 1
+
+
+def test_wrong_credentials_are_said_without_a_secret(rclone: Server, adapter: Path, run: Run) -> None:
+    bucket, env = rclone.bucket(), {**rclone.environ, "AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}
+    for words in (("push", "sql", f"s3://{bucket}/team/sql"), ("pull", f"s3://{bucket}/team/sql", "-o", "out")):
+        done = run(*words, env=env, code=5)
+        assert "refuses (403" in done.stderr
+        assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+        assert not any(secret in done.stderr + done.stdout for secret in (SECRET, rclone.environ["AWS_ACCESS_KEY_ID"]))
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("server", ["moto", "rclone"])
+def test_a_missing_bucket_is_said_with_how_to_make_it(
+    request: pytest.FixtureRequest, server: str, adapter: Path, run: Run
+) -> None:
+    env = request.getfixturevalue(server).environ
+    for words in (("push", "sql", "s3://no-such/team/sql"), ("list", "s3://no-such/team/sql")):
+        assert "aws s3 mb s3://no-such" in run(*words, env=env, code=3).stderr
+
+
+def test_a_server_that_is_not_there_is_said(run: Run) -> None:
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+    assert "127.0.0.1:9 does not answer" in run("list", "s3://bucket/team/sql", env=env, code=5).stderr
+
+
+def test_without_obstore_one_line_says_how_to_install_it(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['obstore'] = None\n")
+    path = f"{tmp_path / 'without'}:{':'.join(sys.path)}"
+    done = run("list", f"file://{tmp_path}/team/sql", env={"PYTHONPATH": path}, code=9)
+    assert "pip install 'adapterhub[objectstore]'" in done.stderr
+
+
+# ---- beside each other
+
+
+def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Server, adapter: Path, tmp_path: Path) -> None:
+    digest = manifest.build(adapter).digest
+    with place(moto, moto.bucket()) as one, place(tmp_path / "store") as two, Registry.init(tmp_path / "reg") as registry:
+        copy(AdapterFolder(adapter), "latest", one, "prod")
+        copy(one, "prod", two, "prod")
+        with Local(registry, NAME).at_work() as local:
+            copy(two, "prod", local, "prod")
+        assert {two.manifest("v1").digest, local.manifest("v1").digest} == {digest}
+        download(two, "prod", tmp_path / "out")
+    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
+
+
+def test_verify_reads_again_what_was_put(moto: Server, adapter: Path) -> None:
+    with place(moto, moto.bucket(), verify=True) as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+        put = to._bucket.put
+        to._bucket.put = lambda key, data: put(key, bytes(len(data)))  # type: ignore[method-assign]
+        blob = AdapterFolder(write_adapter(adapter.parent / "more", 1)).manifest("latest").layers[0]
+        with pytest.raises(IntegrityError, match="other bytes than were sent"):
+            to.put_blob(blob, AdapterFolder(adapter.parent / "more"))

@@ -1,0 +1,391 @@
+"""What a network, a store and others who write do wrong to an object store: nothing of it is accepted, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from adapterhub.remotes.copying import copy, unique
+from adapterhub.remotes.folders import AdapterFolder, download
+from adapterhub.remotes.objects import Objects
+from adapterhub.store import FOLDER, Entry
+from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
+from tests.cli.test_process import PATH
+from tests.conftest import Run
+from tests.registry.conftest import write_adapter
+from tests.remotes.object_stores import Server
+from tests.remotes.proxy import Exchange, Proxy
+from tests.remotes.test_objects import place, synced
+
+pytestmark = pytest.mark.peer
+BIG = 300_000
+
+
+@pytest.fixture
+def proxy(moto: Server) -> Iterator[Proxy]:
+    with Proxy(moto.url.removeprefix("http://")) as found:
+        yield found
+
+
+def behind(proxy: Proxy) -> Server:
+    return Server(f"http://{proxy.address}")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = write_adapter(tmp_path / "sql")
+    (folder / "README.md").write_text("# Long\n" + random.Random(0).randbytes(BIG // 2).hex())
+    return folder
+
+
+def pushed(server: Server, bucket: str, adapter: Path) -> Manifest:
+    with place(server, bucket) as to:
+        return copy(AdapterFolder(adapter), "latest", to, "prod").manifest
+
+
+def readme(made: Manifest) -> Descriptor:
+    return next(layer for layer in made.layers if layer.path == "README.md")
+
+
+def is_readme(made: Manifest, found: Exchange) -> bool:
+    return found.method == "GET" and readme(made).digest[7:] in found.path
+
+
+# ---- others who write
+
+
+def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, tmp_path: Path) -> None:
+    bucket, go = moto.bucket(), tmp_path / "go"
+    script = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from adapterhub.remotes.objects import Objects\nfrom adapterhub.remotes.objects_address import ObjectAddress\n"
+        "from adapterhub.store import Entry\nimport os\n"
+        "place = Objects(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
+        "print('ready', flush=True)\n"
+        "while not Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
+        "print(place._appended(Entry('team/sql', 1, 'push', sys.argv[3], 'sha256:' + '0' * 64, 1, 1, ('latest',))))\n"
+    )
+    command = [sys.executable, "-c", script, f"s3://{bucket}/team/sql", str(go)]
+    environment = {**moto.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
+    writers = [
+        subprocess.Popen([*command, f"writer {n}"], env=environment, stdout=subprocess.PIPE, text=True) for n in range(8)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    go.touch()
+    answers = [writer.communicate(timeout=60)[0].strip() for writer in writers]
+    assert sorted(answers) == ["False"] * 7 + ["True"]
+    with place(moto, bucket) as _, Objects(_.address.parse(f"s3://{bucket}/team/sql"), moto.environ) as found:
+        raw = found._log.raw(1)
+        assert raw is not None
+        assert Entry.parse(raw, "").time == f"writer {answers.index('True')}"
+
+
+def test_8_who_push_at_once_get_8_versions(moto: Server, tmp_path: Path) -> None:
+    bucket = moto.bucket()
+    folders = [AdapterFolder(write_adapter(tmp_path / str(seed), seed)) for seed in range(8)]
+    failures: list[BaseException] = []
+
+    def push(folder: AdapterFolder) -> None:
+        try:
+            with place(moto, bucket, retries=3) as to:
+                copy(folder, "latest", to, "prod")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=push, args=(folder,)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with place(moto, bucket) as found:
+        digests = {found.manifest(f"v{number}").digest for number in range(1, 9)}
+        assert digests == {folder.manifest("latest").digest for folder in folders}
+
+
+def test_an_entry_of_another_writer_is_noticed_where_nothing_is_exclusive(
+    rclone: Server, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place(rclone, rclone.bucket()) as to:
+        source = AdapterFolder(adapter)
+        for blob in unique(source.manifest("latest")):
+            to.put_blob(blob, source)
+        create = to._bucket.create
+
+        def late(key: str, data: bytes) -> bool:
+            create(key, data)
+            return create(key, data.replace(b'"prod"', b'"test"'))
+
+        monkeypatch.setattr(to._bucket, "create", late)
+        with pytest.raises(ConflictError, match="another writer") as caught:
+            to.put_manifest(source.manifest("latest"), "prod")
+        assert caught.value.exit_code == 7
+
+
+def test_a_created_entry_whose_answer_got_lost_is_known_as_ones_own(proxy: Proxy, moto: Server, adapter: Path) -> None:
+    bucket, lost = moto.bucket(), iter((True,))
+
+    def after(found: Exchange) -> None:
+        if found.method == "PUT" and "/refs/" in found.path:
+            found.hang_up = next(lost, False)
+
+    proxy.after = after
+    with place(behind(proxy), bucket, retries=3) as to:
+        copy(AdapterFolder(adapter), "latest", to, "prod")
+    assert [found.status for found in proxy.seen if "/refs/" in found.path and found.method == "PUT"] == [200, 412]
+    with place(moto, bucket) as found, pytest.raises(NotFoundError):
+        found.manifest("v2")
+
+
+# ---- killed
+
+
+def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_gone_on_with(moto: Server, adapter: Path, tmp_path: Path) -> None:
+    """Between any two requests, and beside half of one: what lies there then is a registry without errors."""
+    with Proxy(moto.url.removeprefix("http://")) as proxy:
+        pushed(behind(proxy), moto.bucket(), adapter)
+        writes = sum(found.method in ("PUT", "POST") for found in proxy.seen)
+    for stop in sorted(random.Random(1).sample(range(writes), 6)):
+        bucket, stopped = moto.bucket(), threading.Event()
+        with Proxy(moto.url.removeprefix("http://")) as proxy:
+            count = 0
+
+            def before(found: Exchange, stop: int = stop, stopped: threading.Event = stopped) -> None:
+                nonlocal count
+                if found.method in ("PUT", "POST"):
+                    if count == stop:
+                        stopped.set()
+                        threading.Event().wait(1)
+                        found.status = 503
+                    count += 1
+
+            proxy.before = before
+            address = f"s3://{bucket}/deep/down/team/sql:prod"
+            environment = {**behind(proxy).environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
+            command = [sys.executable, "-m", "adapterhub", "push", str(adapter), address]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            assert stopped.wait(60)
+            process.kill()
+            process.wait()
+            there = {found.path.rpartition("/")[2] for found in proxy.seen if found.method == "PUT" and "/blobs/" in found.path}
+        root = tmp_path / f"reg-{stop}"
+        (root / FOLDER).mkdir(parents=True)
+        synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
+        if (root / FOLDER / "oci-layout").exists():
+            with Registry.open(root) as registry:
+                assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+                assert registry.list() == []
+        with Proxy(moto.url.removeprefix("http://")) as proxy:
+            made = pushed(behind(proxy), bucket, adapter)
+            again = {found.path.rpartition("/")[2] for found in proxy.seen if found.method == "PUT" and "/blobs/" in found.path}
+        assert not there & again
+        synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
+        with Registry.open(root) as registry:
+            registry.rebuild_index()
+            assert {finding.code for finding in registry.fsck()} <= {"leftovers"}  # of a probe
+            assert registry.resolve(Ref.parse("team/sql:prod")).digest == made.digest
+
+
+# ---- bytes
+
+
+def test_a_flipped_byte_on_the_server_is_never_written(rclone: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
+    bucket = rclone.bucket()
+    with place(rclone, bucket) as to:
+        made = copy(AdapterFolder(adapter), "latest", to, "prod").manifest
+    assert rclone.folder is not None
+    blobs = rclone.folder / bucket / "deep/down/blobs/sha256"
+    for digest in (made.digest, made.layers[0].digest, readme(made).digest):
+        path = blobs / digest[7:]
+        right = path.read_bytes()
+        path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+        done = run("pull", f"s3://{bucket}/deep/down/team/sql:prod", "-o", "out", env=rclone.environ, code=4)
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+        path.write_bytes(right)
+    run("pull", f"s3://{bucket}/deep/down/team/sql:prod", "-o", "out", env=rclone.environ)
+
+
+def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server, tmp_path: Path) -> None:
+    adapter, bucket = write_adapter(tmp_path / "sql"), moto.bucket()
+    made = pushed(moto, bucket, adapter)
+    answers = 2 + len(made.layers)
+    for seed in range(30):
+        dice, out = random.Random(seed), tmp_path / f"out-{seed}"
+        left = dice.randrange(answers)
+
+        def after(found: Exchange, dice: random.Random = dice) -> None:
+            nonlocal left
+            if found.method == "GET" and found.data and found.status == 200 and "list-type" not in found.path:
+                if left == 0:
+                    at = dice.randrange(len(found.data))
+                    found.data = found.data[:at] + bytes([found.data[at] ^ (1 << dice.randrange(8))]) + found.data[at + 1 :]
+                left -= 1
+
+        proxy.after = after
+        with place(behind(proxy), bucket) as source:
+            try:
+                got = download(source, "prod", out, pauses=())
+            except IntegrityError:
+                assert not out.exists()
+                continue
+            except NotFoundError:  # the entry, which names a tag
+                continue
+        assert left >= 0 or got.digest == made.digest
+
+
+def test_a_download_that_was_cut_goes_on_where_it_was(proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path) -> None:
+    bucket, cuts = moto.bucket(), iter((100_000, 50_000))
+    made = pushed(moto, bucket, adapter)
+
+    def after(found: Exchange) -> None:
+        if is_readme(made, found):
+            found.cut = next(cuts, None)
+
+    proxy.after = after
+    with place(behind(proxy), bucket) as source:
+        download(source, "prod", tmp_path / "out", pauses=(0.0,))
+    asked = [found.headers.get("range") for found in proxy.seen if is_readme(made, found)]
+    assert len(asked) == 3
+    assert asked[0] is None
+    assert all(one is not None and one.startswith("bytes=") for one in asked[1:])
+    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
+
+
+def test_a_range_that_is_off_by_one_is_found_out_and_the_whole_fetched(
+    proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path
+) -> None:
+    bucket, cuts = moto.bucket(), iter((100_000,))
+    made = pushed(moto, bucket, adapter)
+    whole = (adapter / "README.md").read_bytes()
+
+    def after(found: Exchange) -> None:
+        if is_readme(made, found):
+            found.cut = next(cuts, None)
+            if start := found.headers.get("range"):
+                found.data = whole[int(start[6:-1]) - 1 : -1]
+
+    proxy.after = after
+    with place(behind(proxy), bucket) as source:
+        download(source, "prod", tmp_path / "out", pauses=(0.0,))
+        assert [bool(found.headers.get("range")) for found in proxy.seen if is_readme(made, found)] == [False, True, False]
+        assert (tmp_path / "out/README.md").read_bytes() == whole
+        proxy.after = lambda found: setattr(found, "data", found.data[:-1] + b"!" if is_readme(made, found) else found.data)
+        proxy.seen.clear()
+        with pytest.raises(IntegrityError):
+            download(source, "prod", tmp_path / "wrong", pauses=(0.0,))
+    assert len([found for found in proxy.seen if is_readme(made, found)]) == 1  # wrong from its start: once is enough
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_errors_that_may_pass_are_tried_again(proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path) -> None:
+    bucket = moto.bucket()
+    made = pushed(moto, bucket, adapter)
+    answers = iter((503, 500))
+    proxy.before = lambda found: setattr(found, "status", next(answers, 0) if is_readme(made, found) else 0)
+    with place(behind(proxy), bucket, retries=2) as source:
+        download(source, "prod", tmp_path / "out", pauses=(0.0, 0.0))
+        proxy.before = lambda found: setattr(found, "status", 503)
+        with pytest.raises(RemoteError, match="answers 503"):
+            source.manifest("prod")
+
+
+def test_a_short_blob_there_is_no_blob(proxy: Proxy, moto: Server, adapter: Path) -> None:
+    bucket = moto.bucket()
+    made = pushed(moto, bucket, adapter)
+    with place(moto, bucket) as to:
+        key = f"blobs/sha256/{readme(made).digest[7:]}"
+        to._bucket.put(key, b"short")
+        assert not to.has(readme(made))
+        with pytest.raises(IntegrityError, match="has 5 bytes"), to.open_blob(readme(made)):
+            pass
+        assert copy(AdapterFolder(adapter), "latest", to, "prod").sent == readme(made).size
+
+
+# ---- the log
+
+
+@pytest.mark.parametrize("harm", ["lost", "changed", "swapped", "nonsense"])
+def test_a_log_that_was_tampered_with_is_not_believed(moto: Server, tmp_path: Path, harm: str) -> None:
+    bucket = moto.bucket()
+    for seed in range(3):
+        pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
+    with place(moto, bucket) as found:
+        first, second = (found._log.raw(seq) for seq in (1, 2))
+        assert first is not None
+        assert second is not None
+        key = found._log.key(2)
+        if harm == "lost":
+            found._bucket.remove(key)
+        else:
+            document = json.loads(second)
+            document["time"] = "1999-01-01T00:00:00Z"
+            changed = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+            found._bucket.put(key, {"changed": changed, "swapped": first, "nonsense": b"{"}[harm])
+    with place(moto, bucket) as found, pytest.raises(IntegrityError):
+        found.manifest("latest")
+    with place(moto, bucket) as to, pytest.raises(IntegrityError):
+        copy(AdapterFolder(tmp_path / "0"), "latest", to, "test")
+
+
+def test_a_list_that_is_behind_hides_no_entry(proxy: Proxy, moto: Server, tmp_path: Path) -> None:
+    bucket = moto.bucket()
+    for seed in range(3):
+        made = pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
+    empty = b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>'
+
+    def before(found: Exchange) -> None:
+        if "list-type" in found.path:
+            found.status, found.data, found.answer = 200, empty, {"content-type": "application/xml"}
+
+    proxy.before = before
+    with place(behind(proxy), bucket) as found:
+        assert found.manifest("latest").digest == made.digest
+        assert found.manifest("v3").digest == made.digest
+
+
+def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server, tmp_path: Path, adapter: Path) -> None:
+    bucket = moto.bucket()
+    (adapter / "README.md").write_bytes(b"0123456789abcdef" * (1 << 20))
+    for server, name in ((moto, bucket), (tmp_path / "store", "")):
+        source = AdapterFolder(adapter)
+        with place(server, name, piece=5 << 20) as to:  # type: ignore[arg-type]
+            blob = readme(source.manifest("latest"))
+            text = (adapter / "README.md").read_bytes()
+            (adapter / "README.md").write_bytes(text[:-1] + b"!")
+            with pytest.raises(IntegrityError, match="were read instead"):
+                to.put_blob(blob, source)
+            assert not to.has(blob)
+            (adapter / "README.md").write_bytes(text)
+            assert to.put_blob(blob, source) == blob.size
+            assert to.has(blob)
+            with to.open_blob(blob) as reader:
+                buffer, n = bytearray(blob.size), 0
+                while got := reader.readinto(memoryview(buffer)[n:]):
+                    n += got
+            assert buffer == text
+    assert list((tmp_path / "store").rglob("*#*")) == []
+
+
+def test_a_stalled_reader_costs_nobody_a_version(moto: Server, adapter: Path) -> None:
+    """A place that was opened long ago sees what was pushed since, and appends to that."""
+    bucket = moto.bucket()
+    with place(moto, bucket) as old:
+        copy(AdapterFolder(adapter), "latest", old, "prod")
+        (adapter / "README.md").write_text("# 2\n")
+        pushed(moto, bucket, adapter)
+        (adapter / "README.md").write_text("# 3\n")
+        made = copy(AdapterFolder(adapter), "latest", old, "prod").manifest
+        assert old.manifest("v3").digest == made.digest
