@@ -7,19 +7,20 @@ means leftovers that harm nothing, as a killed push leaves them.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
-from . import leases, manifest, shelf
+from . import leases, manifest, shelf, tensors
 from .catalog import Catalog
-from .digest import Digest, copy_hashing, is_hex, sha256_file
+from .digest import Digest, copy_hashing, is_hex
 from .manifest import Descriptor
 from .packed.chains import with_parents
-from .store import BASES, Store
+from .store import BASES, Store, local_errors, open_regular
 
 _GC = "`adapterhub gc` removes what is old enough"
 _REPAIR = "`adapterhub fsck --repair --from` another registry or the adapter's folder"
@@ -56,6 +57,7 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     for name in store.base_names():
         findings += _base(store, name, needed, bad)
     findings += _orphans(store, needed)
+    findings += _lists(store, catalog, needed)
     if not store.index_is(catalog.index()):
         findings.append(
             Finding("index-behind", "error", str(store.root / "index.json"), "does not say what the catalog says", _REBUILD)
@@ -64,6 +66,7 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     return findings
 
 
+_UNLIST = "Delete that file, then run `adapterhub fsck --rebuild-index`"
 _REBUILD = "Run `adapterhub fsck --rebuild-index`"
 
 
@@ -73,10 +76,26 @@ def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
-        if not quick and sha256_file(path) != digest:
-            bad[digest] = Finding("flipped", "error", str(path), "its bytes are not those of its name", _AGAIN)
-            yield bad[digest]
+        if quick:
+            continue
+        with open_regular(path) as file:
+            yield from _hashed(store, digest, file, bad)
     yield from _packs(store, bad, quick=quick)
+
+
+def _hashed(store: Store, digest: Digest, file: Any, bad: dict[Digest, Finding]) -> Iterator[Finding]:
+    """The bytes of a plain blob against its name, and its tensors against what is said of them."""
+    said = store.tensors.read(digest)
+    with local_errors(store.blob_path(digest)):
+        size = os.fstat(file.fileno()).st_size
+        found, there = tensors.digests(file, size) if said is not None else (copy_hashing(file, None)[0], None)
+    if found != digest:
+        bad[digest] = Finding("flipped", "error", str(store.blob_path(digest)), "its bytes are not those of its name", _AGAIN)
+        yield bad[digest]
+    elif there != said:
+        yield Finding(
+            "wrong-tensors", "error", str(store.tensors.path(digest)), "does not say what tensors the blob has", _UNLIST
+        )
 
 
 def _packs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
@@ -191,6 +210,21 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
         size = sum(path.stat().st_size for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: deleted ones, or of a push that did not end"
         yield Finding("orphans", "note", str(store.root / "blobs"), what, _GC)
+
+
+def _lists(store: Store, catalog: Catalog, needed: set[Digest]) -> Iterator[Finding]:
+    """What is said of the tensors of weights: a list that is lost, half or of nothing harms nothing, and is made anew."""
+    for path in store.tensors.files():
+        if not is_hex(path.name):
+            yield Finding("foreign", "note", str(path), "not a list of tensors")
+    if gone := store.stray_lists(needed):
+        what = f"{len(gone)} lists of the tensors of blobs that have gone"
+        yield Finding("leftovers", "note", str(store.tensors.folder), what, _GC)
+    unlisted = set(catalog.unlisted())
+    unlisted |= {of for of in store.tensors.digests() if store.tensors.read(of) is None and store.stored(of)}
+    if unlisted:
+        what = f"of {len(unlisted)} files of weights no list says what tensors they have, so that `find` cannot see them"
+        yield Finding("unlisted", "note", str(store.tensors.folder), what, "`adapterhub fsck --rebuild-index` lists them")
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:

@@ -35,7 +35,8 @@ from .digest import Digest
 from .fsck import Finding, Findings
 from .manifest import Descriptor, Manifest
 from .ref import LATEST, Ref, RefError, parse_prefix, parse_tag
-from .store import FOLDER, Entry, Store
+from .store import FOLDER, Entry, Progress, Store, told
+from .tensors import is_weights
 
 ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
@@ -153,13 +154,13 @@ class Registry:
         return registry
 
     @classmethod
-    def rebuilt(cls, path: Path) -> tuple[Registry, Findings]:
+    def rebuilt(cls, path: Path, progress: Progress | None = None) -> tuple[Registry, Findings]:
         """The registry, its database made anew from the logs; what could not be replayed. One that is broken is set aside."""
         root = path.parent if path.name == FILE else path
         for last in (False, True):
             try:
                 registry = cls.open(root)
-                return registry, registry.rebuild_index()
+                return registry, registry.rebuild_index(progress)
             except (IntegrityError, RefusedError) as error:
                 if last or error.where != str(root / FILE):
                     raise
@@ -380,6 +381,9 @@ class Registry:
         """As `push`, of a manifest from elsewhere whose blobs were put under a lease that is still held."""
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "the number is allotted here", f"Name {ref.name}, or {ref.name}:TAG")
+        for layer in made.layers:
+            if is_weights(layer.path):
+                self.store.list_tensors(layer.digest)
         version = self._name(ref, made, expect, restore=False)
         if version is None:
             raise IntegrityError(str(ref), "not all of its blobs are there", "Try again")
@@ -572,12 +576,26 @@ class Registry:
         for intent in done:
             intent.unlink(missing_ok=True)
 
-    def rebuild_index(self) -> Findings:
-        """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
+    def rebuild_index(self, progress: Progress | None = None) -> Findings:
+        """Make catalog and index.json anew from the logs; what could not be replayed is returned.
+
+        Weights of which no list says what tensors they have, as an older adapterhub put them there, are read for one.
+        """
         with self.locked():
             errors = self.catalog.rebuild(self.store)
             self.catalog.write_index(self.store)
+        self._list_tensors(progress)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
+
+    def _list_tensors(self, progress: Progress | None) -> None:
+        with self.store.lease("list") as lease:
+            unlisted = self.catalog.unlisted()
+            more = told(progress, sum(unlisted.values()))
+            for digest in unlisted:
+                lease.note(digest)
+                if self.store.list_tensors(digest, more) is not None:
+                    with self.locked():
+                        self.catalog.add_tensors(self.store, digest)
 
     def fsck(self, *, quick: bool = False) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""

@@ -42,6 +42,8 @@ _NAMES = (
 def du(settings: Settings, prefix: str | None, bases: Sequence[str]) -> None:
     """Say what versions take on the disk: their files, what equal files and packing save, what is left.
 
+    How much of it is tensors that several files have is said as well: `pack` stores such once.
+
     PREFIX is a namespace or a name. With --base, which is what validate takes, it says as well what as many whole models
     would take.
     """
@@ -97,6 +99,7 @@ def _document(report: Report, known: Sequence[_Model]) -> dict[str, Any]:
             for base in report.bases
         ],
         "total": _numbers(report.total),
+        "tensors": {"repeated": report.repeated, "unlisted": report.unlisted},
     }
 
 
@@ -114,6 +117,11 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
     for line in output.table(_NAMES, rows, screen=output.width()):
         output.write(line)
     output.write()
+    if report.repeated:
+        output.write(f"tensors in files that differ otherwise: {output.size(report.repeated)} more than once")
+    if report.unlisted:
+        files = output.plural(report.unlisted, "file")
+        output.say(f"the tensors of {files} are in no list; `adapterhub fsck --rebuild-index` lists them")
     for base in report.bases:
         for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
             output.write(line)
