@@ -37,11 +37,11 @@ def sha256_bytes(data: bytes) -> Digest:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> Digest:
+def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Digest:
     """The digest of a file's bytes, read in chunks."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return copy_hashing(file, None)[0]
+            return copy_hashing(file, None, more=more)[0]
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:

@@ -11,19 +11,23 @@ from . import manifest
 from .digest import Digest
 from .folder import listing
 from .manifest import Manifest
-from .store import Store, local_errors, open_regular
+from .store import Progress, Store, local_errors, open_regular, told
 from .tensors import Hashing, is_weights
 
 _Stamp = tuple[int, int, int]
 
 
-def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
-    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves."""
+def take_in(store: Store, folder: Path, progress: Progress | None = None) -> tuple[Manifest, tuple[str, ...]]:
+    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves.
+
+    `progress` is told bytes stored and bytes in all.
+    """
     from . import facts  # needs numpy, which commands that only read do without
 
     store.sweep()
     found = listing(folder)
     seen = facts.look(folder)  # before anything is stored: this may be no adapter at all
+    more = told(progress, sum(_size(folder / path) for path in found.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
     listed: dict[Digest, Hashing] = {}
@@ -32,7 +36,7 @@ def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
             stamps[path] = _stamp(os.fstat(file.fileno()))
             if path != manifest.FACTS:
                 beside = Hashing.of(file, stamps[path][0]) if is_weights(path) else None
-                files[path] = store.put_stream(file, beside=beside)
+                files[path] = store.put_stream(file, beside=beside, more=more)
                 if beside:
                     listed[files[path][0]] = beside
     document, raw = facts.settle(folder, files, seen)
@@ -50,6 +54,11 @@ def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
     store.put_bytes(made.raw)
     store.sync_blobs()
     return made, found.skipped
+
+
+def _size(path: Path) -> int:
+    with local_errors(path):
+        return path.stat().st_size
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -355,7 +355,15 @@ class Registry:
 
     # ---- moving refs
 
-    def push(self, folder: Path, ref: Ref, *, expect: Digest | None = None, restore: bool = False) -> Version:
+    def push(
+        self,
+        folder: Path,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        restore: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
         """A new version of `ref.name` with the files of `folder`; `latest` and `ref.tag` move to it.
 
         The same content again makes no new version: the one there is is returned, and `ref.tag` moves to it.
@@ -365,13 +373,14 @@ class Registry:
             ref: A name, or a name and a tag; numbers are allotted.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Give new versions to a name that was deleted; its old ones stay gone.
+            progress: Is told bytes stored and bytes in all.
         """
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = intake.take_in(self.store, folder)
+                made, skipped = intake.take_in(self.store, folder, progress)
                 version = self._name(ref, made, expect, restore=restore)
             if version is not None:
                 return replace(version, skipped=skipped)
@@ -597,15 +606,15 @@ class Registry:
                     with self.locked():
                         self.catalog.add_tensors(self.store, digest)
 
-    def fsck(self, *, quick: bool = False) -> Findings:
+    def fsck(self, *, quick: bool = False, progress: Progress | None = None) -> Findings:
         """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
-        return fsck.fsck(self.store, self.catalog, quick=quick)
+        return fsck.fsck(self.store, self.catalog, quick=quick, progress=progress)
 
-    def verify(self, ref: Ref) -> Findings:
+    def verify(self, ref: Ref, progress: Progress | None = None) -> Findings:
         """The bytes of a version against its manifest."""
         version = self.resolve(ref)
         made = self._manifest(version)
-        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref))
+        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref), progress)
 
 
 def _its_tag(ref: Ref) -> str:

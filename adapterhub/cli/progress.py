@@ -25,17 +25,18 @@ def bytes_bar(title: str, write: Callable[[int], str] = output.size) -> Iterator
     if not sys.stderr.isatty():
         yield None
         return
-    last = 0.0
+    last, drawn = time.monotonic(), False  # what is done at once needs no line
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, drawn
         now = time.monotonic()
         if now - last >= _EVERY:
-            last = now
+            last, drawn = now, True
             share = f"{done / total:4.0%}" if total else ""
             print(f"\r\x1b[K{title} {share} {write(done)} of {write(total)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
