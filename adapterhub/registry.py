@@ -526,8 +526,11 @@ class Registry:
         self.move(ref.name, decide)
         return number
 
-    def rm(self, ref: Ref, *, expect: Digest | None = None) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`."""
+    def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`.
+
+        A name is refused from whose versions others in the registry were made, unless `force`: those could not be made again.
+        """
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
         if ref.tag:
@@ -539,10 +542,25 @@ class Registry:
             self._exact(ref)
             for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
                 self._check_protected(ref.name, tag)
+            if not (ref.tag or force):
+                self._check_childless(ref.name)
             tags = (ref.tag,) if ref.tag else ()
             return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
 
         self.move(ref.name, decide)
+
+    def _check_childless(self, name: str) -> None:
+        """RefusedError where versions of other names were made from those of `name`, and no other name has the same."""
+        made = {
+            row.ref: parent.ref
+            for parent in self.catalog.rows("name = ?", name)
+            for row in self.children(parent.digest)
+            if row.name != name and all(held.name == name for held in self.holding(parent.digest))
+        }
+        for child, parent in sorted(made.items(), key=lambda item: str(item[0]))[:1]:
+            more = f", as {len(made) - 1} more were" if len(made) > 1 else ""
+            what = f"{child} was made from {parent}{more}, and could not be made again"
+            raise RefusedError(name, what, "--force removes it all the same")
 
     def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
         self._check_protected(row.name, tag)

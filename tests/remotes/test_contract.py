@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
+from adapterhub import manifest, packing
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.registry import Registry
 from adapterhub.remotes.address import Address
@@ -27,8 +27,20 @@ from tests.registry.conftest import write_adapter
 Make = Callable[..., Path]
 _names = itertools.count()
 
-TARGETS = ["local", pytest.param("oci", marks=pytest.mark.peer)]
+TARGETS = ["local", "packed", pytest.param("oci", marks=pytest.mark.peer)]
 SOURCES = [*TARGETS, "folder"]
+
+
+class Packed(Local):
+    """One name of a registry whose owner packs after every version, however little that gains."""
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        super().put_manifest(made, tag)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packing, "_LEAST", -(10**9))
+            patch.setattr(packing, "_WORTH", 10**9)
+            packing.pack(self.registry)
+        assert all(not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.facts)
 
 
 class Places:
@@ -39,9 +51,10 @@ class Places:
 
     def target(self, kind: str) -> Target:
         n = next(_names)
-        if kind == "local":
+        if kind in ("local", "packed"):
             registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
-            return self._stack.enter_context(Local(registry, "team/sql").at_work())
+            place = (Local if kind == "local" else Packed)(registry, "team/sql")
+            return self._stack.enter_context(place.at_work())
         host = self._request.getfixturevalue("host")
         return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 
