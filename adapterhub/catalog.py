@@ -18,7 +18,7 @@ from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from . import extract
+from . import extract, tensor_index
 from .digest import Digest
 from .extract import Extract
 from .image_index import Line
@@ -30,6 +30,7 @@ FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 _WAY_OUT = "`adapterhub fsck --rebuild-index` makes it anew from .adapterhub beside it, and keeps this one as registry.db.old"
 _LOCK_SECONDS = 30
+_CACHE = 64 << 10  # KiB that a rebuild may use: tensors come in no order, and with SQLite's 2 MB it takes twice as long
 _MOST_CHANGED = 8  # names; beyond that index.json is made anew
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
@@ -271,6 +272,10 @@ class Catalog:
         found = self.select("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
         return {(name, int(key)): value for name, key, value in found}
 
+    def unlisted(self) -> dict[Digest, int]:
+        """Files of weights, with their sizes, of which it isn't known what tensors they have."""
+        return dict(tensor_index.unlisted(self.select))
+
     def is_replaced(self) -> bool:
         """Whether the file was deleted or replaced since it was opened, so that its lock keeps nobody out."""
         if self._file is None:
@@ -324,6 +329,7 @@ class Catalog:
     def rebuild(self, store: Store) -> list[AdapterhubError]:
         """Forget everything and replay every log; what could not be replayed is returned, and left out."""
         errors = []
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE}")
         with self.transaction():
             for table in FILLED:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
@@ -358,18 +364,21 @@ class Catalog:
         )
         self._db.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", (entry.name,))
         if entry.op == "delete":
-            self._forget(entry.name)
+            self._forget(store, entry.name)
         elif entry.op == "push":
-            self._add(entry, extract.read(store, entry.digest))
+            found = extract.read(store, entry.digest)
+            self._add(entry, found)
+            for file in found.weights:
+                self.add_tensors(store, file)
         elif entry.op == "drop":
             for number in entry.numbers:
-                self._forget(entry.name, number)
+                self._forget(store, entry.name, number)
         if entry.op in ("push", "tag", "untag"):
             self._move_tags(entry)
         self._mark(entry)
         return after
 
-    def _forget(self, name: str, number: int | None = None) -> None:
+    def _forget(self, store: Store, name: str, number: int | None = None) -> None:
         """Forget a name, or one version of it, which has no tag."""
         if number is None:
             where: str = "name = ?"
@@ -382,9 +391,11 @@ class Catalog:
                 "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", (name, number)
             )
         of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
+        files = self.select(f"SELECT DISTINCT digest FROM files WHERE version {of_it}", *values)  # noqa: S608
         self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", values)  # noqa: S608
         for table in ("facets", "metrics", "files", "made_from"):
             self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", values)  # noqa: S608
+        tensor_index.drop(self._db, (digest for (digest,) in files), store.tensors.read)
         self._db.execute(f"DELETE FROM versions WHERE {where}", values)  # noqa: S608
 
     def _add(self, entry: Entry, found: Extract) -> None:
@@ -402,6 +413,10 @@ class Catalog:
             "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
         )
         self._db.executemany("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
+
+    def add_tensors(self, store: Store, digest: Digest) -> None:
+        """Note what tensors a file of weights has, if the store says it; in a transaction."""
+        tensor_index.add(self._db, digest, store.tensors.read)
 
     def _move_tags(self, entry: Entry) -> None:
         before = self.tags(entry.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,86 @@ def sha256_bytes(data: bytes) -> Digest:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> Digest:
+def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Digest:
     """The digest of a file's bytes, read in chunks."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return copy_hashing(file, None)[0]
+            return copy_hashing(file, None, more=more)[0]
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def copy_hashing(source: Any, target: Any | None, *, limit: int = 2**63) -> tuple[Digest, int]:
+def copy_hashing(
+    source: Any,
+    target: Any | None,
+    *,
+    limit: int = 2**63,
+    beside: Callable[[memoryview], object] | None = None,
+    more: Callable[[int], object] | None = None,
+) -> tuple[Digest, int]:
     """Copy an unbuffered file to another (None: nowhere), each byte hashed as it passes; its digest and size in bytes.
 
     Stops soon after `limit` bytes, with a size beyond it: a source that never ends must not fill the disk.
+
+    Args:
+        beside: Is given every piece, one after the other, on a second thread: hashing holds no lock of the interpreter.
+        more: Is told how many bytes have come since it was told last.
     """
     state, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(CHUNK))
-    while size <= limit and (n := source.readinto(buffer)):
-        chunk = buffer[:n]
-        state.update(chunk)
-        size += n
-        while target is not None and len(chunk):
-            chunk = chunk[target.write(chunk) :]
+    with _Beside(beside) as second:
+        while size <= limit and (n := source.readinto(second.buffer)):
+            chunk = second.start(n)
+            state.update(chunk)
+            size += n
+            while target is not None and len(chunk):
+                chunk = chunk[target.write(chunk) :]
+            if more:
+                more(n)
     return "sha256:" + state.hexdigest(), size
+
+
+class _Beside:
+    """Hands pieces to `work`, large ones on a thread of its own. `buffer` is free to be filled meanwhile."""
+
+    def __init__(self, work: Callable[[memoryview], object] | None) -> None:
+        self._work = work
+        self._buffers = [memoryview(bytearray(CHUNK)) for _ in range(2 if work else 1)]
+        self._pool: Any = None
+        self._pending: Any = None
+
+    @property
+    def buffer(self) -> memoryview:
+        return self._buffers[0]
+
+    def start(self, size: int) -> memoryview:
+        """Begin with the first `size` bytes of the buffer, which are returned, once those before are done."""
+        piece = self._buffers[0][:size]
+        if self._work:
+            self._settle()
+            if self._pool is None and size == CHUNK:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._pool = ThreadPoolExecutor(1)
+            if self._pool:
+                self._pending = self._pool.submit(self._work, piece)
+                self._buffers.reverse()
+            else:
+                self._work(piece)
+        return piece
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._settle()
+        finally:
+            if self._pool:
+                self._pool.shutdown()

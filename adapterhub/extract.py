@@ -20,6 +20,7 @@ from .card import Card
 from .digest import Digest
 from .manifest import Manifest
 from .store import Store
+from .tensors import is_weights
 
 COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
@@ -58,6 +59,11 @@ class Extract:
     def description(self) -> str:
         """What its owner says of it."""
         return str(self.columns[-1] or "")
+
+    @property
+    def weights(self) -> tuple[Digest, ...]:
+        """The files that have tensors."""
+        return tuple(digest for path, digest, _ in self.files if is_weights(path))
 
     @property
     def words(self) -> str:

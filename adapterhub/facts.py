@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +123,9 @@ def _short(value: object) -> str:
     return json.dumps(value)[:60]
 
 
-def digests(folder: Path) -> dict[str, tuple[Digest, int]]:
-    """Path to digest and size of the adapter's files, adapter.json included."""
-    return {path: (sha256_file(folder / path), (folder / path).stat().st_size) for path in listing(folder).files}
+def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
+    """Path to digest and size of the adapter's files, adapter.json included; `more` is told how many bytes were read."""
+    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in listing(folder).files}
 
 
 def _files(files: Files) -> list[dict[str, Any]]:

@@ -6,20 +6,26 @@ means leftovers that harm nothing, as a killed push leaves them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
-from . import leases, manifest, shelf
+from . import leases, manifest, shelf, tensors
 from .catalog import Catalog
-from .digest import Digest, copy_hashing, is_hex, sha256_file
+from .digest import Digest, copy_hashing, is_hex
+from .folder import listing
 from .manifest import Descriptor
 from .packed.chains import with_parents
-from .store import BASES, Store
+from .store import BASES, More, Progress, Store, local_errors, open_regular, told
+
+if TYPE_CHECKING:
+    from .packed.container import Head
 
 _GC = "`adapterhub gc` removes what is old enough"
 _REPAIR = "`adapterhub fsck --repair --from` another registry or the adapter's folder"
@@ -43,10 +49,13 @@ class Finding:
 Findings = list[Finding]
 
 
-def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
-    """What is wrong with a registry's store and catalog; `quick` trusts the bytes of blobs that have the right size."""
+def fsck(store: Store, catalog: Catalog, *, quick: bool = False, progress: Progress | None = None) -> Findings:
+    """What is wrong with a registry's store and catalog; `quick` trusts the bytes of blobs that have the right size.
+
+    `progress` is told bytes read and bytes in all.
+    """
     bad: dict[Digest, Finding] = {}
-    findings = list(_blobs(store, bad, quick=quick))
+    findings = list(_blobs(store, bad, None if quick else told(progress, _size(store)), quick=quick))
     findings += _logs(store, catalog)
     needed: set[Digest] = set()
     for row in catalog.rows():
@@ -56,6 +65,7 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     for name in store.base_names():
         findings += _base(store, name, needed, bad)
     findings += _orphans(store, needed)
+    findings += _lists(store, catalog, needed)
     if not store.index_is(catalog.index()):
         findings.append(
             Finding("index-behind", "error", str(store.root / "index.json"), "does not say what the catalog says", _REBUILD)
@@ -64,22 +74,59 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False) -> Findings:
     return findings
 
 
+_UNLIST = "Delete that file, then run `adapterhub fsck --rebuild-index`"
 _REBUILD = "Run `adapterhub fsck --rebuild-index`"
 
 
-def _blobs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
+def _size(store: Store) -> int:
+    """Bytes of all blobs, of packed ones as they are unpacked."""
+    plain = sum(_size_of(path) for path in store.blobs())
+    heads = (_head(store, digest) for digest in store.packs.digests())
+    return plain + sum(head.size for head in heads if head)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it went just now
+        return 0
+
+
+def _head(store: Store, digest: Digest) -> Head | None:
+    with contextlib.suppress(AdapterhubError):
+        return store.packs.head(digest)
+    return None
+
+
+def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
         if not is_hex(path.name) or path.is_symlink() or not path.is_file():
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
-        if not quick and sha256_file(path) != digest:
-            bad[digest] = Finding("flipped", "error", str(path), "its bytes are not those of its name", _AGAIN)
-            yield bad[digest]
-    yield from _packs(store, bad, quick=quick)
+        if quick:
+            continue
+        with open_regular(path) as file:
+            yield from _hashed(store, digest, file, bad, more)
+    yield from _packs(store, bad, more, quick=quick)
 
 
-def _packs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
+def _hashed(store: Store, digest: Digest, file: Any, bad: dict[Digest, Finding], more: More | None) -> Iterator[Finding]:
+    """The bytes of a plain blob against its name, and its tensors against what is said of them."""
+    said = store.tensors.read(digest)
+    with local_errors(store.blob_path(digest)):
+        size = os.fstat(file.fileno()).st_size
+        found, there = tensors.digests(file, size, more) if said is not None else (copy_hashing(file, None, more=more)[0], None)
+    if found != digest:
+        bad[digest] = Finding("flipped", "error", str(store.blob_path(digest)), "its bytes are not those of its name", _AGAIN)
+        yield bad[digest]
+    elif there != said:
+        yield Finding(
+            "wrong-tensors", "error", str(store.tensors.path(digest)), "does not say what tensors the blob has", _UNLIST
+        )
+
+
+def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
     packed = set(store.packs.digests())
     for path in store.packs.files():
         digest = f"sha256:{path.name}"
@@ -88,7 +135,7 @@ def _packs(store: Store, bad: dict[Digest, Finding], *, quick: bool) -> Iterator
             continue
         try:
             with store.open_pack(digest) as file:
-                if quick or copy_hashing(file, None)[0] == digest:
+                if quick or copy_hashing(file, None, more=more)[0] == digest:
                     continue
             what = "what it unpacks to is not what its name says"
         except IntegrityError as error:
@@ -193,6 +240,21 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
         yield Finding("orphans", "note", str(store.root / "blobs"), what, _GC)
 
 
+def _lists(store: Store, catalog: Catalog, needed: set[Digest]) -> Iterator[Finding]:
+    """What is said of the tensors of weights: a list that is lost, half or of nothing harms nothing, and is made anew."""
+    for path in store.tensors.files():
+        if not is_hex(path.name):
+            yield Finding("foreign", "note", str(path), "not a list of tensors")
+    if gone := store.stray_lists(needed):
+        what = f"{len(gone)} lists of the tensors of blobs that have gone"
+        yield Finding("leftovers", "note", str(store.tensors.folder), what, _GC)
+    unlisted = set(catalog.unlisted())
+    unlisted |= {of for of in store.tensors.digests() if store.tensors.read(of) is None and store.stored(of)}
+    if unlisted:
+        what = f"of {len(unlisted)} files of weights no list says what tensors they have, so that `find` cannot see them"
+        yield Finding("unlisted", "note", str(store.tensors.folder), what, "`adapterhub fsck --rebuild-index` lists them")
+
+
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of a command that did not end"), ("pending", "moves not finished yet")):
         count = sum(1 for _ in (store.root / folder).iterdir())
@@ -202,13 +264,14 @@ def _leftovers(store: Store) -> Iterator[Finding]:
         yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of commands that did not end", _GC)
 
 
-def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding]:
+def verify(store: Store, layers: Sequence[Descriptor], ref: str, progress: Progress | None = None) -> list[Finding]:
     """The bytes of a version's blobs against their digests."""
+    more = told(progress, sum(layer.size for layer in layers))
     findings = []
     for layer in layers:
         path = store.blob_path(layer.digest)
         problem = _blob(store, ref, layer, {})
-        if problem is None and not _right(store, layer.digest):
+        if problem is None and not _right(store, layer.digest, more):
             problem = Finding(
                 "flipped", "error", str(path), f"its bytes are not those of its name ({ref}, {layer.path})", _AGAIN
             )
@@ -217,21 +280,21 @@ def verify(store: Store, layers: Iterable[Descriptor], ref: str) -> list[Finding
     return findings
 
 
-def _right(store: Store, digest: Digest) -> bool:
+def _right(store: Store, digest: Digest, more: More | None) -> bool:
     try:
-        return store.rehash(digest) == digest
+        return store.rehash(digest, more) == digest
     except FormatError:  # a pack that cannot be read
         return False
 
 
-def verify_folder(folder: Path) -> list[Finding]:
+def verify_folder(folder: Path, progress: Progress | None = None) -> list[Finding]:
     """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
     from . import facts
 
     document = facts.read_facts(folder)
     if document is None:
         raise NotFoundError(str(folder), f"there is no {facts.NAME} to check its files against", "Pull it, or push it first")
-    found = facts.digests(folder)
+    found = facts.digests(folder, told(progress, sum(_size_of(folder / path) for path in listing(folder).files)))
     findings = []
     for entry in document["files"]:
         path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]

@@ -216,7 +216,7 @@ def collect(
     """Remove what isn't needed and has been so for `grace` seconds; `swept` says what became of it."""
     with locked():
         needed = needs.update()
-        _remove_leftovers(store, swept, max(grace, _UNOWNED))
+        _remove_leftovers(store, needed, swept, max(grace, _UNOWNED))
     _remove_conversions(store, swept, max(grace, _UNOWNED))
     manifests = needs.manifests()
     there = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)} | set(store.packs.digests())
@@ -244,7 +244,10 @@ def collect(
 def _remove_blob(store: Store, digest: Digest, swept: Swept, grace: float, *, held: bool) -> bool:
     """Remove a blob, plain or packed or both, unless it is young or `held`; whether no pack of it is left."""
     packed = _remove_file(store.packs.path(digest), swept, grace, held=held)
-    _remove_file(store.blob_path(digest), swept, grace, held=held)
+    plain = _remove_file(store.blob_path(digest), swept, grace, held=held)
+    if packed and plain and not swept.dry_run:
+        with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
+            store.tensors.path(digest).unlink()  # what was said of it
     return packed
 
 
@@ -282,10 +285,10 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
             swept.conversion_size += size
 
 
-def _remove_leftovers(store: Store, swept: Swept, age: float) -> None:
+def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
     """Under the write lock, after the logs were replayed: then a move that seems unfinished isn't."""
     with local_errors(store.root):
-        for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir())):
+        for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir()), *store.stray_lists(needed)):
             try:
                 size = path.stat().st_size
                 if not swept.dry_run:

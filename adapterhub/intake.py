@@ -11,37 +11,54 @@ from . import manifest
 from .digest import Digest
 from .folder import listing
 from .manifest import Manifest
-from .store import Store, local_errors, open_regular
+from .store import Progress, Store, local_errors, open_regular, told
+from .tensors import Hashing, is_weights
 
 _Stamp = tuple[int, int, int]
 
 
-def take_in(store: Store, folder: Path) -> tuple[Manifest, tuple[str, ...]]:
-    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves."""
+def take_in(store: Store, folder: Path, progress: Progress | None = None) -> tuple[Manifest, tuple[str, ...]]:
+    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves.
+
+    `progress` is told bytes stored and bytes in all.
+    """
     from . import facts  # needs numpy, which commands that only read do without
 
     store.sweep()
     found = listing(folder)
     seen = facts.look(folder)  # before anything is stored: this may be no adapter at all
+    more = told(progress, sum(_size(folder / path) for path in found.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
+    listed: dict[Digest, Hashing] = {}
     for path in found.files:
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(os.fstat(file.fileno()))
             if path != manifest.FACTS:
-                files[path] = store.put_stream(file)
+                beside = Hashing.of(file, stamps[path][0]) if is_weights(path) else None
+                files[path] = store.put_stream(file, beside=beside, more=more)
+                if beside:
+                    listed[files[path][0]] = beside
     document, raw = facts.settle(folder, files, seen)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = os.stat(folder / path, follow_symlinks=False)
         if _stamp(now) != stamp:
             raise IntegrityError(f"{folder}/{path}", "changed while it was read", "Try again when nothing writes to the folder")
+    for digest, hashing in listed.items():  # only now: had a file changed, its header might be that of other bytes
+        if (tensors := hashing.result()) is not None:
+            store.keep_tensors(digest, tensors)
     files[manifest.FACTS] = store.put_bytes(raw)
     made = manifest.assemble(files, document)
     store.put_bytes(made.config_bytes)
     store.put_bytes(made.raw)
     store.sync_blobs()
     return made, found.skipped
+
+
+def _size(path: Path) -> int:
+    with local_errors(path):
+        return path.stat().st_size
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
-from . import manifest
+from . import manifest, shares
 from .catalog import Row
 from .digest import Digest, copy_hashing
 from .folder import WEIGHTS
@@ -263,10 +263,13 @@ class _Packer:
         for candidate in self._candidates(row, layer):
             with contextlib.suppress(IntegrityError):  # a damaged one is no parent
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
-                matched = cutting.matched(runs, cutting.runs(container.at(file), candidate.size))
+                theirs = cutting.runs(container.at(file), candidate.size)
+                matched = cutting.matched(runs, theirs, self._equal(layer.digest, candidate.digest))
                 alone, delta = container.gain(container.at(blob), list(cutting.blocks(matched)), container.at(file))
-                if alone and delta / alone < least:
-                    best, least = (candidate.digest, file, matched), delta / alone
+                # What the parent lacks is no shorter for it.
+                share = sum(run.size for run in matched if run.parent is not None) / layer.size
+                if alone and 1 - share * (1 - delta / alone) < least:
+                    best, least = (candidate.digest, file, matched), 1 - share * (1 - delta / alone)
         return ((best[0], best[1]), best[2]) if best else (None, runs)
 
     def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
@@ -278,7 +281,26 @@ class _Packer:
             for candidate in self._layers(other):
                 if candidate.path == layer.path and chains.may_follow(layer.digest, candidate.digest, self.parents):
                     found.setdefault(candidate.digest, candidate)
+        for candidate in self._twins(row, layer):
+            if chains.may_follow(layer.digest, candidate.digest, self.parents):
+                found.setdefault(candidate.digest, candidate)
         return list(found.values())
+
+    def _twins(self, row: Row, layer: Descriptor) -> list[Descriptor]:
+        """Files of earlier versions that have most of its tensors."""
+        listed = self.store.tensors.read(layer.digest) or ()
+        near = shares.nearest(self.registry.catalog, self.store, listed)
+        older = [share for share in near if share.digest != layer.digest and _age(share.row) < _age(row)]
+        sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _NEAR]}
+        return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][:_NEAR]
+
+    def _equal(self, digest: Digest, parent: Digest) -> dict[str, str]:
+        """What tensors of a file are called in another that has the same bytes under another name."""
+        theirs = self.store.tensors.read(parent) or ()
+        names = {tensor.digest: tensor.name for tensor in theirs}
+        own = {(tensor.name, tensor.digest) for tensor in theirs}
+        ours = [tensor for tensor in self.store.tensors.read(digest) or () if (tensor.name, tensor.digest) not in own]
+        return {tensor.name: names[tensor.digest] for tensor in ours if tensor.digest in names}
 
     def _kin(self, row: Row) -> list[Row]:
         rows = self.registry.catalog.rows

@@ -35,7 +35,8 @@ from .digest import Digest
 from .fsck import Finding, Findings
 from .manifest import Descriptor, Manifest
 from .ref import LATEST, Ref, RefError, parse_prefix, parse_tag
-from .store import FOLDER, Entry, Store
+from .store import FOLDER, Entry, Progress, Store, told
+from .tensors import is_weights
 
 ABSENT = "absent"
 """What `expect` says of a ref that must not be there yet."""
@@ -153,13 +154,13 @@ class Registry:
         return registry
 
     @classmethod
-    def rebuilt(cls, path: Path) -> tuple[Registry, Findings]:
+    def rebuilt(cls, path: Path, progress: Progress | None = None) -> tuple[Registry, Findings]:
         """The registry, its database made anew from the logs; what could not be replayed. One that is broken is set aside."""
         root = path.parent if path.name == FILE else path
         for last in (False, True):
             try:
                 registry = cls.open(root)
-                return registry, registry.rebuild_index()
+                return registry, registry.rebuild_index(progress)
             except (IntegrityError, RefusedError) as error:
                 if last or error.where != str(root / FILE):
                     raise
@@ -354,7 +355,15 @@ class Registry:
 
     # ---- moving refs
 
-    def push(self, folder: Path, ref: Ref, *, expect: Digest | None = None, restore: bool = False) -> Version:
+    def push(
+        self,
+        folder: Path,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        restore: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
         """A new version of `ref.name` with the files of `folder`; `latest` and `ref.tag` move to it.
 
         The same content again makes no new version: the one there is is returned, and `ref.tag` moves to it.
@@ -364,13 +373,14 @@ class Registry:
             ref: A name, or a name and a tag; numbers are allotted.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Give new versions to a name that was deleted; its old ones stay gone.
+            progress: Is told bytes stored and bytes in all.
         """
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = intake.take_in(self.store, folder)
+                made, skipped = intake.take_in(self.store, folder, progress)
                 version = self._name(ref, made, expect, restore=restore)
             if version is not None:
                 return replace(version, skipped=skipped)
@@ -380,6 +390,9 @@ class Registry:
         """As `push`, of a manifest from elsewhere whose blobs were put under a lease that is still held."""
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "the number is allotted here", f"Name {ref.name}, or {ref.name}:TAG")
+        for layer in made.layers:
+            if is_weights(layer.path):
+                self.store.list_tensors(layer.digest)
         version = self._name(ref, made, expect, restore=False)
         if version is None:
             raise IntegrityError(str(ref), "not all of its blobs are there", "Try again")
@@ -513,8 +526,11 @@ class Registry:
         self.move(ref.name, decide)
         return number
 
-    def rm(self, ref: Ref, *, expect: Digest | None = None) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`."""
+    def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`.
+
+        A name is refused from whose versions others in the registry were made, unless `force`: those could not be made again.
+        """
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
         if ref.tag:
@@ -526,10 +542,25 @@ class Registry:
             self._exact(ref)
             for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
                 self._check_protected(ref.name, tag)
+            if not (ref.tag or force):
+                self._check_childless(ref.name)
             tags = (ref.tag,) if ref.tag else ()
             return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
 
         self.move(ref.name, decide)
+
+    def _check_childless(self, name: str) -> None:
+        """RefusedError where versions of other names were made from those of `name`, and no other name has the same."""
+        made = {
+            row.ref: parent.ref
+            for parent in self.catalog.rows("name = ?", name)
+            for row in self.children(parent.digest)
+            if row.name != name and all(held.name == name for held in self.holding(parent.digest))
+        }
+        for child, parent in sorted(made.items(), key=lambda item: str(item[0]))[:1]:
+            more = f", as {len(made) - 1} more were" if len(made) > 1 else ""
+            what = f"{child} was made from {parent}{more}, and could not be made again"
+            raise RefusedError(name, what, "--force removes it all the same")
 
     def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
         self._check_protected(row.name, tag)
@@ -572,22 +603,36 @@ class Registry:
         for intent in done:
             intent.unlink(missing_ok=True)
 
-    def rebuild_index(self) -> Findings:
-        """Make catalog and index.json anew from the logs; what could not be replayed is returned."""
+    def rebuild_index(self, progress: Progress | None = None) -> Findings:
+        """Make catalog and index.json anew from the logs; what could not be replayed is returned.
+
+        Weights of which no list says what tensors they have, as an older adapterhub put them there, are read for one.
+        """
         with self.locked():
             errors = self.catalog.rebuild(self.store)
             self.catalog.write_index(self.store)
+        self._list_tensors(progress)
         return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
 
-    def fsck(self, *, quick: bool = False) -> Findings:
-        """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
-        return fsck.fsck(self.store, self.catalog, quick=quick)
+    def _list_tensors(self, progress: Progress | None) -> None:
+        with self.store.lease("list") as lease:
+            unlisted = self.catalog.unlisted()
+            more = told(progress, sum(unlisted.values()))
+            for digest in unlisted:
+                lease.note(digest)
+                if self.store.list_tensors(digest, more) is not None:
+                    with self.locked():
+                        self.catalog.add_tensors(self.store, digest)
 
-    def verify(self, ref: Ref) -> Findings:
+    def fsck(self, *, quick: bool = False, progress: Progress | None = None) -> Findings:
+        """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
+        return fsck.fsck(self.store, self.catalog, quick=quick, progress=progress)
+
+    def verify(self, ref: Ref, progress: Progress | None = None) -> Findings:
         """The bytes of a version against its manifest."""
         version = self.resolve(ref)
         made = self._manifest(version)
-        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref))
+        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref), progress)
 
 
 def _its_tag(ref: Ref) -> str:

@@ -76,11 +76,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A version and the path of one of its files; the path is empty where the digest is the version's own."""
+    """A version and the path of one of its files; the path is empty where the digest is the version's own.
+
+    `tensor`: What a tensor of that file is called whose digest it is.
+    """
 
     row: Row
     path: str
     digest: Digest
+    tensor: str = ""
 
 
 # ---- by words and facts

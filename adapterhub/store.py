@@ -3,6 +3,7 @@
     oci-layout              what makes it an OCI image layout (image-spec v1.1, `image-layout.md`)
     index.json              derived: every version and tag, so that skopeo and oras read the store in place
     blobs/sha256/<hex>      read-only, complete and flushed before the name appears
+    tensors/sha256/<hex>    what tensors a blob of weights has (`tensors.py`); derived, made again at will
     packs/sha256/<hex>      the same blobs compressed, where their owner asked for it; only readers of ours know them
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
@@ -22,7 +23,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +33,13 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, Integrity
 from adapterhub_converters.files.json_file import parse_object
 from adapterhub_converters.files.staging import sync
 
-from . import image_index
+from . import image_index, tensors
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from .leases import ABANDONED, Lease, dead, hold, noted
 from .packed.chains import READ_DEPTH
 from .packed.place import Packs
 from .ref import parse_name, parse_tag
+from .tensors import Lists, Tensors
 
 FOLDER = ".adapterhub"
 REFS, BASES = "refs", "bases"  # the logs there are
@@ -48,10 +50,14 @@ _OPS = {
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
 }
 # `ingest` is where oras puts what isn't complete.
-_FOLDERS = {"blobs", "packs", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
+_FOLDERS = {"blobs", "packs", "tensors", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
 _SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
+More = Callable[[int], object]
+"""Is told how many bytes more were read."""
+Progress = Callable[[int, int], None]
+"""Is told bytes done and bytes in all."""
 # What a file system without hard links answers (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -128,6 +134,7 @@ class Store:
         self._blobs = root / "blobs" / "sha256"
         self._lease: Lease | None = None
         self.packs = Packs(root / "packs" / "sha256")
+        self.tensors = Lists(root / "tensors" / "sha256")
 
     @classmethod
     def create(cls, root: Path) -> Store:
@@ -170,10 +177,15 @@ class Store:
                     return head.size
         return None
 
-    def put_stream(self, source: Any) -> tuple[Digest, int]:
-        """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it."""
+    def put_stream(
+        self, source: Any, *, beside: Callable[[memoryview], object] | None = None, more: More | None = None
+    ) -> tuple[Digest, int]:
+        """Store what an unbuffered file holds; its digest and size in bytes. Call `sync_blobs` before naming it.
+
+        `beside` and `more` as `copy_hashing` takes them.
+        """
         with self._temporary() as (path, file):
-            digest, size = copy_hashing(source, file)
+            digest, size = copy_hashing(source, file, beside=beside, more=more)
             if not self._found(digest, size):
                 self._settle(path, file, self.blob_path(digest))
         return digest, size
@@ -181,8 +193,7 @@ class Store:
     def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
         """Store what an unbuffered file holds in place of a blob that is missing or wrong, if these are the right bytes."""
         with self._temporary() as (path, file):
-            limit = {} if size is None else {"limit": size}
-            found = copy_hashing(source, file, **limit)
+            found = copy_hashing(source, file, limit=2**63 if size is None else size)
             right = found[0] == digest and size in (None, found[1])
             if right:
                 self._settle(path, file, self.blob_path(digest))
@@ -254,10 +265,33 @@ class Store:
                 return cast(BinaryIO, packed)
         raise IntegrityError(str(path), f"blob {digest} is missing", "Run `adapterhub fsck`")
 
-    def rehash(self, digest: Digest) -> Digest:
+    def rehash(self, digest: Digest, more: More | None = None) -> Digest:
         """The digest of a blob's bytes as they are now, plain or packed."""
         with self.open_blob(digest) as file, local_errors(Path(file.name)):
-            return copy_hashing(file, None)[0]
+            return copy_hashing(file, None, more=more)[0]
+
+    def keep_tensors(self, digest: Digest, found: Tensors) -> None:
+        """Say what tensors a blob has, unless that is said. Not flushed: half a list is known for one, and made again."""
+        if self.tensors.read(digest) is None:
+            final = self.tensors.path(digest)
+            with local_errors(final), self._temporary() as (path, file):
+                self._make_dir(final.parent)
+                _write_all(file, tensors.dump(found))
+                file.close()
+                os.replace(path, final)
+
+    def list_tensors(self, digest: Digest, more: More | None = None) -> Tensors | None:
+        """The tensors of a blob, which is read where that isn't said; None where it isn't there, or has other bytes."""
+        if (known := self.tensors.read(digest)) is not None:
+            return known
+        with contextlib.suppress(IntegrityError):
+            if (size := self.size(digest)) is not None:
+                with self.open_blob(digest) as blob, local_errors(Path(blob.name)):
+                    found = tensors.digests(blob, size, more)
+                if found[0] == digest:
+                    self.keep_tensors(digest, found[1])
+                    return found[1]
+        return None
 
     @contextmanager
     def open_pack(self, digest: Digest) -> Iterator[BinaryIO]:
@@ -362,6 +396,12 @@ class Store:
                 if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
                     found.append(path)
         return found
+
+    def stray_lists(self, needed: set[Digest]) -> list[Path]:
+        """Lists of tensors of blobs that are neither there nor `needed`."""
+        there = needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))
+        # Looked at again: a push puts the blob before its list.
+        return [self.tensors.path(of) for of in self.tensors.digests() if of not in there and not self.stored(of)]
 
     def conversions(self) -> list[Path]:
         """What `forms` keeps, a folder each."""
@@ -531,6 +571,20 @@ class Store:
             file.close()
             os.replace(path, final)
             sync(final.parent)
+
+
+def told(progress: Progress | None, total: int) -> More | None:
+    """What tells `progress`, if there is one, of `total` bytes."""
+    if progress is None:
+        return None
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return more
 
 
 @contextmanager

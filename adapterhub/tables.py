@@ -11,7 +11,21 @@ from collections.abc import Callable
 
 Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: list[Migration] = []
-FILLED = ("index_file", "unwritten", "marks", "search", "facets", "metrics", "files", "made_from", "tags", "versions", "names")
+FILLED = (
+    "index_file",
+    "unwritten",
+    "marks",
+    "search",
+    "facets",
+    "metrics",
+    "files",
+    "made_from",
+    "tensors",
+    "weights",
+    "tags",
+    "versions",
+    "names",
+)
 """What a rebuild empties, in this order."""
 
 
@@ -95,3 +109,14 @@ def _made_from(db: sqlite3.Connection) -> None:
     )
     db.execute("CREATE INDEX made_from_version ON made_from (version)")
     db.execute("CREATE INDEX files_version ON files (version)")
+
+
+@migration
+def _tensors(db: sqlite3.Connection) -> None:
+    """Which files of weights have which tensors. A row a tensor, of which there may be millions: `key` is all of its digest
+    that it takes to find it (`tensors.key`); the lists in the store have the rest."""
+    db.execute("CREATE TABLE weights (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE) STRICT")
+    db.execute(
+        "CREATE TABLE tensors (key INTEGER NOT NULL, file INTEGER NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (key, file))"
+        " STRICT, WITHOUT ROWID"
+    )

@@ -12,19 +12,24 @@ from .digest import copy_hashing
 from .manifest import Descriptor
 from .ref import Ref
 from .registry import Registry, Version
-from .store import local_errors
+from .store import More, Progress, local_errors, told
 
 
-def pull(registry: Registry, ref: Ref, out: Path) -> Version:
-    """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing."""
+def pull(registry: Registry, ref: Ref, out: Path, progress: Progress | None = None) -> Version:
+    """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing.
+
+    `progress` is told bytes written and bytes in all.
+    """
     with registry.reading(ref) as version, staging.whole(out) as folder:
-        for layer in registry.files(version):
+        layers = registry.files(version)
+        more = told(progress, sum(layer.size for layer in layers))
+        for layer in layers:
             with registry.store.open_blob(layer.digest) as blob:
-                write_layer(folder, layer, blob)
+                write_layer(folder, layer, blob, more)
     return version
 
 
-def write_layer(folder: Path, layer: Descriptor, source: object) -> None:
+def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:
     """Write one file below `folder`, which must be new and ours; IntegrityError when the bytes are not the promised ones.
 
     `layer.path` has been checked by `manifest.parse` or `folder.listing`.
@@ -34,7 +39,7 @@ def write_layer(folder: Path, layer: Descriptor, source: object) -> None:
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
-            digest, size = copy_hashing(source, file, limit=layer.size)
+            digest, size = copy_hashing(source, file, limit=layer.size, more=more)
     if (digest, size) != (layer.digest, layer.size):
         what = f"{size} bytes of {digest} instead of {layer.size} of {layer.digest}"
         raise IntegrityError(layer.path, what, "Run `adapterhub fsck`; nothing was written")

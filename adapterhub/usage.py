@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from adapterhub_converters.errors import IntegrityError
 
-from . import manifest
+from . import manifest, shares
 from .catalog import Row
 from .digest import Digest
 from .registry import Registry
@@ -59,11 +59,19 @@ class BaseUsage:
 
 @dataclass(frozen=True)
 class Report:
-    """By name and by base, both sorted, and all of it."""
+    """By name and by base, both sorted, and all of it.
+
+    Attributes:
+        repeated: Bytes of tensors that files have in common which differ as a whole. Packed against each other they take next
+            to nothing; plain, they are there as often as `distinct` says.
+        unlisted: Files of weights of which it isn't known what tensors they have.
+    """
 
     names: list[Usage]
     bases: list[BaseUsage]
     total: Usage
+    repeated: int
+    unlisted: int
 
 
 def usage(registry: Registry, prefix: str | None = None) -> Report:
@@ -82,6 +90,8 @@ def usage(registry: Registry, prefix: str | None = None) -> Report:
         [of(name, rows) for name, rows in names],
         [BaseUsage(repo or None, print_ or None, of(repo or print_, rows)) for (repo, print_), rows in bases],
         of("", list(seen)),
+        shares.repeated(registry.catalog, stored),
+        len(registry.catalog.unlisted().keys() & stored.keys()),
     )
 
 

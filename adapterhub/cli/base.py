@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 from . import output, sources
 from .app import Group, Settings
@@ -18,6 +18,7 @@ from .output import Column
 
 if TYPE_CHECKING:
     from adapterhub.bases.registered import Registered
+    from adapterhub.registry import Registry
 
 
 def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -93,14 +94,33 @@ _LIST = (
     adapterhub base list""",
 )
 @click.pass_obj
-def list_(settings: Settings) -> None:
-    """List the bases there are names for."""
+def list_(settings: Settings) -> int:
+    """List the bases there are names for. One that can't be read is named, and hides no other; then this exits 1."""
+    with open_registry(settings) as registry:
+        found, damaged = _every(registry)
+    for name, error in damaged.items():
+        output.say(output.one_line(f"error: base {name}: {error}"))
+    document = {
+        "bases": [_document(item) for item in found],
+        "damaged": [{"name": name, "where": error.where, "what": error.what} for name, error in damaged.items()],
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found) if found or not damaged else None)
+    return 1 if damaged else 0
+
+
+def _every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
+    """Every base there is a name for, and by name what is wrong with those that can't be read."""
     from adapterhub.bases import registered
 
-    with open_registry(settings) as registry:
-        found = [registered.get(registry, name) for name in registered.names(registry)]
-    document = {"bases": [_document(item) for item in found]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found))
+    found, damaged = [], {}
+    for name in registry.store.base_names():
+        try:
+            found.append(registered.get(registry, name))
+        except NotFoundError:  # the name was freed
+            continue
+        except AdapterhubError as error:
+            damaged[name] = error
+    return found, damaged
 
 
 def _list_text(found: list[Registered]) -> None:

@@ -48,11 +48,13 @@ def bytes_bar(title: str, write: Callable[[int], str] = output.size) -> Iterator
 
 @contextmanager
 def _line(title: str, write: Callable[[int], str]) -> Iterator[Show]:
-    speed = _Speed()
+    speed, began, drawn = _Speed(), time.monotonic(), False
 
     def show(done: int, total: int) -> None:
-        if not speed.due(done):
+        nonlocal drawn
+        if not speed.due(done) or time.monotonic() - began < _EVERY:  # what is done at once needs no line
             return
+        drawn = True
         share = f"{done / total:4.0%}" if total else ""
         rate, left = speed.rate(), speed.left(total)
         fast = f"  {output.size(round(rate))}/s" if rate and write is output.size else ""
@@ -62,7 +64,8 @@ def _line(title: str, write: Callable[[int], str]) -> Iterator[Show]:
     try:
         yield show
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -92,18 +92,20 @@ def _tag(
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--expect", metavar="DIGEST", help=_EXPECT)
+@click.option("--force", is_flag=True, help="Also a name from which others in the registry were made.")
 @click.pass_obj
-def rm(settings: Settings, *, ref: str, expect: str | None) -> None:
+def rm(settings: Settings, *, ref: str, expect: str | None, force: bool) -> None:
     """Remove a tag, or a whole name with all its versions.
 
     A single version is never removed: versions are immutable. A removed name is not given to another adapter. The bytes stay
-    until `adapterhub gc`.
+    until `adapterhub gc`. A name from which others were merged or converted is refused (exit 6), as those could not be made
+    again.
     """
     from adapterhub.ref import Ref
 
     target = Ref.parse(ref)
     with open_registry(settings) as registry:
-        registry.rm(target, expect=expect)
+        registry.rm(target, expect=expect, force=force)
     kind = "tag" if target.tag else "name"
     output.emit(
         {"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {target}")

@@ -15,6 +15,7 @@ from . import forms, output, rules, sources
 from .app import Settings, command
 from .locate import at_remote, complete_ref, hinting, open_registry, registry_folder, remote_option
 from .output import Column
+from .progress import bytes_bar
 from .transfers import transfer_options
 
 if TYPE_CHECKING:
@@ -120,9 +121,10 @@ def push(
             forms.packaged(found, conversion, spec, name=target.name) as folder,
             pinned(folder, spec) as ready,
             open_registry(settings, make=True) as registry,
+            bytes_bar("storing") as progress,
         ):
             rules.folder_fits(ready, found.where)
-            version = registry.push(ready, target, expect=expect)
+            version = registry.push(ready, target, expect=expect, progress=progress)
     for name in version.skipped:
         output.say(output.one_line(f"left out: {name}"))
     output.emit(version_document(version), as_json=settings.as_json, text=lambda: output.write(_pushed(version)))
@@ -273,7 +275,8 @@ def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
     wanted = Ref.parse(ref)
     target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
     with open_registry(settings) as registry:
-        version = transfer.pull(registry, wanted, target)
+        with bytes_bar("writing") as progress:
+            version = transfer.pull(registry, wanted, target, progress)
         files = [layer.path for layer in registry.files(version)]
     if lock:
         from .lock import keep_version
@@ -530,11 +533,12 @@ def verify(settings: Settings, source: str) -> int:
 
     path, ref = sources.resolve(source, settings)
     try:
-        if ref is None:
-            findings = verify_folder(path or Path(source))
-        else:
-            with open_registry(settings) as registry:
-                findings = list(registry.verify(ref))
+        with bytes_bar("verifying") as progress:
+            if ref is None:
+                findings = verify_folder(path or Path(source), progress)
+            else:
+                with open_registry(settings) as registry:
+                    findings = list(registry.verify(ref, progress))
     except IntegrityError as error:  # the very document that names the digests
         findings = [Finding("unreadable", "error", error.where, error.what, error.hint)]
     return _findings(settings, source, findings, good="every byte is right")
@@ -569,12 +573,14 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     if repair != (source is not None):
         raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
     if rebuild:
-        registry, findings = Registry.rebuilt(registry_folder(settings))
+        with bytes_bar("listing tensors") as progress:
+            registry, findings = Registry.rebuilt(registry_folder(settings), progress)
     else:
         registry, findings = open_registry(settings), []
     with registry:
         healed = _repaired(registry, source) if source else []
-        findings += registry.fsck(quick=quick)
+        with bytes_bar("checking") as progress:
+            findings += registry.fsck(quick=quick, progress=progress)
         root = str(registry.root)
     if source:
         output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from adapterhub_converters.errors import AdapterhubError
 
 from . import output, sources
 from .app import Settings, command
@@ -14,6 +17,7 @@ from .locate import open_registry
 from .output import Column
 
 if TYPE_CHECKING:
+    from adapterhub.registry import Registry
     from adapterhub.usage import BaseUsage, Report, Usage
 
 _SHORT = 12 + len("sha256:")
@@ -42,8 +46,10 @@ _NAMES = (
 def du(settings: Settings, prefix: str | None, bases: Sequence[str]) -> None:
     """Say what versions take on the disk: their files, what equal files and packing save, what is left.
 
-    PREFIX is a namespace or a name. With --base, which is what validate takes, it says as well what as many whole models
-    would take.
+    How much of it is tensors that several files have is said as well: `pack` stores such once.
+
+    PREFIX is a namespace or a name. What as many whole models would take is said of bases that `adapterhub base add` keeps, and
+    of those named with --base, which is what validate takes.
     """
     from adapterhub import usage
     from adapterhub_converters.errors import NotFoundError
@@ -51,11 +57,13 @@ def du(settings: Settings, prefix: str | None, bases: Sequence[str]) -> None:
     known = [_known(base, settings) for base in bases]
     with open_registry(settings) as registry:
         report = usage.usage(registry, prefix)
+        kept = _kept(registry)
     if prefix and not report.names:
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
     for model in known:
         if not any(model.fits(base) for base in report.bases):
             output.say(output.one_line(f"{model.where}: no version here says that it was trained on this"))
+    known += kept  # what was named comes first
     output.emit(_document(report, known), as_json=settings.as_json, text=lambda: _usage_text(report, known))
 
 
@@ -83,6 +91,18 @@ def _known(text: str, settings: Settings) -> _Model:
     return _Model(text, spec.repo, spec.fingerprint, spec.size)
 
 
+def _kept(registry: Registry) -> list[_Model]:
+    """The bases that the registry knows by name, and their sizes; `fsck` speaks of those that can't be read."""
+    from adapterhub.bases import registered
+
+    found = []
+    for name in registry.store.base_names():
+        with contextlib.suppress(AdapterhubError):
+            spec = registered.get(registry, name).spec
+            found.append(_Model(name, spec.repo, spec.fingerprint, spec.size))
+    return [model for model in found if model.size]
+
+
 def _whole(base: BaseUsage, known: Sequence[_Model]) -> int | None:
     """What the versions on a base would take as whole models; None where nobody said how large one is."""
     size = next((model.size for model in known if model.fits(base)), None)
@@ -97,6 +117,7 @@ def _document(report: Report, known: Sequence[_Model]) -> dict[str, Any]:
             for base in report.bases
         ],
         "total": _numbers(report.total),
+        "tensors": {"repeated": report.repeated, "unlisted": report.unlisted},
     }
 
 
@@ -114,6 +135,11 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
     for line in output.table(_NAMES, rows, screen=output.width()):
         output.write(line)
     output.write()
+    if report.repeated:
+        output.write(f"tensors in files that differ otherwise: {output.size(report.repeated)} more than once")
+    if report.unlisted:
+        files = output.plural(report.unlisted, "file")
+        output.say(f"the tensors of {files} are in no list; `adapterhub fsck --rebuild-index` lists them")
     for base in report.bases:
         for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
             output.write(line)

@@ -7,13 +7,15 @@ wrong width would only compress worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.files import gguf_file, safetensors_file
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 ReadAt = Callable[[int, int], bytes]
 """Bytes at an offset; fewer only where the file ends."""
 
@@ -41,16 +43,17 @@ class Run:
 def runs(read_at: ReadAt, size: int) -> list[Run]:
     """A file of `size` bytes from its first byte to its last."""
     try:
-        found = _tensors(read_at, size)
+        found = tensors(read_at, size)
     except FormatError:
         found = []
     return list(_filled(found, size))
 
 
-def _tensors(read_at: ReadAt, size: int) -> list[Run]:
+def tensors(read_at: ReadAt, size: int) -> list[Run]:
+    """The tensors of a safetensors or GGUF file; FormatError for what is neither."""
     if read_at(0, 4) == gguf_file.MAGIC:
-        tensors = gguf_file.read_header(read_at, size, "").tensors.values()
-        return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in tensors]
+        found = gguf_file.read_header(read_at, size, "").tensors.values()
+        return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in found]
     infos = safetensors_file.read_header(read_at, size, "").tensors.values()
     return [_run(info.offset, info.size, info.dtype, info.name, info.shape) for info in infos]
 
@@ -75,10 +78,21 @@ def _filled(found: list[Run], size: int) -> Iterator[Run]:
         yield Run(position, size - position, 1)
 
 
-def matched(child: list[Run], parent: list[Run]) -> list[Run]:
-    """`child` with the places of the same tensors in `parent`: the same name, type and shape."""
+def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NONE) -> list[Run]:
+    """`child` with the places of the same tensors in `parent`: the same name, type and shape.
+
+    `equal`: What a tensor of the child is called in the parent whose bytes are known to be the same.
+    """
     places = {run.key: run.offset for run in parent if run.key}
-    return [Run(run.offset, run.size, run.width, run.key, places.get(run.key) if run.key else None) for run in child]
+    named = {run.key[0]: run for run in parent if run.key}
+
+    def place(run: Run) -> int | None:
+        twin = named.get(equal.get(str(run.key[0]), "")) if run.key else None
+        if twin is not None and twin.size == run.size:
+            return twin.offset
+        return places.get(run.key) if run.key else None
+
+    return [Run(run.offset, run.size, run.width, run.key, place(run)) for run in child]
 
 
 def blocks(found: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:

@@ -175,6 +175,24 @@ def document(run: Run, *args: object, **options: Any) -> Any:
     return json.loads(run(*args, "--json", **options).stdout)
 
 
+@pytest.mark.parametrize("damage", ["lost", "flipped", "log"])
+def test_one_base_that_cannot_be_read_hides_no_other(run: Run, registry: Registry, spec: BaseSpec, damage: str) -> None:
+    found = registered.add(registry, "bad", spec, source="a")
+    registered.add(registry, "good", dataclasses.replace(spec, repo="org/other"), source="b")
+    path = registry.store.root / "bases/bad/00000001.json" if damage == "log" else registry.store.blob_path(found.digest)
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-9])
+    done = run("base", "list", cwd=registry.root, code=1)
+    assert "good" in done.stdout
+    assert done.stderr.startswith("error: base bad: ")
+    assert done.stderr.count("\n") == 1
+    listed = json.loads(run("base", "list", "--json", cwd=registry.root, code=1).stdout)
+    assert ([item["name"] for item in listed["bases"]], [item["name"] for item in listed["damaged"]]) == (["good"], ["bad"])
+
+
 def test_the_life_of_a_name(run: Run, tmp_path: Path) -> None:
     spec = base(tmp_path / "base", 2)
     adapter(tmp_path / "sql", pairs(2))

@@ -143,8 +143,8 @@ def test_a_push_puts_back_what_a_gc_took_from_under_it(
     """As where leases and clocks say nothing: everything that has no name yet goes between the put and the move."""
     take_in, taken = intake.take_in, []
 
-    def robbed(store: Any, folder: Path) -> Any:
-        done = take_in(store, folder)
+    def robbed(store: Any, folder: Path, *more: Any) -> Any:
+        done = take_in(store, folder, *more)
         if not taken:
             for path in list(store.blobs())[: 1 if lost == "one" else None]:
                 taken.append(path.name)
@@ -313,6 +313,22 @@ def test_what_a_version_that_stays_was_made_from_stays(registry: Registry, make:
     assert list(map(str, swept.parents)) == ["team/a:v1", "team/a:v2", "team/b:v1"]
     assert list(map(str, swept.dropped)) == ["team/a:v3", "team/b:v2"]
     assert registry.fsck() == []
+
+
+def test_a_name_from_which_others_were_made_goes_only_by_force(registry: Registry, make: Make, run: Run) -> None:
+    parent = registry.push(make("a1", 1), Ref.parse("team/a"))
+    registry.push(made_from(make, "a2", 2, parent), Ref.parse("team/a"))  # its own children go with it
+    registry.push(made_from(make, "b1", 3, parent), Ref.parse("team/b"))
+    at = ("--registry", registry.root)
+    what = "team/b:v1 was made from team/a:v1, and could not be made again. --force removes it all the same"
+    assert run("rm", "team/a", *at, code=6).stderr == f"error: team/a: {what}\n"
+    copy = registry.push(make("a1", 1), Ref.parse("team/copy"))
+    assert copy.digest == parent.digest
+    registry.rm(Ref.parse("team/a"))  # the same version has another name
+    with pytest.raises(RefusedError, match="team/b:v1 was made from team/copy:v1"):
+        registry.rm(Ref.parse("team/copy"))
+    run("rm", "team/copy", "--force", *at)
+    assert [str(row.ref) for row in registry.list()] == ["team/b:v1"]
 
 
 def test_a_parent_goes_with_the_last_that_was_made_from_it(registry: Registry, make: Make) -> None:

@@ -444,6 +444,10 @@ def test_use_beside_whole_models_counts_those_that_name_that_base(
         None: (1, None),
     }
     assert "; as whole models" in run("du", "--base", tmp_path / "base", *at).stdout
+    assert "; as whole models" not in run("du", *at).stdout
+    run("base", "add", "tiny", tmp_path / "base", *at)
+    assert json.loads(run("du", "--json", *at).stdout)["bases"] == found
+    assert "; as whole models" in run("du", *at).stdout
     folders.base(tmp_path / "another", size=16)
     said = run("du", "--base", tmp_path / "another", *at).stderr
     assert "another: no version here says that it was trained on this" in said

@@ -560,8 +560,8 @@ def test_files_that_change_while_they_are_read_are_refused(
     source = make()
     put = Store.put_stream
 
-    def slow(store: Store, file: object) -> object:
-        done = put(store, file)
+    def slow(store: Store, file: object, **more: Any) -> object:
+        done = put(store, file, **more)
         (source / "README.md").write_text("changed")
         return done
 

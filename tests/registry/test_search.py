@@ -213,6 +213,8 @@ def everything(registry: Registry) -> dict[str, list[Any]]:
         columns = [name for _, name, *_ in select(f"PRAGMA table_info({table})") if name != "version"]
         rows = select(f"SELECT version, {', '.join(columns)} FROM {table}")
         result[table] = sorted((named[version], *rest) for version, *rest in rows)
+    result["tensors"] = select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY digest, key")
+    result["weights"] = select("SELECT digest FROM weights ORDER BY digest")
     result["search"] = sorted((named[version], *rest) for version, *rest in select("SELECT rowid, * FROM search"))
     registry.catalog.select("INSERT INTO search (search) VALUES ('integrity-check')")
     return result

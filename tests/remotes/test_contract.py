@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
+from adapterhub import manifest, packing
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.registry import Registry
 from adapterhub.remotes.address import Address
@@ -35,6 +35,7 @@ _names = itertools.count()
 
 TARGETS = [
     "local",
+    "packed",
     "layout",
     "archive",
     pytest.param("oci", marks=pytest.mark.peer),
@@ -45,6 +46,18 @@ TARGETS = [
 SOURCES = [*TARGETS, "folder"]
 
 
+class Packed(Local):
+    """One name of a registry whose owner packs after every version, however little that gains."""
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+        super().put_manifest(made, tag)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packing, "_LEAST", -(10**9))
+            patch.setattr(packing, "_WORTH", 10**9)
+            packing.pack(self.registry)
+        assert all(not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.facts)
+
+
 class Places:
     """Makes a new and empty place of a kind, and closes it in the end."""
 
@@ -53,9 +66,10 @@ class Places:
 
     def target(self, kind: str) -> Target:
         n = next(_names)
-        if kind == "local":
+        if kind in ("local", "packed"):
             registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
-            return self._stack.enter_context(Local(registry, "team/sql").at_work())
+            place = (Local if kind == "local" else Packed)(registry, "team/sql")
+            return self._stack.enter_context(place.at_work())
         if kind == "layout":
             return self._stack.enter_context(LayoutFolder(self._root / f"layout-{n}"))
         if kind == "archive":
@@ -65,8 +79,8 @@ class Places:
             address = HubAddress.parse(f"hf://contract/n{n}")
             return self._stack.enter_context(HubRepository(address, hub.url, pauses=()))
         if kind == "file":
-            place = ObjectAddress.parse(f"file://{self._root}/store-{n}/team/sql")
-            return self._stack.enter_context(Objects(place, {}, pauses=()))
+            root = ObjectAddress.parse(f"file://{self._root}/store-{n}/team/sql")
+            return self._stack.enter_context(Objects(root, {}, pauses=()))
         if kind == "s3":
             server = self._request.getfixturevalue("moto")
             bucket = ObjectAddress.parse(f"s3://{server.bucket()}/some/where/team/n{n}")

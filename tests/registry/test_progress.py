@@ -1,0 +1,79 @@
+"""Work that may take long says how far it has come: bytes done, of bytes in all, up to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub import fsck, packing, transfer
+from adapterhub.ref import Ref
+from adapterhub.registry import Registry
+from tests.registry.conftest import Make
+
+SQL = Ref.parse("team/sql")
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, int]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.said.append((done, total))
+
+
+def push(registry: Registry, folder: Path, told: Told) -> int:
+    registry.push(folder, SQL, progress=told)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def pull(registry: Registry, folder: Path, told: Told) -> int:
+    return transfer.pull(registry, SQL, folder / "out", told).size or 0
+
+
+def verify(registry: Registry, _folder: Path, told: Told) -> int:
+    assert registry.verify(SQL, told) == []
+    document = registry.show(SQL)
+    return int(document["size"] + document["manifest"]["config"]["size"])
+
+
+def verify_folder(registry: Registry, folder: Path, told: Told) -> int:
+    transfer.pull(registry, SQL, folder / "out")
+    assert fsck.verify_folder(folder / "out", told) == []
+    return sum(path.stat().st_size for path in (folder / "out").iterdir())
+
+
+def check(registry: Registry, _folder: Path, told: Told) -> int:
+    assert registry.fsck(progress=told) == []
+    return sum(path.stat().st_size for path in registry.store.blobs())
+
+
+def check_packed(registry: Registry, _folder: Path, told: Told) -> int:
+    plain = sum(path.stat().st_size for path in registry.store.blobs())
+    packing.pack(registry)
+    assert registry.fsck(progress=told) == []
+    return plain
+
+
+def list_tensors(registry: Registry, folder: Path, told: Told) -> int:
+    for path in registry.store.tensors.files():
+        path.unlink()
+    registry.rebuild_index(told)
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("work", [push, pull, verify, verify_folder, check, check_packed, list_tensors])
+def test_what_takes_long_says_how_far_it_has_come(
+    work: Callable[[Registry, Path, Told], int], make: Make, tmp_path: Path
+) -> None:
+    with Registry.init(tmp_path / "registry") as registry:
+        folder, told = make("a"), Told()
+        if work is not push:
+            registry.push(folder, SQL)
+        total = work(registry, folder, told)
+    assert told.said[-1] == (total, total)
+    assert [done for done, _ in told.said] == sorted({done for done, _ in told.said})
+    assert {of for _, of in told.said} == {told.said[-1][1]}
