@@ -153,6 +153,31 @@ class SetRows:
         return apply
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Within:
+    """An edit of `count` rows from row `first` on, and of no other."""
+
+    edit: Edit
+    first: int
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """As the edit within has it."""
+        return self.edit.whole
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The edit, moved."""
+        inner = self.edit.ready(dtype)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
+            if begin < end:
+                inner(tile[begin - start : end - start], begin - self.first, scratch)
+
+        return apply
+
+
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
     """`(rows, r)` with an even number of rows, and `(r, columns)`, whose product is the delta as the base stores it.
 
@@ -169,4 +194,7 @@ def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, 
     rows, columns = shape
     even = rows + rows % 2
     out = scratch[: even * columns].reshape(even, columns)
-    return product(left[start : start + even], right, out)[:rows]
+    some = left[start : start + even]
+    if len(some) < even:  # an odd row on its own at the end
+        some = np.concatenate([some, np.zeros((even - len(some), left.shape[1]), np.float32)])
+    return product(some, right, out)[:rows]
