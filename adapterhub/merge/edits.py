@@ -101,15 +101,16 @@ class AddDora:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
-    """Add `scale * values` to a bias (peft's `lora_bias`)."""
+    """Add `scale * values` to a bias (peft's `lora_bias`), which is seen as a column, or as one `row`."""
 
     values: np.ndarray
     scale: float
+    row: bool = False
     whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The sum."""
-        values = self.values.astype(np.float32).reshape(-1, 1) * np.float32(self.scale)
+        values = self.values.astype(np.float32).reshape((1, -1) if self.row else (-1, 1)) * np.float32(self.scale)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             tile += values[start : start + len(tile)]

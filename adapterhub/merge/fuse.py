@@ -8,76 +8,129 @@ worker, whatever the size of the model. Plain LoRA comes out bit for bit as from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import staging
 from adapterhub_converters.files.safetensors_file import TensorInfo
 
+from .checks import Weighted
 from .companions import companions, copy_companions
 from .edits import Edit
+from .gguf_out import gguf_files
+from .gguf_plan import plan_gguf
 from .measure import Change, measured
-from .plan import Plan, Shard, Weighted, plan
-from .running import Copy, Made, Opened, OutFile, Part, Progress, Run, Stored
+from .options import FuseReport, Options
+from .plan import Plan, Shard, plan
+from .running import Copy, Made, Opened, OutFile, Part, Progress, Run, Stored, Text
 from .stored import kind
+
+PLAIN = Options()
 
 
 @dataclass(frozen=True)
-class FuseReport:
-    """What a merge did; sizes in bytes.
+class Merge:
+    """A merge that stands, of which nothing is written yet: every refusal but a full disk's is past.
 
     Attributes:
-        out: The new folder.
-        touched: Tensor name to its change.
-        tensors: How many tensors the base has.
-        size: Of all weights.
-        touched_size: Of the tensors changed.
-        copied: Other files that came along.
-        skipped: Files that did not, each with the reason.
-        notes: One line each.
+        report: What it does.
+        single: Whether the output is one file, and not a folder.
     """
 
-    out: Path
-    touched: Mapping[str, Change]
-    tensors: int
-    size: int
-    touched_size: int
-    copied: tuple[str, ...]
-    skipped: Mapping[str, str]
-    notes: tuple[str, ...]
+    report: FuseReport
+    single: bool
+    _files: Callable[[Path], Sequence[OutFile]]
+    _beside: Callable[[Path], None]
+
+    def write(self, out: Path, progress: Progress | None = None) -> FuseReport:
+        """Write the result as `out`, which appears whole or not at all.
+
+        Raises:
+            OutputExistsError: `out` is there already.
+            LocalIOError: The disk is full or cannot be written; nothing was left behind.
+        """
+        run = Run(progress, self.report.size)
+        with staging.whole(out, folder=not self.single) as inside:
+            if self.single:
+                run.write(self._files(inside), inside.parent)
+            else:
+                self._beside(inside)
+                run.write(self._files(inside), inside)
+        return replace(self.report, out=out)
 
 
-def fuse(adapters: Weighted, base: Path, out: Path, *, progress: Progress | None = None) -> FuseReport:
-    """Merge adapters, each times its weight, into the base folder `base` and write the result as `out`.
+def fuse(
+    adapters: Weighted, base: Path, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
+) -> FuseReport:
+    """Merge adapters, each times its weight, into a base and write the result as `out`.
 
     Raises:
         RefusedError: The result would not be base plus adapters; nothing was written.
         OutputExistsError: `out` is there already.
         LocalIOError: The disk is full or cannot be written; nothing was left behind.
     """
+    return prepared(adapters, base, options).write(out, progress)
+
+
+def prepared(adapters: Weighted, base: Path, options: Options = PLAIN) -> Merge:
+    """The merge of adapters, each times its weight, into a base: a Hugging Face folder, or a GGUF file."""
+    return _into_gguf(adapters, base, options) if base.is_file() else _into_folder(adapters, base, options)
+
+
+def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
+    steps = plan_gguf(adapters, base)
+    files = gguf_files(steps, Path("out.gguf"), options)
+    changes = _measured(files, steps.edits)
+    report = FuseReport(
+        out=None,
+        touched=changes,
+        tensors=sum(_is_tensor(part) for file in files for part in file.parts),
+        size=sum(_size(part) for file in files for part in file.parts),
+        touched_size=sum(_size(part) for file in files for part in file.parts if _name(part) in changes),
+        copied=(),
+        skipped={},
+        notes=tuple(steps.notes),
+    )
+    return Merge(report, not options.shard_size, lambda out: gguf_files(steps, out, options), lambda folder: None)
+
+
+def _is_tensor(part: Part) -> bool:
+    return not isinstance(part, Text)
+
+
+def _size(part: Part) -> int:
+    return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size
+
+
+def _name(part: Part) -> str:
+    return part.name if isinstance(part, Made) else ""
+
+
+def _measured(files: Sequence[OutFile], edits: Mapping[str, Sequence[Edit]]) -> dict[str, Change]:
+    run = Run(None, 0)
+    with Opened() as opened:
+        made = [part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)]
+        return {part.name: measured(part, opened, run) for part in made}
+
+
+def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
     steps = plan(adapters, base)
     take, skipped = companions(base, {shard.path.name for shard in steps.shards})
     infos = {name: info for shard in steps.shards for name, info in shard.tensors.items()}
-    size = sum(info.size for info in infos.values())
     files = _files(steps)
-    run = Run(progress, size)
-    with Opened() as opened:
-        changes = {part.name: measured(part, opened, run) for file in files for part in file.parts if isinstance(part, Made)}
-    with staging.whole(out) as folder:
-        copy_companions(base, folder, take)
-        run.write(files, folder)
-    return FuseReport(
-        out=out,
-        touched=changes,
+    report = FuseReport(
+        out=None,
+        touched=_measured(files, steps.edits),
         tensors=len(infos),
-        size=size,
+        size=sum(info.size for info in infos.values()),
         touched_size=sum(infos[name].size for name in steps.edits),
         copied=take,
         skipped=skipped,
         notes=steps.notes,
     )
+    return Merge(report, False, lambda folder: files, lambda folder: copy_companions(base, folder, take))
 
 
 def _files(steps: Plan) -> list[OutFile]:

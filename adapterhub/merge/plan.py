@@ -20,7 +20,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
 
-from .checks import check_adapter
+from .checks import Weighted, check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows
 from .rounding import computable
 
@@ -28,8 +28,6 @@ from .rounding import computable
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-Weighted = Sequence[tuple[Adapter, float]]
 
 
 @dataclass(frozen=True)
