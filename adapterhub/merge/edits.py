@@ -127,7 +127,7 @@ class Replace:
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The replacement."""
-        values = self.values.reshape(len(self.values) if self.values.ndim else 1, -1)
+        values = self.values.reshape((-1, self.values.shape[-1]) if self.values.ndim > 1 else (-1, 1))
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             np.copyto(tile, values[start : start + len(tile)], casting="unsafe")

@@ -8,24 +8,24 @@ worker, whatever the size of the model. Plain LoRA comes out bit for bit as from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import staging
-from adapterhub_converters.files.safetensors_file import TensorInfo
 
 from .checks import Weighted
 from .companions import companions, copy_companions
 from .edits import Edit
 from .gguf_out import gguf_files
 from .gguf_plan import plan_gguf
+from .hf_base import read_folder
+from .hf_out import Written, folder_files, write_texts
 from .measure import Change, measured
 from .options import FuseReport, Options
-from .plan import Plan, Shard, plan
-from .running import Copy, Made, Opened, OutFile, Part, Progress, Run, Stored, Text
-from .stored import kind
+from .plan import plan
+from .running import Copy, Made, Opened, OutFile, Part, Progress, Run, Text
 
 PLAIN = Options()
 
@@ -83,21 +83,9 @@ def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
     steps = plan_gguf(adapters, base)
     files = gguf_files(steps, Path("out.gguf"), options)
     changes = _measured(files, steps.edits)
-    report = FuseReport(
-        out=None,
-        touched=changes,
-        tensors=sum(_is_tensor(part) for file in files for part in file.parts),
-        size=sum(_size(part) for file in files for part in file.parts),
-        touched_size=sum(_size(part) for file in files for part in file.parts if _name(part) in changes),
-        copied=(),
-        skipped={},
-        notes=tuple(steps.notes),
-    )
+    tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
+    report = _report(files, changes, steps.notes, copied=(), skipped={}, tensors=tensors)
     return Merge(report, not options.shard_size, lambda out: gguf_files(steps, out, options), lambda folder: None)
-
-
-def _is_tensor(part: Part) -> bool:
-    return not isinstance(part, Text)
 
 
 def _size(part: Part) -> int:
@@ -116,47 +104,29 @@ def _measured(files: Sequence[OutFile], edits: Mapping[str, Sequence[Edit]]) -> 
 
 
 def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
-    steps = plan(adapters, base)
-    take, skipped = companions(base, {shard.path.name for shard in steps.shards})
-    infos = {name: info for shard in steps.shards for name, info in shard.tensors.items()}
-    files = _files(steps)
-    report = FuseReport(
-        out=None,
-        touched=_measured(files, steps.edits),
-        tensors=len(infos),
-        size=sum(info.size for info in infos.values()),
-        touched_size=sum(infos[name].size for name in steps.edits),
-        copied=take,
-        skipped=skipped,
-        notes=steps.notes,
+    folder = read_folder(base, dequantise=options.dequantise)
+    steps = plan(adapters, folder)
+    take, skipped = companions(base, {shard.path.name for shard in folder.shards})
+    files, texts = folder_files(folder, Written(steps.edits, steps.added, steps.shapes, steps.config), options)
+    changes = _measured(files, steps.edits)
+    report = _report(
+        files, changes, [*steps.notes], copied=take, skipped=skipped, tensors=len(folder.weights) + len(steps.added)
     )
-    return Merge(report, False, lambda folder: files, lambda folder: copy_companions(base, folder, take))
+
+    def beside(target: Path) -> None:
+        copy_companions(base, target, take)
+        write_texts(target, texts)
+
+    return Merge(report, False, lambda out: files, beside)
 
 
-def _files(steps: Plan) -> list[OutFile]:
-    """Every shard with its header as it is: runs of untouched bytes, and the touched tensors, in file order."""
-    return [OutFile(shard.path.name, list(_parts(shard, steps.edits))) for shard in steps.shards]
-
-
-def _parts(shard: Shard, edits: Mapping[str, tuple[Edit, ...]]) -> Iterator[Part]:
-    start, end = 0, shard.data_start
-    for info in shard.tensors.values():
-        if info.name in edits:
-            yield _copy(shard, start, end)
-            yield _made(shard, info, edits[info.name])
-            start = info.offset + info.size
-        end = info.offset + info.size
-    yield _copy(shard, start, end)
-
-
-def _copy(shard: Shard, start: int, end: int) -> Copy:
-    return Copy(shard.path, start, end - start, start, end - max(start, min(shard.data_start, end)))
-
-
-def _made(shard: Shard, info: TensorInfo, edits: tuple[Edit, ...]) -> Made:
-    form = kind(info.dtype)
-    if form is None:
-        raise RefusedError(info.name, f"is {info.dtype}, not bfloat16, float16 or float32", "Dequantise it first")
-    rows = info.shape[0] if info.shape else 1
-    columns = info.size // form.row_size(1) // max(1, rows)
-    return Made(info.name, Stored(shard.path, info.offset, rows, columns, form), form, info.offset, edits, stepwise=True)
+def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], **more: Any) -> FuseReport:
+    parts = [part for file in files for part in file.parts]
+    return FuseReport(
+        out=None,
+        touched=changes,
+        size=sum(_size(part) for part in parts),
+        touched_size=sum(_size(part) for part in parts if _name(part) in changes),
+        notes=tuple(notes),
+        **more,
+    )
