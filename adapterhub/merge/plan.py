@@ -73,6 +73,7 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
 
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
     """Copies of the base's tables must be the base's; those of a resized vocabulary take their place."""
+    adapter = _without_wrappers(adapter)
     resized = {}
     for name, copy in adapter.copies.items():
         own = folder.weights.get(name)
@@ -83,6 +84,23 @@ def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
     rest = {name: copy for name, copy in adapter.copies.items() if name not in resized}
     kept = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
     return dataclasses.replace(kept, copies=resized) if resized else kept
+
+
+def _without_wrappers(adapter: Adapter) -> Adapter:
+    """Without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and what it replaced."""
+    infix = ".modules_to_save."
+    twice = [
+        name
+        for name, values in adapter.replaced.items()
+        if infix in name
+        and (same := adapter.replaced.get(name.replace(infix, "."))) is not None
+        and np.array_equal(same, values)
+    ]
+    replaced = {name: values for name, values in adapter.replaced.items() if name not in twice}
+    copies = {name: copy for name, copy in adapter.copies.items() if name not in replaced}
+    if len(replaced) == len(adapter.replaced) and len(copies) == len(adapter.copies):
+        return adapter
+    return dataclasses.replace(adapter, replaced=replaced, copies=copies, source=None)
 
 
 class _Planner:
@@ -110,9 +128,8 @@ class _Planner:
         """Everything one adapter does."""
         refuse_conditions(dataclasses.replace(adapter, copies={}))
         experts, others = self._apart(adapter)
-        found = _Names(
-            self.folder, dataclasses.replace(adapter, deltas=others, replaced={**adapter.replaced, **adapter.copies})
-        )
+        whole = {**adapter.replaced, **adapter.copies}
+        found = _Names(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tied.alias)
         self.notes += [*adapter.notes, *found.notes]
         for parameter, values in adapter.copies.items():
             self._resize(parameter, found.parameter(parameter), values)
@@ -136,7 +153,7 @@ class _Planner:
             target: delta
             for target, delta in adapter.deltas.items()
             if isinstance(delta, StackedLowRank)
-            or (f"{target}.weight" not in self.tensors and self._architecture and self._architecture.is_stacked(target))
+            or (f"{target}.weight" not in self.tensors and self._architecture and self._architecture.expert(target) is not None)
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
@@ -160,10 +177,11 @@ class _Planner:
         if delta.magnitude is None:
             self._put(name, AddLowRank(delta, scale, transposed=False), target)
         else:
-            self._dora(target, name, AddDora(delta, scale, transposed=False, magnitude=delta.magnitude), weight)
+            # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
+            self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
 
     def _dora(self, target: str, name: str, edit: AddDora, weight: float) -> None:
-        features = edit.delta.shape[0]
+        features = edit.delta.lora_B.shape[0]
         if edit.magnitude.size != features:
             raise RefusedError(target, f"a DoRA magnitude of {edit.magnitude.size} numbers for {features} outputs")
         if weight != 1:
@@ -240,10 +258,10 @@ class _Planner:
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
         """A table of a resized vocabulary in place of the base's; the adapter's delta comes on top of it."""
-        name = self._untied(name, parameter) if self.tied.tied and not self.tied.stored else name
+        name = self._untied(name, parameter)
         self.shapes[name] = values.shape
         self.edits.setdefault(name, []).insert(0, Replace(values))
-        self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
+        self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
 
     def _replace(self, parameter: str, name: str, values: np.ndarray, weight: float) -> None:
         table = self.tied.is_table(name)
@@ -292,7 +310,7 @@ class _Planner:
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
 
     def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
-        have = self.shapes.get(name, self.tensors[name].shape)
+        have = self.shapes.get(name, self._weight(name).shape)
         if tuple(shape) != have:
             hint = "The adapter was trained after the vocabulary was resized" if have[1:] == tuple(shape)[1:] else ""
             raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {have}", hint)
@@ -333,7 +351,7 @@ class _Planner:
 
     def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
         """Whether the base stores this weight `(in, out)`. Shapes decide; for a square one, what transformers builds."""
-        have = self.shapes.get(name, self.tensors[name].shape)
+        have = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
         known = self.folder.spec.model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
         if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
@@ -363,12 +381,13 @@ class _Names:
     missing when it loads (`base_model_prefix`), and so the adapter has it.
     """
 
-    def __init__(self, folder: Folder, adapter: Adapter) -> None:
+    def __init__(self, folder: Folder, adapter: Adapter, alias: Mapping[str, str]) -> None:
         tensors = folder.weights
         self._tensors = tensors
         self._where = folder.spec.where
+        self._alias = alias
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
-        missing = sorted(stem for stem in stems if stem not in tensors)
+        missing = sorted(stem for stem in stems if stem not in tensors and stem not in alias)
         self._rename = self._dialect(missing) if missing else {}
         self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes(self._rename)})
 
@@ -396,6 +415,8 @@ class _Names:
         """The base's name of a parameter."""
         if name in self._tensors:
             return name
+        if name in self._alias:
+            return self._alias[name]
         stem = name.rpartition(".")[0] + ".weight"
         new = self._rename.get(name) or self._rename.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
         if new not in self._tensors:
@@ -423,6 +444,11 @@ class _Tied:
         if self.head and "tie_word_embeddings" not in spec.config:
             # Silent and both stored: transformers goes by the class's default; equal bytes settle it.
             self.tied = self._same_bytes(self._weights[self.head])
+
+    @property
+    def alias(self) -> dict[str, str]:
+        """What a base that has no tensor of the output layer has in its place."""
+        return {"lm_head.weight": self.table} if self.tied and not self.stored and self.table else {}
 
     def can_be_two(self, known: Architecture | None) -> bool:
         """Whether transformers loads an output layer of its own for this class, under a name that is known."""
