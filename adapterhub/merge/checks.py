@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import RefusedError
 
+Weighted = Sequence[tuple[Adapter, float]]
+"""Adapters, and what each is multiplied by."""
 _FLOATS = (dtypes.BF16, dtypes.F16, dtypes.F32, dtypes.F64)
 
 

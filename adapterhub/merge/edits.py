@@ -101,15 +101,16 @@ class AddDora:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
-    """Add `scale * values` to a bias (peft's `lora_bias`)."""
+    """Add `scale * values` to a bias (peft's `lora_bias`), which is seen as a column, or as one `row`."""
 
     values: np.ndarray
     scale: float
+    row: bool = False
     whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The sum."""
-        values = self.values.astype(np.float32).reshape(-1, 1) * np.float32(self.scale)
+        values = self.values.astype(np.float32).reshape((1, -1) if self.row else (-1, 1)) * np.float32(self.scale)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             tile += values[start : start + len(tile)]
@@ -126,7 +127,7 @@ class Replace:
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The replacement."""
-        values = self.values.reshape(len(self.values) if self.values.ndim else 1, -1)
+        values = self.values.reshape((-1, self.values.shape[-1]) if self.values.ndim > 1 else (-1, 1))
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             np.copyto(tile, values[start : start + len(tile)], casting="unsafe")
@@ -153,6 +154,31 @@ class SetRows:
         return apply
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Within:
+    """An edit of `count` rows from row `first` on, and of no other."""
+
+    edit: Edit
+    first: int
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """As the edit within has it."""
+        return self.edit.whole
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The edit, moved."""
+        inner = self.edit.ready(dtype)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
+            if begin < end:
+                inner(tile[begin - start : end - start], begin - self.first, scratch)
+
+        return apply
+
+
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
     """`(rows, r)` with an even number of rows, and `(r, columns)`, whose product is the delta as the base stores it.
 
@@ -169,4 +195,7 @@ def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, 
     rows, columns = shape
     even = rows + rows % 2
     out = scratch[: even * columns].reshape(even, columns)
-    return product(left[start : start + even], right, out)[:rows]
+    some = left[start : start + even]
+    if len(some) < even:  # an odd row on its own at the end
+        some = np.concatenate([some, np.zeros((even - len(some), left.shape[1]), np.float32)])
+    return product(some, right, out)[:rows]

@@ -51,12 +51,12 @@ def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
         return os.write(fd, buffer)
 
 
-def copy_range(source: int, target: int, offset: int, size: int) -> None:
-    """Copy `size` bytes to the same place in another file, inside the kernel where it can."""
+def copy_range(source: int, target: int, offset: int, size: int, at: int) -> None:
+    """Copy `size` bytes from `offset` to byte `at` of another file, inside the kernel where it can."""
     done = 0
     while hasattr(os, "copy_file_range") and done < size:
         try:
-            count = os.copy_file_range(source, target, size - done, offset + done, offset + done)
+            count = os.copy_file_range(source, target, size - done, offset + done, at + done)
         except OSError as error:
             if error.errno in _NO_COPY_RANGE:
                 break
@@ -68,5 +68,5 @@ def copy_range(source: int, target: int, offset: int, size: int) -> None:
     while done < size:
         piece = buffer[: min(len(buffer), size - done)]
         read_at(source, piece, offset + done)
-        write_at(target, piece, offset + done)
+        write_at(target, piece, at + done)
         done += len(piece)

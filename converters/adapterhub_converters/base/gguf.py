@@ -82,6 +82,11 @@ def read(files: Files, name: str) -> BaseSpec:
     )
 
 
+def part_paths(path: Path) -> list[Path]:
+    """The files of a model on the disk of which `path` is one."""
+    return [path.parent / name for name in _parts(LocalFiles(path.parent), path.name)]
+
+
 _Part = tuple[Ranged, gguf_file.GGUFHeader]
 
 

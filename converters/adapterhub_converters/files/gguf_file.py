@@ -395,18 +395,23 @@ def boolean(value: bool) -> Value:
     return Value("BOOL", value)
 
 
-def header_bytes(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Everything before the data of a version 3 file with `tensors` (name, type, numpy shape) in the order given."""
+def header_bytes(
+    metadata: Mapping[str, Value], tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment: int = ALIGNMENT
+) -> bytes:
+    """Everything before the data of a version 3 file with `tensors` (name, type, numpy shape) in the order given.
+
+    An `alignment` that isn't the usual one must be what `metadata` says.
+    """
     infos: list[bytes] = []
     offset = 0
     for name, type_name, shape in tensors:
         number, _, _ = TYPES[type_name]
         infos.append(_packed(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
-        offset = _aligned(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), ALIGNMENT)
+        offset = _aligned(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
     parts = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(metadata))]
     parts += [_packed(key) + _packed_value(value) for key, value in metadata.items()]
     head = b"".join(parts + infos)
-    return head + b"\0" * (-len(head) % ALIGNMENT)
+    return head + b"\0" * (-len(head) % alignment)
 
 
 def _packed(text: str) -> bytes:

@@ -1,0 +1,65 @@
+"""What may be asked of a merge into a base, and what is said of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .measure import Change
+
+DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+"""What `--dtype` may say, and the names of these types in files."""
+REQUANTISE = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1"}
+"""What `--requantise` may say likewise."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a merge into a base is asked for beside base and adapters.
+
+    Attributes:
+        dtype: The type of floats to write, `bf16`, `f16` or `f32`; that of the base when None.
+        requantise: A quantised type to write, of `REQUANTISE`.
+        shard_size: Bytes of tensors in a file at most; None leaves the base's files as they are.
+        dequantise: Whether a base that is quantised in Hugging Face's form may become one in floats.
+        as_trained: Whether the weights are first rounded as they were seen in training.
+        trained_in: The quantisation seen in training, `nf4`; None when there was none or it isn't known.
+        force: Whether a quantised result may lose what is the adapter's.
+        lineage: What the result is made of, as JSON: written into it.
+    """
+
+    dtype: str | None = None
+    requantise: str | None = None
+    shard_size: int | None = None
+    dequantise: bool = False
+    as_trained: bool = False
+    trained_in: str | None = None
+    force: bool = False
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What a merge does; sizes in bytes.
+
+    Attributes:
+        out: The new folder or file; None when nothing was written.
+        touched: Tensor name to its change.
+        tensors: How many tensors the base has.
+        size: Of all weights written.
+        touched_size: Of the tensors changed.
+        copied: Other files that came along.
+        skipped: Files that did not, each with the reason.
+        notes: One line each.
+    """
+
+    out: Path | None
+    touched: Mapping[str, Change]
+    tensors: int
+    size: int
+    touched_size: int
+    copied: tuple[str, ...]
+    skipped: Mapping[str, str]
+    notes: tuple[str, ...]

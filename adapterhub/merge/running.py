@@ -1,0 +1,316 @@
+"""Output files made of ranges copied from others and of tensors changed on the way, a tile at a time.
+
+A range is copied inside the kernel; a changed tensor is read, changed and written in tiles of a million elements. Memory
+is a few tiles a worker, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.errors import LocalIOError, RefusedError
+from adapterhub_converters.files import staging
+from adapterhub_converters.files.safetensors_file import byte_view
+
+from .edits import Apply, Edit
+from .files import copy_range, read_at, write_at
+from .stored import Floats, Kind
+
+F32Array = NDArray[np.float32]
+
+TILE = 1 << 20  # elements; below 64 Ki the calls cost more than the work, above 4 Mi the caches stop helping
+_COPY = 64 << 20  # bytes copied in one job
+_WORKERS = 2
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Opened:
+    """Files opened for reading, each once; a context manager."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._fds: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def fd(self, path: Path) -> int:
+        """The descriptor of a file."""
+        with self._lock:
+            if path not in self._fds:
+                try:
+                    self._fds[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                except OSError as error:
+                    raise LocalIOError(str(path), error.strerror or str(error)) from error
+                self._stack.callback(os.close, self._fds[path])
+            return self._fds[path]
+
+    def read(self, path: Path, buffer: NDArray[np.uint8], offset: int) -> None:
+        """Fill `buffer` from byte `offset` of a file on."""
+        read_at(self.fd(path), byte_view(buffer), offset)
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+Buffer = Callable[[str, int], NDArray[np.uint8]]
+"""Scratch memory of so many bytes, of the thread that asks, for the use named."""
+
+
+class Source(Protocol):
+    """Where the numbers of a tensor come from; seen as `rows` of `columns`."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Write rows `start` to `stop` into `out` `(stop - start, columns)`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file."""
+
+    path: Path
+    offset: int
+    rows: int
+    columns: int
+    kind: Kind
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Read and widened."""
+        width = self.kind.row_size(self.columns)
+        raw = buffer("raw", (stop - start) * width).reshape(stop - start, width)
+        opened.read(self.path, raw, self.offset + start * width)
+        self.kind.decode(raw, out)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`size` bytes of a file from `offset` on, put to byte `at`; `counted` of them are tensors."""
+
+    path: Path
+    offset: int
+    size: int
+    at: int
+    counted: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """Bytes that are no tensor."""
+
+    data: bytes
+    at: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that is changed on the way, put to byte `at` as `kind`.
+
+    `stepwise` rounds after every edit, as peft does when it merges one adapter after the other.
+    """
+
+    name: str
+    source: Source
+    kind: Kind
+    at: int
+    edits: tuple[Edit, ...]
+    stepwise: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes in the output."""
+        return self.source.rows * self.kind.row_size(self.source.columns)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can only be changed in one piece."""
+        return any(edit.whole for edit in self.edits)
+
+    def ready(self) -> Ready:
+        """The edits, their factors laid out."""
+        dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
+        return Ready(self, [edit.ready(dtype) for edit in self.edits])
+
+
+Part = Copy | Text | Made
+
+
+@dataclass(frozen=True)
+class OutFile:
+    """One file to write, its parts in the order of their places."""
+
+    name: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A tensor that is about to be changed."""
+
+    made: Made
+    applies: Sequence[Apply]
+
+    def change(self, wide: F32Array, raw: NDArray[np.uint8], start: int, scratch: F32Array) -> None:
+        """All edits on rows `wide`, which then are `raw`; UnfitError when a number isn't one any more."""
+        for number, apply in enumerate(self.applies):
+            if self.made.stepwise and number:
+                self.made.kind.decode(raw, wide)
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                apply(wide, start, scratch)
+            if self.made.stepwise or number == len(self.applies) - 1:
+                self._encode(wide, raw)
+        if not self.applies:
+            self._encode(wide, raw)
+
+    def _encode(self, wide: F32Array, raw: NDArray[np.uint8]) -> None:
+        if not self.made.kind.fits(wide):
+            raise UnfitError(self.made.name)
+        self.made.kind.encode(wide, raw)
+
+
+class UnfitError(Exception):
+    """A tile of a tensor has numbers that its type cannot hold; the base is looked at to say why."""
+
+
+def explained(made: Made, before: F32Array) -> RefusedError:
+    """Why, given the rows of the base."""
+    if not np.isfinite(before).all():
+        return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed")
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    return RefusedError(
+        made.name,
+        f"the sum is over {made.kind.largest:g}, the largest {names.get(made.kind.name, made.kind.name)} number",
+        "" if made.kind.name in ("BF16", "F32") else "Write bfloat16 instead (--dtype bf16)",
+    )
+
+
+class Run:
+    """The writing of files: a pool of workers, each with its own buffers."""
+
+    def __init__(self, progress: Progress | None, size: int) -> None:
+        self._progress = progress or (lambda done, size: None)
+        self._size = size
+        self._done = 0
+        self._local = threading.local()
+
+    def write(self, files: Sequence[OutFile], folder: Path, finished: Callable[[Path], None] = staging.sync) -> None:
+        """Write every file; what a finished one still has in memory goes to the disk while the next is computed."""
+        with Opened() as opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
+            flushed = [flusher.submit(finished, self._file(file, folder, opened, pool)) for file in files]
+            for future in flushed:
+                future.result()
+
+    def _file(self, file: OutFile, folder: Path, opened: Opened, pool: ThreadPoolExecutor) -> Path:
+        target = folder / file.name
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        sink = os.open(target, flags, 0o666)
+        try:
+            self._drain((job for part in file.parts for job in self._jobs(part, opened, sink)), pool)
+        finally:
+            os.close(sink)
+        return target
+
+    def skip(self, size: int) -> None:
+        """Count bytes that are there already."""
+        self._advance(size)
+
+    def _drain(self, jobs: Iterator[Callable[[], int]], pool: ThreadPoolExecutor) -> None:
+        """Run the jobs a few ahead of their results, so that at most a few tensors' factors are laid out at once."""
+        waiting: deque[Future[int]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > 2 * _WORKERS:
+                    self._advance(waiting.popleft().result())
+            while waiting:
+                self._advance(waiting.popleft().result())
+        finally:
+            for future in waiting:
+                future.cancel()
+            for future in waiting:
+                if not future.cancelled():
+                    future.exception()  # wait: the files are about to be closed
+
+    def _advance(self, size: int) -> None:
+        self._done += size
+        self._progress(self._done, self._size)
+
+    def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        if isinstance(part, Text):
+            write_at(sink, memoryview(part.data), part.at)
+        elif isinstance(part, Copy):
+            yield from _copies(part, opened.fd(part.path), sink)
+        else:
+            yield from self._tiles(part, opened, sink)
+
+    def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        ready = made.ready()
+        rows, columns = made.source.rows, made.source.columns
+        step = rows if made.whole else max(2, TILE // max(1, columns) // 2 * 2)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+
+            def tile(start: int = start, stop: int = stop) -> int:
+                return self._tile(ready, start, stop, opened, sink)
+
+            yield tile
+
+    def _tile(self, ready: Ready, start: int, stop: int, opened: Opened, sink: int) -> int:
+        made = ready.made
+        columns, width = made.source.columns, made.kind.row_size(made.source.columns)
+        wide = self.floats("wide", (stop - start) * columns).reshape(stop - start, columns)
+        made.source.read(opened, start, stop, wide, self.buffer)
+        raw = self.buffer("out", (stop - start) * width).reshape(stop - start, width)
+        try:
+            ready.change(wide, raw, start, self.floats("scratch", wide.size + columns))
+        except UnfitError as unfit:
+            made.source.read(opened, start, stop, wide, self.buffer)
+            raise explained(made, wide) from unfit
+        write_at(sink, byte_view(raw), made.at + start * width)
+        return raw.nbytes
+
+    def floats(self, use: str, count: int) -> F32Array:
+        """This thread's memory for `count` float32 numbers."""
+        return self.buffer(use, 4 * count).view(np.float32)
+
+    def buffer(self, use: str, size: int) -> NDArray[np.uint8]:
+        """This thread's memory for `use`, grown when it has to be."""
+        held = getattr(self._local, use, None)
+        if held is None or held.nbytes < size:
+            held = np.empty(size, np.uint8)
+            setattr(self._local, use, held)
+        return held[:size]
+
+
+def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
+    uncounted = part.size - part.counted
+    for done in range(0, part.size, _COPY):
+        size = min(_COPY, part.size - done)
+
+        def copy(done: int = done, size: int = size) -> int:
+            copy_range(source, sink, part.offset + done, size, part.at + done)
+            return size - max(0, min(uncounted - done, size))  # a header is no tensor
+
+        yield copy
