@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
-    "convert": "convert", "merge": "merge", "base": "base",
+    "convert": "convert", "merge": "merge", "verify-merge": "proofs", "extract": "proofs", "base": "base",
     "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",
     "attach": "attach", "attached": "attach",
     "remote": "remote", "login": "login", "logout": "login", "lock": "lock",
@@ -89,7 +89,7 @@ class _Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
-        found = getattr(module, cmd_name if cmd_name != "list" else "list_")
+        found = getattr(module, cmd_name.replace("-", "_") if cmd_name != "list" else "list_")
         return found if isinstance(found, click.Command) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

@@ -104,7 +104,7 @@ def merge(
         return
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
-    factors = _weights(weights, len(source))
+    factors = weights_of(weights, len(source))
     if base and asked:
         name = next(iter(asked)).rstrip("_").replace("_", "-")
         raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
@@ -120,7 +120,8 @@ def merge(
         merged.into_adapter(settings, found, factors, target, parameters=parameters, **how)
 
 
-def _weights(text: str | None, count: int) -> list[float]:
+def weights_of(text: str | None, count: int) -> list[float]:
+    """The numbers of --weights, one an adapter."""
     if text is None:
         return [1.0] * count
     try:

@@ -40,6 +40,11 @@ _OTHER = "Is this the model the adapter was trained on?"
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
+def stored_transposed(model_type: str, target: str) -> bool:
+    """Whether a model of this type is known to store the weight of a module `(in, out)`."""
+    return model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
+
+
 @dataclass(frozen=True)
 class Plan:
     """`edits` by tensor name, in the order of the adapters.
@@ -353,7 +358,7 @@ class _Planner:
         """Whether the base stores this weight `(in, out)`. Shapes decide; for a square one, what transformers builds."""
         have = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
-        known = self.folder.spec.model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
+        known = stored_transposed(self.folder.spec.model_type or "", target)
         if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
             self._expect(target, name, delta.shape[::-1])
             return True

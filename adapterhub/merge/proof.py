@@ -1,0 +1,313 @@
+"""Whether a merged model, by whatever tool, is its base plus an adapter, at the strength that it claims; tensor by tensor.
+
+With the base's tensor `W`, the merged one's `M` and what the adapter adds `D`, the strength is the least-squares `s` in
+`M - W = s D + rest`. It is 1 where the adapter is in as it should be, `sqrt(r)` or its inverse where rsLoRA was
+overlooked, 0 where the tensor was passed over or a grid of four bits swallowed it. `rest` is what neither base nor adapter
+explains: the rounding to the merged model's dtype, if it is right, which is computed and not guessed.
+
+What could not be compared is a finding, never a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters import dtypes
+
+from .checks import Weighted
+from .edits import Apply, Edit, Replace
+from .hf_base import Folder, read_folder
+from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
+from .plan import plan
+
+F32Array = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Is told tensors done and tensors in all."""
+
+_TILE = 1 << 20  # elements
+_FULL = 0.05  # how far from 1 a strength may be that rounding noise alone does not explain
+_UNEXPLAINED = 0.1  # of the delta's norm: products in 16 bits, as on a GPU, leave a few hundredths
+_GRID = {"Q8_0": 0.02, "Q6_K": 0.05, "Q5_K": 0.09, "Q5_0": 0.1, "Q5_1": 0.1, "Q4_K": 0.15, "Q4_0": 0.18, "Q4_1": 0.15}
+_COARSE = 0.45  # of a weight's norm, what a grid of two or three bits may be off
+
+GOOD = ("exact", "rounded", "near", "quantised", "untouched")
+"""The verdicts with which a merged model passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found of one tensor.
+
+    Attributes:
+        verdict: `exact` (our own merge, bit for bit), `rounded` (nothing but rounding lies between), `near` (the right
+            strength, a little noise), `quantised` (the right strength, through a coarser grid), `untouched` (as the base's);
+            or `weaker`, `stronger`, `absent`, `other` (something else is in it), `changed` (though no adapter touches it),
+            `missing`, `shape`, `unknown` (a tensor that the base has not).
+        strength: Of each adapter that touches it, in their order, relative to the weight it was to be merged with; None
+            where nothing was to be measured.
+        rest: The norm of what is not explained over that of all deltas; for an untouched tensor over the tensor's.
+        note: One line, perhaps empty.
+    """
+
+    name: str
+    verdict: str
+    strength: tuple[float, ...] | None = None
+    rest: float | None = None
+    note: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether it is as it should be."""
+        return self.verdict in GOOD
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """Of all tensors, by name; `notes` are those of the plan."""
+
+    tensors: tuple[Proof, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether every tensor is."""
+        return all(proof.good for proof in self.tensors)
+
+    def strengths(self) -> tuple[tuple[float, float, float] | None, ...]:
+        """By adapter its least, median and largest strength in any tensor; None for one that was measured nowhere."""
+        found = [proof.strength for proof in self.tensors if proof.strength]
+        columns = [
+            [row[i] for row in found if i < len(row) and not math.isnan(row[i])] for i in range(max(map(len, found), default=0))
+        ]
+        return tuple((min(c), float(np.median(c)), max(c)) if c else None for c in columns)
+
+
+def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | None = None) -> Proofs:
+    """Compare every tensor of a merged model, a folder or a .gguf, with base and adapters, as `fuse` would merge them.
+
+    Raises:
+        RefusedError: The adapters could not be merged into this base at all.
+        NotFoundError: Something is not there.
+    """
+    folder = read_folder(base)
+    steps = plan(adapters, folder)
+    owners = _owners(adapters, folder)
+    with FolderModel(folder, steps.added) as have, open_model(merged) as made:
+        called = renamed(have.names, made.names)
+        found = []
+        for number, name in enumerate(sorted(have.names), 1):
+            edits, other = steps.edits.get(name, ()), called.get(name)
+            if other is None:
+                found.append(_lacking(name, have, touched=bool(edits)))
+            else:
+                found.append(_prove(_Task(name, have, made, other, edits, owners.get(name, ()), len(adapters))))
+            if progress:
+                progress(number, len(have.names))
+        extra = made.names - set(called.values())
+        found += [Proof(name, "unknown", note="the base has no such tensor") for name in sorted(extra) if not _is_derived(name)]
+    return Proofs(tuple(found), steps.notes)
+
+
+def _owners(adapters: Weighted, folder: Folder) -> Mapping[str, tuple[int, ...]]:
+    """Of each tensor which adapters its edits are of, in their order."""
+    found: dict[str, list[int]] = {}
+    for number, one in enumerate(adapters):
+        for name, edits in plan([one], folder).edits.items():
+            found.setdefault(name, []).extend([number] * len(edits))
+    return {name: tuple(numbers) for name, numbers in found.items()}
+
+
+def _is_derived(name: str) -> bool:
+    """Tensors that a converter computes from the config."""
+    return name.startswith("rope_f") or name.endswith(("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One tensor: what the base and the merged model call it, and what is to be done to it, by which adapters of how many."""
+
+    name: str
+    have: Model
+    made: Model
+    other: str
+    edits: Sequence[Edit]
+    owners: Sequence[int]
+    count: int
+
+    @property
+    def dtype(self) -> str:
+        return self.made.dtype(self.other)
+
+    def tiles(self, *, whole: bool = False) -> Iterator[tuple[int, F32Array, F32Array]]:
+        for start, stop in _tiles(self.have.shape(self.name), whole=whole):
+            yield start, self.have.rows(self.name, start, stop), self.made.rows(self.other, start, stop)
+
+
+def _prove(task: _Task) -> Proof:
+    have, made = task.have.shape(task.name), task.made.shape(task.other)
+    last = task.edits[-1] if task.edits else None
+    if have != made and isinstance(last, Replace) and last.values.shape == made:  # the vocabulary was resized
+        return _replaced(task, last.values)
+    if have != made:
+        return Proof(task.name, "shape", note=f"{made} in the merged model, {have} in the base")
+    try:
+        return _touched(task) if task.edits else _untouched(task)
+    finally:
+        task.have.done(task.name)
+        task.made.done(task.other)
+
+
+def _lacking(name: str, have: Model, *, touched: bool) -> Proof:
+    """A tensor that the merged model lacks, which may be the base's table, bit for bit."""
+    table = next((other for other in sorted(have.names) if other.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    if not touched and table and name.endswith("lm_head.weight") and have.shape(table) == have.shape(name):
+        tiles = _tiles(have.shape(name))
+        if all(np.array_equal(have.rows(name, *tile), have.rows(table, *tile)) for tile in tiles):
+            return Proof(name, "untouched", note="the output layer is the embedding table there")
+    return Proof(name, "missing", note="the merged model has no such tensor")
+
+
+def _tiles(shape: Sequence[int], *, whole: bool = False) -> list[tuple[int, int]]:
+    rows, columns = as_matrix(tuple(shape))
+    step = rows if whole else max(2, _TILE // max(1, columns) // 2 * 2)
+    return [(start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
+
+
+def _untouched(task: _Task) -> Proof:
+    """Equal, or the base's numbers in the merged model's dtype."""
+    name, dtype, off, size, exact = task.name, task.dtype, 0.0, 0.0, True
+    for _, one, two in task.tiles():
+        expected = _rounded(one, dtype)
+        same = np.array_equal(expected, two, equal_nan=True) or np.array_equal(one, two, equal_nan=True)
+        exact = exact and same
+        off += 0.0 if same else _square(two - expected)
+        size += _square(one)
+    if exact:
+        return Proof(name, "untouched")
+    rest = math.sqrt(off / size) if size else math.inf
+    if not is_float(dtype) and rest <= _GRID.get(dtype, _COARSE):
+        return Proof(name, "quantised", rest=rest, note=f"{dtype}, {rest:.1%} off")
+    return Proof(name, "changed", rest=rest, note=f"{rest:.2g} of its norm, and no adapter touches it")
+
+
+def _replaced(task: _Task, values: np.ndarray) -> Proof:
+    """A table of another size than the base's, which the adapter brings whole."""
+    same = True
+    for start, stop in _tiles(values.shape):
+        wanted = _rounded(values[start:stop].astype(np.float32), task.dtype)
+        same = same and np.array_equal(wanted, task.made.rows(task.other, start, stop))
+    note = f"{values.shape}, as the adapter has it" if same else "resized, and not to what the adapter has"
+    return Proof(task.name, "exact" if same else "other", note=note)
+
+
+def _touched(task: _Task) -> Proof:
+    stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
+    sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
+    for start, one, two in task.tiles(whole=any(edit.whole for edit in task.edits)):
+        sums.add(one, two, start)
+    if not sums.delta:
+        silent = sums.exact or sums.off <= sums.noise_limit
+        return Proof(task.name, "rounded" if silent else "other", note="the adapter adds nothing here")
+    strength = sums.strengths()
+    rest = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
+    shown = _by_adapter(strength, task.owners, task.count)
+    return Proof(task.name, _judged(sums, strength, rest, task.dtype), shown, rest)
+
+
+def _by_adapter(strength: Sequence[float], owners: Sequence[int], count: int) -> tuple[float, ...]:
+    row = [math.nan] * count
+    for value, owner in zip(strength, owners, strict=True):
+        row[owner] = value
+    return tuple(row)
+
+
+class _Sums:
+    """Inner products of the deltas and of what came out, added up tile by tile."""
+
+    def __init__(self, applies: Sequence[Apply], stored: np.dtype, dtype: str) -> None:
+        count = len(applies)
+        self._applies, self._stored, self._dtype = applies, stored, dtype
+        self.gram, self.along = np.zeros((count, count)), np.zeros(count)
+        self.change = self.delta = self.off = self.noise = self.weight = 0.0
+        self.exact, self.size = True, 0
+
+    def add(self, base: F32Array, made: F32Array, start: int) -> None:
+        """One tile more."""
+        scratch = np.empty(base.size + base.shape[1], np.float32)
+        total, replay, deltas = base.copy(), base.copy(), []
+        with np.errstate(all="ignore"):
+            for apply in self._applies:
+                alone = base.copy()
+                apply(alone, start, scratch)
+                deltas.append((alone - base).astype(np.float64))
+                apply(total, start, scratch)
+                apply(replay, start, scratch)
+                replay = replay.astype(self._stored).astype(np.float32)
+            change = made.astype(np.float64) - base
+            for i, one in enumerate(deltas):
+                self.along[i] += np.vdot(one, change)
+                for j, two in enumerate(deltas[: i + 1]):
+                    self.gram[i, j] += np.vdot(one, two)
+                    self.gram[j, i] = self.gram[i, j]
+            self.change += _square(change)
+            self.delta += _square(np.sum(deltas, axis=0))
+            self.weight += _square(base)
+            self.size += base.size
+            self.off += _square(made - total)
+            self.noise += _square(_rounded(total, self._dtype) - total)
+        once = _rounded(total, self._dtype)
+        self.exact = self.exact and (
+            np.array_equal(_rounded(replay, self._dtype), made, equal_nan=True) or np.array_equal(once, made, equal_nan=True)
+        )
+
+    def strengths(self) -> list[float]:
+        """Least squares; of deltas that are one another's multiples, the smallest solution."""
+        found = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
+        return [float(value) for value in found]
+
+    def rest(self, strength: Sequence[float]) -> float:
+        """The square of what the deltas at these strengths leave."""
+        s = np.asarray(strength)
+        return float(self.change - 2 * s @ self.along + s @ self.gram @ s)
+
+    @property
+    def noise_limit(self) -> float:
+        """The square of the distance that rounding after each merge may leave."""
+        return 4 * (len(self.along) + 1) * self.noise + 1e-12 * self.weight
+
+
+def _judged(sums: _Sums, strength: Sequence[float], rest: float, dtype: str) -> str:
+    """The verdict. The estimate of a strength is off by about `rest / sqrt(n)`, as far as what is left is noise."""
+    if sums.exact:
+        return "exact"
+    if is_float(dtype) and sums.off <= sums.noise_limit:
+        return "rounded"
+    doubt = 4 * rest / math.sqrt(max(1, sums.size))
+    worst = max(strength, key=lambda value: abs(value - 1))
+    if not math.isfinite(worst):
+        return "other"
+    if abs(worst - 1) > _FULL + doubt:
+        return "absent" if abs(worst) < 0.1 + doubt else "weaker" if worst < 1 else "stronger"
+    if is_float(dtype):
+        return "near" if rest <= _UNEXPLAINED else "other"
+    grid = math.sqrt(sums.off / sums.weight) if sums.weight else math.inf
+    return "quantised" if grid <= _GRID.get(dtype, _COARSE) else "other"
+
+
+def _rounded(values: F32Array, dtype: str) -> F32Array:
+    """Through the dtype of the merged model and back, where it has floats."""
+    if not is_float(dtype) or dtype in ("F32", "F64"):
+        return values
+    with np.errstate(over="ignore"):
+        return values.astype(dtypes.NUMPY[dtype]).astype(np.float32)
+
+
+def _square(values: np.ndarray) -> float:
+    flat = np.ascontiguousarray(values, np.float64).reshape(-1)
+    return float(np.vdot(flat, flat))
