@@ -60,6 +60,8 @@ Lock = dict[str, Locked]
 def entry(name: str, ref: str, source: str, made: Manifest) -> Locked:
     """What is kept of a version."""
     base = {key: made.annotations[label] for key, label in _BASE.items() if label in made.annotations}
+    if not all(value.isprintable() for value in base.values()):
+        raise FormatError(ref, "what its manifest says of its base is no printable text")
     return Locked(check_name(name, ref), ref, source, made.digest, made.size, base)
 
 
@@ -72,8 +74,7 @@ def name_of(repository: str) -> str:
 
 def check_name(name: str, where: str) -> str:
     """`name` itself if a folder below another may be called so anywhere."""
-    parts = name.split("/")
-    if len(parts) > 2 or not all(_PART.fullmatch(part) for part in parts):
+    if not all(_PART.fullmatch(part) for part in name.split("/")):
         raise FormatError(where, f"{name[:80]!r} cannot be a name in {FILE}")
     check_paths([name], where)
     return name

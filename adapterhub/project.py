@@ -249,4 +249,4 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
 def _quoted(text: str) -> str:
     import json
 
-    return json.dumps(text)  # of printable text, a basic string of TOML as well
+    return json.dumps(text, ensure_ascii=False)  # of printable text, a basic string of TOML as well

@@ -34,12 +34,18 @@ def registry_folder(settings: Settings) -> Path:
     """The folder of the registry to use; it may not be there yet."""
     from adapterhub.registry import find
 
-    named = settings.registry or os.environ.get(ENVIRONMENT)
-    if not named and (found := project()) and found.registry:
-        named = str(found.registry)
+    named = named_registry(settings)
     mine = None if named else user()
     default = (mine and mine.registry) or data_folder()
     return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
+
+
+def named_registry(settings: Settings) -> str | None:
+    """The registry that an option, the environment or the project names."""
+    named = settings.registry or os.environ.get(ENVIRONMENT)
+    if not named and (found := project()) and found.registry:
+        return str(found.registry)
+    return named
 
 
 def open_registry(settings: Settings, *, make: bool = False) -> Registry:

@@ -118,11 +118,13 @@ def _pull(settings: Settings, locked: Locked, target: Path) -> bool:
         with locate.open_registry(settings) as registry:
             transfer.pull(registry, ref, target)
         return True
+    from adapterhub.remotes import places
+
     from . import remotes
 
     with remotes.opened(locked.source) as there:
         rules.fits(there, locked.digest, locked.ref)
-        made, new = remotes.downloaded(there, locked.digest, target, locked.source)
+        made, new = remotes.downloaded(there, locked.digest, target, places.parse(locked.source).host)
     if made.digest != locked.digest:
         raise IntegrityError(locked.source, f"{made.digest} came, not {locked.digest}", "Ask its owner")
     return new

@@ -46,7 +46,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
     with Host(address, lambda: who, "Nothing was kept; look at the name and the password") as server:
         server.check_login()
-    where = kept.write(locate.logins_file(), _key(address.host), who)
+    where = kept.write(locate.logins_file(), _key(address), who)
     document = {"host": address.host, "user": who.user, "kept_in": where}
     as_whom = f" as {who.user}" if who.user else ""
     text = f"{address.host}: logged in{as_whom}; kept in {where}"
@@ -66,17 +66,17 @@ def logout(settings: Settings, host: str) -> None:
     from adapterhub.remotes import kept
 
     address, path = _address(host), locate.logins_file()
-    if not kept.forget(path, _key(address.host)):
+    if not kept.forget(path, _key(address)):
         there = kept.hosts(path)
         raise NotFoundError(address.host, "there is no login", f"There are logins for {', '.join(there)}" if there else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))
 
 
-def _key(host: str) -> str:
+def _key(address: Address) -> str:
     from adapterhub.remotes.credentials import canonical
 
-    return canonical(host)
+    return canonical(address.host, plain=address.plain)
 
 
 def _address(text: str) -> Address:

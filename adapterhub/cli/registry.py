@@ -41,13 +41,12 @@ if TYPE_CHECKING:
 def init(settings: Settings, folder: str | None, *, project: bool) -> None:
     """Make a registry in a folder: registry.db and, beside it, the store .adapterhub/.
 
-    Without DIR it is made where --registry or $ADAPTERHUB_REGISTRY says, else here. One that is there already stays as it is.
+    Without DIR it is made where --registry, $ADAPTERHUB_REGISTRY or the project says, else here. One that is there already
+    stays as it is.
     """
-    import os
-
     from adapterhub.registry import Registry
 
-    from .locate import ENVIRONMENT
+    from .locate import named_registry
 
     if project:
         from .remote import init_project
@@ -55,7 +54,7 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
         init_project(settings, folder)
         return
 
-    root = Path(folder) if folder else registry_folder(settings) if settings.registry or os.environ.get(ENVIRONMENT) else Path()
+    root = Path(folder) if folder else registry_folder(settings) if named_registry(settings) else Path()
     new = not (root / ".adapterhub" / "oci-layout").exists()
     Registry.init(root).close()
     text = f"{'made' if new else 'already there:'} {root / 'registry.db'}"

@@ -192,7 +192,7 @@ def _asked(found: Remote) -> dict[str, Any]:
         from adapterhub.remotes import credentials
 
         who = surroundings()
-        with Host(place, lambda: credentials.find(place.host, who.docker, who.logins)) as host:
+        with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
             seen = host.access()
         return {
             **document, "user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why,

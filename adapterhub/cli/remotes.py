@@ -271,7 +271,7 @@ def list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: b
     if not isinstance(place, Address):
         raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
     who = surroundings()
-    with Host(place, lambda: credentials.find(place.host, who.docker, who.logins)) as host:
+    with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
         root = place.name.removesuffix(prefix or NOBODY)
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
     names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]

@@ -86,6 +86,11 @@ class Address:
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
 
     @property
+    def plain(self) -> bool:
+        """Whether others can listen on the way: no TLS, and another machine."""
+        return not self.tls and not _is_here(urlsplit(f"//{self.host}").hostname or "")
+
+    @property
     def repository(self) -> str:
         """The address without a version."""
         return f"{self.scheme}://{self.host}/{self.name}"

@@ -31,7 +31,7 @@ def check_url(text: str) -> str:
     if "@" in host:
         what = "credentials in a URL end up in logs"
         raise UsageError(f"{scheme}://…@{host.rpartition('@')[2]}", what, "Leave them out; use `adapterhub login`")
-    if any(part in rest for part in "?#"):
+    if not url.isprintable() or any(part in rest for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "a URL of a remote ends with its path", _HINT)
     if not found or not places.is_address(url):
         kinds = ", ".join(f"{kind}://" for kind in places.kinds())

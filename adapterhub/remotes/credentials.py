@@ -26,18 +26,18 @@ _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _IDENTITY = "<token>"  # the user's name that says that the secret is an identity token (docker/docker-credential-helpers)
 
 
-def find(host: str, config: Path | None, logins: Path | None = None) -> Credentials | None:
-    """What our own login keeps, else docker's config.json has for a registry; None for nothing.
+def find(host: str, config: Path | None, logins: Path | None = None, *, plain: bool = False) -> Credentials | None:
+    """What our own login keeps, else docker's config.json has for a registry; None for nothing. `plain`: asked without TLS.
 
     Raises:
         LocalIOError: One of the files, or a helper, is broken.
     """
-    return (kept.read(logins, canonical(host)) if logins else None) or _docker(host, config)
+    return (kept.read(logins, canonical(host, plain=plain)) if logins else None) or _docker(host, config)
 
 
-def canonical(host: str) -> str:
-    """The one name under which our own logins for a host are kept."""
-    return _DOCKER_HUB[0] if host in _DOCKER_HUB else host
+def canonical(host: str, *, plain: bool = False) -> str:
+    """The one name under which our own logins for a host are kept: what was said over TLS is not said without it."""
+    return ("http://" if plain else "") + (_DOCKER_HUB[0] if host in _DOCKER_HUB else host)
 
 
 def _docker(host: str, config: Path | None) -> Credentials | None:

@@ -93,7 +93,9 @@ class Oci:
     ) -> None:
         self.address = address
         hint = f"Log in with `adapterhub login {address.host}`"
-        login = Login(self.where, address.base, hint, lambda: credentials.find(address.host, config, logins))
+        login = Login(
+            self.where, address.base, hint, lambda: credentials.find(address.host, config, logins, plain=address.plain)
+        )
         self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)

@@ -77,7 +77,8 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(run: Run, text: str) 
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "oci://", "oci://ho st", "oci://host/UP", "ftp://host", "oci://host?x=1", "oci:///x", "://"]
+    "text",
+    ["x", "oci://", "oci://ho st", "oci://host/UP", "ftp://host", "oci://host?x=1", "oci:///x", "://", "oci://host/a\nb"],
 )
 def test_what_is_no_url_of_a_remote_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -136,8 +137,10 @@ def test_the_project_says_which_registry_before_the_one_nearby(run: Run, make: M
     inside.mkdir(parents=True)
     run("init", inside)
     (tmp_path / "p/adapterhub.toml").write_text('registry = "theirs"\n')
-    run("push", make(), "team/sql", cwd=inside)
+    run("init", cwd=inside)
     assert (tmp_path / "p/theirs/registry.db").exists()
+    run("push", make(), "team/sql", cwd=inside)
+    assert len(json.loads(run("list", "--json", cwd=tmp_path / "p").stdout)["adapters"]) == 1
     assert json.loads(run("list", "--json", "--registry", inside, cwd=inside).stdout)["adapters"] == []
     (tmp_path / "xdg-config/adapterhub").mkdir(parents=True)
     (tmp_path / "xdg-config/adapterhub/config.toml").write_text(f'registry = "{tmp_path}/mine"\n')

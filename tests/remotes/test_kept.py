@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.remotes import credentials, kept
+from adapterhub.remotes.address import Address
 from adapterhub.remotes.kept import Credentials
 from adapterhub_converters.errors import LocalIOError
 from tests.cli.test_process import PATH
@@ -199,6 +200,18 @@ def test_the_names_of_docker_hub_are_one(tmp_path: Path) -> None:
     kept.write(path, "other", Credentials(bearer="t-1234"))
     assert kept.hosts(path) == ["docker.io", "other"]
     assert credentials.find("other", None, path) == Credentials(bearer="t-1234", source="adapterhub login")
+
+
+def test_a_login_that_was_made_over_tls_is_not_said_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "logins.json"
+    kept.write(path, credentials.canonical("in.house:5000"), Credentials("u", "p-1234"))
+    for text, there in (
+        ("oci://in.house:5000/x", True), ("oci+http://in.house:5000/x", False), ("oci://127.0.0.1/x", False),
+    ):  # fmt: skip
+        address = Address.parse(text)
+        assert bool(credentials.find(address.host, None, path, plain=address.plain)) == there
+    for text in ("oci://localhost:5000/x", "oci+http://127.0.0.1/x", "oci://[::1]/x", "oci://[::1]:5000/x"):
+        assert not Address.parse(text).plain
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_lock_has_one_spelling_and_says_what_was_written() -> None:
     [
         ('"team/sql":', '"../sql":'),
         ('"team/sql":', '"/etc/sql":'),
-        ('"team/sql":', '"a/b/c":'),
+        ('"team/sql":', '"a//c":'),
         ('"team/sql":', '"team/nul":'),
         ('"team/sql":', '"team/.sql":'),
         ('"team/sql":', '"":'),
