@@ -114,6 +114,8 @@ def combine(
         deltas[target], modules[target] = delta, merged
         if progress:
             progress(done, len(targets))
+    if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
+        notes += (f"{len(vanished)} of {len(deltas)} modules came out as zero, {vanished[0]} among them",)
     added = beside.biases(weighted) if how.sums else {}
     for target, bias in added.items():
         deltas[target] = _with_bias(deltas[target], bias)

@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.factors import Factors, Spectrum, basis, times
+from adapterhub.factors import F64Array, Factors, Spectrum, basis, times
 
 F32Array = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -170,18 +170,27 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
     """
     m, n = matrix.shape
     width = min(rank + _OVERSAMPLED, m, n)
-    q = random.standard_normal((n, width))
-    for _ in range(2):
-        narrow, total = q.astype(np.float32), np.zeros((n, q.shape[1]))
-        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023
-            total += part
-        q, _ = basis(total)
+    if width == n:
+        q = np.eye(n)
+    elif width == m:
+        q, _ = basis(np.concatenate([tile.T for _, tile in matrix.tiles()], axis=1).astype(np.float64))
+    else:
+        q = _row_space(matrix, random.standard_normal((n, width)))
     narrow, image = q.astype(np.float32), np.empty((m, q.shape[1]))
     for rows, part in matrix.mapped(lambda _rows, tile: product(tile, narrow)):
         image[rows] = part
     left, triangle = basis(image)
     u, s, vt = np.linalg.svd(triangle, full_matrices=False)
     return Spectrum(times(left, u), s, times(q, vt.T).T)
+
+
+def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
+    for _ in range(2):
+        narrow, total = q.astype(np.float32), np.zeros(q.shape)
+        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023 - used at once
+            total += part
+        q, _ = basis(total)
+    return q
 
 
 def residual(matrix: Tiled, result: Factors) -> float:

@@ -11,24 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.merge import METHODS, combine
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
+from adapterhub_converters.adapter import Adapter, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.errors import AdapterhubError
-
-
-def low_rank(r: int, m: int = 12, n: int = 9, seed: int = 0, **more: Any) -> LowRank:
-    rng = np.random.default_rng(seed)
-    return LowRank(
-        rng.normal(size=(r, n)).astype(np.float32), rng.normal(size=(m, r)).astype(np.float32), **{"alpha": 3.0, **more}
-    )
-
-
-def dense(delta: LowRank | LowRankEmbedding) -> np.ndarray:
-    return delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A.astype(np.float64))
-
-
-def adapter(*, base: str | None = "b", **deltas: Any) -> Adapter:
-    return Adapter(deltas, meta=Meta(base_model=base))
-
+from tests.merge.factored import adapter, dense, low_rank
 
 terms = st.lists(st.tuples(st.integers(1, 6), st.floats(-2, 2), st.booleans(), st.floats(0.1, 64)), min_size=1, max_size=4)
 
@@ -74,6 +59,12 @@ def test_an_adapter_minus_itself_is_nothing() -> None:
     for method in [name for name, method in METHODS.items() if method.sums and method.count[1] > 1]:
         result, _ = combine([one, one], [1, -1], method=method)
         assert np.abs(dense(result.deltas["q"])).max() < 1e-5
+
+
+def test_modules_that_come_out_as_zero_are_told() -> None:
+    one, other = low_rank(4), low_rank(4, alpha=-3.0)
+    _, report = combine([adapter(q=one, k=one), adapter(q=other, k=one)], [1, 1], method="model_stock")
+    assert report.notes == ("1 of 2 modules came out as zero, q among them",)
 
 
 def test_modules_that_one_adapter_lacks_keep_the_other(tmp_path: Any) -> None:
