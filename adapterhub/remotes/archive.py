@@ -6,9 +6,13 @@ when the work has ended well: `oci-layout`, `index.json`, the blobs by digest, t
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest
+from adapterhub.leases import ABANDONED
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.store import local_errors
 from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError
@@ -29,6 +34,7 @@ from .receiving import More, received
 from .remote import Reader, Source
 
 _BLOBS = "blobs/sha256/"
+_WAITING = ".blobs-"  # what the folder beside an archive is called, in which blobs wait
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
 
@@ -116,7 +122,8 @@ class Archive(Layout):
         if self._scratch is None:
             with local_errors(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.blobs-")
+                _sweep(self.path)
+                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}{_WAITING}")
         return Path(self._scratch.name) / f"{digest[7:]}.part"
 
     def commit(self) -> None:
@@ -152,6 +159,14 @@ class Archive(Layout):
                 self.commit()
         finally:
             self.close()
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed writers of an archive left beside it more than a day ago."""
+    for old in out.parent.glob(f".{glob.escape(out.name)}{_WAITING}*"):
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def write(

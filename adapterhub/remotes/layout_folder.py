@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from adapterhub.digest import Digest
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.store import local_errors, open_regular
-from adapterhub_converters.errors import ConflictError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.staging import sync
 
 from . import layout_index
@@ -64,8 +65,14 @@ class LayoutFolder(Layout):
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """A file below blobs/."""
         path = self._path(digest)
-        if not os.path.lexists(path):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise LocalIOError(str(path), error.strerror or str(error)) from error
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for whoever writes into it
+            raise RefusedError(str(path), "not a regular file")
         file = open_regular(path)
         return file, 0, os.fstat(file.fileno()).st_size
 
