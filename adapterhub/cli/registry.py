@@ -84,7 +84,7 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be in another registry, oci://HOST/NAME[:TAG].
+    REF may be in another registry, oci://HOST/NAME[:TAG], or in an image layout, layout://PATH[:NAME].
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address

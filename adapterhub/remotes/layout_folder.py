@@ -23,6 +23,7 @@ from .receiving import forget, received
 from .remote import Source
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
+_HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout
 
 
 class LayoutFolder(Layout):
@@ -39,7 +40,7 @@ class LayoutFolder(Layout):
         if not self.root.exists():
             return False
         if not mark.is_file():
-            if self.root.is_dir() and not any(self.root.iterdir()):
+            if self.root.is_dir() and {path.name for path in self.root.iterdir()} <= _HALF_MADE:
                 return False
             raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
         layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
@@ -124,9 +125,13 @@ class LayoutFolder(Layout):
         with local_errors(self.root):
             for folder in (self._blobs, self.root / _INCOMING):
                 folder.mkdir(parents=True, exist_ok=True)
-            if not there:
-                self._write(self.root / "index.json", layout_index.dump([]))
-                self._write(self.root / "oci-layout", layout_index.MARK)
+            if there:
+                return
+            with self._locked():
+                if not (self.root / "index.json").exists():
+                    self._write(self.root / "index.json", layout_index.dump([]))
+                if not (self.root / "oci-layout").exists():
+                    self._write(self.root / "oci-layout", layout_index.MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Give bytes a name, whole, in place of what had it."""

@@ -10,6 +10,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,37 @@ def test_entries_of_others_stay_in_the_index(make: Make, tmp_path: Path) -> None
         assert target.tags() == ["v1", "v2"]
     assert foreign in json.loads((tmp_path / "x/index.json").read_bytes())["manifests"]
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "oci-layout"]
+
+
+def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Path) -> None:
+    sources = [AdapterFolder(make(f"a{n}", n)) for n in range(6)]
+
+    def put(n: int) -> None:
+        with LayoutFolder(tmp_path / "x") as target:
+            copy(sources[n], "latest", target, f"v{n}")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(put, range(6)))
+    with LayoutFolder(tmp_path / "x") as found:
+        assert found.tags() == [f"v{n}" for n in range(6)]
+        assert [found.manifest(f"v{n}").digest for n in range(6)] == [source.manifest("latest").digest for source in sources]
+
+
+def test_a_layout_that_was_only_half_made_is_made(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "x/blobs/sha256").mkdir(parents=True)
+    (tmp_path / "x/ingest").mkdir()
+    with LayoutFolder(tmp_path / "x") as target:
+        copy(AdapterFolder(make()), "latest", target, "v1")
+        assert target.tags() == ["v1"]
+
+
+def test_fsck_puts_back_what_a_layout_has(make: Make, run: Run, tmp_path: Path) -> None:
+    run("push", make(), "team/sql", "--registry", ".")
+    archived(make(), tmp_path / "x.tar")
+    lost = tmp_path / ".adapterhub/blobs/sha256" / manifest.build(make()).layers[-1].digest[7:]
+    lost.unlink()
+    assert "put back 1 blob" in run("fsck", "--repair", "--from", "layout://x.tar").stderr
+    run("verify", "team/sql")
 
 
 def test_a_registry_s_store_and_a_folder_of_something_else_are_not_written_to(make: Make, run: Run, tmp_path: Path) -> None:

@@ -122,9 +122,10 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
         (tmp_path / "bad.tar").write_bytes(data)
         if member.name[13:] in needed:
             run("pull", "team/sql:v1", "--from", "bad.tar", "-o", f"out-{member.name[13:]}", code=4)
-        run("copy", "layout://bad.tar:team/sql:v1", "team/again", "--registry", f".out-{member.name[13:]}-here", code=4)
+        else:  # the config
+            run("copy", "layout://bad.tar:team/sql:v1", "team/again", "--registry", ".out-here", code=4)
+            run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse", code=4)
         run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse.tar", code=4)
-        run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse", code=4)
     blob = tmp_path / ".adapterhub/blobs/sha256" / made.layers[-1].digest[7:]
     blob.chmod(0o644)
     blob.write_bytes(bytes(blob.stat().st_size))
