@@ -163,7 +163,10 @@ class LayoutFolder(Layout):
         finally:
             os.close(handle)
 
-    def close(self) -> None:
-        """Remove the folder for what isn't complete, if it is empty."""
+    def tidy(self) -> None:
+        """Remove the folder for what isn't complete; for who knows that nobody else is at work here."""
         with contextlib.suppress(OSError):
             (self.root / _INCOMING).rmdir()
+
+    def close(self) -> None:
+        """Nothing is held."""

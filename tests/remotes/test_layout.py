@@ -25,7 +25,7 @@ from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layout_folder import LayoutFolder
 from adapterhub.remotes.receiving import forget, received
-from adapterhub_converters.errors import AdapterhubError, FormatError, UsageError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
 from tests.conftest import Run
 from tests.registry.conftest import write_adapter
 
@@ -133,7 +133,8 @@ def test_entries_of_others_stay_in_the_index(make: Make, tmp_path: Path) -> None
         copy(AdapterFolder(make()), "latest", target, "v2")
         assert target.tags() == ["v1", "v2"]
     assert foreign in json.loads((tmp_path / "x/index.json").read_bytes())["manifests"]
-    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "oci-layout"]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "ingest", "oci-layout"]
+    assert list((tmp_path / "x/ingest").iterdir()) == []
 
 
 def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Path) -> None:
@@ -148,6 +149,19 @@ def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Pa
     with LayoutFolder(tmp_path / "x") as found:
         assert found.tags() == [f"v{n}" for n in range(6)]
         assert [found.manifest(f"v{n}").digest for n in range(6)] == [source.manifest("latest").digest for source in sources]
+
+
+def test_of_two_who_change_one_archive_the_second_is_told(make: Make, tmp_path: Path) -> None:
+    out = tmp_path / "x.tar"
+    archived(make(), out)
+    late = Archive(out)
+    copy(AdapterFolder(make("late", 1)), "latest", late, "v2")
+    archived(make("early", 2), out, "v3")
+    with pytest.raises(ConflictError, match="was changed by another"):
+        late.commit()
+    late.close()
+    with Archive(out) as found:
+        assert found.tags() == ["v1", "v3"]
 
 
 def test_a_layout_that_was_only_half_made_is_made(make: Make, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(
 ) -> None:
     done = json.loads(run("bundle", "team/sql:prod", "team/sql:v1", "team/chat", "-o", out, "--json").stdout)
     assert [version["ref"] for version in done["versions"]] == ["team/sql:prod", "team/sql:v1", "team/chat:v1"]
+    if out == "x":
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "oci-layout"]
     away = tmp_path / "away"
     away.mkdir()
     (tmp_path / out).rename(away / out)
