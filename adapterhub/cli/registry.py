@@ -97,7 +97,7 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be in another registry, oci://HOST/NAME[:TAG], or on a remote.
+    REF may be an address elsewhere, like oci://HOST/NAME[:TAG] or layout://PATH[:NAME], or on a remote.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address

@@ -6,20 +6,26 @@ when the work has ended well: `oci-layout`, `index.json`, the blobs by digest, t
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
+import io
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from adapterhub.digest import CHUNK, Digest
+from adapterhub.leases import ABANDONED
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.store import local_errors
-from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, LocalIOError
 from adapterhub_converters.files import staging
 
 from . import archive_tar, layout_index
@@ -30,6 +36,7 @@ from .receiving import received
 from .remote import Reader, Source
 
 _BLOBS = "blobs/sha256/"
+_WAITING = ".blobs-"  # what the folder beside an archive is called, in which blobs wait
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
 More = Callable[[int], None]
@@ -44,6 +51,7 @@ class Archive(Layout):
         self.path = path
         self._members: dict[str, Member] | None = None
         self._entries: list[Entry] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._new: dict[Digest, int] = {}
         self._changed = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -65,10 +73,20 @@ class Archive(Layout):
             return self._members
 
     def _open(self) -> BinaryIO:
+        """The file; ConflictError where it is not the one whose headers were read."""
         if not self.path.is_file():
             raise LocalIOError(str(self.path), "not a regular file")
         with local_errors(self.path):
-            return open(self.path, "rb", buffering=0)
+            file = cast(BinaryIO, io.FileIO(self.path))
+        found = os.fstat(file.fileno())
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._stamp not in (None, stamp):
+            file.close()
+            raise ConflictError(
+                self.where, "was changed by another while it was at work here", "Nothing was written; try again"
+            )
+        self._stamp = stamp
+        return file
 
     def _text(self, name: str, limit: int) -> bytes:
         member = self._scan().get(name)
@@ -121,7 +139,8 @@ class Archive(Layout):
         with self._lock, local_errors(self.path):
             if self._scratch is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.blobs-")
+                _sweep(self.path)
+                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}{_WAITING}")
         return Path(self._scratch.name) / f"{digest[7:]}.part"
 
     def commit(self) -> None:
@@ -140,16 +159,22 @@ class Archive(Layout):
         else:
             new = self._waiting("sha256:new")
             write(new, self.entries(), blobs, openers)
-            with local_errors(self.path):
+            with self._open() as held, local_errors(self.path):
+                _lock(held)
+                self._open().close()  # whoever had the lock before may have put another in its place
                 os.replace(new, self.path)
                 staging.sync(self.path.parent)
-        self._changed, self._members, self._entries, self._new = False, None, None, {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._changed, self._members, self._entries, self._stamp, self._new = False, None, None, None, {}
 
     def close(self) -> None:
         """Drop what was not written."""
         if self._scratch:
             self._scratch.cleanup()
-        self._scratch, self._changed, self._members, self._entries, self._new = None, False, None, None, {}
+        self._scratch = None
+        self._forget()
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         try:
@@ -157,6 +182,22 @@ class Archive(Layout):
                 self.commit()
         finally:
             self.close()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait until nobody else has the lock of a file; where there are none, go on."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed writers of an archive left beside it more than a day ago."""
+    for old in out.parent.glob(f".{glob.escape(out.name)}{_WAITING}*"):
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def write(

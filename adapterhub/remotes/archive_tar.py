@@ -8,7 +8,6 @@ Written: the time 0, the owner 0, nothing that differs from one machine to the n
 
 from __future__ import annotations
 
-import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -130,6 +129,8 @@ def _check_pax(file: BinaryIO, at: int, size: int, length: int, where: str) -> N
 
 def header(name: str, size: int = 0, *, folder: bool = False) -> bytes:
     """The header of a member: readable by all, of nobody and no time. A name that ustar has no place for takes a second one."""
+    import tarfile  # with its compressors; who only reads starts faster without
+
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o755 if folder else 0o644
     info.type = tarfile.DIRTYPE if folder else tarfile.REGTYPE

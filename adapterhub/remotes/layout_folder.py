@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from adapterhub.digest import Digest
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.store import local_errors, open_regular
-from adapterhub_converters.errors import ConflictError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.staging import sync
 
 from . import layout_index
@@ -22,6 +23,7 @@ from .receiving import forget, received
 from .remote import Source
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
+_HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout
 
 
 class LayoutFolder(Layout):
@@ -38,7 +40,7 @@ class LayoutFolder(Layout):
         if not self.root.exists():
             return False
         if not mark.is_file():
-            if self.root.is_dir() and not any(self.root.iterdir()):
+            if self.root.is_dir() and {path.name for path in self.root.iterdir()} <= _HALF_MADE:
                 return False
             raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
         layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
@@ -64,8 +66,14 @@ class LayoutFolder(Layout):
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """A file below blobs/."""
         path = self._path(digest)
-        if not os.path.lexists(path):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise LocalIOError(str(path), error.strerror or str(error)) from error
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for whoever writes into it
+            raise RefusedError(str(path), "not a regular file")
         file = open_regular(path)
         return file, 0, os.fstat(file.fileno()).st_size
 
@@ -117,9 +125,13 @@ class LayoutFolder(Layout):
         with local_errors(self.root):
             for folder in (self._blobs, self.root / _INCOMING):
                 folder.mkdir(parents=True, exist_ok=True)
-            if not there:
-                self._write(self.root / "index.json", layout_index.dump([]))
-                self._write(self.root / "oci-layout", layout_index.MARK)
+            if there:
+                return
+            with self._locked():
+                if not (self.root / "index.json").exists():
+                    self._write(self.root / "index.json", layout_index.dump([]))
+                if not (self.root / "oci-layout").exists():
+                    self._write(self.root / "oci-layout", layout_index.MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Give bytes a name, whole, in place of what had it."""
@@ -151,7 +163,10 @@ class LayoutFolder(Layout):
         finally:
             os.close(handle)
 
-    def close(self) -> None:
-        """Remove the folder for what isn't complete, if it is empty."""
+    def tidy(self) -> None:
+        """Remove the folder for what isn't complete; for who knows that nobody else is at work here."""
         with contextlib.suppress(OSError):
             (self.root / _INCOMING).rmdir()
+
+    def close(self) -> None:
+        """Nothing is held."""

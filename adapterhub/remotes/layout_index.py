@@ -18,6 +18,8 @@ NAME = "org.opencontainers.image.ref.name"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MARK = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_INDEX = 64 << 20  # bytes; that of a registry of 50,000 versions has 17 MB
+_DENSE = 1 << 20  # bytes
+_LONGEST = 1000  # letters of a name
 
 Entry = dict[str, Any]
 """A descriptor whose digest and size make sense."""
@@ -25,6 +27,9 @@ Entry = dict[str, Any]
 
 def parse(raw: bytes, where: str) -> list[Entry]:
     """The entries of an index.json, checked; FormatError when two of them have one name."""
+    # A descriptor is mostly digest: so many brackets are none, but would take up to twenty times their bytes of memory.
+    if len(raw) > _DENSE and sum(map(raw.count, (b"{", b"[", b","))) > len(raw) // 8:
+        raise FormatError(where, "not an image index: it has too many elements for its bytes")
     entries = parse_json(raw, where).get("manifests")
     if not isinstance(entries, list):
         raise FormatError(where, "not an image index: it has no list of manifests")
@@ -32,6 +37,8 @@ def parse(raw: bytes, where: str) -> list[Entry]:
     for entry in entries:
         check(entry, where)
         name = name_of(entry)
+        if name and (len(name) > _LONGEST or not name.isprintable()):
+            raise FormatError(where, f"{name[:80]!r} cannot be a name")
         if name and seen.setdefault(name, entry["digest"]) != entry["digest"]:
             raise FormatError(where, f"the name {name[:80]!r} means two manifests")
     return entries

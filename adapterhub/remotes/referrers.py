@@ -67,8 +67,8 @@ def referrers(place: Referring, digest: Digest, artifact_type: str | None = None
     found = {}
     for entry in entries[:MAX_REFERRERS]:
         layout_index.check(entry, f"{place.where}: what is attached to {digest}")
-        kind = entry.get("artifactType")
-        kind = kind if isinstance(kind, str) else ""
+        kind = str(entry.get("artifactType"))
+        kind = kind if _TYPE.fullmatch(kind) else ""  # it is shown
         found[entry["digest"]] = Referrer(
             entry["digest"], entry["size"], entry["mediaType"], kind, entry.get("annotations") or {}
         )
@@ -129,6 +129,8 @@ class _Files:
         self._paths: dict[Digest, Path] = {}
         self.blobs: list[Descriptor] = []
         for path in sorted(files, key=lambda path: path.name):
+            if not path.is_file():
+                raise NotFoundError(str(path), "no such file" if not path.exists() else "is not a file")
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
             digest = sha256_file(path)

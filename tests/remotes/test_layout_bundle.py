@@ -51,6 +51,8 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(
 ) -> None:
     done = json.loads(run("bundle", "team/sql:prod", "team/sql:v1", "team/chat", "-o", out, "--json").stdout)
     assert [version["ref"] for version in done["versions"]] == ["team/sql:prod", "team/sql:v1", "team/chat:v1"]
+    if out == "x":
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "oci-layout"]
     away = tmp_path / "away"
     away.mkdir()
     (tmp_path / out).rename(away / out)
@@ -122,9 +124,10 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
         (tmp_path / "bad.tar").write_bytes(data)
         if member.name[13:] in needed:
             run("pull", "team/sql:v1", "--from", "bad.tar", "-o", f"out-{member.name[13:]}", code=4)
-        run("copy", "layout://bad.tar:team/sql:v1", "team/again", "--registry", f".out-{member.name[13:]}-here", code=4)
+        else:  # the config
+            run("copy", "layout://bad.tar:team/sql:v1", "team/again", "--registry", ".out-here", code=4)
+            run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse", code=4)
         run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse.tar", code=4)
-        run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse", code=4)
     blob = tmp_path / ".adapterhub/blobs/sha256" / made.layers[-1].digest[7:]
     blob.chmod(0o644)
     blob.write_bytes(bytes(blob.stat().st_size))

@@ -124,7 +124,7 @@ def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
     assert "is not an address" in run("attach", "team/sql", scan, "--type", SCAN, code=2).stderr
     assert "is not an address" in run("copy", "--referrers", "oci:x:v1", "team/sql", code=2).stderr
     run("attach", "oci:x:v9", scan, "--type", SCAN, code=3)
-    run("attach", "oci:x:v1", "nothing.json", "--type", SCAN, code=8)
+    run("attach", "oci:x:v1", "nothing.json", "--type", SCAN, code=3)
     run("attach", "oci:x:v1", scan, scan, "--type", SCAN, code=6)
     assert said(run, "attached", "oci:x:v1")["attached"] == []
 
