@@ -84,7 +84,7 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be in another registry, oci://HOST/NAME[:TAG].
+    REF may be elsewhere, oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH].
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
@@ -246,8 +246,8 @@ _LIST = (
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there. A narrow terminal shows fewer columns, and of a
-    tree the newest versions and those with tags; a pipe or --json has everything.
+    PREFIX is a namespace or a name, or oci://HOST/NAME or hf://ORG/NAME for the tags there. A narrow terminal shows fewer
+    columns, and of a tree the newest versions and those with tags; a pipe or --json has everything.
     """
     from adapterhub.remotes.places import is_address
 

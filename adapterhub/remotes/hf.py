@@ -50,6 +50,7 @@ _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller on
 _HELD = 64 << 20  # bytes of small files that are held for the commit
 _MAX_FACTS = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file that the hub keeps no digest of; hubs take some 10 MB as such
+_MAX_READ = 256 << 20  # bytes of all such files of a repository that is no adapter of ours
 _BRANCHES, _HEADS = 10, 50  # that are looked through for a digest
 _PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-\d+/")
@@ -82,6 +83,7 @@ class HubRepository:
 
     Attributes:
         commit: The commit that was read or made last.
+        commits: Of each branch and tag, once these were asked for.
         notes: What whoever uses it should know.
     """
 
@@ -90,6 +92,7 @@ class HubRepository:
     ) -> None:
         self.address, self.commit = address, ""
         self.notes: list[str] = []
+        self.commits: dict[str, str] = {}
         self._api = Api(endpoint, address.name, self.where, token, pauses)
         self._pauses = pauses
         self._versions: dict[str, _Version] = {}
@@ -165,13 +168,14 @@ class HubRepository:
         """A manifest of the files of somebody who knows no adapter.json; what no adapter has is left out."""
         where = self.address.at(listing.commit)
         names, left = _importable(listing, where)
-        layers = []
+        layers, left_to_read = [], _MAX_READ
         for path in names:
             entry = listing.files[path]
             digest, size = entry.digest, entry.size
             if digest is None or size is None:
-                data = self._small(listing, path, _MAX_PLAIN)
+                data = self._small(listing, path, min(_MAX_PLAIN, left_to_read))
                 digest, size = sha256_bytes(data), len(data)
+                left_to_read -= size
                 self._keep(digest, data)
             annotations = {manifest.TITLE: path, manifest.FILEPATH: path}
             layers.append({"mediaType": manifest.media_type(path), "digest": digest, "size": size, "annotations": annotations})
@@ -242,7 +246,8 @@ class HubRepository:
     def tags(self) -> list[str]:
         """Every branch and tag, sorted."""
         refs = self._api.refs()
-        return sorted({*refs.branches, *refs.tags})
+        self.commits = {**refs.tags, **refs.branches}
+        return sorted(self.commits)
 
     def find(self, digest: Digest) -> Any:
         """An unbuffered file that should hold the bytes of a digest, file or manifest, to be closed; None for nothing."""
