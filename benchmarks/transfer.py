@@ -1,16 +1,19 @@
 """Push and pull of one adapter to a docker-registry on 127.0.0.1: ours beside oras and curl, whole processes in turn.
 
     python benchmarks/transfer.py [--mib 1024] [--runs 3]
+    python benchmarks/transfer.py --hub [--runs 9]
 
 All share the machine's cores with the server. A push finds an empty registry; a pull, an empty folder. curl's pull is
 `curl | tee FILE | sha256sum`, the least that ends with a file whose digest is known. Memory: the most that a process had
-resident; of ours also how much that is above the same with 1 MiB.
+resident; of ours also how much that is above the same with 1 MiB. `--hub` has a small adapter fetched from a hub, once more
+where all of it is there already, and into a new folder: ours beside `hf download`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -24,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
 
-from _pairs import Run, timed  # noqa: E402
+from _pairs import Run, compare, timed  # noqa: E402
 
 from adapterhub_converters.files import safetensors_file  # noqa: E402
 from tests.remotes import registry  # noqa: E402
@@ -48,12 +51,42 @@ def make(folder: Path, mib: int) -> None:
     )
 
 
+def hub(runs: int) -> None:
+    """Fetch a small adapter of which nothing has changed, from a hub in another process."""
+    serve = (
+        "import sys; from tests.remotes.hub_server import Hub\nwith Hub() as hub: print(hub.url, flush=True); sys.stdin.read()"
+    )
+    with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as temporary:
+        root, env = Path(temporary), {"PYTHONPATH": ":".join(sys.path[:3])}
+        make(root / "sql", 6)
+        with subprocess.Popen(
+            [sys.executable, "-c", serve], env={**os.environ, **env}, stdin=-1, stdout=-1, text=True
+        ) as server:
+            assert server.stdout is not None
+            env |= {"HF_ENDPOINT": server.stdout.readline().strip(), "HF_HOME": str(root / "hf"), "HF_TOKEN": "hf_none"}
+            env |= {"ADAPTERHUB_REGISTRY": str(root / "registry"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+            env["PYTHONDONTWRITEBYTECODE"] = ""  # as what is installed, ours is compiled once
+            ours = [sys.executable, "-m", "adapterhub"]
+            timed([*ours, "push", str(root / "sql"), "hf://org/sql"], env=env)
+            here, theirs = [*ours, "copy", "hf://org/sql", "team/sql"], ["hf", "download", "org/sql"]
+            for command in (here, theirs):
+                timed(command, env=env)
+            compare(here, theirs, runs, title="fetch again what is there, hf", env=env)
+            again, theirs = [*ours, "pull", "hf://org/sql", "-o", str(root / "a")], [*theirs, "--local-dir", str(root / "b")]
+            compare(again, theirs, runs, title="pull 6 MiB, hf", env=env, fresh=[root / "a", root / "b"])
+            server.communicate()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--hub", action="store_true")
     options = parser.parse_args()
+    if options.hub:
+        hub(options.runs)
+        return
     if options.make:
         make(options.make, options.mib)
         return

@@ -97,7 +97,7 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be an address elsewhere, like oci://HOST/NAME[:TAG] or layout://PATH[:NAME], or on a remote.
+    REF may be an address elsewhere, like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or on a remote.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
@@ -317,9 +317,9 @@ _LIST = (
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name, or oci://HOST/NAME for the tags there; on a remote, its names are listed, or the tags of
-    one. A narrow terminal shows fewer columns, and of a tree the newest versions and those with tags; a pipe or --json has
-    everything.
+    PREFIX is a namespace or a name, or oci://HOST/NAME or hf://ORG/NAME for the tags there; on a remote, its names are listed,
+    or the tags of one. A narrow terminal shows fewer columns, and of a tree the newest versions and those with tags; a pipe or
+    --json has everything.
     """
     from adapterhub.remotes.places import is_address
 

@@ -65,8 +65,8 @@ def opened(text: str) -> Connected:
 def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
     """Copy an adapter under the same digest, wherever it is and wherever it goes.
 
-    FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST]. Write a folder
-    that could be a ref as ./NAME. What is there already isn't sent again.
+    FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST] or
+    hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. What is there already isn't sent again.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.places import is_address
@@ -249,10 +249,12 @@ def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         )
     with _open(address) as remote:
         tags = remote.tags()
+        commits: dict[str, str] = getattr(remote, "commits", {})
     if not tags:
         output.say("no tags")
-    lines = [f"{address.repository}{getattr(address, 'mark', ':')}{tag}" for tag in tags]
-    document = {"repository": address.repository, "tags": tags}
+    mark = getattr(address, "mark", ":")
+    lines = [f"{address.repository}{mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
+    document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 
 

@@ -7,11 +7,9 @@ commit, of which git's own name is asked for what is read after it; a branch is 
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import dataclasses
-import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from adapterhub import manifest
 from adapterhub.bases.client import origin
 from adapterhub.bases.names import MAIN
 from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
-from adapterhub.folder import MAX_FILES, WEIGHTS, check_names
+from adapterhub.folder import WEIGHTS
 from adapterhub.manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -35,9 +33,9 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from . import hf_card
+from . import hf_card, hf_contents
 from .hf_address import HubAddress
-from .hf_api import COMMIT, Api, Entry, Listing, Refs
+from .hf_api import COMMIT, Api, Listing, Refs
 from .hf_upload import Memory, upload
 from .receiving import Steady, pass_over
 from .remote import Reader, Source
@@ -50,10 +48,8 @@ _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller on
 _HELD = 64 << 20  # bytes of small files that are held for the commit
 _MAX_FACTS = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file that the hub keeps no digest of; hubs take some 10 MB as such
+_MAX_READ = 256 << 20  # bytes of all such files of a repository that is no adapter of ours
 _BRANCHES, _HEADS = 10, 50  # that are looked through for a digest
-_PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
-_CHECKPOINT = re.compile(r"checkpoint-\d+/")
-_EMPTY = b"{}"
 
 
 def parse(text: str) -> HubAddress:
@@ -82,6 +78,7 @@ class HubRepository:
 
     Attributes:
         commit: The commit that was read or made last.
+        commits: Of each branch and tag, once these were asked for.
         notes: What whoever uses it should know.
     """
 
@@ -90,6 +87,7 @@ class HubRepository:
     ) -> None:
         self.address, self.commit = address, ""
         self.notes: list[str] = []
+        self.commits: dict[str, str] = {}
         self._api = Api(endpoint, address.name, self.where, token, pauses)
         self._pauses = pauses
         self._versions: dict[str, _Version] = {}
@@ -142,7 +140,7 @@ class HubRepository:
         """The manifest that adapter.json makes; IntegrityError where the files are others, as far as the listing says."""
         where = self.address.at(listing.commit)
         raw = self._small(listing, FACTS, _MAX_FACTS)
-        made = _assembled(raw, f"{where}: {FACTS}")
+        made = hf_contents.assembled(raw, f"{where}: {FACTS}")
         for layer in made.layers:
             entry = listing.files.get(layer.path)
             if entry is None:
@@ -157,28 +155,25 @@ class HubRepository:
     def _small(self, listing: Listing, path: str, limit: int) -> bytes:
         """A whole file, compared with what the listing says of it: git's name of it, where there is no digest."""
         data, entry = self._api.small(listing.commit, path, limit), listing.files[path]
-        if (entry.digest or entry.oid) and not _same(entry, data):
+        if (entry.digest or entry.oid) and not hf_contents.same(entry, data):
             raise IntegrityError(f"{self.where}: {path}", "other bytes came than its commit has", "Try again")
         return data
 
     def _imported(self, listing: Listing) -> Manifest:
         """A manifest of the files of somebody who knows no adapter.json; what no adapter has is left out."""
         where = self.address.at(listing.commit)
-        names, left = _importable(listing, where)
-        layers = []
+        names, left = hf_contents.importable(listing, where)
+        files, unread = {}, _MAX_READ
         for path in names:
             entry = listing.files[path]
             digest, size = entry.digest, entry.size
             if digest is None or size is None:
-                data = self._small(listing, path, _MAX_PLAIN)
+                data = self._small(listing, path, min(_MAX_PLAIN, unread))
                 digest, size = sha256_bytes(data), len(data)
+                unread -= size
                 self._keep(digest, data)
-            annotations = {manifest.TITLE: path, manifest.FILEPATH: path}
-            layers.append({"mediaType": manifest.media_type(path), "digest": digest, "size": size, "annotations": annotations})
-        config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256_bytes(_EMPTY), "size": len(_EMPTY)}
-        document = {"schemaVersion": 2, "mediaType": manifest.MANIFEST_TYPE, "config": config, "layers": layers}
-        raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-        made = dataclasses.replace(manifest.parse(raw, where), config_bytes=_EMPTY)
+            files[path] = digest, size
+        made = hf_contents.bare(files, where)
         self.notes += [f"left out: {path[:200]}" for path in left]
         return made
 
@@ -242,7 +237,8 @@ class HubRepository:
     def tags(self) -> list[str]:
         """Every branch and tag, sorted."""
         refs = self._api.refs()
-        return sorted({*refs.branches, *refs.tags})
+        self.commits = {**refs.tags, **refs.branches}
+        return sorted(self.commits)
 
     def find(self, digest: Digest) -> Any:
         """An unbuffered file that should hold the bytes of a digest, file or manifest, to be closed; None for nothing."""
@@ -344,7 +340,7 @@ class HubRepository:
         if made.facts is None:
             raise RefusedError(self.where, f"there is no {FACTS} in it", "Pull it into a folder, and push that")
         raw = self._content(made.facts)
-        if _assembled(raw, f"{self.where}: {FACTS}").digest != made.digest:
+        if hf_contents.assembled(raw, f"{self.where}: {FACTS}").digest != made.digest:
             what = "its manifest is not the one that its files make, and a hub keeps only files"
             raise RefusedError(self.where, what, "Pull it into a folder, and push that")
         return manifest.parse_json(raw, self.where)
@@ -388,12 +384,12 @@ class HubRepository:
             data = self._content(layer)
             if layer.path == hf_card.NAME:
                 data = hf_card.completed(data, facts)
-            if not _same(entry, data):
+            if not hf_contents.same(entry, data):
                 found[layer.path] = data
         paths = {layer.path for layer in made.layers}
         if hf_card.NAME not in paths:
             card = self._card(listing, facts)
-            if not _same(listing.files.get(hf_card.NAME), card):
+            if not hf_contents.same(listing.files.get(hf_card.NAME), card):
                 found[hf_card.NAME] = card
         stale = self._listed(listing) & set(listing.files) - paths - {hf_card.NAME}
         return {**found, **dict.fromkeys(sorted(stale))}
@@ -412,7 +408,7 @@ class HubRepository:
             return set()
         try:
             raw = self._small(listing, FACTS, _MAX_FACTS)
-            return set(_files(manifest.parse_json(raw, self.where), self.where))
+            return set(hf_contents.listed(manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()
 
@@ -455,23 +451,12 @@ def _operation(path: str, change: bytes | Descriptor | None) -> dict[str, Any]:
         return {"key": "deletedFile", "value": {"path": path}}
     if isinstance(change, Descriptor):
         return _large_file(change)
-    import base64
-
     content = base64.b64encode(change).decode()
     return {"key": "file", "value": {"path": path, "encoding": "base64", "content": content}}
 
 
 def _large_file(blob: Descriptor) -> dict[str, Any]:
     return {"key": "lfsFile", "value": {"path": blob.path, "algo": "sha256", "oid": blob.digest[7:], "size": blob.size}}
-
-
-def _same(entry: Entry | None, data: bytes) -> bool:
-    """Whether a listing says that a file has these bytes, by their digest or by git's name of them."""
-    if entry is None:
-        return False
-    if entry.digest is not None:
-        return entry.digest == sha256_bytes(data)
-    return entry.oid == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _whole(source: Source, blob: Descriptor, pauses: Sequence[float]) -> bytes:
@@ -485,52 +470,3 @@ def _whole(source: Source, blob: Descriptor, pauses: Sequence[float]) -> bytes:
         where = f"{source.where}: {blob.path or blob.digest}"
         raise IntegrityError(where, f"{len(whole)} bytes were read that are not the {blob.size} of {blob.digest}")
     return whole
-
-
-def _assembled(raw: bytes, where: str) -> Manifest:
-    """The manifest that an adapter.json makes of the files that it lists and of itself."""
-    document = manifest.parse_json(raw, where)
-    files = {**_files(document, where), FACTS: (sha256_bytes(raw), len(raw))}
-    try:
-        made = manifest.assemble(files, document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(where, f"not the facts of an adapter ({type(error).__name__}: {str(error)[:80]})") from error
-    checked = manifest.parse(made.raw, where)
-    return dataclasses.replace(checked, config_bytes=made.config_bytes)
-
-
-def _files(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, int]]:
-    """Path to digest and size of what an adapter.json lists."""
-    listed = document.get("files")
-    found: dict[str, tuple[Digest, int]] = {}
-    for entry in listed if isinstance(listed, list) else []:
-        path, size = (entry.get("path"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(path, str) or type(size) is not int or size < 0 or path == FACTS or path in found:
-            raise FormatError(where, "its list of files is none")
-        found[path] = (parse_digest(entry.get("digest"), where), size)
-    if not found or len(found) > MAX_FILES:
-        raise FormatError(where, "it lists no files, or too many")
-    return found
-
-
-def _importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
-    """The files that an adapter may have, and the others."""
-    there = listing.files
-    if _CONFIG not in there and not any(path.endswith(".gguf") for path in there):
-        hint = "A model without adapter_config.json is a base; name it with --base"
-        raise NotFoundError(where, f"no adapter in this repository: neither {FACTS}, {_CONFIG} nor a GGUF file", hint)
-    if _PICKLE in there and _SAFE not in there:
-        hint = "Ask its owner for safetensors, or convert it with peft where that may run"
-        raise RefusedError(f"{where}: {_PICKLE}", "a pickle can run code when it is loaded", hint)
-    names: list[str] = []
-    left: list[str] = []
-    for path in sorted(there):
-        parts = path.split("/")
-        hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
-        try:
-            check_names([path], where)
-        except RefusedError:
-            left.append(path)
-            continue
-        (left if hidden or _CHECKPOINT.match(path) else names).append(path)
-    return names, left

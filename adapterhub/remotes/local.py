@@ -96,7 +96,8 @@ class Local:
         missing = [blob for blob in (*made.layers, made.config) if not store.has(blob.digest, blob.size)]
         if missing:
             raise IntegrityError(str(ref), f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
-        self._check(made)
+        if not store.has(made.digest, len(made.raw)):  # what is in the store has been looked at
+            self._check(made)
         store.put_bytes(made.raw)
         with local_errors(store.root):
             store.sync_blobs()

@@ -200,7 +200,9 @@ def test_one_digest_from_folder_to_hub_to_registry_and_back(make: Make, call: Ru
     assert said("pull", f"hf://org/sql@{first['commit']}", "-o", "by-commit")["digest"] == digest
     assert f"commit {first['commit']}\n" in call("pull", "hf://org/sql", "-o", "again").stderr
     api.create_tag("org/sql", tag="v1.0")
-    assert call("list", "hf://org/sql").stdout == "hf://org/sql@main\nhf://org/sql@prod\nhf://org/sql@v1.0\n"
+    lines = [f"hf://org/sql@{name}  {first['commit']}" for name in ("main", "prod", "v1.0")]
+    assert call("list", "hf://org/sql").stdout.splitlines() == lines
+    assert said("list", "hf://org/sql")["commits"]["prod"] == first["commit"]
     assert call("validate", "hf://org/sql@v1.0").stdout.endswith("ok: nothing to report\n")
     assert said("pull", f"hub+{hub.url}/org/sql", "-o", "by-host")["digest"] == digest
 
@@ -313,6 +315,18 @@ def test_a_push_that_failed_leaves_no_branch(make: Make, hub: Hub, tmp_path: Pat
         with pytest.raises(AdapterhubError):
             to.put_manifest(other.manifest("latest"), "prod")
     assert list(hub.repos["org/sql"].branches) == ["main"]
+
+
+def test_a_push_goes_on_after_one_that_failed_and_sends_no_large_file_again(make: Make, hub: Hub) -> None:
+    source = AdapterFolder(make())
+    made = source.manifest("latest")
+    with remote(hub) as to:
+        for blob in made.layers:
+            to.put_blob(blob, source)
+    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+    with remote(hub) as to:
+        assert to.put_blob(weights, source) == 0
+        assert copy(source, "latest", to, "main").manifest.digest == remote(hub).manifest("main").digest
 
 
 @pytest.mark.parametrize("part", [1, 100, 1000, 1104])
