@@ -156,7 +156,11 @@ def _entry(ref: str, address: str | None, made: Manifest) -> Locked:
     from adapterhub import lock
     from adapterhub.remotes import places
 
-    name = ref.partition("@")[0].partition(":")[0] if "://" not in ref else lock.name_of(places.parse(ref).repository)
+    name = ref.partition("@")[0].partition(":")[0]
+    if "://" in ref:
+        place = places.parse(ref)
+        named = (place.tag or "").partition(":")[0]  # in an image layout, a whole ref is the tag
+        name = named if "/" in named else lock.name_of(place.repository)
     return lock.entry(name, ref, address or lock.HERE, made)
 
 

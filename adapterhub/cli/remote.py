@@ -17,6 +17,8 @@ from .output import Column
 if TYPE_CHECKING:
     from adapterhub.project import Settled
     from adapterhub.remotes.configured import Remote
+    from adapterhub.remotes.host import Access
+    from adapterhub.remotes.places import Place
 
 _in_project = click.option("--project", "in_project", is_flag=True, help="In the project's adapterhub.toml, not your own file.")
 
@@ -159,12 +161,12 @@ def default(settings: Settings, *, name: str | None, in_project: bool) -> None:
 def test(settings: Settings, name: str) -> None:
     """Reach a remote, and say whom it takes us for and whether we may read and write there. Nothing is left there.
 
-    Writing is tried with a manifest that is none, which is refused. Exit 5 when it can't be reached, or may not be read or
-    written.
+    In an OCI registry writing is tried with a manifest that is none, which is refused; a Hugging Face hub is asked about the
+    token. Exit 5 when a remote can't be reached, or may not be read or written.
     """
     found = locate.remote(name)
     document = _asked(found)
-    who = f"{document['user']} ({document['login']})" if document["user"] else "anybody: it did not ask who we are"
+    who = f"{document['user']} ({document['login']})" if document["user"] else "nobody in particular: it did not ask"
     lines = {
         "remote": f"{found.name}  {found.url}",
         "taken for": who if document["asks"] else "not known: whom it takes us for isn't asked of its kind",
@@ -174,42 +176,51 @@ def test(settings: Settings, name: str) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: _lines(lines))
     if False in (document["read"], document["write"]):
         what = "read" if document["read"] is False else "written to"
-        hint = "" if document["user"] else f"Log in with `adapterhub login {found.name}`"
+        login = "hf auth login" if found.url.startswith("hf:") else f"adapterhub login {found.name}"
+        hint = "" if document["user"] else f"Log in with `{login}`"
         raise RemoteError(found.url, f"may not be {what}: {document['why']}", hint)
 
 
 def _asked(found: Remote) -> dict[str, Any]:
     from adapterhub.remotes import places
-    from adapterhub.remotes.address import Address
-    from adapterhub.remotes.configured import below
-    from adapterhub.remotes.host import NOBODY, Host
+    from adapterhub.remotes.configured import nobody
 
     from .remotes import surroundings
 
-    place = places.parse(below(found.url, f"{NOBODY}/x" if found.url == "hf://" else NOBODY))
-    document: dict[str, Any] = {"name": found.name, "url": found.url, "asks": isinstance(place, Address)}
+    place = places.parse(nobody(found.url))
+    document = {"name": found.name, "url": found.url}
+    if (seen := _access(found.url, place)) is None:
+        with places.connect(place, surroundings()) as there, contextlib.suppress(NotFoundError):
+            there.tags()
+        return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
+    granted = {"user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why}
+    return {**document, "asks": True, **granted}
+
+
+def _access(url: str, place: Place) -> Access | None:
+    """What a registry or a hub grants; None for a kind that isn't asked."""
+    from adapterhub.remotes.address import Address
+
     if isinstance(place, Address):
         from adapterhub.remotes import credentials
+        from adapterhub.remotes.host import Host
+
+        from .remotes import surroundings
 
         who = surroundings()
         with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
-            seen = host.access()
-        return {
-            **document, "user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why,
-        }  # fmt: skip
-    with places.connect(place, surroundings()) as there, contextlib.suppress(NotFoundError):
-        there.tags()
-    return {**document, "user": "", "login": "", "read": True, "write": None, "why": ""}
+            return host.access()
+    scheme, _, rest = url.partition("://")
+    if scheme == "hf":
+        from adapterhub.remotes import hub_host
+
+        hub = locate.hub()
+        return hub_host.access(hub.endpoint, hub.token, rest)
+    return None
 
 
 def _yes(answer: bool | None) -> str:
-    return (
-        "not tried: this kind of place has no way to try it that leaves nothing"
-        if answer is None
-        else "yes"
-        if answer
-        else "no"
-    )
+    return "not known: there is no way to ask that leaves nothing" if answer is None else "yes" if answer else "no"
 
 
 def _lines(lines: dict[str, str]) -> None:

@@ -262,16 +262,16 @@ def list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: b
     """What `list [PREFIX] --remote NAME` does: tags of a whole name, else the names there are."""
     from adapterhub.remotes import credentials, places
     from adapterhub.remotes.address import Address
-    from adapterhub.remotes.configured import below
-    from adapterhub.remotes.host import NOBODY, Host
+    from adapterhub.remotes.configured import NOBODY, below, nobody
+    from adapterhub.remotes.host import Host
 
     found = locate.remote(name)
     if as_tree or (prefix and "/" in prefix):
         list_tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return
-    place = places.parse(below(found.url, prefix or NOBODY))
-    if not isinstance(place, Address):
+    if not isinstance(places.parse(nobody(found.url)), Address):
         raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
+    place = Address.parse(below(found.url, prefix or NOBODY))
     who = surroundings()
     with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
         root = place.name.removesuffix(prefix or NOBODY)

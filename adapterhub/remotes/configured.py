@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from adapterhub.ref import LATEST
 from adapterhub_converters.errors import UsageError
 
 from . import places
 
-_HUB = "hf"
+NOBODY = "adapterhub-remote-test"
+"""A name that nobody would give."""
+_HUBS = {"hf": False, "hub+https": True, "hub+http": True}
+"""Kinds whose names have two parts, and whether a host comes first."""
+_LAYOUT = "layout"
 _HINT = "Write it like oci://registry.example/team"
 
 
@@ -36,18 +40,25 @@ def check_url(text: str) -> str:
     if not found or not places.is_address(url):
         kinds = ", ".join(f"{kind}://" for kind in places.kinds())
         raise UsageError(url[:200], "is not a kind of place that is known here", f"There are {kinds}")
-    scheme = scheme.lower()
-    url = f"{scheme}://{rest}"
-    places.parse(below(url, "x/y" if scheme == _HUB and not rest else "y"))
+    url = f"{scheme.lower()}://{rest}"
+    places.parse(nobody(url))
     return url
+
+
+def nobody(url: str) -> str:
+    """An address on a remote at which nothing should be."""
+    scheme, _, rest = url.partition("://")
+    has_org = scheme in _HUBS and _org(scheme, rest)[1]
+    return below(url, NOBODY if has_org else f"{NOBODY}/x")
 
 
 def below(url: str, ref: str) -> str:
     """The address of a ref, `[namespace/…]name[:tag|@digest]`, on a remote.
 
-    `oci://host/prefix` and `team/sql:v2` is `oci://host/prefix/team/sql:v2`, and so with all kinds but one: names on the
-    Hugging Face Hub have two parts. `hf://` takes them as they are, `hf://org` a name of its own, with or without the `org/`;
-    another namespace is refused, as two adapters would become one repository. A tag is a revision there.
+    `oci://host/prefix` and `team/sql:v2` is `oci://host/prefix/team/sql:v2`, and so with all kinds but two. Names on a Hugging
+    Face hub have two parts: `hf://` takes them as they are, `hf://org` a name of its own, with or without the `org/`; another
+    namespace is refused, as two adapters would become one repository. A tag is a revision there. In an image layout,
+    `layout://PATH`, a ref is the name that its index has.
     """
     if "://" in ref:
         raise UsageError(ref[:200], "an address says where it is: it takes no remote", "Leave --remote out, or write a ref")
@@ -58,24 +69,25 @@ def below(url: str, ref: str) -> str:
     if not all(part.strip(".") and part.isascii() and part.isprintable() for part in parts) or set(name) & set(" ?#\\%*"):
         raise UsageError(ref[:200], f"{name[:80]!r} cannot be a name on a remote", "A ref is like team/sql:v2")
     scheme, _, rest = url.partition("://")
-    if scheme == _HUB:
-        return f"{url.rstrip('/') if rest else url}{_on_hub(rest, parts, ref)}{'@' if at else ''}{version}"
     rest = rest.rstrip("/")
+    if scheme in _HUBS:
+        return f"{scheme}://{_on_hub(scheme, rest, parts, ref)}{'@' if at else ''}{version}"
+    if scheme == _LAYOUT:
+        return f"{url}@{version}" if at == "@" else f"{url}:{name}:{version or LATEST}"
     return f"{scheme}://{rest}/{name}{at}{version}"
 
 
-def _on_hub(org: str, parts: list[str], ref: str) -> str:
+def _org(scheme: str, rest: str) -> tuple[str, str]:
+    """The host of a hub, with a slash, and what of its URL is an organisation; both may be empty."""
+    host, _, org = rest.partition("/") if _HUBS[scheme] else ("", "", rest)
+    return host and f"{host}/", org
+
+
+def _on_hub(scheme: str, rest: str, parts: list[str], ref: str) -> str:
+    host, org = _org(scheme, rest)
     if len(parts) > 2 or (not org and len(parts) < 2):
         raise UsageError(ref[:200], "a name on the Hugging Face Hub has two parts", "Write it like team/sql")
-    if not org:
-        return "/".join(parts)
-    if len(parts) == 2 and parts[0] != org:
-        raise UsageError(
-            ref[:200], f"this remote is of {org}, not of {parts[0]}", f"Write {org}/{parts[1]}, or add a remote hf://"
-        )
-    return f"/{parts[-1]}"
-
-
-def host(url: str) -> str:
-    """The host of a remote's URL, with the port if it has one."""
-    return urlsplit(url).netloc
+    if org and len(parts) == 2 and parts[0] != org:
+        hint = f"Write {org}/{parts[1]}, or add a remote without an organisation"
+        raise UsageError(ref[:200], f"this remote is of {org}, not of {parts[0]}", hint)
+    return f"{host}{org or parts[0]}/{parts[-1]}"

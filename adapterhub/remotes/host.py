@@ -21,7 +21,6 @@ from .kept import Credentials
 from .login import Login
 from .wire import PAUSES, DeniedError, Wire, resolved
 
-NOBODY = "adapterhub-remote-test"
 GIVEN = "given"
 """The source of credentials that are only tried so far."""
 _DOCKER = "docker's config.json"
@@ -31,12 +30,15 @@ _UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalog
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a registry grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read and write."""
+    """What a server grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read, and write.
+
+    `writes` is None where there is no way to ask that leaves nothing; `why` is the reason of a no.
+    """
 
     who: str
     source: str
     reads: bool
-    writes: bool
+    writes: bool | None
     why: str = ""
 
 

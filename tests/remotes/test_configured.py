@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.remotes import hub_host
 from adapterhub.remotes.address import Address
 from adapterhub.remotes.configured import below, check_url
 from adapterhub.remotes.host import Host
 from adapterhub.remotes.kept import Credentials
-from adapterhub_converters.errors import RemoteError, UsageError
+from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.remotes import registry
 from tests.remotes.proxy import Exchange, Proxy
@@ -38,6 +39,12 @@ def behind(tmp_path: Path) -> Iterator[str]:
         ("hf://", "team/sql:v2", "hf://team/sql@v2"),
         ("hf://team", "team/sql:v2", "hf://team/sql@v2"),
         ("hf://team", "sql", "hf://team/sql"),
+        ("hf://", "team/sql@sha256:12", "hf://team/sql@sha256:12"),
+        ("hub+https://hub.example", "team/sql:v2", "hub+https://hub.example/team/sql@v2"),
+        ("hub+https://hub.example/team/", "sql", "hub+https://hub.example/team/sql"),
+        ("layout://bundle.tar", "team/sql:v2", "layout://bundle.tar:team/sql:v2"),
+        ("layout://bundle.tar", "team/sql", "layout://bundle.tar:team/sql:latest"),
+        ("layout:///a/b", "team/sql@sha256:12", "layout:///a/b@sha256:12"),
         ("s3://bucket/prefix", "team/sql:v2", "s3://bucket/prefix/team/sql:v2"),
         ("file:///srv/adapters", "team/sql:v2", "file:///srv/adapters/team/sql:v2"),
         ("file:///", "team/sql:v2", "file:///team/sql:v2"),
@@ -60,6 +67,7 @@ def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected:
         ("hf://", "sql", "two parts"),
         ("hf://", "a/b/c", "two parts"),
         ("hf://team", "other/sql", "this remote is of team, not of other"),
+        ("hub+http://host/team", "other/sql", "this remote is of team, not of other"),
     ],
 )
 def test_a_ref_that_would_leave_the_remote_or_collide_is_refused(url: str, ref: str, words: str) -> None:
@@ -288,6 +296,48 @@ def test_a_token_of_the_wrong_kind_is_refused_before_it_is_kept(behind: str) -> 
     with Host(address, lambda: Credentials(bearer="token-1"), pauses=()) as found, pytest.raises(RemoteError) as caught:
         found.check_login()
     assert "token-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "role", "org", "expected"),
+    [
+        (None, "", "", ("", True, False)),
+        ("hf_right", "write", "", ("ada", True, True)),
+        ("hf_right", "read", "", ("ada", True, False)),
+        ("hf_right", "fineGrained", "", ("ada", True, None)),
+        ("hf_right", "write", "team", ("ada", True, True)),
+        ("hf_right", "write", "other", ("ada", True, False)),
+    ],
+)
+def test_a_hub_says_who_we_are(token: str | None, role: str, org: str, expected: tuple[str, bool, bool | None]) -> None:
+    with Proxy() as server:
+
+        def whoami(found: Exchange) -> None:
+            if found.headers.get("authorization") != "Bearer hf_right":
+                found.status = 401
+                return
+            said = {"name": "ada", "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": role}}}
+            found.status, found.data = 200, json.dumps(said).encode()
+
+        server.before = whoami
+        seen = hub_host.access(f"http://{server.address}", token, org, pauses=())
+        assert (seen.who, seen.reads, seen.writes) == expected
+        with pytest.raises(RemoteError) as caught:
+            hub_host.access(f"http://{server.address}", "hf_wrong", org, pauses=())
+        assert "hf auth login" in str(caught.value)
+        assert "hf_wrong" not in str(caught.value)
+        with Proxy() as other:
+
+            def away(found: Exchange) -> None:
+                found.status, found.answer = 307, {"location": f"http://{other.address}/"}
+
+            server.before = away
+            with pytest.raises(RemoteError, match="HTTP 307"):
+                hub_host.access(f"http://{server.address}", "hf_right", org, pauses=())
+            assert other.seen == []
+        server.before = lambda found: (setattr(found, "status", 200), setattr(found, "data", b"[1]"))
+        with pytest.raises(FormatError, match="no Hugging Face hub"):
+            hub_host.access(f"http://{server.address}", token, org, pauses=())
 
 
 # ---- policy
