@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, UsageError
 
@@ -142,8 +143,8 @@ def _first_bytes(path: Path) -> bytes:
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
     """`paths` again if each may be written below a folder on any system and none gets in another's way, else `error`.
 
-    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two that differ in case only, as
-    macOS and Windows would write them to one file; no file that is another's folder.
+    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two that differ only in case or in how
+    an accent is written, as macOS and Windows would write them to one file; no file that is another's folder.
     """
     result = list(paths)
     seen: dict[str, tuple[str, bool]] = {}
@@ -153,7 +154,7 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
             raise error(where, f"file name {path[:120]!r} cannot be written safely everywhere", "Rename the file")
         for depth in range(1, len(parts) + 1):
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
-            key = prefix.casefold()
+            key = normalize("NFD", normalize("NFD", prefix).casefold())
             if (is_file and key in seen) or seen.setdefault(key, (prefix, is_file)) != (prefix, is_file):
                 raise error(where, f"file name {path[:120]!r} collides with {seen[key][0][:120]!r}", "Rename one of them")
     return result

@@ -83,15 +83,34 @@ class Contents:
         yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
-    def values(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor's name and numbers, one at a time."""
+    def values(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        """Every tensor's name and numbers, in flat pieces that are good until the next is asked for."""
         if self.adapter is not None:
-            yield from self.adapter.tensors()
+            yield from ((name, _pieces(array)) for name, array in self.adapter.tensors())
             return
+        buffer = bytearray(_PIECE)
         for path in peft.weight_files(self.path):
             with SafetensorsFile(path, where=path.name) as file:
-                mine = [(name, tensor) for name, tensor in self.tensors() if tensor.key in file.tensors]
-                yield from ((name, file.tensor(tensor.key)) for name, tensor in mine if tensor.dtype in dtypes.NUMPY)
+                for name, tensor in self.tensors():
+                    if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
+                        yield name, _read(file, tensor, memoryview(buffer))
+
+
+_PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    step = _PIECE // flat.itemsize
+    yield from (flat[start : start + step] for start in range(0, flat.size, step))
+
+
+def _read(file: SafetensorsFile, tensor: Tensor, buffer: memoryview) -> Iterator[np.ndarray]:
+    info, dtype = file.tensors[tensor.key], dtypes.NUMPY[tensor.dtype]
+    for start in range(0, info.size, len(buffer)):
+        piece = buffer[: min(len(buffer), info.size - start)]
+        file.read_into(info, piece, start)
+        yield np.frombuffer(piece, dtype)
 
 
 LABELS = {

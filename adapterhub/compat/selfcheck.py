@@ -215,32 +215,34 @@ _INFINITE: dict[str, tuple[str, int, int]] = {
     "F16": ("<u2", 0x7FFF, 0x7C00),
     "BF16": ("<u2", 0x7FFF, 0x7F80),
 }
-_CHUNK = 1 << 18  # elements; a chunk and its masked copy stay in the cache
 
 
 def largest_bits(array: np.ndarray) -> tuple[int, int]:
-    """The greatest magnitude in an array of floats, as bits, and the bits at which infinity begins.
+    """The greatest magnitude in a flat piece of floats, as bits, and the bits at which infinity begins.
 
     Floats of one sign are ordered like their bits, so one masked maximum finds zeros, infinities and NaNs at the
     speed of memory and without a float operation.
     """
     dtype, mask, infinite = _INFINITE[dtypes.name_of(array.dtype)]
-    bits = np.ascontiguousarray(array).reshape(-1).view(dtype)
-    most = 0
-    for start in range(0, bits.size, _CHUNK):
-        most = max(most, int((bits[start : start + _CHUNK] & bits.dtype.type(mask)).max()))
-    return most, infinite
+    bits = array.view(dtype)
+    return int((bits & bits.dtype.type(mask)).max()), infinite
 
 
 def value_problems(contents: Contents) -> Iterator[Problem]:
     """NaN and infinity in any tensor; an adapter whose every lora_B is zero."""
     zeros: Counter[bool] = Counter()
-    for name, array in contents.values():
-        if dtypes.name_of(array.dtype) not in _INFINITE or array.size == 0:
+    for name, pieces in contents.values():
+        size = most = wrong = 0
+        for piece in pieces:
+            if dtypes.name_of(piece.dtype) not in _INFINITE:
+                break
+            largest, infinite = largest_bits(piece)
+            wrong += _count(piece) if largest >= infinite else 0
+            size, most = size + piece.size, max(most, largest)
+        if not size:
             continue
-        most, infinite = largest_bits(array)
-        if most >= infinite:
-            yield Problem("non-finite", contents.weights, name, f"{_count(array)} of {array.size} are NaN or infinite")
+        if wrong:
+            yield Problem("non-finite", contents.weights, name, f"{wrong} of {size} are NaN or infinite")
         if name.endswith(("lora_B", "lora_embedding_B")):
             zeros[most == 0] += 1
     if zeros[True] and not zeros[False] and not (contents.replaced or contents.rows or contents.others):

@@ -33,6 +33,10 @@ class Pace:
     _free: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def most(self) -> int:
+        """Bytes that should pass at a time: what a tenth of a second has room for."""
+        return 1 << 30 if self.rate is None else max(int(self.rate / 10), 1 << 10)
+
     def spend(self, count: int) -> float:
         """Seconds to wait now that `count` more bytes have passed."""
         if self.rate is None:
@@ -148,7 +152,7 @@ class _Reader:
         self._reader, self._blob, self._at, self._move = reader, blob, start, move
 
     def readinto(self, buffer: memoryview, /) -> int:
-        n = int(self._reader.readinto(buffer) or 0)
+        n = int(self._reader.readinto(buffer[: self._move.pace.most()]) or 0)
         self._at += n
         self._move.at(self._blob.digest, self._at, n)
         return n

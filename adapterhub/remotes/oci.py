@@ -37,7 +37,7 @@ from .wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, r
 if TYPE_CHECKING:
     from .places import Surroundings
 
-PIECE = 16 << 20  # bytes of one PATCH
+PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.
 _LARGEST = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob goes in one PUT
@@ -228,7 +228,7 @@ class Oci:
         Sends what is missing of an upload that an earlier run began, where the registry still knows of it.
         """
         where = f"{self.where}: {blob.path or blob.digest}"
-        if blob.size > min(self._piece, _SMALL):
+        if self._in_pieces(blob.size):
             for note in self._uploads.of(blob.size, blob.digest):
                 sent = self._go_on(blob, source, note, where)
                 if sent is not None:
@@ -237,7 +237,7 @@ class Oci:
         def once() -> int:
             mounted, session = self._begin(blob, source, where)
             if not mounted:
-                with Sending(source, blob, pauses=self._pauses) as sending, self._uploads.new() as note:
+                with Sending(source, blob, pauses=self._pauses) as sending, self._note(blob.size) as note:
                     self._send(sending, session, note, where)
             return 0 if mounted else blob.size
 
@@ -252,7 +252,7 @@ class Oci:
 
         def once() -> Digest:
             session = self._begin(None, source, where)[1]
-            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._uploads.new() as note:
+            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._note(size) as note:
                 self._send(sending, session, note, where)
                 return sending.digest()
 
@@ -313,7 +313,7 @@ class Oci:
         blob = sending.blob
         url = resolved(session.url, session.headers.get("location"), where)
         least = session.number("oci-chunk-min-length") or 0
-        if blob.size <= min(self._piece, _SMALL):
+        if not self._in_pieces(blob.size):
             data = whole(sending)
             _check(sending, where)
             self._finish(blob, url, data, where)
@@ -323,6 +323,13 @@ class Oci:
         blob = replace(blob, digest=sending.digest())
         self._finish(blob, url, b"", where)
         note.write(Begun("", blob.size, blob.digest))
+
+    def _in_pieces(self, size: int) -> bool:
+        return size > min(self._piece, _SMALL)
+
+    def _note(self, size: int) -> Note:
+        """Of an upload that begins; one that goes in one request needs none."""
+        return self._uploads.new() if self._in_pieces(size) else Note(None)
 
     def _pieces(self, sending: Sending, url: str, at: int, note: Note, where: str, *, least: int = 0) -> str:
         """Send a blob from `at` on, and keep how far it has come; where it is finished."""

@@ -15,6 +15,7 @@ from adapterhub.digest import CHUNK, Digest
 from adapterhub.manifest import Descriptor
 from adapterhub_converters.errors import IntegrityError, LocalIOError
 
+from .moving import unwatched
 from .receiving import PAUSES, Steady
 from .remote import Source
 
@@ -54,9 +55,14 @@ class Sending:
         return Piece(self, start, size)
 
     def pass_to(self, start: int) -> None:
-        """Hash what comes before `start`, which needn't be sent."""
-        for _ in self.read(self.hashed, start - self.hashed):
-            pass
+        """Hash what comes before `start`, which needn't be sent; whoever watches the source hears nothing of it."""
+        watched, self._source = self._source, unwatched(self._source)
+        try:
+            for _ in self.read(self.hashed, start - self.hashed):
+                pass
+        finally:
+            self._source = watched
+            self._let_go()
 
     def digest(self) -> Digest:
         """Of the first `hashed` bytes."""
@@ -67,7 +73,7 @@ class Sending:
     def read(self, start: int, size: int) -> Iterator[memoryview]:
         """So many bytes from `start` on, each piece good until the next one but one is asked for."""
         if self._reader is None or self._at != start:
-            self._stack.close()
+            self._let_go()
             self._reader = self._stack.enter_context(Steady(self._source, self.blob, start, pauses=self._pauses))
             self._at = start
         while size:
@@ -85,6 +91,10 @@ class Sending:
             self._at += n
             size -= n
             yield buffer[:n]
+
+    def _let_go(self) -> None:
+        self._stack.close()
+        self._reader = None
 
     @property
     def _where(self) -> str:

@@ -66,7 +66,7 @@ class Uploads:
 
     def clear(self) -> None:
         """Forget them all: a manifest names what there is."""
-        for path in self._files():
+        for path in self._files("*"):
             with Note(path) as note:
                 if note.ours:
                     note.drop()
@@ -74,11 +74,11 @@ class Uploads:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
 
-    def _files(self) -> list[Path]:
+    def _files(self, kind: str = "*.json") -> list[Path]:
         if self._folder is None:
             return []
         self._sweep(self._folder.parent)
-        return sorted(self._folder.glob("*.json"))
+        return sorted(self._folder.glob(kind))
 
     def _sweep(self, folder: Path) -> None:
         for old in folder.glob("*/"):

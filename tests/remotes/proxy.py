@@ -12,7 +12,10 @@ from typing import Any
 
 @dataclass
 class Exchange:
-    """One request and its answer; what a fault changes is what goes on. `hang_up`: close instead of answering."""
+    """One request and its answer; what a fault changes is what goes on.
+
+    `hang_up`: close instead of answering. `cut`: close after so many bytes. `endless`: say no length, and never stop.
+    """
 
     method: str
     path: str
@@ -24,6 +27,7 @@ class Exchange:
     hang_up: bool = False
     cut: int | None = None
     wait: threading.Event | None = None
+    endless: bool = False
 
 
 Fault = Callable[[Exchange], None]
@@ -66,13 +70,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self.send_response(found.status)
-            lengths = {} if "content-length" in found.answer else {"content-length": str(len(found.data))}
+            known = "content-length" in found.answer or found.endless
+            lengths = {} if known else {"content-length": str(len(found.data))}
             for key, value in {**found.answer, **lengths}.items():
                 if key not in ("transfer-encoding", "connection", "date"):
                     self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(found.data[: found.cut])
+                while found.endless:
+                    self.wfile.write(found.data or b"x" * (1 << 16))
                 if found.wait:
                     found.wait.wait(60)
             if found.cut is not None:

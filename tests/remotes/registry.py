@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -20,12 +21,12 @@ _HTPASSWD = "user:$2b$04$bcZtFHwnFeE4rzr.eI5wQ.j.1xzEtSGZbxCQ0fkZBrnVoQV7IOury\n
 
 
 @contextmanager
-def running(folder: Path, *, password: bool = False) -> Iterator[str]:
-    """Serve from a folder; `host:port`."""
+def running(folder: Path, *, password: bool = False, tls: bool = False, ipv6: bool = False) -> Iterator[str]:
+    """Serve from a folder; `host:port`. `tls`: with a certificate that `certificate` made there."""
     program = need_program("docker-registry")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as free:
+        free.bind(("::1" if ipv6 else "127.0.0.1", 0))
+        host = f"{'[::1]' if ipv6 else '127.0.0.1'}:{free.getsockname()[1]}"
     config = {
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -35,21 +36,31 @@ def running(folder: Path, *, password: bool = False) -> Iterator[str]:
     if password:
         (folder / "htpasswd").write_text(_HTPASSWD)
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
+    if tls:
+        config["http"]["tls"] = {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}  # type: ignore[index]
     (folder / "config.yml").write_text(json.dumps(config))
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen([program, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
     try:
-        _wait(host, process, folder / "log")
+        _wait(f"http{'s' if tls else ''}://{host}/v2/", process, folder / "log")
         yield host
     finally:
         process.kill()
         process.wait()
 
 
-def _wait(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def certificate(folder: Path) -> Path:
+    """A certificate of its own authority for registry.test and 127.0.0.1, made in a folder, with its key."""
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    words += " -keyout key.pem -out cert.pem -addext subjectAltName=DNS:registry.test,IP:127.0.0.1"
+    subprocess.run([need_program("openssl"), *words.split()], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem"
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     while True:
         try:
-            urllib.request.urlopen(f"http://{host}/v2/", timeout=10).close()
+            urllib.request.urlopen(url, timeout=10, context=ssl._create_unverified_context()).close()
         except urllib.error.HTTPError:
             return
         except OSError:

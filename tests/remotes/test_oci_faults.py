@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 import signal
@@ -34,6 +35,7 @@ from adapterhub_converters.errors import (
 from tests.cli.test_process import PATH
 from tests.registry.conftest import write_adapter
 from tests.remotes.proxy import Exchange, Proxy
+from tests.remotes.uploads import Uploads
 
 pytestmark = pytest.mark.peer
 BIG = 300_000
@@ -254,35 +256,6 @@ def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, ada
         assert all(there.has(blob) for blob in unique(made))
 
 
-class Uploads:
-    """The part of a registry that takes blobs, with uploads that outlive a lost answer, as the distribution-spec has them."""
-
-    def __init__(self) -> None:
-        self.sessions: dict[str, bytearray] = {}
-        self.blobs: dict[str, bytes] = {}
-
-    def answer(self, found: Exchange) -> None:
-        path, _, query = found.path.partition("?")
-        session = self.sessions.get(path, bytearray())
-        if found.method == "HEAD":
-            data = self.blobs.get(path.rpartition("/")[2])
-            found.status = 404 if data is None else 200
-            found.answer = {"content-length": str(len(data or b""))}
-        elif found.method == "POST":
-            path = f"{path}{len(self.sessions)}"
-            self.sessions[path] = bytearray()
-            found.status, found.answer = 202, {"location": path}
-        elif found.method == "PATCH" and int(found.headers["content-range"].partition("-")[0]) != len(session):
-            found.status = 416
-        elif found.method == "PUT":
-            self.blobs[query.partition("=")[2].replace("%3A", ":")] = bytes(session + found.body)
-            found.status = 201
-        else:
-            session += found.body
-            found.status = 202 if found.method == "PATCH" else 204
-            found.answer = {"location": path, "range": f"0-{max(len(session) - 1, 0)}"}
-
-
 @pytest.mark.parametrize("lost", LOST)
 def test_an_upload_goes_on_where_the_registry_says(adapter: Path, lost: str) -> None:
     source, uploads = AdapterFolder(adapter), Uploads()
@@ -388,15 +361,38 @@ HOSTILE = {
     "absolute": ("/etc/evil.json", FormatError),
     "a pickle": ("weights.bin", RefusedError),
     "a program": ("run.sh", RefusedError),
+    "100 MB": (b" " * 100_000_000, FormatError),
+    "climbs back": ("a/../../evil.json", FormatError),
+    "backslashes": ("..\\evil.json", FormatError),
+    "a drive": ("C:evil.json", FormatError),
+    "NUL": ("evil.json\0.txt", FormatError),
+    "a device": ("nul.json", FormatError),
+    "a device below": ("docs/COM1.txt", FormatError),
+    "a dotfile": (".ssh/authorized_keys.txt", FormatError),
+    "encoded": ("%2e%2e/evil.json", FormatError),
+    "a trailing dot": ("evil.json.", FormatError),
+    "case": (["notes.md", "NOTES.md"], FormatError),
+    "accents": (["caf\u00e9.md", "cafe\u0301.md"], FormatError),
+    "ligatures": (["stra\u00dfe.md", "STRASSE.md"], FormatError),
+    "a file as a folder": (["a.md", "a.md/b.md"], FormatError),
+    "a digest that is a path": (
+        b'{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:../../x","size":1},"layers":[]}',
+        FormatError,
+    ),
+    "a size below nothing": (
+        b'{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:%s","size":-1},"layers":[]}' % (b"0" * 64),
+        FormatError,
+    ),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) -> None:
     given, expected = HOSTILE[case]
-    if isinstance(given, str):
+    if not isinstance(given, bytes):
         blob = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 1}
-        layers = [{**blob, "annotations": {manifest.TITLE: given}}]
+        titles = [given] if isinstance(given, str) else given
+        layers = [{**blob, "annotations": {manifest.TITLE: title}} for title in titles]
         given = json.dumps({"schemaVersion": 2, "config": blob, "layers": layers}).encode()
 
     def before(found: Exchange) -> None:
@@ -406,6 +402,45 @@ def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) 
     with remote(proxy.address, "hostile", pauses=()) as source, pytest.raises(expected):
         download(source, "latest", tmp_path / "out", pauses=())
     assert list(tmp_path.iterdir()) == []
+
+
+LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "redirected for ever", "redirected to a file"]
+
+
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_body_that_lies_is_one_error_and_no_file(
+    proxy: Proxy, host: str, adapter: Path, tmp_path: Path, lie: str, what: str
+) -> None:
+    made = pushed(host, "bodies", adapter)
+
+    def after(found: Exchange) -> None:
+        if ("/manifests/" in found.path) != (what == "manifest"):
+            return
+        if "endless" in lie:
+            found.endless, found.data = True, b"x" * (1 << 16)
+            found.answer["connection"] = "close"
+            found.answer["content-length"] = str(2**50) if "length" in lie else ""
+            if not found.answer["content-length"]:
+                del found.answer["content-length"]
+        elif lie == "short":
+            found.data, found.answer["content-length"] = found.data[:-1], str(len(found.data))
+            found.cut = len(found.data)
+        elif "redirected" in lie:
+            found.status, found.data, found.answer["content-length"] = 307, b"", "0"
+            found.answer["location"] = found.path if "ever" in lie else "file:///etc/passwd"
+        else:
+            found.data = gzip.compress(found.data if lie == "compressed" else bytes(50_000_000))
+            found.answer.update({"content-encoding": "gzip", "content-length": str(len(found.data))})
+
+    proxy.after = after
+    with remote(proxy.address, "bodies", pauses=()) as source, pytest.raises(AdapterhubError) as caught:
+        download(source, made.digest, tmp_path / "out", pauses=())
+    assert caught.value.exit_code in (4, 5)
+    assert not (tmp_path / "out").exists()
+    left = [path for path in tmp_path.rglob("*") if not path.is_relative_to(adapter) and path.is_file()]
+    assert {path.suffix for path in left} <= {".part", ".json"}
+    assert sum(path.stat().st_size for path in left) < 2 * sum(blob.size for blob in unique(made))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])

@@ -1,0 +1,160 @@
+"""The way to a registry: proxies, certificates, IPv6, and servers that ask to wait."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable, Iterator
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+from adapterhub.remotes.address import Address
+from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.wire import _seconds
+from adapterhub_converters.errors import RemoteError
+from tests.conftest import Run
+from tests.remotes import registry
+from tests.remotes.forward_proxy import ForwardProxy
+from tests.remotes.proxy import Exchange, Proxy
+
+Make = Callable[..., Path]
+pytestmark = pytest.mark.peer
+SECRET = "user:not-a-secret-8"
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """`host:port` of a registry with TLS, and the certificate that has to be trusted."""
+    folder = tmp_path_factory.mktemp("secure")
+    certificate = registry.certificate(folder)
+    with registry.running(folder, tls=True) as host:
+        yield host, certificate
+
+
+@pytest.fixture
+def company() -> Iterator[ForwardProxy]:
+    with ForwardProxy(SECRET) as found:
+        yield found
+
+
+def there_and_back(run: Run, source: Path, address: str, env: dict[str, str]) -> None:
+    run("push", source, address, env=env)
+    run("pull", address, "-o", "out", env=env)
+
+
+def test_a_certificate_of_one_s_own_authority_is_trusted_when_it_is_named(
+    run: Run, make: Make, secure: tuple[str, Path]
+) -> None:
+    host, certificate = secure
+    address = f"oci+https://{host}/net/sql"
+    done = run("push", make(), address, code=5)
+    assert "its certificate is not trusted" in done.stderr
+    assert "SSL_CERT_FILE" in done.stderr
+    there_and_back(run, make(), address, {"SSL_CERT_FILE": str(certificate)})
+
+
+def test_a_certificate_for_another_name_is_not_trusted(run: Run, make: Make, secure: tuple[str, Path]) -> None:
+    host, certificate = secure
+    port = host.rpartition(":")[2]
+    done = run("push", make(), f"oci+https://localhost:{port}/net/sql", env={"SSL_CERT_FILE": str(certificate)}, code=5)
+    assert "its certificate is not trusted" in done.stderr
+
+
+def test_plain_http_where_TLS_is_meant_and_the_other_way_round_are_one_line(
+    run: Run, make: Make, host: str, secure: tuple[str, Path]
+) -> None:
+    assert "Write oci+http://" in run("push", make(), f"oci+https://{host}/net/sql", code=5).stderr
+    assert len(run("push", make(), f"oci+http://{secure[0]}/net/sql", code=5).stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_TLS_goes_through_a_proxy_s_tunnel(
+    run: Run, make: Make, secure: tuple[str, Path], company: ForwardProxy, variable: str
+) -> None:
+    port = secure[0].rpartition(":")[2]
+    env = {"SSL_CERT_FILE": str(secure[1]), variable: f"http://{SECRET}@{company.address}"}
+    there_and_back(run, make(), f"oci://registry.test:{port}/net/{variable.lower()}", env)
+    assert set(company.seen) == {f"CONNECT registry.test:{port}"}
+
+
+def test_plain_http_is_asked_of_a_proxy(run: Run, make: Make, host: str, company: ForwardProxy) -> None:
+    port = host.rpartition(":")[2]
+    there_and_back(run, make(), f"oci+http://registry.test:{port}/net/plain", {"http_proxy": f"{SECRET}@{company.address}"})
+    assert f"GET http://registry.test:{port}/v2/net/plain/manifests/latest" in company.seen
+
+
+def test_hosts_that_need_no_proxy_and_this_machine_get_none(run: Run, make: Make, host: str, company: ForwardProxy) -> None:
+    env = {"http_proxy": f"http://{SECRET}@{company.address}"}
+    there_and_back(run, make(), f"oci://{host}/net/here", env)
+    env["no_proxy"] = "other.test,registry.test"
+    run("push", make(), "oci+http://registry.test:1/net/sql", env=env, code=5)
+    assert company.seen == []
+
+
+@pytest.mark.parametrize("scheme", ["oci", "oci+http"])
+def test_a_proxy_that_refuses_is_named_and_its_password_is_not(
+    run: Run, make: Make, secure: tuple[str, Path], company: ForwardProxy, scheme: str
+) -> None:
+    proxy = f"http://user:wrong-password@{company.address}"
+    env = {"https_proxy": proxy, "http_proxy": proxy}
+    done = run("push", make(), f"{scheme}://registry.test:5/net/sql", env=env, code=5)
+    assert "407" in done.stderr
+    assert "wrong-password" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1", "https://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_one_line(run: Run, make: Make, proxy: str) -> None:
+    done = run("push", make(), "oci://registry.test/net/sql", env={"https_proxy": proxy}, code=5)
+    assert "Set HTTPS_PROXY to one like" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_IPv6_is_spoken(run: Run, make: Make, tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    (tmp_path / "six").mkdir()
+    with registry.running(tmp_path / "six", ipv6=True) as host:
+        there_and_back(run, make(), f"oci://{host}/net/six", {})
+
+
+# ---- waiting
+
+
+def asked(proxy: Proxy, answers: list[str]) -> None:
+    """Ask for a manifest of a server that answers 429 with these headers, and then that there is none."""
+    left = iter(answers)
+
+    def before(found: Exchange) -> None:
+        pause = next(left, None)
+        found.status, found.answer = (404, {}) if pause is None else (429, {"retry-after": pause})
+
+    proxy.before = before
+    with Oci(Address.parse(f"oci://{proxy.address}/net/wait"), pauses=(0.0, 0.0)) as source:
+        source.manifest("latest")
+
+
+@pytest.mark.parametrize(
+    "pause",
+    ["3600", format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1, minutes=1), usegmt=True)],
+    ids=["seconds", "date"],
+)
+def test_who_asks_to_wait_for_an_hour_is_quoted_and_not_asked_again(pause: str) -> None:
+    with Proxy() as proxy:
+        with pytest.raises(RemoteError, match=r"HTTP 429; it asks to wait 3[0-9]{3} seconds\. Try again then"):
+            asked(proxy, [pause])
+        assert len(proxy.seen) == 1
+
+
+@pytest.mark.parametrize("text", ["0", "Tue, 01 Jan 2019 00:00:00 GMT"])
+def test_who_asks_for_no_time_is_asked_at_once(text: str) -> None:
+    assert _seconds(text) == 0.0
+
+
+@pytest.mark.parametrize("text", [None, "", "soon", "-1", "1e9", "9" * 40, "Tue, 99 Jan 2019", "٣"])
+def test_nonsense_asks_for_nothing(text: str | None) -> None:
+    assert _seconds(text) is None
