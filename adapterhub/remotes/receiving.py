@@ -95,9 +95,10 @@ def received(
                 done = _receive(reader, blob, sink, more)
             if (done, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
                 break
-            forget(part)
+            _note_path(part).unlink(missing_ok=True)
             file.truncate(0)
             if not first or not reader.ranged:
+                forget(part)
                 what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
                 raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
             if more:  # there are servers that give another range than they were asked for: all of it, once
