@@ -376,6 +376,8 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
                 while got := reader.readinto(memoryview(buffer)[n:]):
                     n += got
             assert buffer == text
+    with place(moto, bucket) as one, place(tmp_path / "other", piece=5 << 20) as two, place(moto, moto.bucket()) as three:
+        assert two.put_blob(blob, one) == three.put_blob(blob, two) == blob.size
     assert list((tmp_path / "store").rglob("*#*")) == []
 
 
