@@ -242,6 +242,9 @@ class Bucket:
         what = f"cannot be used ({kind})"
         if "response body error" in text:
             what = "the answer was cut off"
+        elif "builder error" in text:
+            hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
+            return RemoteError(self.where, f"{self.endpoint} is not asked in plain text", hint)
         elif any(word in text for word in _NO_ANSWER):
             what = f"{self.endpoint} does not answer"
         return RemoteError(self.where, what, "Try again later")
