@@ -152,7 +152,7 @@ class Objects:
         self._begin()
         where, key = f"{self.where}: {blob.path or blob.digest}", _key(blob.digest)
         piece = max(self._piece, -(-blob.size // _MOST_PIECES))
-        with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(1) as beside:
+        with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(2) as beside:
             pieces = _pieces(reader, blob, piece, where, beside)
             if blob.size <= piece:
                 self._bucket.put(key, b"".join(pieces))
@@ -251,11 +251,14 @@ def _key(digest: Digest) -> str:
 
 
 def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: ThreadPoolExecutor) -> Iterator[bytearray]:
-    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError in place of an end that isn't right."""
+    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError in place of an end that isn't right.
+
+    They are read beside: who asks for them may be obstore at work, which in the same thread must not be asked to read.
+    """
     state, done = hashlib.sha256(), 0
     while True:
         piece = bytearray(min(size, blob.size - done))
-        n = _fill(reader, memoryview(piece))
+        n = beside.submit(_fill, reader, memoryview(piece)).result()
         hashed = beside.submit(state.update, memoryview(piece)[:n])
         done += n
         if n < len(piece) or done == blob.size:
@@ -263,6 +266,7 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: Thr
             break
         yield piece
         hashed.result()
+        del piece, hashed  # before there is the next one
     if (f"sha256:{state.hexdigest()}", done) != (blob.digest, blob.size):
         what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
         raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")

@@ -24,6 +24,7 @@ from .remote import CutError, Reader
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload
+_CHUNK = 1 << 16  # bytes that come at once; what is lost of them when a connection breaks
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
 _MAKE = {
@@ -104,7 +105,7 @@ class Bucket:
                 raise NotFoundError(where, "there is no such blob", "Ask its owner") from error
         if found.meta["size"] != size:
             raise IntegrityError(where, f"the store has {found.meta['size']} bytes of it, not {size}", "Ask its owner")
-        reader = _Stream(iter(found.stream(CHUNK)), lambda: self._cut(where))
+        reader = _Stream(iter(found.stream(_CHUNK)), lambda: self._cut(where))
         left = start - at
         while left and (n := reader.readinto(memoryview(bytearray(min(left, CHUNK))))):
             left -= n
@@ -238,9 +239,15 @@ class Bucket:
             return _DeniedError(self.where, f"the store refuses ({words or kind})", _LOGIN[self._scheme])
         if words:
             return RemoteError(self.where, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
-        if any(word in text for word in _NO_ANSWER):
-            return RemoteError(self.where, f"{self.endpoint} does not answer", "Try again later, or look at the address")
-        return RemoteError(self.where, f"the store cannot be used ({kind})", "Try again")
+        what = f"cannot be used ({kind})"
+        if "response body error" in text:
+            what = "the answer was cut off"
+        elif "builder error" in text:
+            hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
+            return RemoteError(self.where, f"{self.endpoint} is not asked in plain text", hint)
+        elif any(word in text for word in _NO_ANSWER):
+            what = f"{self.endpoint} does not answer"
+        return RemoteError(self.where, what, "Try again later")
 
 
 class _DeniedError(RemoteError):

@@ -41,16 +41,17 @@ def _remembered(bucket: Bucket) -> object:
 
 
 def _tried(bucket: Bucket) -> bool:
-    key = f"tmp/probe-{os.urandom(12).hex()}"
+    one, many = (f"tmp/probe-{os.urandom(12).hex()}" for _ in range(2))
     bodies = [f"writer {number}".encode() for number in range(_WRITERS)]
     try:
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            won = list(pool.map(lambda body: bucket.create(key, body), bodies))
-        if won.count(True) != 1 or bucket.create(key, b"late"):
+        if not bucket.create(one, b"first") or bucket.create(one, b"late") or bucket.read(one, 100) != b"first":
             return False
-        return bucket.read(key, 100) == bodies[won.index(True)]
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            won = list(pool.map(lambda body: bucket.create(many, body), bodies))
+        return won.count(True) == 1 and bucket.read(many, 100) == bodies[won.index(True)]
     except Unsupported:
         return False
     finally:
-        with contextlib.suppress(AdapterhubError):  # who may not remove leaves a few bytes there
-            bucket.remove(key)
+        for key in (one, many):
+            with contextlib.suppress(AdapterhubError):  # who may not remove leaves a few bytes there
+                bucket.remove(key)

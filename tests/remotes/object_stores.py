@@ -68,18 +68,7 @@ def rclone(folder: Path) -> Iterator[Server]:
     program, port, root = rclone_program(), _free(), folder / "buckets"
     for number in range(_BUCKETS):  # it does not see those that come later
         (root / f"bucket-{number}").mkdir(parents=True)
-    words = [
-        "serve",
-        "s3",
-        "--auth-key",
-        f"{KEY},{SECRET}",
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--config",
-        "",
-        "--dir-cache-time",
-        "0",
-    ]
+    words = ["serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", "--config", ""]
     with _running([program, *words, str(root)], port, folder / "rclone.log"):
         yield Server(f"http://127.0.0.1:{port}", root)
 

@@ -317,6 +317,25 @@ def test_a_server_that_is_not_there_is_said(run: Run) -> None:
     assert "127.0.0.1:9 does not answer" in run("list", "s3://bucket/team/sql", env=env, code=5).stderr
 
 
+@pytest.mark.parametrize(
+    ("address", "env", "said"),
+    [
+        ("s3://bucket/team/sql", {"AWS_ENDPOINT_URL": "http://example.invalid"}, "AWS_ALLOW_HTTP=true"),
+        ("s3://bucket/team/sql", {"AWS_ALLOW_HTTP": "perhaps"}, "settings in AWS_… cannot be used"),
+        ("s3://bucket/team/sql", {"AWS_CA_BUNDLE": "nowhere.pem"}, "AWS_CA_BUNDLE names it"),
+        ("az://box/team/sql", {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": f"!{SECRET}"}, "AZURE_STORAGE"),
+        ("gs://bucket/team/sql", {"GOOGLE_SERVICE_ACCOUNT_KEY": f"{{{SECRET}"}, "GOOGLE_APPLICATION_CREDENTIALS"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_said_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
+    done = run("list", address, env=env, code=None)
+    assert done.returncode in (5, 8)
+    assert said in done.stderr
+    assert SECRET not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_without_obstore_one_line_says_how_to_install_it(tmp_path: Path, run: Run) -> None:
     (tmp_path / "without").mkdir()
     (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['obstore'] = None\n")

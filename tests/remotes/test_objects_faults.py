@@ -247,7 +247,7 @@ def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server,
 
 
 def test_a_download_that_was_cut_goes_on_where_it_was(proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path) -> None:
-    bucket, cuts = moto.bucket(), iter((100_000, 50_000))
+    bucket, cuts = moto.bucket(), iter((100_000, 100_000))
     made = pushed(moto, bucket, adapter)
 
     def after(found: Exchange) -> None:
@@ -376,6 +376,8 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
                 while got := reader.readinto(memoryview(buffer)[n:]):
                     n += got
             assert buffer == text
+    with place(moto, bucket) as one, place(tmp_path / "other", piece=5 << 20) as two, place(moto, moto.bucket()) as three:
+        assert two.put_blob(blob, one) == three.put_blob(blob, two) == blob.size
     assert list((tmp_path / "store").rglob("*#*")) == []
 
 
