@@ -7,6 +7,7 @@ every writer moves refs. Plain `sqlite3`, as a command that resolves a ref must 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import os
 import sqlite3
@@ -32,6 +33,13 @@ _WAY_OUT = "`adapterhub fsck --rebuild-index` makes it anew from .adapterhub bes
 _LOCK_SECONDS = 30
 _CACHE = 64 << 10  # KiB that a rebuild may use: tensors come in no order, and with SQLite's 2 MB it takes twice as long
 _MOST_CHANGED = 8  # names; beyond that index.json is made anew
+# What the newest version of every name says; the empty facet counts the names.
+_SAID = (
+    "WITH said AS (SELECT version, kind, value FROM facets UNION ALL SELECT id, '', '' FROM versions"
+    " UNION ALL SELECT id, 'r', CAST(r AS TEXT) FROM versions WHERE r IS NOT NULL)"
+    " SELECT kind, value FROM versions v JOIN said ON version = v.id"
+    " WHERE NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"
+)
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
@@ -95,6 +103,7 @@ class Catalog:
         self.path = path
         self._db = db
         self._file: tuple[int, int] | None = None
+        self._rebuilding = False
 
     @classmethod
     def create(cls, path: Path, store: Store, *, instead: bool = False) -> None:
@@ -328,31 +337,50 @@ class Catalog:
 
     def rebuild(self, store: Store) -> list[AdapterhubError]:
         """Forget everything and replay every log; what could not be replayed is returned, and left out."""
-        errors = []
         self._db.execute(f"PRAGMA cache_size = -{_CACHE}")
         with self.transaction():
+            self._rebuilding = True  # what counts is counted in the end
             for table in FILLED:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
-            for name in store.names():
-                try:
-                    self.catch_up(store, name)
-                except AdapterhubError as error:
-                    errors.append(error)
-        return errors
+            try:
+                logs = self._replay_all(store)
+            finally:
+                self._rebuilding = False
+            self._db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({_SAID}) GROUP BY 1, 2")  # noqa: S608
+        return [log.error for log in logs if log.error]
+
+    def _replay_all(self, store: Store) -> list[_Log]:
+        """Every log, in the order of the entries' times, so that versions have their ids in the order in which they were pushed."""
+        logs = [_Log(store, name) for name in store.names()]
+        waiting = [(log.time, log.name, log) for log in logs if log.time]
+        heapq.heapify(waiting)
+        while waiting:
+            log = waiting[0][2]
+            try:
+                log.state = self._replay(store, log.state, *log.take())
+            except AdapterhubError as error:
+                log.error, log.time = error, ""  # nothing after it can follow
+            if log.time:
+                heapq.heapreplace(waiting, (log.time, log.name, log))
+            else:
+                heapq.heappop(waiting)
+        return logs
 
     def catch_up(self, store: Store, name: str) -> Name:
         """Replay what the log of `name` has beyond what is known; an entry that cannot follow is an IntegrityError."""
         state = self.name(name)
         while found := store.entry(name, state.seq + 1):
-            entry, digest = found
-            where = str(store.entry_path(name, entry.seq))
-            if entry.previous != state.head:
-                raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
-            try:
-                state = self._apply(store, state, entry, digest)
-            except sqlite3.IntegrityError as error:
-                raise IntegrityError(where, f"contradicts the entries before it ({error})", "Run `adapterhub fsck`") from error
+            state = self._replay(store, state, *found)
         return state
+
+    def _replay(self, store: Store, state: Name, entry: Entry, digest: Digest) -> Name:
+        where = str(store.entry_path(entry.name, entry.seq))
+        if entry.previous != state.head:
+            raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
+        try:
+            return self._apply(store, state, entry, digest)
+        except sqlite3.IntegrityError as error:
+            raise IntegrityError(where, f"contradicts the entries before it ({error})", "Run `adapterhub fsck`") from error
 
     def _apply(self, store: Store, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
@@ -391,16 +419,19 @@ class Catalog:
                 "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", (name, number)
             )
         of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
+        self._count_facets(name, -1)
         files = self.select(f"SELECT DISTINCT digest FROM files WHERE version {of_it}", *values)  # noqa: S608
         self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", values)  # noqa: S608
         for table in ("facets", "metrics", "files", "made_from"):
             self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", values)  # noqa: S608
         tensor_index.drop(self._db, (digest for (digest,) in files), store.tensors.read)
         self._db.execute(f"DELETE FROM versions WHERE {where}", values)  # noqa: S608
+        self._count_facets(name, 1)
 
     def _add(self, entry: Entry, found: Extract) -> None:
         values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, extract.dump_parents(found))
         places = ", ".join("?" * len(values))
+        self._count_facets(entry.name, -1)
         version = self._db.execute(f"INSERT INTO versions VALUES (NULL, {places})", values).lastrowid  # noqa: S608
         words = (entry.name, found.title, "", found.description, found.words, found.prose)
         self._db.execute(
@@ -413,6 +444,16 @@ class Catalog:
             "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
         )
         self._db.executemany("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
+        self._count_facets(entry.name, 1)
+
+    def _count_facets(self, name: str, n: int) -> None:
+        """Count what the newest version of a name says `n` times more."""
+        if not self._rebuilding:
+            self._db.execute(
+                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({_SAID} AND v.name = ?1) WHERE 1"  # noqa: S608
+                " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
+                (name, n),
+            )
 
     def add_tensors(self, store: Store, digest: Digest) -> None:
         """Note what tensors a file of weights has, if the store says it; in a transaction."""
@@ -452,6 +493,33 @@ class Catalog:
         }
         for kind, key in undone.get(entry.op, ()):
             self._db.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", (kind, entry.name, key))
+
+
+class _Log:
+    """A name's log while all are replayed: the entry that comes next, with its time (empty when there is none)."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name, self.state = name, Name(name)
+        self._store = store
+        self.time = ""
+        self._next: tuple[Entry, Digest] | None = None
+        self.error: AdapterhubError | None = None
+        self._read(1)
+
+    def _read(self, seq: int) -> None:
+        try:
+            self._next = self._store.entry(self.name, seq)
+        except AdapterhubError as error:
+            self._next, self.error = None, error
+        # Never before what the log said earlier: a clock that went back changes no order.
+        self.time = max(self.time, self._next[0].time or "0") if self._next else ""
+
+    def take(self) -> tuple[Entry, Digest]:
+        """The next entry; the one after it is read."""
+        assert self._next is not None  # noqa: S101 - it has a time
+        found = self._next
+        self._read(found[0].seq + 1)
+        return found
 
 
 def _name(row: tuple[Any, ...]) -> Name:
