@@ -23,6 +23,7 @@ from . import extract, tensor_index
 from .digest import Digest
 from .extract import Extract
 from .image_index import Line
+from .leases import wait_for
 from .ref import LATEST, Ref
 from .store import Entry, Store
 from .tables import FILLED, MIGRATIONS, Migration
@@ -123,7 +124,7 @@ class Catalog:
                 if instead:
                     os.replace(temporary, path)
                 else:
-                    _take_name(temporary, path)
+                    _take_name(temporary, path, store.root / "oci-layout")
         finally:
             for suffix in _SUFFIXES:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
@@ -350,7 +351,7 @@ class Catalog:
         return [log.error for log in logs if log.error]
 
     def _replay_all(self, store: Store) -> list[_Log]:
-        """Every log, in the order of the entries' times, so that versions have their ids in the order in which they were pushed."""
+        """Every log, in the order of the entries' times, so that versions have their ids in the order of their pushes."""
         logs = [_Log(store, name) for name in store.names()]
         waiting = [(log.time, log.name, log) for log in logs if log.time]
         heapq.heapify(waiting)
@@ -561,13 +562,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _take_name(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    except OSError:  # no hard links here
-        if not path.exists():
+def _take_name(temporary: Path, path: Path, lock: Path) -> None:
+    """Give a complete database its name unless that is taken.
+
+    What a killed process left beside one that was deleted since would be replayed into this one (sqlite.org/howtocorrupt.html,
+    "Unlinking or renaming a database file while in use"). Only under a lock may it go, as it may be another's by now.
+    """
+    with open(lock, "rb") as file:
+        wait_for(file.fileno())
+        if path.exists():
+            return
+        for suffix in _SUFFIXES[1:]:
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # no hard links here
             os.rename(temporary, path)
 
 

@@ -257,3 +257,27 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
         filler.unlink()
         registry.tag(Ref.parse("team/sql:v1"), "dev")
     check(small_disk / "registry")
+
+
+def test_a_database_deleted_after_its_writer_was_killed_is_made_anew(make: Make, tmp_path: Path) -> None:
+    """What is left beside it, a write-ahead log with some pages of the old one, must not be replayed into the new one."""
+    root = tmp_path / "registry"
+    with Registry.init(root) as registry:
+        for n in range(30):
+            registry.push(make("a", n), Ref.parse(f"team/n{n % 5}"))
+        for n in range(4):
+            registry.rm(Ref.parse(f"team/n{n}"))
+
+    def work() -> None:
+        registry = Registry.open(root)
+        for n in range(30, 33):
+            registry.push(make("b", n), Ref.parse(f"team/later{n}"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    finished([fork(work)])
+    assert (root / "registry.db-wal").stat().st_size > 0
+    (root / "registry.db").unlink()
+    with Registry.open(root) as registry:
+        assert registry.catalog.select("PRAGMA integrity_check") == [("ok",)]
+        assert len(registry.list()) == 6 + 3
+        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
