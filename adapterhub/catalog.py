@@ -142,16 +142,21 @@ class Catalog:
         try:
             return cls._open(path, store)
         except LocalIOError as error:
+            if getattr(error.__cause__, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
+                return cls._open(path, store, alone=True)
             if not _lacks_wal(path, error.__cause__):
                 raise
         cls.create(path, store, instead=True)
         return cls._open(path, store)
 
     @classmethod
-    def _open(cls, path: Path, store: Store) -> Catalog:
+    def _open(cls, path: Path, store: Store, *, alone: bool = False) -> Catalog:
+        """`alone`: Keep others out until it is closed, which takes no shared memory: a full disk has no room for that."""
         with _errors(path):
             identity = _identity(path)
             db = _connect(path, "rw")
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             catalog = cls(path, db)
             catalog._file = identity  # replaced in between: then the wrong one, and it is opened again
             try:
