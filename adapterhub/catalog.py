@@ -7,6 +7,7 @@ every writer moves refs. Plain `sqlite3`, as a command that resolves a ref must 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import os
 import sqlite3
@@ -22,6 +23,7 @@ from . import extract, tensor_index
 from .digest import Digest
 from .extract import Extract
 from .image_index import Line
+from .leases import wait_for
 from .ref import LATEST, Ref
 from .store import Entry, Store
 from .tables import FILLED, MIGRATIONS, Migration
@@ -32,6 +34,13 @@ _WAY_OUT = "`adapterhub fsck --rebuild-index` makes it anew from .adapterhub bes
 _LOCK_SECONDS = 30
 _CACHE = 64 << 10  # KiB that a rebuild may use: tensors come in no order, and with SQLite's 2 MB it takes twice as long
 _MOST_CHANGED = 8  # names; beyond that index.json is made anew
+# What the newest version of every name says; the empty facet counts the names.
+_SAID = (
+    "WITH said AS (SELECT version, kind, value FROM facets UNION ALL SELECT id, '', '' FROM versions"
+    " UNION ALL SELECT id, 'r', CAST(r AS TEXT) FROM versions WHERE r IS NOT NULL)"
+    " SELECT kind, value FROM versions v JOIN said ON version = v.id"
+    " WHERE NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"
+)
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
@@ -95,6 +104,7 @@ class Catalog:
         self.path = path
         self._db = db
         self._file: tuple[int, int] | None = None
+        self._rebuilding = False
 
     @classmethod
     def create(cls, path: Path, store: Store, *, instead: bool = False) -> None:
@@ -114,7 +124,7 @@ class Catalog:
                 if instead:
                     os.replace(temporary, path)
                 else:
-                    _take_name(temporary, path)
+                    _take_name(temporary, path, store.root / "oci-layout")
         finally:
             for suffix in _SUFFIXES:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
@@ -132,16 +142,21 @@ class Catalog:
         try:
             return cls._open(path, store)
         except LocalIOError as error:
+            if getattr(error.__cause__, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
+                return cls._open(path, store, alone=True)
             if not _lacks_wal(path, error.__cause__):
                 raise
         cls.create(path, store, instead=True)
         return cls._open(path, store)
 
     @classmethod
-    def _open(cls, path: Path, store: Store) -> Catalog:
+    def _open(cls, path: Path, store: Store, *, alone: bool = False) -> Catalog:
+        """`alone`: Keep others out until it is closed, which takes no shared memory: a full disk has no room for that."""
         with _errors(path):
             identity = _identity(path)
             db = _connect(path, "rw")
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             catalog = cls(path, db)
             catalog._file = identity  # replaced in between: then the wrong one, and it is opened again
             try:
@@ -328,31 +343,50 @@ class Catalog:
 
     def rebuild(self, store: Store) -> list[AdapterhubError]:
         """Forget everything and replay every log; what could not be replayed is returned, and left out."""
-        errors = []
         self._db.execute(f"PRAGMA cache_size = -{_CACHE}")
         with self.transaction():
+            self._rebuilding = True  # what counts is counted in the end
             for table in FILLED:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
-            for name in store.names():
-                try:
-                    self.catch_up(store, name)
-                except AdapterhubError as error:
-                    errors.append(error)
-        return errors
+            try:
+                logs = self._replay_all(store)
+            finally:
+                self._rebuilding = False
+            self._db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({_SAID}) GROUP BY 1, 2")  # noqa: S608
+        return [log.error for log in logs if log.error]
+
+    def _replay_all(self, store: Store) -> list[_Log]:
+        """Every log, in the order of the entries' times, so that versions have their ids in the order of their pushes."""
+        logs = [_Log(store, name) for name in store.names()]
+        waiting = [(log.time, log.name, log) for log in logs if log.time]
+        heapq.heapify(waiting)
+        while waiting:
+            log = waiting[0][2]
+            try:
+                log.state = self._replay(store, log.state, *log.take())
+            except AdapterhubError as error:
+                log.error, log.time = error, ""  # nothing after it can follow
+            if log.time:
+                heapq.heapreplace(waiting, (log.time, log.name, log))
+            else:
+                heapq.heappop(waiting)
+        return logs
 
     def catch_up(self, store: Store, name: str) -> Name:
         """Replay what the log of `name` has beyond what is known; an entry that cannot follow is an IntegrityError."""
         state = self.name(name)
         while found := store.entry(name, state.seq + 1):
-            entry, digest = found
-            where = str(store.entry_path(name, entry.seq))
-            if entry.previous != state.head:
-                raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
-            try:
-                state = self._apply(store, state, entry, digest)
-            except sqlite3.IntegrityError as error:
-                raise IntegrityError(where, f"contradicts the entries before it ({error})", "Run `adapterhub fsck`") from error
+            state = self._replay(store, state, *found)
         return state
+
+    def _replay(self, store: Store, state: Name, entry: Entry, digest: Digest) -> Name:
+        where = str(store.entry_path(entry.name, entry.seq))
+        if entry.previous != state.head:
+            raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
+        try:
+            return self._apply(store, state, entry, digest)
+        except sqlite3.IntegrityError as error:
+            raise IntegrityError(where, f"contradicts the entries before it ({error})", "Run `adapterhub fsck`") from error
 
     def _apply(self, store: Store, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
@@ -391,16 +425,19 @@ class Catalog:
                 "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", (name, number)
             )
         of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
+        self._count_facets(name, -1)
         files = self.select(f"SELECT DISTINCT digest FROM files WHERE version {of_it}", *values)  # noqa: S608
         self._db.execute(f"DELETE FROM search WHERE rowid {of_it}", values)  # noqa: S608
         for table in ("facets", "metrics", "files", "made_from"):
             self._db.execute(f"DELETE FROM {table} WHERE version {of_it}", values)  # noqa: S608
         tensor_index.drop(self._db, (digest for (digest,) in files), store.tensors.read)
         self._db.execute(f"DELETE FROM versions WHERE {where}", values)  # noqa: S608
+        self._count_facets(name, 1)
 
     def _add(self, entry: Entry, found: Extract) -> None:
         values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, extract.dump_parents(found))
         places = ", ".join("?" * len(values))
+        self._count_facets(entry.name, -1)
         version = self._db.execute(f"INSERT INTO versions VALUES (NULL, {places})", values).lastrowid  # noqa: S608
         words = (entry.name, found.title, "", found.description, found.words, found.prose)
         self._db.execute(
@@ -413,6 +450,16 @@ class Catalog:
             "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
         )
         self._db.executemany("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
+        self._count_facets(entry.name, 1)
+
+    def _count_facets(self, name: str, n: int) -> None:
+        """Count what the newest version of a name says `n` times more."""
+        if not self._rebuilding:
+            self._db.execute(
+                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({_SAID} AND v.name = ?1) WHERE 1"  # noqa: S608
+                " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
+                (name, n),
+            )
 
     def add_tensors(self, store: Store, digest: Digest) -> None:
         """Note what tensors a file of weights has, if the store says it; in a transaction."""
@@ -454,6 +501,33 @@ class Catalog:
             self._db.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", (kind, entry.name, key))
 
 
+class _Log:
+    """A name's log while all are replayed: the entry that comes next, with its time (empty when there is none)."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name, self.state = name, Name(name)
+        self._store = store
+        self.time = ""
+        self._next: tuple[Entry, Digest] | None = None
+        self.error: AdapterhubError | None = None
+        self._read(1)
+
+    def _read(self, seq: int) -> None:
+        try:
+            self._next = self._store.entry(self.name, seq)
+        except AdapterhubError as error:
+            self._next, self.error = None, error
+        # Never before what the log said earlier: a clock that went back changes no order.
+        self.time = max(self.time, self._next[0].time or "0") if self._next else ""
+
+    def take(self) -> tuple[Entry, Digest]:
+        """The next entry; the one after it is read."""
+        assert self._next is not None  # noqa: S101 - it has a time
+        found = self._next
+        self._read(found[0].seq + 1)
+        return found
+
+
 def _name(row: tuple[Any, ...]) -> Name:
     name, seq, head, number, deleted = row
     return Name(name, seq, head, number, bool(deleted))
@@ -493,13 +567,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _take_name(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    except OSError:  # no hard links here
-        if not path.exists():
+def _take_name(temporary: Path, path: Path, lock: Path) -> None:
+    """Give a complete database its name unless that is taken.
+
+    What a killed process left beside one that was deleted since would be replayed into this one (sqlite.org/howtocorrupt.html,
+    "Unlinking or renaming a database file while in use"). Only under a lock may it go, as it may be another's by now.
+    """
+    with open(lock, "rb") as file:
+        wait_for(file.fileno())
+        if path.exists():
+            return
+        for suffix in _SUFFIXES[1:]:
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # no hard links here
             os.rename(temporary, path)
 
 

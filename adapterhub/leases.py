@@ -90,6 +90,14 @@ def _lock(handle: int) -> bool:
     return True
 
 
+def wait_for(handle: int) -> None:
+    """Have the lock of an open file until it is closed, where there are locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
 def noted(folder: Path) -> tuple[set[str], set[str]]:
     """The digests that live leases name, and the ids of these leases."""
     digests: set[str] = set()

@@ -4,6 +4,9 @@
 Words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose last
 token may go on, and all of them must match. Any text is a valid query. Of each name the newest version that matches is
 found; how well it matches is bm25 over the columns of the index, a hit in the name worth the most.
+
+Words that over COMMON versions have tell these apart no more, and to weigh each of them takes long (bm25 of a word that 50,000
+have: 54 ms). Then names and titles that have them come first, then the rest, the latest push first in each.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapterhub_converters.errors import UsageError
 
@@ -22,6 +25,7 @@ from .digest import Digest
 _WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0, 1.0)
 FACETS = ("base", "method", "r", "target", "licence", "task", "language", "tag", "dataset", "model_type", "format", "dtype")
 """Kinds in the order in which they are shown."""
+COMMON = 1000  # versions
 MAX_VALUES = 20  # of a facet, the most frequent ones
 _COLUMNS = {"r", "size"}
 _OPERATORS = {"<", "<=", ">", ">=", "="}
@@ -29,6 +33,7 @@ _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
+_NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?"
 
 
@@ -67,11 +72,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Found:
-    """The best matches, how many there are in all, and of all of them: kind of facet to value to count."""
+    """The best matches, how many there are in all, and of all of them: kind of facet to value to count.
+
+    `more`: There are more than `total`, as counting all of them would have taken longer than finding these.
+    """
 
     rows: list[Row]
     total: int
     facets: dict[str, dict[str, int]] = field(default_factory=dict)
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +100,72 @@ class Holder:
 
 
 def search(catalog: Catalog, query: Query, *, facets: bool = False) -> Found:
-    """The versions that match, best first; `facets` counts what all of them say."""
+    """The versions that match, best first; `facets` counts what all of them say, and then how many there are as well."""
+    if query == Query(limit=query.limit):
+        return _newest(catalog, query, facets=facets)
+    found = _common(catalog, query)
+    if found is None:
+        found = _ranked(catalog, query)
+    elif facets and not query.all_versions and _all_have(catalog, query):
+        return replace(found, total=_names(catalog), more=False, facets=_counted(catalog))
+    elif facets:
+        matching, values = _matching(query)
+        found = replace(found, total=catalog.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
+    return replace(found, facets=_count(catalog, query)) if facets else found
+
+
+def _ranked(catalog: Catalog, query: Query) -> Found:
     matching, values = _matching(query)
     best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
-    found = catalog.select(best, *values, max(0, min(query.limit, 2**62)))
-    counted = _count(catalog, query) if facets else {}
-    total = found[0][1] if found else 0
-    return Found(_rows(catalog, [version for version, _ in found]), total, counted)
+    found = catalog.select(best, *values, _limit(query))
+    return Found(_rows(catalog, [version for version, _ in found]), found[0][1] if found else 0)
+
+
+def _limit(query: Query) -> int:
+    return max(0, min(query.limit, 2**62))
+
+
+def _newest(catalog: Catalog, query: Query, *, facets: bool) -> Found:
+    """The newest version of every name, the latest first."""
+    sql = f"SELECT id FROM versions v WHERE {_NEWEST} ORDER BY time DESC, name LIMIT ?"
+    found = catalog.select(sql, _limit(query))
+    counted = _counted(catalog) if facets else {}
+    return Found(_rows(catalog, [version for (version,) in found]), _names(catalog), counted)
+
+
+def _names(catalog: Catalog) -> int:
+    """How many names have versions."""
+    found = catalog.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
+    return int(found[0][0]) if found else 0
+
+
+def _all_have(catalog: Catalog, query: Query) -> bool:
+    """Whether every version has the words."""
+    every = "SELECT (SELECT count(*) FROM search WHERE search MATCH ?) = (SELECT count(*) FROM versions)"
+    return bool(catalog.select(every, phrases(query.words))[0][0])
+
+
+def _common(catalog: Catalog, query: Query) -> Found | None:
+    """The matches of words alone that very many versions have; None where they are not so many, or not of so many names."""
+    words = phrases(query.words)
+    if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit):
+        return None
+    latest = "SELECT rowid FROM search WHERE search MATCH ? ORDER BY rowid DESC LIMIT ?"
+    some = [version for (version,) in catalog.select(latest, words, COMMON + 1)]
+    if len(some) <= COMMON:
+        return None
+    of_these = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
+    named = [version for (version,) in catalog.select(latest, f"{{name title}}: ({words})", COMMON)]
+    found = catalog.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named))
+    recent = catalog.select(f"{of_these} ORDER BY id DESC", json.dumps(some))
+    best: dict[object, tuple[int, int]] = {}
+    for tier, matches in enumerate((found, recent)):
+        for version, name in matches:
+            best.setdefault(version if query.all_versions else name, (tier, version))
+    if len(best) < query.limit:
+        return None
+    ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
+    return Found(_rows(catalog, [version for _, version in ranked[: _limit(query)]]), len(best), more=True)
 
 
 def _rows(catalog: Catalog, versions: Sequence[int]) -> list[Row]:
@@ -173,8 +241,17 @@ def _count(catalog: Catalog, query: Query) -> dict[str, dict[str, int]]:
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
         " ORDER BY n DESC, value"
     )
+    return _by_kind(catalog.select(counts, *values))
+
+
+def _counted(catalog: Catalog) -> dict[str, dict[str, int]]:
+    """The same of the newest version of every name."""
+    return _by_kind(catalog.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value"))
+
+
+def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {kind: {} for kind in FACETS}
-    for kind, value, count in catalog.select(counts, *values):
+    for kind, value, count in counts:
         if kind in found and len(found[kind]) < MAX_VALUES:
             found[kind][value] = count
     return found

@@ -22,6 +22,7 @@ FILLED = (
     "made_from",
     "tensors",
     "weights",
+    "facet_counts",
     "tags",
     "versions",
     "names",
@@ -119,4 +120,15 @@ def _tensors(db: sqlite3.Connection) -> None:
     db.execute(
         "CREATE TABLE tensors (key INTEGER NOT NULL, file INTEGER NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (key, file))"
         " STRICT, WITHOUT ROWID"
+    )
+
+
+@migration
+def _common(db: sqlite3.Connection) -> None:
+    """What is asked of everything: the newest versions, and how many names' newest versions say what (`r` is a facet here, and
+    the empty one counts the names)."""
+    db.execute("CREATE INDEX versions_time ON versions (time)")
+    db.execute(
+        "CREATE TABLE facet_counts (kind TEXT NOT NULL, value TEXT NOT NULL COLLATE NOCASE, n INTEGER NOT NULL,"
+        " PRIMARY KEY (kind, value)) STRICT, WITHOUT ROWID"
     )

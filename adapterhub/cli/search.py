@@ -54,7 +54,8 @@ def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
 
     Words are looked for in names, tags, descriptions, facts (base, targets, licence, languages) and model cards; each may be
     the beginning of a longer one, and all must be there. Without words the newest come first. Of each name the newest version
-    that matches is shown.
+    that matches is shown. Words that over a thousand versions have tell these apart no more: of those the latest come first,
+    after names and titles that have the words.
     """
     from adapterhub import search as finding
 
@@ -95,8 +96,8 @@ def _search_text(found: Found, *, facets: bool) -> None:
             output.write(line)
     if not found.total and not cells:
         output.say("nothing matches")
-    elif found.total > len(cells):
-        output.say(f"{len(cells)} of {found.total}; --limit shows more")
+    elif found.total > len(cells) or found.more:
+        output.say(f"{len(cells)} of {'more than ' if found.more else ''}{found.total}; --limit shows more")
     counted = {kind: counts for kind, counts in found.facets.items() if counts} if facets else {}
     if counted:
         output.write()

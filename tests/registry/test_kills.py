@@ -21,6 +21,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
 from tests.aged import age
+from tests.conftest import Run
 from tests.registry.conftest import Make
 from tests.registry.test_faults import small_disk
 
@@ -256,4 +257,46 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
         assert housekeeping.gc(registry, grace=0).blobs == 5
         filler.unlink()
         registry.tag(Ref.parse("team/sql:v1"), "dev")
+    check(small_disk / "registry")
+
+
+def test_a_database_deleted_after_its_writer_was_killed_is_made_anew(make: Make, tmp_path: Path) -> None:
+    """What is left beside it, a write-ahead log with some pages of the old one, must not be replayed into the new one."""
+    root = tmp_path / "registry"
+    with Registry.init(root) as registry:
+        for n in range(30):
+            registry.push(make("a", n), Ref.parse(f"team/n{n % 5}"))
+        for n in range(4):
+            registry.rm(Ref.parse(f"team/n{n}"))
+
+    def work() -> None:
+        registry = Registry.open(root)
+        for n in range(30, 33):
+            registry.push(make("b", n), Ref.parse(f"team/later{n}"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    finished([fork(work)])
+    assert (root / "registry.db-wal").stat().st_size > 0
+    (root / "registry.db").unlink()
+    with Registry.open(root) as registry:
+        assert registry.catalog.select("PRAGMA integrity_check") == [("ok",)]
+        assert len(registry.list()) == 6 + 3
+        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+
+
+def test_a_command_on_a_full_disk_reads_and_makes_room(template: Path, small_disk: Path, run: Run) -> None:
+    shutil.copytree(template, small_disk / "registry")
+    with Registry.open(small_disk / "registry"):
+        pass
+    with open(small_disk / "filler", "wb", buffering=0) as file:
+        free = os.statvfs(small_disk)
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    at = ("--registry", small_disk / "registry")
+    assert "team/sql:v4" in run("list", *at).stdout
+    run("pull", "team/sql", *at)
+    run("fsck", *at)
+    assert "No space left" in run("push", template.parent / "new", "team/sql", *at, code=8).stderr
+    assert "removed 5 blobs" in run("gc", "--grace", "0", *at).stdout
+    (small_disk / "filler").unlink()
+    run("push", template.parent / "new", "team/sql", *at)
     check(small_disk / "registry")

@@ -214,6 +214,7 @@ def everything(registry: Registry) -> dict[str, list[Any]]:
         rows = select(f"SELECT version, {', '.join(columns)} FROM {table}")
         result[table] = sorted((named[version], *rest) for version, *rest in rows)
     result["tensors"] = select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY digest, key")
+    result["facet_counts"] = select("SELECT kind, lower(value), n FROM facet_counts WHERE n > 0 ORDER BY kind, lower(value)")
     result["weights"] = select("SELECT digest FROM weights ORDER BY digest")
     result["search"] = sorted((named[version], *rest) for version, *rest in select("SELECT rowid, * FROM search"))
     registry.catalog.select("INSERT INTO search (search) VALUES ('integrity-check')")
@@ -337,3 +338,43 @@ def test_a_newer_catalog_is_not_touched(filled: Registry, tmp_path: Path) -> Non
         registry.catalog.select(f"PRAGMA user_version = {len(tables.MIGRATIONS) + 1}")
     with pytest.raises(AdapterhubError, match="Upgrade adapterhub"):
         Registry.open(tmp_path / "r")
+
+
+# ---- words that very many have
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """Twelve versions of six names that all have `lora`; more than eight have what is common here."""
+    monkeypatch.setattr(search, "COMMON", 8)
+    with Registry.init(tmp_path / "registry") as registry:
+        for n in range(12):
+            title = "# About lora\n" if n in (0, 1, 7) else "# A card\n\nlora\n"
+            registry.push(adapter(tmp_path / str(n), n, f'description = "rare{n} lora"\n', title), Ref.parse(f"team/n{n % 6}"))
+        yield registry
+
+
+def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry) -> None:
+    """v2 of n0 has another title than v1, and v2 is what there is of n0."""
+    assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
+    assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
+    result = search.search(crowded.catalog, Query("lora", limit=4))
+    assert (result.total, result.more) == (6, True)
+    counted = search.search(crowded.catalog, Query("lora", limit=4), facets=True)
+    assert (counted.total, counted.more, counted.facets["r"]) == (6, False, {"2": 6})
+
+
+def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None:
+    for limit in (7, 20):
+        result = search.search(crowded.catalog, Query("lora", limit=limit))
+        assert (len(result.rows), result.total, result.more) == (6, 6, False)
+    assert found(crowded, "lora rare3") == ["team/n3:v1"]
+    assert found(crowded, "lora", bounds=(("r", search.parse_bounds("3", "")),)) == []
+
+
+def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: Registry) -> None:
+    crowded.rm(Ref.parse("team/n5"))
+    everything_there = search.search(crowded.catalog, Query(), facets=True)
+    counted = search.search(crowded.catalog, Query("lora"), facets=True)
+    assert (everything_there.total, everything_there.facets) == (counted.total, counted.facets)
+    assert {str(row.ref) for row in everything_there.rows} == {str(row.ref) for row in counted.rows}
