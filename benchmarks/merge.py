@@ -1,16 +1,23 @@
 """`fuse` against peft's `merge_and_unload` + `save_pretrained`, each as a whole process on the same base and adapter.
 
     python benchmarks/merge.py [--hidden 2048 --layers 22] [--runs 3] [--dir DIR]
+    python benchmarks/merge.py --combine [--side 4096] [--rank 16] [--threads 2] [--runs 3]
 
 The base is a random Llama in bfloat16 in shards of 1 GB, the adapter r = 16 on every linear layer; both are made once
 in DIR. The two outputs are compared element by element at the end.
+
+`--combine`: two adapters of one square module into one of their rank, by `svd` and by `ties` (density 0.2), against peft's
+`add_weighted_adapter` with `svd` and `ties_svd`. Timed inside the processes, as imports would drown it: the whole of
+`combine`, its report included, and the call of theirs. The processes alternate; peak memory is the process's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,6 +63,66 @@ fuse([(peft.read(adapter), 1.0)], base, out)
 """
 
 
+COMBINE_THEIRS = """
+import json, resource, sys, time, torch, peft
+side, rank, kind, runs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+torch.set_num_threads(int(sys.argv[5]))
+model = torch.nn.Sequential(torch.nn.Linear(side, side, bias=False))
+config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], init_lora_weights=False)
+model = peft.PeftModel(model, config, adapter_name="a")
+model.add_adapter("b", config)
+times = []
+for run in range(runs):
+    start = time.perf_counter()
+    model.add_weighted_adapter(["a", "b"], [1.0, 1.0], f"c{run}", combination_type=kind, svd_rank=rank, density=0.2)
+    times.append(time.perf_counter() - start)
+print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+COMBINE_OURS = """
+import json, resource, sys, time, numpy as np
+from adapterhub.merge import combine
+from adapterhub_converters.adapter import Adapter, LowRank
+side, rank, method, runs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+random = np.random.default_rng(0)
+def adapter():
+    factors = [random.normal(size=shape).astype(np.float32) for shape in ((rank, side), (side, rank))]
+    return Adapter({"0": LowRank(*factors, alpha=float(rank))})
+adapters = [adapter(), adapter()]
+times = []
+for _ in range(runs):
+    start = time.perf_counter()
+    combine(adapters, [1.0, 1.0], method=method)
+    times.append(time.perf_counter() - start)
+print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+def combined(side: int, rank: int, runs: int, threads: int, env: dict[str, str]) -> None:
+    """Print medians, ratios and peak memory of both programs, for each method."""
+    sides = str(side), str(rank)
+    print(f"two adapters r = {rank} into one, a module of {side} x {side}, {threads} threads; median of {runs} rounds")
+    print(f"{'':14}{'ours ms':>10}{'peft ms':>10}{'ratio':>10}{'ours MB':>10}{'peft MB':>10}")
+    for method, theirs, inner in (("svd", "svd", 20), ("ties", "ties_svd", 3)):
+        rounds = []
+        for _ in range(runs):
+            ours_run = [sys.executable, "-c", COMBINE_OURS, *sides, method, str(inner)]
+            theirs_run = [sys.executable, "-c", COMBINE_THEIRS, *sides, theirs, "1", str(threads)]
+            rounds.append([_told(command, env) for command in (ours_run, theirs_run)])
+        (own, own_peak), (other, other_peak) = (
+            [statistics.median(values) for values in zip(*side, strict=True)] for side in zip(*rounds, strict=True)
+        )
+        peaks = f"{own_peak / 1e6:10.0f}{other_peak / 1e6:10.0f}"
+        print(f"{method:14}{own * 1e3:10.1f}{other * 1e3:10.1f}{other / own:9.0f}x{peaks}")
+
+
+def _told(command: list[str], env: dict[str, str]) -> tuple[float, int]:
+    """The median of the seconds that a process measured, and its peak memory in bytes."""
+    output = subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True, text=True).stdout
+    times, peak = json.loads(output.splitlines()[-1])
+    return statistics.median(times), peak * (1 if sys.platform == "darwin" else 1024)
+
+
 def differing(ours: Path, theirs: Path) -> tuple[int, int]:
     """Elements whose bits differ, and elements in all."""
     import numpy as np
@@ -84,7 +151,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "adapterhub-bench-merge")
+    parser.add_argument("--combine", action="store_true")
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2, help="of BLAS, for --combine")
     options = parser.parse_args()
+    env = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))}
+    if options.combine:
+        combined(
+            options.side, options.rank, options.runs, options.threads, {**env, "OPENBLAS_NUM_THREADS": str(options.threads)}
+        )
+        return
     folder = options.dir / f"{options.hidden}x{options.layers}"
     if not (folder / "adapter").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +170,6 @@ def main() -> None:
     outs = [folder / "ours", folder / "theirs"]
     ours = [sys.executable, "-c", OURS, base, adapter, str(outs[0])]
     theirs = [sys.executable, "-c", THEIRS, base, adapter, str(outs[1])]
-    env = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))}
     title = "merge r = 16 on all linear layers into a bfloat16 Llama"
     compare(ours, theirs, runs=options.runs, title=title, env=env, fresh=outs)
     timed(ours, env=env, fresh=outs[:1])  # removed before peft's last run

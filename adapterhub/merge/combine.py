@@ -20,7 +20,7 @@ from . import beside
 from .checks import check_adapter
 from .conflicts import sign_conflict, stack_cosines
 from .dense import Tiled, residual
-from .matrices import Mergeable, alike, delta_like, oriented, rounding, turned, unscaled, zero
+from .matrices import Mergeable, alike, check_size, delta_like, oriented, rounding, turned, unscaled, zero
 from .methods import Matrix, Method, Random, method_named
 from .truncation import Cut, Spectra, lost, spectra, within
 
@@ -223,6 +223,8 @@ class _Work:
             )
         scaled = list(zip(*map(oriented, same), strict=True))
         scales = [delta.scaling for delta in same]
+        for adapters_own in scaled:
+            check_size(target, adapters_own, weights, dense=self.method.dense)
         given_terms = list(zip(*map(unscaled, same), strict=True)) if self.method.apart else scaled
         matrices = []
         for part, matrix in enumerate(given_terms):

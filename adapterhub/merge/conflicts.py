@@ -22,7 +22,7 @@ def stack_cosines(stacks: Sequence[Sequence[Factors]]) -> tuple[tuple[float, ...
         gram += [[inner(one, two) if i >= j else 0.0 for j, two in enumerate(stack)] for i, one in enumerate(stack)]
     lengths = np.sqrt(np.maximum(0.0, np.diagonal(gram)))
     lengths = np.where(lengths > 0, lengths, np.inf)
-    whole = (gram + np.tril(gram, -1).T) / lengths / lengths[:, None]
+    whole = (gram + np.tril(gram, -1).T) / np.outer(lengths, lengths)
     return tuple(tuple(map(float, row)) for row in whole)
 
 

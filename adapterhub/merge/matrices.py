@@ -11,6 +11,8 @@ from adapterhub.factors import Factors, norm, terms
 from adapterhub_converters.adapter import Delta, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.errors import RefusedError
 
+_DENSE = 1e15  # the squares of 1e8 such elements are still below the largest float32
+
 Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 
 
@@ -32,6 +34,18 @@ def _transposed(delta: Delta) -> bool | None:
 
 def _kind(delta: Delta) -> str:
     return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
+
+
+def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], *, dense: bool) -> None:
+    """Refuse what is too large for float32, or where squares of dense elements are taken in it, too large or small for that."""
+    for term, weight in zip(terms, weights, strict=True):
+        bound = abs(weight) * float(np.linalg.norm(term.left) * np.linalg.norm(term.right))
+        if not bound <= float(np.finfo(np.float32).max):
+            raise RefusedError(target, "the weighted factors are over the largest float32")
+        if dense and bound and not 1 / _DENSE < bound < _DENSE:
+            raise RefusedError(
+                target, f"a delta of about {bound:.0e} is too far from 1 to be merged element by element in float32"
+            )
 
 
 def oriented(delta: Mergeable) -> list[Factors]:

@@ -461,7 +461,7 @@ def commands(rng: random.Random, adapter: str, base: str, out: str) -> list[str]
         ["convert", adapter, out, "--to", to, *over, *dtype, *approximately], ["convert", adapter, out, "--to", "gguf",
          "--base", base, *approximately],
         ["convert", base, out, "--to", "hf"], ["merge", adapter, "good", "-o", out, "--method", rng.choice(["cat", "linear",
-         "svd"])],
+         "svd", "ties", "della", "sce", "knots", "tsv", "karcher"])],
         ["merge", adapter, "--into", base, "-o", out],
     ]  # fmt: skip
     return rng.choice(lines)

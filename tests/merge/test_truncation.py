@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapterhub.merge import METHODS, combine
 from adapterhub.merge.conflicts import sign_conflict
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.merge.factored import adapter, dense, factors, low_rank
 
 CUTTING = [name for name, method in METHODS.items() if method.cuts and method.count[0] <= 2 <= method.count[1]]
@@ -127,6 +127,23 @@ def test_zero_is_merged_by_every_method() -> None:
         result, report = combine([nothing, nothing], [1, 1], method=method)
         assert not dense(result.deltas["q"]).any(), method
         assert (report.error, report.modules["q"].lost) == (0, 0)
+
+
+@pytest.mark.parametrize("alpha", [1e300, 1e200, 1e39, 1e20, 1e10, 1e-10, 1e-30, 1e-300])
+@pytest.mark.parametrize("method", CUTTING)
+def test_numbers_of_any_size_are_merged_or_refused(method: str, alpha: float) -> None:
+    one, two = low_rank(3, alpha=alpha), low_rank(3, seed=1, alpha=alpha)
+    if alpha > 1e36 or (METHODS[method].dense and not 1e-14 < alpha < 1e13):
+        with pytest.raises(RefusedError, match="over the largest float32|too far from 1"):
+            combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
+        return
+    result, report = combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
+    found = dense(result.deltas["q"])
+    usual, _ = combine([adapter(q=low_rank(3)), adapter(q=low_rank(3, seed=1))], [1, 1], method=method, rank=12)
+    wanted = dense(usual.deltas["q"]) * (alpha / 3)
+    assert report.error < 1e-5 or alpha < 1e-30
+    if alpha > 1e-30:
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(("m", "n"), [(12, 9), (700, 500), (2000, 40), (40, 2000)])

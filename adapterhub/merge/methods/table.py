@@ -126,6 +126,11 @@ class Method:
         """Whether it takes random numbers itself."""
         return "random" in inspect.signature(self.run).parameters
 
+    @cached_property
+    def dense(self) -> bool:
+        """Whether it works on the elements of the dense delta."""
+        return typing.get_type_hints(self.run)["return"] is Tiled
+
     def settled(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
         """All parameters, the defaults filled in; UsageError for one it hasn't, or that may not be so."""
         settled: dict[str, float | str] = {}
