@@ -11,13 +11,11 @@ import click
 
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import output, sources
+from . import merge_into, output, sources
 from .app import Settings, command
-from .progress import bytes_bar
 
 if TYPE_CHECKING:
-    from adapterhub.merge import FuseReport, MergeReport
-    from adapterhub_converters.adapter import Adapter
+    from adapterhub.merge import MergeReport
 
 _METHODS = ("cat", "linear", "svd")
 
@@ -30,10 +28,10 @@ _METHODS = ("cat", "linear", "svd")
     adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both""",
 )
 @click.argument("source", metavar="SRC...", nargs=-1, required=True)
-@click.option("-o", "--output", "out", metavar="OUT", required=True, help="The folder to make; it must not be there yet.")
 @click.option(
-    "--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder) instead of into one adapter."
+    "-o", "--output", "out", metavar="OUT", required=True, help="The folder or .gguf to make; it must not be there yet."
 )
+@click.option("--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder or a GGUF file) instead.")
 @click.option("--weights", metavar="W,W…", help="What each SRC is multiplied by, like 0.7,-0.4. [default: 1 each]")
 @click.option(
     "--method",
@@ -42,6 +40,7 @@ _METHODS = ("cat", "linear", "svd")
 )
 @click.option("--rank", metavar="K", type=click.IntRange(min=1), help="The rank of the result of svd.")
 @click.pass_obj
+@merge_into.options
 def merge(
     settings: Settings,
     *,
@@ -51,6 +50,7 @@ def merge(
     weights: str | None,
     method: str | None,
     rank: int | None,
+    into: dict[str, Any],
 ) -> None:
     """Make one adapter of several, or a model of a base and adapters.
 
@@ -60,10 +60,12 @@ def merge(
     factors = _weights(weights, len(source))
     if base and (method or rank):
         raise UsageError("--method" if method else "--rank", "is for adapters into an adapter", "Leave it out with --into")
+    if not base:
+        merge_into.refuse(into)
     with ExitStack() as stack:
         found = [stack.enter_context(sources.opened(text, settings)) for text in source]
         if base:
-            _into_base(settings, found, factors, base, out)
+            merge_into.run(settings, found, factors, (base, out), into)
         else:
             _into_adapter(settings, found, factors, (method or "cat", rank), out)
 
@@ -78,51 +80,6 @@ def _weights(text: str | None, count: int) -> list[float]:
     if len(weights) != count:
         raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
     return weights
-
-
-def _read(found: Sequence[sources.Source], folder: Path | None = None) -> list[Adapter]:
-    from adapterhub_converters import base, formats
-
-    spec = base.read_hf(folder) if folder is not None and folder.is_dir() else None
-    return [formats.read(source.path, base=spec) for source in found]
-
-
-def _into_base(settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], base: str, out: str) -> None:
-    from adapterhub.merge import fuse
-
-    folder = sources.existing(base)
-    with bytes_bar("merging") as progress:
-        report = fuse(list(zip(_read(found, folder), weights, strict=True)), folder, Path(out), progress=progress)
-    output.emit(_fuse_document(report), as_json=settings.as_json, text=lambda: _fuse_text(report))
-
-
-def _fuse_document(report: FuseReport) -> dict[str, Any]:
-    return {
-        "output": str(report.out),
-        "tensors": report.tensors,
-        "size": report.size,
-        "touched_size": report.touched_size,
-        "touched": {name: {"relative": change.relative, "kept": change.kept} for name, change in report.touched.items()},
-        "copied": list(report.copied),
-        "skipped": dict(report.skipped),
-        "notes": list(report.notes),
-    }
-
-
-def _fuse_text(report: FuseReport) -> None:
-    output.write(
-        f"{report.out}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}; "
-        f"{len(report.touched)} changed, {output.size(report.touched_size)}"
-    )
-    changes = [change for change in report.touched.values() if change.relative is not None]
-    if changes:
-        largest = max(change.relative or 0.0 for change in changes)
-        kept = min(change.kept for change in changes if change.kept is not None)
-        output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
-    for name, reason in report.skipped.items():
-        output.write(output.one_line(f"  left out: {name}: {reason}"))
-    for note in report.notes:
-        output.write(output.one_line(f"  note: {note}"))
 
 
 def _into_adapter(
