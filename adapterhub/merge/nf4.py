@@ -9,8 +9,7 @@ bit may differ here, and with it, rarely, one of the 8-bit magnitudes by a step.
 from __future__ import annotations
 
 import math
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -114,8 +113,6 @@ class ThroughNF4:
     name: str
     inner: Source
     kind: Kind
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _found: tuple[F32Array, F32Array] | None = None
 
     @property
     def rows(self) -> int:
@@ -144,17 +141,18 @@ class ThroughNF4:
 
     def _magnitudes(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
         """Of all blocks: the mean needs every one, so that the tensor is read twice."""
-        with self._lock:
-            if self._found is None:
-                step = BLOCK // math.gcd(BLOCK, self.columns)
-                step *= max(1, TILE // (step * self.columns))
-                found = []
-                for start in range(0, self.rows, step):
-                    values = np.empty((min(step, self.rows - start), self.columns), np.float32)
-                    self.inner.read(opened, start, start + len(values), values, buffer)
-                    found.append(magnitudes(values))
-                largest = np.concatenate(found)
-                if not np.isfinite(largest).all():
-                    raise RefusedError(self.name, "the base has NaN or Inf in it, which NF4 cannot say")
-                self._found = largest, restored(largest)
-            return self._found
+        found: tuple[F32Array, F32Array] = opened.held(f"nf4 {self.name}", lambda: self._measure(opened, buffer))
+        return found
+
+    def _measure(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
+        step = BLOCK // math.gcd(BLOCK, self.columns)
+        step *= max(1, TILE // (step * self.columns))
+        found = []
+        for start in range(0, self.rows, step):
+            values = np.empty((min(step, self.rows - start), self.columns), np.float32)
+            self.inner.read(opened, start, start + len(values), values, buffer)
+            found.append(magnitudes(values))
+        largest = np.concatenate(found)
+        if not np.isfinite(largest).all():
+            raise RefusedError(self.name, "the base has NaN or Inf in it, which NF4 cannot say")
+        return largest, restored(largest)
