@@ -16,7 +16,7 @@ from typing import Any
 from adapterhub_converters.errors import RefusedError, refused
 from adapterhub_converters.files import staging
 
-from . import merged_card
+from . import merged_card, resuming
 from .checks import Weighted
 from .companions import companions, copy_companions
 from .edits import Edit
@@ -48,6 +48,7 @@ class Merge:
 
     report: FuseReport
     single: bool
+    _job: str
     _files: Callable[[Path], Sequence[OutFile]]
     _beside: Callable[[Path], None]
 
@@ -59,13 +60,27 @@ class Merge:
             LocalIOError: The disk is full or cannot be written; nothing was left behind.
         """
         run = Run(progress, self.report.size)
+        left = None if self.single else resuming.left_over(out, self._job)
         with staging.whole(out, folder=not self.single) as inside:
-            if self.single:
-                run.write(self._files(inside), inside.parent)
-            else:
+            files = self._files(inside)
+            if self.single or (len(files) == 1 and left is None):
                 self._beside(inside)
-                run.write(self._files(inside), inside)
+                run.write(files, inside.parent if self.single else inside)
+            else:
+                self._resumable(run, files, inside, left)
         return replace(self.report, out=out)
+
+    def _resumable(self, run: Run, files: Sequence[OutFile], inside: Path, left: Path | None) -> None:
+        """Of several files those that an interrupted run finished are taken over, and if this one is, it leaves its own."""
+        finished = resuming.Finished(self._job, inside)
+        taken = finished.take_over(left) if left else set()
+        try:
+            self._beside(inside)
+            run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
+            run.write([file for file in files if file.name not in taken], inside, finished.note)
+        except (KeyboardInterrupt, SystemExit):
+            finished.keep()
+            raise
 
 
 def fuse(
@@ -95,7 +110,13 @@ def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
     changes = _measured(files, steps.edits, options)
     tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
     report = _report(files, changes, steps.notes, copied=(), skipped={}, tensors=tensors)
-    return Merge(report, not options.shard_size, lambda out: gguf_files(steps, out, options), lambda folder: None)
+    return Merge(
+        report,
+        not options.shard_size,
+        resuming.job(adapters, base, options),
+        lambda out: gguf_files(steps, out, options),
+        lambda folder: None,
+    )
 
 
 def _size(part: Part) -> int:
@@ -159,7 +180,7 @@ def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
         copy_companions(base, target, take)
         write_texts(target, texts)
 
-    return Merge(report, False, lambda out: files, beside)
+    return Merge(report, False, resuming.job(adapters, base, options), lambda out: files, beside)
 
 
 def _as_trained(folder: Folder, options: Options) -> dict[str, Source]:
