@@ -96,9 +96,9 @@ def left_over(out: Path, name: str) -> Path | None:
     place, found = Path(os.path.abspath(out)), None
     for kind in ("partial", "kept"):
         for left in sorted(place.parent.glob(f".{_escaped(place.name)}.{kind}-*")):
-            lock = _locked(left)
-            if lock is None or left == found:
-                continue  # a living run's, or what was just renamed
+            lock = None if left == found else _locked(left)  # found was renamed just now
+            if lock is None:
+                continue  # a living run's
             if found is None and _is_of(left, name):
                 # staging removes what is called partial.
                 found = left.rename(left.with_name(left.name.replace(".partial-", ".kept-")))
