@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from adapterhub_converters.errors import UsageError
 
-from . import output, sources
+from . import merge_into, output, sources
 from .app import Settings, command
-from .progress import bytes_bar
-
-if TYPE_CHECKING:
-    from adapterhub.merge import FuseReport
-    from adapterhub_converters.adapter import Adapter
 
 _OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")  # of adapters into an adapter
 _PARAMETERS = ("density", "epsilon", "gamma", "lambda_", "t", "share", "rule", "by", "sign")
@@ -57,11 +50,9 @@ def _parameters(function: Any) -> Any:
     "--output",
     "out",
     metavar="OUT",
-    help="The folder to make, or the ref to push to: namespace/name or namespace/name:tag.",
+    help="The folder or .gguf to make, or the ref to push to: namespace/name or namespace/name:tag.",
 )
-@click.option(
-    "--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder) instead of into one adapter."
-)
+@click.option("--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder or a GGUF file) instead.")
 @click.option("--weights", metavar="W,W…", help="What each SRC is multiplied by, like 0.7,-0.4. [default: 1 each]")
 @click.option(
     "--method",
@@ -78,6 +69,7 @@ def _parameters(function: Any) -> Any:
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Of the random numbers. [default: 0]")
 @_parameters
 @click.option("--plot", metavar="PNG", help="Draw how far the adapters disagree, by module (needs matplotlib).")
+@merge_into.options
 @click.pass_obj
 def merge(
     settings: Settings,
@@ -88,6 +80,7 @@ def merge(
     base: str | None,
     weights: str | None,
     explain: str | None,
+    into: dict[str, Any],
     **given: Any,
 ) -> None:
     """Make one adapter of several, or a model of a base and adapters.
@@ -108,10 +101,12 @@ def merge(
     if base and asked:
         name = next(iter(asked)).rstrip("_").replace("_", "-")
         raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
+    if not base:
+        merge_into.refuse(into)
     with ExitStack() as stack:
         if base:
             found = [stack.enter_context(sources.opened(text, settings)) for text in source]
-            _into_base(settings, found, factors, base, out)
+            merge_into.run(settings, found, factors, (base, out), into)
             return
         target = merged.destination(out, settings)
         found = [stack.enter_context(sources.opened(text, settings)) for text in source]
@@ -131,48 +126,3 @@ def weights_of(text: str | None, count: int) -> list[float]:
     if len(weights) != count:
         raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
     return weights
-
-
-def _read(found: Sequence[sources.Source], folder: Path | None = None) -> list[Adapter]:
-    from adapterhub_converters import base, formats
-
-    spec = base.read_hf(folder) if folder is not None and folder.is_dir() else None
-    return [formats.read(source.path, base=spec) for source in found]
-
-
-def _into_base(settings: Settings, found: Sequence[sources.Source], weights: Sequence[float], base: str, out: str) -> None:
-    from adapterhub.merge import fuse
-
-    folder = sources.existing(base)
-    with bytes_bar("merging") as progress:
-        report = fuse(list(zip(_read(found, folder), weights, strict=True)), folder, Path(out), progress=progress)
-    output.emit(_fuse_document(report), as_json=settings.as_json, text=lambda: _fuse_text(report))
-
-
-def _fuse_document(report: FuseReport) -> dict[str, Any]:
-    return {
-        "output": str(report.out),
-        "tensors": report.tensors,
-        "size": report.size,
-        "touched_size": report.touched_size,
-        "touched": {name: {"relative": change.relative, "kept": change.kept} for name, change in report.touched.items()},
-        "copied": list(report.copied),
-        "skipped": dict(report.skipped),
-        "notes": list(report.notes),
-    }
-
-
-def _fuse_text(report: FuseReport) -> None:
-    output.write(
-        f"{report.out}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}; "
-        f"{len(report.touched)} changed, {output.size(report.touched_size)}"
-    )
-    changes = [change for change in report.touched.values() if change.relative is not None]
-    if changes:
-        largest = max(change.relative or 0.0 for change in changes)
-        kept = min(change.kept for change in changes if change.kept is not None)
-        output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
-    for name, reason in report.skipped.items():
-        output.write(output.one_line(f"  left out: {name}: {reason}"))
-    for note in report.notes:
-        output.write(output.one_line(f"  note: {note}"))

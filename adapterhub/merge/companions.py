@@ -40,8 +40,8 @@ def _reason(path: Path, base: Path) -> str | None:
         return "a pickle can run code when it is loaded"
     if name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name != "model.safetensors.index.json":
         return "other weights, which would still be the unmerged model"
-    if name in _ADAPTER:
-        return "belongs to an adapter"
+    if name in _ADAPTER or path == base / "README.md":
+        return "belongs to an adapter" if name in _ADAPTER else "the merged model has a card of its own"
     if not path.is_file():
         return "not a regular file"
     if path.is_symlink() and not _inside(path.resolve(), base):

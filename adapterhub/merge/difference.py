@@ -184,7 +184,7 @@ class _Run:
         target, r = name.removesuffix(".weight"), len(right)
         if target.rpartition(".")[2] in _TABLES:  # `(vocab, d)`: A looks the token up
             self._deltas[target] = LowRankEmbedding(np.ascontiguousarray(left.T), np.ascontiguousarray(right.T), float(r))
-        elif stored_transposed(self._before.spec.model_type or "", target):
+        elif stored_transposed(self._before.spec.model_type, target):
             up, down = np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
             self._deltas[target] = LowRank(down, up, float(r), transposed_base=True)
         else:

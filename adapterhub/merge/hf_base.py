@@ -16,6 +16,7 @@ from adapterhub_converters.files.safetensors_file import SafetensorsFile, Tensor
 
 from .running import Source, Stored
 from .stored import kind
+from .unpacked import unpacked
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,20 @@ def read_folder(base: Path, *, dequantise: bool = False) -> Folder:
                 f"the weights are quantised ({spec.quantisation}); a sum rounded to that grid would lose most of the adapter",
                 "Merge into the full-precision model and quantise the result, or add --dequantise for a model in floats",
             )
-        from .unpacked import unpacked
-
-        return Folder(base, spec, shards, unpacked(base, shards, config), config, spec.quantisation)
+        return Folder(base, spec, shards, _unpacked(spec, shards, config), config, spec.quantisation)
     weights = {
         info.name: Weight(info.name, info.shape, info.dtype, shard.path, info.offset, info.size)
         for shard in shards
         for info in shard.tensors.values()
     }
     return Folder(base, spec, shards, weights, config)
+
+
+def _unpacked(spec: BaseSpec, shards: Sequence[Shard], config: Mapping[str, Any]) -> dict[str, Weight]:
+    return {
+        name: Weight(name, one.shape, one.dtype, one.place.path, one.place.info.offset, one.place.info.size, one.source)
+        for name, one in unpacked(spec, shards, config).items()
+    }
 
 
 def _read_shard(path: Path) -> Shard:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .running import Made, Opened, Ready, Run, UnfitError, explained
+from .running import Made, Opened, Ready, Run, Source, UnfitError, explained
 
 F32Array = NDArray[np.float32]
 
@@ -16,32 +17,81 @@ F32Array = NDArray[np.float32]
 class Change:
     """What a tensor goes through, measured on some of its rows (65,536 elements and more).
 
-    `relative` is the delta's norm over the weight's. `kept` is how much of the delta survives the rounding to what it is
-    stored as (the projection of what changes on the delta): near 1, or near 0 when steps of the type swallow it. Both
-    None when the rows measured don't change.
+    Attributes:
+        relative: The delta's norm over the weight's. This and `kept` are None when the rows measured don't change.
+        kept: How much of the delta survives the rounding to what it is stored as (the projection of what changes on the
+            delta): near 1, or near 0 when steps of the type swallow it.
+        original: The relative error of the result to the weight that training saw and its delta, when merged into the
+            base as it is; for inputs without direction, of the module's output. None when it isn't known what training saw.
+        as_trained: The same when the base is first rounded as training saw it.
+        quantised: Whether it is stored in blocks.
     """
 
     relative: float | None
     kept: float | None
+    original: float | None = None
+    as_trained: float | None = None
+    quantised: bool = False
 
 
 SAMPLE = 1 << 16  # elements a tensor's change is measured on
 _SPOTS = 4  # places they are taken from
 
 
-def measured(made: Made, opened: Opened, run: Run) -> Change:
-    """The change on rows from a few places: without rounding, and as it comes out."""
+@dataclass(frozen=True)
+class Trained:
+    """What training saw of the weights: which tensors it saw rounded, and how."""
+
+    rounded: Callable[[str], bool]
+    through: Callable[[F32Array], F32Array]
+
+
+def measured(made: Made, original: Source, opened: Opened, run: Run, trained: Trained | None) -> Change:
+    """The change on rows from a few places: without rounding, and as it comes out. `original` is the base's own weight."""
+    sums = _Sums()
     ready = made.ready()
-    delta_square = weight_square = projection = 0.0
     for start, stop in spots(made):
-        before, exact, after = _before_exact_after(ready, start, stop, opened, run)
+        before = _read(made.source, start, stop, opened, run)
+        exact, after = _outcome(ready, before, start)
+        sums.add(before, exact, after)
+        if trained:
+            own = before if original is made.source else _read(original, start, stop, opened, run)
+            seen = trained.through(own) if trained.rounded(made.name) else own
+            wanted, later = _outcome(ready, seen, start)
+            sums.compare(wanted, _outcome(ready, own, start)[1], later)
+    return sums.change(quantised=made.kind.quantised, trained=trained is not None)
+
+
+@dataclass
+class _Sums:
+    """Sums of squares over all rows measured."""
+
+    delta: float = 0.0
+    weight: float = 0.0
+    projection: float = 0.0
+    wanted: float = 0.0
+    original: float = 0.0
+    as_trained: float = 0.0
+
+    def add(self, before: F32Array, exact: F32Array, after: F32Array) -> None:
         delta = exact - before
-        delta_square += float(np.vdot(delta, delta))
-        weight_square += float(np.vdot(before, before))
-        projection += float(np.vdot(after - before, delta))
-    if not delta_square:
-        return Change(None, None)
-    return Change((delta_square / weight_square) ** 0.5 if weight_square else None, projection / delta_square)
+        self.delta += float(np.vdot(delta, delta))
+        self.weight += float(np.vdot(before, before))
+        self.projection += float(np.vdot(after - before, delta))
+
+    def compare(self, wanted: F32Array, original: F32Array, as_trained: F32Array) -> None:
+        self.wanted += float(np.vdot(wanted, wanted))
+        self.original += float(np.vdot(original - wanted, original - wanted))
+        self.as_trained += float(np.vdot(as_trained - wanted, as_trained - wanted))
+
+    def change(self, *, quantised: bool, trained: bool) -> Change:
+        errors = (None, None)
+        if trained and self.wanted:
+            errors = ((self.original / self.wanted) ** 0.5, (self.as_trained / self.wanted) ** 0.5)
+        if not self.delta:
+            return Change(None, None, *errors, quantised)
+        relative = (self.delta / self.weight) ** 0.5 if self.weight else None
+        return Change(relative, self.projection / self.delta, *errors, quantised)
 
 
 def spots(made: Made) -> list[tuple[int, int]]:
@@ -54,13 +104,18 @@ def spots(made: Made) -> list[tuple[int, int]]:
     return [(start, start + count) for start in starts]
 
 
-def _before_exact_after(ready: Ready, start: int, stop: int, opened: Opened, run: Run) -> tuple[F32Array, F32Array, F32Array]:
+def _read(source: Source, start: int, stop: int, opened: Opened, run: Run) -> F32Array:
+    rows = np.empty((stop - start, source.columns), np.float32)
+    source.read(opened, start, stop, rows, run.buffer)
+    return rows
+
+
+def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32Array]:
+    """What the edits make of rows of the base, exactly and as it is stored."""
     made = ready.made
-    columns, width = made.source.columns, made.kind.row_size(made.source.columns)
-    before = np.empty((stop - start, columns), np.float32)
-    made.source.read(opened, start, stop, before, run.buffer)
-    exact, after, raw = before.copy(), before.copy(), np.empty((stop - start, width), np.uint8)
-    scratch = np.empty(before.size + columns, np.float32)
+    exact, after = before.copy(), before.copy()
+    raw = np.empty((len(before), made.kind.row_size(before.shape[1])), np.uint8)
+    scratch = np.empty(before.size + before.shape[1], np.float32)
     try:
         with np.errstate(all="ignore"):
             for apply in ready.applies:
@@ -69,4 +124,4 @@ def _before_exact_after(ready: Ready, start: int, stop: int, opened: Opened, run
             made.kind.decode(raw, after)
     except UnfitError as unfit:
         raise explained(made, before) from unfit
-    return before, exact, after
+    return exact, after

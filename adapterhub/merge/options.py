@@ -25,7 +25,7 @@ class Options:
         shard_size: Bytes of tensors in a file at most; None leaves the base's files as they are.
         dequantise: Whether a base that is quantised in Hugging Face's form may become one in floats.
         as_trained: Whether the weights are first rounded as they were seen in training.
-        trained_in: The quantisation seen in training, `nf4`; None when there was none or it isn't known.
+        trained_in: The quantisation seen in training, `nf4`; None when there was none or none is recorded.
         force: Whether a quantised result may lose what is the adapter's.
         lineage: What the result is made of, as JSON: written into it.
     """
@@ -53,6 +53,7 @@ class FuseReport:
         copied: Other files that came along.
         skipped: Files that did not, each with the reason.
         notes: One line each.
+        warnings: What may not be what was meant, one line each.
     """
 
     out: Path | None
@@ -63,3 +64,4 @@ class FuseReport:
     copied: tuple[str, ...]
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()

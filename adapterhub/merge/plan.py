@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,21 +29,23 @@ from adapterhub_converters.errors import RefusedError
 
 from .checks import Weighted, check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
-from .hf_base import Folder, Weight
+from .hf_base import Folder, Weight, read_folder
 from .rounding import computable
 from .running import Opened
 
+__all__ = ["CONV1D", "Plan", "Weighted", "plan", "stored_transposed"]
+
 # Modules that transformers builds from Conv1D, whose weight is `(in, out)` (`pytorch_utils.py`).
-_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _OTHER = "Is this the model the adapter was trained on?"
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
-def stored_transposed(model_type: str, target: str) -> bool:
+def stored_transposed(model_type: str | None, target: str) -> bool:
     """Whether a model of this type is known to store the weight of a module `(in, out)`."""
-    return model_type in _CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
+    return model_type in CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,13 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
-def plan(adapters: Weighted, folder: Folder) -> Plan:
-    """The edits that merge the adapters into a Hugging Face folder.
+def plan(adapters: Weighted, base: Path | Folder) -> Plan:
+    """The edits that merge the adapters into a Hugging Face folder, given its path or read already.
 
     Raises:
         RefusedError: The result would differ from base and adapters loaded together; says which module and why.
     """
+    folder = base if isinstance(base, Folder) else read_folder(base)
     if not adapters:
         raise RefusedError(str(folder.path), "no adapter to merge")
     planner = _Planner(folder)
@@ -358,7 +362,7 @@ class _Planner:
         """Whether the base stores this weight `(in, out)`. Shapes decide; for a square one, what transformers builds."""
         have = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
-        known = stored_transposed(self.folder.spec.model_type or "", target)
+        known = stored_transposed(self.folder.spec.model_type, target)
         if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
             self._expect(target, name, delta.shape[::-1])
             return True

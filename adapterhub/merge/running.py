@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ F32Array = NDArray[np.float32]
 TILE = 1 << 20  # elements; below 64 Ki the calls cost more than the work, above 4 Mi the caches stop helping
 _COPY = 64 << 20  # bytes copied in one job
 _WORKERS = 2
+_HELD = 3  # tensors whose scales are in memory
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -45,6 +46,18 @@ class Opened:
         self._stack = ExitStack()
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._held: OrderedDict[str, Any] = OrderedDict()
+        self._holding = threading.Lock()
+
+    def held(self, key: str, load: Callable[[], Any]) -> Any:
+        """What `load` gives, kept until a few others have been asked for: tensors are worked on one after the other."""
+        with self._holding:
+            if key not in self._held:
+                self._held[key] = load()
+                while len(self._held) > _HELD:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(key)
+            return self._held[key]
 
     def fd(self, path: Path) -> int:
         """The descriptor of a file."""

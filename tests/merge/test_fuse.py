@@ -118,7 +118,7 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
     (base / "link.txt").symlink_to(tmp_path / "secret")
     report = fuse([(PLAIN, 1.0)], base, tmp_path / "out")
     there = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert there == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt"}
+    assert there == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt", "README.md"}
     assert set(report.skipped) == {"pytorch_model.bin", "consolidated.safetensors", "adapter_config.json", "link.txt"}
     assert "pickle" in report.skipped["pytorch_model.bin"]
 

@@ -1,0 +1,199 @@
+"""`adapterhub merge --into`: adapters into a base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adapterhub_converters.errors import UsageError
+
+from . import output, sources
+from .app import Settings
+from .progress import bytes_bar
+
+if TYPE_CHECKING:
+    from adapterhub.merge import Change, FuseReport, Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SHOWN = 5  # modules of which least is kept
+
+_OPTIONS = (
+    click.option("--dtype", type=click.Choice(("bf16", "f16", "f32")), help="With --into: floats to write. [default: BASE's]"),
+    click.option(
+        "--requantise",
+        type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")),
+        help="With --into a GGUF: the type that floats, and quantised tensors that change, get.",
+    ),
+    click.option("--shard-size", metavar="SIZE", help="With --into: files of at most so much, like 5GB."),
+    click.option(
+        "--onto",
+        type=click.Choice(("original", "as-trained")),
+        help="With --into: BASE as it is, or first rounded as training saw it (adapter.json says how). [default: original]",
+    ),
+    click.option("--dequantise", is_flag=True, help="With --into: let a quantised Hugging Face model become one in floats."),
+    click.option("--force", is_flag=True, help="With --into: write it even if a quantised target swallows the adapter."),
+    click.option("--dry-run", "--plan", "dry_run", is_flag=True, help="With --into: say what would be, and write nothing."),
+)
+
+
+def options(command: F) -> F:
+    """The options of a merge into a base, as one argument `into`."""
+
+    def call(*args: Any, **given: Any) -> Any:
+        names = ("dtype", "requantise", "shard_size", "onto", "dequantise", "force", "dry_run")
+        return command(*args, into={name: given.pop(name) for name in names}, **given)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
+    made: Any = call
+    for option in reversed(_OPTIONS):
+        made = option(made)
+    found: F = made
+    return found
+
+
+def refuse(into: Mapping[str, Any]) -> None:
+    """UsageError for options that mean nothing without --into."""
+    given = next((name for name, value in into.items() if value), None)
+    if given:
+        raise UsageError(f"--{given.replace('_', '-')}", "is for a merge into a base", "Add --into BASE")
+
+
+def run(
+    settings: Settings,
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    places: tuple[str, str],
+    into: Mapping[str, Any],
+) -> None:
+    """Merge into a base, or say what would be; `places` are the base and what to write."""
+    from adapterhub.merge import prepared
+    from adapterhub_converters import base as bases
+    from adapterhub_converters import formats
+    from adapterhub_converters.files import staging
+
+    base, out = sources.existing(places[0]), Path(places[1])
+    asked = _asked(found, weights, base, into)
+    if not into["dry_run"]:
+        staging.check_free(out, folder=base.is_dir() or bool(asked.shard_size))
+    spec = bases.read_base(base)
+    adapters = [formats.read(source.path, base=spec) for source in found]
+    merge = prepared(list(zip(adapters, weights, strict=True)), base, asked)
+    report = merge.report
+    for warning in report.warnings:
+        output.say(f"warning: {warning}")
+    if not into["dry_run"]:
+        with bytes_bar("merging") as progress:
+            report = merge.write(out, progress)
+    output.emit(_document(report), as_json=settings.as_json, text=lambda: _text(report))
+
+
+def _asked(found: Sequence[sources.Source], weights: Sequence[float], base: Path, into: Mapping[str, Any]) -> Options:
+    from adapterhub.merge import Options
+
+    size = into["shard_size"]
+    return Options(
+        dtype=into["dtype"],
+        requantise=into["requantise"],
+        shard_size=_bytes(size) if size else None,
+        dequantise=into["dequantise"],
+        as_trained=into["onto"] == "as-trained",
+        trained_in=_trained_in(found),
+        force=into["force"],
+        lineage=_lineage(found, weights, base),
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE)
+    unit = match[2].upper() if match else ""
+    unit += "B" if unit in ("K", "M", "G", "T") else ""
+    if not match or not (count := int(float(match[1]) * _UNITS[unit])):
+        raise UsageError("--shard-size", f"{text!r} is no size", "Write it like 5GB or 500MB")
+    return count
+
+
+def _trained_in(found: Sequence[sources.Source]) -> str | None:
+    """The quantisation that all adapters saw in training, by their facts; None when none or more than one is recorded."""
+    from adapterhub import facts
+
+    said = {(facts.read_facts(source.folder) or {"base": {}})["base"].get("quantisation") for source in found}
+    return said.pop() if len(said) == 1 else None
+
+
+def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Path) -> dict[str, Any]:
+    from adapterhub_converters.base import read_base
+
+    spec = read_base(base)
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    return {
+        "base": {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint},
+        "adapters": [
+            {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
+            for parent in parents
+        ],
+    }
+
+
+def _document(report: FuseReport) -> dict[str, Any]:
+    return {
+        "output": str(report.out) if report.out else None,
+        "tensors": report.tensors,
+        "size": report.size,
+        "touched_size": report.touched_size,
+        "touched": {
+            name: {
+                "relative": change.relative,
+                "kept": change.kept,
+                "error_original": change.original,
+                "error_as_trained": change.as_trained,
+            }
+            for name, change in report.touched.items()
+        },
+        "copied": list(report.copied),
+        "skipped": dict(report.skipped),
+        "notes": list(report.notes),
+        "warnings": list(report.warnings),
+    }
+
+
+def _text(report: FuseReport) -> None:
+    where = str(report.out) if report.out else "nothing written"
+    output.write(
+        f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}; "
+        f"{len(report.touched)} changed, {output.size(report.touched_size)}"
+    )
+    changes = {name: change for name, change in report.touched.items() if change.relative is not None}
+    if changes:
+        largest = max(change.relative or 0.0 for change in changes.values())
+        kept = min(change.kept for change in changes.values() if change.kept is not None)
+        output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
+    if report.out is None or any(change.original is not None for change in changes.values()):
+        for line in _worst(changes):
+            output.write(f"  {line}")
+    for name, reason in report.skipped.items():
+        output.write(output.one_line(f"  left out: {name}: {reason}"))
+    for note in report.notes:
+        output.write(output.one_line(f"  note: {note}"))
+
+
+def _worst(changes: Mapping[str, Change]) -> list[str]:
+    """The modules of which least is kept."""
+    worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
+    known = any(change.original is not None for _, change in worst)
+    columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True), output.Column("KEPT", right=True)]
+    if known:
+        columns += [output.Column("ERROR ORIGINAL", right=True), output.Column("AS TRAINED", right=True)]
+    rows = []
+    for name, change in worst:
+        row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}"]
+        if known:
+            row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
+        rows.append(row)
+    return output.table(columns, rows)

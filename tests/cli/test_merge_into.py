@@ -1,0 +1,95 @@
+"""`adapterhub merge --into`: what is said, what is refused, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters import dtypes, peft
+from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.files import safetensors_file
+from adapterhub_converters.files.safetensors_file import SafetensorsFile
+
+Q = "model.layers.0.self_attn.q_proj"
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "tie_word_embeddings": False}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    (tmp_path / "base").mkdir()
+    tensors = {f"{Q}.weight": rng.normal(size=(64, 64)).astype(dtypes.BF16), "model.norm.weight": np.ones(64, dtypes.BF16)}
+    safetensors_file.write(tmp_path / "base" / "model.safetensors", tensors, {"format": "pt"})
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    lora_A, lora_B = rng.normal(size=(4, 64)), 0.03 * rng.normal(size=(64, 4))
+    (tmp_path / "a").mkdir()
+    peft.write(Adapter({Q: LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), alpha=4)}), tmp_path / "a")
+    return tmp_path
+
+
+def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, run: Any) -> None:
+    args = ("merge", "./a", "--into", "base", "-o", "out", "--json")
+    planned = json.loads(run(*args, "--dry-run", cwd=place).stdout)
+    assert sorted(path.name for path in place.iterdir()) == ["a", "base"]
+    done = json.loads(run(*args, cwd=place).stdout)
+    assert planned["output"] is None
+    assert done["output"] == "out"
+    assert {**planned, "output": "out"} == done
+    assert done["touched"][f"{Q}.weight"]["kept"] == pytest.approx(1, abs=0.05)
+    text = run("merge", "./a", "--into", "base", "-o", "other", "--plan", cwd=place).stdout
+    assert "nothing written" in text
+    assert "LEAST KEPT" in text
+
+
+def test_the_card_names_base_adapters_and_licence(place: Path, run: Any) -> None:
+    run("merge", "./a", "./a", "--weights", "1,-0.5", "--into", "base", "-o", "out", cwd=place)
+    card = (place / "out" / "README.md").read_text()
+    assert 'base_model: "base"' in card
+    assert 'license: "mit"' in card
+    assert "| adapter, times -0.5 | `sha256:" in card
+    run("merge", "./a", "./a", "--weights", "1,-0.5", "--into", "base", "-o", "again", cwd=place)
+    assert (place / "again" / "README.md").read_text() == card
+
+
+def test_types_and_sizes(place: Path, run: Any) -> None:
+    run("merge", "./a", "--into", "base", "-o", "out", "--dtype", "f32", "--shard-size", "10 KB", cwd=place)
+    names = sorted(path.name for path in (place / "out").glob("model*"))
+    assert names == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    with SafetensorsFile(place / "out" / names[0]) as file:
+        assert {info.dtype for info in file.tensors.values()} == {"F32"}
+    assert json.loads((place / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into BASE"),
+        (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is no size"),
+        (["-o", "base", "--into", "base"], 2, "already exists"),
+        (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
+        (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
+        (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
+        (["-o", "out", "--into", "base", "--requantise", "q8_0"], 6, "--requantise"),
+    ],
+)
+def test_refused_in_one_line(place: Path, run: Any, args: list[str], code: int, says: str) -> None:
+    result = run("merge", "./a", *args, cwd=place, code=code)
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (place / "out").exists()
+
+
+def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> None:
+    run("push", "./a", "team/a", cwd=place)
+    run("pull", "team/a", "-o", "b", cwd=place)
+    facts = json.loads((place / "b" / "adapter.json").read_text())
+    facts["base"]["quantisation"] = "nf4"
+    (place / "b" / "adapter.json").write_text(json.dumps(facts))
+    done = json.loads(run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout)
+    change = done["touched"][f"{Q}.weight"]
+    assert change["error_as_trained"] < 0.01 < 0.05 < change["error_original"]
