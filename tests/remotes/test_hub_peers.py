@@ -317,6 +317,31 @@ def test_a_push_that_failed_leaves_no_branch(make: Make, hub: Hub, tmp_path: Pat
     assert list(hub.repos["org/sql"].branches) == ["main"]
 
 
+def test_a_push_that_failed_leaves_a_branch_on_which_somebody_else_was(make: Make, hub: Hub, api: Any, tmp_path: Path) -> None:
+    push(hub, make())
+    other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+    with remote(hub) as to:
+        make_branch = to._api.branch
+
+        def between(name: str, start: str) -> None:
+            make_branch(name, start)
+            api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=name)
+
+        to._api.branch = between  # type: ignore[method-assign]
+        with pytest.raises(ConflictError):
+            copy(other, "latest", to, "prod")
+    assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
+
+
+def test_what_others_have_there_is_not_read_to_push_beside_it(make: Make, hub: Hub, api: Any) -> None:
+    api.create_repo("org/sql", token=TOKEN)
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="results.txt", repo_id="org/sql")
+    hub.requests.clear()
+    made = copy(AdapterFolder(make()), "latest", remote(hub), "main").manifest
+    assert not [path for _, path, _ in hub.requests if "results.txt" in path]
+    assert remote(hub).manifest("main").digest == made.digest
+
+
 def test_a_push_goes_on_after_one_that_failed_and_sends_no_large_file_again(make: Make, hub: Hub) -> None:
     source = AdapterFolder(make())
     made = source.manifest("latest")
