@@ -68,6 +68,7 @@ def init(settings: Settings, folder: str | None) -> None:
 )
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
+@click.option("--private", is_flag=True, help="On a hub: a repository that has to be made is not for everybody to read.")
 @forms.options("Convert it first, and name SRC as its parent.")
 @click.pass_obj
 def push(
@@ -78,6 +79,7 @@ def push(
     base: str | None,
     expect: str | None,
     force: bool,
+    private: bool,
     conversion: Conversion | None,
 ) -> None:
     """Store an adapter as the next version of a name.
@@ -92,8 +94,10 @@ def push(
     if is_address(ref):
         from . import remotes
 
-        remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion)
+        remotes.push(settings, source, ref, base=base, expect=expect, force=force, private=private, conversion=conversion)
         return
+    if private:
+        raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
     target = Ref.parse(ref)
     spec = sources.read_base(base, settings) if base else None
     with sources.opened(source, settings) as found:

@@ -91,6 +91,7 @@ def push(
     base: str | None = None,
     expect: str | None = None,
     force: bool = False,
+    private: bool = False,
     conversion: Conversion | None = None,
 ) -> None:
     """What `push SRC oci://…` does."""
@@ -106,6 +107,10 @@ def push(
     skipped: tuple[str, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
+        if private:
+            if not hasattr(remote, "private"):
+                raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
+            remote.private = True
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
             copied = _copy(stack.enter_context(_open(there)), there.reference, remote, address)

@@ -80,6 +80,7 @@ class HubRepository:
         commit: The commit that was read or made last.
         commits: Of each branch and tag, once these were asked for.
         notes: What whoever uses it should know.
+        private: Whether the repository, if it has to be made, is not for everybody.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class HubRepository:
         self.address, self.commit = address, ""
         self.notes: list[str] = []
         self.commits: dict[str, str] = {}
+        self.private = False
         self._api = Api(endpoint, address.name, self.where, token, pauses)
         self._pauses = pauses
         self._versions: dict[str, _Version] = {}
@@ -369,8 +371,9 @@ class HubRepository:
             try:
                 self._refs = self._api.refs()
             except NotFoundError:
-                if self._api.create():
-                    self.notes.append(f"made the repository {self.where}; who may read it is the hub's default")
+                if self._api.create(private=self.private):
+                    readers = "it is private" if self.private else "who may read it is the hub's default"
+                    self.notes.append(f"made the repository {self.where}; {readers}")
                 self._refs = self._api.refs()
         return self._refs
 

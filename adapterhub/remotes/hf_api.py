@@ -160,10 +160,10 @@ class Api:
 
     # ---- writing
 
-    def create(self) -> bool:
-        """Make the repository as huggingface_hub does by default; whether it is new."""
+    def create(self, *, private: bool = False) -> bool:
+        """Make the repository as huggingface_hub does, which says nothing of who may read it by default; whether it is new."""
         organization, name = self.repo.split("/")
-        body = _dump({"name": name, "organization": organization})
+        body = _dump({"name": name, "organization": organization, **({"visibility": "private"} if private else {})})
         return self._post(f"{self.endpoint}/api/repos/create", body, good=(200, 201, 409)).status != 409
 
     def branch(self, name: str, start: str) -> None:

@@ -410,6 +410,16 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
         assert all("authorization" not in headers for _, _, headers in other.requests)
 
 
+def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: Hub, tmp_path: Path) -> None:
+    source, env = make(), {"HF_ENDPOINT": private.url, "HF_TOKEN": TOKEN}
+    run("push", source, "hf://org/public", env=env)
+    assert "it is private" in run("push", source, "hf://org/secret", "--private", env=env).stderr
+    assert [private.repos[name].private for name in ("org/public", "org/secret")] == [False, True]
+    run("pull", "hf://org/secret", "-o", "out", env=env)
+    for ref in ("team/sql", "oci://127.0.0.1:9/team/sql"):
+        assert "--private: is for a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
+
+
 def test_offline_is_said_in_one_line(run: Run) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         done = run("pull", "hf://org/sql", env={name: "1"}, code=5)
