@@ -78,6 +78,7 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
 )
 @click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
+@click.option("--private", is_flag=True, help="On a hub: a repository that has to be made is not for everybody to read.")
 @remote_option
 @forms.options("Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", image=True)
 @transfer_options
@@ -90,6 +91,7 @@ def push(
     base: str | None,
     expect: str | None,
     force: bool,
+    private: bool,
     remote: str | None,
     conversion: Conversion | None,
 ) -> None:
@@ -107,10 +109,14 @@ def push(
     if is_address(ref):
         from . import remotes
 
-        remotes.push(settings, source, ref, base=base, expect=expect, force=force, conversion=conversion, name=name)
+        remotes.push(
+            settings, source, ref, base=base, expect=expect, force=force, private=private, conversion=conversion, name=name
+        )
         return
     if forms.is_image(conversion):
         raise UsageError("--as image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
+    if private:
+        raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
     target = Ref.parse(ref)
     rules.allowed(target.name)
     spec = sources.read_base(base, settings) if base else None

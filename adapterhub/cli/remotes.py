@@ -98,6 +98,7 @@ def push(
     base: str | None = None,
     expect: str | None = None,
     force: bool = False,
+    private: bool = False,
     conversion: Conversion | None = None,
     name: str | None = None,
 ) -> None:
@@ -116,6 +117,8 @@ def push(
     with ExitStack() as stack:
         remote = stack.enter_context(_open(address))
         expecting(remote, expect)
+        if private:
+            _make_private(remote)
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
             found_there = stack.enter_context(_open(there))
@@ -153,6 +156,12 @@ def push(
     sent = "" if copied.sent else "already there: "
     text = f"{sent}{ref_text}  {output.size(made.size)}  {output.digest(made.digest)}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _make_private(remote: Any) -> None:
+    if not hasattr(remote, "private"):
+        raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
+    remote.private = True
 
 
 def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_image: bool = False) -> Copied:

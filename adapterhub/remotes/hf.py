@@ -80,6 +80,7 @@ class HubRepository:
         commit: The commit that was read or made last.
         commits: Of each branch and tag, once these were asked for.
         notes: What whoever uses it should know.
+        private: Whether the repository, if it has to be made, is not for everybody.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class HubRepository:
         self.address, self.commit = address, ""
         self.notes: list[str] = []
         self.commits: dict[str, str] = {}
+        self.private = False
         self._api = Api(endpoint, address.name, self.where, token, pauses)
         self._pauses = pauses
         self._versions: dict[str, _Version] = {}
@@ -258,9 +260,14 @@ class HubRepository:
         self._looked = True
         for reference in dict.fromkeys((self.address.reference, MAIN)):
             with contextlib.suppress(NotFoundError, IntegrityError, RefusedError):
-                self.manifest(reference)
-                break
-        self.notes.clear()
+                listing = self._api.listing(reference)
+                for path, entry in listing.files.items():
+                    if entry.digest:
+                        self._places[entry.digest] = listing.commit, path
+                        self._large.add(entry.digest)
+                if FACTS in listing.files:
+                    self._version(listing)
+                return
 
     # ---- writing
 
@@ -323,14 +330,27 @@ class HubRepository:
         new = branch not in refs.branches and not branch.startswith("refs/")
         start, changes = self._start(branch, made, facts, new=new)
         if new:
-            self._api.branch(branch, start.commit)
+            self._branch(branch, start.commit)
         try:
             self.commit = self._committed(branch, start, made, facts, changes) if changes else start.commit
         except BaseException:
             if new:
-                with contextlib.suppress(AdapterhubError):
-                    self._api.drop_branch(branch)
+                self._unbranch(branch, start.commit)
             raise
+
+    def _branch(self, name: str, commit: str) -> None:
+        """Make a branch at a commit, which it may be already if an answer was lost."""
+        try:
+            self._api.branch(name, commit)
+        except ConflictError:
+            if self._api.refs().branches.get(name) != commit:
+                raise
+
+    def _unbranch(self, name: str, commit: str) -> None:
+        """Remove a branch on which nothing has come; one that is somebody else's by now stays."""
+        with contextlib.suppress(AdapterhubError):
+            if self._api.refs().branches.get(name) == commit:
+                self._api.drop_branch(name)
 
     def _facts(self, made: Manifest) -> dict[str, Any]:
         """The facts of a version whose blobs are all here, and whose manifest they make."""
@@ -351,8 +371,9 @@ class HubRepository:
             try:
                 self._refs = self._api.refs()
             except NotFoundError:
-                if self._api.create():
-                    self.notes.append(f"made the repository {self.where}; who may read it is the hub's default")
+                if self._api.create(private=self.private):
+                    readers = "it is private" if self.private else "who may read it is the hub's default"
+                    self.notes.append(f"made the repository {self.where}; {readers}")
                 self._refs = self._api.refs()
         return self._refs
 

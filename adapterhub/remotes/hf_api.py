@@ -115,11 +115,12 @@ class Api:
             "GET", f"{self._models}/revision/{quote(revision, safe='')}?blobs=true", where, limit=_MAX_LISTING
         )
         commit, siblings = document.get("sha"), document.get("siblings")
-        if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        entries: list[Any] = siblings if isinstance(siblings, list) else [None]
+        named = all(isinstance(entry, dict) and isinstance(entry.get("rfilename"), str) for entry in entries)
+        if not named or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise RemoteError(where, f"{self.endpoint} does not answer as a hub does", "Is HF_ENDPOINT right?")
         if COMMIT.fullmatch(revision) and commit != revision:
             raise IntegrityError(where, f"the hub answers with another commit, {commit}")
-        entries = [entry for entry in siblings if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)]
         return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries})
 
     def refs(self) -> Refs:
@@ -160,10 +161,10 @@ class Api:
 
     # ---- writing
 
-    def create(self) -> bool:
-        """Make the repository as huggingface_hub does by default; whether it is new."""
+    def create(self, *, private: bool = False) -> bool:
+        """Make the repository as huggingface_hub does, which says nothing of who may read it by default; whether it is new."""
         organization, name = self.repo.split("/")
-        body = _dump({"name": name, "organization": organization})
+        body = _dump({"name": name, "organization": organization, **({"visibility": "private"} if private else {})})
         return self._post(f"{self.endpoint}/api/repos/create", body, good=(200, 201, 409)).status != 409
 
     def branch(self, name: str, start: str) -> None:

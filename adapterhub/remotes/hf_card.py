@@ -2,8 +2,9 @@
 
 A hub takes base, library, tags and licence from the front matter of README.md (Hugging Face's docs, "Model Cards"). What a
 README lacks of that is added as one block between two comments at the top of its front matter, or as a front matter; nothing
-else in it changes. Taking the block out again gives the README that the adapter has, which its digest proves. A README that
-the adapter hasn't is written whole and is no part of the version.
+else in it changes, but that a base which is a path of one machine, as PEFT writes it, becomes a comment. Taking the block out
+again gives the README that the adapter has, which its digest proves. A README that the adapter hasn't is written whole and is
+no part of the version.
 """
 
 from __future__ import annotations
@@ -27,9 +28,23 @@ _ADDED = re.compile(rb"^# adapterhub: added\r?\n.*?^# adapterhub: end of what wa
 _FRONT = re.compile(
     rb"---\n# adapterhub: added with the front matter\n.*?^# adapterhub: end of what was added\n---\n", re.DOTALL | re.MULTILINE
 )
+_WAS = b"# adapterhub: was "
+_BASE = re.compile(rb"(?<=\n)base_model:[ \t]+(\S[^\r\n]*?)[ \t]*(?=\r?\n)")
+_MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _KEY = re.compile(r"""(?:"([^"]+)"|'([^']+)'|([A-Za-z_][\w.-]*))[ \t]*:(?:\s|$)""")
 _PLAIN = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*|[a-z]+-[a-z0-9.-]+")
-_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
+# What a hub takes as `license` (Hugging Face's docs, "Licenses"); it refuses a card with another.
+_LICENCES = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0",
+    "cdla-sharing-1.0", "creativeml-openrail-m", "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "gemma", "gfdl",
+    "gpl", "gpl-2.0", "gpl-3.0", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail",
+    "openrail++", "osl-3.0", "other", "pddl", "postgresql", "unknown", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
 _TASKS = {
     "CAUSAL_LM": "text-generation",
     "SEQ_CLS": "text-classification",
@@ -41,19 +56,22 @@ _TASKS = {
 
 def completed(readme: bytes, facts: Mapping[str, Any]) -> bytes:
     """A README with what a hub needs; itself where it says all of it, or where it isn't understood."""
-    keys = _keys(readme)
+    keys, card = _keys(readme), readme
     if keys is None or len(readme) > MAX_CARD:
         return readme
+    if facts["base"]["repo"] and "base_model" in keys and (path := _path(readme)):
+        keys.discard("base_model")
+        card = readme[: path.start()] + _WAS + readme[path.start() :]
     lines = [line for key, text in _fields(facts) if key not in keys for line in text]
     if not lines:
         return readme
-    fence = _FENCE.match(readme)
+    fence = _FENCE.match(card)
     if fence:
         end = fence[1]
         block = end.join([_BEGIN, *(line.encode() for line in lines), _END, b""])
-        result = readme[: fence.end()] + block + readme[fence.end() :]
+        result = card[: fence.end()] + block + card[fence.end() :]
     else:
-        result = b"\n".join([b"---", _WHOLE, *(line.encode() for line in lines), _END, b"---", readme])
+        result = b"\n".join([b"---", _WHOLE, *(line.encode() for line in lines), _END, b"---", card])
     return result if original(result) == readme else readme
 
 
@@ -63,8 +81,21 @@ def original(card: bytes) -> bytes:
         return card[front.end() :]
     fence = _FENCE.match(card)
     if fence and (added := _ADDED.match(card, fence.end())):
-        return card[: fence.end()] + card[added.end() :]
+        return card[: fence.end()] + card[added.end() :].replace(b"\n" + _WAS + b"base_model", b"\nbase_model", 1)
     return card
+
+
+def _path(readme: bytes) -> re.Match[bytes] | None:
+    """The line with a base that no hub can have, and that it would refuse the card for."""
+    found = _BASE.search(readme, 0, _end(readme))
+    value = found[1].decode().strip("\"'") if found else ""
+    return found if value and not value.startswith(("[", "#", "|", ">", "&")) and not _MODEL.fullmatch(value) else None
+
+
+def _end(readme: bytes) -> int:
+    fence = _FENCE.match(readme)
+    last = _LAST.search(readme, fence.end()) if fence else None
+    return last.start() if last else 0
 
 
 def written(title: str, facts: Mapping[str, Any]) -> bytes:
@@ -96,10 +127,11 @@ def _fields(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(facts["method"], [])
     if tags:
         yield "tags", ["tags:", *(f"- {tag}" for tag in tags)]
-    if licence and _LICENCE.fullmatch(licence):
-        yield "license", [f"license: {_yaml(licence.lower())}"]
-    elif licence:
-        yield "license", ["license: other", f"license_name: {_yaml(licence)}"]
+    if licence:
+        name = re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-")
+        known = re.sub(r"-(only|or-later)$", "", name)
+        other = ["license: other", *([f"license_name: {_yaml(name)}"] if name else [])]
+        yield "license", [f"license: {_yaml(known)}"] if known in _LICENCES else other
 
 
 def _keys(readme: bytes) -> set[str] | None:

@@ -27,6 +27,7 @@ CARDS = [
     b"---\r\nlicense: mit\r\ntags:\r\n  - mine\r\n---\r\n# Title\r\n",
     b"---\nbase_model: other/model\n'library_name': mine\n---\n",
     b"---\n---\n",
+    b"---\nbase_model:\n- org/one\n- org/two\n---\n",
     b"---\n# a comment\n\nmodel-index:\n- name: x\n  results: []\n---\ntext\n---\nmore\n",
     b"---\n{a: b}\n---\n",
     b"---\nnever ends",
@@ -77,8 +78,12 @@ def test_a_completed_card_says_it_all_and_keeps_what_was_said(readme: bytes) -> 
 
 @pytest.mark.parametrize(
     ("licence", "expected"),
-    [("MIT", {"license": "mit"}), ("A licence: of \"ours\"", {"license": "other", "license_name": "A licence: of \"ours\""})],
-)  # fmt: skip
+    [
+        ("MIT", {"license": "mit"}),
+        ("GPL-3.0-only", {"license": "gpl-3.0"}),
+        ('A licence: of "ours"', {"license": "other", "license_name": "a-licence-of-ours"}),
+    ],
+)
 def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, licence: str, expected: dict[str, str]) -> None:
     need_module("huggingface_hub")
     from huggingface_hub import ModelCard
@@ -90,3 +95,18 @@ def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, licence: s
     assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
     assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")
     assert hf_card.is_written(hf_card.written("sql", found))
+
+
+@pytest.mark.parametrize("path", ["/home/me/models/base", "./base", "'../x'", "a/b/c", "C:\\models\\x"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_base_that_is_a_path_is_the_right_one_on_the_hub_and_comes_back(path: str, end: str) -> None:
+    need_module("huggingface_hub")
+    from huggingface_hub import ModelCard
+
+    readme = f"---\nlibrary_name: peft\nbase_model: {path}\ntags:\n- mine\n---\nbase_model: /x\n".replace("\n", end).encode()
+    card = hf_card.completed(readme, FACTS)
+    data = ModelCard(card.decode()).data.to_dict()
+    assert (data["base_model"], data["tags"]) == ("org/base", ["mine"])
+    assert hf_card.original(card) == readme
+    nobody = {**FACTS, "base": {"repo": None}}
+    assert f"\nbase_model: {path}{end}".encode() in hf_card.completed(readme, nobody)

@@ -180,8 +180,9 @@ def _noted(note: Path) -> int:
         return 0
 
 
-def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
-    lost = {"commit": 1, "PUT": 1, "preupload": 1}
+@pytest.mark.parametrize("branch", ["main", "prod"])
+def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, adapter: Path, branch: str) -> None:
+    lost = {"commit": 1, "PUT": 1, "preupload": 1, "create": 1} | ({"/branch/": 1} if branch == "prod" else {})
 
     def after(found: Exchange) -> None:
         for part, left in lost.items():
@@ -191,11 +192,11 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
 
     proxy.after = after
     with remote(proxy.address, pauses=(0.0, 0.0)) as to:
-        made = copy(AdapterFolder(adapter), "latest", to, "main").manifest
-        assert to.commit == hub.repos["org/sql"].branches["main"].oid
+        made = copy(AdapterFolder(adapter), "latest", to, branch).manifest
+        assert to.commit == hub.repos["org/sql"].branches[branch].oid
     assert not any(lost.values())
     assert len(hub.repos["org/sql"].commits) == 2  # the hub's first, and ours
-    assert remote(hub.host).manifest("main").digest == made.digest
+    assert remote(hub.host).manifest(branch).digest == made.digest
 
 
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, hub: Hub, adapter: Path) -> None:

@@ -317,6 +317,31 @@ def test_a_push_that_failed_leaves_no_branch(make: Make, hub: Hub, tmp_path: Pat
     assert list(hub.repos["org/sql"].branches) == ["main"]
 
 
+def test_a_push_that_failed_leaves_a_branch_on_which_somebody_else_was(make: Make, hub: Hub, api: Any, tmp_path: Path) -> None:
+    push(hub, make())
+    other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+    with remote(hub) as to:
+        make_branch = to._api.branch
+
+        def between(name: str, start: str) -> None:
+            make_branch(name, start)
+            api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=name)
+
+        to._api.branch = between  # type: ignore[method-assign]
+        with pytest.raises(ConflictError):
+            copy(other, "latest", to, "prod")
+    assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
+
+
+def test_what_others_have_there_is_not_read_to_push_beside_it(make: Make, hub: Hub, api: Any) -> None:
+    api.create_repo("org/sql", token=TOKEN)
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="results.txt", repo_id="org/sql")
+    hub.requests.clear()
+    made = copy(AdapterFolder(make()), "latest", remote(hub), "main").manifest
+    assert not [path for _, path, _ in hub.requests if "results.txt" in path]
+    assert remote(hub).manifest("main").digest == made.digest
+
+
 def test_a_push_goes_on_after_one_that_failed_and_sends_no_large_file_again(make: Make, hub: Hub) -> None:
     source = AdapterFolder(make())
     made = source.manifest("latest")
@@ -383,6 +408,16 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
     with Hub(token=TOKEN) as other:
         run("pull", f"hub+{other.url}/org/sql", "-o", "other", env=right, code=3)
         assert all("authorization" not in headers for _, _, headers in other.requests)
+
+
+def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: Hub, tmp_path: Path) -> None:
+    source, env = make(), {"HF_ENDPOINT": private.url, "HF_TOKEN": TOKEN}
+    run("push", source, "hf://org/public", env=env)
+    assert "it is private" in run("push", source, "hf://org/secret", "--private", env=env).stderr
+    assert [private.repos[name].private for name in ("org/public", "org/secret")] == [False, True]
+    run("pull", "hf://org/secret", "-o", "out", env=env)
+    for ref in ("team/sql", "oci://127.0.0.1:9/team/sql"):
+        assert "--private: is for a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
 
 
 def test_offline_is_said_in_one_line(run: Run) -> None:
