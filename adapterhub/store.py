@@ -18,121 +18,45 @@ Nothing is ever written under its final name: a killed writer leaves a temporary
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
-from adapterhub_converters.files.json_file import parse_object
+from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError
 from adapterhub_converters.files.staging import sync
 
 from . import image_index, tensors
 from .digest import Digest, copy_hashing, parse_digest, sha256_bytes
-from .leases import ABANDONED, Lease, dead, hold, noted
+from .durable import local_errors, open_regular, write_all
+from .leases import Lease, dead, hold, noted
 from .packed.chains import READ_DEPTH
 from .packed.place import Packs
-from .ref import parse_name, parse_tag
+from .reflog import BASES, REFS, Entry, Logs
 from .tensors import Lists, Tensors
 
+__all__ = ["BASES", "FOLDER", "REFS", "Entry", "More", "Progress", "Store", "local_errors", "open_regular", "told"]
+
 FOLDER = ".adapterhub"
-REFS, BASES = "refs", "bases"  # the logs there are
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-# Operations by the version of the entry's format: an adapterhub that doesn't know one says so instead of passing it over.
-_OPS = {
-    1: {"push", "tag", "untag", "delete"},
-    2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
-}
 # `ingest` is where oras puts what isn't complete.
 _FOLDERS = {"blobs", "packs", "tensors", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
-_SINCE_2 = ("message", "numbers", "keep")
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
 More = Callable[[int], object]
 """Is told how many bytes more were read."""
 Progress = Callable[[int, int], None]
 """Is told bytes done and bytes in all."""
-# What a file system without hard links answers (FAT, some network and container mounts).
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One move of a name's refs, or a word about them.
-
-    Attributes:
-        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name; `protect` and `unprotect`
-            of `tags`; `deprecate` and `undeprecate` of version `number`, or of the name if that is 0; `keep` (the newest, and
-            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept.
-        digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
-        size: Bytes of the manifest.
-        time: When, ISO 8601 in UTC.
-        previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
-        message: Why a version is deprecated.
-        numbers: Versions that were dropped.
-        keep: How many of the newest versions are kept.
-    """
-
-    name: str
-    seq: int
-    op: str
-    time: str
-    digest: Digest = ""
-    size: int = 0
-    number: int = 0
-    tags: tuple[str, ...] = field(default_factory=tuple)
-    previous: Digest = ""
-    message: str = ""
-    numbers: tuple[int, ...] = field(default_factory=tuple)
-    keep: int = 0
-
-    def dump(self) -> bytes:
-        """The bytes of the entry's file."""
-        version = 2 if self.op in _OPS[2] else 1
-        document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
-        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-
-    @classmethod
-    def parse(cls, raw: bytes, where: str) -> Entry:
-        """The entry in the bytes of a file."""
-        document = parse_object(raw.decode("utf-8", "replace"), where)
-        version = document.pop("version", None)
-        if isinstance(version, int) and version > max(_OPS):
-            what = f"entry version {version} is newer than the {max(_OPS)} known here"
-            raise RefusedError(where, what, "Upgrade adapterhub")
-        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
-            raise FormatError(where, "not an entry of a ref's log")
-        counts = [
-            *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
-            *document.get("numbers", ()),
-        ]
-        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise FormatError(where, "an operation or a number that makes no sense")
-        if document["digest"]:
-            parse_digest(document["digest"], where)
-        document["numbers"] = tuple(document.get("numbers", ()))
-        return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
-
-
-def _fields(version: int) -> dict[str, type]:
-    """The fields of an entry's document in that version of the format."""
-    kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
-    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
-
-
-class Store:
+class Store(Logs):
     """An OCI image layout below `root`; open it with `Store(root)`, make one with `Store.create`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self._blobs = root / "blobs" / "sha256"
-        self._lease: Lease | None = None
         self.packs = Packs(root / "packs" / "sha256")
         self.tensors = Lists(root / "tensors" / "sha256")
 
@@ -204,7 +128,7 @@ class Store:
         digest = sha256_bytes(data)
         if not self._found(digest, len(data)):
             with self._temporary() as (path, file):
-                _write_all(file, data)
+                write_all(file, data)
                 self._settle(path, file, self.blob_path(digest))
         return digest, len(data)
 
@@ -276,7 +200,7 @@ class Store:
             final = self.tensors.path(digest)
             with local_errors(final), self._temporary() as (path, file):
                 self._make_dir(final.parent)
-                _write_all(file, tensors.dump(found))
+                write_all(file, tensors.dump(found))
                 file.close()
                 os.replace(path, final)
 
@@ -309,12 +233,6 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 found += path.stat().st_size
         return found
-
-    @contextmanager
-    def temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A new file in tmp/, unbuffered, gone afterwards unless it was renamed."""
-        with self._temporary() as made:
-            yield made
 
     def adopt_pack(self, path: Path, digest: Digest) -> None:
         """Let a complete, flushed and proven pack stand for its plain blob, which goes once the pack's name is safe."""
@@ -410,90 +328,6 @@ class Store:
             return sorted(folder.iterdir())
         return []
 
-    # ---- the log of a name's refs
-
-    def names(self) -> list[str]:
-        """Every name that has ever had a ref, sorted."""
-        refs = self.root / "refs"
-        with local_errors(refs):
-            spaces = [space for space in refs.iterdir() if space.is_dir()]
-            return sorted(f"{space.name}/{name.name}" for space in spaces for name in space.iterdir() if name.is_dir())
-
-    def base_names(self) -> list[str]:
-        """Every name that has ever meant a base, sorted."""
-        folder = self.root / BASES
-        with local_errors(folder), contextlib.suppress(FileNotFoundError):  # the first one makes it
-            return sorted(item.name for item in folder.iterdir() if item.is_dir())
-        return []
-
-    def entry_path(self, name: str, seq: int, *, log: str = REFS) -> Path:
-        """The file of one entry."""
-        return self.root / log / name / f"{seq:08}.json"
-
-    def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
-        """Entry `seq` (from 1) of a name's log and the digest of its bytes; None when the log ends before it."""
-        path = self.entry_path(name, seq, log=log)
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(_MAX_DOCUMENT)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LocalIOError(str(path), error.strerror or str(error)) from error
-        entry = Entry.parse(raw, str(path))
-        if (entry.name, entry.seq) != (name, seq):
-            raise FormatError(str(path), f"belongs to {entry.name[:80]} {entry.seq}, not here")
-        return entry, sha256_bytes(raw)
-
-    def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
-        """Whether there is an entry of a number beyond `seq`: where the log ends before it, one in between was lost."""
-        files = (path.stem for path in (self.root / log / name).glob("*.json"))
-        return any(stem.isdecimal() and int(stem) > seq for stem in files)
-
-    def log(self, name: str) -> Iterator[Entry]:
-        """Every entry of a name's log, the first one first."""
-        seq = 1
-        while found := self.entry(name, seq):
-            yield found[0]
-            seq += 1
-
-    def append(self, entry: Entry, *, log: str = REFS) -> bool:
-        """Commit an entry, flushed; False when another writer had that number first."""
-        final = self.entry_path(entry.name, entry.seq, log=log)
-        with local_errors(final), self._temporary() as (path, file):
-            self._make_dir(final.parent)
-            _write_all(file, entry.dump())
-            os.fsync(file.fileno())
-            file.close()
-            if not _link(path, final):
-                return False
-            sync(final.parent)
-        return True
-
-    def _make_dir(self, folder: Path) -> None:
-        for missing in [parent for parent in (folder.parent, folder) if not parent.is_dir()]:
-            missing.mkdir(exist_ok=True)
-            sync(missing.parent)
-
-    # ---- intents
-
-    def begin(self, name: str) -> Path:
-        """Say that a ref of `name` is about to move, flushed; unlink what is returned once the catalog knows."""
-        final = self.root / "pending" / f"{_random()}.json"
-        with local_errors(final):
-            self._replace(final, json.dumps({"name": name}).encode())
-        return final
-
-    def pending(self) -> list[tuple[Path, str]]:
-        """Intents that were left or are at work now, with their names."""
-        found = []
-        with local_errors(self.root):
-            for path in sorted((self.root / "pending").iterdir()):
-                # Its writer may have finished just now. One that can't be read is left for fsck to report.
-                with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, AdapterhubError):
-                    found.append((path, parse_name(str(parse_object(path.read_text(), "").get("name")), "")))
-        return found
-
     # ---- the index
 
     def write_index(self, lines: list[image_index.Line]) -> str:
@@ -542,36 +376,6 @@ class Store:
         except OSError:
             return False
 
-    # ---- files
-
-    @contextmanager
-    def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A new file in tmp/, gone afterwards unless it was renamed."""
-        path = self.root / "tmp" / (f"{self._lease.id}-{_random()}" if self._lease else _random())
-        with local_errors(path):
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-            file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
-            try:
-                yield path, file
-            finally:
-                file.close()
-                path.unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
-        with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
-            for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < time.time() - ABANDONED:
-                    path.unlink()
-
-    def _replace(self, final: Path, data: bytes) -> None:
-        with self._temporary() as (path, file):
-            _write_all(file, data)
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(path, final)
-            sync(final.parent)
-
 
 def told(progress: Progress | None, total: int) -> More | None:
     """What tells `progress`, if there is one, of `total` bytes."""
@@ -587,49 +391,12 @@ def told(progress: Progress | None, total: int) -> More | None:
     return more
 
 
-@contextmanager
-def local_errors(path: Path) -> Iterator[None]:
-    """An OSError in here becomes one line that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        hint = "Free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise LocalIOError(str(path), error.strerror or str(error), hint) from error
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file for reading, unbuffered; a link in its place is refused."""
-    with local_errors(path):
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
-        file = os.fdopen(handle, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
-        raise RefusedError(str(path), "not a regular file")
-    return file
-
-
 def _pieces(file: BinaryIO, limit: int) -> Iterator[bytes]:
     """What an unbuffered file holds, until it ends or has shown that it holds more than `limit` bytes."""
     size = 0
     while size <= limit and (piece := file.read(min(_PIECE, limit + 1 - size))):
         size += len(piece)
         yield piece
-
-
-def _link(path: Path, final: Path) -> bool:
-    """Give a complete file its final name unless that is taken."""
-    try:
-        os.link(path, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # Without hard links the catalog's write lock, which every writer holds here, keeps this from racing.
-        if final.exists():
-            return False
-        os.rename(path, final)
-    return True
 
 
 def _remove(path: Path) -> None:
@@ -639,13 +406,3 @@ def _remove(path: Path) -> None:
     except PermissionError:
         path.chmod(0o644)
         path.unlink(missing_ok=True)
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _random() -> str:
-    return os.urandom(12).hex()

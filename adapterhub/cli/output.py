@@ -6,6 +6,7 @@ every column, no colour and no progress.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -77,8 +78,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+@functools.cache
 def deprecated(ref: str, message: str | None) -> None:
-    """Say on stderr that an adapter should not be used any more; None: it may be."""
+    """Say on stderr, once, that an adapter should not be used any more; None: it may be."""
     if message is not None:
         say(one_line(f"warning: {ref} is deprecated" + (f": {message}" if message else "")))
 
