@@ -73,9 +73,9 @@ model = peft.PeftModel(model, config, adapter_name="a")
 model.add_adapter("b", config)
 times = []
 for run in range(runs):
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     model.add_weighted_adapter(["a", "b"], [1.0, 1.0], f"c{run}", combination_type=kind, svd_rank=rank, density=0.2)
-    times.append(time.perf_counter() - start)
+    times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
@@ -91,9 +91,9 @@ def adapter():
 adapters = [adapter(), adapter()]
 times = []
 for _ in range(runs):
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     combine(adapters, [1.0, 1.0], method=method)
-    times.append(time.perf_counter() - start)
+    times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
@@ -102,25 +102,27 @@ def combined(side: int, rank: int, runs: int, threads: int, env: dict[str, str])
     """Print medians, ratios and peak memory of both programs, for each method."""
     sides = str(side), str(rank)
     print(f"two adapters r = {rank} into one, a module of {side} x {side}, {threads} threads; median of {runs} rounds")
-    print(f"{'':14}{'ours ms':>10}{'peft ms':>10}{'ratio':>10}{'ours MB':>10}{'peft MB':>10}")
+    columns = ("ours ms", "peft ms", "ratio", "CPU ratio", "ours MB", "peft MB")
+    print("".join([" " * 6, *(column.rjust(11) for column in columns)]))
     for method, theirs, inner in (("svd", "svd", 20), ("ties", "ties_svd", 3)):
         rounds = []
         for _ in range(runs):
             ours_run = [sys.executable, "-c", COMBINE_OURS, *sides, method, str(inner)]
             theirs_run = [sys.executable, "-c", COMBINE_THEIRS, *sides, theirs, "1", str(threads)]
             rounds.append([_told(command, env) for command in (ours_run, theirs_run)])
-        (own, own_peak), (other, other_peak) = (
-            [statistics.median(values) for values in zip(*side, strict=True)] for side in zip(*rounds, strict=True)
+        (wall, cpu, peak), (their_wall, their_cpu, their_peak) = (
+            [statistics.median(values) for values in zip(*program, strict=True)] for program in zip(*rounds, strict=True)
         )
-        peaks = f"{own_peak / 1e6:10.0f}{other_peak / 1e6:10.0f}"
-        print(f"{method:14}{own * 1e3:10.1f}{other * 1e3:10.1f}{other / own:9.0f}x{peaks}")
+        ratios = f"{their_wall / wall:10.0f}x{their_cpu / cpu:10.0f}x"
+        print(f"{method:6}{wall * 1e3:11.1f}{their_wall * 1e3:11.1f}{ratios}{peak / 1e6:11.0f}{their_peak / 1e6:11.0f}")
 
 
-def _told(command: list[str], env: dict[str, str]) -> tuple[float, int]:
-    """The median of the seconds that a process measured, and its peak memory in bytes."""
+def _told(command: list[str], env: dict[str, str]) -> tuple[float, float, int]:
+    """The medians of the seconds and the CPU seconds that a process measured, and its peak memory in bytes."""
     output = subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True, text=True).stdout
     times, peak = json.loads(output.splitlines()[-1])
-    return statistics.median(times), peak * (1 if sys.platform == "darwin" else 1024)
+    wall, cpu = (statistics.median(values) for values in zip(*times, strict=True))
+    return wall, cpu, peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def differing(ours: Path, theirs: Path) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def _kind(delta: Delta) -> str:
 def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], *, dense: bool) -> None:
     """Refuse what is too large for float32, or where squares of dense elements are taken in it, too large or small for that."""
     for term, weight in zip(terms, weights, strict=True):
-        bound = abs(weight) * float(np.linalg.norm(term.left) * np.linalg.norm(term.right))
+        bound = abs(weight) * term.r * float(np.abs(term.left).max(initial=0) * np.abs(term.right).max(initial=0))
         if not bound <= float(np.finfo(np.float32).max):
             raise RefusedError(target, "the weighted factors are over the largest float32")
         if dense and bound and not 1 / _DENSE < bound < _DENSE:

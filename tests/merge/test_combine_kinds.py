@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import METHODS, combine
+from adapterhub_converters import peft
 from adapterhub_converters.adapter import (
     Adapter,
     Hadamard,
@@ -207,3 +208,29 @@ def test_the_table_of_the_docs_is_the_table_of_the_code() -> None:
 def test_a_pair_is_what_a_linear_module_gets() -> None:
     result, _ = combine([PLAIN], [1.0], method="rerank")
     assert isinstance(result.deltas["q"], LowRank)
+
+
+BESIDE = dataclasses.replace(
+    adapter(q=low_rank(2, bias=VECTOR)), replaced={"head.weight": numbers(5, 4)}, rows={"embed": Rows((1,), numbers(1, 4))}
+)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        adapter(**{"model.layers.0.mlp.experts.down_proj": stack(2, 0)}),
+        adapter(conv=conv(2, 0)),
+        adapter(embed=table(2, 0)),
+        BESIDE,
+    ],
+    ids=["experts", "convolution", "table", "beside"],
+)
+def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path, one: Adapter) -> None:
+    result, _ = combine([one, one], [0.5, 0.5], method="linear")
+    peft.write(result, tmp_path)
+    found = peft.read(tmp_path)
+    assert found.parameters == result.parameters
+    for (name, tensor), (other, wanted) in zip(found.tensors(), result.tensors(), strict=True):
+        assert (name, tensor.tobytes()) == (other, wanted.tobytes())
+    for target, delta in result.deltas.items():
+        assert found.deltas[target].scaling == delta.scaling == 1

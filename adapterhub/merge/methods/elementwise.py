@@ -144,6 +144,7 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
     energies = np.zeros(len(terms))
     for _, found in spread.mapped(lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]):
         energies += found
+    spread.forget()
     shares = list(energies / energies.sum()) if energies.any() else [1.0] * len(terms)
 
     def make(rows: slice) -> F32Array:
