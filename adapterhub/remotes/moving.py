@@ -87,16 +87,17 @@ class Move:
         """
         if self.jobs < 2 or len(blobs) < 2:
             return [self._one(work, blob) for blob in blobs]
-        with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
-            jobs = [pool.submit(self._one, work, blob) for blob in blobs]
-            try:
-                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            except BaseException:  # a signal
-                done = set()
-                raise
-            finally:
-                if not all(job.done() and not job.exception() for job in jobs):
-                    self._end(jobs, places)
+        try:
+            with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
+                jobs = [pool.submit(self._one, work, blob) for blob in blobs]
+                done: set[Any] = set()
+                try:
+                    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                finally:  # a signal as well
+                    if not all(job.done() and not job.exception() for job in jobs):
+                        self._end(jobs, places)
+        finally:
+            self._tell(places, on=False)
         failed = [job for job in jobs if job in done and job.exception()] or [job for job in jobs if job.exception()]
         for job in failed:
             if not isinstance(job.exception(), StoppedError):
@@ -114,10 +115,13 @@ class Move:
         self._stop.set()
         for job in jobs:
             job.cancel()
+        self._tell(places, on=True)
+
+    def _tell(self, places: Sequence[object], *, on: bool) -> None:
         for place in places:
             stop = getattr(place, "stop", None)
             if stop:
-                stop()
+                stop(on=on)
 
 
 class Watched:

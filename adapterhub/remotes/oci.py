@@ -110,9 +110,9 @@ class Oci:
         """Close its connections."""
         self._wire.close()
 
-    def stop(self) -> None:
-        """Have what other threads are doing here end at once."""
-        self._wire.stop()
+    def stop(self, *, on: bool = True) -> None:
+        """Have what other threads are doing here end at once; until it is `on` no more."""
+        self._wire.stop(on=on)
 
     def __enter__(self) -> Oci:
         return self

@@ -104,6 +104,7 @@ class Wire:
     _known: dict[str, str] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _asking: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
     _context: ssl.SSLContext | None = field(default=None, repr=False)
 
     def ask(
@@ -159,7 +160,8 @@ class Wire:
         """Wait before try `number` + 1, as long as the server asked to; RemoteError when that is longer than anybody waits."""
         if error.pause is not None and error.pause > _LONGEST_PAUSE:
             raise RemoteError(where, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then") from error
-        time.sleep(self.pauses[number] if error.pause is None else error.pause)
+        if self._stopped.wait(self.pauses[number] if error.pause is None else error.pause):
+            raise RemoteError(where, "stopped") from error
 
     def given_up(self, error: AgainError, where: str, tries: int) -> RemoteError:
         """What an AgainError is after the last try."""
@@ -330,8 +332,12 @@ class Wire:
         for connection in found:
             connection.close()
 
-    def stop(self) -> None:
-        """Have what other threads are waiting for end at once, as if the network had failed."""
+    def stop(self, *, on: bool = True) -> None:
+        """Have what other threads are waiting for end at once, as if the network had failed; until it is `on` no more."""
+        if not on:
+            self._stopped.clear()
+            return
+        self._stopped.set()
         with self._lock:
             for connection in self._busy:
                 if connection.sock is not None:

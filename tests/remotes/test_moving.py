@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -58,9 +59,12 @@ class Program:
         self._command = [sys.executable, "-m", "adapterhub", *args]
         self._env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "XDG_DATA_HOME": str(tmp_path / "xdg")}
 
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, cwd=self._cwd, env=self._env, stdout=subprocess.DEVNULL)
+
     def killed_when(self, far: Callable[[], bool]) -> bool:
         """Run it until `far`; False when it had ended before."""
-        process = subprocess.Popen(self._command, cwd=self._cwd, env=self._env, stdout=subprocess.DEVNULL)
+        process = self.start()
         while process.poll() is None and not far():
             time.sleep(0.002)
         process.kill()
@@ -271,6 +275,24 @@ def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp
     asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
     assert asked[0] is None
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
+
+
+def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, fixed: tuple[Proxy, uploads.Uploads]) -> None:
+    proxy, there = fixed
+    write_adapter(tmp_path / "sql")
+
+    def before(found: Exchange) -> None:
+        there.answer(found)
+        if found.method == "POST":
+            found.status, found.answer = 429, {"retry-after": "100"}
+
+    proxy.before = before
+    program = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/wait")
+    process = program.start()
+    while not any(found.method == "POST" for found in list(proxy.seen)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
 
 
 def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:
