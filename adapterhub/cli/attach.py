@@ -16,8 +16,8 @@ from .app import Settings, command
 from .output import Column
 
 if TYPE_CHECKING:
+    from adapterhub.remotes.oci.referrers import Referrer, Referring
     from adapterhub.remotes.places import Place
-    from adapterhub.remotes.referrers import Referrer, Referring
 
 
 @command(
@@ -37,7 +37,7 @@ def attach(settings: Settings, *, address: str, files: tuple[str, ...], kind: st
     It is a manifest of its own that names the version as its subject (an OCI referrer), which oras discover and cosign
     find too. The same files of the same type again are the same attachment.
     """
-    from adapterhub.remotes import referrers
+    from adapterhub.remotes.oci import referrers
 
     with _opened(address) as (place, where):
         subject = place.manifest(where.reference)
@@ -63,7 +63,7 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
     In a registry that doesn't list them itself it is what the tag sha256-… of the version says.
     """
-    from adapterhub.remotes import referrers
+    from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None
     with _opened(address) as (place, where):
@@ -126,7 +126,7 @@ def _opened(address: str) -> Iterator[tuple[Referring, Place]]:
 
 def carry(source: str, target: str) -> int:
     """Copy what is attached to a version to where the version is about to go; how many things that was."""
-    from adapterhub.remotes import referrers
+    from adapterhub.remotes.oci import referrers
 
     with _opened(source) as (there, where), _opened(target) as (place, _):
         return len(referrers.copy(there, there.manifest(where.reference).digest, place))

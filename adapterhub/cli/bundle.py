@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.ref import Ref
     from adapterhub.registry import Registry
-    from adapterhub.remotes.layout_bundle import Item
+    from adapterhub.remotes.layouts.bundle import Item
 
 _NETWORK = ("http://", "https://", "hf://")
 
@@ -43,7 +43,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
     REF is a version in the registry here, or an address. Each keeps its name, so that `pull REF --from OUT` finds it, and
     skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST) too. `copy layout://OUT:REF NAME` takes one into a registry.
     """
-    from adapterhub.remotes import layout_bundle
+    from adapterhub.remotes.layouts import bundle as layout_bundle
 
     archived = out.lower().endswith(".tar")
     staging.check_free(Path(out), folder=not archived)
@@ -68,7 +68,7 @@ def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[Item], list[Digest]]:
     """The versions to bundle, each open until the stack closes, and the digests of parents that are not here."""
-    from adapterhub.remotes.layout_bundle import ancestors
+    from adapterhub.remotes.layouts.bundle import ancestors
     from adapterhub.remotes.places import is_address
 
     items: list[Item] = []
@@ -97,7 +97,7 @@ def _items(
 
 def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
     """A version of the registry, called as it was named if that was a tag, else by its number."""
-    from adapterhub.remotes.layout_bundle import Item
+    from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
 
     version = stack.enter_context(registry.reading(ref))
@@ -109,8 +109,8 @@ def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
 
 def _elsewhere(text: str, stack: ExitStack) -> Item:
     """A version at an address, called by the end of its name there; one of a digest has none."""
-    from adapterhub.remotes.layout import LayoutAddress
-    from adapterhub.remotes.layout_bundle import Item
+    from adapterhub.remotes.layouts.bundle import Item
+    from adapterhub.remotes.layouts.place import LayoutAddress
     from adapterhub.remotes.places import parse
 
     from . import remotes
@@ -130,8 +130,9 @@ def found(text: str, source: str | None, *, base: str | None, offline: bool) -> 
     Raises:
         UsageError: `offline`, and it would be.
     """
-    from adapterhub.remotes import layout, places
-    from adapterhub.remotes.layout_bundle import named
+    from adapterhub.remotes import places
+    from adapterhub.remotes.layouts import place as layout
+    from adapterhub.remotes.layouts.bundle import named
 
     if offline:
         for word in (text, base or ""):

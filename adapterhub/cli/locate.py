@@ -123,7 +123,7 @@ def user_file() -> Path:
 
 def logins_file() -> Path:
     """What `adapterhub login` keeps."""
-    from adapterhub.remotes.kept import FILE
+    from adapterhub.remotes.oci.kept import FILE
 
     return config_folder() / FILE
 

@@ -14,8 +14,8 @@ from . import locate, output
 from .app import Settings, command
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.address import Address
-    from adapterhub.remotes.kept import Credentials
+    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.kept import Credentials
 
 _LONGEST = 1 << 16  # characters of a token
 
@@ -39,8 +39,8 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     keyring, if the package keyring is installed and has one, else in a file that only you may read. It comes before what
     `docker login` keeps.
     """
-    from adapterhub.remotes import kept
-    from adapterhub.remotes.host import GIVEN, Host
+    from adapterhub.remotes.oci import kept
+    from adapterhub.remotes.oci.host import GIVEN, Host
 
     address = _address(host)
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
@@ -63,7 +63,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 @click.pass_obj
 def logout(settings: Settings, host: str) -> None:
     """Forget the login for a registry, HOST[:PORT] or the NAME of a remote. What `docker login` keeps stays."""
-    from adapterhub.remotes import kept
+    from adapterhub.remotes.oci import kept
 
     address, path = _address(host), locate.logins_file()
     if not kept.forget(path, _key(address)):
@@ -74,14 +74,14 @@ def logout(settings: Settings, host: str) -> None:
 
 
 def _key(address: Address) -> str:
-    from adapterhub.remotes.credentials import canonical
+    from adapterhub.remotes.oci.credentials import canonical
 
     return canonical(address.host, plain=address.plain)
 
 
 def _address(text: str) -> Address:
     """The registry that a host, a URL or the name of a remote is; UsageError for a place where others keep the login."""
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.oci.address import Address
 
     found = locate.remotes().get(text)
     url = found.url if found else text if "://" in text else f"oci://{text}"
@@ -107,7 +107,7 @@ _ELSEWHERE = {
 
 def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:
     """Name and password, or a token, from stdin or from whoever sits at the terminal."""
-    from adapterhub.remotes.kept import Credentials
+    from adapterhub.remotes.oci.kept import Credentials
 
     if password and token:
         raise UsageError("--token-stdin", "is instead of --password-stdin", "Leave one out")

@@ -17,8 +17,7 @@ from .output import Column
 if TYPE_CHECKING:
     from adapterhub.project import Settled
     from adapterhub.remotes.configured import Remote
-    from adapterhub.remotes.host import Access
-    from adapterhub.remotes.places import Place
+    from adapterhub.remotes.places import Access, Place
 
 _in_project = click.option("--project", "in_project", is_flag=True, help="In the project's adapterhub.toml, not your own file.")
 
@@ -199,11 +198,11 @@ def _asked(found: Remote) -> dict[str, Any]:
 
 def _access(url: str, place: Place) -> Access | None:
     """What a registry or a hub grants; None for a kind that isn't asked."""
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes.oci.address import Address
 
     if isinstance(place, Address):
-        from adapterhub.remotes import credentials
-        from adapterhub.remotes.host import Host
+        from adapterhub.remotes.oci import credentials
+        from adapterhub.remotes.oci.host import Host
 
         from .remotes import surroundings
 
@@ -212,7 +211,7 @@ def _access(url: str, place: Place) -> Access | None:
             return host.access()
     scheme, _, rest = url.partition("://")
     if scheme == "hf":
-        from adapterhub.remotes import hub_host
+        from adapterhub.remotes.hub import host as hub_host
 
         hub = locate.hub()
         return hub_host.access(hub.endpoint, hub.token, rest)

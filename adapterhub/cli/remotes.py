@@ -168,7 +168,7 @@ def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_
     from adapterhub.remotes import copying
 
     if as_image:
-        from adapterhub.remotes.image import Image
+        from adapterhub.remotes.oci.image import Image
 
         source, reference = Image(source, reference), "latest"
     with bytes_bar(f"copying to {address.host}") as show:
@@ -219,7 +219,7 @@ def pull(
 def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple[Manifest, bool]:
     """Have a version of a remote in a folder, and whether it wasn't there; what is there already costs one request."""
     from adapterhub.remotes import folders
-    from adapterhub.remotes.image import Unpacked
+    from adapterhub.remotes.oci.image import Unpacked
 
     there: list[bool] = []
     with bytes_bar(f"pulling from {host}") as show:
@@ -269,10 +269,11 @@ def list_tags(settings: Settings, text: str, *, as_tree: bool) -> None:
 
 def list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """What `list [PREFIX] --remote NAME` does: tags of a whole name, else the names there are."""
-    from adapterhub.remotes import credentials, places
-    from adapterhub.remotes.address import Address
+    from adapterhub.remotes import places
     from adapterhub.remotes.configured import NOBODY, below, nobody
-    from adapterhub.remotes.host import Host
+    from adapterhub.remotes.oci import credentials
+    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.host import Host
 
     found = locate.remote(name)
     if as_tree or (prefix and "/" in prefix):

@@ -20,18 +20,19 @@ from .remote import Target
 if TYPE_CHECKING:
     from adapterhub.bases.names import Hub
 
+_HUB, _LAYOUT, _OBJECTS, _OCI = "hub.repository", "layouts.place", "objects.store", "oci.repository"
 _MODULES = {
-    "az": "objects",
-    "file": "objects",
-    "gs": "objects",
-    "oci": "oci",
-    "oci+http": "oci",
-    "oci+https": "oci",
-    "layout": "layout",
-    "hf": "hf",
-    "hub+http": "hf",
-    "hub+https": "hf",
-    "s3": "objects",
+    "az": _OBJECTS,
+    "file": _OBJECTS,
+    "gs": _OBJECTS,
+    "hf": _HUB,
+    "hub+http": _HUB,
+    "hub+https": _HUB,
+    "layout": _LAYOUT,
+    "oci": _OCI,
+    "oci+http": _OCI,
+    "oci+https": _OCI,
+    "s3": _OBJECTS,
 }
 _SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
@@ -53,6 +54,20 @@ class Surroundings:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     logins: Path | None = None
     uploads: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a server grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read, and write.
+
+    `writes` is None where there is no way to ask that leaves nothing; `why` is the reason of a no.
+    """
+
+    who: str
+    source: str
+    reads: bool
+    writes: bool | None
+    why: str = ""
 
 
 class Place(Protocol):
@@ -141,4 +156,4 @@ def _kind(text: str) -> str:
     scheme, found, _ = text.partition("://")
     if found and scheme.lower() in _MODULES:
         return _MODULES[scheme.lower()]
-    return "layout" if text.lower().startswith(_SKOPEO) else ""
+    return _LAYOUT if text.lower().startswith(_SKOPEO) else ""

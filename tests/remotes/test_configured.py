@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes import hub_host
-from adapterhub.remotes.address import Address
 from adapterhub.remotes.configured import below, check_url
-from adapterhub.remotes.host import Host
-from adapterhub.remotes.kept import Credentials
+from adapterhub.remotes.hub import host as hub_host
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.host import Host
+from adapterhub.remotes.oci.kept import Credentials
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.remotes import registry

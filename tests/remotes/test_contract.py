@@ -15,17 +15,17 @@ import pytest
 from adapterhub import manifest, packing
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.registry import Registry
-from adapterhub.remotes.address import Address
-from adapterhub.remotes.archive import Archive
 from adapterhub.remotes.copying import copy, unique
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hf import HubRepository
-from adapterhub.remotes.hf_address import HubAddress
-from adapterhub.remotes.layout_folder import LayoutFolder
+from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.repository import HubRepository
+from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.local import Local
-from adapterhub.remotes.objects import Objects
-from adapterhub.remotes.objects_address import ObjectAddress
-from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.objects.address import ObjectAddress
+from adapterhub.remotes.objects.store import Objects
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.remote import Reader, Source, Target
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 from tests.registry.conftest import write_adapter

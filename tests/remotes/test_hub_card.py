@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapterhub import facts
-from adapterhub.remotes import hf_card
+from adapterhub.remotes.hub import card as hf_card
 from tests.conftest import need_module
 from tests.registry.conftest import write_adapter
 

@@ -21,8 +21,8 @@ from adapterhub import manifest
 from adapterhub.manifest import Manifest
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.hf import HubRepository
-from adapterhub.remotes.hf_address import HubAddress
+from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub.remotes.receiving import NOTED
 from adapterhub_converters.errors import (
     AdapterhubError,

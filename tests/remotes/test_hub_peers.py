@@ -15,8 +15,8 @@ import pytest
 from adapterhub import manifest
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hf import HubRepository
-from adapterhub.remotes.hf_address import HubAddress
+from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError, UsageError
 from tests.conftest import Run, need_module
 from tests.registry.conftest import write_adapter

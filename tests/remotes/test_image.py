@@ -17,8 +17,8 @@ import pytest
 from adapterhub import manifest
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.image import Image, Unpacked
-from adapterhub.remotes.layout_folder import LayoutFolder
+from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.oci.image import Image, Unpacked
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_contract import read

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes import credentials, kept
-from adapterhub.remotes.address import Address
-from adapterhub.remotes.kept import Credentials
+from adapterhub.remotes.oci import credentials, kept
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.kept import Credentials
 from adapterhub_converters.errors import LocalIOError
 from tests.cli.test_process import PATH
 from tests.conftest import Run, need_module

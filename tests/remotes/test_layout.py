@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub import manifest
-from adapterhub.remotes import archive_tar, layout, places
-from adapterhub.remotes.archive import Archive
+from adapterhub.remotes import places
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layout_folder import LayoutFolder
+from adapterhub.remotes.layouts import place as layout
+from adapterhub.remotes.layouts import tar as archive_tar
+from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.receiving import forget, received
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
 from tests.conftest import Run

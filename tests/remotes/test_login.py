@@ -11,11 +11,11 @@ from urllib.parse import parse_qs
 import pytest
 
 from adapterhub.manifest import Descriptor
-from adapterhub.remotes import credentials
-from adapterhub.remotes.address import Address
-from adapterhub.remotes.credentials import Credentials
-from adapterhub.remotes.login import Login
-from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.oci import credentials
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.credentials import Credentials
+from adapterhub.remotes.oci.login import Login
+from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.places import is_address
 from adapterhub.remotes.wire import DeniedError
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError

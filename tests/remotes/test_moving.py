@@ -20,14 +20,14 @@ import pytest
 
 from adapterhub import manifest
 from adapterhub.manifest import Descriptor
-from adapterhub.remotes.address import Address
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import LARGE, AdapterFolder, download
 from adapterhub.remotes.moving import Move, Pace
-from adapterhub.remotes.oci import PIECE, Oci
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import PIECE, Oci
+from adapterhub.remotes.oci.uploads import Begun, Uploads
 from adapterhub.remotes.receiving import NOTED
 from adapterhub.remotes.remote import Reader
-from adapterhub.remotes.uploads import Begun, Uploads
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes.address import Address
-from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.wire import _seconds
 from adapterhub_converters.errors import RemoteError
 from tests.conftest import Run

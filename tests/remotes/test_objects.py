@@ -17,8 +17,8 @@ from adapterhub.registry import ABSENT, Registry
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.local import Local
-from adapterhub.remotes.objects import SINGLE_WRITER, Objects
-from adapterhub.remotes.objects_address import ObjectAddress
+from adapterhub.remotes.objects.address import ObjectAddress
+from adapterhub.remotes.objects.store import SINGLE_WRITER, Objects
 from adapterhub.remotes.places import parse
 from adapterhub.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError

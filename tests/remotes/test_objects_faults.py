@@ -17,7 +17,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub.remotes.copying import copy, unique
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.objects import Objects
+from adapterhub.remotes.objects.store import Objects
 from adapterhub.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
 from tests.cli.test_process import PATH
@@ -68,7 +68,7 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     bucket, go = moto.bucket(), tmp_path / "go"
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from adapterhub.remotes.objects import Objects\nfrom adapterhub.remotes.objects_address import ObjectAddress\n"
+        "from adapterhub.remotes.objects.store import Objects\nfrom adapterhub.remotes.objects.address import ObjectAddress\n"
         "from adapterhub.store import Entry\nimport os\n"
         "place = Objects(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
         "print('ready', flush=True)\n"

@@ -19,10 +19,10 @@ import pytest
 
 from adapterhub import manifest
 from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.remotes.address import Address
 from adapterhub.remotes.copying import copy, unique
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.receiving import NOTED
 from adapterhub_converters.errors import (
     AdapterhubError,

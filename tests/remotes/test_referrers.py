@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from adapterhub import manifest
-from adapterhub.remotes import referrers
-from adapterhub.remotes.address import Address
-from adapterhub.remotes.archive import Archive
 from adapterhub.remotes.copying import copy
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layout_folder import LayoutFolder
-from adapterhub.remotes.oci import Oci
+from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.oci import referrers
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import Oci
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.proxy import Exchange, Proxy

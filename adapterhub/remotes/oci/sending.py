@@ -13,11 +13,10 @@ from typing import Any
 
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.manifest import Descriptor
+from adapterhub.remotes.moving import unwatched
+from adapterhub.remotes.receiving import PAUSES, Steady
+from adapterhub.remotes.remote import Source
 from adapterhub_converters.errors import IntegrityError, LocalIOError
-
-from .moving import unwatched
-from .receiving import PAUSES, Steady
-from .remote import Source
 
 _AHEAD = 3  # chunks that may have been read and not be hashed yet
 

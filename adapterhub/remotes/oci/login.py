@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
+from adapterhub.remotes.oci.kept import Credentials
+from adapterhub.remotes.wire import Answer, DeniedError, Wire, origin
 from adapterhub_converters.errors import RemoteError
-
-from .kept import Credentials
-from .wire import Answer, DeniedError, Wire, origin
 
 _CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,16384}")

@@ -16,12 +16,11 @@ from typing import cast
 
 from adapterhub.digest import CHUNK
 from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.remotes.hub.api import Api
+from adapterhub.remotes.receiving import Steady
+from adapterhub.remotes.remote import Reader, Source
+from adapterhub.remotes.wire import Answer
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteError
-
-from .hf_api import Api
-from .receiving import Steady
-from .remote import Reader, Source
-from .wire import Answer
 
 _LFS = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
 _ENDS = (200, 201, 204)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from adapterhub.remotes.places import Access
+from adapterhub.remotes.wire import PAUSES, DeniedError, Wire
 from adapterhub_converters.errors import FormatError
-
-from .host import Access
-from .wire import PAUSES, DeniedError, Wire
 
 _LARGEST = 1 << 20  # bytes of an answer: it lists every organisation
 

@@ -21,21 +21,21 @@ from urllib.parse import quote, urlencode, urlsplit
 from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts.index import INDEX_TYPE
+from adapterhub.remotes.moving import unwatched
+from adapterhub.remotes.oci import credentials
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.login import Login
+from adapterhub.remotes.oci.sending import Sending, whole
+from adapterhub.remotes.oci.uploads import Begun, Note, Uploads
+from adapterhub.remotes.receiving import Steady, pass_over
+from adapterhub.remotes.remote import Reader, Source
+from adapterhub.remotes.wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, resolved
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
-from . import credentials, layout_index
-from .address import Address
-from .layout_index import INDEX_TYPE
-from .login import Login
-from .moving import unwatched
-from .receiving import Steady, pass_over
-from .remote import Reader, Source
-from .sending import Sending, whole
-from .uploads import Begun, Note, Uploads
-from .wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, resolved
-
 if TYPE_CHECKING:
-    from .places import Surroundings
+    from adapterhub.remotes.places import Surroundings
 
 PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.

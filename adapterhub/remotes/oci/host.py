@@ -11,35 +11,20 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from adapterhub.manifest import MANIFEST_TYPE
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.kept import Credentials
+from adapterhub.remotes.oci.login import Login
+from adapterhub.remotes.places import Access
+from adapterhub.remotes.wire import PAUSES, DeniedError, Wire, resolved
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
-
-from .address import Address
-from .kept import Credentials
-from .login import Login
-from .wire import PAUSES, DeniedError, Wire, resolved
 
 GIVEN = "given"
 """The source of credentials that are only tried so far."""
 _DOCKER = "docker's config.json"
 _MAX_NAMES, _MAX_PAGES, _PAGE = 100_000, 1000, 4 << 20
 _UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalogue, or none for us
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What a server grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read, and write.
-
-    `writes` is None where there is no way to ask that leaves nothing; `why` is the reason of a no.
-    """
-
-    who: str
-    source: str
-    reads: bool
-    writes: bool | None
-    why: str = ""
 
 
 class Host:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub_converters.errors import UsageError
 
-from .archive import Archive
-from .layout_folder import LayoutFolder
-
 if TYPE_CHECKING:
-    from .places import Surroundings
+    from adapterhub.remotes.places import Surroundings
 
 _PREFIXES = ("layout://", "oci-archive:", "oci:")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")

@@ -22,6 +22,14 @@ from adapterhub.bases.names import MAIN
 from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
 from adapterhub.folder import WEIGHTS
 from adapterhub.manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.remotes.hub import card as hf_card
+from adapterhub.remotes.hub import contents as hf_contents
+from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.api import COMMIT, Api, Listing, Refs
+from adapterhub.remotes.hub.upload import Memory, upload
+from adapterhub.remotes.receiving import Steady, pass_over
+from adapterhub.remotes.remote import Reader, Source
+from adapterhub.remotes.wire import PAUSES
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -33,16 +41,8 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from . import hf_card, hf_contents
-from .hf_address import HubAddress
-from .hf_api import COMMIT, Api, Listing, Refs
-from .hf_upload import Memory, upload
-from .receiving import Steady, pass_over
-from .remote import Reader, Source
-from .wire import PAUSES
-
 if TYPE_CHECKING:
-    from .places import Surroundings
+    from adapterhub.remotes.places import Surroundings
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
 _HELD = 64 << 20  # bytes of small files that are held for the commit

@@ -24,16 +24,16 @@ from typing import BinaryIO, cast
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.leases import ABANDONED
 from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts import tar as archive_tar
+from adapterhub.remotes.layouts.index import Entry
+from adapterhub.remotes.layouts.layout import Layout, Window
+from adapterhub.remotes.layouts.tar import Member
+from adapterhub.remotes.receiving import received
+from adapterhub.remotes.remote import Reader, Source
 from adapterhub.store import local_errors
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, LocalIOError
 from adapterhub_converters.files import staging
-
-from . import archive_tar, layout_index
-from .archive_tar import Member
-from .layout_index import Entry
-from .layout_read import Layout, Window
-from .receiving import received
-from .remote import Reader, Source
 
 _BLOBS = "blobs/sha256/"
 _WAITING = ".blobs-"  # what the folder beside an archive is called, in which blobs wait

@@ -17,9 +17,8 @@ from urllib.parse import quote
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import parse_json
+from adapterhub.remotes.wire import PAUSES, Answer, Body, DeniedError, Wire, resolved
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError
-
-from .wire import PAUSES, Answer, Body, DeniedError, Wire, resolved
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

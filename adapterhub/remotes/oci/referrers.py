@@ -20,13 +20,12 @@ from typing import Any, Protocol
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.folder import check_paths
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.receiving import received
+from adapterhub.remotes.remote import Reader, Target
 from adapterhub.store import open_regular
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 from adapterhub_converters.files import staging
-
-from . import layout_index
-from .receiving import received
-from .remote import Reader, Target
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000

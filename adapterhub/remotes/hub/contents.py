@@ -17,9 +17,8 @@ from adapterhub import manifest
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.folder import MAX_FILES, check_names
 from adapterhub.manifest import FACTS, Manifest
+from adapterhub.remotes.hub.api import Entry, Listing
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-
-from .hf_api import Entry, Listing
 
 _PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-\d+/")

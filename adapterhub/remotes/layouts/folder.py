@@ -12,15 +12,14 @@ from typing import BinaryIO
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts.index import Entry
+from adapterhub.remotes.layouts.layout import Layout
+from adapterhub.remotes.receiving import forget, received
+from adapterhub.remotes.remote import Source
 from adapterhub.store import local_errors, open_regular
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.staging import sync
-
-from . import layout_index
-from .layout_index import Entry
-from .layout_read import Layout
-from .receiving import forget, received
-from .remote import Source
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
 _HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout

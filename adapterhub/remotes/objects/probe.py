@@ -12,10 +12,9 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from adapterhub.remotes.objects.bucket import Bucket, Unsupported
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.files.json_file import parse_object
-
-from .objects_bucket import Bucket, Unsupported
 
 REMEMBERED = "capabilities.json"
 _WRITERS = 8

@@ -27,20 +27,19 @@ from adapterhub.digest import CHUNK, Digest, copy_hashing, parse_digest, sha256_
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry import ABSENT, now
+from adapterhub.remotes.objects import probe as objects_probe
+from adapterhub.remotes.objects.address import ObjectAddress
+from adapterhub.remotes.objects.bucket import RETRIES, Bucket, Unsupported
+from adapterhub.remotes.objects.log import Log, State
+from adapterhub.remotes.receiving import PAUSES, Steady
+from adapterhub.remotes.remote import Reader, Source
 from adapterhub.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
-
-from . import objects_probe
-from .objects_address import ObjectAddress
-from .objects_bucket import RETRIES, Bucket, Unsupported
-from .objects_log import Log, State
-from .receiving import PAUSES, Steady
-from .remote import Reader, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .places import Surroundings
+    from adapterhub.remotes.places import Surroundings
 
 PIECE = 16 << 20  # bytes of one part; a smaller blob goes in one request
 _MOST_PIECES = 10_000  # parts that S3 takes of one object

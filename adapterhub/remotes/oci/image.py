@@ -21,11 +21,10 @@ from adapterhub import manifest
 from adapterhub.digest import CHUNK, Digest, sha256_bytes
 from adapterhub.manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.layouts import tar as archive_tar
+from adapterhub.remotes.receiving import Steady, pass_over
+from adapterhub.remotes.remote import Reader, Source
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
-
-from . import archive_tar
-from .receiving import Steady, pass_over
-from .remote import Reader, Source
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 ORIGINAL = "io.adapterhub.digest"  # an annotation: the digest of what was packaged

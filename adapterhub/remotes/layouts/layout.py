@@ -12,11 +12,10 @@ from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts.index import Entry
+from adapterhub.remotes.remote import Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
-
-from . import layout_index
-from .layout_index import Entry
-from .remote import Reader
 
 
 class Layout(ABC):

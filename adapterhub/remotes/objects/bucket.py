@@ -15,12 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
+from adapterhub.remotes.objects.address import BUCKETS, ObjectAddress
+from adapterhub.remotes.remote import CutError, Reader
 from adapterhub.store import local_errors
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 from adapterhub_converters.files.staging import sync
-
-from .objects_address import BUCKETS, ObjectAddress
-from .remote import CutError, Reader
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload

@@ -14,11 +14,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from adapterhub.remotes.oci import kept
+from adapterhub.remotes.oci.kept import Credentials
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 from adapterhub_converters.files import json_file
-
-from . import kept
-from .kept import Credentials
 
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_SECONDS = 60

@@ -17,16 +17,17 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import Registry
+from adapterhub.remotes import copying
+from adapterhub.remotes.layouts import archive
+from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts.archive import Opener
+from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.layouts.index import Entry
+from adapterhub.remotes.layouts.layout import Layout
+from adapterhub.remotes.receiving import Steady
+from adapterhub.remotes.remote import Progress, Reader, Source
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.files import staging
-
-from . import archive, copying, layout_index
-from .archive import Opener
-from .layout_folder import LayoutFolder
-from .layout_index import Entry
-from .layout_read import Layout
-from .receiving import Steady
-from .remote import Progress, Reader, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub, and what answers like it."""

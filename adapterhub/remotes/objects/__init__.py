@@ -1,0 +1,1 @@
+"""Object stores, and folders that are laid out like one."""

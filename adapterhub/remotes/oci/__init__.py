@@ -1,0 +1,1 @@
+"""OCI registries: repositories, who asks, images, attachments."""
