@@ -420,22 +420,24 @@ def row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[st
 def show(settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool) -> None:
     """Say what an adapter is: its base, size and shape, how it was made, where it acts, its files and their digests.
 
-    SRC is a ref, or a folder or file: then it says what a push would store, and under which digest. Where it acts is the
-    norm of what it adds to each module, its scale included, layer by layer: a picture on a terminal, numbers elsewhere.
+    SRC is a ref, or a folder, file or address: then it says what a push would store, and under which digest. Where it acts
+    is the norm of what it adds to each module, its scale included, layer by layer: a picture on a terminal, numbers elsewhere.
     """
     from . import heat
 
     if headers_only and (base or plot):
         raise UsageError("--headers-only", "reads no values to draw", "Leave it out, or --base and --plot")
-    path, ref = sources.resolve(source, settings)
+    ref = sources.ref_of(source, settings)
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
         output.deprecated(document["ref"], document["deprecated"])
+        norms = None if headers_only else heat.read(source, settings, base=base, plot=plot)
     else:
-        with sources.opened(source, settings) as found, sources.as_folder(found) as folder:
-            document = _show_path(str(path), folder)
-    norms = None if headers_only else heat.read(source, settings, base=base, plot=plot)
+        with sources.opened(source, settings) as found:
+            with sources.as_folder(found) as folder:
+                document = _show_path(source, folder)
+            norms = None if headers_only else heat.read(str(found.path), settings, base=base, plot=plot)
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document, norms))
@@ -530,17 +532,21 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.pass_obj
 def verify(settings: Settings, source: str) -> int:
-    """Compare bytes with their digests: a folder with its adapter.json, a version with its manifest.
+    """Compare bytes with their digests: a folder with its adapter.json, a version here or elsewhere with its manifest.
 
     Exits 0 when every byte is right, 1 when one is not.
     """
     from adapterhub.fsck import Finding, verify_folder
 
-    path, ref = sources.resolve(source, settings)
+    ref = sources.ref_of(source, settings)
     try:
+        if sources.is_elsewhere(source):
+            with sources.opened(source, settings) as found:  # which compares as it fetches
+                findings = verify_folder(found.folder)
+            return _findings(settings, source, findings, good="every byte is right")
         with bytes_bar("verifying") as progress:
             if ref is None:
-                findings = verify_folder(path or Path(source), progress)
+                findings = verify_folder(Path(source), progress)
             else:
                 with open_registry(settings) as registry:
                     findings = list(registry.verify(ref, progress))

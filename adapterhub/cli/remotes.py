@@ -124,7 +124,7 @@ def push(
             found_there = stack.enter_context(_open(there))
             rules.fits(found_there, there.reference, source)
             copied = _copy(found_there, there.reference, remote, address, as_image=as_image)
-        elif (ref := _ref(source, settings)) is not None and base is None and conversion is None:
+        elif (ref := sources.ref_of(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
             version = stack.enter_context(registry.reading(ref))
             output.deprecated(str(version.ref), version.deprecated)
@@ -173,13 +173,6 @@ def _copy(source: Source, reference: str, remote: Target, address: Place, *, as_
         source, reference = Image(source, reference), "latest"
     with bytes_bar(f"copying to {address.host}") as show:
         return copying.copy(source, reference, remote, address.reference, show, **transfers.how())
-
-
-def _ref(source: str, settings: Settings) -> Ref | None:
-    """The ref that a source is, None for a path or an address."""
-    from adapterhub.remotes.places import is_address
-
-    return None if is_address(source) else sources.resolve(source, settings)[1]
 
 
 def pull(
@@ -231,7 +224,7 @@ def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple
 
 def _aside(remote: object) -> dict[str, str]:
     """Say what a place has to say; the commit, if it has such, under which others know what was read or made."""
-    commit = getattr(remote, "commit", "")
+    commit = getattr(remote, "commit_id", "")
     for note in [*getattr(remote, "notes", ()), *([f"commit {commit}"] if commit else [])]:
         output.say(output.one_line(note))
     return {"commit": commit} if commit else {}
@@ -314,7 +307,7 @@ def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> 
             if made.facts is not None:
                 rules.fits(remote, made.digest, source)
                 return _admitted(registry, remote, made.digest, ref)
-    elif (found := _ref(source, settings)) is not None:
+    elif (found := sources.ref_of(source, settings)) is not None:
         with registry.reading(found) as version:
             rules.fits(Local(registry, version.name), version.digest, str(version.ref))
             return _admitted(registry, Local(registry, version.name), version.digest, ref)
@@ -337,7 +330,7 @@ def _admitted(registry: Registry, source: Source, digest: str, ref: Ref) -> Vers
 def _into_folder(settings: Settings, source: str, target: str) -> None:
     from adapterhub import transfer
 
-    ref = _ref(source, settings)
+    ref = sources.ref_of(source, settings)
     if ref is None:
         raise UsageError(target, "is a folder, and so is what should be copied", "Copy it with the tools of your system")
     rules.ref_fits(settings, source)

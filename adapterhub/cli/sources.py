@@ -111,6 +111,18 @@ def place(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
+def is_elsewhere(text: str) -> bool:
+    """Whether `text` is an address."""
+    from adapterhub.remotes.places import is_address
+
+    return is_address(text)
+
+
+def ref_of(text: str, settings: Settings) -> Ref | None:
+    """The ref that `text` is, None for a path or an address; as `resolve`."""
+    return None if is_elsewhere(text) else resolve(text, settings)[1]
+
+
 def resolve(text: str, settings: Settings) -> tuple[Path | None, Ref | None]:
     """The path or the ref that `text` is; UsageError when it is both, NotFoundError when it is neither."""
     from adapterhub.ref import Ref

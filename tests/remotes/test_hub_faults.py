@@ -193,7 +193,7 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
     proxy.after = after
     with remote(proxy.address, pauses=(0.0, 0.0)) as to:
         made = copy(AdapterFolder(adapter), "latest", to, branch).manifest
-        assert to.commit == hub.repos["org/sql"].branches[branch].oid
+        assert to.commit_id == hub.repos["org/sql"].branches[branch].oid
     assert not any(lost.values())
     assert len(hub.repos["org/sql"].commits) == 2  # the hub's first, and ours
     assert remote(hub.host).manifest(branch).digest == made.digest

@@ -183,3 +183,14 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
     assert "put back 4 blobs" in done.stderr
     run("verify", "team/sql")
+
+
+def test_show_and_verify_take_an_address(make: Make, run: Run, host: str) -> None:
+    address = f"oci://{host}/cli/shown:v1"
+    run("push", folder := make("sql"), address)
+    assert json.loads(run("show", address, "--json").stdout)["digest"] == manifest.build(folder).digest
+    assert json.loads(run("verify", address, "--json").stdout)["ok"] is True
+
+
+def test_a_layout_says_nothing_of_commits(make: Make, run: Run, tmp_path: Path) -> None:
+    assert "commit" not in run("push", make("sql"), f"layout://{tmp_path / 'x.tar'}:v1").stderr

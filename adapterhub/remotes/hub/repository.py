@@ -77,7 +77,7 @@ class HubRepository:
     """One repository of a hub; `close` it in the end.
 
     Attributes:
-        commit: The commit that was read or made last.
+        commit_id: The commit that was read or made last.
         commits: Of each branch and tag, once these were asked for.
         notes: What whoever uses it should know.
         private: Whether the repository, if it has to be made, is not for everybody.
@@ -86,7 +86,7 @@ class HubRepository:
     def __init__(
         self, address: HubAddress, endpoint: str, token: str | None = None, *, pauses: Sequence[float] = PAUSES
     ) -> None:
-        self.address, self.commit = address, ""
+        self.address, self.commit_id = address, ""
         self.notes: list[str] = []
         self.commits: dict[str, str] = {}
         self.private = False
@@ -122,7 +122,7 @@ class HubRepository:
             version = self._by_digest(parse_digest(reference, self.where))
         else:
             version = self._version(self._api.listing(reference))
-        self.commit = version.listing.commit
+        self.commit_id = version.listing.commit
         return version.made
 
     def _version(self, listing: Listing) -> _Version:
@@ -332,7 +332,7 @@ class HubRepository:
         if new:
             self._branch(branch, start.commit)
         try:
-            self.commit = self._committed(branch, start, made, facts, changes) if changes else start.commit
+            self.commit_id = self._committed(branch, start, made, facts, changes) if changes else start.commit
         except BaseException:
             if new:
                 self._unbranch(branch, start.commit)
@@ -382,7 +382,7 @@ class HubRepository:
         if version.made.digest != made.digest:
             hint = "Push to a branch, or remove the tag there"
             raise RefusedError(self.address.at(tag), "is a tag, and a tag of a repository stays where it is", hint)
-        self.commit = version.listing.commit
+        self.commit_id = version.listing.commit
 
     def _start(self, branch: str, made: Manifest, facts: Mapping[str, Any], *, new: bool) -> tuple[Listing, _Changes]:
         """The commit to go on from, and what has to change in it. A new branch may begin at the same version elsewhere."""
