@@ -216,9 +216,10 @@ class _Scheme:
         bits = words.info.shape[0] * 32 // into
         if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
             raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, a layout that isn't known here")
+        _integers(name, words, zeros, *([order] if order else []))
         less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
-        groups, per = scale.info.shape[0], 32 // bits
-        if scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+        groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
+        if not groups or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
             raise RefusedError(name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}")
         size = -(-into // groups)
 
@@ -246,8 +247,9 @@ class _Scheme:
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits), of which only gemm in 4 bits is known here")
-        groups = scale.info.shape[0]
-        fits = words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
+        _integers(name, words, zeros)
+        groups = scale.info.shape[0] if scale.info.shape else 0
+        fits = groups > 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
         if not fits or scale.info.shape != (groups, out) or into % groups:
             raise RefusedError(name, f"AWQ with words {words.info.shape} and scales {scale.info.shape}")
 
@@ -307,6 +309,12 @@ def _without(name: str, leaves: Leaves, *others: str) -> None:
     for leaf in others:
         if leaf in leaves:
             raise RefusedError(name, f"has a {leaf} beside it, which isn't understood here", "Dequantise it elsewhere")
+
+
+def _integers(name: str, *places: Place) -> None:
+    for place in places:
+        if place.info.dtype != "I32":
+            raise RefusedError(name, f"{place.info.name} is {place.info.dtype}, not words of 32 bits")
 
 
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ import pytest
 from adapterhub.merge import Options, fuse, prepared
 from adapterhub.merge.stored import QUANTISERS, Blocks, kind
 from adapterhub_converters import dtypes, gguf_lora, names
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.files import gguf_file
@@ -347,3 +347,19 @@ def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(AdapterhubError, match="no output layer but the embedding table"):
         prepared([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
+
+
+def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
+    said = {
+        "general.architecture": string("qwen3moe"),
+        "qwen3moe.expert_count": u32(2),
+        "qwen3moe.attention.head_count": u32(2),
+    }
+    tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    for name, experts in (("down_proj", 2), ("gate_up_proj", 3)):
+        lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
+        delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)
+        with pytest.raises(AdapterhubError, match=r"model.layers.0.mlp.experts.*(the base has no|not as many)") as caught:
+            prepared([(Adapter({f"model.layers.0.mlp.experts.{name}": delta}), 1.0)], tmp_path / "base.gguf")
+        assert caught.value.exit_code == 6
