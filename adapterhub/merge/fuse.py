@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.files import staging
 
 from . import merged_card, resuming
@@ -51,8 +51,12 @@ class Merge:
 
         Raises:
             OutputExistsError: `out` is there already.
+            UsageError: `out` is the name of a file, and a folder is to be written.
             LocalIOError: The disk is full or cannot be written; nothing was left behind.
         """
+        if not self.single and out.suffix == ".gguf":
+            hint = "Name a folder; a merged Hugging Face folder is made a GGUF by llama.cpp's convert_hf_to_gguf.py"
+            raise UsageError(str(out), "is the name of a file, and this merge writes a folder", hint)
         run = Run(progress, self.report.size)
         left = None if self.single else resuming.left_over(out, self._job)
         with staging.whole(out, folder=not self.single) as inside:

@@ -73,6 +73,7 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
         (["-o", "base", "--into", "base"], 2, "already exists"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
+        (["-o", "out.gguf", "--into", "base"], 2, "is the name of a file, and this merge writes a folder"),
         (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
         (["-o", "out", "--into", "base", "--requantise", "q8_0"], 6, "--requantise"),
     ],
