@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Merge:
 
     report: FuseReport
     single: bool
-    _job: str
+    _job: Callable[[], str]
     _files: Callable[[Path], Sequence[OutFile]]
     _beside: Callable[[Path], None]
 
@@ -58,24 +59,25 @@ class Merge:
             hint = "Name a folder; a merged Hugging Face folder is made a GGUF by llama.cpp's convert_hf_to_gguf.py"
             raise UsageError(str(out), "is the name of a file, and this merge writes a folder", hint)
         run = Run(progress, self.report.size)
-        left = None if self.single else resuming.left_over(out, self._job)
+        several = not self.single and len(self._files(out)) > 1
+        job = self._job() if several else ""
+        left = None if self.single else resuming.left_over(out, job)
         with staging.whole(out, folder=not self.single) as inside:
             files = self._files(inside)
-            if self.single or (len(files) == 1 and left is None):
+            if several:
+                self._resumable(run, files, resuming.Finished(job, inside), left)
+            else:
                 self._beside(inside)
                 run.write(files, inside.parent if self.single else inside)
-            else:
-                self._resumable(run, files, inside, left)
         return replace(self.report, out=out)
 
-    def _resumable(self, run: Run, files: Sequence[OutFile], inside: Path, left: Path | None) -> None:
+    def _resumable(self, run: Run, files: Sequence[OutFile], finished: resuming.Finished, left: Path | None) -> None:
         """Of several files those that an interrupted run finished are taken over, and if this one is, it leaves its own."""
-        finished = resuming.Finished(self._job, inside)
         taken = finished.take_over(left) if left else set()
         try:
-            self._beside(inside)
+            self._beside(finished.folder)
             run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
-            run.write([file for file in files if file.name not in taken], inside, finished.note)
+            run.write([file for file in files if file.name not in taken], finished.folder, finished.note)
         except (KeyboardInterrupt, SystemExit):
             finished.keep()
             raise
@@ -111,7 +113,7 @@ def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
     return Merge(
         report,
         not options.shard_size,
-        resuming.job(adapters, base, options),
+        partial(resuming.job, adapters, base, options),
         lambda out: gguf_files(steps, out, options),
         lambda folder: None,
     )
@@ -147,7 +149,7 @@ def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
         copy_companions(base, target, take)
         write_texts(target, texts)
 
-    return Merge(report, False, resuming.job(adapters, base, options), lambda out: files, beside)
+    return Merge(report, False, partial(resuming.job, adapters, base, options), lambda out: files, beside)
 
 
 def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], **more: Any) -> FuseReport:

@@ -58,7 +58,7 @@ class Finished:
 
     def __init__(self, name: str, inside: Path) -> None:
         self._job = name
-        self._inside = inside
+        self.folder = inside
         self._notes = inside.parent / _NOTES
         self._notes.mkdir(exist_ok=True)
 
@@ -73,9 +73,9 @@ class Finished:
         taken = set()
         for note in sorted((left / _NOTES).iterdir()):
             with suppress(OSError, ValueError):
-                said, path = json.loads(note.read_text()), left / self._inside.name / note.name
+                said, path = json.loads(note.read_text()), left / self.folder.name / note.name
                 if said == {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}:
-                    path.rename(self._inside / note.name)
+                    path.rename(self.folder / note.name)
                     note.rename(self._notes / note.name)
                     taken.add(note.name)
         shutil.rmtree(left, ignore_errors=True)
@@ -86,7 +86,7 @@ class Finished:
         done = [path.name for path in self._notes.iterdir()]
         if not done:
             return
-        place = self._inside
+        place = self.folder
         kept = Path(tempfile.mkdtemp(prefix=f".{place.name}.kept-", dir=place.parent.parent))
         (kept / place.name).mkdir()
         for name in done:
