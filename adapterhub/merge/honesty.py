@@ -12,10 +12,10 @@ from .measure import Change, Trained, measured
 from .nf4 import ThroughNF4, sampled
 from .options import Options
 from .plan import CONV1D
-from .running import Made, Opened, OutFile, Run, Source
+from .running import Made, Opened, OutFile, Run, Source, Stored
 from .stored import kind
 
-ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight")
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
 LEAST_KEPT = 0.9
 """Of a module's change: less is refused on a quantised target, and warned about on one in 16 bits."""
 
@@ -27,7 +27,11 @@ def changes_of(
     run, trained = Run(None, 0), _trained(options)
     with Opened() as opened:
         made = [part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)]
-        changes = {part.name: measured(part, (own or {}).get(part.name, part.source), opened, run, trained) for part in made}
+        changes = {}
+        for part in made:
+            original = (own or {}).get(part.name, part.source)
+            in_floats = isinstance(original, Stored) and not original.kind.quantised
+            changes[part.name] = measured(part, original, opened, run, trained if in_floats else None)
     lost = {name: change.kept for name, change in changes.items() if change.quantised and _is_lost(change)}
     if lost and not options.force:
         lines = [
@@ -63,16 +67,18 @@ def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for name, weight in folder.weights.items():
         form = kind(weight.dtype)
+        if name.endswith(ROUTERS):
+            raise RefusedError(name, "a router: whether training saw it quantised isn't known", "Leave --onto out")
         if is_linear(name) and len(weight.shape) == 2 and form:
-            if name.endswith(ROUTERS):
-                raise RefusedError(name, "a router: whether training saw it quantised isn't known", "Leave --onto out")
             found[name] = ThroughNF4(name, weight.source(), form)
     return found
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer that training quantises: in a layer, and no norm."""
+    """Whether a tensor is the weight of a linear layer that training quantises: in a layer, no norm, router or stack."""
     parts = name.split(".")
+    if name.endswith(ROUTERS) or "_exps" in name:
+        return False
     return name.endswith(".weight") and any(part.isdigit() for part in parts) and "norm" not in parts[-2]
 
 
