@@ -284,7 +284,7 @@ class _Planner:
         if expert is not None and (len(have) != 3 or not 0 <= expert < have[0]):
             raise RefusedError(target, f"expert {expert} is none of the base's {name} {have}")
         per = have[-2] if len(have) > 1 else 1
-        if have[-1] != shape[1] or row + shape[0] > per or (expert is None and len(have) == 3):
+        if not have or have[-1] != shape[1] or row + shape[0] > per or (expert is None and len(have) == 3):
             raise RefusedError(target, f"changes a weight of shape {shape}, the base's {name} is {have}")
         return (expert or 0) * per + row, name
 

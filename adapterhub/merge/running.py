@@ -292,7 +292,9 @@ class Run:
     def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
         ready = made.ready()
         rows, columns = made.source.rows, made.source.columns
-        step = rows if made.whole else max(2, TILE // max(1, columns) // 2 * 2)
+        if not columns:
+            return  # rows of nothing may be any number
+        step = rows if made.whole else max(2, TILE // columns // 2 * 2)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 

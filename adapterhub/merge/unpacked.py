@@ -48,18 +48,22 @@ class Place:
     info: TensorInfo
 
     def load(self, opened: Opened) -> np.ndarray:
-        """All of it; formats without a numpy type as bytes."""
-        dtype = dtypes.NUMPY.get(self.info.dtype, np.dtype("u1"))
+        """All of it."""
         array = np.empty(self.info.size, np.uint8)
         opened.read(self.path, array, self.info.offset)
-        return array.view(dtype).reshape(self.info.shape)
+        return array.view(self._dtype()).reshape(self.info.shape)
 
     def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
         """Rows of a matrix."""
         width = self.info.size // max(1, self.info.shape[0])
         array = np.empty((stop - start) * width, np.uint8)
         opened.read(self.path, array, self.info.offset + start * width)
-        return array.view(dtypes.NUMPY[self.info.dtype]).reshape(stop - start, -1)
+        return array.view(self._dtype()).reshape(stop - start, -1)
+
+    def _dtype(self) -> np.dtype:
+        if self.info.dtype not in dtypes.NUMPY:
+            raise RefusedError(self.info.name, f"is {self.info.dtype}, which isn't a type to compute with here")
+        return dtypes.NUMPY[self.info.dtype]
 
 
 Leaves = Mapping[str, Place]
@@ -261,7 +265,7 @@ class _Scheme:
         _integers(name, words, zeros, *([order] if order else []))
         less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
         groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
-        if not groups or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+        if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
             raise RefusedError(name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}")
         size = -(-into // groups)
 
@@ -291,7 +295,7 @@ class _Scheme:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits), of which only gemm in 4 bits is known here")
         _integers(name, words, zeros)
         groups = scale.info.shape[0] if scale.info.shape else 0
-        fits = groups > 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
+        fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
         if not fits or scale.info.shape != (groups, out) or into % groups:
             raise RefusedError(name, f"AWQ with words {words.info.shape} and scales {scale.info.shape}")
 

@@ -340,6 +340,17 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
         assert file.tensors["blk.0.attn_q.weight"].type_name == "Q8_0"
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
+def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(2), "llama.block_count": u32(1)}
+    tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantise="q8_0"))
+    with pytest.raises(AdapterhubError) as caught:
+        prepared([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
+    assert caught.value.exit_code == 6
+
+
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
     said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}
