@@ -34,7 +34,8 @@ PLAIN = Options()
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge that stands, of which nothing is written yet: every refusal but a full disk's is past.
+    """A merge that stands, of which nothing is written yet. What can be refused after this is a number that isn't one, in
+    rows that were not looked at, and a full disk.
 
     Attributes:
         report: What it does.
