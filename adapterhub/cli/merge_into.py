@@ -174,6 +174,10 @@ def _text(report: FuseReport) -> None:
         largest = max(change.relative or 0.0 for change in changes.values())
         kept = min(change.kept for change in changes.values() if change.kept is not None)
         output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
+    errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
+    if errors:
+        original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
+        output.write(f"  at most {original:.2%} off what was trained, onto the original weights; {trained:.2%}, as trained")
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):
             output.write(f"  {line}")

@@ -221,12 +221,15 @@ class _Planner:
     def _stacked(self, target: str, delta: StackedLowRank, weight: float) -> None:
         scale, experts = delta.scaling * weight, delta.shape[0]
         for name, expert, row, rows in self._parts(target, size_of(delta)):
-            if expert != ALL or self._base.tensors[name].info.shape[0] != experts:
+            known = self._known(name)
+            if known is None:
+                raise RefusedError(target, f"the base has no {name} ({self._spec.where})")
+            if expert != ALL or len(known.info.shape) != 3 or known.info.shape[0] != experts:
                 raise RefusedError(target, f"{experts} experts, not as many as the base's {name} has")
             for number in range(experts):
                 piece = LowRank(delta.lora_A[number], delta.lora_B[number][rows], delta.alpha)
-                first, known = self._place(target, name, number, row, piece.shape)
-                self._put(target, known, first, piece.shape[0], AddLowRank(piece, scale, transposed=False))
+                first, _ = self._place(target, name, number, row, piece.shape)
+                self._put(target, name, first, piece.shape[0], AddLowRank(piece, scale, transposed=False))
 
     def _embedding(self, target: str, delta: LowRankEmbedding, weight: float) -> None:
         name = self._table(target)
@@ -264,8 +267,9 @@ class _Planner:
         name = self._table(target)
         if self._tied and name == f"{HEAD}.weight":
             name = f"{TABLE}.weight"  # peft replaces them in both places
-        shape = self._base.tensors[name].info.shape
-        if rows.values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in rows.ids):
+        known = self._known(name)
+        shape = known.info.shape if known else ()
+        if len(shape) != 2 or rows.values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in rows.ids):
             raise RefusedError(target, f"rows {rows.values.shape} up to {max(rows.ids, default=0)} do not fit {name} {shape}")
         if weight != 1:
             raise RefusedError(target, f"rows replaced by the adapter: weight {weight} has no meaning for them")
@@ -280,7 +284,7 @@ class _Planner:
         if expert is not None and (len(have) != 3 or not 0 <= expert < have[0]):
             raise RefusedError(target, f"expert {expert} is none of the base's {name} {have}")
         per = have[-2] if len(have) > 1 else 1
-        if have[-1] != shape[1] or row + shape[0] > per or (expert is None and len(have) == 3):
+        if not have or have[-1] != shape[1] or row + shape[0] > per or (expert is None and len(have) == 3):
             raise RefusedError(target, f"changes a weight of shape {shape}, the base's {name} is {have}")
         return (expert or 0) * per + row, name
 

@@ -24,7 +24,7 @@ from adapterhub_converters.errors import LocalIOError, RefusedError
 from adapterhub_converters.files import staging
 from adapterhub_converters.files.safetensors_file import byte_view
 
-from .edits import Apply, Edit
+from .edits import Apply, Edit, Within
 from .files import copy_range, read_at, write_at
 from .stored import Floats, Kind
 
@@ -164,7 +164,8 @@ class Made:
     def ready(self) -> Ready:
         """The edits, their factors laid out."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
-        return Ready(self, [edit.ready(dtype) for edit in self.edits])
+        spans = [(edit.first, edit.first + edit.count) if isinstance(edit, Within) else None for edit in self.edits]
+        return Ready(self, [edit.ready(dtype) for edit in self.edits], spans)
 
 
 Part = Copy | Text | Made
@@ -184,18 +185,28 @@ class Ready:
 
     made: Made
     applies: Sequence[Apply]
+    spans: Sequence[tuple[int, int] | None]
 
     def change(self, wide: F32Array, raw: NDArray[np.uint8], start: int, scratch: F32Array) -> None:
         """All edits on rows `wide`, which then are `raw`; UnfitError when a number isn't one any more."""
-        for number, apply in enumerate(self.applies):
+        some = self._of(start, start + len(wide))
+        for number, apply in enumerate(some):
             if self.made.stepwise and number:
                 self.made.kind.decode(raw, wide)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
-            if self.made.stepwise or number == len(self.applies) - 1:
+            if self.made.stepwise or number == len(some) - 1:
                 self._encode(wide, raw)
-        if not self.applies:
+        if not some:
             self._encode(wide, raw)
+
+    def _of(self, start: int, stop: int) -> list[Apply]:
+        """The edits of any of these rows: one of many experts has one of many."""
+        return [
+            apply
+            for apply, span in zip(self.applies, self.spans, strict=True)
+            if span is None or (span[0] < stop and start < span[1])
+        ]
 
     def _encode(self, wide: F32Array, raw: NDArray[np.uint8]) -> None:
         if not self.made.kind.fits(wide):
@@ -281,7 +292,9 @@ class Run:
     def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
         ready = made.ready()
         rows, columns = made.source.rows, made.source.columns
-        step = rows if made.whole else max(2, TILE // max(1, columns) // 2 * 2)
+        if not columns:
+            return  # rows of nothing may be any number
+        step = rows if made.whole else max(2, TILE // columns // 2 * 2)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 

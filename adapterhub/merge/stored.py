@@ -103,11 +103,15 @@ class Blocks:
 
     def decode(self, raw: Bytes, out: F32Array) -> None:
         """As ggml dequantises."""
+        if not out.size:
+            return
         dequantise, _, kinds = _quants(self.name)
         np.copyto(out, dequantise(raw, kinds[self.name]))
 
     def encode(self, wide: F32Array, raw: Bytes) -> None:
         """As ggml's reference quantises."""
+        if not wide.size:
+            return
         _, quantise, kinds = _quants(self.name)
         with np.errstate(all="ignore"):
             np.copyto(raw, quantise(wide, kinds[self.name]))

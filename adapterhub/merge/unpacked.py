@@ -1,8 +1,9 @@
 """The weights of a quantised Hugging Face folder in floats, a tile of rows at a time.
 
 Layouts: bitsandbytes 0.49 `functional.py` (`dequantize_4bit`, `int8_vectorwise_dequant`), GPTQModel and AutoGPTQ
-(`qlinear`, v1 stores a zero point less one), AutoAWQ (`WQLinear_GEMM`, `unpack_awq`), transformers' `finegrained_fp8`, and
-compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. What isn't one of these is refused by name.
+(`qlinear`, v1 stores a zero point less one), AutoAWQ (`WQLinear_GEMM`, `unpack_awq`), transformers' `finegrained_fp8` and
+`mxfp4`, and compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. What isn't one of these is refused by
+name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ Rows = Callable[[int, int], F32Array]
 
 _STATE = ".quant_state.bitsandbytes__"
 _FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs each four bits of a word are
 
 
@@ -45,18 +48,22 @@ class Place:
     info: TensorInfo
 
     def load(self, opened: Opened) -> np.ndarray:
-        """All of it; formats without a numpy type as bytes."""
-        dtype = dtypes.NUMPY.get(self.info.dtype, np.dtype("u1"))
+        """All of it."""
         array = np.empty(self.info.size, np.uint8)
         opened.read(self.path, array, self.info.offset)
-        return array.view(dtype).reshape(self.info.shape)
+        return array.view(self._dtype()).reshape(self.info.shape)
 
     def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
         """Rows of a matrix."""
         width = self.info.size // max(1, self.info.shape[0])
         array = np.empty((stop - start) * width, np.uint8)
         opened.read(self.path, array, self.info.offset + start * width)
-        return array.view(dtypes.NUMPY[self.info.dtype]).reshape(stop - start, -1)
+        return array.view(self._dtype()).reshape(stop - start, -1)
+
+    def _dtype(self) -> np.dtype:
+        if self.info.dtype not in dtypes.NUMPY:
+            raise RefusedError(self.info.name, f"is {self.info.dtype}, which isn't a type to compute with here")
+        return dtypes.NUMPY[self.info.dtype]
 
 
 Leaves = Mapping[str, Place]
@@ -81,6 +88,42 @@ class Unpacked:
         np.copyto(out, rows(start, stop), casting="unsafe")
 
 
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """gpt-oss' experts in MXFP4: `blocks` `(experts, out, in / 32, 16)`, two codes a byte, the first in the low half, and
+    `scales` `(experts, out, in / 32)`, powers of two; in floats they are `(experts, in, out)`."""
+
+    name: str
+    blocks: Place
+    scales: Place
+
+    @property
+    def rows(self) -> int:
+        """Of all experts, one after the other."""
+        return self.blocks.info.shape[0] * 32 * self.blocks.info.shape[2]
+
+    @property
+    def columns(self) -> int:
+        """The outputs."""
+        return self.blocks.info.shape[1]
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Rows, which may be of several experts."""
+        per = 32 * self.blocks.info.shape[2]
+        for expert in range(start // per, -(-stop // per)):
+            first, last = max(start, expert * per), min(stop, (expert + 1) * per)
+            held = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
+            np.copyto(out[first - start : last - start], held[first - expert * per : last - expert * per], casting="unsafe")
+
+    def _expert(self, opened: Opened, expert: int) -> np.ndarray:
+        """`(in, out)` in bfloat16, which holds every such number."""
+        raw = self.blocks.rows(opened, expert, expert + 1).reshape(self.columns, -1)
+        powers = self.scales.rows(opened, expert, expert + 1).view(np.uint8).reshape(self.columns, -1).astype(np.int32) - 127
+        codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(self.columns, -1, 32)
+        wide = np.ldexp(_FP4[codes], powers[..., None]).astype(dtypes.BF16)
+        return np.ascontiguousarray(wide.reshape(self.columns, -1).T)
+
+
 @dataclass(frozen=True)
 class Found:
     """One weight: logical shape, the floats it becomes, where its numbers come from (None: stored as it is, at `place`)."""
@@ -88,7 +131,7 @@ class Found:
     shape: tuple[int, ...]
     dtype: str
     place: Place
-    source: Unpacked | None
+    source: Unpacked | Experts | None
 
 
 def unpacked(spec: BaseSpec, shards: Sequence[Shard], config: Mapping[str, Any]) -> dict[str, Found]:
@@ -111,7 +154,10 @@ def unpacked(spec: BaseSpec, shards: Sequence[Shard], config: Mapping[str, Any])
         module, _, leaf = name.rpartition(".")
         leaves = modules.get(module, {})
         own = places.get(name)
-        if leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
+        if f"{leaf}_blocks" in leaves and tensor.dtype == "MXFP4":
+            blocks, scales = leaves[f"{leaf}_blocks"], leaves[f"{leaf}_scales"]
+            found[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
+        elif leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
             found[name] = packed
         elif own and own.info.dtype in dtypes.FLOATS and own.info.shape == tensor.shape:
             found[name] = Found(tensor.shape, own.info.dtype, own, None)
@@ -216,9 +262,10 @@ class _Scheme:
         bits = words.info.shape[0] * 32 // into
         if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
             raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, a layout that isn't known here")
+        _integers(name, words, zeros, *([order] if order else []))
         less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
-        groups, per = scale.info.shape[0], 32 // bits
-        if scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+        groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
+        if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
             raise RefusedError(name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}")
         size = -(-into // groups)
 
@@ -246,8 +293,9 @@ class _Scheme:
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits), of which only gemm in 4 bits is known here")
-        groups = scale.info.shape[0]
-        fits = words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
+        _integers(name, words, zeros)
+        groups = scale.info.shape[0] if scale.info.shape else 0
+        fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
         if not fits or scale.info.shape != (groups, out) or into % groups:
             raise RefusedError(name, f"AWQ with words {words.info.shape} and scales {scale.info.shape}")
 
@@ -307,6 +355,12 @@ def _without(name: str, leaves: Leaves, *others: str) -> None:
     for leaf in others:
         if leaf in leaves:
             raise RefusedError(name, f"has a {leaf} beside it, which isn't understood here", "Dequantise it elsewhere")
+
+
+def _integers(name: str, *places: Place) -> None:
+    for place in places:
+        if place.info.dtype != "I32":
+            raise RefusedError(name, f"{place.info.name} is {place.info.dtype}, not words of 32 bits")
 
 
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:

@@ -73,6 +73,7 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
         (["-o", "base", "--into", "base"], 2, "already exists"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
+        (["-o", "out.gguf", "--into", "base"], 2, "is the name of a file, and this merge writes a folder"),
         (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
         (["-o", "out", "--into", "base", "--requantise", "q8_0"], 6, "--requantise"),
     ],
@@ -93,3 +94,24 @@ def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> No
     done = json.loads(run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout)
     change = done["touched"][f"{Q}.weight"]
     assert change["error_as_trained"] < 0.01 < 0.05 < change["error_original"]
+
+
+def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
+    from adapterhub_converters.files import gguf_file
+    from adapterhub_converters.files.gguf_file import GGUFFile, string, u32
+
+    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(4), "llama.block_count": u32(1)}
+    said["general.type"] = string("model")
+    rng = np.random.default_rng(1)
+    tensors = {"token_embd.weight": np.ones((40, 64), np.float32), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}
+    gguf_file.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
+    run("convert", "./a", "a.gguf", "--to", "gguf", "--base", "base.gguf", cwd=place)
+    run("merge", "./a", "--into", "base.gguf", "-o", "one.gguf", cwd=place)
+    done = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)
+    assert list(done["touched"]) == ["blk.0.attn_q.weight"]
+    with GGUFFile(place / "one.gguf") as one, GGUFFile(place / "two.gguf") as two:
+        for name in one.tensors:
+            assert one.raw(name).tobytes() == two.raw(name).tobytes()
+        lineage = json.loads(two.header.text("adapterhub.merged"))
+    assert lineage["adapters"][0]["weight"] == 1
+    assert lineage["adapters"][0]["digest"].startswith("sha256:")

@@ -17,7 +17,7 @@ import pytest
 from adapterhub.merge import Options, fuse, prepared
 from adapterhub.merge.stored import QUANTISERS, Blocks, kind
 from adapterhub_converters import dtypes, gguf_lora, names
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.files import gguf_file
@@ -340,6 +340,17 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
         assert file.tensors["blk.0.attn_q.weight"].type_name == "Q8_0"
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
+def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(2), "llama.block_count": u32(1)}
+    tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantise="q8_0"))
+    with pytest.raises(AdapterhubError) as caught:
+        prepared([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
+    assert caught.value.exit_code == 6
+
+
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
     said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}
@@ -347,3 +358,19 @@ def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(AdapterhubError, match="no output layer but the embedding table"):
         prepared([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
+
+
+def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
+    said = {
+        "general.architecture": string("qwen3moe"),
+        "qwen3moe.expert_count": u32(2),
+        "qwen3moe.attention.head_count": u32(2),
+    }
+    tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    for name, experts in (("down_proj", 2), ("gate_up_proj", 3)):
+        lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
+        delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)
+        with pytest.raises(AdapterhubError, match=r"model.layers.0.mlp.experts.*(the base has no|not as many)") as caught:
+            prepared([(Adapter({f"model.layers.0.mlp.experts.{name}": delta}), 1.0)], tmp_path / "base.gguf")
+        assert caught.value.exit_code == 6

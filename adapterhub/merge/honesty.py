@@ -1,0 +1,94 @@
+"""What a merge would lose, said or refused before it is written; and the weights as training saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapterhub_converters.errors import RefusedError, refused
+
+from .edits import Edit
+from .hf_base import Folder
+from .measure import Change, Trained, measured
+from .nf4 import ThroughNF4, sampled
+from .options import Options
+from .plan import CONV1D
+from .running import Made, Opened, OutFile, Run, Source, Stored
+from .stored import kind
+
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
+LEAST_KEPT = 0.9
+"""Of a module's change: less is refused on a quantised target, and warned about on one in 16 bits."""
+
+
+def changes_of(
+    files: Sequence[OutFile], edits: Mapping[str, Sequence[Edit]], options: Options, own: Mapping[str, Source] | None = None
+) -> dict[str, Change]:
+    """What becomes of each tensor that is changed; RefusedError when too little of the adapter would come through."""
+    run, trained = Run(None, 0), _trained(options)
+    with Opened() as opened:
+        made = [part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)]
+        changes = {}
+        for part in made:
+            original = (own or {}).get(part.name, part.source)
+            in_floats = isinstance(original, Stored) and not original.kind.quantised
+            changes[part.name] = measured(part, original, opened, run, trained if in_floats else None)
+    lost = {name: change.kept for name, change in changes.items() if change.quantised and _is_lost(change)}
+    if lost and not options.force:
+        lines = [
+            f"{name}: {kept:.1%} of the adapter's change would be kept" for name, kept in sorted(lost.items(), key=_second)
+        ]
+        hint = "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it all the same"
+        raise refused("quantised", lines, hint)
+    return changes
+
+
+def _second(item: tuple[str, float | None]) -> float:
+    return item[1] or 0.0
+
+
+def _is_lost(change: Change) -> bool:
+    return change.kept is not None and change.kept < LEAST_KEPT
+
+
+def _trained(options: Options) -> Trained | None:
+    """What training saw, as far as it is known: a base in floats is compared with NF4 only."""
+    return Trained(is_linear, sampled) if options.trained_in == "nf4" else None
+
+
+def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
+    """Every linear layer's weight as training in NF4 saw it; RefusedError when it isn't known what training saw."""
+    if options.trained_in != "nf4":
+        what = f"training saw the base in {options.trained_in}" if options.trained_in else "no quantisation is recorded"
+        raise RefusedError("--onto as-trained", f"{what}, and only nf4 is known here", "Leave it out")
+    if folder.method:
+        raise RefusedError("--onto as-trained", f"the base is {folder.method} already", "Leave it out: it is what it is")
+    if folder.spec.model_type in CONV1D:
+        raise RefusedError("--onto as-trained", f"{folder.spec.model_type} stores its weights transposed", "Leave it out")
+    found: dict[str, Source] = {}
+    for name, weight in folder.weights.items():
+        form = kind(weight.dtype)
+        if name.endswith(ROUTERS):
+            raise RefusedError(name, "a router: whether training saw it quantised isn't known", "Leave --onto out")
+        if is_linear(name) and len(weight.shape) == 2 and form:
+            found[name] = ThroughNF4(name, weight.source(), form)
+    return found
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor is the weight of a linear layer that training quantises: in a layer, no norm, router or stack."""
+    parts = name.split(".")
+    if name.endswith(ROUTERS) or "_exps" in name:
+        return False
+    return name.endswith(".weight") and any(part.isdigit() for part in parts) and "norm" not in parts[-2]
+
+
+def warnings(changes: Mapping[str, Change]) -> tuple[str, ...]:
+    """What may not be what was meant, one line each."""
+    lost = [name for name, change in changes.items() if _is_lost(change)]
+    if lost:
+        worst = min(lost, key=lambda name: changes[name].kept or 0.0)
+        kept = f"of the adapter's change in {worst} {changes[worst].kept:.0%} survives rounding"
+        return (f"{kept}, less than {LEAST_KEPT:.0%} in {len(lost)} of {len(changes)} tensors",)
+    if changes and all(change.relative is None for change in changes.values()):
+        return ("nothing changes in the rows that were looked at: was the adapter trained?",)
+    return ()
