@@ -141,8 +141,8 @@ def push(
             skipped = ready.skipped
             rules.fits(ready, "latest", found.where)
             copied = ahead.added(_copy(ready, "latest", remote, address, as_image=as_image))
-    for item in (*(f"left out: {item}" for item in skipped), *getattr(remote, "notes", ())):
-        output.say(output.one_line(item))
+    for item in skipped:
+        output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version
     document = {
         **_aside(remote),

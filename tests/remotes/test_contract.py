@@ -186,6 +186,28 @@ def test_a_blob_that_was_put_is_there(places: Places, kind: str, data: bytes) ->
     assert read(place, blob) == data
 
 
+class Dribble(Bytes):
+    """The same, a few bytes at a time, as a reader may give them."""
+
+    @contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        file = io.BytesIO(self.data[start:])
+
+        class Slow:
+            def readinto(self, buffer: Any, /) -> int:
+                return file.readinto(memoryview(buffer)[:7])
+
+        yield Slow()
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_bytes_that_come_a_few_at_a_time_arrive_as_they_are(places: Places, kind: str) -> None:
+    data = bytes(range(251)) * 4
+    place, blob = places.target(kind), blob_of(data)
+    place.put_blob(blob, Dribble(data))
+    assert read(place, blob) == data
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("wrong", [b"abd", b"ab", b""], ids=["flipped", "short", "empty"])
 def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: bytes) -> None:

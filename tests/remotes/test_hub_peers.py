@@ -278,11 +278,11 @@ def test_a_tag_stays_and_a_commit_is_no_branch(make: Make, hub: Hub, api: Any, t
     source = make()
     to = push(hub, source)
     api.create_tag("org/sql", tag="v1")
-    assert push(hub, source, "hf://org/sql@v1").commit == to.commit
+    assert push(hub, source, "hf://org/sql@v1").commit_id == to.commit_id
     with pytest.raises(RefusedError, match="is a tag"):
         push(hub, write_adapter(tmp_path / "other", 1), "hf://org/sql@v1")
     with pytest.raises(UsageError, match="a commit stays what it is"):
-        push(hub, source, f"hf://org/sql@{to.commit}")
+        push(hub, source, f"hf://org/sql@{to.commit_id}")
 
 
 @pytest.mark.parametrize("branch", ["main", "prod"])

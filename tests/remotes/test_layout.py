@@ -213,12 +213,12 @@ def test_flipped_bytes_are_not_accepted(make: Make, run: Run, tmp_path: Path) ->
     whole = archived(make(), tmp_path / "x.tar")
     with tarfile.open(tmp_path / "x.tar") as tar:
         blobs = [member for member in tar.getmembers() if member.name.startswith("blobs/") and member.size > 500]
-    for member in blobs:
+    for number, member in enumerate(blobs):
         flipped = bytearray(whole)
         flipped[member.offset_data + member.size // 2] ^= 1
         (tmp_path / "x.tar").write_bytes(flipped)
         run("pull", "layout://x.tar:v1", "-o", "out", code=4)
-        run("copy", "layout://x.tar:v1", "team/sql", code=4)
+        run("copy", "layout://x.tar:v1", "team/sql", "--registry", f"empty-{number}", code=4)
         run("push", make("other", 1), "layout://x.tar:v4", code=4)  # it would be written again
         assert (tmp_path / "x.tar").read_bytes() == flipped
         assert not (tmp_path / "out").exists()

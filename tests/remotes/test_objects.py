@@ -211,7 +211,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
         copy(AdapterFolder(write_adapter(tmp_path / "more", 1)), "latest", to, "test")
     synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
     with Registry.open(root) as registry:
-        assert registry.fsck() == []
+        assert not [finding for finding in registry.fsck() if finding.severity == "error"]
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == manifest.build(adapter).digest
         registry.tag(Ref.parse("team/sql:v1"), "again")
         registry.protect(Ref.parse("team/sql:again"))

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ class HubRepository:
         self.address, self.commit_id = address, ""
         self.notes: list[str] = []
         self.commits: dict[str, str] = {}
+        self._lock = threading.RLock()  # blobs come several at once
         self.private = False
         self._api = Api(endpoint, address.name, self.where, token, pauses)
         self._pauses = pauses
@@ -273,25 +275,31 @@ class HubRepository:
 
     def has(self, blob: Descriptor) -> bool:
         """Whether the hub has it as a large file of a version that was looked at, or it is right, there or held here."""
-        self._look()
-        if blob.digest in self._large or blob.digest in self._bytes:
+        with self._lock:
+            self._look()
+            if blob.digest in self._large or blob.digest in self._bytes:
+                return True
+            if blob.digest not in self._places or blob.size > _SMALL:
+                return False
+            try:
+                self._content(blob)
+            except (IntegrityError, NotFoundError):
+                return False
             return True
-        if blob.digest not in self._places or blob.size > _SMALL:
-            return False
-        try:
-            self._content(blob)
-        except (IntegrityError, NotFoundError):
-            return False
-        return True
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Send a large file; hold a small one, which goes along with the commit."""
-        if self._is_large(blob):
-            self._ensure()
+        with self._lock:
+            large = self._is_large(blob)
+            if large:
+                self._ensure()
+        if large:
             sent = upload(self._api, blob, source, self._pauses)
             self._large.add(blob.digest)
             return sent
-        self._keep(blob.digest, _whole(source, blob, self._pauses))
+        data = _whole(source, blob, self._pauses)
+        with self._lock:
+            self._keep(blob.digest, data)
         return blob.size
 
     def _is_large(self, blob: Descriptor) -> bool:

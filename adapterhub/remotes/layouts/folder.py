@@ -22,6 +22,7 @@ from adapterhub_converters.errors import ConflictError, FormatError, LocalIOErro
 from adapterhub_converters.files.staging import sync
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
+_BEGUN = {_INCOMING, "blobs", "index.json"}  # what a layout has before it is marked as one
 _HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout
 
 

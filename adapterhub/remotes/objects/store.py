@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import io
 import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,7 @@ class Objects:
         self._log = Log(self._bucket, address.ref.name)
         self._pauses, self._piece = pauses, piece
         self._exclusive: bool | None = None
+        self._lock = threading.Lock()  # blobs come several at once
         self._there: set[tuple[Digest, int]] = set()
 
     @property
@@ -185,9 +187,12 @@ class Objects:
         raise ConflictError(self.where, f"others moved it {_TRIES} times meanwhile", "Try again")
 
     def _begin(self) -> None:
-        """Before anything is written: that it may be, and what the store can."""
-        if self._exclusive is not None:
-            return
+        """Before anything is written, once: that it may be, and what the store can."""
+        with self._lock:
+            if self._exclusive is None:
+                self._exclusive = self._prepared()
+
+    def _prepared(self) -> bool:
         ref, root = self.address.ref, self.address.root
         if ref.number or ref.range or ref.digest:
             raise RefError(str(self.address), "a push allots the number itself", f"Push to {self.where}, or to a tag of it")
@@ -203,7 +208,7 @@ class Objects:
         if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
             self._check(state, ref.tag)
         self.notes += [] if exclusive else [SINGLE_WRITER]
-        self._exclusive = exclusive
+        return exclusive
 
     def _check(self, state: State, tag: str | None) -> None:
         """What forbids a push: a deleted name, or another version than was expected."""
