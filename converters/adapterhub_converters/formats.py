@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import base_weights, gguf_lora, lossy, mlx, peft, pickles, raw
+from . import base_weights, gguf_lora, lossy, mlx, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
@@ -39,11 +39,22 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw}
+class Silent(Protocol):
+    """What the module of a format offers whose files say no alpha, and whose program scales by alpha / r."""
+
+    def read(self, path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+        """The adapter at `path`, with `alpha` where nothing says another."""
+        ...
+
+
+FORMATS: Mapping[str, Format] = {
+    "peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw, "torchtune": torchtune,
+}  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
 FOLDERS = frozenset(_FILES)
-ENDINGS = {"gguf": ".gguf", "raw": ".safetensors"}
+_SILENT: Mapping[str, Silent] = {"torchtune": torchtune}
+ENDINGS = {"gguf": ".gguf", "raw": ".safetensors", **dict.fromkeys(_SILENT, ".safetensors")}
 """What the names of formats that are one file end in."""
 FACTS = "adapter.json"
 
@@ -153,6 +164,8 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
 def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:
     if own == "raw":
         return raw.read(path, base=base, alpha=alpha, rslora=rslora)
+    if own in _SILENT and not rslora:
+        return _SILENT[own].read(path, base=base, alpha=alpha)
     if alpha is not None or rslora:
         raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")
     return peft.read(path, base=base, mapped=True) if own == "peft" else FORMATS[own].read(path, base=base)
