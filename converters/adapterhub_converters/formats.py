@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import base_weights, gguf_lora, lossy, mlx, peft, pickles, raw, torchtune
+from . import base_weights, gguf_lora, litgpt, lossy, mlx, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
@@ -48,12 +48,12 @@ class Silent(Protocol):
 
 
 FORMATS: Mapping[str, Format] = {
-    "peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw, "torchtune": torchtune,
+    "peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw, "torchtune": torchtune, "litgpt": litgpt,
 }  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
 FOLDERS = frozenset(_FILES)
-_SILENT: Mapping[str, Silent] = {"torchtune": torchtune}
+_SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt}
 ENDINGS = {"gguf": ".gguf", "raw": ".safetensors", **dict.fromkeys(_SILENT, ".safetensors")}
 """What the names of formats that are one file end in."""
 FACTS = "adapter.json"
@@ -155,10 +155,20 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield pickles.converted(pickle, Path(folder))
+            yield _lone(pickles.converted(pickle, Path(folder)), pickle)
         except AdapterhubError as error:
             error.where = error.where.replace(folder, str(pickle.parent))  # the temporary name means nothing to anybody
             raise
+
+
+def _lone(found: Path, pickle: Path) -> Path:
+    """What to read of a pickle's tensors: the file itself where a trainer's own format has it, with what that left beside."""
+    weights = found / peft.WEIGHTS if found.is_dir() else found
+    if not any(FORMATS[name].sniff(weights) for name in _SILENT):
+        return found
+    for beside in pickle.parent.glob("*.yaml"):
+        shutil.copyfile(beside, weights.with_name(beside.name))
+    return weights
 
 
 def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:

@@ -135,6 +135,9 @@ def _wrong(target: str, delta: Delta, maker: str, known: frozenset[str], *, can:
     kind = kind_of(target)
     if kind not in known or (kind != target) != (kind != "lm_head"):
         yield f"no module that {maker} is known to have a LoRA on"
+    for name, array in (("lora_A", delta.lora_A), ("lora_B", delta.lora_B)):
+        if dtypes.name_of(array.dtype) not in ("F32", "F16", "BF16"):
+            yield f"{name} is {array.dtype}, which {maker} does not train in"
     if delta.bias is not None:
         yield f"a bias cannot be said in {maker}'s adapters"
     if delta.transposed_base:
@@ -319,7 +322,9 @@ def restored(file: File, padded: Callable[[rider.Line], tuple[np.ndarray, np.nda
             raise FormatError(file.where, f"{line.target}: it was not of rank {r} and filled with zeros")
         if lora_B[:, r:].tobytes().strip(b"\0"):
             raise FormatError(file.where, f"{line.target}: it was not of rank {r} and filled with zeros")
-        return np.ascontiguousarray(lora_A[:r]), np.ascontiguousarray(lora_B[:, :r])
+        # A trainer that fuses modules may have needed one type for several.
+        own_A = lora_A[:r].astype(dtypes.NUMPY[line.block.dtype_A], copy=False)
+        return np.ascontiguousarray(own_A), np.ascontiguousarray(lora_B[:, :r])
 
     adapter = rider.restored(file.metadata, lines, own, lambda r: alpha / r, file.where)
     for name, array in file.tensors.items():
