@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from . import base_weights, gguf_lora, litgpt, lossy, mlx, peft, pickles, raw, torchtune
+from . import base_weights, gguf_lora, litgpt, lossy, megatron, mlx, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
@@ -49,11 +49,12 @@ class Silent(Protocol):
 
 FORMATS: Mapping[str, Format] = {
     "peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw, "torchtune": torchtune, "litgpt": litgpt,
+    "megatron": megatron,
 }  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
 FOLDERS = frozenset(_FILES)
-_SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt}
+_SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
 ENDINGS = {"gguf": ".gguf", "raw": ".safetensors", **dict.fromkeys(_SILENT, ".safetensors")}
 """What the names of formats that are one file end in."""
 FACTS = "adapter.json"
