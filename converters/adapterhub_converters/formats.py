@@ -48,8 +48,9 @@ class Silent(Protocol):
 
 
 FORMATS: Mapping[str, Format] = {
-    "peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw, "torchtune": torchtune, "litgpt": litgpt,
-    "megatron": megatron,
+    "peft": peft, "gguf": gguf_lora, "mlx": mlx,
+    "torchtune": torchtune, "litgpt": litgpt, "megatron": megatron,
+    "raw": raw,
 }  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
