@@ -190,7 +190,9 @@ def _lone(found: Path, pickle: Path) -> Path:
 def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:
     if own == "raw":
         return raw.read(path, base=base, alpha=alpha, rslora=rslora)
-    if own in _SILENT and not rslora:
+    if own in _SILENT:
+        if rslora:
+            raise UsageError(str(path), f"{own} scales by alpha / r", "Leave out --rslora")
         return _SILENT[own].read(path, base=base, alpha=alpha)
     if alpha is not None or rslora:
         raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")

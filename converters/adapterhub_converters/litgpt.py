@@ -50,7 +50,7 @@ def sniff(path: Path) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what litgpt cannot say."""
     base = uniform.known_base(base, "litgpt", "litgpt", _CLASSES)
-    found = uniform.problems(adapter, "litgpt", _MODULES, dora=False)
+    found = uniform.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
     if found:
         raise refused("litgpt", found)
     made = uniform.uniform(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
@@ -207,7 +207,7 @@ def _ridden(file: uniform.File, alpha: float) -> Adapter:
     fused: dict[str, list[rider.Line]] = {}
     for line in lines:
         kind = uniform.kind_of(line.target)
-        if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None:
+        if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
             raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
         fused.setdefault(line.stem, []).append(line)
     places = {stem: _places(file, stem, own) for stem, own in fused.items()}

@@ -68,14 +68,13 @@ def _ours(name: str) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`, of LoRA where q, k and v share their `lora_A`, and gate and up; else of CanonicalLoRA."""
     base = uniform.known_base(base, "megatron", "Megatron", _CLASSES)
-    found = uniform.problems(adapter, "Megatron", _MODULES, dora=False)
+    found = uniform.problems(adapter, "Megatron", _MODULES, dora=False, tied=base.tied)
     if found:
         raise refused("megatron", found)
-    fused = _shares(adapter)
-    queries, keys, _ = uniform.heads(base)
+    fused, groups = _shares(adapter), _groups(base)
 
     def named(target: str) -> tuple[str, names.Order]:
-        order = (keys, queries // keys) if fused and _MODULES[uniform.kind_of(target)] == _QKV else 0
+        order = groups if fused and _MODULES[uniform.kind_of(target)] == _QKV else 0
         return _stem(target, fused=fused), order
 
     made = uniform.uniform(adapter, named, lambda rows, _: rows, whole=True)
@@ -86,7 +85,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         rows = np.concatenate([pair.lora_B for pair in pairs]) if len(pairs) > 1 else pairs[0].lora_B
         if len(pairs) == 3:
             _check_rows(targets, pairs, base)
-            rows = names.unpermuted(rows, (keys, queries // keys))
+            rows = names.unpermuted(rows, groups)
         tensors[f"{stem}.linear_out.weight"] = rows
     settings: dict[str, Any] = {
         "dim": made.rank,
@@ -97,6 +96,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     uniform.write(path, tensors, adapter, made, settings)
     said = ", ".join(f"{key}={value}" for key, value in settings.items())
     return LossReport(made.kept, (*made.notes, f"Megatron has to be told: {said}"))
+
+
+def _groups(base: BaseSpec) -> tuple[int, int]:
+    """How many groups of heads there are, and how many queries one has."""
+    queries, keys, _ = uniform.heads(base)
+    return keys, queries // keys
 
 
 def _check_rows(targets: list[str], pairs: list[uniform.Pair], base: BaseSpec) -> None:
@@ -153,7 +158,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     else:
         file = uniform.opened(path)
     if file.ridden:
-        return _ridden(file, uniform.settled_alpha(file, "alpha", {}, alpha))
+        return _ridden(file, uniform.settled_alpha(file, "alpha", {}, alpha), base)
     base = uniform.known_base(base, file.where, "Megatron", (*_CLASSES, *_EXPERTS))
     beside = _beside(path)
     number = uniform.settled_alpha(file, "alpha", beside, alpha)
@@ -242,8 +247,7 @@ def _fused_rows(file: uniform.File, module: _Module, base: BaseSpec) -> dict[str
         what = f"{len(lora_B)} rows, those of this base are {sum(sizes)}: is a shard missing?"
         raise FormatError(file.where, f"{module.stem}: {what}")
     if path == _QKV:
-        queries, keys, _ = uniform.heads(base)
-        lora_B = names.permuted(lora_B, (keys, queries // keys))
+        lora_B = names.permuted(lora_B, _groups(base))
     ends = np.cumsum(sizes).tolist()
     return {k: np.ascontiguousarray(lora_B[end - size : end]) for k, size, end in zip(kinds, sizes, ends, strict=True)}
 
@@ -284,13 +288,17 @@ def _check_shape(file: uniform.File, target: str, lora_A: np.ndarray, lora_B: np
         raise FormatError(file.where, f"{target}: its delta is {found}, the base has {wanted}: is a shard missing?")
 
 
-def _ridden(file: uniform.File, alpha: float) -> Adapter:
+def _ridden(file: uniform.File, alpha: float, base: BaseSpec | None) -> Adapter:
     fused = file.settings.get("peft") == "lora"
     blocks: dict[str, dict[str, int]] = {}
     for line in rider.lines_of(file.metadata, file.where):
         kind = uniform.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target, fused=fused) or line.block is None:
             raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
+        if isinstance(line.order, tuple) != (fused and _MODULES[kind] == _QKV) or (isinstance(line.order, int) and line.order):
+            raise FormatError(file.where, f"the source's list of tensors has {line.target!r} in the order {line.order}")
+        if base is not None and isinstance(line.order, tuple) and line.order != _groups(base):
+            raise RefusedError(file.where, f"{line.target}: its rows are those of {line.order[0]} groups, the base has others")
         blocks.setdefault(line.stem, {})[kind] = line.block.rows
 
     def padded(line: rider.Line) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ def sniff(path: Path) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what torchtune cannot say."""
     base = uniform.known_base(base, "torchtune", "torchtune", _TURNED)
-    found = uniform.problems(adapter, "torchtune", _MODULES, dora=True)
+    found = uniform.problems(adapter, "torchtune", _MODULES, dora=True, tied=base.tied)
     if found:
         raise refused("torchtune", found)
     made = uniform.uniform(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
@@ -153,8 +153,8 @@ def _beside(path: Path) -> dict[str, float]:
     if not config.is_file():
         return {}
     found = json_file.read_object(config)
-    keys = {"r": "r", "alpha": "lora_alpha"}
-    return {name: value for name, key in keys.items() if isinstance(value := found.get(key), int | float)}
+    numbers = {name: found.get(key) for name, key in (("r", "r"), ("alpha", "lora_alpha"))}
+    return {name: value for name, value in numbers.items() if isinstance(value, int | float) and abs(value) <= 2**40}
 
 
 def _ridden(file: uniform.File, alpha: float, base: BaseSpec | None) -> Adapter:

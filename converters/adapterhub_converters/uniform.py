@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,11 @@ class Uniform:
     ulps: tuple[np.ndarray, ...]
 
 
-def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool) -> list[str]:
-    """What `maker` cannot say: all but plain deltas, or all of them DoRA where it has that, on its kinds of module."""
+def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool, tied: bool) -> list[str]:
+    """What `maker` cannot say: all but plain deltas, or all of them DoRA where it has that, on its kinds of module.
+
+    `tied`: whether the base has its output layer in its embedding table, and `maker` then no LoRA there.
+    """
     found = [] if adapter.deltas else ["there is no low-rank delta to write"]
     if adapter.meta.init != "default":
         found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
@@ -121,6 +125,8 @@ def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool) 
         refuse_conditions(adapter)
     except RefusedError as error:
         found.append(f"{error.where}: {error.what}")
+    if tied and "lm_head" in adapter.deltas:
+        found.append(f"lm_head: the base ties it to the embedding table, and {maker} has no LoRA on such a layer")
     known = frozenset(kinds)
     any_dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
     for target, delta in sorted(adapter.deltas.items()):
@@ -220,7 +226,7 @@ def everywhere(made: Uniform, base: BaseSpec, groups: Iterable[tuple[str, ...]],
         return made
     if any(pair.magnitude is not None for pair in made.pairs.values()):
         reason = f"has no delta, {maker} has DoRA on every module of a kind, and its magnitude would be the base's own norm"
-        raise RefusedError(missing[0], reason, "Train all layers, or use --allow-approx")
+        raise RefusedError(missing[0], reason)
     like = next(iter(made.pairs.values()))
     zeros = {
         target: Pair(np.zeros((made.rank, columns), like.lora_A.dtype), np.zeros((rows, made.rank), like.lora_A.dtype))
@@ -254,7 +260,7 @@ class File:
     settings: Mapping[str, Any]
     taken: dict[str, np.ndarray] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def ridden(self) -> bool:
         """Whether the source's config rides along, and belongs to these tensors."""
         text = self.metadata.get(SETTINGS, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from adapterhub_converters import formats, peft, torchtune
 from adapterhub_converters.adapter import Adapter, Loss, Meta
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.files import safetensors_file
+from tests.conftest import Run
 from tests.formats import trained
 from tests.formats.trained import LLAMA, K, Q
 
@@ -131,6 +133,7 @@ def test_golden_bytes(tmp_path: Path) -> None:
         (Adapter({Q: trained.delta(bias=np.ones(16))}), LLAMA, "q_proj: a bias cannot be said in torchtune's adapters"),
         (Adapter({Q: trained.delta(), K: trained.delta(K, magnitude=np.ones(8))}), LLAMA, "DoRA in all its modules or in none"),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "layers.1.self_attn.q_proj: has no delta"),
+        (trained.full("lm_head"), dataclasses.replace(LLAMA, tied=True), "lm_head: the base ties it to the embedding table"),
         (Adapter({"model.embed_tokens": trained.delta()}), LLAMA, "no module that torchtune is known to have a LoRA on"),
         (
             Adapter({Q: trained.delta()}, replaced={"lm_head.weight": np.ones((2, 2))}),
@@ -176,6 +179,25 @@ def test_peft_reads_what_was_turned_back(tmp_path: Path) -> None:
     plain = trained.stripped(written(trained.full(), tmp_path / "a.safetensors"))
     formats.convert(plain, tmp_path / "peft", to="peft", base=LLAMA, alpha=4)
     trained.assert_same(peft.read(tmp_path / "peft"), trained.full())
+
+
+def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> None:
+    torch = pytest.importorskip("torch", reason="torch isn't installed")
+    plain = trained.stripped(written(trained.full(alpha=6), tmp_path / "a.safetensors"))
+    folder = tmp_path / "epoch_0"
+    folder.mkdir()
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors_of(plain).items()}, folder / "adapter_model.pt")
+    (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "peft_type": "LORA"}')
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG})
+    )
+    arguments = ("convert", folder / "adapter_model.pt", tmp_path / "peft", "--to", "peft", "--base", model)
+    assert "a pickle can run code" in run(*arguments, code=6).stderr
+    assert "torchtune scales by alpha / r" in run(*arguments, "--unsafe-pickle", "--rslora", code=2).stderr
+    run(*arguments, "--unsafe-pickle")
+    trained.assert_same(peft.read(tmp_path / "peft"), trained.full(alpha=6))
 
 
 # --- with torchtune
