@@ -106,6 +106,17 @@ def test_all_three_need_no_options(tmp_path: Path) -> None:
     trained.assert_same(litgpt.read(plain, base=LLAMA, alpha=4), trained.full())
 
 
+def test_a_file_that_litgpt_made_adds_what_litgpt_merged(tmp_path: Path) -> None:
+    made = opened(Path(__file__).parent / "golden/made_by_litgpt.safetensors")[0]  # of 0.5.13: one layer of `merged`, q and v
+    lora = {name.removeprefix("lora/"): array for name, array in made.items() if name.startswith("lora/")}
+    safetensors_file.write(tmp_path / "a.safetensors", lora, {"format": "pt"})
+    (tmp_path / "hyperparameters.yaml").write_text("lora_r: 2\nlora_alpha: 5\nlora_query: true\nlora_value: true\n")
+    found = trained.dense(litgpt.read(tmp_path / "a.safetensors", base=LLAMA))
+    assert {f"added/{target}" for target in found} == {name for name in made if name.startswith("added/")}
+    for target, array in found.items():
+        np.testing.assert_allclose(array, made[f"added/{target}"], atol=2e-5, err_msg=target)
+
+
 PAIR = {f"{ATTENTION}.lora_A": np.ones((6, 16), np.float32), f"{ATTENTION}.lora_B": np.ones((32, 2), np.float32)}
 
 

@@ -123,6 +123,17 @@ def test_golden_bytes(tmp_path: Path) -> None:
     assert found == (Path(__file__).parent / "golden/torchtune.safetensors").read_bytes()
 
 
+def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: Path) -> None:
+    made = tensors_of(Path(__file__).parent / "golden/made_by_torchtune.safetensors")  # of 0.6.1, one layer of `tuned`
+    state = {name.removeprefix("adapter/"): array for name, array in made.items() if name.startswith("adapter/")}
+    safetensors_file.write(tmp_path / "a.safetensors", state, {"format": "pt"})
+    formats.convert(tmp_path / "a.safetensors", tmp_path / "peft", to="peft", base=LLAMA, alpha=5)
+    ours = tensors_of(tmp_path / "peft" / peft.WEIGHTS)
+    assert {f"peft/{name}": array.tobytes() for name, array in ours.items()} == {
+        name: array.tobytes() for name, array in made.items() if name.startswith("peft/")
+    }
+
+
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
