@@ -49,6 +49,11 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write the file `path`; RefusedError names what torchtune cannot say."""
     base = uniform.known_base(base, "torchtune", "torchtune", _TURNED)
     found = uniform.problems(adapter, "torchtune", _MODULES, dora=True, tied=base.tied)
+    found += [
+        f"{target}: {_BIASED}"
+        for target, delta in sorted(adapter.deltas.items())
+        if getattr(delta, "magnitude", None) is not None and _biased(target, base)
+    ]
     if found:
         raise refused("torchtune", found)
     made = uniform.uniform(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
@@ -110,6 +115,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         uniform.check_rank(file, stem, len(pair[0]), beside.get("r"))
         order = _order(target, base)
         magnitude = file.tensors.get(f"{stem}.magnitude")
+        if magnitude is not None and _biased(target, base):
+            raise RefusedError(file.where, f"{stem}: {_BIASED}")
         if magnitude is not None and magnitude.shape != pair[1].shape[:1]:
             raise FormatError(
                 file.where, f"{stem}: magnitude {magnitude.shape} is not one number for each of {len(pair[1])} rows"
@@ -117,6 +124,14 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         turned = None if magnitude is None else _unturned(magnitude, order, stem, file.where)
         deltas[target] = LowRank(pair[0], _unturned(pair[1], order, stem, file.where), number, magnitude=turned)
     return uniform.adapter_of(file, deltas, base)
+
+
+_BIASED = "DoRA on a module with a bias rescales the bias too in torchtune, and in no other program"
+
+
+def _biased(target: str, base: BaseSpec) -> bool:
+    """Whether a module of the base has a bias (torchtune, `modules/peft/dora.py`, `forward`)."""
+    return base.architecture == "Qwen2ForCausalLM" and target.endswith((".q_proj", ".k_proj", ".v_proj"))
 
 
 def _stems(file: uniform.File) -> dict[str, set[str]]:

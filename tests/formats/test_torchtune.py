@@ -144,6 +144,11 @@ def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: P
         (Adapter({Q: trained.delta(bias=np.ones(16))}), LLAMA, "q_proj: a bias cannot be said in torchtune's adapters"),
         (Adapter({Q: trained.delta(), K: trained.delta(K, magnitude=np.ones(8))}), LLAMA, "DoRA in all its modules or in none"),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "layers.1.self_attn.q_proj: has no delta"),
+        (
+            Adapter({Q: trained.delta(magnitude=np.ones(16))}),
+            QWEN,
+            "q_proj: DoRA on a module with a bias rescales the bias too",
+        ),
         (trained.full("lm_head"), dataclasses.replace(LLAMA, tied=True), "lm_head: the base ties it to the embedding table"),
         (Adapter({"model.embed_tokens": trained.delta()}), LLAMA, "no module that torchtune is known to have a LoRA on"),
         (
@@ -253,6 +258,10 @@ def test_the_deltas_are_what_torchtune_merges(tmp_path: Path, kind: str, *, dora
 
     safetensors_file.write(tmp_path / "a.safetensors", numpy_of(state), {"format": "pt"})
     spec = LLAMA if kind == "llama" else QWEN
+    if dora and kind == "qwen2":
+        with pytest.raises(RefusedError, match="k_proj: DoRA on a module with a bias rescales the bias too"):
+            torchtune.read(tmp_path / "a.safetensors", base=spec, alpha=5)
+        return
     adapter = torchtune.read(tmp_path / "a.safetensors", base=spec, alpha=5)
     assert len(adapter.deltas) == (15 if kind == "llama" else 14)
 
@@ -269,6 +278,39 @@ def test_the_deltas_are_what_torchtune_merges(tmp_path: Path, kind: str, *, dora
             whole_weight = base + added
             added = each.magnitude[:, None] * whole_weight / np.linalg.norm(whole_weight, axis=1, keepdims=True) - base
         np.testing.assert_allclose(after[f"{target}.weight"] - base, added, atol=2e-5, err_msg=target)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("kind", "dora"), [("llama", False), ("llama", True), ("qwen2", False)])
+def test_transformers_computes_with_the_deltas_what_torchtune_computes(tmp_path: Path, kind: str, *, dora: bool) -> None:
+    model, state = tuned(kind, dora=dora)
+    import torch
+    import transformers
+    from torchtune.models import convert_weights
+    from torchtune.models.qwen2._convert_weights import qwen2_tune_to_hf
+
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(0.3)
+        state.update({name: parameter.data.clone()} if name in state else {})
+    safetensors_file.write(tmp_path / "a.safetensors", numpy_of(state), {"format": "pt"})
+    adapter = torchtune.read(tmp_path / "a.safetensors", base=LLAMA if kind == "llama" else QWEN, alpha=5)
+    bare = {name: value for name, value in model.state_dict().items() if name not in state}
+    to_hf: Any = convert_weights.tune_to_hf if kind == "llama" else qwen2_tune_to_hf
+    weights = to_hf(bare, num_heads=4, num_kv_heads=2, dim=16, head_dim=4)
+    for target, each in adapter.deltas.items():
+        whole = weights[f"{target}.weight"] + torch.from_numpy(each.scaling * each.lora_B @ each.lora_A)
+        if each.magnitude is not None:
+            whole = torch.from_numpy(each.magnitude)[:, None] * whole / whole.norm(dim=1, keepdim=True)
+        weights[f"{target}.weight"] = whole
+    config = {**trained.CONFIG, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    config = {key: value for key, value in config.items() if kind == "llama" or key != "head_dim"}
+    names = ("LlamaConfig", "LlamaForCausalLM") if kind == "llama" else ("Qwen2Config", "Qwen2ForCausalLM")
+    build, make = (getattr(transformers, name) for name in names)
+    other = make(build(**config, rope_parameters={"rope_type": "default", "rope_theta": 1e4}))
+    other.load_state_dict(weights, strict=True)
+    ids = torch.tensor([[1, 5, 7, 3, 9, 2, 11, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval()(ids).logits, model.eval()(ids), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.peer
