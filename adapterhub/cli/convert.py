@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.adapter import Kept, LossReport
 
 _DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
-_FORMATS = ("peft", "gguf", "mlx", "raw", "hf")
+_FORMATS = ("peft", "gguf", "mlx", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
 
@@ -40,6 +40,7 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.option("--alpha", type=float, help="The alpha of a lone .safetensors file that doesn't say it.")
 @click.option("--rslora", is_flag=True, help="… and that it scales by alpha / sqrt(r).")
 @click.option("--unsafe-pickle", is_flag=True, help="Take a pickle, loaded in a process of its own under limits (needs torch).")
+@click.option("--from", "model", metavar="MODEL", help="What Ollama calls the base, with --to ollama; else the path of --base.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @click.pass_obj
 def convert(
@@ -56,6 +57,7 @@ def convert(
     alpha: float | None,
     rslora: bool,
     unsafe_pickle: bool,
+    model: str | None,
     verbose: bool,
 ) -> None:
     """Write an adapter in another format, and say what became of every tensor.
@@ -86,9 +88,15 @@ def convert(
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
+            model=model or (_here(base) if style == "ollama" else None),
         )
     document = {"source": source, "target": target, "format": style, **loss_document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
+
+
+def _here(base: str | None) -> str | None:
+    """Where a base lies on this machine; None of one that doesn't."""
+    return str(Path(base).resolve()) if base and Path(base).exists() else None
 
 
 def _to_hf(settings: Settings, source: str, target: str) -> None:

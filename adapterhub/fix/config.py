@@ -14,6 +14,7 @@ from adapterhub_converters import peft
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.patterns import Patterns
+from adapterhub_converters.peft import quirks
 
 from .state import State
 
@@ -28,6 +29,7 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 def mend(state: State, base: BaseSpec | None) -> None:
     """Everything that a config can have wrong about its tensors, and two things it should not lack."""
     pairs = state.pairs()
+    quirks.refuse(state.config, pairs, str(state.folder or "the file"))
     _kind(state, pairs)
     _unknown_keys(state)
     _base_name(state, base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterhub_converters import peft
 from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.peft import quirks
 from adapterhub_converters.peft.keys import PREFIX, cleaned, native
 
 from .state import State
@@ -16,7 +17,7 @@ _CODE = "key-prefix"
 def mend(state: State, base: BaseSpec | None) -> None:
     """Wrappers' parts and the adapter's own name go, PEFT's prefix comes where it can only have been the one missing."""
     cleaned(state.names, str(state.folder or "the file"))  # refuses two tensors of one name, and two adapters
-    names = {_native(name): key for name, key in state.names.items()}
+    names, _ = quirks.unwrapped({_native(name): key for name, key in state.names.items()}, base)
     odd = [(key, name) for name, key in names.items() if name != key]
     bare = [name for name in names if not name.startswith(PREFIX)]
     prefix = _prefix(bare, base) if len(bare) == len(names) else None

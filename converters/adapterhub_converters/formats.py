@@ -13,9 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from . import base_weights, gguf_lora, lossy, mlx, peft, pickles, raw
+from . import base_weights, gguf_lora, litgpt, lossy, megatron, mlx, ollama, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
@@ -39,11 +39,26 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = {"peft": peft, "gguf": gguf_lora, "mlx": mlx, "raw": raw}
+class Silent(Protocol):
+    """What the module of a format offers whose files say no alpha, and whose program scales by alpha / r."""
+
+    def read(self, path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+        """The adapter at `path`, with `alpha` where nothing says another."""
+        ...
+
+
+FORMATS: Mapping[str, Format] = {
+    "peft": peft, "gguf": gguf_lora, "mlx": mlx,
+    "torchtune": torchtune, "litgpt": litgpt, "megatron": megatron,
+    "raw": raw,
+}  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
 FOLDERS = frozenset(_FILES)
-ENDINGS = {"gguf": ".gguf", "raw": ".safetensors"}
+PACKAGES = ("ollama",)
+"""What a format is packaged as with something beside it: written, and read as that format."""
+_SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
+ENDINGS = {"gguf": ".gguf", "raw": ".safetensors", **dict.fromkeys(_SILENT, ".safetensors")}
 """What the names of formats that are one file end in."""
 FACTS = "adapter.json"
 
@@ -81,6 +96,7 @@ def convert(
     rslora: bool = False,
     unsafe_pickle: bool = False,
     dtype: str = "source",
+    model: str | None = None,
 ) -> LossReport:
     """Write the adapter `src` as `dst`: a file for gguf and raw, a folder for the others; what was kept comes back.
 
@@ -88,10 +104,21 @@ def convert(
     folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
     format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
     `alpha` and `rslora` are for a lone state dict that says neither; `unsafe_pickle` takes a pickle as a source.
-    `dtype`, for gguf alone, is what tensors are stored as: one of `gguf_dtypes.CHOICES`.
+    `dtype`, for gguf alone, is what tensors are stored as: one of `gguf_dtypes.CHOICES`. `ollama` is a folder with a GGUF and
+    a Modelfile, in which `model` is what Ollama calls the base.
     """
+    if to == "ollama":
+        named, name = ollama.check(model), ollama.adapter_name(dst)
+        base = base or base_from_facts(src)
+        with staging.whole(dst) as folder:
+            settings: dict[str, Any] = {"allowed": allowed, "alpha": alpha, "rslora": rslora, "unsafe_pickle": unsafe_pickle}
+            report = convert(src, folder / name, to="gguf", base=base, dtype=dtype, **settings)
+            ollama.write(folder, named, name)
+        return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
+    if model is not None:
+        raise UsageError("--from", f"{to} names no base", "Leave it out")
     if to not in FORMATS:
-        raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted(FORMATS))}")
+        raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted([*FORMATS, *PACKAGES]))}")
     if dtype != "source" and to != "gguf":
         raise UsageError("dtype", f"{to} keeps the types of the source; only gguf takes another")
     write = functools.partial(gguf_lora.write, dtype=dtype) if to == "gguf" else FORMATS[to].write
@@ -144,15 +171,29 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield pickles.converted(pickle, Path(folder))
+            yield _lone(pickles.converted(pickle, Path(folder)), pickle)
         except AdapterhubError as error:
             error.where = error.where.replace(folder, str(pickle.parent))  # the temporary name means nothing to anybody
             raise
 
 
+def _lone(found: Path, pickle: Path) -> Path:
+    """What to read of a pickle's tensors: the file itself where a trainer's own format has it, with what that left beside."""
+    weights = found / peft.WEIGHTS if found.is_dir() else found
+    if not any(FORMATS[name].sniff(weights) for name in _SILENT):
+        return found
+    for beside in pickle.parent.glob("*.yaml"):
+        shutil.copyfile(beside, weights.with_name(beside.name))
+    return weights
+
+
 def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:
     if own == "raw":
         return raw.read(path, base=base, alpha=alpha, rslora=rslora)
+    if own in _SILENT:
+        if rslora:
+            raise UsageError(str(path), f"{own} scales by alpha / r", "Leave out --rslora")
+        return _SILENT[own].read(path, base=base, alpha=alpha)
     if alpha is not None or rslora:
         raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")
     return peft.read(path, base=base, mapped=True) if own == "peft" else FORMATS[own].read(path, base=base)

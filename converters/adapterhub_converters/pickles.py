@@ -19,6 +19,7 @@ from .errors import FormatError, LocalIOError, MissingExtraError, RefusedError
 
 SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")
+LITGPT = "lit_model.pth.lora"
 _HEAD = 16  # bytes that tell
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
@@ -42,6 +43,8 @@ def found(path: Path) -> Path | None:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return path / name if is_pickle(path / name) else None
+    if (path / LITGPT).is_file():
+        return path / LITGPT
     if not (path / peft.CONFIG).is_file():
         return None
     return next((item for item in sorted(path.glob("adapter_model*")) if item.suffix in SUFFIXES), None)

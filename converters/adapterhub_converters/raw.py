@@ -56,6 +56,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         if alpha is not None or rslora:
             raise RefusedError(where, "it has a config that says its alpha", "Leave out --alpha and --rslora")
         return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
+    if alpha is None and peft.alpha_is_rank(metadata):
+        return _of_alpha_rank(tensors, where)
     if alpha is None:
         reason = "nothing says its alpha, and the scale depends on it"
         raise RefusedError(where, reason, "Pass --alpha N, and --rslora if it was trained with it")
@@ -63,6 +65,19 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     config = {"peft_type": "LORA", "lora_alpha": alpha, "use_rslora": rslora}
     adapter = peft.parse(json.dumps(config), state, {}, where=where)
     said = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as you said"
+    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, said))
+
+
+def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+    """The adapter of a file whose every alpha is its rank."""
+    state, notes = _plain(tensors, where)
+    ranks = {
+        m[1].removeprefix(_PREFIX): len(a) for key, a in state.items() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", key))
+    }
+    patterns = {re.escape(target): rank for target, rank in ranks.items()}
+    config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
+    adapter = peft.parse(json.dumps(config), state, {}, where=where)
+    said = "alpha is the rank, as ai-toolkit always saves it"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, said))
 
 

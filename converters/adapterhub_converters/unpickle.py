@@ -56,6 +56,8 @@ def _address_space() -> int:
 
 
 def _tensors(state: Any, torch: Any, *, limit: int) -> dict[str, Any]:
+    if isinstance(state, dict) and set(state) == {"model"} and isinstance(state["model"], dict):
+        state = state["model"]  # litgpt's
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise ValueError("it is not a map of names to tensors")
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())

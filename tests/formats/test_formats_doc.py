@@ -17,7 +17,7 @@ from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.lossy import KINDS, Allowed
 from tests.conftest import ROOT
 
-TARGETS = ("peft", "raw", "mlx", "gguf")
+TARGETS = ("peft", "raw", "mlx", "gguf", "torchtune", "litgpt", "megatron")
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 RNG = np.random.default_rng(0)
 WORDS = {Loss.EXACT: "exact", Loss.REWRITTEN: "other form", Loss.ROUNDED: "rounded"}

@@ -34,7 +34,7 @@ from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
 from adapterhub_converters.files import json_file, safetensors_file
 
-from . import experts
+from . import experts, quirks
 from .config import CONFIG, Scales
 from .config import check as check_config
 from .config import meta as meta_of
@@ -137,7 +137,10 @@ def parse(
     """
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
     files, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
+    files, wrapped = quirks.unwrapped(files, base)
     parts = _understood(config, {name: tensors[key] for name, key in files.items()}, where)
+    quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
+    notes += [*wrapped, *quirks.notes(config, parts.pairs, base)]
     scales = Scales(config, f"{where}/{CONFIG}")
     reader = _Deltas(config, scales, f"{where}/{WEIGHTS}", base, turned)
     deltas = reader.all(parts.pairs, parts.shared)
