@@ -159,6 +159,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         file = uniform.opened(path)
     if file.ridden:
         return _ridden(file, uniform.settled_alpha(file, "alpha", {}, alpha), base)
+    notes, file = file.notes, replace(file, tensors=megatron_shards.unwrapped(file.tensors, file.where), metadata={})
     base = uniform.known_base(base, file.where, "Megatron", (*_CLASSES, *_EXPERTS))
     beside = _beside(path)
     number = uniform.settled_alpha(file, "alpha", beside, alpha)
@@ -172,7 +173,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
             deltas[target] = LowRank(*uniform.pair(module.stem, one_A, one_B, file.where), number)
             _check_shape(file, target, one_A, one_B, base)
     found = uniform.adapter_of(file, dict(sorted(deltas.items())), base)
-    return replace(found, notes=(*found.notes, *_ending(path, found, base)))
+    return replace(found, notes=(*notes, *_ending(path, found, base)))
 
 
 def _ending(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:

@@ -41,6 +41,14 @@ def files(path: Path) -> dict[Rank, Path]:
     return found
 
 
+def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The same without the `module.` that wrappers put before names."""
+    found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}
+    if len(found) < len(tensors):
+        raise FormatError(where, "a tensor is there both with module. before its name and without")
+    return found
+
+
 def experts(base: BaseSpec) -> int:
     """How many experts a layer of the base has."""
     return uniform.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
@@ -80,7 +88,7 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:
     with safetensors_file.SafetensorsFile(file) as opened:
-        return {_WRAPPED.sub("", name): opened.tensor(name) for name in opened.tensors}
+        return unwrapped({name: opened.tensor(name) for name in opened.tensors}, str(file))
 
 
 def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:

@@ -228,6 +228,58 @@ def test_the_deltas_are_what_litgpt_merges(tmp_path: Path, enabled: tuple[bool, 
     assert not found
 
 
+NUMBERS: dict[str, Any] = {
+    "n_layer": 2, "n_head": 4, "n_query_groups": 2, "head_size": 4, "n_embd": 16, "intermediate_size": 24, "vocab_size": 20,
+    "padded_vocab_size": 20, "block_size": 32, "bias": False, "parallel_residual": False, "rotary_percentage": 1.0,
+    "norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "norm_eps": 1e-5, "lora_r": 2, "lora_alpha": 5,
+    "lora_query": True, "lora_key": True, "lora_value": True, "lora_projection": True, "lora_mlp": True, "lora_head": True,
+}  # fmt: skip
+# By the class in transformers: litgpt's own numbers and what it converts weights with.
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "Llama": ({}, "copy_weights_llama"),
+    "Qwen2": ({"attn_bias": True}, "copy_weights_qwen_2_5"),
+    "Qwen3": ({"norm_qk": True}, "copy_weights_qwen_3"),
+    "Gemma": (
+        {"name": "Gemma", "mlp_class_name": "GemmaMLP", "scale_embeddings": True, "gelu_approximate": "tanh"},
+        "copy_weights_llama",
+    ),
+}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", MODELS)
+def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("litgpt.lora", reason="litgpt isn't installed")
+    import torch
+    import transformers
+    from litgpt.lora import GPT, Config, lora_filter
+    from litgpt.scripts import convert_lit_checkpoint
+
+    own, copy = MODELS[kind]
+    config = Config(**NUMBERS | own)
+    torch.manual_seed(0)
+    model = GPT(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    state = model.state_dict()
+    safetensors_file.write(tmp_path / "a.safetensors", {k: v.numpy() for k, v in state.items() if lora_filter(k, v)})
+    weights: dict[str, Any] = {}
+    bare = {name.replace(".linear.", "."): value for name, value in state.items() if not lora_filter(name, value)}
+    getattr(convert_lit_checkpoint, copy)(config, weights, bare)
+    adapter = litgpt.read(tmp_path / "a.safetensors", base=trained.base(f"{kind}ForCausalLM"), alpha=5)
+    for target, each in adapter.deltas.items():
+        weights[f"{target}.weight"] = weights[f"{target}.weight"] + torch.from_numpy(each.scaling * each.lora_B @ each.lora_A)
+    numbers = {**trained.CONFIG, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    numbers = {key: value for key, value in numbers.items() if kind != "Qwen2" or key != "head_dim"}
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    build, make = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
+    other = make(build(**numbers, rope_parameters=rope))
+    other.load_state_dict(weights, strict=True)
+    ids = torch.tensor([[1, 5, 7, 3, 9, 2, 11, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval()(ids).logits, model.eval()(ids), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.peer
 def test_litgpt_loads_what_we_write(tmp_path: Path) -> None:
     lora, _, _ = merged((True, True, True), "LLaMAMLP")

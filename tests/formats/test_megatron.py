@@ -17,6 +17,7 @@ from adapterhub_converters import formats, megatron
 from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.files import safetensors_file
+from tests.conftest import Run
 from tests.formats import trained
 from tests.formats.trained import GATE, LLAMA, UP, K, Q, V
 
@@ -159,6 +160,24 @@ def test_shards_read_to_what_was_cut_up(tmp_path: Path, make: Callable[[], Adapt
     assert formats.sniff(folder) == "megatron"
     formats.convert(folder, tmp_path / "peft", to="peft", base=LLAMA)
     trained.assert_same(formats.read(tmp_path / "peft"), make())
+
+
+def test_the_command_takes_a_folder_of_shards(tmp_path: Path, run: Run) -> None:
+    folder = sharded(tensors_of(written(shared(), tmp_path / "a.safetensors")), tmp_path / "iter_1", tp=2, pp=2, local=True)
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG})
+    )
+    run("convert", folder, tmp_path / "peft", "--to", "peft", "--base", model, "--alpha", 4)
+    trained.assert_same(formats.read(tmp_path / "peft"), shared())
+    assert "Pass --base" in run("convert", folder, tmp_path / "no", "--to", "peft", code=6).stderr
+
+
+def test_what_wrappers_put_before_names_is_taken_off(tmp_path: Path) -> None:
+    plain = tensors_of(written(shared(), tmp_path / "a.safetensors"))
+    safetensors_file.write(tmp_path / "b.safetensors", {f"module.module.{name}": array for name, array in plain.items()})
+    trained.assert_same(megatron.read(tmp_path / "b.safetensors", base=LLAMA, alpha=4), shared())
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

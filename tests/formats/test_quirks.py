@@ -119,6 +119,14 @@ def test_alpha_is_the_rank_in_a_file_of_ai_toolkits(tmp_path: Path) -> None:
         raw.read(tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "lm_head.modules_to_save.default.weight"])
+def test_a_whole_lm_head_as_axolotl_saves_it_is_read(tmp_path: Path, name: str) -> None:
+    head = np.ones((20, 16), np.float32)
+    source = folder(tmp_path / "a", pair() | {PREFIX + name: head}, modules_to_save=["lm_head"])
+    np.testing.assert_array_equal(peft.read(source).replaced["lm_head.weight"], head)
+    assert unchanged(source, tmp_path)
+
+
 def test_other_files_beside_an_adapter_are_left_alone(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(), base_model_name_or_path="unsloth/x-bnb-4bit", arrow_config=None)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"):
