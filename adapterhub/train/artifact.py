@@ -24,6 +24,7 @@ from .base import Base, as_numpy
 from .config import TrainConfig
 from .loop import State
 from .lora import lora_layers
+from .memory import flops, parameters
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
@@ -39,7 +40,7 @@ def check_folder(parent: Path) -> None:
 
 def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
-    training = {**record, "metrics": metrics(state)}
+    training = {**record, "metrics": {**metrics(state), **_work(config, state)}}
     with staging.whole(out) as folder:
         peft.write(adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
@@ -72,6 +73,17 @@ def metrics(state: State) -> dict[str, float]:
             "heldout_perplexity": math.exp(after),
         }
     return found
+
+
+def _work(config: TrainConfig, state: State) -> dict[str, float]:
+    """How much learnt and how much was computed, as the config and the base say: no clock."""
+    base, trained = parameters(config)
+    tokens = state.step * config.train.rows * config.data.sequence
+    return {
+        "base_parameters": base,
+        "trained_share": trained / (base + trained),
+        "flops": flops(config, tokens=tokens, learnt=state.tokens),
+    }
 
 
 def versions(thread_count: int) -> dict[str, str]:

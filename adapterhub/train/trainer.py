@@ -9,17 +9,21 @@ from typing import Any
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.files import staging
 
-from . import artifact, checkpoint, data, loop, lora, memory
+from . import artifact, budget, checkpoint, data, loop, lora, memory
 from .base import Base, load, threads
 from .config import TrainConfig
 from .events import Loading, OnEvent, Ready, Result, Resumed, Saved
+from .report import Meter
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
+def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
     plan = memory.plan(config)
+    on_event = meter = Meter(on_event)
+    if not force:
+        budget.check(config, free=budget.free_memory(), held=loop.resident())
     with threads(config.train.threads) as thread_count:
         base = load(
             config.resolve(config.base.path),
@@ -35,10 +39,22 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         lora.reset(base.model, config.train.seed)
         notes = (*train_set.notes, *_overlap(train_set, heldout))
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
-        on_event(Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes))
+        on_event(
+            Ready(
+                parameters=parameters,
+                base_parameters=memory.parameters(config)[0],
+                documents=train_set.documents,
+                tokens=train_set.tokens,
+                rows=len(train_set.rows),
+                steps=steps,
+                memory=plan,
+                notes=notes,
+            )
+        )
         record = _record(config, train_set, heldout, steps, thread_count)
         state = _run(config, base, out, record, rows=train_set.rows, heldout=heldout, on_event=on_event)
         training = artifact.finish(config, base, state, record, out)
+        report = meter.report(config)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -48,6 +64,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         loss=training["metrics"]["train_loss"],
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
+        report=report,
     )
 
 
@@ -100,7 +117,7 @@ def _run(
     spec = read_hf(config.resolve(config.base.path))
     run = checkpoint.identity({"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest})
     if checkpoint.restore(path, base.model, state, run):
-        on_event(Resumed(state.step, path))
+        on_event(Resumed(state.step, state.tokens, path))
 
     def save() -> Path:
         checkpoint.save(path, base.model, state, run)

@@ -291,3 +291,21 @@ def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[
     assert planned == ready.memory
     assert planned.adapter == 4 * ready.parameters
     assert planned.total > planned.runtime
+
+
+def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[no-untyped-def]
+    out, path, events, result = trained
+    report, settings_ = result.report, train.read_config(path)
+    linears, head, trained_numbers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3), 259 * 64, report.parameters
+    tokens = 6 * 4 * 48
+    attention = 12 * 2 * 64 * 48
+    assert report.flops == tokens * (4 * linears + 6 * trained_numbers + attention) + 4 * head * result.tokens
+    assert report.base_parameters == linears + head + 5 * 64
+    assert report.predicted == memory.plan(settings_).total
+    assert 0 < report.tokens_per_second == pytest.approx(tokens / report.seconds)
+    assert report.utilisation == pytest.approx(report.flops / report.seconds / report.matmul)
+    known = facts.read_facts(out)
+    assert known is not None
+    metrics = known["training"]["metrics"]
+    assert (metrics["flops"], metrics["trained_share"]) == (report.flops, report.share)
+    assert all(isinstance(event, train.Event) for event in events)
