@@ -27,6 +27,7 @@ from .lora import lora_layers
 from .memory import flops, parameters
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
+_POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
 
 
@@ -40,7 +41,7 @@ def check_folder(parent: Path) -> None:
 
 def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
-    training = {**record, "metrics": {**metrics(state), **_work(config, state)}}
+    training = {**record, "metrics": {**metrics(state), **_work(config, state)}, "curve": curve(state)}
     with staging.whole(out) as folder:
         peft.write(adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
@@ -84,6 +85,18 @@ def _work(config: TrainConfig, state: State) -> dict[str, float]:
         "trained_share": trained / (base + trained),
         "flops": flops(config, tokens=tokens, learnt=state.tokens),
     }
+
+
+def curve(state: State) -> list[dict[str, float]]:
+    """The losses over the steps: every held-out one, and of those in training at most _POINTS, evenly and the last."""
+    steps = [line for line in state.log if "loss" in line]
+    every = max(1, -(len(steps) // -_POINTS))
+    kept = {id(line) for line in steps[::-1][::every]}
+    return [
+        {key: line[key] for key in ("step", "loss", "heldout_loss") if key in line}
+        for line in state.log
+        if "heldout_loss" in line or id(line) in kept
+    ]
 
 
 def versions(thread_count: int) -> dict[str, str]:

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.base import read_hf
+from adapterhub.digest import sha256_file
+from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.files import staging
 
 from . import artifact, budget, checkpoint, data, loop, lora, memory
@@ -96,9 +97,16 @@ def _record(
             for split, dataset in sets
             for file in dataset.files
         ],
+        "weights": _weights(config.resolve(config.base.path)),
         "seed": config.train.seed,
         "versions": artifact.versions(thread_count),
     }  # fmt: skip
+
+
+def _weights(base: Path) -> list[dict[str, Any]]:
+    """The files of the base's weights: a fingerprint says its shapes alone, which a fine-tune of it shares."""
+    files = weight_files(base) if base.is_dir() else [base]
+    return [{"path": path.name, "digest": sha256_file(path), "size": path.stat().st_size} for path in files]
 
 
 def _run(
