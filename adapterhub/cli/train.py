@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output, train_plan
+from . import output, train_plan, train_push
 from .app import Settings, command
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapterhub.train import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
+    from adapterhub.train import Evaluated, Event, Given, Ready, Report, Result, Resumed, Stepped, TrainConfig
 
 _LINES = 10  # lines about steps where there is no screen to draw a bar on
 
@@ -27,19 +28,25 @@ _LINES = 10  # lines about steps where there is no screen to draw a bar on
     short="Train an adapter (QLoRA).",
     example="""
     adapterhub train sql.toml -o ./sql
-    adapterhub train sql.toml --plan""",
+    adapterhub train sql.toml --plan
+    adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
 @click.argument("config", metavar="CONFIG")
 @click.option("-o", "--output", "out", metavar="OUT", help="The adapter's folder to make. [default: CONFIG without .toml]")
 @click.option("--plan", "plan_only", is_flag=True, help="Say how much memory it would take, and with other settings; no more.")
 @click.option("--force", is_flag=True, help="Start even if it will not fit into the memory that is free.")
+@click.option("--from", "start", metavar="SRC", help="Go on with this adapter: a ref, a folder; it must fit BASE and lora.")
+@click.option("--push", "ref", metavar="REF", help="Push the result to REF, as `adapterhub push` does.")
 @click.pass_obj
-def train(settings: Settings, *, config: str, out: str | None, plan_only: bool, force: bool) -> int:
+def train(
+    settings: Settings, *, config: str, out: str | None, plan_only: bool, force: bool, start: str | None, ref: str | None
+) -> int:
     """Train a LoRA adapter on a base held in four bits (QLoRA), and record how it came to be.
 
     CONFIG is a TOML file: base, data, lora, train, card. Before, it says what is trained and how much memory that will
-    take, and refuses what cannot fit (exit 6); after, the held-out perplexity before and after. Ctrl-C leaves a checkpoint
-    beside OUT, and the same command goes on from it. Needs the extra: pip install 'adapterhub[train]'.
+    take, and refuses what cannot fit (exit 6); after, the held-out perplexity before and after, and what it took. Ctrl-C leaves
+    a checkpoint beside OUT, and the same command goes on from it. A push that fails leaves OUT as it is.
+    Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub import train as trainer
 
@@ -49,12 +56,28 @@ def train(settings: Settings, *, config: str, out: str | None, plan_only: bool, 
     read = trainer.read_config(Path(config))
     if plan_only:
         return train_plan.show(settings, read, force=force)
+    if ref:
+        train_push.check(ref)
     target = Path(out) if out else Path(Path(config).stem)
-    with _Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force)
+    with _given(start, settings) as first, _Screen(read) as screen:
+        result = trainer.run(read, target, on_event=screen.show, force=force, start=first)
     document = _document(result, screen.ready)
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
+    if ref:
+        document["pushed"] = train_push.push(settings, target, ref)
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(result, document.get("pushed")))
     return 0
+
+
+@contextmanager
+def _given(text: str | None, settings: Settings) -> Iterator[Given | None]:
+    """The adapter to start from."""
+    if text is None:
+        yield None
+        return
+    from . import sources
+
+    with sources.opened(text, settings) as found:
+        yield sources.given(found)
 
 
 class _Screen:
@@ -168,7 +191,7 @@ def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
     }
 
 
-def _text(result: Result) -> None:
+def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     output.write(
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
     )
@@ -178,6 +201,8 @@ def _text(result: Result) -> None:
         output.write(line)
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")
+    if pushed:
+        output.write(f"pushed {pushed['ref']}  {output.digest(pushed['digest'])}")
 
 
 def _took(report: Report) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,15 @@ def check_folder(parent: Path) -> None:
         raise LocalIOError(str(parent), error.strerror or str(error)) from error
 
 
-def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def finish(
+    config: TrainConfig,
+    base: Base,
+    state: State,
+    record: Mapping[str, Any],
+    out: Path,
+    *,
+    parents: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
     training = {**record, "metrics": {**metrics(state), **_work(config, state)}, "curve": curve(state)}
     with staging.whole(out) as folder:
@@ -47,7 +55,7 @@ def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, A
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", card(config, training))
-        _write_facts(config, training, folder)
+        _write_facts(config, training, folder, parents)
     return training
 
 
@@ -120,7 +128,7 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
     )
 
 
-def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path) -> None:
+def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]) -> None:
     from adapterhub import facts
 
     declared = {"licence": config.card.licence, "description": config.card.description or None}
@@ -129,7 +137,7 @@ def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path)
     declared = {key: value for key, value in declared.items() if value}
     given = {key: value for key, value in base.items() if value}
     spec = read_hf(config.resolve(config.base.path))
-    document = facts.describe(folder, base=spec, training=training, declared={**declared, "base": given})
+    document = facts.describe(folder, base=spec, training=training, parents=parents, declared={**declared, "base": given})
     facts.write_facts(folder, document)
 
 

@@ -9,6 +9,20 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Given:
+    """An adapter to start from or to measure.
+
+    `path` is what a format reader takes, `folder` what holds it, `digest` its manifest's, `where` what its user called it.
+    """
+
+    path: Path
+    folder: Path
+    digest: str
+    where: str
+    ref: str | None = None
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What a training will hold, in bytes, by what it is for; `runtime` is Python with its libraries."""
 

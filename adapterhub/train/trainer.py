@@ -10,14 +10,14 @@ from adapterhub.digest import sha256_file
 from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.files import staging
 
-from . import artifact, budget, checkpoint, data, loop, lora, memory
+from . import artifact, budget, checkpoint, data, given, loop, lora, memory
 from .base import Base, load, threads
 from .config import TrainConfig
-from .events import Loading, OnEvent, Ready, Result, Resumed, Saved
+from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .report import Meter
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False) -> Result:
+def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
@@ -25,6 +25,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
     on_event = meter = Meter(on_event)
     if not force:
         budget.check(config, free=budget.free_memory(), held=loop.resident())
+    first = _first(config, start)
     with threads(config.train.threads) as thread_count:
         base = load(
             config.resolve(config.base.path),
@@ -38,7 +39,11 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         train_set, heldout = _datasets(config, base)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        notes = (*train_set.notes, *_overlap(train_set, heldout))
+        weights = _weights(config.resolve(config.base.path))
+        notes = (*train_set.notes, *_overlap(train_set, heldout), *(given.other_weights(first, weights) if first else ()))
+        if first:
+            given.check_config(first, config.lora, base.targets, config.where)
+            given.put(base, first)
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
         on_event(
             Ready(
@@ -52,9 +57,10 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
                 notes=notes,
             )
         )
-        record = _record(config, train_set, heldout, steps, thread_count)
-        state = _run(config, base, out, record, rows=train_set.rows, heldout=heldout, on_event=on_event)
-        training = artifact.finish(config, base, state, record, out)
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
+        parents = _parents(start)
+        state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
+        training = artifact.finish(config, base, state, record, out, parents=parents)
         report = meter.report(config)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
@@ -97,10 +103,25 @@ def _record(
             for split, dataset in sets
             for file in dataset.files
         ],
-        "weights": _weights(config.resolve(config.base.path)),
         "seed": config.train.seed,
         "versions": artifact.versions(thread_count),
     }  # fmt: skip
+
+
+def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
+    """The factors to begin with, if they are for this base."""
+    if start is None:
+        return None
+    found = given.read(start)
+    given.check_base(found, read_hf(config.resolve(config.base.path)), config.base.name)
+    return found
+
+
+def _parents(start: Given | None) -> list[dict[str, Any]]:
+    """What the adapter will say that it was made from."""
+    if start is None:
+        return []
+    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
 
 
 def _weights(base: Path) -> list[dict[str, Any]]:
@@ -115,6 +136,7 @@ def _run(
     out: Path,
     record: dict[str, Any],
     *,
+    parents: list[dict[str, Any]],
     rows: data.Rows,
     heldout: data.Dataset | None,
     on_event: OnEvent,
@@ -123,7 +145,9 @@ def _run(
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
     spec = read_hf(config.resolve(config.base.path))
-    run = checkpoint.identity({"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest})
+    run = checkpoint.identity(
+        {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
+    )
     if checkpoint.restore(path, base.model, state, run):
         on_event(Resumed(state.step, state.tokens, path))
 

@@ -111,3 +111,26 @@ def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_p
         assert done.stderr.count("\n") == 1
     assert "peak" in run("train", "letters.toml", "--plan", "--force").stdout
     assert not (tmp_path / "letters").exists()
+
+
+def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config: Path, tmp_path: Path) -> None:
+    done = json.loads(run("train", "letters.toml", "--push", "team/letters:first", "--json").stdout)
+    assert (done["pushed"]["ref"], done["pushed"]["tags"]) == ("team/letters:v1", ["first", "latest"])
+    shown = run("train", "letters.toml", "-o", "more", "--from", "team/letters:first", "--push", "team/letters").stdout
+    assert "pushed team/letters:v2" in shown
+    nodes = json.loads(run("lineage", "team/letters:v2", "--json").stdout)["nodes"]
+    assert [node["how"] for node in nodes if "team/letters:v2" in node["refs"]] == ["trained further"]
+    again = run("rebuild", "team/letters:v2", code=6).stderr
+    assert "its training record says how" in again
+
+
+def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    assert "allots the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
+    assert not (tmp_path / "letters").exists()
+    run("train", "letters.toml", "--push", "team/letters", "-o", "one")
+    run("rm", "team/letters")
+    done = run("train", "letters.toml", "--push", "team/letters", code=7)
+    assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in done.stderr
+    assert (tmp_path / "letters" / "adapter.json").exists()
