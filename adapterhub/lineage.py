@@ -43,6 +43,8 @@ class Node:
             return f"converted to {recipe.get('to')}"
         if parents:
             method = recipe.get("method") or parents[0].get("method")
+            if method == "train":
+                return "trained further"
             return f"merged by {method}" if method else "merged"
         return "trained" if self.facts.get("training") else "origin not recorded"
 

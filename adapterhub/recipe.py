@@ -155,7 +155,10 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
     known = facts.read_facts(folder)
     recipe = known.get("recipe") if known else None
     if not known or not recipe:
-        what = "it was merged before recipes were kept" if known and known["parents"] else "it has no parents"
+        parents_named = known["parents"] if known else []
+        what = "it was merged before recipes were kept" if parents_named else "it has no parents"
+        if parents_named and parents_named[0].get("method") == "train":
+            what = "it was trained, and its training record says how"
         raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only what was merged or converted can be")
     if len(parents) != len(known["parents"]):
         raise FormatError(f"{folder}/{facts.NAME}", f"{len(known['parents'])} parents are named, {len(parents)} were given")

@@ -20,6 +20,7 @@ from .locate import hub, open_registry
 if TYPE_CHECKING:
     from adapterhub.recipe import Parent
     from adapterhub.ref import Ref
+    from adapterhub.train import Given
     from adapterhub_converters.base import BaseSpec
 
 
@@ -101,6 +102,14 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
     with as_folder(source) as folder:
         digest = manifest.build(folder).digest
     return recipe.Parent(source.folder, source.path, digest, None, weight)
+
+
+def given(source: Source) -> Given:
+    """What a training starts from or an evaluation measures."""
+    from adapterhub.train import Given
+
+    made = parent(source)
+    return Given(made.path, made.folder, made.digest, source.where, made.ref)
 
 
 def place(path: Path, target: Path) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output
+from . import output, train_plan, train_push
 from .app import Settings, command
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapterhub.train import Evaluated, Event, MemoryPlan, Ready, Result, Resumed, Stepped, TrainConfig
+    from adapterhub.train import Evaluated, Event, Given, Ready, Report, Result, Resumed, Stepped, TrainConfig
 
 _LINES = 10  # lines about steps where there is no screen to draw a bar on
 
@@ -26,17 +27,26 @@ _LINES = 10  # lines about steps where there is no screen to draw a bar on
     "train",
     short="Train an adapter (QLoRA).",
     example="""
-    adapterhub train sql.toml -o ./sql""",
+    adapterhub train sql.toml -o ./sql
+    adapterhub train sql.toml --plan
+    adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
 @click.argument("config", metavar="CONFIG")
 @click.option("-o", "--output", "out", metavar="OUT", help="The adapter's folder to make. [default: CONFIG without .toml]")
+@click.option("--plan", "plan_only", is_flag=True, help="Say how much memory it would take, and with other settings; no more.")
+@click.option("--force", is_flag=True, help="Start even if it will not fit into the memory that is free.")
+@click.option("--from", "start", metavar="SRC", help="Go on with this adapter: a ref, a folder; it must fit BASE and lora.")
+@click.option("--push", "ref", metavar="REF", help="Push the result to REF, as `adapterhub push` does.")
 @click.pass_obj
-def train(settings: Settings, *, config: str, out: str | None) -> int:
+def train(
+    settings: Settings, *, config: str, out: str | None, plan_only: bool, force: bool, start: str | None, ref: str | None
+) -> int:
     """Train a LoRA adapter on a base held in four bits (QLoRA), and record how it came to be.
 
     CONFIG is a TOML file: base, data, lora, train, card. Before, it says what is trained and how much memory that will
-    take; after, the held-out perplexity before and after. Ctrl-C leaves a checkpoint beside OUT, and the same command goes on
-    from it. Needs the extra: pip install 'adapterhub[train]'.
+    take, and refuses what cannot fit (exit 6); after, the held-out perplexity before and after, and what it took. Ctrl-C leaves
+    a checkpoint beside OUT, and the same command goes on from it. A push that fails leaves OUT as it is.
+    Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub import train as trainer
 
@@ -44,12 +54,30 @@ def train(settings: Settings, *, config: str, out: str | None) -> int:
     # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     read = trainer.read_config(Path(config))
+    if plan_only:
+        return train_plan.show(settings, read, force=force)
+    if ref:
+        train_push.check(ref)
     target = Path(out) if out else Path(Path(config).stem)
-    with _Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show)
+    with _given(start, settings) as first, _Screen(read) as screen:
+        result = trainer.run(read, target, on_event=screen.show, force=force, start=first)
     document = _document(result, screen.ready)
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
+    if ref:
+        document["pushed"] = train_push.push(settings, target, ref)
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(result, document.get("pushed")))
     return 0
+
+
+@contextmanager
+def _given(text: str | None, settings: Settings) -> Iterator[Given | None]:
+    """The adapter to start from."""
+    if text is None:
+        yield None
+        return
+    from . import sources
+
+    with sources.opened(text, settings) as found:
+        yield sources.given(found)
 
 
 class _Screen:
@@ -123,35 +151,24 @@ class _Screen:
 def _before(config: TrainConfig, ready: Ready) -> list[str]:
     """What is trained, and what it will take."""
     from adapterhub.train import plan
-    from adapterhub_converters.base import read_base
 
-    base = read_base(config.resolve(config.base.path))
-    total = sum(_count(tensor.shape) for tensor in base.tensors.values())
     whole = dataclasses.replace(config.base, quantise="none", dtype="bfloat16")
     quarter = dataclasses.replace(whole, quantise="nf4")
     in_16, in_4 = (output.size(plan(dataclasses.replace(config, base=kind)).base) for kind in (whole, quarter))
-    share = f" ({ready.parameters / total:.2%})" if total else ""
     return [
-        f"trains {output.number(ready.parameters)} of {output.number(total + ready.parameters)} parameters{share}",
+        train_plan.trained(ready.parameters, ready.base_parameters),
         f"base: {in_16} in 16 bits, {in_4} in 4 bits; held {_held(config)}",
         (
             f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
         ),
-        f"memory: about {output.size(ready.memory.total)} at the peak",
+        *train_plan.table(ready.memory),
         *(f"note: {note}" for note in ready.notes),
     ]
 
 
 def _held(config: TrainConfig) -> str:
     return "in 4 bits (NF4)" if config.base.quantise == "nf4" else f"as {config.base.dtype}"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for dim in shape:
-        count *= dim
-    return count
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:
@@ -168,20 +185,33 @@ def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "perplexity_before": result.perplexity_before,
         "perplexity_after": result.perplexity_after,
         "parameters": ready.parameters if ready else None,
-        "memory": _memory(ready.memory) if ready else None,
+        "memory": train_plan.memory_document(ready.memory) if ready else None,
+        "report": {**dataclasses.asdict(result.report), "share": result.report.share},
         "files": _files(result.folder),
     }
 
 
-def _memory(plan: MemoryPlan) -> dict[str, int]:
-    return {**dataclasses.asdict(plan), "total": plan.total}
-
-
-def _text(result: Result) -> None:
+def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     output.write(
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}")
+    for line in output.pairs(_took(result.report), screen=output.width()):
+        output.write(line)
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")
+    if pushed:
+        output.write(f"pushed {pushed['ref']}  {output.digest(pushed['digest'])}")
+
+
+def _took(report: Report) -> dict[str, str]:
+    """What it took, against what it might have."""
+    full = output.size(report.full_fine_tuning)
+    share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} that full fine-tuning would take at least"
+    peak = f"{output.size(report.peak)} at the peak, foreseen {output.size(report.predicted)}; {share}"
+    return {
+        "memory": peak if report.peak else f"{output.size(report.predicted)} foreseen, not measured here",
+        "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",
+        "arithmetic": f"{report.utilisation:.1%} of a plain matrix product's {report.matmul / 1e9:.0f} GFLOP/s on this machine",
+    }

@@ -1,7 +1,8 @@
 """QLoRA on one machine: an NF4 base, LoRA on its linear layers, and an adapter that says how it came to be.
 
 Read in the order things happen: `config`, `data`, `base` (with `nf4` and `lora`), `loop` (with `loss` and
-`attention`), `artifact`; `trainer` ties them together. Importing this package imports no torch.
+`attention`), `artifact`; `trainer` ties them together. `memory` and `budget` say what it will take, `report` what it took;
+`given` is an adapter to go on from. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
 from .config import read as read_config
-from .events import Evaluated, Event, Loading, MemoryPlan, OnEvent, Ready, Result, Resumed, Saved, Stepped
+from .events import Evaluated, Event, Given, Loading, MemoryPlan, OnEvent, Ready, Report, Result, Resumed, Saved, Stepped
 from .memory import plan
 
 __all__ = [
-    "Evaluated", "Event", "Loading", "MemoryPlan", "OnEvent", "Ready", "Result", "Resumed", "Saved", "Stepped",
-    "TrainConfig", "plan", "read_config", "run",
+    "Evaluated", "Event", "Given", "Loading", "MemoryPlan", "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved",
+    "Stepped", "TrainConfig", "plan", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
 
 
-def run(config: TrainConfig, out: Path, *, on_event: OnEvent | None = None) -> Result:
+def run(
+    config: TrainConfig, out: Path, *, on_event: OnEvent | None = None, force: bool = False, start: Given | None = None
+) -> Result:
     """Train the adapter that `config` describes into the folder `out`, which appears whole or not at all.
+
+    `start`: An adapter whose factors are the first ones; it becomes the parent of the result.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run
     after the current step with a checkpoint beside `out`; the same call then goes on from it to those same bytes.
@@ -33,11 +38,11 @@ def run(config: TrainConfig, out: Path, *, on_event: OnEvent | None = None) -> R
     Raises:
         MissingExtraError: torch or another library of the extra isn't installed.
         StoppedError: A signal came; the checkpoint is written.
-        RefusedError: The data teach nothing, or the base isn't understood.
+        RefusedError: The data teach nothing, the base isn't understood, or memory will not do; that last unless `force`.
     """
     for name in _EXTRA:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError("", f"training needs {name}, which isn't installed", 'pip install "adapterhub[train]"')
     from .trainer import train
 
-    return train(config, out, on_event or (lambda _: None))
+    return train(config, out, on_event or (lambda _: None), force=force, start=start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from .base import Base, as_numpy
 from .config import TrainConfig
 from .loop import State
 from .lora import lora_layers
+from .memory import flops, parameters
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
+_POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
 
 
@@ -37,15 +39,23 @@ def check_folder(parent: Path) -> None:
         raise LocalIOError(str(parent), error.strerror or str(error)) from error
 
 
-def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def finish(
+    config: TrainConfig,
+    base: Base,
+    state: State,
+    record: Mapping[str, Any],
+    out: Path,
+    *,
+    parents: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
-    training = {**record, "metrics": metrics(state)}
+    training = {**record, "metrics": {**metrics(state), **_work(config, state)}, "curve": curve(state)}
     with staging.whole(out) as folder:
         peft.write(adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", card(config, training))
-        _write_facts(config, training, folder)
+        _write_facts(config, training, folder, parents)
     return training
 
 
@@ -74,6 +84,29 @@ def metrics(state: State) -> dict[str, float]:
     return found
 
 
+def _work(config: TrainConfig, state: State) -> dict[str, float]:
+    """How much learnt and how much was computed, as the config and the base say: no clock."""
+    base, trained = parameters(config)
+    tokens = state.step * config.train.rows * config.data.sequence
+    return {
+        "base_parameters": base,
+        "trained_share": trained / (base + trained),
+        "flops": flops(config, tokens=tokens, learnt=state.tokens),
+    }
+
+
+def curve(state: State) -> list[dict[str, float]]:
+    """The losses over the steps: every held-out one, and of those in training at most _POINTS, evenly and the last."""
+    steps = [line for line in state.log if "loss" in line]
+    every = max(1, -(len(steps) // -_POINTS))
+    kept = {id(line) for line in steps[::-1][::every]}
+    return [
+        {key: line[key] for key in ("step", "loss", "heldout_loss") if key in line}
+        for line in state.log
+        if "heldout_loss" in line or id(line) in kept
+    ]
+
+
 def versions(thread_count: int) -> dict[str, str]:
     """What the bytes of the result depend on besides config, data and base."""
     import torch
@@ -95,7 +128,7 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
     )
 
 
-def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path) -> None:
+def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]) -> None:
     from adapterhub import facts
 
     declared = {"licence": config.card.licence, "description": config.card.description or None}
@@ -104,7 +137,7 @@ def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path)
     declared = {key: value for key, value in declared.items() if value}
     given = {key: value for key, value in base.items() if value}
     spec = read_hf(config.resolve(config.base.path))
-    document = facts.describe(folder, base=spec, training=training, declared={**declared, "base": given})
+    document = facts.describe(folder, base=spec, training=training, parents=parents, declared={**declared, "base": given})
     facts.write_facts(folder, document)
 
 

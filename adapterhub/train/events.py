@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Given:
+    """An adapter to start from or to measure.
+
+    `path` is what a format reader takes, `folder` what holds it, `digest` its manifest's, `where` what its user called it.
+    """
+
+    path: Path
+    folder: Path
+    digest: str
+    where: str
+    ref: str | None = None
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """What a training will hold, in bytes, by what it is for."""
+    """What a training will hold, in bytes, by what it is for; `runtime` is Python with its libraries."""
 
     base: int
     adapter: int
@@ -17,12 +32,17 @@ class MemoryPlan:
     optimiser: int
     activations: int
     logits: int
+    data: int
     runtime: int
 
     @property
     def total(self) -> int:
         """All of it: the peak to expect."""
-        return self.base + self.adapter + self.gradients + self.optimiser + self.activations + self.logits + self.runtime
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Part to bytes, in order."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -35,9 +55,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class Ready:
-    """All is loaded. `notes` are worth showing, one line each; `tokens` are those of the training data."""
+    """All is loaded. `parameters` learn, beside those of the base; `tokens` are those of the training data.
+
+    `notes` are worth showing, one line each.
+    """
 
     parameters: int
+    base_parameters: int
     documents: int
     tokens: int
     rows: int
@@ -48,9 +72,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run goes on after `step`."""
+    """An interrupted run goes on after `step`, in which `tokens` were learnt."""
 
     step: int
+    tokens: int
     path: Path
 
 
@@ -91,6 +116,39 @@ OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
+class Report:
+    """What a training took; only the steps of this process count.
+
+    Attributes:
+        parameters: How many learn, beside `base_parameters` that don't.
+        predicted: The peak of memory that was expected, in bytes.
+        peak: The most that this process held, 0 if unknown.
+        full_fine_tuning: What training every parameter in float32 would hold at least.
+        seconds: In steps; loading, evaluations and checkpoints are not in it.
+        tokens_per_second: All that went through the model, prompts and padding too.
+        flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
+        matmul: Such operations a second of a plain matrix product on this machine, at best.
+        utilisation: The share of that which the steps reached.
+    """
+
+    parameters: int
+    base_parameters: int
+    predicted: int
+    peak: int
+    full_fine_tuning: int
+    seconds: float
+    tokens_per_second: float
+    flops: int
+    matmul: float
+    utilisation: float
+
+    @property
+    def share(self) -> float:
+        """Of all parameters, what learns."""
+        return self.parameters / max(1, self.parameters + self.base_parameters)
+
+
+@dataclass(frozen=True)
 class Result:
     """How a training ended; perplexities are of the held-out data, None if there is none."""
 
@@ -100,3 +158,4 @@ class Result:
     loss: float
     perplexity_before: float | None
     perplexity_after: float | None
+    report: Report

@@ -6,20 +6,26 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.base import read_hf
+from adapterhub.digest import sha256_file
+from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.files import staging
 
-from . import artifact, checkpoint, data, loop, lora, memory
+from . import artifact, budget, checkpoint, data, given, loop, lora, memory
 from .base import Base, load, threads
 from .config import TrainConfig
-from .events import Loading, OnEvent, Ready, Result, Resumed, Saved
+from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
+from .report import Meter
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
+def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
     plan = memory.plan(config)
+    on_event = meter = Meter(on_event)
+    if not force:
+        budget.check(config, free=budget.free_memory(), held=loop.resident())
+    first = _first(config, start)
     with threads(config.train.threads) as thread_count:
         base = load(
             config.resolve(config.base.path),
@@ -33,12 +39,29 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         train_set, heldout = _datasets(config, base)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        notes = (*train_set.notes, *_overlap(train_set, heldout))
+        weights = _weights(config.resolve(config.base.path))
+        notes = (*train_set.notes, *_overlap(train_set, heldout), *(given.other_weights(first, weights) if first else ()))
+        if first:
+            given.check_config(first, config.lora, base.targets, config.where)
+            given.put(base, first)
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
-        on_event(Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes))
-        record = _record(config, train_set, heldout, steps, thread_count)
-        state = _run(config, base, out, record, rows=train_set.rows, heldout=heldout, on_event=on_event)
-        training = artifact.finish(config, base, state, record, out)
+        on_event(
+            Ready(
+                parameters=parameters,
+                base_parameters=memory.parameters(config)[0],
+                documents=train_set.documents,
+                tokens=train_set.tokens,
+                rows=len(train_set.rows),
+                steps=steps,
+                memory=plan,
+                notes=notes,
+            )
+        )
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
+        parents = _parents(start)
+        state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
+        training = artifact.finish(config, base, state, record, out, parents=parents)
+        report = meter.report(config)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -48,6 +71,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         loss=training["metrics"]["train_loss"],
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
+        report=report,
     )
 
 
@@ -84,12 +108,35 @@ def _record(
     }  # fmt: skip
 
 
+def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
+    """The factors to begin with, if they are for this base."""
+    if start is None:
+        return None
+    found = given.read(start)
+    given.check_base(found, read_hf(config.resolve(config.base.path)), config.base.name)
+    return found
+
+
+def _parents(start: Given | None) -> list[dict[str, Any]]:
+    """What the adapter will say that it was made from."""
+    if start is None:
+        return []
+    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
+
+
+def _weights(base: Path) -> list[dict[str, Any]]:
+    """The files of the base's weights: a fingerprint says its shapes alone, which a fine-tune of it shares."""
+    files = weight_files(base) if base.is_dir() else [base]
+    return [{"path": path.name, "digest": sha256_file(path), "size": path.stat().st_size} for path in files]
+
+
 def _run(
     config: TrainConfig,
     base: Base,
     out: Path,
     record: dict[str, Any],
     *,
+    parents: list[dict[str, Any]],
     rows: data.Rows,
     heldout: data.Dataset | None,
     on_event: OnEvent,
@@ -98,9 +145,11 @@ def _run(
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
     spec = read_hf(config.resolve(config.base.path))
-    run = checkpoint.identity({"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest})
+    run = checkpoint.identity(
+        {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
+    )
     if checkpoint.restore(path, base.model, state, run):
-        on_event(Resumed(state.step, path))
+        on_event(Resumed(state.step, state.tokens, path))
 
     def save() -> Path:
         checkpoint.save(path, base.model, state, run)

@@ -50,7 +50,7 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     done = run("train", "letters.toml", "--json")
     result = json.loads(done.stdout)
     assert list(result) == [
-        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "parameters", "memory", "files",
+        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "parameters", "memory", "report", "files",
     ]  # fmt: skip
     assert (result["output"], result["steps"]) == ("letters", 3)
     assert {"adapter.json", "adapter_model.safetensors"} <= {file["path"] for file in result["files"]}
@@ -58,6 +58,7 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     assert "in 4 bits" in done.stderr
     assert "step 3/3  loss" in done.stderr
     assert "\x1b" not in done.stderr
+    assert result["report"]["tokens_per_second"] > 0
     run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
     run("push", "letters", "team/letters")
     assert json.loads(run("show", "team/letters", "--json").stdout)["facts"]["base"]["fingerprint"]
@@ -84,3 +85,52 @@ def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: 
     done = run("train", "letters.toml", code=2)
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
+    shown = run("train", "letters.toml", "--plan").stdout
+    assert "trains 3.3 k of" in shown
+    for part in ("base", "adapter", "gradients", "optimiser", "activations", "logits", "interpreter", "peak"):
+        assert f"\n{part} " in shown
+    assert "micro_rows = 1" in shown
+    assert "full fine-tuning in float32 would take at least" in shown
+    plan = json.loads(run("train", "letters.toml", "--plan", "--json").stdout)
+    memory = plan["memory"]
+    assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+    assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantise = "none"'}
+    assert not (tmp_path / "letters").exists()
+
+
+def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_path: Path) -> None:
+    huge = config.read_text().replace("sequence = 16", "sequence = 16777216").replace("rows = 2", "rows = 16384")
+    config.write_text(huge)
+    for extra in ([], ["--plan"]):
+        done = run("train", "letters.toml", *extra, code=6)
+        assert "are free" in done.stderr
+        assert "--force" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "peak" in run("train", "letters.toml", "--plan", "--force").stdout
+    assert not (tmp_path / "letters").exists()
+
+
+def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config: Path, tmp_path: Path) -> None:
+    done = json.loads(run("train", "letters.toml", "--push", "team/letters:first", "--json").stdout)
+    assert (done["pushed"]["ref"], done["pushed"]["tags"]) == ("team/letters:v1", ["first", "latest"])
+    shown = run("train", "letters.toml", "-o", "more", "--from", "team/letters:first", "--push", "team/letters").stdout
+    assert "pushed team/letters:v2" in shown
+    nodes = json.loads(run("lineage", "team/letters:v2", "--json").stdout)["nodes"]
+    assert [node["how"] for node in nodes if "team/letters:v2" in node["refs"]] == ["trained further"]
+    again = run("rebuild", "team/letters:v2", code=6).stderr
+    assert "its training record says how" in again
+
+
+def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    assert "allots the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
+    assert not (tmp_path / "letters").exists()
+    run("train", "letters.toml", "--push", "team/letters", "-o", "one")
+    run("rm", "team/letters")
+    done = run("train", "letters.toml", "--push", "team/letters", code=7)
+    assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in done.stderr
+    assert (tmp_path / "letters" / "adapter.json").exists()

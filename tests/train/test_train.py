@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import facts, train  # noqa: E402
-from adapterhub.train import base, config, data, loop, lora, memory  # noqa: E402
+from adapterhub.train import artifact, base, config, data, loop, lora, memory  # noqa: E402
 from adapterhub.train.loss import cross_entropy  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, ConflictError, OutputExistsError, RefusedError  # noqa: E402
@@ -291,3 +292,42 @@ def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[
     assert planned == ready.memory
     assert planned.adapter == 4 * ready.parameters
     assert planned.total > planned.runtime
+
+
+def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[no-untyped-def]
+    out, path, events, result = trained
+    report, settings_ = result.report, train.read_config(path)
+    linears, head, trained_numbers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3), 259 * 64, report.parameters
+    tokens = 6 * 4 * 48
+    attention = 12 * 2 * 64 * 48
+    assert report.flops == tokens * (4 * linears + 6 * trained_numbers + attention) + 4 * head * result.tokens
+    assert report.base_parameters == linears + head + 5 * 64
+    assert report.predicted == memory.plan(settings_).total
+    assert 0 < report.tokens_per_second == pytest.approx(tokens / report.seconds)
+    assert report.utilisation == pytest.approx(report.flops / report.seconds / report.matmul)
+    known = facts.read_facts(out)
+    assert known is not None
+    metrics = known["training"]["metrics"]
+    assert (metrics["flops"], metrics["trained_share"]) == (report.flops, report.share)
+    assert all(isinstance(event, train.Event) for event in events)
+
+
+def test_the_facts_have_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    out, _, events, _ = trained
+    known = facts.read_facts(out)
+    assert known is not None
+    training = known["training"]
+    raw = (tiny_base / "model.safetensors").read_bytes()
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    assert training["weights"] == [{"path": "model.safetensors", "digest": digest, "size": len(raw)}]
+    steps = [{"step": event.step, "loss": event.loss} for event in events if isinstance(event, train.Stepped)]
+    asked = [{"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.Evaluated)]
+    assert training["curve"] == [asked[0], *steps, asked[1]]
+    assert set(training) == {"config", "data", "weights", "seed", "versions", "metrics", "curve"}
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_step_and_all_that_was_held_out() -> None:
+    log = [{"step": step, "loss": 1.0, "tokens": 9} for step in range(1, 1001)] + [{"step": 1000, "heldout_loss": 0.5}]
+    curve = artifact.curve(loop.State(None, log=log))
+    assert len(curve) <= 101
+    assert curve[-2:] == [{"step": 1000, "loss": 1.0}, {"step": 1000, "heldout_loss": 0.5}]

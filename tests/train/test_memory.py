@@ -1,0 +1,154 @@
+"""What a training is said to take is what it takes, and what cannot fit doesn't start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapterhub import train
+from adapterhub.train import budget, memory
+from adapterhub_converters.errors import RefusedError
+from tests.conftest import ROOT, need_module
+from tests.train.conftest import write_tokenizer
+
+# The peak is set back when all is imported: what comes above that is the training's own.
+MEASURE = """
+import sys
+from pathlib import Path
+import bitsandbytes, matplotlib, torch, transformers
+import adapterhub.train.trainer
+from adapterhub import train
+from transformers import LlamaForCausalLM
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+start = kilobytes("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")
+train.run(train.read_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(start * 1024, kilobytes("VmHWM:") * 1024)
+"""
+TINY = {
+    "vocab_size": 259, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+LIKE_135M = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}  # fmt: skip
+
+
+def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", **keys: object) -> Path:
+    """A config over a new base of that shape."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(**numbers, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "base")
+    write_tokenizer(folder / "base")
+    line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 6})
+    (folder / "t.jsonl").write_text(f"{line}\n" * 80)
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 2, "threads": 1, **keys}.items())
+    (folder / "c.toml").write_text(
+        f'[base]\npath = "base"\n{base}\n[data]\ntrain = "t.jsonl"\nsequence = {sequence}\n[lora]\nr = 16\n[train]\n{lines}\n'
+    )
+    return folder / "c.toml"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
+@pytest.mark.parametrize(
+    ("numbers", "keys"),
+    [
+        (TINY, {"sequence": 256, "rows": 48}),
+        (TINY, {"sequence": 1024, "rows": 12}),
+        (LIKE_135M, {"sequence": 256, "rows": 4}),
+        (LIKE_135M, {"sequence": 256, "rows": 8, "checkpointing": True}),
+        (LIKE_135M, {"sequence": 512, "rows": 4, "micro_rows": 1, "base": 'quantise = "none"\ndtype = "float32"'}),
+    ],
+    ids=["tiny", "tiny-long-rows", "135M", "135M-checkpointing", "135M-float32"],
+)
+def test_what_is_measured_is_within_15_per_cent_of_what_was_said(
+    tmp_path: Path, numbers: dict[str, int], keys: dict[str, object]
+) -> None:
+    for name in ("bitsandbytes", "matplotlib"):
+        need_module(name)
+    path = made(tmp_path, numbers, **keys)  # type: ignore[arg-type]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
+        "GOMP_SPINCOUNT": "1000",
+    }  # fmt: skip
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    start, peak = map(int, done.stdout.split())
+    planned = memory.plan(train.read_config(path))
+    assert (planned.total - start) / (peak - start) == pytest.approx(1, abs=0.15), (planned, start, peak)
+
+
+def config_of(tmp_path: Path, tiny_base: Path, **keys: object) -> train.TrainConfig:
+    (tmp_path / "t.jsonl").write_text('{"text": "a b c"}\n' * 8)
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 1, "rows": 8, **keys}.items())
+    (tmp_path / "c.toml").write_text(
+        f'[base]\npath = {json.dumps(str(tiny_base))}\n[data]\ntrain = "t.jsonl"\nsequence = 256\n[train]\n{lines}\n'
+    )
+    return train.read_config(tmp_path / "c.toml")
+
+
+def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    planned = memory.plan(config)
+    found = {item.settings: item.plan for item in budget.alternatives(config)}
+    assert list(found) == [
+        "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantise = "none"',
+    ]  # fmt: skip
+    assert found["micro_rows = 1"].activations < found["micro_rows = 4"].activations < planned.activations
+    assert found["checkpointing = true"].activations < planned.activations
+    assert found['quantise = "none"'].base > planned.base
+    assert all(plan.adapter == planned.adapter for plan in found.values())
+
+
+def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_the_same_rows(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    base, adapter = memory.parameters(config)
+    planned = memory.plan(config)
+    assert planned.adapter == 4 * adapter
+    same = planned.total - planned.base - planned.adapter - planned.gradients - planned.optimiser
+    assert memory.full_fine_tuning(config) == 16 * base + same
+
+
+def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    total = memory.plan(config).total
+    budget.check(config, free=total)
+    budget.check(config, free=total - 1, held=1)
+    budget.check(config, free=None)
+    with pytest.raises(RefusedError, match=r"Set micro_rows = 1\. --plan says"):
+        budget.check(config, free=total - 1)
+    smallest = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, sequence=128),
+        train=dataclasses.replace(config.train, micro_rows=1, checkpointing=True),
+    )
+    with pytest.raises(RefusedError, match="Set micro_rows = 1, checkpointing = true, sequence = 128"):
+        budget.check(config, free=memory.plan(smallest).total)
+    with pytest.raises(RefusedError, match="take a smaller base"):
+        budget.check(config, free=memory.plan(smallest).total - 1)
+
+
+def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path: Path) -> None:
+    assert budget.free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:      5000 kB\n")
+    assert budget.free_memory(tmp_path) == 5_120_000
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert budget.free_memory(tmp_path) == 5_120_000
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("2500000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
+    assert budget.free_memory(tmp_path) == 900_000
