@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import peft
-from adapterhub_converters.adapter import Adapter, LowRank, Meta
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
 
-from .base import Base, as_numpy
+from . import learnt
+from .base import Base
 from .config import TrainConfig
 from .loop import State
-from .lora import lora_layers
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
@@ -41,21 +40,12 @@ def finish(config: TrainConfig, base: Base, state: State, record: Mapping[str, A
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
     training = {**record, "metrics": metrics(state)}
     with staging.whole(out) as folder:
-        peft.write(adapter(config, base), folder)
+        peft.write(learnt.adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", card(config, training))
         _write_facts(config, training, folder)
     return training
-
-
-def adapter(config: TrainConfig, base: Base) -> Adapter:
-    """The trained factors, float32 as they were trained."""
-    deltas = {
-        path: LowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), config.lora.alpha, config.lora.rslora)
-        for path, layer in lora_layers(base.model)
-    }
-    return Adapter(deltas, meta=Meta(config.base.name, config.base.revision, "CAUSAL_LM"))
 
 
 def metrics(state: State) -> dict[str, float]:

@@ -20,7 +20,7 @@ from adapterhub_converters.files import safetensors_file
 
 from .base import as_numpy, as_torch
 from .loop import State
-from .lora import lora_layers
+from .lora import trained
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -38,9 +38,10 @@ def identity(facts: Mapping[str, Any]) -> str:
 def save(path: Path, model: Any, state: State, run: str) -> Path:
     """Write the checkpoint whole, over the one before."""
     tensors = {}
-    for name, parameter in _factors(model):
+    for name, parameter in trained(model):
         tensors[name] = as_numpy(parameter)
-        for moment in _MOMENTS:
+        # An expert that no token has come to yet has no moments.
+        for moment in _MOMENTS if parameter in state.optimiser.state else ():
             tensors[f"{name}.{moment}"] = as_numpy(state.optimiser.state[parameter][moment])
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -65,7 +66,7 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
                 str(path), "is of a training with another config, data or base", "Delete it, or name another output folder"
             )
         try:
-            for name, parameter in _factors(model):
+            for name, parameter in trained(model):
                 with torch.no_grad():
                     parameter.copy_(as_torch(file.tensor(name)))
                 state.optimiser.state[parameter] = {
@@ -77,11 +78,3 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
         except (KeyError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True
-
-
-def _factors(model: Any) -> list[tuple[str, Any]]:
-    return [
-        (f"{path}.{name}", parameter)
-        for path, layer in lora_layers(model)
-        for name, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
-    ]

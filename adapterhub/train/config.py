@@ -53,9 +53,34 @@ class LoRAConfig:
     """The size and place of the adapter."""
 
     r: int = 16
+    """The rank: how many directions a layer can learn."""
     alpha: float = 32
+    """The delta is multiplied by alpha / r."""
     rslora: bool = False
+    """Multiply by alpha / sqrt(r) instead (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the length of every output's weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    dropout: float = 0.0
+    """Share of the delta's inputs that a step leaves out."""
     targets: str | tuple[str, ...] = "all-linear"
+    """`all-linear`; names of modules, or the ends of their paths; or one regular expression for whole paths. The
+    embedding table only if it is named."""
+    exclude: tuple[str, ...] = ()
+    """Names of modules, or the ends of their paths, that stay as they are."""
+    layers: tuple[int, ...] | None = None
+    """Only these layers, counted from 0; None: all."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Another rank where the end of a path matches: a name, or a regular expression; the first that matches counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Another alpha, likewise."""
+    init: Literal["default", "pissa", "loftq"] = "default"
+    """How the factors begin: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`:
+    the principal part of what quantising loses (arXiv 2310.08659). The last two are saved as plain LoRA."""
+    init_iterations: int = 0
+    """`pissa`: 0 for an exact decomposition, else a randomised one with so many iterations; `loftq`: how often quantising
+    and decomposing alternate, at least once."""
+    trainable_token_indices: tuple[int, ...] = ()
+    """Rows of the embedding table that are trained whole: new special tokens, say."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +198,7 @@ def _section(kind: type, values: object, where: str) -> Any:
             raise UsageError(f"{where} {key}", "isn't known", f"The keys are {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     for name, item in fields.items():
-        if name not in values and item.default is dataclasses.MISSING:
+        if name not in values and item.default is item.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where} {name}", "is missing")
     return kind(**{key: _value(value, hints[key], f"{where} {key}") for key, value in values.items()})
 
@@ -186,9 +211,13 @@ def _value(value: Any, kind: Any, where: str) -> Any:
                 return value
             raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, typing.get_args(option)))}")
         if typing.get_origin(option) is tuple:
+            kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
-            if isinstance(values, list) and all(isinstance(item, str) for item in values):
+            if isinstance(values, list) and all(type(item) is kind_of_item for item in values):
                 return tuple(values)
+        elif typing.get_origin(option) is Mapping:
+            if isinstance(value, dict):
+                return {key: _value(item, typing.get_args(option)[1], f"{where} {key!r}") for key, item in value.items()}
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
@@ -203,9 +232,14 @@ def _check(config: TrainConfig) -> None:
         "[train] epochs": train.epochs, "[train] steps": 1 if train.steps is None else train.steps,
         "[train] learning_rate": train.learning_rate, "[train] loraplus": train.loraplus,
         "[train] micro_rows": train.micro_rows or train.rows, "[data] train": len(data.train),
+        "[lora] rank_pattern": min(lora.rank_pattern.values(), default=1),
     }  # fmt: skip
     for name, value in positive.items():
         if value <= 0:
             raise UsageError(f"{config.where}: {name}", "is too small")
     if train.rows % (train.micro_rows or train.rows):
         raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
+    if not 0 <= lora.dropout < 1:
+        raise UsageError(f"{config.where}: [lora] dropout", "isn't a share from 0 to below 1")
+    if lora.init == "loftq" and config.base.quantise == "none":
+        raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")

@@ -21,7 +21,7 @@ from .base import Base
 from .config import OptimConfig
 from .data import IGNORED, Rows, order
 from .events import Evaluated, OnEvent, Stepped
-from .lora import lora_layers
+from .lora import trained
 from .loss import cross_entropy
 
 
@@ -41,11 +41,11 @@ class State:
 
 
 def new_state(model: Any, config: OptimConfig) -> State:
-    """AdamW over the factors, with lora_B's rate `loraplus` times lora_A's; nothing done yet."""
-    layers = [layer for _, layer in lora_layers(model)]
+    """AdamW over all that is learnt, with lora_B's rate `loraplus` times that of the others; nothing done yet."""
+    parameters = dict(trained(model))
     groups = [
-        {"params": [layer.lora_A for layer in layers], "ratio": 1.0},
-        {"params": [layer.lora_B for layer in layers], "ratio": config.loraplus},
+        {"params": [p for name, p in parameters.items() if not name.endswith(".lora_B")], "ratio": 1.0},
+        {"params": [p for name, p in parameters.items() if name.endswith(".lora_B")], "ratio": config.loraplus},
     ]
     betas = (config.beta1, config.beta2)
     return State(torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True))
@@ -68,9 +68,11 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     loss = 0.0
     for start in range(0, len(chosen), size):
         # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
-        part = summed_loss(base, rows, chosen[start : start + size]) / max(1, label_tokens)
-        if part.requires_grad:
-            part.backward()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chance(config.seed, state.step, start))
+            part = summed_loss(base, rows, chosen[start : start + size]) / max(1, label_tokens)
+            if part.requires_grad:
+                part.backward()
         loss += float(part.detach())
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip if config.clip > 0 else math.inf)
@@ -88,6 +90,11 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     return {**line, "gradient_norm": float(norm)}
 
 
+def chance(seed: int, step: int, row: int) -> int:
+    """What dropout and noise are drawn from in the rows of a step that begin with `row`: nothing else has to be kept."""
+    return int(np.random.SeedSequence([seed, step, row]).generate_state(1, np.uint64)[0] >> 1)
+
+
 def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
     hidden = base.model.base_model(
@@ -95,7 +102,9 @@ def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
         position_ids=torch.from_numpy(rows.positions[chosen]),
         use_cache=False,
     ).last_hidden_state
-    return cross_entropy(hidden, base.head, torch.from_numpy(rows.labels[chosen]))
+    trained_rows = base.head_rows
+    extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
+    return cross_entropy(hidden, base.head, torch.from_numpy(rows.labels[chosen]), **extra)
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
