@@ -38,10 +38,15 @@ class DataConfig:
     """What is learnt, and what isn't shown but asked about afterwards."""
 
     train: tuple[str, ...]
-    """JSON Lines or plain text files."""
+    """JSON Lines, plain text or Parquet files, or folders that `datasets` saved."""
     heldout: tuple[str, ...] = ()
+    """The same, never trained on."""
+    heldout_share: float = 0.0
+    """Instead of `heldout`: the share of the training documents that is held out. Which are follows from what they say."""
     sequence: int = 512
-    """Tokens in a row; documents are packed into rows."""
+    """Tokens in a row; a document that has to stay whole is cut there."""
+    pack: bool = True
+    """Let documents share rows, without seeing each other; else each has a row."""
     loss: Literal["all", "completion"] = "completion"
     """Which tokens of a conversation or of a prompt with completion are learnt: all, or only the answers."""
     heldout_tokens: int = 8192
@@ -92,6 +97,8 @@ class OptimConfig:
     epochs: float = 1.0
     rows: int = 4
     """Rows in a step."""
+    group_by_length: bool = False
+    """Let rows of about the same length make a step: less padding where documents do not share rows."""
     micro_rows: int | None = None
     """Rows in memory at once; the gradient is the same. None: all of a step."""
     learning_rate: float = 2e-4
@@ -239,6 +246,10 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{config.where}: {name}", "is too small")
     if train.rows % (train.micro_rows or train.rows):
         raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
+    if not 0 <= data.heldout_share < 1:
+        raise UsageError(f"{config.where}: [data] heldout_share", "isn't a share from 0 to below 1")
+    if data.heldout_share and data.heldout:
+        raise UsageError(f"{config.where}: [data] heldout_share", "cannot be set beside heldout")
     if not 0 <= lora.dropout < 1:
         raise UsageError(f"{config.where}: [lora] dropout", "isn't a share from 0 to below 1")
     if lora.init == "loftq" and config.base.quantise == "none":

@@ -19,7 +19,7 @@ from adapterhub_converters.errors import RefusedError, StoppedError
 
 from .base import Base
 from .config import OptimConfig
-from .data import IGNORED, Rows, order
+from .data import IGNORED, Rows, lengths, order
 from .events import Evaluated, OnEvent, Stepped
 from .lora import trained
 from .loss import cross_entropy
@@ -34,6 +34,8 @@ class State:
     tokens: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     """What log.jsonl will say; no clock in it, so that the same run gives the same bytes."""
+    order: np.ndarray | None = None
+    """Which row comes when; follows from seed and data, so no checkpoint holds it."""
 
     def heldout(self, step: int) -> float | None:
         """The held-out loss after `step` steps, if it was measured."""
@@ -62,7 +64,10 @@ def rate(config: OptimConfig, step: int, steps: int) -> float:
 
 def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     """One optimiser step over `config.rows` rows; returns its line of the log."""
-    chosen = order(len(rows), steps * config.rows, config.seed)[state.step * config.rows : (state.step + 1) * config.rows]
+    if state.order is None:
+        sizes = lengths(rows.labels) if config.group_by_length else None
+        state.order = order(len(rows), steps * config.rows, config.seed, sizes=sizes, together=config.rows)
+    chosen = state.order[state.step * config.rows : (state.step + 1) * config.rows]
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
     size = config.micro_rows or config.rows
     loss = 0.0
@@ -97,14 +102,12 @@ def chance(seed: int, step: int, row: int) -> int:
 
 def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
-    hidden = base.model.base_model(
-        input_ids=torch.from_numpy(rows.ids[chosen]),
-        position_ids=torch.from_numpy(rows.positions[chosen]),
-        use_cache=False,
-    ).last_hidden_state
+    width = max(1, int(lengths(rows.labels[chosen]).max()))
+    ids, positions, labels = (torch.from_numpy(part[chosen, :width]) for part in (rows.ids, rows.positions, rows.labels))
+    hidden = base.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     trained_rows = base.head_rows
     extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return cross_entropy(hidden, base.head, torch.from_numpy(rows.labels[chosen]), **extra)
+    return cross_entropy(hidden, base.head, labels, **extra)
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:

@@ -30,10 +30,10 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        train_set, heldout = _datasets(config, base)
+        train_set, heldout = data.datasets(config, base.tokenizer)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        notes = (*train_set.notes, *_overlap(train_set, heldout))
+        notes = (*train_set.notes, *data.overlap(train_set, heldout))
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
         on_event(Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes))
         record = _record(config, train_set, heldout, steps, thread_count)
@@ -49,19 +49,6 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
     )
-
-
-def _datasets(config: TrainConfig, base: Base) -> tuple[data.Dataset, data.Dataset | None]:
-    def read(names: tuple[str, ...], seed: int | None) -> data.Dataset:
-        paths = [config.resolve(name) for name in names]
-        return data.load(paths, base.tokenizer, sequence=config.data.sequence, loss=config.data.loss, seed=seed)
-
-    return read(config.data.train, config.train.seed), read(config.data.heldout, None) if config.data.heldout else None
-
-
-def _overlap(train_set: data.Dataset, heldout: data.Dataset | None) -> list[str]:
-    shared = {file.digest for file in train_set.files} & {file.digest for file in (heldout.files if heldout else ())}
-    return ["the held-out data are also trained on: its perplexity proves nothing"] if shared else []
 
 
 def _record(
