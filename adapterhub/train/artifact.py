@@ -53,7 +53,7 @@ def metrics(state: State) -> dict[str, float]:
     losses = [line["loss"] for line in state.log if "loss" in line]
     last = losses[-_SMOOTH:]
     found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
-    before, after = state.heldout(0), state.heldout(state.step)
+    before, after = state.heldout(0), state.heldout(state.kept)
     if before is not None and after is not None:
         found |= {
             "heldout_loss_before": before,

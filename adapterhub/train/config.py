@@ -104,7 +104,14 @@ class OptimConfig:
     learning_rate: float = 2e-4
     loraplus: float = 1.0
     """lora_B learns so many times faster (LoRA+, arXiv 2402.12354)."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    """How the rate falls; `wsd` holds it and falls in the last fifth of the steps."""
+    floor: float = 0.0
+    """Share of the rate that it falls to."""
+    optimiser: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """In 8 bits only on CUDA, by bitsandbytes."""
+    neftune: float = 0.0
+    """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
     warmup: int = 0
     """Steps in which the rate rises from 0."""
     weight_decay: float = 0.0
@@ -116,6 +123,16 @@ class OptimConfig:
     """Keep only each block's input and compute the rest again: half the memory, a third more time."""
     evaluate_every: int = 0
     """Steps between held-out evaluations; 0: only before and after."""
+    keep_best: bool = False
+    """Keep what was best on the held-out data, not what came last."""
+    patience: int = 0
+    """Stop after so many evaluations that brought nothing better; 0: never."""
+    samples: tuple[str, ...] = ()
+    """Questions whose answers are logged with each evaluation."""
+    sample_tokens: int = 48
+    """At most so many tokens an answer."""
+    log_to: tuple[str, ...] = ()
+    """Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio."""
     save_every: int = 0
     """Steps between checkpoints; 0: only when stopped."""
     seed: int = 0
@@ -246,11 +263,21 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{config.where}: {name}", "is too small")
     if train.rows % (train.micro_rows or train.rows):
         raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
-    if not 0 <= data.heldout_share < 1:
-        raise UsageError(f"{config.where}: [data] heldout_share", "isn't a share from 0 to below 1")
+    _check_shares(config)
     if data.heldout_share and data.heldout:
         raise UsageError(f"{config.where}: [data] heldout_share", "cannot be set beside heldout")
-    if not 0 <= lora.dropout < 1:
-        raise UsageError(f"{config.where}: [lora] dropout", "isn't a share from 0 to below 1")
+    for key in ("patience", "keep_best"):
+        if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
+            raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
     if lora.init == "loftq" and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
+
+
+def _check_shares(config: TrainConfig) -> None:
+    shares = {
+        "[data] heldout_share": config.data.heldout_share, "[lora] dropout": config.lora.dropout,
+        "[train] floor": config.train.floor,
+    }  # fmt: skip
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{config.where}: {name}", "isn't a share from 0 to below 1")

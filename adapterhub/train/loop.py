@@ -17,12 +17,15 @@ import torch
 
 from adapterhub_converters.errors import RefusedError, StoppedError
 
+from . import best, optimiser, ranks
 from .base import Base
 from .config import OptimConfig
 from .data import IGNORED, Rows, lengths, order
 from .events import Evaluated, OnEvent, Stepped
-from .lora import trained
 from .loss import cross_entropy
+from .noise import noisy
+from .samples import answers
+from .schedule import rate
 
 
 @dataclass
@@ -37,29 +40,22 @@ class State:
     order: np.ndarray | None = None
     """Which row comes when; follows from seed and data, so no checkpoint holds it."""
 
+    best: dict[str, Any] = field(default_factory=dict)
+    """What was learnt when the held-out loss was lowest, by name, where that is kept."""
+
+    @property
+    def kept(self) -> int:
+        """The step whose factors are the result."""
+        return (best.step(self.log) or 0) if self.best else self.step
+
     def heldout(self, step: int) -> float | None:
         """The held-out loss after `step` steps, if it was measured."""
         return next((line["heldout_loss"] for line in self.log if "heldout_loss" in line and line["step"] == step), None)
 
 
 def new_state(model: Any, config: OptimConfig) -> State:
-    """AdamW over all that is learnt, with lora_B's rate `loraplus` times that of the others; nothing done yet."""
-    parameters = dict(trained(model))
-    groups = [
-        {"params": [p for name, p in parameters.items() if not name.endswith(".lora_B")], "ratio": 1.0},
-        {"params": [p for name, p in parameters.items() if name.endswith(".lora_B")], "ratio": config.loraplus},
-    ]
-    betas = (config.beta1, config.beta2)
-    return State(torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True))
-
-
-def rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0): rises in the warm-up, then falls towards, never to, 0."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / (config.warmup + 1)
-    done = (step - config.warmup) / max(1, steps - config.warmup)
-    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return config.learning_rate * shape[config.schedule]
+    """Nothing done yet."""
+    return State(optimiser.make(model, config))
 
 
 def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
@@ -69,17 +65,9 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
         state.order = order(len(rows), steps * config.rows, config.seed, sizes=sizes, together=config.rows)
     chosen = state.order[state.step * config.rows : (state.step + 1) * config.rows]
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
-    size = config.micro_rows or config.rows
-    loss = 0.0
-    for start in range(0, len(chosen), size):
-        # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance(config.seed, state.step, start))
-            part = summed_loss(base, rows, chosen[start : start + size]) / max(1, label_tokens)
-            if part.requires_grad:
-                part.backward()
-        loss += float(part.detach())
+    loss = ranks.total(_gradients(base, rows, chosen, state.step, config))
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
+    ranks.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip if config.clip > 0 else math.inf)
     learning_rate = rate(config, state.step, steps)
     for group in state.optimiser.param_groups:
@@ -93,6 +81,23 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     line = {"step": state.step, "loss": loss, "learning_rate": learning_rate, "tokens": state.tokens}
     state.log.append(line)
     return {**line, "gradient_norm": float(norm)}
+
+
+def _gradients(base: Base, rows: Rows, chosen: np.ndarray, step: int, config: OptimConfig) -> float:
+    """Add up the gradients of this process's part of the step; returns its part of the loss."""
+    own, before = ranks.share(chosen)
+    label_tokens = int((rows.labels[chosen] != IGNORED).sum())
+    size = config.micro_rows or config.rows
+    loss = 0.0
+    for start in range(0, len(own), size):
+        with torch.random.fork_rng(devices=[]), noisy(base.model, config.neftune):
+            torch.manual_seed(chance(config.seed, step, before + start))
+            # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
+            part = summed_loss(base, rows, own[start : start + size]) / max(1, label_tokens)
+            if part.requires_grad:
+                part.backward()
+        loss += float(part.detach())
+    return loss
 
 
 def chance(seed: int, step: int, row: int) -> int:
@@ -112,13 +117,14 @@ def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
     """The mean loss, in nats a token, of all rows, `size` at a time."""
+    own, _ = ranks.share(np.arange(len(rows)))
     total = 0.0
     base.model.eval()
     with torch.no_grad():
-        for start in range(0, len(rows), size):
-            total += float(summed_loss(base, rows, np.arange(start, min(start + size, len(rows)))))
+        for start in range(0, len(own), size):
+            total += float(summed_loss(base, rows, own[start : start + size]))
     base.model.train()
-    return total / max(1, rows.label_tokens)
+    return ranks.total(total) / max(1, rows.label_tokens)
 
 
 def loop(
@@ -132,11 +138,11 @@ def loop(
     save: Callable[[], Path],
     on_event: OnEvent,
 ) -> None:
-    """From `state` to the last step; `save` writes a checkpoint."""
+    """From `state` to the last step, or to where it gives up; `save` writes a checkpoint."""
     with _signals() as stopped:
         if state.step == 0:
             _measure(base, heldout, state, config, steps=steps, on_event=on_event)
-        while state.step < steps:
+        while state.step < steps and not best.given_up(state.log, config.patience):
             before, started = state.tokens, time.monotonic()
             line = advance(base, rows, state, config, steps)
             seconds = time.monotonic() - started
@@ -144,10 +150,13 @@ def loop(
             on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 _measure(base, heldout, state, config, steps=steps, on_event=on_event)
-            if stopped.is_set() and state.step < steps:
+            # Whichever process was told to stop, all stop after the same step.
+            if ranks.total(stopped.is_set()) and state.step < steps:
                 raise StoppedError(str(save()), f"stopped after step {state.step} of {steps}", "Run the same command to go on")
             if config.save_every and state.step % config.save_every == 0 and state.step < steps:
                 save()
+    if state.best:
+        best.put_back(base.model, state.best)
 
 
 def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, *, steps: int, on_event: OnEvent) -> None:
@@ -155,8 +164,12 @@ def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig
     if heldout is None or state.heldout(state.step) is not None:
         return
     loss = evaluate(base, heldout, config.micro_rows or config.rows)
-    state.log.append({"step": state.step, "heldout_loss": loss, "tokens": state.tokens})
-    on_event(Evaluated(state.step, steps, loss, math.exp(loss)))
+    line = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    said = answers(base, config.samples, config.sample_tokens)
+    state.log.append({**line, "samples": said} if said else line)
+    if config.keep_best and best.step(state.log) == state.step:
+        state.best = best.copy(base.model)
+    on_event(Evaluated(state.step, steps, loss, math.exp(loss), tuple((one["prompt"], one["text"]) for one in said)))
 
 
 @contextmanager

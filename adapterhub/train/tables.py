@@ -67,9 +67,13 @@ class TokenRows(nn.Module):  # type: ignore[misc]
     @property
     def weight(self) -> Any:
         """The table, with the rows as they are now."""
+        self.write()
+        return self.table.weight
+
+    def write(self) -> None:
+        """Put the rows as they are now into the table, and so into an output layer that is tied to it."""
         with torch.no_grad():
             self.table.weight.index_copy_(0, self.places, self.rows.to(self.table.weight.dtype))
-        return self.table.weight
 
     def reset(self, _: Any) -> None:
         """The rows that the base has."""

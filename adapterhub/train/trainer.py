@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.files import staging
 
-from . import artifact, checkpoint, data, loop, lora, memory
+from . import artifact, checkpoint, data, loop, lora, memory, ranks
 from .base import Base, load, threads
 from .config import TrainConfig
 from .events import Loading, OnEvent, Ready, Result, Resumed, Saved
@@ -38,6 +38,9 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent) -> Result:
         on_event(Ready(parameters, train_set.documents, train_set.tokens, len(train_set.rows), steps, plan, notes))
         record = _record(config, train_set, heldout, steps, thread_count)
         state = _run(config, base, out, record, rows=train_set.rows, heldout=heldout, on_event=on_event)
+        ranks.wait()
+        if not ranks.first():
+            return Result(out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None)
         training = artifact.finish(config, base, state, record, out)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
