@@ -47,6 +47,8 @@ def train(settings: Settings, *, config: str, out: str | None) -> int:
     target = Path(out) if out else Path(Path(config).stem)
     with _Screen(read) as screen:
         result = trainer.run(read, target, on_event=screen.show)
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+        return 0  # of several processes the first speaks
     document = _document(result, screen.ready)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
     return 0

@@ -22,6 +22,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
 # What templates put before an answer that was not thought about: it is nobody's words.
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
+_OPENING, _CLOSING = re.compile(r"<think>\s*\Z"), re.compile(r"\s*</think>\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,10 @@ class _Chat:
         for number, message in enumerate(self._messages):
             if number >= first and message["role"] == "assistant":
                 start, end = self._by_prefix(text, number) or self._by_mark(text, number)
-                nothing = _NO_THOUGHT.match(text, start, end)
+                # A prompt may open the thought already.
+                nothing = _NO_THOUGHT.match(text, start, end) or (
+                    _CLOSING.match(text, start, end) if _OPENING.search(text, 0, start) else None
+                )
                 yield (nothing.end() if nothing else start), end
 
     def _by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
@@ -93,22 +97,46 @@ class _Chat:
 
     def _by_mark(self, text: str, number: int) -> tuple[int, int]:
         """From the end of the words that ask for an answer to the end of those that follow one."""
-        head, tail = len(text), len(text)
-        for mark in _MARKS:
-            other = self._render([*self._messages[:number], _said(mark), *self._messages[number + 1 :]])
-            if mark not in other:
-                raise self._lost()
-            head = min(head, _shared(text, other))
-            tail = min(tail, _shared(text[::-1], other[::-1]))
-        end = len(text) - tail
+        head, end = self._content(text, number)
         asked = self._render(self._messages[:number], prompt=True)
         words = asked[_shared(asked, self._render(self._messages[:number])) :]
-        start = text.rfind(words, 0, head) + len(words)
-        closing = self._render([*self._messages[:number], _said(_MARKS[0])]).rpartition(_MARKS[0])[2]
-        closed = _shared(closing, text[end:])
-        if not words or start < len(words) or not closed or head > end:
+        # Not before what was said before: these are words that asked for another answer.
+        earliest = self._content(text, number - 1)[1] if number else 0
+        for asking in (words, words.partition("<think>")[0]):
+            at = text.rfind(asking, earliest, head)
+            if asking.strip() and at >= 0:
+                return at + len(asking), end + self._closed(text[end:], number)
+        raise self._lost()
+
+    def _content(self, text: str, number: int) -> tuple[int, int]:
+        """Where the words of a message stand: what changes when they are others."""
+        head, tail = len(text), len(text)
+        for mark in _MARKS:
+            words = {"role": self._messages[number]["role"], "content": mark}
+            other = self._render([*self._messages[:number], words, *self._messages[number + 1 :]])
+            if mark not in other:
+                raise self._lost()
+            head, tail = min(head, _shared(text, other)), min(tail, _shared(text[::-1], other[::-1]))
+        if head + tail > len(text):
             raise self._lost()
-        return start, end + closed
+        return head, len(text) - tail
+
+    def _closed(self, rest: str, number: int) -> int:
+        """How much of `rest`, which follows an answer, ends it: what ends one that nothing follows, or a special token."""
+        mark = _MARKS[0]
+        closing = self._render([*self._messages[:number], {"role": "assistant", "content": mark}]).rpartition(mark)[2]
+        if rest.startswith(closing):
+            return len(closing)
+        start = len(rest) - len(rest.lstrip())
+        special = [token for token in self._special if rest.startswith(token, start)]
+        if not special:
+            raise self._lost()
+        return start + max(map(len, special))
+
+    @property
+    def _special(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return {str(token) for token in (*self._tokenizer.all_special_tokens, *added) if str(token).strip()}
 
     def _lost(self) -> RefusedError:
         reason = "the chat template writes earlier turns differently once later ones follow, so the answers can't be found"
@@ -129,10 +157,6 @@ def _shared(text: str, other: str) -> int:
     if text == other:
         return len(text)
     return next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-
-
-def _said(words: str) -> dict[str, str]:
-    return {"role": "assistant", "content": words}
 
 
 def _checked(message: Any, where: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from adapterhub_converters.errors import RefusedError
+
 from .config import LoRAConfig
 from .lora import dense
 from .nf4 import NF4, quantise
@@ -31,6 +33,10 @@ def begin(
 
     if config.init == "default":
         return held(weight), None
+    if r > min(weight.shape):
+        raise RefusedError(
+            where, f"has no {r} directions for {config.init} to begin with", f"Set r to {min(weight.shape)} at most"
+        )
     full = weight.float()
     if config.init == "pissa":
         A, B = _principal(full, r, scaling, iterations=config.init_iterations, seed=len(where))

@@ -27,6 +27,8 @@ from .noise import noisy
 from .samples import answers
 from .schedule import rate
 
+_LARGEST = 700.0  # nats: beyond, the perplexity is no number
+
 
 @dataclass
 class State:
@@ -164,6 +166,8 @@ def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig
     if heldout is None or state.heldout(state.step) is not None:
         return
     loss = evaluate(base, heldout, config.micro_rows or config.rows)
+    if not loss < _LARGEST:
+        raise RefusedError("train", f"the held-out loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
     line = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
     said = answers(base, config.samples, config.sample_tokens)
     state.log.append({**line, "samples": said} if said else line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.train import config, data
+from adapterhub.train.examples import encode
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 
 EOS = 2
@@ -164,6 +166,42 @@ def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
 def test_answers_are_found_where_the_template_forgets(forgetful, tmp_path: Path, turns, says: str) -> None:  # type: ignore[no-untyped-def]
     path = write(tmp_path / "a.jsonl", {"messages": say(*turns)})
     assert learnt(load(path, forgetful, sequence=256).rows, forgetful) == says
+
+
+# DeepSeek's and Qwen3.5's way: the prompt opens the thought, and earlier turns have none.
+OPENING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>\n' + ('' if '</think>' in m.content else '\n</think>\n\n') + m.content.replace('<think>', '') }}"
+    "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [("d", "b<|endoftext|>d<|im_end|>"), ("<think>so</think>d", "b<|endoftext|>so</think>d<|im_end|>")]
+)
+def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_path: Path, last: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    """And where a turn that another follows ends with another mark than the last one (gpt-oss, Phi-3)."""
+    forgetful.chat_template = OPENING
+    path = write(tmp_path / "a.jsonl", {"messages": say(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", last))})
+    assert learnt(load(path, forgetful, sequence=256).rows, forgetful) == says
+
+
+TRL = ["cohere", "gemma", "gemma3", "lfm2", "llama3", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl"]
+
+
+@pytest.mark.parametrize("name", TRL)
+@pytest.mark.parametrize("turns", [2, 4])
+def test_answers_are_those_of_trls_templates_with_generation_marks(name: str, turns: int, forgetful) -> None:  # type: ignore[no-untyped-def]
+    found = importlib.util.find_spec("trl")
+    if found is None or found.origin is None:
+        pytest.skip("trl isn't installed")
+    forgetful.chat_template = (Path(found.origin).parent / f"chat_templates/{name}_training.jinja").read_text()
+    messages = say(("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dd"))[:turns]
+    ours = encode({"messages": messages}, forgetful, loss="completion", where="")
+    theirs = forgetful.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    assert ours.ids.tolist() == theirs["input_ids"]
+    assert ours.learnt.tolist() == list(map(bool, theirs["assistant_masks"]))
 
 
 TOOLS = [

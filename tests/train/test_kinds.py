@@ -210,6 +210,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> N
 def test_a_kind_that_cannot_be_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     for words, says in (
         ({"targets": ("embed_tokens",), "dora": True}, "[lora] dora: cannot be combined with LoRA on model.embed_tokens yet"),
+        ({"targets": ("k_proj",), "rank_pattern": {"k_proj": 40}, "init": "pissa"}, "has no 40 directions for pissa"),
         ({"trainable_token_indices": (3, 999)}, "[lora] trainable_token_indices: isn't a set of ids below 259"),
     ):
         with pytest.raises(RefusedError) as caught:
