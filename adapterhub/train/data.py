@@ -95,7 +95,10 @@ def datasets(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Dataset | No
 
     def made(names: Sequence[str], seed: int | None, keep: Callable[[sources.Document], bool]) -> Dataset:
         paths = [config.resolve(name) for name in names]
-        return load(paths, tokenizer, sequence=words.sequence, loss=words.loss, seed=seed, pack_rows=words.pack, keep=keep)
+        where = f"{config.where}: [data] heldout_share" if share else ""
+        return load(
+            paths, tokenizer, sequence=words.sequence, loss=words.loss, seed=seed, pack_rows=words.pack, keep=keep, where=where
+        )
 
     train_set = made(words.train, config.train.seed, lambda document: not held_out(document, share))
     if share:
@@ -124,8 +127,11 @@ def load(
     seed: int | None,
     pack_rows: bool = True,
     keep: Callable[[sources.Document], bool] = lambda _: True,
+    where: str = "",
 ) -> Dataset:
     """The rows of some files; documents that `keep` takes, in the order of `seed`, or as they stand for None.
+
+    `where` stands in the message if there is nothing to learn; else the files do.
 
     Raises:
         FormatError: A document isn't of a kind that is known.
@@ -148,8 +154,8 @@ def load(
     full = [example for example in examples if len(example.ids)]
     rows = pack(full, sequence) if pack_rows else _filled([_segments(example, sequence) for example in full], sequence)
     if not rows.label_tokens:
-        where = ", ".join(map(str, paths))
-        raise RefusedError(where, "no token would be learnt: there are no documents, or all of them are prompts")
+        reason = "all documents are prompts" if full else "there are no documents"
+        raise RefusedError(where or ", ".join(map(str, paths)), f"no token would be learnt: {reason}")
     cut = sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
     notes = tuple(_notes(examples, cut, sequence, tokenizer))
     return Dataset(rows, tuple(files), notes, frozenset(digests), cut)

@@ -109,7 +109,8 @@ def chance(seed: int, step: int, row: int) -> int:
 
 def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
-    width = max(1, int(lengths(rows.labels[chosen]).max()))
+    # Padding behind the last label changes no number; odd widths are slow.
+    width = -(max(1, int(lengths(rows.labels[chosen]).max())) // -16) * 16
     ids, positions, labels = (torch.from_numpy(part[chosen, :width]) for part in (rows.ids, rows.positions, rows.labels))
     hidden = base.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     trained_rows = base.head_rows

@@ -243,6 +243,14 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
     )  # type: ignore[union-attr]
 
 
+def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenizer: object) -> None:
+    write(tmp_path / "a.jsonl", {"text": "document"})
+    text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
+    settings = config.parse(text, folder=tmp_path, where="c.toml")
+    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: no token would be learnt: there are no documents"):
+        data.datasets(settings, tokenizer)
+
+
 def test_a_document_on_both_sides_is_said(tmp_path: Path, tokenizer: object) -> None:
     train_set = load(write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}), tokenizer)
     heldout = load(write(tmp_path / "b.jsonl", {"text": "b"}, {"text": "c"}), tokenizer)
