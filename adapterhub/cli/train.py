@@ -61,6 +61,8 @@ def train(
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, _Screen(read) as screen:
         result = trainer.run(read, target, on_event=screen.show, force=force, start=first)
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+        return 0  # of several processes the first speaks
     document = _document(result, screen.ready)
     if ref:
         document["pushed"] = train_push.push(settings, target, ref)
@@ -88,6 +90,7 @@ class _Screen:
         self._config = config
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._losses: list[float] = []
 
     def __enter__(self) -> _Screen:
         if sys.stderr.isatty():
@@ -138,8 +141,12 @@ class _Screen:
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
 
     def _step(self, step: Stepped) -> None:
+        from adapterhub.train import spark
+
+        self._losses.append(step.loss)
         memory = f" {output.size(step.memory)}" if step.memory else ""
-        say = f"loss {step.loss:.3f}  {step.tokens_per_second:.0f} tokens/s {memory}"
+        curve = f"{spark.line(self._losses)}  " if self._bar else ""
+        say = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
         self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, say)
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
             output.say(f"step {step.step}/{step.steps}  {say}")

@@ -1,8 +1,8 @@
 """QLoRA on one machine: an NF4 base, LoRA on its linear layers, and an adapter that says how it came to be.
 
-Read in the order things happen: `config`, `data`, `base` (with `nf4` and `lora`), `loop` (with `loss` and
-`attention`), `artifact`; `trainer` ties them together. `memory` and `budget` say what it will take, `report` what it took;
-`given` is an adapter to go on from. Importing this package imports no torch.
+Read in the order things happen: `config`, `data` (with `sources` and `examples`), `base` (with `nf4`, `lora` and its
+kinds), `loop` (with `loss` and `attention`), `learnt`, `artifact`; `trainer` ties them together. `memory` and `budget` say
+what it will take, `report` what it took; `given` is an adapter to go on from. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ def run(
     for name in _EXTRA:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError("", f"training needs {name}, which isn't installed", 'pip install "adapterhub[train]"')
+    from . import ranks, tracking
     from .trainer import train
 
-    return train(config, out, on_event or (lambda _: None), force=force, start=start)
+    with ranks.joined():
+        said = on_event if on_event and ranks.first() else lambda _: None
+        if not ranks.first():
+            return train(config, out, said, force=force, start=start)
+        with tracking.tracked(config, out, said) as tell:
+            return train(config, out, tell, force=force, start=start)

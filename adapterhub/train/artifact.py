@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import peft
-from adapterhub_converters.adapter import Adapter, LowRank, Meta
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
 
-from .base import Base, as_numpy
+from . import learnt
+from .base import Base
 from .config import TrainConfig
 from .loop import State
-from .lora import lora_layers
 from .memory import flops, parameters
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
@@ -51,7 +50,7 @@ def finish(
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
     training = {**record, "metrics": {**metrics(state), **_work(config, state)}, "curve": curve(state)}
     with staging.whole(out) as folder:
-        peft.write(adapter(config, base), folder)
+        peft.write(learnt.adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", card(config, training))
@@ -59,21 +58,12 @@ def finish(
     return training
 
 
-def adapter(config: TrainConfig, base: Base) -> Adapter:
-    """The trained factors, float32 as they were trained."""
-    deltas = {
-        path: LowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), config.lora.alpha, config.lora.rslora)
-        for path, layer in lora_layers(base.model)
-    }
-    return Adapter(deltas, meta=Meta(config.base.name, config.base.revision, "CAUSAL_LM"))
-
-
 def metrics(state: State) -> dict[str, float]:
     """Training loss over the last steps, and held-out loss and perplexity before and after."""
     losses = [line["loss"] for line in state.log if "loss" in line]
     last = losses[-_SMOOTH:]
     found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
-    before, after = state.heldout(0), state.heldout(state.step)
+    before, after = state.heldout(0), state.heldout(state.kept)
     if before is not None and after is not None:
         found |= {
             "heldout_loss_before": before,

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from adapterhub_converters.adapter import scaling
 from adapterhub_converters.base.weights import ModelWeights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
-from . import attention, lora, nf4
+from . import attention, dora, inits, lora, nf4, tables
 from .config import BaseConfig, LoRAConfig
+from .targets import Sizes, resolve
 
 # Configs that change the logits after the output layer, which the loss here computes itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -40,6 +42,12 @@ class Base:
         """The output layer's weight, `(vocab, hidden)`."""
         return self.model.get_output_embeddings().weight
 
+    @property
+    def head_rows(self) -> tables.TokenRows | None:
+        """Rows of the output layer that are trained, because it is tied to a table some of whose rows are."""
+        rows = tables.token_rows(self.model)
+        return rows if rows is not None and rows.weight is self.head else None
+
 
 def load(
     folder: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str, progress: Callable[[int, int], None] | None = None
@@ -47,20 +55,21 @@ def load(
     """Build the model in `folder`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`."""
     model, tokenizer = _empty(folder, base)
     linears = lora.linears(model)
-    targets = lora.targets(list(linears), adapter.targets, f"{where}: [lora] targets")
+    targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
+    sizes = Sizes(adapter, where)
     with _Weights(folder) as weights:
         for done, path in enumerate(linears):
             if progress:
                 progress(done, len(linears))
-            _replace(model, path, weights, base, adapter if path in set(targets) else None)
+            _replace(model, path, weights, base, sizes if path in set(targets) else None)
         _fill(model, weights, getattr(torch, base.dtype))
         weights.check_all_used(model)
     _rebuild_buffers(model, str(folder))
+    tables.adapt(model, tuple(targets), sizes, adapter, where)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
-    for _, layer in lora.lora_layers(model):
-        layer.lora_A.requires_grad_()
-        layer.lora_B.requires_grad_()
+    for _, parameter in lora.trained(model):
+        parameter.requires_grad_()
     return Base(model.train(), tokenizer, tuple(targets))
 
 
@@ -82,21 +91,29 @@ def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
     for key in _LOGIT_CHANGES:
         if getattr(text, key, None) not in (None, 0, 1, 1.0):
             raise RefusedError(f"{folder}/config.json", f"{key} changes the logits and isn't trained through yet")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and ".experts." in f".{name}":
+            raise RefusedError(f"{folder}: {name}", "all experts lie in one stacked parameter, which isn't trained through yet")
     return model, tokenizer
 
 
-def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, adapter: LoRAConfig | None) -> None:
+def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: Sizes | None) -> None:
     """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear`."""
     old = model.get_submodule(path)
     dtype = getattr(torch, base.dtype)
     dense = weights.take(f"{path}.weight", tuple(old.weight.shape))
-    weight = nf4.quantise(dense, f"{path}.weight") if base.quantise == "nf4" else dense.to(dtype)
+    dense = dense if base.quantise == "nf4" else dense.to(dtype)
     bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
-    if adapter is None:
-        lora.replace(model, path, lora.FrozenLinear(weight, bias))
-    else:
-        new = lora.LoRALinear(weight, bias, r=adapter.r, alpha=adapter.alpha, rslora=adapter.rslora)
-        lora.replace(model, path, new)
+    where, quantised = f"{path}.weight", base.quantise == "nf4"
+    if sizes is None:
+        lora.replace(model, path, lora.FrozenLinear(nf4.quantise(dense, where) if quantised else dense, bias))
+        return
+    adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
+    scale = scaling(alpha, r, rslora=adapter.rslora)
+    weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
+    kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
+    new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+    lora.replace(model, path, new)
 
 
 def _fill(model: Any, weights: _Weights, dtype: Any) -> None:

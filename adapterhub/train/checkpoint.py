@@ -18,11 +18,12 @@ import torch
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 from adapterhub_converters.files import safetensors_file
 
+from . import ranks
 from .base import as_numpy, as_torch
 from .loop import State
-from .lora import lora_layers
+from .lora import trained
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_BEST = ".best"  # what a parameter was when the held-out loss was lowest
 
 
 def path_for(out: Path) -> Path:
@@ -36,12 +37,16 @@ def identity(facts: Mapping[str, Any]) -> str:
 
 
 def save(path: Path, model: Any, state: State, run: str) -> Path:
-    """Write the checkpoint whole, over the one before."""
-    tensors = {}
-    for name, parameter in _factors(model):
-        tensors[name] = as_numpy(parameter)
-        for moment in _MOMENTS:
-            tensors[f"{name}.{moment}"] = as_numpy(state.optimiser.state[parameter][moment])
+    """Write the checkpoint whole, over the one before; only the first of several processes does."""
+    if not ranks.first():
+        return path
+    tensors = {f"{name}{_BEST}": _array(value) for name, value in state.best.items()}
+    for name, parameter in trained(model):
+        tensors[name] = _array(parameter)
+        # An expert that no token has come to yet has no moments.
+        for moment, value in state.optimiser.state.get(parameter, {}).items():
+            if moment != "step" and isinstance(value, torch.Tensor):
+                tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -52,6 +57,10 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _array(tensor: Any) -> Any:
+    return tensor.cpu().numpy() if tensor.dtype == torch.uint8 else as_numpy(tensor)
 
 
 def restore(path: Path, model: Any, state: State, run: str) -> bool:
@@ -65,23 +74,18 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
                 str(path), "is of a training with another config, data or base", "Delete it, or name another output folder"
             )
         try:
-            for name, parameter in _factors(model):
+            for name, parameter in trained(model):
                 with torch.no_grad():
                     parameter.copy_(as_torch(file.tensor(name)))
-                state.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(metadata["step"])),
-                    **{moment: as_torch(file.tensor(f"{name}.{moment}")) for moment in _MOMENTS},
-                }
+                moments = [key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST}"]
+                if moments:
+                    state.optimiser.state[parameter] = {"step": torch.tensor(float(metadata["step"]))} | {
+                        key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments
+                    }
+            best = [key for key in file.header.tensors if key.endswith(_BEST)]
+            state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
             state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
             state.log[:] = json.loads(metadata["log"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True
-
-
-def _factors(model: Any) -> list[tuple[str, Any]]:
-    return [
-        (f"{path}.{name}", parameter)
-        for path, layer in lora_layers(model)
-        for name, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
-    ]

@@ -38,10 +38,15 @@ class DataConfig:
     """What is learnt, and what isn't shown but asked about afterwards."""
 
     train: tuple[str, ...]
-    """JSON Lines or plain text files."""
+    """JSON Lines, plain text or Parquet files, or folders that `datasets` saved."""
     heldout: tuple[str, ...] = ()
+    """The same, never trained on."""
+    heldout_share: float = 0.0
+    """Instead of `heldout`: the share of the training documents that is held out. Which are follows from what they say."""
     sequence: int = 512
-    """Tokens in a row; documents are packed into rows."""
+    """Tokens in a row; a document that has to stay whole is cut there."""
+    pack: bool = True
+    """Let documents share rows, without seeing each other; else each has a row."""
     loss: Literal["all", "completion"] = "completion"
     """Which tokens of a conversation or of a prompt with completion are learnt: all, or only the answers."""
     heldout_tokens: int = 8192
@@ -53,9 +58,34 @@ class LoRAConfig:
     """The size and place of the adapter."""
 
     r: int = 16
+    """The rank: how many directions a layer can learn."""
     alpha: float = 32
+    """The delta is multiplied by alpha / r."""
     rslora: bool = False
+    """Multiply by alpha / sqrt(r) instead (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the length of every output's weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    dropout: float = 0.0
+    """Share of the delta's inputs that a step leaves out."""
     targets: str | tuple[str, ...] = "all-linear"
+    """`all-linear`; names of modules, or the ends of their paths; or one regular expression for whole paths. The
+    embedding table only if it is named."""
+    exclude: tuple[str, ...] = ()
+    """Names of modules, or the ends of their paths, that stay as they are."""
+    layers: tuple[int, ...] | None = None
+    """Only these layers, counted from 0; None: all."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Another rank where the end of a path matches: a name, or a regular expression; the first that matches counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Another alpha, likewise."""
+    init: Literal["default", "pissa", "loftq"] = "default"
+    """How the factors begin: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`:
+    the principal part of what quantising loses (arXiv 2310.08659). The last two are saved as plain LoRA."""
+    init_iterations: int = 0
+    """`pissa`: 0 for an exact decomposition, else a randomised one with so many iterations; `loftq`: how often quantising
+    and decomposing alternate, at least once."""
+    trainable_token_indices: tuple[int, ...] = ()
+    """Rows of the embedding table that are trained whole: new special tokens, say."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +97,21 @@ class OptimConfig:
     epochs: float = 1.0
     rows: int = 4
     """Rows in a step."""
+    group_by_length: bool = False
+    """Let rows of about the same length make a step: less padding where documents do not share rows."""
     micro_rows: int | None = None
     """Rows in memory at once; the gradient is the same. None: all of a step."""
     learning_rate: float = 2e-4
     loraplus: float = 1.0
     """lora_B learns so many times faster (LoRA+, arXiv 2402.12354)."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    """How the rate falls; `wsd` holds it and falls in the last fifth of the steps."""
+    floor: float = 0.0
+    """Share of the rate that it falls to."""
+    optimiser: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    """In 8 bits only on CUDA, by bitsandbytes."""
+    neftune: float = 0.0
+    """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
     warmup: int = 0
     """Steps in which the rate rises from 0."""
     weight_decay: float = 0.0
@@ -84,6 +123,16 @@ class OptimConfig:
     """Keep only each block's input and compute the rest again: half the memory, a third more time."""
     evaluate_every: int = 0
     """Steps between held-out evaluations; 0: only before and after."""
+    keep_best: bool = False
+    """Keep what was best on the held-out data, not what came last."""
+    patience: int = 0
+    """Stop after so many evaluations that brought nothing better; 0: never."""
+    samples: tuple[str, ...] = ()
+    """Questions whose answers are logged with each evaluation."""
+    sample_tokens: int = 48
+    """At most so many tokens an answer."""
+    log_to: tuple[str, ...] = ()
+    """Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio."""
     save_every: int = 0
     """Steps between checkpoints; 0: only when stopped."""
     seed: int = 0
@@ -173,7 +222,7 @@ def _section(kind: type, values: object, where: str) -> Any:
             raise UsageError(f"{where} {key}", "isn't known", f"The keys are {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     for name, item in fields.items():
-        if name not in values and item.default is dataclasses.MISSING:
+        if name not in values and item.default is item.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where} {name}", "is missing")
     return kind(**{key: _value(value, hints[key], f"{where} {key}") for key, value in values.items()})
 
@@ -186,9 +235,13 @@ def _value(value: Any, kind: Any, where: str) -> Any:
                 return value
             raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, typing.get_args(option)))}")
         if typing.get_origin(option) is tuple:
+            kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
-            if isinstance(values, list) and all(isinstance(item, str) for item in values):
+            if isinstance(values, list) and all(type(item) is kind_of_item for item in values):
                 return tuple(values)
+        elif typing.get_origin(option) is Mapping:
+            if isinstance(value, dict):
+                return {key: _value(item, typing.get_args(option)[1], f"{where} {key!r}") for key, item in value.items()}
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
@@ -203,9 +256,28 @@ def _check(config: TrainConfig) -> None:
         "[train] epochs": train.epochs, "[train] steps": 1 if train.steps is None else train.steps,
         "[train] learning_rate": train.learning_rate, "[train] loraplus": train.loraplus,
         "[train] micro_rows": train.micro_rows or train.rows, "[data] train": len(data.train),
+        "[lora] rank_pattern": min(lora.rank_pattern.values(), default=1),
     }  # fmt: skip
     for name, value in positive.items():
         if value <= 0:
             raise UsageError(f"{config.where}: {name}", "is too small")
     if train.rows % (train.micro_rows or train.rows):
         raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
+    _check_shares(config)
+    if data.heldout_share and data.heldout:
+        raise UsageError(f"{config.where}: [data] heldout_share", "cannot be set beside heldout")
+    for key in ("patience", "keep_best"):
+        if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
+            raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
+    if lora.init == "loftq" and config.base.quantise == "none":
+        raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
+
+
+def _check_shares(config: TrainConfig) -> None:
+    shares = {
+        "[data] heldout_share": config.data.heldout_share, "[lora] dropout": config.lora.dropout,
+        "[train] floor": config.train.floor,
+    }  # fmt: skip
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{config.where}: {name}", "isn't a share from 0 to below 1")

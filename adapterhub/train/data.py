@@ -1,36 +1,26 @@
-"""From files to rows of tokens: what is read, what is learnt, and what is refused.
+"""From documents to rows of tokens: what shares a row, what is held out, what is refused, and in which order rows come.
 
-JSON Lines with `text`, with `prompt` and `completion`, or with `messages`; or plain text, one document a file. Of a
-prompt or a conversation only the answers are learnt, unless the config says `loss = "all"`. Documents share rows but
-do not see each other: positions begin at 0 with each document, which is how transformers tells them apart
-(`masking_utils.py`, `find_packed_sequence_indices`).
+Documents share rows but do not see each other: positions begin at 0 with each document, which is how transformers tells
+them apart (`masking_utils.py`, `find_packed_sequence_indices`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.errors import RefusedError
+
+from . import sources
+from .config import TrainConfig
+from .examples import Example, encode
 
 IGNORED = -100
 """The label of a position whose next token isn't learnt."""
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One document: token ids, and which of them are learnt, both `(tokens,)`."""
-
-    ids: np.ndarray
-    learnt: np.ndarray
-    joint: bool
-    """Whether it has to stay in one row; running text may go on in the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +46,12 @@ class Rows:
         return int((self.labels != IGNORED).sum())
 
 
+def lengths(labels: np.ndarray) -> np.ndarray:
+    """Tokens of each row of `labels` up to its last label, `(rows,)`: what stands behind changes no number."""
+    learnt = labels != IGNORED
+    return np.where(learnt.any(axis=1), labels.shape[1] - learnt[:, ::-1].argmax(axis=1), 0)
+
+
 @dataclass(frozen=True)
 class File:
     """One file of a data set: `size` in bytes."""
@@ -69,11 +65,18 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows, and the files they were made of; `notes` are what is worth saying, one line each."""
+    """Rows, and the files they were made of; `notes` are what is worth saying, one line each.
+
+    Attributes:
+        digests: Of the documents, to see whether another set has the same.
+        truncated: Documents longer than a row, which were cut.
+    """
 
     rows: Rows
     files: tuple[File, ...]
     notes: tuple[str, ...] = ()
+    digests: frozenset[bytes] = frozenset()
+    truncated: int = 0
 
     @property
     def documents(self) -> int:
@@ -86,128 +89,91 @@ class Dataset:
         return sum(file.tokens for file in self.files)
 
 
-def load(paths: Sequence[Path], tokenizer: Any, *, sequence: int, loss: str, seed: int | None) -> Dataset:
-    """The packed rows of some files; documents in the order of `seed`, or as they stand for None.
+def datasets(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    """What is learnt, and what is held out: files of its own, a share of the documents, or nothing."""
+    words, share = config.data, config.data.heldout_share
+
+    def made(names: Sequence[str], seed: int | None, keep: Callable[[sources.Document], bool]) -> Dataset:
+        paths = [config.resolve(name) for name in names]
+        where = f"{config.where}: [data] heldout_share" if share else ""
+        return load(
+            paths, tokenizer, sequence=words.sequence, loss=words.loss, seed=seed, pack_rows=words.pack, keep=keep, where=where
+        )
+
+    train_set = made(words.train, config.train.seed, lambda document: not held_out(document, share))
+    if share:
+        return train_set, made(words.train, None, lambda document: held_out(document, share))
+    return train_set, made(words.heldout, None, lambda _: True) if words.heldout else None
+
+
+def held_out(document: sources.Document, share: float) -> bool:
+    """Whether a document belongs to the held-out share: by its digest, so that a copy of it does too, and the same
+    document does whatever else is in the data."""
+    return int.from_bytes(document.digest[:8], "big") < share * 2**64
+
+
+def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
+    """A line if documents are on both sides."""
+    shared = len(train_set.digests & heldout.digests) if heldout else 0
+    return [f"{shared} held-out documents are also trained on: its perplexity proves nothing"] if shared else []
+
+
+def load(
+    paths: Sequence[Path],
+    tokenizer: Any,
+    *,
+    sequence: int,
+    loss: str,
+    seed: int | None,
+    pack_rows: bool = True,
+    keep: Callable[[sources.Document], bool] = lambda _: True,
+    where: str = "",
+) -> Dataset:
+    """The rows of some files; documents that `keep` takes, in the order of `seed`, or as they stand for None.
+
+    `where` stands in the message if there is nothing to learn; else the files do.
 
     Raises:
-        FormatError: A line isn't one of the kinds above.
+        FormatError: A document isn't of a kind that is known.
         RefusedError: Nothing in the data would be learnt.
     """
     files: list[File] = []
     examples: list[Example] = []
+    digests: set[bytes] = set()
     for path in paths:
-        raw = _read(path)
-        found = [encode(record, tokenizer, loss=loss, where=where) for where, record in records(raw, path)]
-        digest, tokens = hashlib.sha256(raw).hexdigest(), sum(len(example.ids) for example in found)
-        files.append(File(path.name, f"sha256:{digest}", len(raw), len(found), tokens))
+        source = sources.read(path)
+        kept = [document for document in source.documents if keep(document)]
+        found = [encode(document.record, tokenizer, loss=loss, where=document.where) for document in kept]
+        tokens = sum(len(example.ids) for example in found)
+        files.append(File(source.name, source.digest, source.size, len(found), tokens))
+        digests |= {document.digest for document in kept}
         examples += found
     if seed is not None:
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
         examples = [examples[number] for number in shuffled]
-    rows = pack([example for example in examples if len(example.ids)], sequence)
+    full = [example for example in examples if len(example.ids)]
+    rows = pack(full, sequence) if pack_rows else _filled([_segments(example, sequence) for example in full], sequence)
     if not rows.label_tokens:
-        where = ", ".join(map(str, paths))
-        raise RefusedError(where, "no token would be learnt: there are no documents, or all of them are prompts")
-    return Dataset(rows, tuple(files), tuple(_notes(examples, sequence, tokenizer)))
+        reason = "all documents are prompts" if full else "there are no documents"
+        raise RefusedError(where or ", ".join(map(str, paths)), f"no token would be learnt: {reason}")
+    cut = sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
+    notes = tuple(_notes(examples, cut, sequence, tokenizer))
+    return Dataset(rows, tuple(files), notes, frozenset(digests), cut)
 
 
-def _notes(examples: list[Example], sequence: int, tokenizer: Any) -> Iterator[str]:
-    cut = sum(example.joint and len(example.ids) > sequence for example in examples)
+def _notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
+    learnt, tokens = (sum(map(len, ids)) for ids in ([e.ids[e.learnt] for e in examples], [e.ids for e in examples]))
     if cut:
-        yield f"{cut} of {len(examples)} examples are longer than {sequence} tokens and were cut there"
-    stop = tokenizer.eos_token_id
-    if stop is not None and not any(bool(((example.ids == stop) & example.learnt).any()) for example in examples):
+        share = f"{cut / len(examples):.0%}"
+        yield f"{cut} of {len(examples)} examples ({share}) are longer than {sequence} tokens and were cut there"
+    if learnt < tokens:
+        yield f"{learnt / tokens:.0%} of {tokens} tokens are learnt, the others only read"
+    stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    endless = sum(not any(token in stops for token in example.ids[example.learnt][-3:].tolist()) for example in examples)
+    if endless == len(examples) and stops:
         yield f"the stop token {tokenizer.eos_token!r} is never learnt: a model trained on this does not learn to end"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError(str(path), "no such file") from error
-    except OSError as error:
-        raise LocalIOError(str(path), error.strerror or str(error)) from error
-
-
-def records(raw: bytes, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where it stands, and the object, of every line of a .jsonl; of any other file one `text`."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(str(path), "not UTF-8 text") from error
-    if path.suffix != ".jsonl":
-        yield str(path), {"text": text}
-        return
-    # Not splitlines(): a JSON string may hold U+2028, which is no end of a line here.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise FormatError(where, "not valid JSON") from error
-            if not isinstance(record, dict):
-                raise FormatError(where, "not a JSON object")
-            yield where, record
-
-
-def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """One record as token ids and what of them is learnt."""
-    if isinstance(record.get("text"), str):
-        ids = [*tokenizer(record["text"])["input_ids"], *_stop(tokenizer)]
-        return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
-    if isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):
-        prompt = tokenizer(record["prompt"])["input_ids"]
-        answer = [*tokenizer(record["completion"], add_special_tokens=False)["input_ids"], *_stop(tokenizer)]
-        learnt = [loss == "all"] * len(prompt) + [True] * len(answer)
-        return Example(np.array([*prompt, *answer], np.int64), np.array(learnt, bool), joint=True)
-    if isinstance(record.get("messages"), list):
-        return _conversation(record["messages"], tokenizer, loss, where)
-    raise FormatError(where, 'has neither "text", nor "prompt" and "completion", nor "messages"')
-
-
-def _stop(tokenizer: Any) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _conversation(messages: list[Any], tokenizer: Any, loss: str, where: str) -> Example:
-    text = _render(messages, tokenizer, where, prompt=False)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = np.array(encoded["input_ids"], np.int64)
-    if loss == "all":
-        return Example(ids, np.ones(len(ids), bool), joint=True)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
-    learnt = np.zeros(len(ids), bool)
-    for start, end in _answers(messages, text, tokenizer, where):
-        learnt |= (starts >= start) & (starts < end)
-    return Example(ids, learnt, joint=True)
-
-
-def _answers(messages: list[Any], text: str, tokenizer: Any, where: str) -> Iterator[tuple[int, int]]:
-    """Where in the rendered conversation each assistant's turn stands, its end mark included."""
-    for number, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _render(messages[:number], tokenizer, where, prompt=True)
-            after = _render(messages[: number + 1], tokenizer, where, prompt=False)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise RefusedError(
-                    where,
-                    "the chat template writes earlier turns differently once later ones follow, so the answers can't be found",
-                    'Set loss = "all", or make one example of each answer',
-                )
-            yield len(before), len(after)
-
-
-def _render(messages: list[Any], tokenizer: Any, where: str, *, prompt: bool) -> str:
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise FormatError(where, 'a message needs "role" and "content"')
-    if not messages:
-        return ""
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except Exception as error:
-        raise FormatError(where, f"the model's chat template refuses it ({str(error)[:200]})") from error
+    elif endless and stops:
+        yield f"{endless} of {len(examples)} examples do not end with a stop token that is learnt"
 
 
 Segment = tuple[np.ndarray, np.ndarray]
@@ -216,7 +182,15 @@ Segment = tuple[np.ndarray, np.ndarray]
 
 def pack(examples: Sequence[Example], sequence: int) -> Rows:
     """Rows of `sequence` tokens: running text end to end, other examples whole, first fit, the longest first."""
-    rows = [*_running([e for e in examples if not e.joint], sequence), *_whole([e for e in examples if e.joint], sequence)]
+    whole = _whole([e for e in examples if e.joint], sequence)
+    return _filled([*_running([e for e in examples if not e.joint], sequence), *whole], sequence)
+
+
+def _segments(example: Example, sequence: int) -> list[Segment]:
+    return [(example.ids[:sequence], example.learnt[:sequence])]
+
+
+def _filled(rows: Sequence[Sequence[Segment]], sequence: int) -> Rows:
     shape = (len(rows), sequence)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
@@ -272,8 +246,24 @@ def some(rows: Rows, tokens: int) -> Rows:
     return Rows(rows.ids[chosen], rows.labels[chosen], rows.positions[chosen])
 
 
-def order(rows: int, needed: int, seed: int) -> np.ndarray:
-    """Row numbers for `needed` draws: every row once, in an order of its own, before any comes again."""
+def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, together: int = 1) -> np.ndarray:
+    """Row numbers for `needed` draws: every row once, in an order of its own, before any comes again.
+
+    With their `sizes`, those `together` in a step are about as long as each other: of every 50 steps' rows the longest
+    come together first, and then the steps are shuffled (transformers' `LengthGroupedSampler` leaves them sorted).
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     passes = [generator.permutation(rows) for _ in range(-(needed // -rows))]
+    if sizes is not None:
+        passes = [_grouped(one, sizes, together, generator) for one in passes]
     return np.concatenate(passes)[:needed]
+
+
+def _grouped(numbers: np.ndarray, sizes: np.ndarray, together: int, generator: np.random.Generator) -> np.ndarray:
+    size = 50 * together
+    parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    ordered = np.concatenate([part[np.argsort(-sizes[part], kind="stable")] for part in parts])
+    steps = [ordered[start : start + together] for start in range(0, len(ordered), together)]
+    # What is left over for a last step stays last, or every step after it would be cut in two.
+    whole = [steps[number] for number in generator.permutation(len(ordered) // together)]
+    return np.concatenate([*whole, *steps[len(whole) :]])

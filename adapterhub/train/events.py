@@ -95,12 +95,13 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out data after `step` steps; loss in nats a token."""
+    """The held-out data after `step` steps; loss in nats a token. `samples` are questions and what was answered."""
 
     step: int
     steps: int
     loss: float
     perplexity: float
+    samples: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

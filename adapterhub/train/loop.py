@@ -17,12 +17,17 @@ import torch
 
 from adapterhub_converters.errors import RefusedError, StoppedError
 
+from . import best, optimiser, ranks
 from .base import Base
 from .config import OptimConfig
-from .data import IGNORED, Rows, order
+from .data import IGNORED, Rows, lengths, order
 from .events import Evaluated, OnEvent, Stepped
-from .lora import lora_layers
 from .loss import cross_entropy
+from .noise import noisy
+from .samples import answers
+from .schedule import rate
+
+_LARGEST = 700.0  # nats: beyond, the perplexity is no number
 
 
 @dataclass
@@ -34,6 +39,16 @@ class State:
     tokens: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     """What log.jsonl will say; no clock in it, so that the same run gives the same bytes."""
+    order: np.ndarray | None = None
+    """Which row comes when; follows from seed and data, so no checkpoint holds it."""
+
+    best: dict[str, Any] = field(default_factory=dict)
+    """What was learnt when the held-out loss was lowest, by name, where that is kept."""
+
+    @property
+    def kept(self) -> int:
+        """The step whose factors are the result."""
+        return (best.step(self.log) or 0) if self.best else self.step
 
     def heldout(self, step: int) -> float | None:
         """The held-out loss after `step` steps, if it was measured."""
@@ -41,38 +56,20 @@ class State:
 
 
 def new_state(model: Any, config: OptimConfig) -> State:
-    """AdamW over the factors, with lora_B's rate `loraplus` times lora_A's; nothing done yet."""
-    layers = [layer for _, layer in lora_layers(model)]
-    groups = [
-        {"params": [layer.lora_A for layer in layers], "ratio": 1.0},
-        {"params": [layer.lora_B for layer in layers], "ratio": config.loraplus},
-    ]
-    betas = (config.beta1, config.beta2)
-    return State(torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True))
-
-
-def rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0): rises in the warm-up, then falls towards, never to, 0."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / (config.warmup + 1)
-    done = (step - config.warmup) / max(1, steps - config.warmup)
-    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return config.learning_rate * shape[config.schedule]
+    """Nothing done yet."""
+    return State(optimiser.make(model, config))
 
 
 def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     """One optimiser step over `config.rows` rows; returns its line of the log."""
-    chosen = order(len(rows), steps * config.rows, config.seed)[state.step * config.rows : (state.step + 1) * config.rows]
+    if state.order is None:
+        sizes = lengths(rows.labels) if config.group_by_length else None
+        state.order = order(len(rows), steps * config.rows, config.seed, sizes=sizes, together=config.rows)
+    chosen = state.order[state.step * config.rows : (state.step + 1) * config.rows]
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
-    size = config.micro_rows or config.rows
-    loss = 0.0
-    for start in range(0, len(chosen), size):
-        # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
-        part = summed_loss(base, rows, chosen[start : start + size]) / max(1, label_tokens)
-        if part.requires_grad:
-            part.backward()
-        loss += float(part.detach())
+    loss = ranks.total(_gradients(base, rows, chosen, state.step, config))
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
+    ranks.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip if config.clip > 0 else math.inf)
     learning_rate = rate(config, state.step, steps)
     for group in state.optimiser.param_groups:
@@ -88,25 +85,49 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     return {**line, "gradient_norm": float(norm)}
 
 
+def _gradients(base: Base, rows: Rows, chosen: np.ndarray, step: int, config: OptimConfig) -> float:
+    """Add up the gradients of this process's part of the step; returns its part of the loss."""
+    own, before = ranks.share(chosen)
+    label_tokens = int((rows.labels[chosen] != IGNORED).sum())
+    size = config.micro_rows or config.rows
+    loss = 0.0
+    for start in range(0, len(own), size):
+        with torch.random.fork_rng(devices=[]), noisy(base.model, config.neftune):
+            torch.manual_seed(chance(config.seed, step, before + start))
+            # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
+            part = summed_loss(base, rows, own[start : start + size]) / max(1, label_tokens)
+            if part.requires_grad:
+                part.backward()
+        loss += float(part.detach())
+    return loss
+
+
+def chance(seed: int, step: int, row: int) -> int:
+    """What dropout and noise are drawn from in the rows of a step that begin with `row`: nothing else has to be kept."""
+    return int(np.random.SeedSequence([seed, step, row]).generate_state(1, np.uint64)[0] >> 1)
+
+
 def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
-    hidden = base.model.base_model(
-        input_ids=torch.from_numpy(rows.ids[chosen]),
-        position_ids=torch.from_numpy(rows.positions[chosen]),
-        use_cache=False,
-    ).last_hidden_state
-    return cross_entropy(hidden, base.head, torch.from_numpy(rows.labels[chosen]))
+    # Padding behind the last label changes no number; odd widths are slow.
+    width = -(max(1, int(lengths(rows.labels[chosen]).max())) // -16) * 16
+    ids, positions, labels = (torch.from_numpy(part[chosen, :width]) for part in (rows.ids, rows.positions, rows.labels))
+    hidden = base.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    trained_rows = base.head_rows
+    extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
+    return cross_entropy(hidden, base.head, labels, **extra)
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
     """The mean loss, in nats a token, of all rows, `size` at a time."""
+    own, _ = ranks.share(np.arange(len(rows)))
     total = 0.0
     base.model.eval()
     with torch.no_grad():
-        for start in range(0, len(rows), size):
-            total += float(summed_loss(base, rows, np.arange(start, min(start + size, len(rows)))))
+        for start in range(0, len(own), size):
+            total += float(summed_loss(base, rows, own[start : start + size]))
     base.model.train()
-    return total / max(1, rows.label_tokens)
+    return ranks.total(total) / max(1, rows.label_tokens)
 
 
 def loop(
@@ -120,11 +141,11 @@ def loop(
     save: Callable[[], Path],
     on_event: OnEvent,
 ) -> None:
-    """From `state` to the last step; `save` writes a checkpoint."""
+    """From `state` to the last step, or to where it gives up; `save` writes a checkpoint."""
     with _signals() as stopped:
         if state.step == 0:
             _measure(base, heldout, state, config, steps=steps, on_event=on_event)
-        while state.step < steps:
+        while state.step < steps and not best.given_up(state.log, config.patience):
             before, started = state.tokens, time.monotonic()
             line = advance(base, rows, state, config, steps)
             seconds = time.monotonic() - started
@@ -132,10 +153,13 @@ def loop(
             on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 _measure(base, heldout, state, config, steps=steps, on_event=on_event)
-            if stopped.is_set() and state.step < steps:
+            # Whichever process was told to stop, all stop after the same step.
+            if ranks.total(stopped.is_set()) and state.step < steps:
                 raise StoppedError(str(save()), f"stopped after step {state.step} of {steps}", "Run the same command to go on")
             if config.save_every and state.step % config.save_every == 0 and state.step < steps:
                 save()
+    if state.best:
+        best.put_back(base.model, state.best)
 
 
 def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig, *, steps: int, on_event: OnEvent) -> None:
@@ -143,8 +167,14 @@ def _measure(base: Base, heldout: Rows | None, state: State, config: OptimConfig
     if heldout is None or state.heldout(state.step) is not None:
         return
     loss = evaluate(base, heldout, config.micro_rows or config.rows)
-    state.log.append({"step": state.step, "heldout_loss": loss, "tokens": state.tokens})
-    on_event(Evaluated(state.step, steps, loss, math.exp(loss)))
+    if not loss < _LARGEST:
+        raise RefusedError("train", f"the held-out loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
+    line = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    said = answers(base, config.samples, config.sample_tokens)
+    state.log.append({**line, "samples": said} if said else line)
+    if config.keep_best and best.step(state.log) == state.step:
+        state.best = best.copy(base.model)
+    on_event(Evaluated(state.step, steps, loss, math.exp(loss), tuple((one["prompt"], one["text"]) for one in said)))
 
 
 @contextmanager

@@ -8,14 +8,13 @@ layers that share an input share, and `x A^T`, which is r numbers a token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from adapterhub_converters.adapter import scaling
-from adapterhub_converters.errors import RefusedError
 
 from .nf4 import NF4, dequantise
 
@@ -23,48 +22,69 @@ Tensor = Any
 
 
 class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x `(tokens, in)`, A `(r, in)`, B `(out, r)` float32; W `(out, in)` in x's dtype or NF4."""
+    """x `(tokens, in)`, A `(r, in)`, B `(out, r)` float32; W `(out, in)` in x's dtype or NF4; `dropped` is x after
+    dropout, or None where there is none."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         """`(tokens, out)`."""
-        x, lora_A, lora_B, weight, bias, factor = inputs
-        W = _dense(weight, x.dtype)
+        x, dropped, lora_A, lora_B, weight, bias, factor = inputs
+        W = dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         y = x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
-        xA = x @ A.t()
+        seen = x if dropped is None else dropped
+        xA = seen @ A.t()
         y.addmm_(xA, B.t(), alpha=factor)
-        ctx.save_for_backward(x, xA, A, B)
-        ctx.weight, ctx.factor = weight, factor
+        ctx.save_for_backward(seen, xA, A, B)
+        ctx.weight, ctx.factor, ctx.dropped = weight, factor, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        """Gradients of x, A and B; W has none."""
-        x, xA, A, B = ctx.saved_tensors
+        """Gradients of x, of x after dropout, of A and B; W has none."""
+        seen, xA, A, B = ctx.saved_tensors
         dyB = (dy @ B).mul_(ctx.factor)
-        dA = (dyB.t() @ x).float()
+        dA = (dyB.t() @ seen).float()
         dB = (dy.t() @ xA).float().mul_(ctx.factor)
-        dx = None
+        dx = d_dropped = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ _dense(ctx.weight, dy.dtype)
-            dx.addmm_(dyB, A)
-        return dx, dA, dB, None, None, None
+            dx = dy @ dense(ctx.weight, dy.dtype)
+            if not ctx.dropped:
+                dx.addmm_(dyB, A)
+        if ctx.needs_input_grad[1]:
+            d_dropped = dyB @ A
+        return dx, d_dropped, dA, dB, None, None, None
 
 
-def _dense(weight: Tensor | NF4, dtype: Any) -> Tensor:
+def dense(weight: Tensor | NF4, dtype: Any) -> Tensor:
+    """The matrix itself, in `dtype`."""
     return dequantise(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 
 class LoRALinear(nn.Module):  # type: ignore[misc]
-    """A frozen linear layer, dense or NF4, with a trainable low-rank delta; float32 factors, x's dtype in between."""
+    """A frozen linear layer, dense or NF4, with a trainable low-rank delta; float32 factors, x's dtype in between.
 
-    def __init__(self, weight: Tensor | NF4, bias: Tensor | None, *, r: int, alpha: float, rslora: bool = False) -> None:
+    `initial` are the factors it begins with where they aren't drawn by chance (`inits`), taken out of the base.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | NF4,
+        bias: Tensor | None,
+        *,
+        r: int,
+        alpha: float,
+        rslora: bool = False,
+        dropout: float = 0.0,
+        initial: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         out_features, in_features = weight.shape
         self.base = weight  # not a parameter: frozen, and maybe not even a tensor
         self.bias = bias
+        self.alpha, self.rslora, self.dropout = alpha, rslora, dropout
         self.scaling = scaling(alpha, r, rslora=rslora)
+        self.initial = initial
         self.lora_A = nn.Parameter(torch.zeros(r, in_features))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r))
 
@@ -72,14 +92,26 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         """A as peft begins it (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)), B zero: no delta yet."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
+            if self.initial is not None:
+                self.lora_A.copy_(self.initial[0])
+                self.lora_B.copy_(self.initial[1])
+                return
             self.lora_A.uniform_(-bound, bound, generator=generator)
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
+        dropped = self._dropped(x)
         flat = x.reshape(-1, x.shape[-1])
-        y = _LoRAFunction.apply(flat, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
+        y = self._apply_flat(flat, None if dropped is None else dropped.reshape(flat.shape))
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _dropped(self, x: Tensor) -> Tensor | None:
+        # In the shape that peft drops in, so that the same state of torch's generator drops the same.
+        return nn.functional.dropout(x, self.dropout) if self.training and self.dropout else None
+
+    def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
+        return _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
 
 
 class FrozenLinear(nn.Module):  # type: ignore[misc]
@@ -92,7 +124,7 @@ class FrozenLinear(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
-        y = _FrozenFunction.apply(x.reshape(-1, x.shape[-1]), self.base)
+        y = through(x.reshape(-1, x.shape[-1]), self.base)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
 
@@ -101,11 +133,16 @@ class _FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | NF4) -> Tensor:
         ctx.weight = weight
-        return x @ _dense(weight, x.dtype).t()
+        return x @ dense(weight, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return dy @ _dense(ctx.weight, dy.dtype), None
+        return dy @ dense(ctx.weight, dy.dtype), None
+
+
+def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
+    """`x W^T` for `x` `(tokens, in)`, passing gradients to x and keeping nothing."""
+    return _FrozenFunction.apply(x, weight)
 
 
 def linears(model: Any) -> dict[str, Any]:
@@ -114,37 +151,30 @@ def linears(model: Any) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
 
 
-def targets(paths: Sequence[str], wanted: str | Sequence[str], where: str) -> list[str]:
-    """The paths that `wanted` names: `"all-linear"`, or names that match a path or its end, each at least one."""
-    if wanted == "all-linear":
-        return list(paths)
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in names:
-        if not any(_matches(path, name) for path in paths):
-            known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
-            raise RefusedError(where, f"target {name!r} is no linear layer of this model", f"It has {known}")
-    return [path for path in paths if any(_matches(path, name) for name in names)]
-
-
-def _matches(path: str, name: str) -> bool:
-    return path == name or path.endswith("." + name)
-
-
 def replace(model: Any, path: str, module: Any) -> None:
     """Put `module` at `path`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
-def lora_layers(model: Any) -> Iterator[tuple[str, LoRALinear]]:
-    """Path and layer of every LoRA layer, in the model's order."""
+def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Path and layer of everything with a `lora_A` and a `lora_B`, in the model's order."""
     for path, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(getattr(module, "lora_A", None), nn.Parameter):
             yield path, module
+
+
+def trained(model: Any) -> Iterator[tuple[str, Any]]:
+    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, `PATH.magnitude`, `PATH.rows`."""
+    for path, module in model.named_modules():
+        for name in ("lora_A", "lora_B", "magnitude", "rows"):
+            if isinstance(getattr(module, name, None), nn.Parameter):
+                yield f"{path}.{name}", getattr(module, name)
 
 
 def reset(model: Any, seed: int) -> None:
     """Begin every layer anew from `seed`; the same layers get the same numbers."""
     generator = torch.Generator().manual_seed(seed)
-    for _, layer in lora_layers(model):
-        layer.reset(generator)
+    for _, module in model.named_modules():
+        if hasattr(module, "lora_A") or hasattr(module, "rows"):
+            module.reset(generator)

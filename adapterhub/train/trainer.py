@@ -10,7 +10,7 @@ from adapterhub.digest import sha256_file
 from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.files import staging
 
-from . import artifact, budget, checkpoint, data, given, loop, lora, memory
+from . import artifact, budget, checkpoint, data, given, loop, lora, memory, ranks
 from .base import Base, load, threads
 from .config import TrainConfig
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
@@ -36,11 +36,12 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        train_set, heldout = _datasets(config, base)
+        train_set, heldout = data.datasets(config, base.tokenizer)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
         weights = _weights(config.resolve(config.base.path))
-        notes = (*train_set.notes, *_overlap(train_set, heldout), *(given.other_weights(first, weights) if first else ()))
+        overlap = data.overlap(train_set, heldout)
+        notes = (*train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
         if first:
             given.check_config(first, config.lora, base.targets, config.where)
             given.put(base, first)
@@ -60,6 +61,11 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
         parents = _parents(start)
         state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
+        ranks.wait()
+        if not ranks.first():
+            return Result(
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config)
+            )
         training = artifact.finish(config, base, state, record, out, parents=parents)
         report = meter.report(config)
     checkpoint.path_for(out).unlink(missing_ok=True)
@@ -73,19 +79,6 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         perplexity_after=training["metrics"].get("heldout_perplexity"),
         report=report,
     )
-
-
-def _datasets(config: TrainConfig, base: Base) -> tuple[data.Dataset, data.Dataset | None]:
-    def read(names: tuple[str, ...], seed: int | None) -> data.Dataset:
-        paths = [config.resolve(name) for name in names]
-        return data.load(paths, base.tokenizer, sequence=config.data.sequence, loss=config.data.loss, seed=seed)
-
-    return read(config.data.train, config.train.seed), read(config.data.heldout, None) if config.data.heldout else None
-
-
-def _overlap(train_set: data.Dataset, heldout: data.Dataset | None) -> list[str]:
-    shared = {file.digest for file in train_set.files} & {file.digest for file in (heldout.files if heldout else ())}
-    return ["the held-out data are also trained on: its perplexity proves nothing"] if shared else []
 
 
 def _record(

@@ -21,6 +21,13 @@ def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(read.document())
 
 
+def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
+    text = SMALL + "[lora]\nlayers = [2, 0]\nrank_pattern = {up_proj = 4, q_proj = 8}\nalpha_pattern = {q_proj = 16}\n"
+    lora = config.parse(text, folder=Path(), where="c.toml").lora
+    assert (lora.layers, list(lora.rank_pattern.items())) == ((2, 0), [("up_proj", 4), ("q_proj", 8)])
+    assert lora.alpha_pattern == {"q_proj": 16.0}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -33,6 +40,14 @@ def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
         (SMALL + "[lora]\nr = 0\n", "c.toml: [lora] r: is too small"),
         (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "[train] micro_rows: does not divide rows = 4"),
         (SMALL + "[lora]\ntargets = [1]\n", "c.toml: [lora] targets: [1] is of the wrong kind"),
+        (SMALL + "[lora]\nlayers = [true]\n", "c.toml: [lora] layers: [True] is of the wrong kind"),
+        (SMALL + '[lora]\nrank_pattern = {q_proj = "4"}\n', "c.toml: [lora] rank_pattern 'q_proj': '4' is of the wrong kind"),
+        (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml: [lora] rank_pattern: is too small"),
+        (SMALL + "[lora]\ndropout = 1.0\n", "c.toml: [lora] dropout: isn't a share from 0 to below 1"),
+        (
+            SMALL[:18] + 'quantise = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
+            "[lora] init: loftq makes up for quantising",
+        ),
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml: [base]: isn't a table"),
     ],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adapterhub.train import data
-from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
+from adapterhub.train import config, data
+from adapterhub.train.examples import encode
+from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 
 EOS = 2
 
@@ -52,7 +55,7 @@ def test_of_a_conversation_only_the_answers_are_learnt_with_their_ends(tmp_path:
     path = write(tmp_path / "a.jsonl", {"messages": [{"role": role, "content": text} for role, text in turns]})
     dataset = load(path, tokenizer, sequence=128)
     assert learnt(dataset.rows, tokenizer) == "ho<|im_end|>\nja<|im_end|>\n"
-    assert dataset.notes == ()
+    assert dataset.notes == ("16% of 51 tokens are learnt, the others only read",)
 
 
 def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -> None:
@@ -64,9 +67,10 @@ def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -
 
 def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: object) -> None:
     dataset = load(write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c" * 90}), tokenizer)
-    assert dataset.notes[0] == "1 of 1 examples are longer than 32 tokens and were cut there"
+    assert dataset.notes[0] == "1 of 1 examples (100%) are longer than 32 tokens and were cut there"
+    assert dataset.truncated == 1
     never = load(write(tmp_path / "b.jsonl", {"messages": [{"role": "user", "content": "q"}]}), tokenizer, loss="all")
-    assert never.notes == ()  # its user's turn ends with the same mark
+    assert never.notes == ()  # the user's turn ends with the same mark
 
 
 def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
@@ -115,3 +119,208 @@ def test_plain_text_is_one_document(tmp_path: Path, tokenizer: object) -> None:
     assert (dataset.documents, dataset.tokens, dataset.files[0].path) == (1, 9, "a.txt")
     with pytest.raises(NotFoundError):
         load(tmp_path / "b.txt", tokenizer)
+
+
+# Qwen3's way: thoughts before the last question are dropped, and an answer without any gets an empty one.
+FORGETFUL = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% if tools %}{{ 'tools ' + tools[0].function.name + '\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}{% set said = m.content.split('</think>')[-1].strip() %}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}"
+    "{% set thought = m.content.split('</think>')[0].replace('<think>', '').strip() if '</think>' in m.content else '' %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ said }}"
+    "{% for call in m.tool_calls or [] %}{{ '<call>' + call.function.name + '</call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def forgetful(tokenizer: object):  # type: ignore[no-untyped-def]
+    before = tokenizer.chat_template  # type: ignore[attr-defined]
+    tokenizer.chat_template = FORGETFUL  # type: ignore[attr-defined]
+    yield tokenizer
+    tokenizer.chat_template = before  # type: ignore[attr-defined]
+
+
+def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+@pytest.mark.parametrize(
+    ("turns", "says"),
+    [
+        # The last answer has a thought, which is learnt from its opening mark; the first had one, which the template drops.
+        (
+            [("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"), ("assistant", "<think>so</think>d")],
+            "b<|im_end|>\n<think>\nso\n</think>\n\nd<|im_end|>\n",
+        ),
+        # A thought nobody had is not learnt.
+        ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "b<|im_end|>\nd<|im_end|>\n"),
+        ([("user", "a"), ("assistant", "b")], "b<|im_end|>\n"),
+        (
+            [("user", "assistant"), ("assistant", "assistant"), ("user", "b"), ("assistant", "b")],
+            "assistant<|im_end|>\nb<|im_end|>\n",
+        ),
+    ],
+)
+def test_answers_are_found_where_the_template_forgets(forgetful, tmp_path: Path, turns, says: str) -> None:  # type: ignore[no-untyped-def]
+    path = write(tmp_path / "a.jsonl", {"messages": say(*turns)})
+    assert learnt(load(path, forgetful, sequence=256).rows, forgetful) == says
+
+
+# DeepSeek's and Qwen3.5's way: the prompt opens the thought, and earlier turns have none.
+OPENING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>\n' + ('' if '</think>' in m.content else '\n</think>\n\n') + m.content.replace('<think>', '') }}"
+    "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [("d", "b<|endoftext|>d<|im_end|>"), ("<think>so</think>d", "b<|endoftext|>so</think>d<|im_end|>")]
+)
+def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_path: Path, last: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    """And where a turn that another follows ends with another mark than the last one (gpt-oss, Phi-3)."""
+    forgetful.chat_template = OPENING
+    path = write(tmp_path / "a.jsonl", {"messages": say(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", last))})
+    assert learnt(load(path, forgetful, sequence=256).rows, forgetful) == says
+
+
+TRL = ["cohere", "gemma", "gemma3", "lfm2", "llama3", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl"]
+
+
+@pytest.mark.parametrize("name", TRL)
+@pytest.mark.parametrize("turns", [2, 4])
+def test_answers_are_those_of_trls_templates_with_generation_marks(name: str, turns: int, forgetful) -> None:  # type: ignore[no-untyped-def]
+    found = importlib.util.find_spec("trl")
+    if found is None or found.origin is None:
+        pytest.skip("trl isn't installed")
+    forgetful.chat_template = (Path(found.origin).parent / f"chat_templates/{name}_training.jinja").read_text()
+    messages = say(("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dd"))[:turns]
+    ours = encode({"messages": messages}, forgetful, loss="completion", where="")
+    theirs = forgetful.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    assert ours.ids.tolist() == theirs["input_ids"]
+    assert ours.learnt.tolist() == list(map(bool, theirs["assistant_masks"]))
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}}
+]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) -> None:  # type: ignore[no-untyped-def]
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]}
+    messages = [*say(("user", "q")), call, *say(("tool", "seen"), ("assistant", "it is"))]
+    path = write(tmp_path / "a.jsonl", {"messages": messages, "tools": tools})
+    dataset = load(path, forgetful, sequence=256)
+    assert learnt(dataset.rows, forgetful) == "<call>look</call><|im_end|>\nit is<|im_end|>\n"
+    assert "tools look" in forgetful.decode(dataset.rows.ids[0])
+
+
+def test_prompt_and_completion_may_be_messages(tmp_path: Path, tokenizer: object) -> None:
+    turns = say(("user", "a"), ("assistant", "b"), ("user", "c"))
+    path = write(tmp_path / "a.jsonl", {"prompt": turns, "completion": say(("assistant", "d"))})
+    assert learnt(load(path, tokenizer, sequence=128).rows, tokenizer) == "d<|im_end|>\n"
+
+
+def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tokenizer: object) -> None:
+    records = [{"text": f"document {number}"} for number in range(200)]
+    (tmp_path / "c.toml").write_text('[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.2\nsequence = 32\n')
+    write(tmp_path / "a.jsonl", *records)
+    settings = config.read(tmp_path / "c.toml")
+    train_set, heldout = data.datasets(settings, tokenizer)
+    assert heldout is not None
+    assert train_set.documents + heldout.documents == 200
+    assert 20 < heldout.documents < 60
+    assert not train_set.digests & heldout.digests
+    assert data.overlap(train_set, heldout) == []
+    write(tmp_path / "a.jsonl", {"text": "another"}, *reversed(records), records[0])
+    assert (
+        data.datasets(settings, tokenizer)[1].digests - {data.sources.Document({"text": "another"}, "").digest}
+        == heldout.digests
+    )  # type: ignore[union-attr]
+
+
+def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenizer: object) -> None:
+    write(tmp_path / "a.jsonl", {"text": "document"})
+    text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
+    settings = config.parse(text, folder=tmp_path, where="c.toml")
+    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: no token would be learnt: there are no documents"):
+        data.datasets(settings, tokenizer)
+
+
+def test_a_document_on_both_sides_is_said(tmp_path: Path, tokenizer: object) -> None:
+    train_set = load(write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}), tokenizer)
+    heldout = load(write(tmp_path / "b.jsonl", {"text": "b"}, {"text": "c"}), tokenizer)
+    assert data.overlap(train_set, heldout) == ["1 held-out documents are also trained on: its perplexity proves nothing"]
+
+
+def test_without_packing_each_document_has_a_row(tmp_path: Path, tokenizer: object) -> None:
+    path = write(tmp_path / "a.jsonl", {"text": "abc"}, {"prompt": "p", "completion": "c"}, {"text": "x" * 40})
+    dataset = load(path, tokenizer, pack_rows=False)
+    assert dataset.rows.ids.shape == (3, 32)
+    assert data.lengths(dataset.rows.labels).tolist() == [3, 2, 31]
+    assert dataset.truncated == 1
+
+
+def test_grouping_by_length_keeps_every_row_and_puts_like_to_like() -> None:
+    sizes = np.random.default_rng(0).integers(1, 100, 403)
+    drawn = data.order(403, 806, 3, sizes=sizes, together=4)
+    assert sorted(drawn[:403].tolist()) == list(range(403)) == sorted(drawn[403:].tolist())
+    spread = [np.ptp(sizes[drawn[start : start + 4]]) for start in range(0, 400, 4)]
+    assert np.mean(spread) < 10
+    assert (data.order(403, 806, 3, sizes=sizes, together=4) == drawn).all()
+    assert np.corrcoef(sizes[drawn[:400]], np.arange(400))[0, 1] ** 2 < 0.1  # not the longest first
+
+
+MIXED = [
+    {"messages": say(("user", "hi"), ("assistant", "ho"))},
+    {"messages": [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look"}}]}]},
+]
+
+
+def test_parquet_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(MIXED), tmp_path / "a.parquet")
+    source = data.sources.read(tmp_path / "a.parquet")
+    assert [document.record for document in source.documents] == MIXED  # no key that only another row has
+    ours, lines = (
+        load(tmp_path / "a.parquet", tokenizer, sequence=64),
+        load(write(tmp_path / "a.jsonl", *MIXED), tokenizer, sequence=64),
+    )
+    assert (ours.rows.ids == lines.rows.ids).all()
+    assert ours.digests == lines.digests
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FormatError, match="not a Parquet file"):
+        load(tmp_path / "b.parquet", tokenizer)
+
+
+def test_a_folder_that_datasets_saved_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset(datasets.table.InMemoryTable.from_pylist(MIXED), fingerprint="mixed")
+    saved.save_to_disk(tmp_path / "saved", num_shards=2)
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "splits")
+    expected = load(write(tmp_path / "a.jsonl", *MIXED), tokenizer, sequence=64)
+    for folder in ("saved", "splits/train"):
+        assert load(tmp_path / folder, tokenizer, sequence=64).digests == expected.digests
+    with pytest.raises(RefusedError, match="holds several splits. Name one of its folders: train"):
+        load(tmp_path / "splits", tokenizer)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, tokenizer: object) -> None:
+    with pytest.raises(FormatError, match="not one that `datasets` saved"):
+        load(tmp_path, tokenizer)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}')
+    with pytest.raises(FormatError, match="names files outside its folder"):
+        load(tmp_path, tokenizer)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MissingExtraError, match=r"a\.parquet: is read with the package pyarrow, which isn't installed"):
+        load(tmp_path / "a.parquet", tokenizer)

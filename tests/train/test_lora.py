@@ -7,7 +7,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from adapterhub.train import lora, nf4  # noqa: E402
-from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 
 
@@ -76,12 +75,3 @@ def test_a_frozen_layer_passes_gradients_through() -> None:
     dense = nf4.dequantise(frozen.base, torch.float32)
     torch.testing.assert_close(y, x @ dense.t() + 1)
     torch.testing.assert_close(gradient, dense.sum(dim=0).expand(3, -1))
-
-
-def test_targets_by_name() -> None:
-    paths = ["m.0.q_proj", "m.0.up_proj", "m.1.q_proj", "m.1.up_proj"]
-    assert lora.targets(paths, "all-linear", "") == paths
-    assert lora.targets(paths, ["q_proj"], "") == ["m.0.q_proj", "m.1.q_proj"]
-    assert lora.targets(paths, ["1.up_proj"], "") == ["m.1.up_proj"]
-    with pytest.raises(RefusedError, match="'proj' is no linear layer of this model. It has q_proj, up_proj"):
-        lora.targets(paths, ["proj"], "")

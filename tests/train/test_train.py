@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -204,6 +206,29 @@ def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
         expected = made.model(alone[None], use_cache=False).logits[0]
         packed = made.model(torch.cat([other, alone])[None], position_ids=positions, use_cache=False).logits[0, 10:]
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [64, 520])  # rows short enough for our own attention, and longer ones
+def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path) -> None:
+    made = base.load(tiny_base, config.BaseConfig("", quantise="none", dtype="float32"), config.LoRAConfig(r=2), where="")
+    numbers = np.random.default_rng(0)
+    texts = [numbers.integers(3, 250, size) for size in (length // 2, length // 4, length // 4)]
+    others = [texts[0], numbers.integers(3, 250, length // 4), texts[2]]
+
+    def losses(documents: list[np.ndarray]) -> list[float]:
+        """The loss of each document, all in one row."""
+        packed = data.pack([data.Example(ids, np.ones(len(ids), bool), joint=True) for ids in documents], length)
+        assert len(packed) == 1
+        found, starts = [], [*np.flatnonzero(packed.positions[0] == 0), length]
+        for start, end in itertools.pairwise(starts):
+            labels = np.full_like(packed.labels, data.IGNORED)
+            labels[:, start:end] = packed.labels[:, start:end]
+            found.append(loop.summed_loss(made, data.Rows(packed.ids, labels, packed.positions), np.arange(1)).item())
+        return found
+
+    before, after = losses(texts), losses(others)
+    assert (before[0], before[2]) == (after[0], after[2])
+    assert before[1] != after[1]
 
 
 def test_cross_entropy_in_chunks_is_cross_entropy() -> None:

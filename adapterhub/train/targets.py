@@ -1,0 +1,98 @@
+"""Which modules carry LoRA, and of what size: the words of peft, resolved as peft resolves them, without torch.
+
+A target is a path or its end, or one regular expression for the whole path (`tuners_utils.py`,
+`check_target_module_exists`); of `rank_pattern` and `alpha_pattern` the first that matches the end of a path counts
+(`utils/other.py`, `get_pattern_key`). What matches nothing is refused, because a misspelt name trains nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.patterns import Patterns
+
+from .config import LoRAConfig
+
+_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one an expert's
+
+
+def resolve(config: LoRAConfig, linears: Sequence[str], tables: Sequence[str], where: str) -> list[str]:
+    """The paths that carry LoRA, in the model's order; `all-linear` means no embedding table (`tables`)."""
+    if config.targets == "all-linear":
+        chosen = list(linears)
+    else:
+        chosen = _named(config.targets, [*tables, *linears], f"{where}: [lora] targets")
+    if config.exclude:
+        out = set(_named(config.exclude, [*tables, *linears], f"{where}: [lora] exclude"))
+        chosen = [path for path in chosen if path not in out]
+    if config.layers is not None:
+        chosen = _in_layers(config.layers, chosen, f"{where}: [lora] layers")
+    if not chosen:
+        raise RefusedError(f"{where}: [lora]", "no module is left to carry LoRA")
+    for key in ("rank_pattern", "alpha_pattern"):
+        _check_used(getattr(config, key), chosen, f"{where}: [lora] {key}")
+    return chosen
+
+
+def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> list[str]:
+    if isinstance(wanted, str):
+        if any(_matches(path, wanted) for path in paths):
+            return [path for path in paths if _matches(path, wanted)]
+        try:
+            found = [path for path in paths if re.fullmatch(wanted, path)]
+        except re.error as error:
+            raise RefusedError(where, f"{wanted!r} is no name and no regular expression ({error})") from error
+        if not found:
+            raise _nothing(wanted, paths, where)
+        return found
+    for name in wanted:
+        if not any(_matches(path, name) for path in paths):
+            raise _nothing(name, paths, where)
+    return [path for path in paths if any(_matches(path, name) for name in wanted)]
+
+
+def _nothing(name: str, paths: Iterable[str], where: str) -> RefusedError:
+    known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
+    if name.rpartition(".")[2] == "lm_head":
+        return RefusedError(where, "the output layer cannot carry LoRA: its logits are never held whole", f"It has {known}")
+    return RefusedError(where, f"target {name!r} is no linear layer of this model", f"It has {known}")
+
+
+def _matches(path: str, name: str) -> bool:
+    return path == name or path.endswith("." + name)
+
+
+def _in_layers(layers: Sequence[int], paths: Sequence[str], where: str) -> list[str]:
+    numbers = {path: int(match[1]) for path in paths if (match := _LAYER.match(path))}
+    for layer in layers:
+        if layer not in numbers.values():
+            raise RefusedError(where, f"no target lies in layer {layer}", f"They lie in {sorted(set(numbers.values()))}")
+    return [path for path in paths if numbers.get(path) in layers]
+
+
+def _check_used(patterns: Mapping[str, float], paths: Sequence[str], where: str) -> None:
+    keys = Patterns(patterns, where)
+    used = {keys.matching(path)[0] for path in paths if keys.matching(path)}
+    for pattern in patterns:
+        if pattern not in used:
+            raise RefusedError(where, f"{pattern!r} decides for no target")
+
+
+class Sizes:
+    """Rank and alpha of every target."""
+
+    def __init__(self, config: LoRAConfig, where: str = "[lora]") -> None:
+        self.config = config
+        self._ranks, self._alphas = Patterns(config.rank_pattern, where), Patterns(config.alpha_pattern, where)
+
+    def rank(self, path: str) -> int:
+        """The rank at `path`."""
+        found = self._ranks.matching(path)
+        return self.config.rank_pattern[found[0]] if found else self.config.r
+
+    def alpha(self, path: str) -> float:
+        """The alpha at `path`."""
+        found = self._alphas.matching(path)
+        return float(self.config.alpha_pattern[found[0]]) if found else self.config.alpha

@@ -1,0 +1,46 @@
+"""Two processes under torchrun learn what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import train  # noqa: E402
+from adapterhub_converters import peft as peft_format  # noqa: E402
+from tests.conftest import ROOT  # noqa: E402
+from tests.train.test_train import settings  # noqa: E402
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_ranks_have_the_losses_of_one(tmp_path: Path, tiny_base: Path) -> None:
+    # Three rows a step, so that one process has two of them and the other one.
+    path = settings(tmp_path, tiny_base, rows=3, evaluate_every=2, save_every=2, clip=0.5)
+    path.write_text(path.read_text().replace('name = "someone/tiny"', 'name = "someone/tiny"\ndtype = "float32"'))
+    train.run(train.read_config(path), tmp_path / "one")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
+    done = subprocess.run(
+        [*command, "train", str(path), "-o", "two", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["steps"] == 6  # one of the two speaks
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert len(logs[0]) == 6 + 4
+    for one, two in zip(*logs, strict=True):
+        assert one.keys() == two.keys()
+        assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-6), one
+    one, two = (peft_format.read(tmp_path / name).deltas for name in ("one", "two"))
+    apart = [np.abs(one[name].lora_B - two[name].lora_B).max() / np.abs(one[name].lora_B).max() for name in one]
+    assert max(apart) < 1e-4
+    assert not list(tmp_path.glob("*.checkpoint.safetensors"))
