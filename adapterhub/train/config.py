@@ -184,6 +184,9 @@ _SECTIONS: dict[str, type] = {
 
 
 def _plain(value: Any) -> Any:
+    """As JSON has it; a map of patterns as pairs, since their order counts and JSON with sorted keys has none."""
+    if isinstance(value, Mapping):
+        return [list(pair) for pair in value.items()]
     return list(value) if isinstance(value, tuple) else value
 
 
