@@ -21,7 +21,7 @@ from adapterhub_converters.adapter import scaling
 from adapterhub_converters.base.weights import ModelWeights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
-from . import attention, dora, inits, lora, nf4, tables
+from . import attention, dora, inits, lora, nf4, shards, tables
 from .config import BaseConfig, LoRAConfig
 from .targets import Sizes, resolve
 
@@ -106,13 +106,15 @@ def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: 
     bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
     where, quantised = f"{path}.weight", base.quantise == "nf4"
     if sizes is None:
-        lora.replace(model, path, lora.FrozenLinear(nf4.quantise(dense, where) if quantised else dense, bias))
-        return
-    adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
-    scale = scaling(alpha, r, rslora=adapter.rslora)
-    weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
-    kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
-    new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+        new: Any = lora.FrozenLinear(nf4.quantise(dense, where) if quantised else dense, bias)
+    else:
+        adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
+        scale = scaling(alpha, r, rslora=adapter.rslora)
+        weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
+        kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
+        new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+    if base.shard:
+        new.base = shards.part(new.base)
     lora.replace(model, path, new)
 
 

@@ -31,6 +31,8 @@ class BaseConfig:
     """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What is computed in."""
+    shard: bool = False
+    """Of several processes (torchrun) each holds only its part of the quantised layers."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ _SECTIONS: dict[str, type] = {
 
 
 def _plain(value: Any) -> Any:
+    """As JSON has it; a map of patterns as pairs, since their order counts and JSON with sorted keys has none."""
+    if isinstance(value, Mapping):
+        return [list(pair) for pair in value.items()]
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -269,6 +274,8 @@ def _check(config: TrainConfig) -> None:
     for key in ("patience", "keep_best"):
         if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
             raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
+    if config.base.shard and config.base.quantise == "none":
+        raise UsageError(f"{config.where}: [base] shard", "is for a quantised base")
     if lora.init == "loftq" and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
 

@@ -87,19 +87,33 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
 
 def _gradients(base: Base, rows: Rows, chosen: np.ndarray, step: int, config: OptimConfig) -> float:
     """Add up the gradients of this process's part of the step; returns its part of the loss."""
-    own, before = ranks.share(chosen)
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
-    size = config.micro_rows or config.rows
     loss = 0.0
-    for start in range(0, len(own), size):
+    for start, part in _passes(rows, chosen, config.micro_rows or config.rows):
         with torch.random.fork_rng(devices=[]), noisy(base.model, config.neftune):
-            torch.manual_seed(chance(config.seed, step, before + start))
+            torch.manual_seed(chance(config.seed, step, start))
             # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
-            part = summed_loss(base, rows, own[start : start + size]) / max(1, label_tokens)
-            if part.requires_grad:
-                part.backward()
-        loss += float(part.detach())
+            share = summed_loss(base, part, np.arange(len(part))) / max(1, label_tokens)
+            if share.requires_grad:
+                share.backward()
+        loss += float(share.detach())
     return loss
+
+
+def _passes(rows: Rows, chosen: np.ndarray, size: int) -> Iterator[tuple[int, Rows]]:
+    """This process's part of the chosen rows, `size` at a time, each with the number of its first row.
+
+    Every process makes the same number of passes, or those that hold a part of the base each would wait for one another:
+    one that has no row left takes the first, with nothing to learn.
+    """
+    own, before = ranks.share(chosen)
+    for start in range(0, ranks.rounds(len(chosen), size) * size, size):
+        numbers = own[start : start + size]
+        if len(numbers):
+            yield before + start, Rows(rows.ids[numbers], rows.labels[numbers], rows.positions[numbers])
+        else:
+            first = chosen[:1]
+            yield before + start, Rows(rows.ids[first], np.full_like(rows.labels[first], IGNORED), rows.positions[first])
 
 
 def chance(seed: int, step: int, row: int) -> int:
@@ -120,12 +134,11 @@ def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
     """The mean loss, in nats a token, of all rows, `size` at a time."""
-    own, _ = ranks.share(np.arange(len(rows)))
     total = 0.0
     base.model.eval()
     with torch.no_grad():
-        for start in range(0, len(own), size):
-            total += float(summed_loss(base, rows, own[start : start + size]))
+        for _, part in _passes(rows, np.arange(len(rows)), size):
+            total += float(summed_loss(base, part, np.arange(len(part))))
     base.model.train()
     return ranks.total(total) / max(1, rows.label_tokens)
 

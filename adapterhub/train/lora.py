@@ -17,6 +17,7 @@ from torch import nn
 from adapterhub_converters.adapter import scaling
 
 from .nf4 import NF4, dequantise
+from .shards import Part
 
 Tensor = Any
 
@@ -56,8 +57,10 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, d_dropped, dA, dB, None, None, None
 
 
-def dense(weight: Tensor | NF4, dtype: Any) -> Tensor:
+def dense(weight: Tensor | NF4 | Part, dtype: Any) -> Tensor:
     """The matrix itself, in `dtype`."""
+    if isinstance(weight, Part):
+        weight = weight.whole()
     return dequantise(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 

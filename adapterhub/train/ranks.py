@@ -49,6 +49,18 @@ def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
     return parts[number()], sum(map(len, parts[: number()]))
 
 
+def rounds(rows: int, size: int) -> int:
+    """How many passes of `size` rows the process with the largest part of `rows` makes."""
+    return -(-(rows // -count()) // -size)
+
+
+def gathered(own: Any) -> Any:
+    """The tensors of all processes, one behind the other."""
+    found = own.new_empty(count() * own.numel())
+    distributed.all_gather(list(found.chunk(count())), own)
+    return found
+
+
 def total(value: float) -> float:
     """The sum over all processes."""
     if count() == 1:

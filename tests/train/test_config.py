@@ -23,7 +23,9 @@ def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
 
 def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
     text = SMALL + "[lora]\nlayers = [2, 0]\nrank_pattern = {up_proj = 4, q_proj = 8}\nalpha_pattern = {q_proj = 16}\n"
-    lora = config.parse(text, folder=Path(), where="c.toml").lora
+    read = config.parse(text, folder=Path(), where="c.toml")
+    lora = read.lora
+    assert read.document()["lora"]["rank_pattern"] == [["up_proj", 4], ["q_proj", 8]]
     assert (lora.layers, list(lora.rank_pattern.items())) == ((2, 0), [("up_proj", 4), ("q_proj", 8)])
     assert lora.alpha_pattern == {"q_proj": 16.0}
 

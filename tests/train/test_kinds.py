@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.train import base, config, data, dora, inits, learnt, loop, lora, nf4, tables  # noqa: E402
+from adapterhub.train import base, checkpoint, config, data, dora, inits, learnt, loop, lora, nf4, tables  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
@@ -227,3 +228,24 @@ def test_experts_in_one_parameter_are_refused_by_name(tmp_path: Path, tiny_base:
         (tmp_path / name).write_bytes((tiny_base / name).read_bytes())
     with pytest.raises(RefusedError, match="experts.gate_up_proj: all experts lie in one stacked parameter"):
         loaded(whole(tmp_path))
+
+
+def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_checkpoint(tmp_path: Path) -> None:
+    experts = torch.nn.ModuleList(lora.LoRALinear(torch.randn(8, 16), None, r=2, alpha=4) for _ in range(3))
+    model = torch.nn.ModuleDict({"experts": experts})
+    lora.reset(model, 0)
+    state = loop.new_state(model, config.OptimConfig())
+    experts[1](torch.randn(5, 16)).square().sum().backward()
+    state.optimiser.step()
+    state.step = 1
+    checkpoint.save(tmp_path / "c.safetensors", model, state, "run")
+    again = copy.deepcopy(model)
+    lora.reset(again, 1)
+    back = loop.new_state(again, config.OptimConfig())
+    assert checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
+    kept = [
+        [parameter in one.optimiser.state for _, parameter in lora.trained(m)] for m, one in ((model, state), (again, back))
+    ]
+    assert kept[0] == kept[1] == [False, False, True, True, False, False]
+    for (name, parameter), (_, other) in zip(lora.trained(model), lora.trained(again), strict=True):
+        assert torch.equal(parameter, other), name

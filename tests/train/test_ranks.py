@@ -22,10 +22,12 @@ from tests.train.test_train import settings  # noqa: E402
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_ranks_have_the_losses_of_one(tmp_path: Path, tiny_base: Path) -> None:
-    # Three rows a step, so that one process has two of them and the other one.
-    path = settings(tmp_path, tiny_base, rows=3, evaluate_every=2, save_every=2, clip=0.5)
-    path.write_text(path.read_text().replace('name = "someone/tiny"', 'name = "someone/tiny"\ndtype = "float32"'))
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_ranks_have_the_losses_of_one(shard: bool, tmp_path: Path, tiny_base: Path) -> None:
+    """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
+    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5)
+    words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
+    path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     train.run(train.read_config(path), tmp_path / "one")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
@@ -44,3 +46,26 @@ def test_two_ranks_have_the_losses_of_one(tmp_path: Path, tiny_base: Path) -> No
     apart = [np.abs(one[name].lora_B - two[name].lora_B).max() / np.abs(one[name].lora_B).max() for name in one]
     assert max(apart) < 1e-4
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))
+
+
+HALVES = """
+import torch
+from adapterhub.train import nf4, ranks, shards
+torch.manual_seed(0)
+matrix = nf4.quantise(torch.randn(7, 130))
+with ranks.joined():
+    part = shards.part(matrix)
+    assert part.own.numel() == 228 and part.rest.packed.numel() == 0, part
+    assert torch.equal(part.whole().packed, matrix.packed)
+    assert [ranks.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
+    print("whole")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "halves.py").write_text(HALVES)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "halves.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == ["whole", "whole"], done.stderr[-2000:]
