@@ -31,9 +31,10 @@ $(DONE)-dev: $(DONE)-demo
 demo: $(DONE)-demo
 	@$(BIN)/python examples/demo.py
 
+# A thread for each of two workers: with more, those of OpenMP wait for each other in a spin, which takes three times as long.
 test: $(DONE)-dev
 	@echo "-> tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(DONE)-dev
 	@echo "-> ruff, mypy, import-linter"
