@@ -41,7 +41,7 @@ _OPTIONS = (
     click.option(
         "--recipe-only",
         is_flag=True,
-        help="With --into: write no model but a recipe of a few kilobytes, a .json file for `adapterhub materialise`. The merge "
+        help="With --into: write no model but a recipe of some kilobytes, a .json file for `adapterhub materialise`. The merge "
         "runs once, into a temporary place beside it, for the digests of the model's files.",
     ),
     click.option("--no-digest", is_flag=True, help="With --recipe-only: don't run the merge; nothing to compare with later."),

@@ -32,7 +32,7 @@ _SHOWN = 12  # rows of a table
     adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
     adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
 )
-@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder in 16 or 32 bits.")
+@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder.")
 @click.option(
     "--adapter", "adapters", metavar="SRC", multiple=True, required=True, help="A folder, file or ref; again for more."
 )
