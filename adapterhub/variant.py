@@ -34,7 +34,6 @@ from .recipe import Difference, ulps
 
 SCHEMA_ID = "urn:adapterhub:schema:merge:1"
 VERSION = 1
-MAX_SIZE = 4 << 20  # bytes of a recipe
 _MODEL = "model"  # the name that the output has here, whatever it has there
 _SAMPLE = 512  # numbers that are kept of an output
 _OPTIONS = ("dtype", "requantise", "shard_size", "dequantise", "as_trained", "trained_in", "force")

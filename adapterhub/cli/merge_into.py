@@ -41,8 +41,8 @@ _OPTIONS = (
     click.option(
         "--recipe-only",
         is_flag=True,
-        help="With --into: write no model but a recipe of some kilobytes, a .json file for `adapterhub materialise`. The merge "
-        "runs once, into a temporary place beside it, for the digests of the model's files.",
+        help="With --into: keep no model but a recipe of a few kilobytes for `adapterhub materialise`. OUT is a .json file, or "
+        "a word, its name in the registry. The merge runs once, into a temporary place beside, for the digests of its files.",
     ),
     click.option("--no-digest", is_flag=True, help="With --recipe-only: don't run the merge; nothing to compare with later."),
     click.option("--dry-run", "--plan", "dry_run", is_flag=True, help="With --into: say what would be, and write nothing."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import output, sources
 from .app import Settings, command
@@ -18,6 +18,7 @@ from .locate import open_registry
 from .progress import bytes_bar
 
 if TYPE_CHECKING:
+    from adapterhub.kept import Kept
     from adapterhub.merge import Merge, Options
     from adapterhub.recipe import Difference
     from adapterhub.variant import Made, Variant
@@ -35,34 +36,55 @@ class Place(NamedTuple):
 
 def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, digest: bool) -> None:
     """Write the recipe of a merge, having run it once into a temporary place for the digests of its files."""
-    from adapterhub import variant
+    from adapterhub import kept, variant
     from adapterhub_converters import base as bases
     from adapterhub_converters.files import json_file, staging
 
-    out = _file(place.out)
-    staging.check_free(out, folder=False)
-    for adapter in options.lineage["adapters"]:
-        if "ref" not in adapter:
-            what = f"adapter {output.digest(adapter['digest'])} is a folder: whoever follows the recipe has to have it"
-            output.say(f"note: {what}. Push it, or name it with `materialise --adapter`")
-    with staging.beside(out) as temporary:
-        made = _ran(merge, temporary / "model") if digest else None
-        spec = bases.read_base(place.base)
-        found = variant.document(place.base, spec, place.typed, options, made, single=merge.single)
-    raw = variant.dump(found)
-    with staging.whole(out, folder=False) as inside:
-        json_file.write_text(inside, raw.decode())
-    files = found["output"]["files"]
-    document = {"output": str(out), "size": len(raw), "model_size": merge.report.size, "files": files, "base": found["base"]}
+    name = _name(place.out)
+    with ExitStack() as stack:
+        adapters = options.lineage["adapters"]
+        if name:
+            registry = stack.enter_context(open_registry(settings, make=True))
+            kept.check_free(registry, name)
+            kept.check_adapters(registry, adapters)
+        else:
+            staging.check_free(Path(place.out), folder=False)
+            _tell_of_folders(adapters)
+        beside = registry.root / name if name else Path(place.out)
+        with staging.beside(beside) as temporary:
+            made = _ran(merge, temporary / "model") if digest else None
+            found = variant.document(place.base, bases.read_base(place.base), place.typed, options, made, single=merge.single)
+        raw = variant.dump(found)
+        if name:
+            kept.keep(registry, name, found)
+        else:
+            with staging.whole(beside, folder=False) as inside:
+                json_file.write_text(inside, raw.decode())
+    files, out = found["output"]["files"], name or place.out
+    document = {"output": out, "size": len(raw), "model_size": merge.report.size, "files": files, "base": found["base"]}
     of = f"{output.plural(len(files), 'file')} with digests" if files is not None else "without digests to compare with"
     text = f"{out}: a recipe of {output.size(len(raw))} for a model of {output.size(merge.report.size)}, {of}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
-def _file(text: str) -> Path:
-    if not text.endswith(".json"):
-        raise UsageError(text, "a recipe is a .json file", f"Write {text}.json")
-    return Path(text)
+def _name(text: str) -> str | None:
+    """The name in the registry that OUT is; None for a file."""
+    from adapterhub.shelf import parse_base_name
+
+    if text.endswith(".json"):
+        return None
+    try:
+        return parse_base_name(text, text)
+    except UsageError as error:
+        hint = f"Write {text}.json, or one word for a name in the registry"
+        raise UsageError(text, "a recipe is a .json file, or has a name of one word", hint) from error
+
+
+def _tell_of_folders(adapters: Sequence[Mapping[str, Any]]) -> None:
+    for adapter in adapters:
+        if "ref" not in adapter:
+            what = f"adapter {output.digest(adapter['digest'])} is a folder: whoever follows the recipe has to have it"
+            output.say(f"note: {what}. Push it, or name it with `materialise --adapter`")
 
 
 def _ran(merge: Merge, out: Path) -> Made:
@@ -79,28 +101,58 @@ def _ran(merge: Merge, out: Path) -> Made:
     example="""
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json
     adapterhub materialise qwen3-sql.json -o ./qwen3-sql
-    adapterhub materialise qwen3-sql.json --base /models/Qwen3-0.6B --adapter ./sql""",
+    adapterhub materialise qwen3-sql.json --base /models/Qwen3-0.6B --adapter ./sql
+    adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql
+    adapterhub materialise qwen3-sql -o ./qwen3-sql""",
 )
-@click.argument("source", metavar="RECIPE")
+@click.argument("source", metavar="[REF|FILE]", required=False)
 @click.option("-o", "--output", "out", metavar="OUT", help="The folder or .gguf to make. [default: the recipe's name]")
 @click.option("--base", metavar="BASE", help="Where the base is. [default: where it was]")
+@click.option("--list", "listed", is_flag=True, help="List the models that the registry keeps as recipes.")
+@click.option("--forget", is_flag=True, help="Forget the recipe under the name REF.")
 @click.option(
     "--adapter", "adapters", metavar="SRC", multiple=True, help="An adapter that is not in the registry; again for more."
 )
 @click.pass_obj
-def materialise(settings: Settings, *, source: str, out: str | None, base: str | None, adapters: tuple[str, ...]) -> int:
+def materialise(
+    settings: Settings,
+    *,
+    source: str | None,
+    out: str | None,
+    base: str | None,
+    adapters: tuple[str, ...],
+    listed: bool,
+    forget: bool,
+) -> int:
     """Make the model that `adapterhub merge --into --recipe-only` left as a recipe, and compare its digests.
+
+    The recipe is a file, or the name of one in the registry, merge:NAME where a file of that name is there too.
 
     Adapters come from the registry, by their digests, or from the addresses that the recipe names. Exits 0 when every byte
     is as the recipe says, 1 when not: then it says which files differ and by how many units in the last place, as another
     kind of CPU can make them. Another base or adapter is refused, and nothing written.
     """
+    if listed:
+        return _list(settings)
+    if source is None:
+        raise UsageError("REF", "or a file is missing", "`adapterhub materialise --list` says which names there are")
+    if forget:
+        _forget(settings, source)
+        return 0
+    found, name = _recipe(source, settings)
+    return _materialise(settings, found, base, adapters, (out, name))
+
+
+def _materialise(
+    settings: Settings, found: Variant, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
+) -> int:
+    """Make it as the first of two names, which may be None, or the second, and say what came of it."""
     from adapterhub import variant
     from adapterhub.merge import prepared
     from adapterhub_converters import base as bases
     from adapterhub_converters import formats
 
-    found, name = _recipe(source)
+    out, name = names
     folder = _base(found, base)
     spec = bases.read_base(folder)
     variant.check_base(found, folder, spec)
@@ -122,13 +174,113 @@ def materialise(settings: Settings, *, source: str, out: str | None, base: str |
     return 1 if differences else 0
 
 
-def _recipe(source: str) -> tuple[Variant, str]:
+def _recipe(source: str, settings: Settings) -> tuple[Variant, str]:
     """The recipe and what the model is called unless somebody says otherwise."""
-    from adapterhub import variant
+    from adapterhub import kept, shelf, variant
     from adapterhub_converters.files import json_file
 
-    path = Path(source)
-    return variant.parse(json_file.read_text(path, variant.MAX_SIZE), source), path.name.removesuffix(".json")
+    path, name = Path(source), _kept_name(source)
+    if name and not path.exists():
+        with open_registry(settings) as registry:
+            return kept.get(registry, name).recipe, name
+    if name and _known(name, settings):
+        hint = f"Write ./{source} for the file, {kept.EXPLICIT}{name} for the name"
+        raise UsageError(source, "both a file and a model in the registry", hint)
+    return variant.parse(json_file.read_text(path, shelf.MAX_RECIPE), source), path.name.removesuffix(".json")
+
+
+def _kept_name(text: str) -> str | None:
+    """The name that `text` may be; None for what can only be a file."""
+    from adapterhub import kept, shelf
+
+    if text.endswith(".json"):
+        return None
+    try:
+        return shelf.parse_base_name(text.removeprefix(kept.EXPLICIT), text)
+    except UsageError:
+        return None
+
+
+def _known(name: str, settings: Settings) -> bool:
+    from adapterhub import kept
+
+    try:
+        with open_registry(settings) as registry:
+            return name in kept.names(registry)
+    except AdapterhubError:
+        return False
+
+
+def _forget(settings: Settings, source: str) -> None:
+    from adapterhub import kept
+
+    name = source.removeprefix(kept.EXPLICIT)
+    with open_registry(settings) as registry:
+        kept.forget(registry, name)
+    document = {"removed": name, "kind": "merge"}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"forgot {name}; its adapters stay"))
+
+
+_LIST = (
+    output.Column("NAME"),
+    output.Column("BASE"),
+    output.Column("ADAPTERS"),
+    output.Column("MODEL", right=True, drop=1),
+    output.Column("KEPT", drop=2),
+)
+
+
+def _list(settings: Settings) -> int:
+    """Every recipe in the registry; one that can't be read is named, and hides no other."""
+    from adapterhub import kept
+
+    found, damaged = [], []
+    with open_registry(settings) as registry:
+        for name in kept.names(registry):
+            try:
+                found.append(kept.get(registry, name))
+            except AdapterhubError as error:
+                damaged.append((name, error))
+    for name, wrong in damaged:
+        output.say(output.one_line(f"error: {name}: {wrong}"))
+    document = {
+        "merges": [{"name": one.name, "digest": one.digest, "time": one.time, **_short(one.recipe)} for one in found],
+        "damaged": [{"name": name, "where": wrong.where, "what": wrong.what} for name, wrong in damaged],
+    }
+
+    def text() -> None:
+        if not found and not damaged:
+            output.say("no models are kept as recipes; `adapterhub merge … --into BASE --recipe-only -o NAME` keeps one")
+        elif found:
+            rows = [_row(one) for one in found]
+            output.write("\n".join(output.table(_LIST, rows, screen=output.width())))
+
+    output.emit(document, as_json=settings.as_json, text=text)
+    return 1 if damaged else 0
+
+
+def _short(recipe: Variant) -> dict[str, Any]:
+    files = recipe["output"]["files"]
+    size = None if files is None else sum(file["size"] for file in files)
+    return {"base": recipe["base"], "adapters": recipe["adapters"], "options": recipe["options"], "model_size": size}
+
+
+def _row(one: Kept) -> list[str]:
+    from adapterhub.variant import called
+
+    size = _short(one.recipe)["model_size"]
+    adapters = [
+        f"{adapter['weight']:g} × {adapter.get('ref') or output.digest(adapter['digest'])}"
+        for adapter in one.recipe["adapters"]
+    ]
+    base = called(one.recipe)
+    return [
+        one.name,
+        output.printable(base),
+        output.printable(", ".join(adapters)),
+        output.size(size) if size else "-",
+        one.time[:10],
+    ]
 
 
 def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Difference]:

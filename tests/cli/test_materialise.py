@@ -139,7 +139,10 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "base"], 2, "a recipe is a .json file"),
+        (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
+        (["materialise", "nothing"], 3, "no model of this name is kept as a recipe"),
+        (["materialise", "nothing", "--forget"], 3, "no model of this name is kept as a recipe"),
+        (["materialise"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
         (["materialise", "nowhere.json"], 3, "no such file"),
@@ -161,3 +164,63 @@ def test_a_name_of_an_output_in_a_recipe_leads_nowhere(place: Path, run: Any) ->
     done = json.loads(run("materialise", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
     assert done["differences"] == [{"name": "../../etc/passwd", "what": "is not there", "ulps": None}]
     shutil.rmtree(place / "out")
+
+
+@pytest.fixture
+def named(place: Path, run: Any) -> Path:
+    """The model `team/a` in `base` is kept as `sql`."""
+    run("merge", "team/a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place)
+    return place
+
+
+def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run: Any) -> None:
+    run("merge", "team/a", "--into", "base", "-o", "merged", cwd=named)
+    run("rm", "team/a", cwd=named)
+    run("gc", "--grace", "0", cwd=named)
+    run("fsck", "--rebuild-index", cwd=named)
+    assert json.loads(run("fsck", "--json", cwd=named).stdout)["findings"] == []
+    assert "byte for byte" in run("materialise", "sql", cwd=named).stdout
+    assert contents(named / "sql") == contents(named / "merged")
+    assert "both a file and a model" in run("materialise", "sql", "-o", "out", cwd=named, code=2).stderr
+    assert "byte for byte" in run("materialise", "merge:sql", "-o", "out", cwd=named).stdout
+    run("materialise", "merge:sql", "--forget", cwd=named)
+    swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
+    assert swept["blobs"] >= 4  # the recipe, and the adapter's manifest, config and files
+    assert run("materialise", "--list", "--json", cwd=named).stdout.strip() == json.dumps(
+        {"merges": [], "damaged": []}, indent=2
+    )
+
+
+def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any) -> None:
+    listed = run("materialise", "--list", cwd=named).stdout
+    assert "sql " in listed
+    assert "1 × team/a:v1" in listed
+    assert "models kept as recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
+    document = json.loads(run("lineage", "team/a", "--json", cwd=named).stdout)
+    assert [model["name"] for model in document["models"]] == ["sql"]
+
+
+def test_a_name_means_one_model(named: Path, run: Any) -> None:
+    other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
+    assert "is the name of another model" in run(*other, cwd=named, code=7).stderr
+    run("materialise", "sql", "--forget", cwd=named)
+    run(*other, cwd=named)
+    assert json.loads(run("materialise", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
+
+
+def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:
+    (place / "a" / "README.md").write_text("# Another version\n")
+    told = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
+    assert "is not in this registry" in told
+
+
+def test_fsck_finds_what_a_recipe_lacks(named: Path, run: Any) -> None:
+    root = next((named / "xdg").rglob(".adapterhub"))
+    entry = json.loads((root / "merges" / "sql" / "00000001.json").read_text())
+    recipe = json.loads((root / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_text())
+    run("rm", "team/a", cwd=named)
+    (root / "blobs" / "sha256" / recipe["adapters"][0]["digest"].removeprefix("sha256:")).unlink()
+    found = json.loads(run("fsck", "--json", cwd=named, code=None).stdout)["findings"]
+    assert [(one["code"], one["where"]) for one in found if one["severity"] == "error"] == [("missing", "merge:sql")]
+    (root / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).unlink()
+    assert "nothing was removed" in run("gc", "--grace", "0", cwd=named, code=4).stderr
