@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.proof import Proofs, prove
+from adapterhub.merge.into.proof import Proofs, prove
 from adapterhub_converters import dtypes, formats
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import RefusedError

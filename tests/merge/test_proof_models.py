@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.merge import Options, fuse
 from adapterhub.merge.checks import Weighted
-from adapterhub.merge.proof import Proofs, prove
+from adapterhub.merge.into.proof import Proofs, prove
 from adapterhub_converters import peft
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.base import read_base

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub.merge.checks import Weighted
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
 
-from .checks import Weighted
 from .edits import Apply, Edit, Replace
 from .hf_base import Folder, read_folder
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
