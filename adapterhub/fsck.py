@@ -22,7 +22,7 @@ from .digest import Digest, copy_hashing, is_hex
 from .folder import listing
 from .manifest import Descriptor
 from .packed.chains import with_parents
-from .store import BASES, More, Progress, Store, local_errors, open_regular, told
+from .store import BASES, MERGES, More, Progress, Store, local_errors, open_regular, told
 
 if TYPE_CHECKING:
     from .packed.container import Head
@@ -62,8 +62,9 @@ def fsck(store: Store, catalog: Catalog, *, quick: bool = False, progress: Progr
         findings += _version(
             store, str(row.ref), Descriptor(manifest.MANIFEST_TYPE, row.digest, row.manifest_size), needed, bad
         )
-    for name in store.base_names():
-        findings += _base(store, name, needed, bad)
+    for log in (BASES, MERGES):
+        for name in store.shelved(log):
+            findings += _shelved(store, name, log, needed, bad)
     findings += _orphans(store, needed)
     findings += _lists(store, catalog, needed)
     if not store.index_is(catalog.index()):
@@ -194,25 +195,43 @@ def _version(store: Store, ref: str, found: Descriptor, needed: set[Digest], bad
             yield problem
 
 
-def _base(store: Store, name: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
-    """A base's log replays, and the document it points to is there."""
-    ref = f"base:{name}"
+def _shelved(store: Store, name: str, log: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+    """The log of a base or a recipe replays, and the document it points to is there, with the adapters of a recipe."""
+    ref = f"{'base' if log == BASES else 'merge'}:{name}"
     try:
-        state = shelf.current(store, name)
+        state = shelf.current(store, name, log=log)
     except AdapterhubError as error:
         yield Finding("broken-log", "error", error.where, error.what, f"Nothing of {ref} after it can be trusted")
         return
     seq = state.entry.seq if state.entry else 0
-    later = [path.name for path in (store.root / BASES / name).glob("*.json") if int_or(path.stem) > seq]
+    later = [path.name for path in (store.root / log / name).glob("*.json") if int_or(path.stem) > seq]
     if later:
-        where = str(store.entry_path(name, seq + 1, log=BASES))
+        where = str(store.entry_path(name, seq + 1, log=log))
         yield Finding("broken-log", "error", where, f"is missing; {min(later)} follows it")
     if state.there and state.entry:
         needed.add(state.entry.digest)
         found = _blob(store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), bad)
         if found:
             again = f"Add it again: `adapterhub base add {name} … --force`"
-            yield dataclasses.replace(found, hint=again) if found.code == "missing" else found
+            yield dataclasses.replace(found, hint=again) if found.code == "missing" and log == BASES else found
+        elif log == MERGES:
+            yield from _recipe(store, ref, state.entry.digest, needed, bad)
+
+
+def _recipe(store: Store, ref: str, document: Digest, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+    """The adapters that a recipe needs are here, unless they have an address elsewhere."""
+    try:
+        named = shelf.adapters(store, document)
+    except AdapterhubError as error:
+        yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", _AGAIN)
+        return
+    for digest, where in named.items():
+        size = store.size(digest)
+        if size is not None:
+            yield from _version(store, f"{ref}, {where}", Descriptor(manifest.MANIFEST_TYPE, digest, size), needed, bad)
+        elif "://" not in where:
+            what = f"{where}: adapter {digest} is missing"
+            yield Finding("missing", "error", ref, what, "Push or copy that adapter here again")
 
 
 def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) -> Finding | None:

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
-from . import manifest
+from . import manifest, shelf
 from .catalog import Row
 from .digest import Digest, is_hex
 from .packed.chains import children_first, with_parents
 from .ref import Ref
-from .store import BASES, REFS, Entry, Store, local_errors
+from .store import BASES, MERGES, REFS, Entry, Store, local_errors
 
 Progress = Callable[[int, int], None]
 _BATCH = 256  # blobs, a few hundredths of a second during which no ref can move
@@ -70,7 +70,7 @@ def unkept(rows: Iterable[Row], last: int) -> dict[int, Digest]:
 class _Log:
     """One name as far as its log was read: its versions, the digests it ever named, and what it let go when.
 
-    A base has one version, number 1, whose digest is that of its document.
+    A base or a recipe has one version, number 1, whose digest is that of its document.
     """
 
     seq: int = 0
@@ -94,7 +94,8 @@ class Needs:
         self._since = time.time() - grace
         self._unkept = unkept
         self._logs: dict[str, _Log] = {}
-        self._bases: dict[str, _Log] = {}
+        self._shelved: dict[tuple[str, str], _Log] = {}
+        self._recipes: dict[Digest, set[Digest]] = {}
         self._blobs: dict[Digest, set[Digest]] = {}
         self.spared: set[Digest] = set()
         self.parents: dict[Digest, Digest] = {}
@@ -107,12 +108,18 @@ class Needs:
         known = self._known()
         for name in sorted({*self._store.names(), *known}):
             self._read(name, known.get(name, 0))
-        for name in self._store.base_names():
-            self._read_base(name)
+        for kind in (BASES, MERGES):
+            for name in self._store.shelved(kind):
+                self._read_shelved(kind, name)
         needed, spared = self._of_versions()
-        for log in self._bases.values():
+        for (kind, name), log in self._shelved.items():
             needed.update(log.versions.values())
             spared.update(digest for when, digest in log.let_go if when > self._since)
+            if kind == MERGES:
+                needed.update(*(self._of_recipe(digest, name) for digest in log.versions.values()))
+                for digest in [digest for when, digest in log.let_go if when > self._since]:
+                    with contextlib.suppress(AdapterhubError):  # what cannot be read any more needs nothing
+                        spared |= self._of_recipe(digest, name)
         leased = self._store.leased()
         spared |= leased
         for digest in leased & self.manifests():
@@ -160,13 +167,13 @@ class Needs:
             log.let_go += [(when, log.versions.pop(number)) for number in gone if number in log.versions]
         self._logs[name] = log
 
-    def _read_base(self, name: str) -> None:
-        """The same of a base, whose document goes when the name is freed or another takes its place."""
-        log = self._bases.get(name, _Log())
-        for entry, when in self._entries(name, log, 0, BASES):
+    def _read_shelved(self, kind: str, name: str) -> None:
+        """The same of a base or a recipe, whose document goes when the name is freed or another takes its place."""
+        log = self._shelved.get((kind, name), _Log())
+        for entry, when in self._entries(name, log, 0, kind):
             log.let_go += [(when, digest) for digest in log.versions.values()]
             log.versions = {1: entry.digest} if entry.op == "push" else {}
-        self._bases[name] = log
+        self._shelved[kind, name] = log
 
     def _entries(self, name: str, log: _Log, known: int, kind: str) -> Iterator[tuple[Entry, float]]:
         """The entries that `log` lacks, with the times when they were written."""
@@ -195,6 +202,18 @@ class Needs:
                 raise IntegrityError(where, what, "Run `adapterhub fsck`") from error
             self._blobs[digest] = {digest, made.config.digest, *(layer.digest for layer in made.layers)}
         return self._blobs[digest]
+
+    def _of_recipe(self, document: Digest, name: str) -> set[Digest]:
+        """What the adapters of a recipe need, as far as they are here."""
+        if document not in self._recipes:
+            try:
+                named = shelf.adapters(self._store, document)
+            except AdapterhubError as error:
+                what = "its recipe cannot be read, so it isn't known what it needs; nothing was removed"
+                raise IntegrityError(f"merge:{name}", what, "Run `adapterhub fsck`") from error
+            there = [digest for digest in named if self._store.size(digest) is not None]
+            self._recipes[document] = set().union(*(self._of(digest, f"merge:{name}") for digest in there))
+        return self._recipes[document]
 
     def _of_gone(self, digest: Digest) -> set[Digest]:
         """The same of a version that was let go: what cannot be read any more needs nothing."""

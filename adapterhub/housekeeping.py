@@ -20,7 +20,7 @@ from .digest import Digest
 from .manifest import Descriptor
 from .ref import Ref, RefError
 from .registry import Registry, now
-from .store import Entry
+from .store import BASES, MERGES, Entry
 
 GRACE = 24.0
 """Hours that what no version needs any more stays."""
@@ -168,8 +168,8 @@ def repair(registry: Registry, source: Path | healing.Find) -> list[Digest]:
 
 
 def _documents(registry: Registry) -> Iterator[Descriptor]:
-    for name in registry.store.base_names():
+    for log, name in [(kind, name) for kind in (BASES, MERGES) for name in registry.store.shelved(kind)]:
         with contextlib.suppress(AdapterhubError):  # fsck says so
-            state = shelf.current(registry.store, name)
+            state = shelf.current(registry.store, name, log=log)
             if state.there and state.entry:
                 yield Descriptor("application/json", state.entry.digest, state.entry.size, "its document")

@@ -6,11 +6,14 @@ digest, and the ref it once had, are all that is known of it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import AdapterhubError
+
+from .store import MERGES
 
 if TYPE_CHECKING:
     from .digest import Digest
@@ -73,12 +76,23 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A merged model, kept as a recipe under a name, that one of the adapters is in."""
+
+    name: str
+    parent: Digest
+    weight: float
+    base: str
+
+
+@dataclass(frozen=True)
 class Lineage:
-    """All ancestors and descendants of one adapter, itself among the nodes."""
+    """All ancestors and descendants of one adapter, itself among the nodes, and the models that were made of them."""
 
     root: Digest
     nodes: Mapping[Digest, Node]
     edges: tuple[Edge, ...]
+    models: tuple[Model, ...] = ()
 
     def parents(self, digest: Digest) -> list[Edge]:
         """The edges from what an adapter was made of."""
@@ -105,7 +119,20 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             node = nodes.setdefault(digest, _node(registry, digest, told))
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
-    return Lineage(root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges)
+    return Lineage(
+        root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
+    )
+
+
+def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
+    from . import kept, variant  # most registries keep none
+
+    for name in registry.store.shelved(MERGES):
+        with contextlib.suppress(AdapterhubError):  # forgotten, or a matter of fsck's
+            recipe = kept.get(registry, name).recipe
+            for adapter in recipe["adapters"]:
+                if adapter["digest"] in nodes:
+                    yield Model(name, adapter["digest"], adapter["weight"], variant.called(recipe))
 
 
 def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str]) -> Node:

@@ -208,10 +208,10 @@ def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
         elif one[name].shape != other[name].shape or one[name].dtype != other[name].dtype:
             yield Difference(name, f"{one[name].dtype} {one[name].shape} became {other[name].dtype} {other[name].shape}")
         elif one[name].tobytes() != other[name].tobytes():
-            yield Difference(name, "numbers differ", _ulps(one[name], other[name]))
+            yield Difference(name, "numbers differ", ulps(one[name], other[name]))
 
 
-def _ulps(one: np.ndarray, other: np.ndarray) -> int:
+def ulps(one: np.ndarray, other: np.ndarray) -> int:
     """The largest number of floats between two of one place."""
     bits = np.dtype(f"i{one.dtype.itemsize}")
     lowest = np.iinfo(bits).min

@@ -2,6 +2,7 @@
 
 refs/<ns>/<name>/<seq>.json   one move each
 bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
+merges/<name>/<seq>.json      the same for those of models kept as recipes
 pending/<id>.json             a writer that has begun to move a ref and hasn't told the catalog yet
 """
 
@@ -22,7 +23,7 @@ from .digest import Digest, parse_digest, sha256_bytes
 from .durable import Files, link, local_errors, random_name, write_all
 from .ref import parse_name, parse_tag
 
-REFS, BASES = "refs", "bases"  # the logs there are
+REFS, BASES, MERGES = "refs", "bases", "merges"  # the logs there are
 MAX_ENTRY = 4 << 20  # bytes
 # Operations by the version of the entry's format: an adapterhub that doesn't know one says so instead of passing it over.
 _OPS = {
@@ -110,7 +111,11 @@ class Logs(Files):
 
     def base_names(self) -> list[str]:
         """Every name that has ever meant a base, sorted."""
-        folder = self.root / BASES
+        return self.shelved(BASES)
+
+    def shelved(self, log: str) -> list[str]:
+        """Every name that has a log among the bases or the merges, sorted."""
+        folder = self.root / log
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # the first one makes it
             return sorted(item.name for item in folder.iterdir() if item.is_dir())
         return []

@@ -1,19 +1,26 @@
-"""The bases that a registry knows by name: each name has a log of its own in the store, like the refs of adapters.
+"""What a registry knows by a name of one word: each name has a log of its own in the store, like the refs of adapters.
 
-    bases/<name>/<seq>.json    one move each, created exclusively: `push` points the name at a document, `delete` frees it
+    bases/<name>/<seq>.json     one move each, created exclusively: `push` points the name at a document, `delete` frees it
+    merges/<name>/<seq>.json    the same
 
-The document, a blob, says what the base is; `adapterhub.bases.record` reads it. Nothing here needs to know what is in it.
+The document, a blob, says what a base is (`adapterhub.bases.record` reads it), or is the recipe of a merged model
+(`adapterhub.variant`). All that has to be known of it here are the adapters that a recipe needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.errors import FormatError, IntegrityError
+from adapterhub_converters.files.json_file import parse_object
 
-from .digest import Digest
+from .digest import Digest, parse_digest
 from .ref import parse_name
 from .store import BASES, Entry, Store
+
+MAX_RECIPE = 4 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,38 @@ def parse_base_name(name: str, where: str) -> str:
     return name
 
 
-def current(store: Store, name: str) -> Shelved:
+def current(store: Store, name: str, *, log: str = BASES) -> Shelved:
     """Where `name` stands; IntegrityError for a log that was changed."""
     found = Shelved(name)
-    while step := store.entry(name, (found.entry.seq if found.entry else 0) + 1, log=BASES):
+    while step := store.entry(name, (found.entry.seq if found.entry else 0) + 1, log=log):
         entry, digest = step
         if entry.previous != found.head or entry.op not in ("push", "delete"):
-            where = str(store.entry_path(name, entry.seq, log=BASES))
+            where = str(store.entry_path(name, entry.seq, log=log))
             raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
         found = Shelved(name, entry, digest)
     return found
+
+
+def move(
+    store: Store,
+    locked: Callable[[], AbstractContextManager[None]],
+    name: str,
+    decide: Callable[[Shelved], Entry | None],
+    *,
+    log: str = BASES,
+) -> None:
+    """Commit the entry that `decide` makes of where the name stands; decide again when another writer was first."""
+    while True:
+        with locked():  # which alone decides where there are no hard links
+            entry = decide(current(store, name, log=log))
+            if entry is None or store.append(entry, log=log):
+                return
+
+
+def adapters(store: Store, document: Digest) -> dict[Digest, str]:
+    """The manifests that a recipe needs, and where each was had from; FormatError where it doesn't say that."""
+    raw = store.read_document(document, limit=MAX_RECIPE)
+    listed = parse_object(raw.decode("utf-8", "replace"), document).get("adapters")
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise FormatError(document, "is not the recipe of a merge")
+    return {parse_digest(one.get("digest"), document): str(one.get("ref", "")) for one in listed}

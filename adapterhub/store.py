@@ -7,6 +7,7 @@
     packs/sha256/<hex>      the same blobs compressed, where their owner asked for it; only readers of ours know them
     refs/<ns>/<name>/<seq>.json   one move each, created exclusively: the compare-and-swap, and the log
     bases/<name>/<seq>.json       the same for the names of bases (`shelf`)
+    merges/<name>/<seq>.json      the same for those of models kept as recipes (`kept`)
     pending/<id>.json       a writer that has begun to move a ref and hasn't told the catalog yet
     tmp/                    files that are not complete; nothing here means anything
     cache/                  conversions made by `forms`, which may go at any time
@@ -34,15 +35,15 @@ from .durable import local_errors, open_regular, write_all
 from .leases import Lease, dead, hold, noted
 from .packed.chains import READ_DEPTH
 from .packed.place import Packs
-from .reflog import BASES, REFS, Entry, Logs
+from .reflog import BASES, MERGES, REFS, Entry, Logs
 from .tensors import Lists, Tensors
 
-__all__ = ["BASES", "FOLDER", "REFS", "Entry", "More", "Progress", "Store", "local_errors", "open_regular", "told"]
+__all__ = ["BASES", "FOLDER", "MERGES", "REFS", "Entry", "More", "Progress", "Store", "local_errors", "open_regular", "told"]
 
 FOLDER = ".adapterhub"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # `ingest` is where oras puts what isn't complete.
-_FOLDERS = {"blobs", "packs", "tensors", REFS, BASES, "pending", "tmp", "leases", "cache", "ingest"}
+_FOLDERS = {"blobs", "packs", "tensors", REFS, BASES, MERGES, "pending", "tmp", "leases", "cache", "ingest"}
 _MAX_DOCUMENT = 4 << 20
 _PIECE = 1 << 20
 More = Callable[[int], object]

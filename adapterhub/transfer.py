@@ -8,7 +8,8 @@ from pathlib import Path
 from adapterhub_converters.errors import IntegrityError
 from adapterhub_converters.files import staging
 
-from .digest import copy_hashing
+from . import manifest
+from .digest import Digest, copy_hashing
 from .manifest import Descriptor
 from .ref import Ref
 from .registry import Registry, Version
@@ -27,6 +28,21 @@ def pull(registry: Registry, ref: Ref, out: Path, progress: Progress | None = No
             with registry.store.open_blob(layer.digest) as blob:
                 write_layer(folder, layer, blob, more)
     return version
+
+
+def pull_digest(registry: Registry, digest: Digest, out: Path) -> bool:
+    """The same of the version with this manifest, whatever it is called here, or is not any more; whether it is here."""
+    if held := registry.holding(digest):
+        pull(registry, Ref(held[0].name, digest=digest), out)
+        return True
+    if registry.store.size(digest) is None:
+        return False
+    with registry.store.lease("read", required=False) as lease, staging.whole(out) as folder:
+        lease.note(digest)
+        for layer in manifest.parse(registry.store.read_document(digest), digest).layers:
+            with registry.store.open_blob(layer.digest) as blob:
+                write_layer(folder, layer, blob)
+    return True
 
 
 def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:

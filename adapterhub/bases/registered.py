@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from adapterhub import shelf
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.registry import Registry
 from adapterhub.shelf import Shelved
-from adapterhub.store import BASES, Entry
+from adapterhub.store import Entry
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 
@@ -64,7 +63,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
             same = _read(registry, state)
         return None if same else state.next("push", _now(), digest, size)
 
-    _move(registry, name, decide)
+    shelf.move(registry.store, registry.locked, name, decide)
     if same is not None:
         return same
     found = get(registry, name)
@@ -116,16 +115,7 @@ def remove(registry: Registry, name: str) -> None:
     def decide(state: Shelved) -> Entry | None:
         return state.next("delete", _now()) if state.there else None
 
-    _move(registry, name, decide)
-
-
-def _move(registry: Registry, name: str, decide: Callable[[Shelved], Entry | None]) -> None:
-    """Commit the entry that `decide` makes of where the name stands; decide again when another writer was first."""
-    while True:
-        with registry.locked():  # which alone decides where there are no hard links
-            entry = decide(shelf.current(registry.store, name))
-            if entry is None or registry.store.append(entry, log=BASES):
-                return
+    shelf.move(registry.store, registry.locked, name, decide)
 
 
 def _now() -> str:

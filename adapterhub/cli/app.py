@@ -15,7 +15,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
     "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
-    "convert": "convert", "formats": "formats", "merge": "merge", "verify-merge": "proofs", "extract": "proofs", "base": "base",
+    "convert": "convert", "formats": "formats", "merge": "merge", "materialise": "variants",
+    "verify-merge": "proofs", "extract": "proofs", "base": "base",
     "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",
     "attach": "attach", "attached": "attach",
     "remote": "remote", "login": "login", "logout": "login", "lock": "lock",

@@ -76,6 +76,9 @@ def _document(found: Lineage) -> dict[str, Any]:
         "edges": [
             {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
         ],
+        "models": [
+            {"name": model.name, "parent": model.parent, "weight": model.weight, "base": model.base} for model in found.models
+        ],
     }
 
 
@@ -99,6 +102,12 @@ def _tree(found: Lineage) -> Iterator[str]:
         yield ""
         yield "made from it:"
         yield from _branches(found, found.root, "", {found.root}, up=False)
+    if found.models:
+        yield ""
+        yield "models kept as recipes:"
+        for model in found.models:
+            what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
+            yield output.printable(f"   {model.name}  {what}")
 
 
 def _branches(found: Lineage, digest: str, indent: str, above: set[str], *, up: bool) -> Iterator[str]:

@@ -38,16 +38,25 @@ _OPTIONS = (
     ),
     click.option("--dequantise", is_flag=True, help="With --into: let a quantised Hugging Face model become one in floats."),
     click.option("--force", is_flag=True, help="With --into: write it even if a quantised target swallows the adapter."),
+    click.option(
+        "--recipe-only",
+        is_flag=True,
+        help="With --into: keep no model but a recipe of a few kilobytes for `adapterhub materialise`. OUT is a .json file, or "
+        "a word, its name in the registry. The merge runs once, into a temporary place beside, for the digests of its files.",
+    ),
+    click.option("--no-digest", is_flag=True, help="With --recipe-only: don't run the merge; nothing to compare with later."),
     click.option("--dry-run", "--plan", "dry_run", is_flag=True, help="With --into: say what would be, and write nothing."),
 )
+
+
+_NAMES = ("dtype", "requantise", "shard_size", "onto", "dequantise", "force", "recipe_only", "no_digest", "dry_run")
 
 
 def options(command: F) -> F:
     """The options of a merge into a base, as one argument `into`."""
 
     def call(*args: Any, **given: Any) -> Any:
-        names = ("dtype", "requantise", "shard_size", "onto", "dequantise", "force", "dry_run")
-        return command(*args, into={name: given.pop(name) for name in names}, **given)
+        return command(*args, into={name: given.pop(name) for name in _NAMES}, **given)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
@@ -80,7 +89,9 @@ def run(
 
     base, out = sources.existing(places[0]), Path(places[1])
     asked = _asked(found, weights, base, into)
-    if not into["dry_run"]:
+    if into["no_digest"] and not into["recipe_only"]:
+        raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
+    if not into["dry_run"] and not into["recipe_only"]:
         staging.check_free(out, folder=base.is_dir() or bool(asked.shard_size))
     spec = bases.read_base(base)
     adapters = [formats.read(source.path, base=spec) for source in found]
@@ -88,6 +99,11 @@ def run(
     report = merge.report
     for warning in report.warnings:
         output.say(f"warning: {warning}")
+    if into["recipe_only"] and not into["dry_run"]:
+        from . import variants
+
+        variants.keep(settings, merge, asked, variants.Place(base, *places), digest=not into["no_digest"])
+        return
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress)
@@ -132,8 +148,9 @@ def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Pa
 
     spec = read_base(base)
     parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
     return {
-        "base": {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint},
+        "base": known if spec.repo else {**known, "name": base.resolve().name},
         "adapters": [
             {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
             for parent in parents

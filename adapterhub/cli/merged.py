@@ -195,7 +195,7 @@ def _cells(name: str, module: Merged) -> list[str]:
 
 def explain(settings: Settings, name: str | None) -> None:
     """What one method does, or which there are."""
-    from adapterhub.merge.methods import METHODS, Method, method_named
+    from adapterhub.merge.adapters.methods import METHODS, Method, method_named
 
     def document(method: Method) -> dict[str, Any]:
         parameters = {

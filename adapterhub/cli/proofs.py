@@ -19,8 +19,8 @@ from .output import Column
 from .progress import count_bar
 
 if TYPE_CHECKING:
-    from adapterhub.merge.difference import Extracted, Extraction
-    from adapterhub.merge.proof import Proof, Proofs
+    from adapterhub.merge.into.difference import Extracted, Extraction
+    from adapterhub.merge.into.proof import Proof, Proofs
 
 _SHOWN = 12  # rows of a table
 
@@ -32,7 +32,7 @@ _SHOWN = 12  # rows of a table
     adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
     adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
 )
-@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder in 16 or 32 bits.")
+@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder.")
 @click.option(
     "--adapter", "adapters", metavar="SRC", multiple=True, required=True, help="A folder, file or ref; again for more."
 )
@@ -46,7 +46,7 @@ def verify_merge(settings: Settings, *, base: str, adapters: tuple[str, ...], me
     a quantised model, by the strength at which the adapter is in it. Exits 0 when all are right, 1 when one is not, or could
     not be compared.
     """
-    from adapterhub.merge import proof
+    from adapterhub.merge.into import proof
     from adapterhub_converters import base as base_model
     from adapterhub_converters import formats
 
@@ -161,7 +161,7 @@ def extract(
     true one, of the adapter as it is written; what no low-rank matrix holds is named, or kept whole with --rest.
     """
     from adapterhub import facts
-    from adapterhub.merge import difference
+    from adapterhub.merge.into import difference
     from adapterhub_converters import base as base_model
     from adapterhub_converters import peft
     from adapterhub_converters.files import staging
@@ -194,7 +194,7 @@ def _extract_document(out: str, report: Extraction) -> dict[str, Any]:
 
 
 def _extract_text(out: str, report: Extraction, parameters: int) -> None:
-    from adapterhub.merge.difference import ranks
+    from adapterhub.merge.into.difference import ranks
 
     kept, lost = [one for one in report.weights if not one.why], [one for one in report.weights if one.why]
     found = ranks(report.weights)

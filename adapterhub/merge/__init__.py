@@ -1,10 +1,7 @@
 """Two things under one verb: adapters into a base (`fuse`), and adapters into an adapter (`combine`); numpy alone."""
 
-from .combine import Merged, MergeReport, Progress, combine
-from .fuse import Merge, fuse, prepared
-from .measure import Change
-from .methods import METHODS
-from .options import FuseReport, Options
+from .adapters import METHODS, Merged, MergeReport, Progress, combine
+from .into import Change, FuseReport, Merge, Options, fuse, prepared
 
 __all__ = [
     "METHODS",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.difference import Extracted, Wanted, extract
+from adapterhub.merge.into.difference import Extracted, Wanted, extract
 from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import RefusedError

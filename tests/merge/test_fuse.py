@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.product import chained, keeps_order, panels, product
+from adapterhub.merge.into.product import chained, keeps_order, panels, product
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
@@ -87,7 +87,7 @@ def test_tiles_and_workers_do_not_change_a_bit(tmp_path: Path, monkeypatch: pyte
         {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding()}, rows={"lm_head": Rows((39, 0), TABLE[:2])}
     )
     fuse([(adapter, 1.0)], base, tmp_path / "one")
-    monkeypatch.setattr(sys.modules["adapterhub.merge.running"], "TILE", 40)
+    monkeypatch.setattr(sys.modules["adapterhub.merge.into.running"], "TILE", 40)
     fuse([(adapter, 1.0)], base, tmp_path / "two")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
 
@@ -255,7 +255,7 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     left = rng.normal(size=(24, r)).astype(np.float32)
     right = rng.normal(size=(r, 700)).astype(np.float32)
     if not fast:
-        monkeypatch.setattr("adapterhub.merge.product.keeps_order", lambda columns, r: False)
+        monkeypatch.setattr("adapterhub.merge.into.product.keeps_order", lambda columns, r: False)
     wanted = sum(chained(left[:, a:b], right[a:b]) for a, b in panels(r))
     np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import Options, fuse, prepared
-from adapterhub.merge.stored import QUANTISERS, Blocks, kind
+from adapterhub.merge.into.stored import QUANTISERS, Blocks, kind
 from adapterhub_converters import dtypes, gguf_lora, names
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.base import read_base

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import Options, fuse, prepared
-from adapterhub.merge.nf4 import ThroughNF4, sampled
+from adapterhub.merge.into.nf4 import ThroughNF4, sampled
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import AdapterhubError
@@ -101,8 +101,8 @@ def test_what_training_saw_is_not_guessed(tmp_path: Path, options: Options, conf
 
 @pytest.mark.parametrize("columns", [64, 96, 40])
 def test_blocks_across_rows_are_read_whole(columns: int) -> None:
-    from adapterhub.merge.running import Opened, Run
-    from adapterhub.merge.stored import Floats
+    from adapterhub.merge.into.running import Opened, Run
+    from adapterhub.merge.into.stored import Floats
 
     weight = np.random.default_rng(0).normal(size=(24, columns)).astype(np.float32)
 
@@ -122,7 +122,7 @@ def test_blocks_across_rows_are_read_whole(columns: int) -> None:
 
 
 def quantised(path: Path, kind: str) -> Path:
-    from adapterhub.merge.stored import Blocks
+    from adapterhub.merge.into.stored import Blocks
 
     need_module("gguf")
     rows = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import METHODS, combine
-from adapterhub.merge import dense as dense_tiles
-from adapterhub.merge.methods import Random
-from adapterhub.merge.methods.rules import drawn, kept_by_rank
+from adapterhub.merge.adapters import dense as dense_tiles
+from adapterhub.merge.adapters.methods import Random
+from adapterhub.merge.adapters.methods.rules import drawn, kept_by_rank
 from adapterhub_converters.adapter import Adapter
 from tests.merge.factored import Dense, adapter, dense, low_rank, some
 

@@ -10,8 +10,8 @@ import pytest
 
 from adapterhub.factors import Factors
 from adapterhub.merge import METHODS, combine
-from adapterhub.merge.methods import as_peft
-from adapterhub.merge.methods.rules import summed
+from adapterhub.merge.adapters.methods import as_peft
+from adapterhub.merge.adapters.methods.rules import summed
 from adapterhub_converters import peft
 from adapterhub_converters.adapter import LowRankEmbedding
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merge.nf4 import CODE, dynamic_map, magnitudes, restored, through
+from adapterhub.merge.into.nf4 import CODE, dynamic_map, magnitudes, restored, through
 from tests.conftest import need_module
 
 pytestmark = pytest.mark.peer

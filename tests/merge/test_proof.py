@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.proof import Proofs, prove
+from adapterhub.merge.into.proof import Proofs, prove
 from adapterhub_converters import dtypes, formats
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import RefusedError
@@ -152,6 +152,8 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     with pytest.raises(RefusedError):
         prove([(Adapter({Q: low_rank(8, 8)}), 1)], base, base)
+    with pytest.raises(RefusedError, match="is a file, and a base is compared as a Hugging Face folder"):
+        prove([(SMALL, 1)], base / "model.safetensors", base)
 
 
 @pytest.mark.peer

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.merge import METHODS, combine
-from adapterhub.merge.conflicts import sign_conflict
+from adapterhub.merge.adapters.conflicts import sign_conflict
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.merge.factored import adapter, dense, factors, low_rank
 

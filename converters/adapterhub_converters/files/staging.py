@@ -26,20 +26,27 @@ def whole(out: Path, *, folder: bool = True) -> Iterator[Path]:
     """
     check_free(out, folder=folder)
     place = Path(os.path.abspath(out))  # "." has no name to write beside
+    with beside(out) as scratch, _naming(out):
+        inside = scratch / place.name
+        if folder:
+            inside.mkdir()
+        yield inside
+        _flush(inside)
+        check_free(out, folder=folder)
+        _publish(inside, place, folder=folder)
+        sync(place.parent)
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, on the same disk, for as long as the block takes; what killed ones left is removed."""
+    place = Path(os.path.abspath(out))
     with _naming(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         _sweep(place)
         scratch, lock = _scratch(place)
     try:
-        inside = scratch / place.name
-        with _naming(out):
-            if folder:
-                inside.mkdir()
-            yield inside
-            _flush(inside)
-            check_free(out, folder=folder)
-            _publish(inside, place, folder=folder)
-            sync(place.parent)
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:

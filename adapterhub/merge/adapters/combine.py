@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adapterhub.factors import Factors, norm
+from adapterhub.merge.checks import check_adapter
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import beside
-from .checks import check_adapter
 from .conflicts import sign_conflict, stack_cosines
 from .dense import Tiled, residual
 from .matrices import Mergeable, alike, check_size, delta_like, oriented, rounding, turned, unscaled, zero

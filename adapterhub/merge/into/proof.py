@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub.merge.checks import Weighted
 from adapterhub_converters import dtypes
+from adapterhub_converters.errors import RefusedError
 
-from .checks import Weighted
 from .edits import Apply, Edit, Replace
 from .hf_base import Folder, read_folder
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
@@ -95,7 +96,11 @@ def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | 
         RefusedError: The adapters could not be merged into this base at all.
         NotFoundError: Something is not there.
     """
-    folder = read_folder(base)
+    if base.is_file():
+        raise RefusedError(
+            str(base), "is a file, and a base is compared as a Hugging Face folder", "Name the one it was made of"
+        )
+    folder = read_folder(base, dequantise=True)
     steps = plan(adapters, folder)
     owners = _owners(adapters, folder)
     with FolderModel(folder, steps.added) as have, open_model(merged) as made:
@@ -139,21 +144,23 @@ class _Task:
     edits: Sequence[Edit]
     owners: Sequence[int]
     count: int
+    resized: bool = False  # a table of another size than the base's, which an adapter brings whole
 
     @property
     def dtype(self) -> str:
         return self.made.dtype(self.other)
 
     def tiles(self, *, whole: bool = False) -> Iterator[tuple[int, F32Array, F32Array]]:
-        for start, stop in _tiles(self.have.shape(self.name), whole=whole):
-            yield start, self.have.rows(self.name, start, stop), self.made.rows(self.other, start, stop)
+        for start, stop in _tiles(self.made.shape(self.other), whole=whole):
+            made = self.made.rows(self.other, start, stop)
+            yield start, np.zeros_like(made) if self.resized else self.have.rows(self.name, start, stop), made
 
 
 def _prove(task: _Task) -> Proof:
     have, made = task.have.shape(task.name), task.made.shape(task.other)
-    last = task.edits[-1] if task.edits else None
-    if have != made and isinstance(last, Replace) and last.values.shape == made:  # the vocabulary was resized
-        return _replaced(task, last.values)
+    if have != made and any(isinstance(edit, Replace) and edit.values.shape == made for edit in task.edits):
+        found = _touched(replace(task, resized=True))
+        return replace(found, note=found.note or f"{made}, {have} in the base")
     if have != made:
         return Proof(task.name, "shape", note=f"{made} in the merged model, {have} in the base")
     try:
@@ -194,16 +201,6 @@ def _untouched(task: _Task) -> Proof:
     if not is_float(dtype) and rest <= _GRID.get(dtype, _COARSE):
         return Proof(name, "quantised", rest=rest, note=f"{dtype}, {rest:.1%} off")
     return Proof(name, "changed", rest=rest, note=f"{rest:.2g} of its norm, and no adapter touches it")
-
-
-def _replaced(task: _Task, values: np.ndarray) -> Proof:
-    """A table of another size than the base's, which the adapter brings whole."""
-    same = True
-    for start, stop in _tiles(values.shape):
-        wanted = _rounded(values[start:stop].astype(np.float32), task.dtype)
-        same = same and np.array_equal(wanted, task.made.rows(task.other, start, stop))
-    note = f"{values.shape}, as the adapter has it" if same else "resized, and not to what the adapter has"
-    return Proof(task.name, "exact" if same else "other", note=note)
 
 
 def _touched(task: _Task) -> Proof:

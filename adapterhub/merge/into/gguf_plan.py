@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapterhub.merge.checks import Weighted, check_adapter
 from adapterhub_converters import names
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank, factor_pairs, factored_out
 from adapterhub_converters.base import BaseSpec, read_base
@@ -21,7 +22,6 @@ from adapterhub_converters.files.gguf_file import GGUFFile, GGUFHeader, GGUFTens
 from adapterhub_converters.gguf_lora import checks
 from adapterhub_converters.gguf_lora.layout import ALL, Size, arranged, size_of
 
-from .checks import Weighted, check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
 
 TABLE, HEAD = "token_embd", "output"

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapterhub.merge.checks import Weighted
 from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.files import staging
 
 from . import merged_card, resuming
-from .checks import Weighted
 from .companions import companions, copy_companions
 from .gguf_out import gguf_files
 from .gguf_plan import plan_gguf

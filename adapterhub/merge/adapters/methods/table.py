@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adapterhub.factors import Factors
-from adapterhub.merge.dense import Tiled
+from adapterhub.merge.adapters.dense import Tiled
 from adapterhub_converters.errors import UsageError
 
 Matrix = Factors | Tiled

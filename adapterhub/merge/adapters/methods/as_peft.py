@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.factors import Factors
-from adapterhub.merge.dense import F32Array, Tiled, largest
+from adapterhub.merge.adapters.dense import F32Array, Tiled, largest
 
 from .elementwise import _drop, _merged, _trim
 from .rules import drawn, dropped, elected_as_peft, summed, trimmed

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adapterhub.merge.checks import Weighted
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.files import staging
 
-from .checks import Weighted
 from .options import Options
 
 _NOTES = "finished"

@@ -15,15 +15,16 @@ NAME = "README.md"
 
 def written(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tuple[str, ...]) -> str:
     """The text: a pure function of base, adapters and what was decided, so that a merge is the same twice."""
-    name = spec.repo or base.resolve().name
+    said = {"repo": spec.repo, "revision": spec.revision, "name": base.resolve().name, **lineage.get("base", {})}
+    name = said["repo"] or said["name"]
     front = {"base_model": name, "base_model_relation": "merge", "tags": ["lora", "merge"]}
     if licence := _licence(base):
         front["license"] = licence
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
     lines += [f"# {name}, merged", "", "A model with adapters merged into its weights by `adapterhub merge`.", ""]
     lines += ["| | |", "| --- | --- |", f"| base | {_cell(name)} |"]
-    if spec.revision:
-        lines.append(f"| revision | {_cell(spec.revision)} |")
+    if said["revision"]:
+        lines.append(f"| revision | {_cell(said['revision'])} |")
     if spec.fingerprint:
         lines.append(f"| fingerprint of its names and shapes | `{spec.fingerprint}` |")
     for adapter in lineage.get("adapters", ()):

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 
 from adapterhub.factors import Factors
-from adapterhub.merge.dense import F32Array, Tiled, dense_rows, largest, squares
+from adapterhub.merge.adapters.dense import F32Array, Tiled, dense_rows, largest, squares
 from adapterhub_converters.errors import UsageError
 
 from .rules import drawn, dropped, elected, kept_by_rank, summed, trimmed

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.merge.checks import Weighted, check_adapter
 from adapterhub_converters import dtypes, names
 from adapterhub_converters.adapter import (
     Adapter,
@@ -27,7 +28,6 @@ from adapterhub_converters.architecture import Architecture
 from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import RefusedError
 
-from .checks import Weighted, check_adapter
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
 from .hf_base import Folder, Weight, read_folder
 from .rounding import computable

@@ -1,0 +1,6 @@
+"""Adapters into an adapter: `combine` by one of `METHODS`."""
+
+from .combine import Merged, MergeReport, Progress, combine
+from .methods import METHODS
+
+__all__ = ["METHODS", "MergeReport", "Merged", "Progress", "combine"]
