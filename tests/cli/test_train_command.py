@@ -109,6 +109,8 @@ def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_p
         assert "are free" in done.stderr
         assert "--force" in done.stderr
         assert done.stderr.count("\n") == 1
+        assert ("\npeak " in done.stdout) == bool(extra)
+    assert json.loads(run("train", "letters.toml", "--plan", "--json", code=6).stdout)["fits"] is False
     assert "peak" in run("train", "letters.toml", "--plan", "--force").stdout
     assert not (tmp_path / "letters").exists()
 
