@@ -168,3 +168,22 @@ def test_an_evaluation_that_means_nothing(run: Run, tmp_path: Path, extra: list[
     done = run("eval", "./letters", "--data", "heldout.jsonl", "--base", "tiny", *extra, code=code)
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path, tmp_path: Path) -> None:
+    assert "made new.toml" in run("train", "--init", "new.toml").stdout
+    assert "already exists" in run("train", "--init", "new.toml", code=2).stderr
+    new = tmp_path / "new.toml"
+    new.write_text(new.read_text().replace('path = "model"', 'path = "tiny"'))
+    assert "trains" in run("train", "new.toml", "--plan").stdout
+    assert json.loads(run("train", "new.toml", "-o", "new", "--json").stdout)["steps"] == 1
+
+
+def test_defaults_are_explained_one_or_all(run: Run) -> None:
+    shown = run("train", "--explain", "targets").stdout
+    assert shown.startswith('[lora] targets = "all-linear"\n')
+    assert "QLoRA paper" in shown
+    keys = json.loads(run("train", "--explain", "--json").stdout)["keys"]
+    assert {key["section"] for key in keys} == {"base", "data", "lora", "train", "card"}
+    assert "Did you mean targets?" in run("train", "--explain", "target", code=2).stderr
+    assert "takes one of CONFIG, --init and --explain" in run("train", code=2).stderr
