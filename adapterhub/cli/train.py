@@ -217,7 +217,7 @@ def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "perplexity_after": result.perplexity_after,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
-        "report": {**dataclasses.asdict(result.report), "share": result.report.share},
+        "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
         "files": _files(result.folder),
     }
 
@@ -228,7 +228,7 @@ def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}")
-    for line in output.pairs(_took(result.report), screen=output.width()):
+    for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
         output.write(line)
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")

@@ -205,4 +205,4 @@ class Result:
     loss: float
     perplexity_before: float | None
     perplexity_after: float | None
-    report: Report
+    report: Report | None = None

@@ -39,6 +39,10 @@ _WHY: dict[str, dict[str, str]] = {
             "What is computed in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
             "QLoRA's own runs at 7 B did not finish. float32 is for comparisons."
         ),
+        "shard": (
+            "Of several processes, each holds only its part of the quantised base and gets the rest when it is needed. "
+            "Off: in four bits most bases fit whole, and nothing has to be sent."
+        ),
     },
     "data": {
         "train": "What is learnt: files of documents with text, with prompt and completion, or with messages.",
