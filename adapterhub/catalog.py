@@ -19,8 +19,9 @@ from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from . import extract, tensor_index
+from . import evaluation, extract, tensor_index
 from .digest import Digest
+from .evaluation import Evaluation
 from .extract import Extract
 from .image_index import Line
 from .leases import wait_for
@@ -279,7 +280,8 @@ class Catalog:
         return dict(self.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
 
     def marks(self, kind: str, name: str) -> dict[str, str]:
-        """What the log of a name says of one kind: `protect` tag to nothing, `deprecate` number or 0 to why, `keep`."""
+        """What the log of a name says of one kind: `protect` tag to nothing, `deprecate` number or 0 to why, `keep`,
+        `evaluate` number and name to what was measured."""
         return dict(self.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name))
 
     def deprecations(self) -> dict[tuple[str, int], str]:
@@ -424,6 +426,8 @@ class Catalog:
             self._db.execute(
                 "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)", (name, number)
             )
+            of_version = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
+            self._db.execute(of_version, (name, str(number)))
         of_it = f"IN (SELECT id FROM versions WHERE {where})"  # noqa: S608
         self._count_facets(name, -1)
         files = self.select(f"SELECT DISTINCT digest FROM files WHERE version {of_it}", *values)  # noqa: S608
@@ -492,6 +496,8 @@ class Catalog:
         }
         for key, value in set_by.get(entry.op, ()):
             self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", (entry.name, entry.op, key, value))
+        if entry.op == "evaluate" and (measured := evaluation.parse(entry.message)):
+            self._evaluated(entry, measured)
         undone = {
             "unprotect": [("protect", tag) for tag in entry.tags],
             "undeprecate": [("deprecate", number)],
@@ -499,6 +505,13 @@ class Catalog:
         }
         for kind, key in undone.get(entry.op, ()):
             self._db.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", (kind, entry.name, key))
+
+    def _evaluated(self, entry: Entry, measured: Evaluation) -> None:
+        """Keep what was measured of a version, and its numbers for searches; of one name the last counts."""
+        key = f"{entry.number} {measured.name}"
+        self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", (entry.name, entry.op, key, measured.dump()))
+        of_it = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
+        self._db.executemany(of_it, [(*metric, entry.name, entry.number) for metric in measured.found_by.items()])
 
 
 class _Log:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from . import manifest, semver
+from . import evaluation, manifest, semver
 from .catalog import FILE, Catalog, Name, Row
 from .digest import Digest
 from .manifest import Descriptor, Manifest
@@ -133,6 +133,7 @@ class Reading:
             "digest": row.digest,
             "size": made.size,
             "time": row.time,
+            "evaluations": evaluation.of_version(self.catalog.marks("evaluate", row.name), row.number),
             "facts": manifest.parse_json(facts, f"{row.ref}/{manifest.FACTS}"),
             "manifest": manifest.parse_json(raw, str(row.ref)),
         }

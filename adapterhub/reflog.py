@@ -29,6 +29,7 @@ MAX_ENTRY = 4 << 20  # bytes
 _OPS = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
+    3: {"evaluate"},
 }
 _SINCE_2 = ("message", "numbers", "keep")
 
@@ -40,12 +41,13 @@ class Entry:
     Attributes:
         op: `push` (allots `number` and moves `tags`), `tag`, `untag`, or `delete` of the whole name; `protect` and `unprotect`
             of `tags`; `deprecate` and `undeprecate` of version `number`, or of the name if that is 0; `keep` (the newest, and
-            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept.
+            what has a tag) and `keep-all`; `drop` of the versions `numbers` that were not kept;
+            `evaluate`: what was measured of version `number`.
         digest: Of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Bytes of the manifest.
         time: When, ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
-        message: Why a version is deprecated.
+        message: Why a version is deprecated; what was measured of it (`evaluation`).
         numbers: Versions that were dropped.
         keep: How many of the newest versions are kept.
     """
@@ -65,7 +67,7 @@ class Entry:
 
     def dump(self) -> bytes:
         """The bytes of the entry's file."""
-        version = 2 if self.op in _OPS[2] else 1
+        version = next((number for number, ops in _OPS.items() if self.op in ops), 1)
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 

@@ -14,7 +14,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Command to the module of this package that holds it, in the order in which an adapter meets them.
 COMMANDS = {
-    "init": "registry", "train": "train", "validate": "validate", "fix": "fix", "diff": "diff",
+    "init": "registry", "train": "train", "eval": "eval", "validate": "validate", "fix": "fix", "diff": "diff",
     "convert": "convert", "formats": "formats", "merge": "merge", "materialise": "variants",
     "verify-merge": "proofs", "extract": "proofs", "base": "base",
     "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",

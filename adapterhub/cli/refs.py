@@ -168,6 +168,10 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
 def _entry_cells(entry: Entry) -> list[str]:
     numbers = entry.numbers or ((entry.number,) if entry.number else ())
     why = entry.message
+    if entry.op == "evaluate":
+        from adapterhub import evaluation
+
+        why = evaluation.line(entry.message)
     if entry.op == "keep":
         why = f"the {entry.keep} newest and what has a tag" if entry.keep else "what has a tag"
     return [

@@ -460,6 +460,7 @@ def _show_path(where: str, folder: Path) -> dict[str, Any]:
         "digest": made.digest,
         "size": made.size,
         "time": None,
+        "evaluations": [],
     }
     return {**described, "path": where, "facts": document, "manifest": json.loads(made.raw)}
 
@@ -502,6 +503,10 @@ def _show_pairs(document: Mapping[str, Any]) -> dict[str, str]:
         if "format" in facts
         else "",
         "metrics": ", ".join(f"{key} {value:g}" for key, value in _numbers(training.get("metrics"))),
+        "evaluated": "; ".join(
+            f"{item['name']}: {', '.join(f'{key} {value:g}' for key, value in item['metrics'].items())}"
+            for item in document["evaluations"]
+        ),
         "data": ", ".join(str(item.get("name") or item.get("path")) for item in training.get("data") or []),
         "parents": ", ".join(f"{parent.get('ref') or parent['digest']}" for parent in facts.get("parents") or []),
     }

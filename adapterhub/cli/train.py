@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub_converters.errors import UsageError
+
 from . import output, train_plan, train_push
 from .app import Settings, command
 
@@ -27,19 +29,37 @@ _LINES = 10  # lines about steps where there is no screen to draw a bar on
     "train",
     short="Train an adapter (QLoRA).",
     example="""
+    adapterhub train --init sql.toml
+    adapterhub train --explain learning_rate
     adapterhub train sql.toml -o ./sql
     adapterhub train sql.toml --plan
     adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
-@click.argument("config", metavar="CONFIG")
+@click.argument("config", metavar="[CONFIG]", required=False)
 @click.option("-o", "--output", "out", metavar="OUT", help="The adapter's folder to make. [default: CONFIG without .toml]")
 @click.option("--plan", "plan_only", is_flag=True, help="Say how much memory it would take, and with other settings; no more.")
 @click.option("--force", is_flag=True, help="Start even if it will not fit into the memory that is free.")
+@click.option(
+    "--init", "new", metavar="[FILE]", is_flag=False, flag_value="train.toml", help="Write a config with every key explained."
+)
+@click.option(
+    "--explain", "about", metavar="[KEY]", is_flag=False, flag_value="", help="Say why the defaults are what they are."
+)
 @click.option("--from", "start", metavar="SRC", help="Go on with this adapter: a ref, a folder; it must fit BASE and lora.")
 @click.option("--push", "ref", metavar="REF", help="Push the result to REF, as `adapterhub push` does.")
 @click.pass_obj
 def train(
-    settings: Settings, *, config: str, out: str | None, plan_only: bool, force: bool, start: str | None, ref: str | None
+    settings: Settings,
+    /,
+    *,
+    config: str | None,
+    out: str | None,
+    plan_only: bool,
+    force: bool,
+    new: str | None,
+    about: str | None,
+    start: str | None,
+    ref: str | None,
 ) -> int:
     """Train a LoRA adapter on a base held in four bits (QLoRA), and record how it came to be.
 
@@ -50,6 +70,8 @@ def train(
     """
     from adapterhub import train as trainer
 
+    if new is not None or about is not None or config is None:
+        return _aside(settings, config, new, about)
     # torch's OpenMP reads it when it is loaded. Its threads wait for each other in a busy loop; where another program
     # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -68,6 +90,15 @@ def train(
         document["pushed"] = train_push.push(settings, target, ref)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(result, document.get("pushed")))
     return 0
+
+
+def _aside(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:
+    """What trains nothing."""
+    if sum(given is not None for given in (config, new, about)) != 1:
+        raise UsageError("train", "takes one of CONFIG, --init and --explain", "`adapterhub train --init` writes a CONFIG")
+    from . import train_help
+
+    return train_help.init(settings, new) if new is not None else train_help.explain(settings, about or "")
 
 
 @contextmanager
@@ -193,7 +224,7 @@ def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "perplexity_after": result.perplexity_after,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
-        "report": {**dataclasses.asdict(result.report), "share": result.report.share},
+        "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
         "files": _files(result.folder),
     }
 
@@ -204,7 +235,7 @@ def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}")
-    for line in output.pairs(_took(result.report), screen=output.width()):
+    for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
         output.write(line)
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")

@@ -21,16 +21,16 @@ _PARTS = {
 
 
 def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
-    """Print the plan; exit as the training would: RefusedError where it cannot fit, unless forced."""
+    """Print the plan; exit as the training would where it cannot fit, unless forced."""
     from adapterhub.train import budget, plan
     from adapterhub.train.memory import full_fine_tuning, parameters
 
     planned, others, free = plan(config), budget.alternatives(config), budget.free_memory()
     base, adapter = parameters(config)
     full = full_fine_tuning(config)
-    if not force:
-        budget.check(config, free=free)
+    misfit = budget.misfit(config, free=free)
     document = {
+        "fits": None if free is None else misfit is None,
         "parameters": adapter,
         "base_parameters": base,
         "memory": memory_document(planned),
@@ -55,7 +55,10 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
             output.write(f"{output.size(free)} are free")
 
     output.emit(document, as_json=settings.as_json, text=text)
-    return 0
+    if misfit is None or force:
+        return 0
+    output.say(output.one_line(f"error: {misfit}"))
+    return misfit.exit_code
 
 
 def trained(adapter: int, base: int) -> str:

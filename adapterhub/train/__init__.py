@@ -2,24 +2,41 @@
 
 Read in the order things happen: `config`, `data` (with `sources` and `examples`), `base` (with `nf4`, `lora` and its
 kinds), `loop` (with `loss` and `attention`), `learnt`, `artifact`; `trainer` ties them together. `memory` and `budget` say
-what it will take, `report` what it took; `given` is an adapter to go on from. Importing this package imports no torch.
+what it will take, `report` what it took; `given` is an adapter to go on from or to `evaluate`. Importing this package
+imports no torch.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
 from .config import read as read_config
-from .events import Evaluated, Event, Given, Loading, MemoryPlan, OnEvent, Ready, Report, Result, Resumed, Saved, Stepped
+from .events import (
+    Evaluated,
+    Event,
+    Given,
+    Loading,
+    Measured,
+    Measuring,
+    MemoryPlan,
+    OnEvent,
+    Ready,
+    Report,
+    Result,
+    Resumed,
+    Saved,
+    Stepped,
+)
 from .memory import plan
 
 __all__ = [
-    "Evaluated", "Event", "Given", "Loading", "MemoryPlan", "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved",
-    "Stepped", "TrainConfig", "plan", "read_config", "run",
+    "Evaluated", "Event", "Given", "Loading", "Measured", "Measuring", "MemoryPlan", "OnEvent", "Ready", "Report", "Result",
+    "Resumed", "Saved", "Stepped", "TrainConfig", "evaluate", "plan", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
@@ -40,9 +57,7 @@ def run(
         StoppedError: A signal came; the checkpoint is written.
         RefusedError: The data teach nothing, the base isn't understood, or memory will not do; that last unless `force`.
     """
-    for name in _EXTRA:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError("", f"training needs {name}, which isn't installed", 'pip install "adapterhub[train]"')
+    _check_extra()
     from . import ranks, tracking
     from .trainer import train
 
@@ -52,3 +67,26 @@ def run(
             return train(config, out, said, force=force, start=start)
         with tracking.tracked(config, out, said) as tell:
             return train(config, out, tell, force=force, start=start)
+
+
+def evaluate(
+    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+) -> Measured:
+    """The loss of the base model in the folder `base` with and without an adapter, on the documents of `files`.
+
+    The model is loaded once, as `asked` says; without the adapter its deltas count nothing. `progress(done, all)` of loading.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra isn't installed.
+        RefusedError: The adapter is for another base, or is more than low-rank deltas on linear layers.
+    """
+    _check_extra()
+    from .evaluating import evaluate as measure
+
+    return measure(start, base, files, asked, progress=progress)
+
+
+def _check_extra() -> None:
+    for name in _EXTRA:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError("", f"training needs {name}, which isn't installed", 'pip install "adapterhub[train]"')

@@ -48,7 +48,7 @@ def finish(
     parents: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
-    training = {**record, "metrics": {**metrics(state), **_work(config, state)}, "curve": curve(state)}
+    training = {**record, "metrics": {**metrics(state), **_work(config, base, state)}, "curve": curve(state)}
     with staging.whole(out) as folder:
         peft.write(learnt.adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
@@ -74,14 +74,14 @@ def metrics(state: State) -> dict[str, float]:
     return found
 
 
-def _work(config: TrainConfig, state: State) -> dict[str, float]:
+def _work(config: TrainConfig, base: Base, state: State) -> dict[str, float]:
     """How much learnt and how much was computed, as the config and the base say: no clock."""
-    base, trained = parameters(config)
+    trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config)[0]
     tokens = state.step * config.train.rows * config.data.sequence
     return {
-        "base_parameters": base,
-        "trained_share": trained / (base + trained),
-        "flops": flops(config, tokens=tokens, learnt=state.tokens),
+        "base_parameters": frozen,
+        "trained_share": trained / (frozen + trained),
+        "flops": flops(config, tokens=tokens, learnt=state.tokens, trained=trained),
     }
 
 

@@ -59,16 +59,19 @@ def check(config: TrainConfig, *, free: int | None, held: int = 0) -> None:
 
     None: nobody knows how much is free, and all is let through.
     """
+    if error := misfit(config, free=free, held=held):
+        raise error
+
+
+def misfit(config: TrainConfig, *, free: int | None, held: int = 0) -> RefusedError | None:
+    """The error of `check`, with the least change that makes it fit; None where it does."""
     spec = read_hf(config.resolve(config.base.path))
     needed = plan(config, spec).total
     if free is None or needed <= free + held:
-        return
-    fitting = next(
-        (text for text, changed in _remedies(config) if plan(changed, spec).total <= free + held),
-        None,
-    )
+        return None
+    fitting = next((text for text, changed in _remedies(config) if plan(changed, spec).total <= free + held), None)
     hint = f"Set {fitting}" if fitting else "No setting of rows, sequence or quantisation makes it fit: take a smaller base"
-    raise RefusedError(
+    return RefusedError(
         config.where,
         f"training takes about {_gigabytes(needed)} and {_gigabytes(free + held)} are free",
         f"{hint}. --plan says what takes how much, --force starts it all the same",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,51 @@ class Saved:
     path: Path
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """How an adapter is to be measured; None is as it was trained, or as a training would be.
+
+    `rows` are in memory at once; of the data about `tokens` are asked about, evenly, or all.
+    """
+
+    quantise: str | None = None
+    dtype: str | None = None
+    sequence: int | None = None
+    loss: str | None = None
+    tokens: int | None = None
+    rows: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A base with and without an adapter on the same `tokens`; losses are nats a token. `notes` are one line each."""
+
+    loss: float
+    base_loss: float
+    tokens: int
+    data: tuple[dict[str, Any], ...]
+    base: dict[str, Any]
+    sequence: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers under the names of `adapterhub.evaluation`."""
+        return {
+            "perplexity": _exp(self.loss),
+            "loss": self.loss,
+            "base_perplexity": _exp(self.base_loss),
+            "base_loss": self.base_loss,
+            "perplexity_ratio": _exp(self.loss - self.base_loss),
+            "tokens": self.tokens,
+        }
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # beyond that no float holds it
+
+
 Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved
 OnEvent = Callable[[Event], None]
 
@@ -159,4 +206,4 @@ class Result:
     loss: float
     perplexity_before: float | None
     perplexity_after: float | None
-    report: Report
+    report: Report | None = None

@@ -5,6 +5,7 @@ Its numbers become the factors as they are, in float32. What the layers here can
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,10 @@ def check_config(found: Factors, config: LoRAConfig, targets: tuple[str, ...], w
             if getattr(delta, key) != value:
                 what = f"{key} is {value} here, and {getattr(delta, key):g} in {found.where} at {target}"
                 raise RefusedError(f"{where}: [lora] {key}", what, "Set the same: an adapter that goes on keeps its shape")
+    for item in dataclasses.fields(config):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if item.name not in (*wanted, "targets") and getattr(config, item.name) != default:
+            raise RefusedError(f"{where}: [lora] {item.name}", "isn't known of an adapter that goes on", "Leave it out")
     missing, more = sorted(set(targets) - set(found.pairs)), sorted(set(found.pairs) - set(targets))
     if missing or more:
         name, what = (missing[0], "has no delta") if missing else (more[0], "has a delta that is no target here")

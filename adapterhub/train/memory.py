@@ -73,17 +73,17 @@ def full_fine_tuning(config: TrainConfig, spec: BaseSpec | None = None) -> int:
     return _FULL * shape.parameters + same.activations + same.logits + same.data + same.runtime
 
 
-def flops(config: TrainConfig, *, tokens: int, learnt: int, spec: BaseSpec | None = None) -> int:
-    """Floating-point operations that `tokens` tokens, of which `learnt` have a loss, take by the model's arithmetic alone.
+def flops(config: TrainConfig, *, tokens: int, learnt: int, trained: int) -> int:
+    """Floating-point operations that `tokens` tokens, of which `learnt` have a loss, take where `trained` numbers learn.
 
-    A multiplication and an addition each. Forward and towards the inputs for every frozen weight, and once more for the factors
-    (arXiv 2305.14314 trains no base weight); attention over whole rows as in arXiv 2204.02311, appendix B. What checkpointing
-    computes again isn't counted.
+    By the model's arithmetic alone, a multiplication and an addition each: forward and towards the inputs for every frozen
+    weight, and once more for the factors (arXiv 2305.14314 trains no base weight); attention over whole rows as in arXiv
+    2204.02311, appendix B. What checkpointing computes again isn't counted.
     """
-    shape = _shape(config, spec or read_hf(config.resolve(config.base.path)))
+    shape = _shape(config, read_hf(config.resolve(config.base.path)))
     attention = 12 * shape.layers * shape.heads * shape.head_dim * config.data.sequence
     head = 4 * shape.vocabulary * shape.hidden
-    return tokens * (4 * shape.linear + 6 * _adapter_numbers(config, shape) + attention) + learnt * head
+    return tokens * (4 * shape.linear + 6 * trained + attention) + learnt * head
 
 
 def parameters(config: TrainConfig, spec: BaseSpec | None = None) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from .config import TrainConfig
-from .events import Event, OnEvent, Report, Resumed, Stepped
-from .memory import flops, full_fine_tuning, parameters, plan
+from .events import Event, OnEvent, Ready, Report, Resumed, Stepped
+from .memory import flops, full_fine_tuning, plan
 
 _TRIES = 5
 _SECONDS = 0.5  # for all of them
@@ -30,6 +30,7 @@ class Meter:
         self.seconds = 0.0
         self.steps = 0
         self.learnt = 0
+        self._parameters = self._base = 0
         self._before = 0  # tokens learnt by a run that was stopped
 
     def __call__(self, event: Event) -> None:
@@ -38,6 +39,8 @@ class Meter:
             self.seconds += time.monotonic() - self._mark
             self.steps += 1
             self.learnt = event.tokens - self._before
+        elif isinstance(event, Ready):
+            self._parameters, self._base = event.parameters, event.base_parameters
         elif isinstance(event, Resumed):
             self._before = event.tokens
         self._on_event(event)
@@ -45,13 +48,12 @@ class Meter:
 
     def report(self, config: TrainConfig) -> Report:
         """What the steps took that this process did."""
-        base, adapter = parameters(config)
         tokens = self.steps * config.train.rows * config.data.sequence
-        operations = flops(config, tokens=tokens, learnt=self.learnt)
+        operations = flops(config, tokens=tokens, learnt=self.learnt, trained=self._parameters)
         rate = matmul_rate(getattr(torch, config.base.dtype))
         return Report(
-            parameters=adapter,
-            base_parameters=base,
+            parameters=self._parameters,
+            base_parameters=self._base,
             predicted=plan(config).total,
             peak=peak_memory(),
             full_fine_tuning=full_fine_tuning(config),

@@ -109,6 +109,8 @@ def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_p
         assert "are free" in done.stderr
         assert "--force" in done.stderr
         assert done.stderr.count("\n") == 1
+        assert ("\npeak " in done.stdout) == bool(extra)
+    assert json.loads(run("train", "letters.toml", "--plan", "--json", code=6).stdout)["fits"] is False
     assert "peak" in run("train", "letters.toml", "--plan", "--force").stdout
     assert not (tmp_path / "letters").exists()
 
@@ -134,3 +136,54 @@ def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_fo
     done = run("train", "letters.toml", "--push", "team/letters", code=7)
     assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in done.stderr
     assert (tmp_path / "letters" / "adapter.json").exists()
+
+
+def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Path, tmp_path: Path) -> None:
+    run("init")
+    before = json.loads(run("train", "letters.toml", "--push", "team/letters", "--json").stdout)
+    asked = ("--data", "heldout.jsonl", "--base", "tiny", "--threads", "1")
+    done = json.loads(run("eval", "team/letters", *asked, "--gate", "ppl<1000", "--json").stdout)
+    assert done["metrics"]["perplexity"] == before["perplexity_after"]
+    assert (done["ok"], done["recorded"], done["ref"]) == (True, "team/letters:v1", "team/letters:v1")
+    assert done["gates"] == [{"gate": "ppl<1000", "metric": "perplexity", "value": done["metrics"]["perplexity"], "ok": True}]
+    bound = f"eval_perplexity<{done['metrics']['perplexity'] + 0.1:.3f}"
+    assert json.loads(run("search", "--metric", bound, "--json").stdout)["total"] == 1
+    assert json.loads(run("show", "team/letters", "--json").stdout)["evaluations"][0]["metrics"] == done["metrics"]
+    shown = run("eval", "./letters", *asked, "--gate", "ppl/base<0.001", code=1).stdout
+    assert "with the adapter" in shown
+    assert "FAILED: ppl/base<0.001" in shown
+    assert "recorded" not in shown
+
+
+@pytest.mark.parametrize(
+    ("extra", "says", "code"),
+    [
+        (["--gate", "bleu>1"], "nothing that is measured", 2),
+        (["--gate", "ppl"], "is not a comparison", 2),
+        (["--name", "A b"], "no name of an evaluation", 2),
+        (["--base", "nowhere"], "no such file or folder", 3),
+    ],
+)
+def test_an_evaluation_that_means_nothing(run: Run, tmp_path: Path, extra: list[str], says: str, code: int) -> None:
+    done = run("eval", "./letters", "--data", "heldout.jsonl", "--base", "tiny", *extra, code=code)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path, tmp_path: Path) -> None:
+    assert "made new.toml" in run("train", "--init", "new.toml").stdout
+    assert "already exists" in run("train", "--init", "new.toml", code=2).stderr
+    new = tmp_path / "new.toml"
+    new.write_text(new.read_text().replace('path = "model"', 'path = "tiny"'))
+    assert "trains" in run("train", "new.toml", "--plan").stdout
+    assert json.loads(run("train", "new.toml", "-o", "new", "--json").stdout)["steps"] == 1
+
+
+def test_defaults_are_explained_one_or_all(run: Run) -> None:
+    shown = run("train", "--explain", "targets").stdout
+    assert shown.startswith('[lora] targets = "all-linear"\n')
+    assert "QLoRA paper" in shown
+    keys = json.loads(run("train", "--explain", "--json").stdout)["keys"]
+    assert {key["section"] for key in keys} == {"base", "data", "lora", "train", "card"}
+    assert "Did you mean targets?" in run("train", "--explain", "target", code=2).stderr
+    assert "takes one of CONFIG, --init and --explain" in run("train", code=2).stderr

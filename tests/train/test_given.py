@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import facts, manifest, train  # noqa: E402
-from adapterhub.train import given  # noqa: E402
+from adapterhub.train import config, given  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.base import read_hf  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
@@ -44,6 +44,21 @@ def test_it_begins_where_the_adapter_ended_and_names_it_as_its_parent(first, tmp
     train.run(train.read_config(path), tmp_path / "again", start=start)
     for file in (tmp_path / "out").iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first) -> None:  # type: ignore[no-untyped-def]
+    start, path, _ = first
+
+    @dataclasses.dataclass(frozen=True)
+    class Wider(config.LoRAConfig):
+        dora_like: bool = False
+
+    read = train.read_config(path).lora
+    found = given.read(start)
+    targets = tuple(found.pairs)
+    given.check_config(found, Wider(read.r, read.alpha), targets, "c.toml")
+    with pytest.raises(RefusedError, match=r"c.toml: \[lora\] dora_like: isn't known of an adapter that goes on"):
+        given.check_config(found, Wider(read.r, read.alpha, dora_like=True), targets, "c.toml")
 
 
 @pytest.mark.parametrize(

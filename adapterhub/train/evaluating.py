@@ -1,0 +1,83 @@
+"""A base with and without an adapter on data that neither saw: the same rows, the same arithmetic, one model in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adapterhub.digest import sha256_file
+from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.errors import RefusedError
+
+from . import data, given, loop
+from .base import load, threads
+from .config import BaseConfig, LoRAConfig
+from .events import Given, Measured, Measuring
+from .lora import lora_layers
+
+
+def evaluate(
+    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+) -> Measured:
+    """See `adapterhub.train.evaluate`."""
+    found = given.read(start)
+    given.check_base(found, read_hf(base), None)
+    asked = _as_trained(asked, found)
+    held = BaseConfig(str(base), quantise=asked.quantise, dtype=asked.dtype)  # type: ignore[arg-type]
+    delta = next(iter(found.pairs.values()), None)
+    if delta is None:
+        raise RefusedError(found.where, "has no low-rank delta to measure")
+    adapter = LoRAConfig(r=delta.r, alpha=delta.alpha, rslora=delta.rslora, targets=tuple(found.pairs))
+    with threads(asked.threads):
+        model = load(base, held, adapter, where=found.where, progress=progress)
+        given.put(model, found)
+        assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
+        dataset = data.load(files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
+        rows = dataset.rows if asked.tokens is None else data.some(dataset.rows, asked.tokens)
+        with_adapter = loop.evaluate(model, rows, asked.rows)
+        for _, layer in lora_layers(model.model):
+            layer.scaling = 0.0
+        alone = loop.evaluate(model, rows, asked.rows)
+    if not (math.isfinite(with_adapter) and math.isfinite(alone)):
+        raise RefusedError(found.where, f"the loss is {with_adapter} with the adapter and {alone} without")
+    weights = [{"path": path.name, "digest": sha256_file(path)} for path in weight_files(base)]
+    return Measured(
+        loss=with_adapter,
+        base_loss=alone,
+        tokens=rows.label_tokens,
+        data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
+        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": weights},
+        sequence=asked.sequence,
+        notes=(*dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
+    )
+
+
+def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
+    """What wasn't said is as the adapter was trained, or as a training would be."""
+    config: Any = (found.facts.get("training") or {}).get("config") or {}
+    optim = _table(config, "train")
+    trained = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
+    defaults = {"quantise": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
+    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float32"), "loss": ("all", "completion")}
+    chosen: dict[str, Any] = {}
+    for key, default in defaults.items():
+        value = getattr(asked, key) if getattr(asked, key) is not None else trained.get(key)
+        # A record of another trainer may say anything.
+        known = value in kinds[key] if key in kinds else isinstance(value, int) and value > 0
+        chosen[key] = value if known else default
+    return dataclasses.replace(asked, **chosen)
+
+
+def _table(config: Any, key: str) -> dict[str, Any]:
+    value = config.get(key) if isinstance(config, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _seen(found: given.Factors, dataset: data.Dataset) -> list[str]:
+    """A note where the adapter was trained on what it is asked about."""
+    training = (found.facts.get("training") or {}).get("data") or ()
+    trained = {item.get("digest") for item in training if item.get("split", "train") == "train"}
+    return [f"{file.path} was trained on: its perplexity proves nothing" for file in dataset.files if file.digest in trained]
