@@ -138,6 +138,7 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
 
 
 def _read(path: Path, base: BaseSpec | None) -> Adapter:
+    path = formats.lone_file(path)
     return peft.read(path, base=base, mapped=True) if formats.sniff(path) == "peft" else formats.read(path, base=base)
 
 

@@ -148,12 +148,15 @@ def look_whole(folder: Path) -> Adapter:
 
 
 def _look_whole(folder: Path) -> Seen:
-    candidates = [folder, *sorted(folder.glob("*.gguf"))]
+    candidates = [folder, *sorted(folder.glob("*.gguf")), *sorted(folder.glob("*.safetensors"))]
     from adapterhub_converters import formats
 
-    found = [(name, path) for path in candidates for name, module in formats.FORMATS.items() if module.sniff(path)]
+    known = {name: module for name, module in formats.FORMATS.items() if name != "raw"}  # which says no alpha
+    found = [(name, path) for path in candidates for name, module in known.items() if module.sniff(path)]
     if not found:
-        raise NotFoundError(str(folder), f"no adapter in it: neither {peft.CONFIG} nor a GGUF file", "Name an adapter's folder")
+        raise NotFoundError(
+            str(folder), f"no adapter in it: neither {peft.CONFIG} nor a file that is one", "Name an adapter's folder"
+        )
     if len(found) > 1:
         names = " and ".join(path.name for _, path in found[:2])
         raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.adapter import Kept, LossReport
 
 _DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
-_FORMATS = ("peft", "gguf", "mlx", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
+_FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
 

@@ -122,8 +122,8 @@ def _summary(found: Contents) -> dict[str, object]:
     ranks = selfcheck.ranks(found)
     return {
         "r": sorted(set(ranks.values())),
-        "modules": len(found.pairs),
-        "targets": sorted({target.rpartition(".")[2] for target in found.pairs}),
+        "modules": len(found.targets),
+        "targets": sorted({target.rpartition(".")[2] for target in found.targets}),
         "dtypes": sorted({tensor.dtype for tensor in tensors}),
         "parameters": sum(_size(tensor.shape) for tensor in tensors),
     }

@@ -123,7 +123,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
     """What `path` holds, or None when its files cannot be believed; NotFoundError when it is no adapter at all."""
     problems = list(_pickles(path))
     try:
-        kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
+        path, kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
         contents = _peft(path, base) if kind == "peft" else _whole(path, kind, base)
@@ -138,16 +138,18 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
     return contents, problems
 
 
-def _sniff(path: Path, *, pickle: bool) -> str | None:
+def _sniff(path: Path, *, pickle: bool) -> tuple[Path, str | None]:
+    """The file or folder to read, and its format."""
     if peft.sniff(path):
-        return "peft"
+        return path, "peft"
     from adapterhub_converters import formats  # late: all readers are a fifth of the time that a check takes
 
     try:
-        return formats.sniff(path)
+        own = formats.lone_file(path)
+        return own, formats.sniff(own)
     except FormatError as error:
         if pickle:
-            return None
+            return path, None
         if path.is_dir() and not (path / peft.CONFIG).exists():
             raise NotFoundError(str(path), error.what) from error
         raise
@@ -242,8 +244,12 @@ def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
 
     adapter = formats.read(path, base=base)
     contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
-    for target, delta in plain_pairs(adapter).items():
+    pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
+    for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs)).items():
         contents.pairs[target] = dict(_parts(target, delta))
+    contents.others = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
+    for target, other in contents.others.items():
+        contents.other_tensors |= {f"{target}.{part}": _tensor(f"{target}.{part}", array) for part, array in other.parts()}
     contents.replaced.update({name: _tensor(name, array) for name, array in adapter.replaced.items()})
     for target, rows in adapter.rows.items():
         contents.rows[target], contents.row_ids[target] = _tensor(target, rows.values), rows.ids

@@ -123,7 +123,9 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
     if new == "" and old.count(".") == 1:
         yield Problem("headless-base", contents.weights, "", what)
     elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
-        yield Problem("headless-adapter", contents.weights, "", what, "Load the base with AutoModel")
+        pipeline = base.architecture.endswith("Pipeline")
+        hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
+        yield Problem("headless-adapter", contents.weights, "", what, hint)
         return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
     else:
         yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")

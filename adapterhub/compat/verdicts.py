@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from adapterhub_converters import base_weights, names, peft
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.base import BaseSpec, renames
+from adapterhub_converters.diffusion import pipeline
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
@@ -56,6 +57,7 @@ def verdicts(
 def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str, str], problems: list[Problem]) -> Verdict:
     found: list[tuple[str, str]] = [("refused", f"{p.code}: {p.what}") for p in problems if p.code in _FATAL]
     found += [("wrong", f"{p.code}: {p.what}") for p in problems if p.code in _WRONG]
+    found += [("refused", reason) for reason in _of_image_models(runtime, contents)]
     for rule in runtime.rules:
         if rule.feature in features:
             found.append((rule.verdict, _said(rule, features[rule.feature])))
@@ -68,6 +70,17 @@ def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str,
         convert = runtime.reads
     reasons = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
     return Verdict(runtime.name, runtime.version, worst, tuple(reasons)[:5], convert if worst == APPLIED else None)
+
+
+def _of_image_models(runtime: Runtime, contents: Contents | None) -> Iterator[str]:
+    """Why a runtime of language models takes no adapter of image models; peft takes one of one model."""
+    if contents is None or not pipeline.of_images(contents.targets):
+        return
+    parts = contents.adapter.meta.parts if contents.adapter else ()
+    if len(parts) > 1:
+        yield f"it acts on {' and '.join(parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
+    elif runtime.name != "peft":
+        yield "an adapter of an image model; diffusers and ComfyUI read it"
 
 
 def _said(rule: Rule, about: str) -> str:

@@ -17,11 +17,12 @@ import numpy as np
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .errors import RefusedError
-from .factored import AdaLora, Factored, Hadamard, Kronecker, PooledLowRank, Vera
+from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera
 
 __all__ = [
     "AdaLora",
     "Adapter",
+    "CpConv",
     "Delta",
     "Factored",
     "Hadamard",
@@ -77,6 +78,10 @@ class Meta:
     """aLoRA: the adapter acts only from where these tokens were last said (arXiv 2504.12397)."""
     layers: tuple[tuple[int, int], ...] = ()
     """PEFT's `layer_replication`: the ranges of the base's layers that the deeper model is stacked from."""
+    parts: tuple[str, ...] = ()
+    """Of an adapter of a pipeline: the models (`unet`, `text_encoder`, …) whose names its targets begin with."""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """What a file's header may carry on of the source's own, word for word."""
     ties: bool = False
     """PEFT's `ensure_weight_tying`: what is done to the embedding table is done to the output layer tied to it."""
 

@@ -1,4 +1,4 @@
-"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr and VeRA, formed without the base's weights.
+"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr, VeRA, CP convolutions, formed without the base.
 
 Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals (`as_low_rank`),
 if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once
@@ -7,12 +7,13 @@ in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .deltas import HasFactors, LowRank, Parts
+from .deltas import HasFactors, LowRank, LowRankConv, Parts
 from .errors import RefusedError
 
 
@@ -98,6 +99,8 @@ class Hadamard:
 
     tensors: Mapping[str, np.ndarray]
     alpha: float
+    kernel: tuple[int, ...] = ()
+    """The convolution's kernel that is flattened into `in`, where that is known."""
     rslora: bool = field(default=False, init=False)
 
     @property
@@ -114,7 +117,9 @@ class Hadamard:
     def shape(self) -> tuple[int, ...]:
         """`(out, in)` of the delta, or `(out, in, *kernel)` where there are cores."""
         a, b, core = self.tensors["hada_w1_a"], self.tensors["hada_w1_b"], self.tensors.get("hada_t1")
-        return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
+        if core is None:
+            return a.shape[0], b.shape[1] // math.prod(self.kernel), *self.kernel
+        return a.shape[1], b.shape[1], *core.shape[2:]
 
     def parts(self) -> Parts:
         """Its tensors by name."""
@@ -125,7 +130,7 @@ class Hadamard:
         """A convolution with a core is not."""
         return "hada_t1" not in self.tensors
 
-    def as_low_rank(self) -> LowRank:
+    def as_low_rank(self) -> LowRank | LowRankConv:
         """Of rank `r * r`: all products of a column of one with a column of the other."""
         if not self.is_low_rank:
             raise RefusedError("hada_t1", "a convolution with a core is no low-rank pair")
@@ -133,7 +138,7 @@ class Hadamard:
         r = self.r
         lora_B = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), r * r)
         lora_A = (b1[:, None, :] * b2[None, :, :]).reshape(r * r, b1.shape[1])
-        return LowRank(lora_A, lora_B, self.scaling * r * r)
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * r * r), self.kernel)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -146,6 +151,8 @@ class Kronecker:
     tensors: Mapping[str, np.ndarray]
     alpha: float
     r: int
+    kernel: tuple[int, ...] = ()
+    """The convolution's kernel that is flattened into the second matrix, where that is known."""
     rslora: bool = field(default=False, init=False)
 
     @property
@@ -157,7 +164,7 @@ class Kronecker:
     def shape(self) -> tuple[int, ...]:
         """`(out, in)` of the delta; `(out, in, *kernel)` where a whole second factor says so."""
         (out1, in1), (out2, *in2) = self._whole(1), self._whole(2)
-        return out1 * out2, in1 * in2[0], *in2[1:]
+        return out1 * out2, in1 * in2[0] // math.prod(self.kernel), *(self.kernel or in2[1:])
 
     def _whole(self, which: int) -> tuple[int, ...]:
         whole = self.tensors.get(f"lokr_w{which}")
@@ -176,13 +183,13 @@ class Kronecker:
         """A convolution is not."""
         return all(tensor.ndim == 2 for tensor in self.tensors.values())
 
-    def as_low_rank(self) -> LowRank:
+    def as_low_rank(self) -> LowRank | LowRankConv:
         """Of rank (that of the first) times (that of the second); a whole matrix counts with its shorter side."""
         if not self.is_low_rank:
             raise RefusedError("lokr_w2", "a convolution is no low-rank pair")
         (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
         lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
-        return LowRank(lora_A, lora_B, self.scaling * len(lora_A))
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * len(lora_A)), self.kernel)
 
     def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
         """Left and right factor; a whole matrix beside an identity."""
@@ -253,7 +260,48 @@ class Vera:
         return LowRank(lora_A, lora_B, self.alpha, transposed_base=self.transposed_base)
 
 
-Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera
+@dataclass(frozen=True, eq=False, slots=True)
+class CpConv(HasFactors):
+    """A convolution in three: `lora_A` `(r, in, 1, 1)`, `lora_mid` `(r, r, *kernel)`, `lora_B` `(out, r, 1, 1)`.
+
+    LyCORIS calls it a Tucker or CP decomposition (its `functional/general.py`, `rebuild_tucker`).
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    lora_mid: np.ndarray
+    alpha: float
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in, *kernel)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]), *map(int, self.lora_mid.shape[2:])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_mid", self.lora_mid))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
+
+    def as_low_rank(self) -> LowRankConv:
+        """Of the same rank, the middle multiplied into `lora_A`."""
+        lora_A = np.einsum("ijkl,jc->ickl", _f32(self.lora_mid), _f32(self.lora_A)[:, :, 0, 0])
+        return LowRankConv(np.ascontiguousarray(lora_A), self.lora_B, self.alpha)
+
+
+Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera | CpConv
+
+
+def _of_kernel(pair: LowRank, kernel: tuple[int, ...]) -> LowRank | LowRankConv:
+    """The pair as that of a convolution whose kernel was flattened into its columns."""
+    if not kernel:
+        return pair
+    lora_A = pair.lora_A.reshape(len(pair.lora_A), -1, *kernel)
+    return LowRankConv(lora_A, pair.lora_B.reshape(*pair.lora_B.shape, *(1,) * len(kernel)), pair.alpha)
 
 
 def _f32(array: np.ndarray) -> np.ndarray:

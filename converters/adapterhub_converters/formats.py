@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from . import base_weights, gguf_lora, litgpt, lossy, megatron, mlx, ollama, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
+from .diffusion import diffusers, kohya, pipeline
 from .errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
 from .files import json_file, staging
 from .lossy import Allowed
@@ -49,8 +50,9 @@ class Silent(Protocol):
 
 FORMATS: Mapping[str, Format] = {
     "peft": peft, "gguf": gguf_lora, "mlx": mlx,
+    "kohya": kohya, "diffusers": diffusers,
     "torchtune": torchtune, "litgpt": litgpt, "megatron": megatron,
-    "raw": raw,
+    "raw": raw,  # the last: it takes what no other knows
 }  # fmt: skip
 # The files of the formats that are folders; the others are one file.
 _FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
@@ -58,7 +60,7 @@ FOLDERS = frozenset(_FILES)
 PACKAGES = ("ollama",)
 """What a format is packaged as with something beside it: written, and read as that format."""
 _SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
-ENDINGS = {"gguf": ".gguf", "raw": ".safetensors", **dict.fromkeys(_SILENT, ".safetensors")}
+ENDINGS = {"gguf": ".gguf", **dict.fromkeys(("raw", "kohya", "diffusers", *_SILENT), ".safetensors")}
 """What the names of formats that are one file end in."""
 FACTS = "adapter.json"
 
@@ -76,9 +78,18 @@ def sniff(path: Path) -> str:
     raise FormatError(str(path), f"no adapter of a known format: {known}", mend or peft.nested(path))
 
 
+def lone_file(path: Path) -> Path:
+    """`path`, or the one file of a folder that is an adapter without a config, as a registry gives it out."""
+    if not path.is_dir() or (path / peft.CONFIG).exists():
+        return path
+    found = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
+    return found[0] if len(found) == 1 else path
+
+
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     """The adapter at `path`, whatever its format."""
     pickles.refuse(path)
+    path = lone_file(path)
     return FORMATS[sniff(path)].read(path, base=base)
 
 
@@ -130,9 +141,16 @@ def convert(
             if own == to and dtype == "source":
                 return _copied(adapter, path, temporary, to)
             if to in ("peft", "raw"):
+                return _written(_of_one_model(write), adapter, temporary, base, allowed)
+            if to == "kohya":  # which has LoHa and LoKr too
                 return _written(write, adapter, temporary, base, allowed)
             settled = _settled(adapter, base)
             return _rounded(adapter, _written(write, factored_out(settled), temporary, base, allowed), settled)
+
+
+def _of_one_model(write: Callable[..., LossReport]) -> Callable[..., LossReport]:
+    """A writer whose format has no names for the models of a pipeline."""
+    return lambda adapter, path, base: write(pipeline.one_model(adapter), path, base=base)
 
 
 def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
@@ -167,7 +185,7 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
     pickle = pickles.found(src)
     if pickle is None or not unsafe_pickle:
         pickles.refuse(src)
-        yield src
+        yield lone_file(src)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:

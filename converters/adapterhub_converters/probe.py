@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,8 +19,13 @@ BYTES, FUNCTION, NO = "bytes", "function", "no"
 """What comes back of a file that went through another format: its bytes, its function, or nothing."""
 T = TypeVar("T")
 _NAME = "NAME"
-_PREFIX = "model.layers.0."
-_SHAPES = {"self_attn.q_proj": (8, 8), "self_attn.k_proj": (4, 8), "mlp.down_proj": (8, 12)}
+_LLAMA = {
+    "model.layers.0.self_attn.q_proj": (8, 8),
+    "model.layers.0.self_attn.k_proj": (4, 8),
+    "model.layers.0.mlp.down_proj": (8, 12),
+}
+_FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.net.2": (8, 32)}
+_OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,24 @@ class Row:
 
 
 def tried() -> list[Row]:
-    """A row for each format, of an ordinary adapter of a Llama."""
+    """A row for each format, of an ordinary adapter of a Llama, or of FLUX.1 where a format is for image models."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         return _Probe(Path(temporary)).rows()
 
 
-def _adapter() -> Adapter:
+def _adapter(shapes: Mapping[str, tuple[int, int]]) -> Adapter:
     rng = np.random.default_rng(0)
     return Adapter({
-        _PREFIX + kind: LowRank(
+        target: LowRank(
             rng.normal(size=(2, into)).astype(np.float32), rng.normal(size=(out, 2)).astype(np.float32), 4.0
         )
-        for kind, (out, into) in _SHAPES.items()
+        for target, (out, into) in shapes.items()
     })  # fmt: skip
 
 
-def _base() -> BaseSpec:
+def _base(*names: str) -> BaseSpec:
+    if any(name in _OF_IMAGES for name in names):
+        return BaseSpec("a tiny FLUX.1", "hf", "FluxTransformer2DModel", "", {})
     config = {
         "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 2, "vocab_size": 16, "tie_word_embeddings": False,
@@ -72,42 +78,49 @@ def _base() -> BaseSpec:
 class _Probe:
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        self._source = folder / "source"
-        self._source.mkdir()
-        peft.write(_adapter(), self._source)
+        for name, shapes in (("llama", _LLAMA), ("flux", _FLUX)):
+            (folder / name).mkdir()
+            peft.write(_adapter(shapes), folder / name)
         self._names = (*formats.FORMATS, *formats.PACKAGES)
 
     def rows(self) -> list[Row]:
-        own = {name: _or_none(functools.partial(self._written, self._source, name)) for name in self._names}
-        return [self._row(name, path) for name, path in own.items()]
+        return [self._row(name) for name in self._names]
 
-    def _row(self, name: str, path: Path | None) -> Row:
+    def _row(self, name: str) -> Row:
+        path = self._made(name)
         files = () if path is None else (f"{_NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
-        reads = path is not None and _or_none(lambda: formats.read(_inside(path))) is not None
-        back = {other: NO if path is None else self._back(path, name, other) for other in self._names if other != name}
+        reads = path is not None and _or_none(lambda: formats.read(_inside(path), base=_base(name))) is not None
+        back = {other: self._back(name, other) for other in self._names if other != name}
         return Row(name, files, reads, path is not None, self._needs_base(name), back)
+
+    def _made(self, name: str, *others: str) -> Path | None:
+        """A file of this format, of an adapter that the others know as well."""
+        base = _base(name, *others)
+        source = self._folder / ("llama" if base.model_type else "flux")
+        return _or_none(lambda: self._written(source, name, base))
 
     def _needs_base(self, name: str) -> bool:
         try:
-            self._written(self._source, name, given=False)
+            self._written(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
         except RefusedError as error:
             return "--base" in error.hint
         return False
 
-    def _back(self, path: Path, name: str, other: str) -> str:
-        there = _or_none(lambda: self._written(_inside(path), other))
-        again = None if there is None else _or_none(lambda: self._written(_inside(there), name))
-        if again is None:
+    def _back(self, name: str, other: str) -> str:
+        base, path = _base(name, other), self._made(name, other)
+        there = None if path is None else _or_none(lambda: self._written(_inside(path), other, base))
+        again = None if there is None else _or_none(lambda: self._written(_inside(there), name, base))
+        if path is None or again is None:
             return NO
-        return BYTES if _contents(again) == _contents(path) else FUNCTION if _same(path, again) else NO
+        return BYTES if _contents(again) == _contents(path) else FUNCTION if _same(path, again, base) else NO
 
-    def _written(self, source: Path, to: str, *, given: bool = True) -> Path:
+    def _written(self, source: Path, to: str, base: BaseSpec | None) -> Path:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
         target = folder / f"{_NAME}{formats.ENDINGS.get(to, '')}"
         model = "a-tiny-llama" if to in formats.PACKAGES else None
-        formats.convert(source, target, to=to, base=_base() if given else None, model=model)
+        formats.convert(source, target, to=to, base=base, model=model)
         return target
 
 
@@ -120,8 +133,8 @@ def _contents(path: Path) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in path.iterdir()} if path.is_dir() else {"": path.read_bytes()}
 
 
-def _same(one: Path, other: Path) -> bool:
-    found, wanted = (formats.read(_inside(path), base=_base()) for path in (one, other))
+def _same(one: Path, other: Path, base: BaseSpec) -> bool:
+    found, wanted = (formats.read(_inside(path), base=base) for path in (one, other))
     return {t: _dense(d) for t, d in found.deltas.items()} == {t: _dense(d) for t, d in wanted.deltas.items()}
 
 

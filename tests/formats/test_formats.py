@@ -186,7 +186,8 @@ def test_what_is_no_adapter(tmp_path: Path, files: object, error: type[Adapterhu
 
 
 def test_an_unknown_format_is_a_usage_error(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UsageError, match="no format 'onnx'. One of gguf, litgpt, megatron, mlx, ollama, peft, raw, torchtune"):
+    known = "diffusers, gguf, kohya, litgpt, megatron, mlx, ollama, peft, raw, torchtune"
+    with pytest.raises(UsageError, match=f"no format 'onnx'. One of {known}"):
         formats.convert(source, tmp_path / "a", to="onnx")
 
 

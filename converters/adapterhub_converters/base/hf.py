@@ -22,6 +22,7 @@ from .tensor import BaseTensor
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"  # what diffusers calls the weights of its models
 
 # What two models of equal shapes can differ in and still compute differently (FORMATS: rope, norms, heads).
 _NUMERICS = (
@@ -59,7 +60,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         _refuse_adapter(files.label(name), weights.tensors)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        architectures = [""]
+        architectures = [config.get("_class_name") or ""]  # diffusers' word for it
     tokenizer, template = files.sha256("tokenizer.json"), _chat_template_digest(files)
     return BaseSpec(
         where=files.label(name),
@@ -157,7 +158,8 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
             return list(dict.fromkeys(weight_map.values())), weight_map
         if name:
             raise NotFoundError(files.label(name), "no such file")
-        return ([SINGLE] if files.ranged(SINGLE) is not None else []), None
+        found = [single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None]
+        return _shards(files, found[0]) if found and found[0] != SINGLE else (found, None)
     part = _PART.fullmatch(name)
     if part is None:
         return [name], None
@@ -181,12 +183,14 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, in the order of its index; names in the index cannot leave the folder."""
-    index = folder / INDEX
-    if index.exists():
-        weight_map = _weight_map(json_file.read_object(index), str(index))
-        return [folder / name for name in dict.fromkeys(weight_map.values())]
-    single = folder / SINGLE
-    return [single] if single.exists() else []
+    for single in (SINGLE, _DIFFUSERS):
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            weight_map = _weight_map(json_file.read_object(index), str(index))
+            return [folder / name for name in dict.fromkeys(weight_map.values())]
+        if (folder / single).exists():
+            return [folder / single]
+    return []
 
 
 def _usual(files: Files, name: str, weights: _Weights) -> bool:

@@ -22,7 +22,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     tensors = state_dict(written)
     if own:
         tensors = {own.names.get(name, name): tensor for name, tensor in tensors.items()}
-    safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt"})
+    safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt", **adapter.meta.header})
     json_file.write_text(path / CONFIG, own.config if own else config_text(written))
     changed = {target for target, delta in adapter.deltas.items() if written.deltas[target] is not delta}
     kept = [

@@ -1,0 +1,223 @@
+"""The tensors of one module, under the words of kohya, LyCORIS and diffusers, and the delta they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
+from adapterhub_converters.errors import FormatError, RefusedError
+
+Parts = dict[str, np.ndarray]
+Shape = tuple[int, ...] | None
+
+_LYCORIS = [f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")]
+_LYCORIS += [f"lokr_{x}" for x in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
+_ENDS = {
+    ".lora_down.weight": "A", ".lora_up.weight": "B", ".lora_mid.weight": "mid", ".alpha": "alpha", ".dora_scale": "dora_scale",
+    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias", ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude", ".diff": "diff", ".diff_b": "diff_b",
+    ".lora.down.weight": "A", ".lora.up.weight": "B", ".down.weight": "A", ".up.weight": "B",
+    ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
+    **{f".{name}": name for name in _LYCORIS},
+}  # fmt: skip
+_BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
+TINY = 1e-38  # a normal float32; times any factor it adds nothing to any weight
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """The module's name in that of a tensor, and which part of a delta it is; None for no part of any."""
+    end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
+    return (name.removesuffix(end), _ENDS[end]) if end else None
+
+
+def delta(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
+    """What the tensors of one module make. RefusedError for what isn't read, FormatError for what makes no sense.
+
+    An alpha that is missing or 0 counts as the rank (sd-scripts, `networks/lora.py`).
+    """
+    part = dict(given)
+    for name, array in part.items():
+        if name != "alpha" and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
+            raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which no factor is")
+    alpha = _alpha(target, part.pop("alpha", None), where)
+    if any(name.startswith("hada_") for name in part):
+        return _hadamard(target, part, alpha, kernel, where)
+    if any(name.startswith("lokr_") for name in part):
+        return _kronecker(target, part, alpha, kernel, where)
+    if "diff" in part and "A" not in part:
+        return _difference(target, part, where)
+    return _pair(target, part, alpha, where)
+
+
+def _alpha(target: str, array: np.ndarray | None, where: str) -> float:
+    """0 where it is the rank."""
+    if array is None:
+        return 0.0
+    value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
+    if not math.isfinite(value) or abs(value) > 2**40:
+        raise FormatError(where, f"{target}: alpha is {array.dtype} {array.shape}, not a number that makes sense")
+    return value
+
+
+def _pair(target: str, part: Parts, alpha: float, where: str) -> Delta:
+    lora_A, lora_B, mid = part.pop("A", None), part.pop("B", None), part.pop("mid", None)
+    if lora_A is None or lora_B is None:
+        there = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
+        if lora_A is None and lora_B is None:
+            raise RefusedError(where, f"{target}: {there} alone, without a pair of factors, is not read")
+        raise FormatError(where, f"{target} has {there} alone, its other half is missing")
+    shapes = f"lora_down {lora_A.shape} and lora_up {lora_B.shape}"
+    if lora_A.ndim != lora_B.ndim or not 2 <= lora_A.ndim <= 5 or lora_A.shape[0] != lora_B.shape[1]:
+        raise FormatError(where, f"{target}: {shapes} are no pair")
+    if any(size != 1 for size in lora_B.shape[2:]):
+        raise FormatError(where, f"{target}: {shapes}: the second of two convolutions is 1 by 1")
+    r = len(lora_A)
+    alpha = alpha or float(r)
+    if mid is not None:
+        if part:
+            raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside lora_mid is not read")
+        if lora_A.ndim != 4 or lora_A.shape[2:] != (1, 1) or mid.ndim != 4 or mid.shape[:2] != (r, r):
+            raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
+        return CpConv(lora_A, lora_B, mid, alpha)
+    magnitude = _magnitude(target, part, lora_B, where)
+    bias = _bias(target, part, lora_B, alpha / r, where)
+    if part:
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside a pair of factors is not read")
+    if lora_A.ndim == 2:
+        return LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+    return LowRankConv(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+
+
+def _magnitude(target: str, part: Parts, lora_B: np.ndarray, where: str) -> np.ndarray | None:
+    """DoRA's: one number for each output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight."""
+    own, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
+    found = own if own is not None else scale
+    if found is None:
+        return None
+    rows = len(lora_B)
+    if found.size != rows or (found.ndim > 1 and found.shape.index(rows) != (1 if own is not None and found.ndim > 2 else 0)):
+        reason = f"{target}: a DoRA scale of the shape {found.shape} is not one number for each of {rows} outputs"
+        raise RefusedError(where, f"{reason}; scales of inputs, as LyCORIS first had them, are another function")
+    return found.reshape(rows) if lora_B.ndim == 2 else found.reshape(1, rows, *lora_B.shape[2:])
+
+
+def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: str) -> np.ndarray | None:
+    own, added = part.pop("bias", None), part.pop("diff_b", None)
+    found = own if own is not None else added
+    if found is None:
+        return None
+    if found.shape != lora_B.shape[:1] or (own is not None and added is not None):
+        raise FormatError(
+            where, f"{target}: a bias of the shape {found.shape} is not one number for each of {len(lora_B)} outputs"
+        )
+    if own is not None or scaling == 1:
+        return found
+    result: np.ndarray = (found.astype(np.float64) / scaling).astype(np.float32)
+    return result
+
+
+def _difference(target: str, part: Parts, where: str) -> Delta:
+    """A whole difference as the pair of itself and an identity."""
+    diff = part.pop("diff")
+    if part:
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside diff is not read")
+    if not 2 <= diff.ndim <= 5:
+        raise RefusedError(where, f"{target}: a difference of the shape {diff.shape}, as of a norm, is not read")
+    flat = diff.reshape(len(diff), -1)
+    out, width = flat.shape
+    # The identity is on the shorter side: no larger than the difference, whatever shape a file claims.
+    lora_A, lora_B = (np.eye(width, dtype=diff.dtype), flat) if width < out else (flat, np.eye(out, dtype=diff.dtype))
+    alpha = float(min(out, width))
+    if diff.ndim == 2:
+        return LowRank(lora_A, lora_B, alpha)
+    ones = (1,) * (diff.ndim - 2)
+    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *ones), alpha)
+
+
+def _hadamard(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+    shapes = {name: array.shape for name, array in part.items()}
+    wanted, cores = {f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"}, {"hada_t1", "hada_t2"} & set(part)
+    if set(part) - wanted - cores:
+        raise RefusedError(where, f"{target}: {', '.join(sorted(set(part) - wanted - cores))} beside LoHa is not read")
+    fits = wanted <= set(part) and len(cores) != 1 and all(len(shapes[name]) == 2 for name in wanted)
+    if fits:
+        r = shapes["hada_w1_b"][0]
+        fits = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
+        fits = fits and shapes["hada_w1_a"][0 if cores else 1] == r and all(shapes[core][:2] == (r, r) for core in cores)
+    if not fits:
+        raise FormatError(where, f"{target}: {_said(shapes)} make no LoHa delta")
+    flat = () if cores else _flat(target, kernel, shapes["hada_w1_b"][1], where)
+    return Hadamard(part, alpha or float(r), flat)
+
+
+def _kronecker(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+    shapes = {name: array.shape for name, array in part.items()}
+    if other := sorted(name for name in part if not name.startswith("lokr_")):
+        raise RefusedError(where, f"{target}: {', '.join(other)} beside LoKr is not read")
+    whole = [f"lokr_w{n}" in part for n in (1, 2)]
+    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if len(shapes.get(f"lokr_w{n}_b", ())) == 2}
+    if not _is_kronecker(shapes) or (len(ranks) != 1) != all(whole):
+        raise FormatError(where, f"{target}: {_said(shapes)} make no LoKr delta")
+    if all(whole):  # nothing has a rank: LyCORIS and ComfyUI then scale by 1, whatever alpha says
+        return Kronecker(part, 1.0, 1)
+    r = ranks.pop()
+    flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], where)
+    return Kronecker(part, alpha or float(r), r, flat)
+
+
+def _is_kronecker(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(_is_factor(n, *(shapes.get(f"lokr_{end}") for end in (f"w{n}", f"w{n}_a", f"w{n}_b", f"t{n}"))) for n in (1, 2))
+
+
+def _is_factor(n: int, whole: Shape, a: Shape, b: Shape, core: Shape) -> bool:
+    """Whether one of LoKr's two is there whole, or as a pair of one rank, with a core that fits if it has one."""
+    if whole is not None:
+        return not (a or b or core) and len(whole) in ((2,) if n == 1 else (2, 4))
+    if not a or not b or len(a) != 2 or len(b) != 2:
+        return False
+    return a[1] == b[0] if core is None else len(core) == 4 and core[:2] == (a[0], b[0])
+
+
+def _flat(target: str, kernel: tuple[int, ...], columns: int, where: str) -> tuple[int, ...]:
+    if columns % math.prod(kernel):
+        raise FormatError(where, f"{target}: {columns} columns are no convolution of {kernel}")
+    return kernel
+
+
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(shapes.items()))
+
+
+def tensors(given: Delta) -> tuple[Parts, float | None]:
+    """The tensors of a delta that has them in these formats, without its alpha, and the alpha, None where it has none.
+
+    PEFT's alpha of 0 does nothing, kohya's is the rank; a tiny one does nothing in both.
+    """
+    if isinstance(given, Hadamard):
+        return dict(given.tensors), given.alpha or TINY
+    if isinstance(given, Kronecker):
+        ranks = [given.tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in given.tensors]
+        return dict(given.tensors), (given.scaling * ranks[0] or TINY) if ranks else None
+    if not isinstance(given, LowRank | LowRankConv | CpConv):
+        raise RefusedError("", f"a delta of the kind {type(given).__name__} cannot be said in these words")
+    alpha = given.scaling * given.r or TINY
+    found: Parts = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B}
+    if isinstance(given, CpConv):
+        return {**found, "lora_mid.weight": given.lora_mid}, alpha
+    if given.magnitude is not None:
+        found["dora_scale"] = given.magnitude.reshape(-1, *(1,) * (given.lora_A.ndim - 1))
+    if given.bias is not None:
+        found["diff_b"] = (
+            given.bias if given.scaling == 1 else (given.bias.astype(np.float64) * given.scaling).astype(np.float32)
+        )
+    return found, alpha
+
+
+def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
+    """A 0-d tensor of `alpha`, in `dtype` where that holds it exactly, else in float32."""
+    own = np.asarray(alpha, dtype)
+    return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
