@@ -22,7 +22,6 @@ from adapterhub_converters.errors import ConflictError, FormatError, LocalIOErro
 from adapterhub_converters.files.staging import sync
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
-_BEGUN = {_INCOMING, "blobs", "index.json"}  # what a layout has before it is marked as one
 _HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout
 
 
@@ -40,9 +39,11 @@ class LayoutFolder(Layout):
         if not self.root.exists():
             return False
         if not mark.is_file():
-            if self.root.is_dir() and {path.name for path in self.root.iterdir()} <= _HALF_MADE:
+            there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+            if self.root.is_dir() and there <= _HALF_MADE:
                 return False
-            raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
+            if mark.name not in there:  # else another has made it meanwhile
+                raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
         layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
         return True
 
