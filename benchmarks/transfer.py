@@ -6,7 +6,7 @@
 All share the machine's cores with the server. A push finds an empty registry; a pull, an empty folder. curl's pull is
 `curl | tee FILE | sha256sum`, the least that ends with a file whose digest is known. Memory: the most that a process had
 resident; of ours also how much that is above the same with 1 MiB. `--hub` has a small adapter fetched from a hub, once more
-where all of it is there already, and into a new folder: ours beside `hf download`.
+where all of it is there already, into a new folder, and into the one that has it: ours beside `hf download`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def hub(runs: int) -> None:
             compare(here, theirs, runs, title="fetch again what is there, hf", env=env)
             again, theirs = [*ours, "pull", "hf://org/sql", "-o", str(root / "a")], [*theirs, "--local-dir", str(root / "b")]
             compare(again, theirs, runs, title="pull 6 MiB, hf", env=env, fresh=[root / "a", root / "b"])
+            for command in (again, theirs):
+                timed(command, env=env)
+            compare(again, theirs, runs, title="pull 6 MiB into the folder that has them, hf", env=env)
             server.communicate()
 
 
