@@ -24,7 +24,7 @@ from adapterhub_converters.errors import ConflictError, IntegrityError
 
 from .remote import CutError, Reader, Source
 
-NOTED = 8 << 20  # bytes; what a killed run sends again at most
+NOTED = 8 << 20  # bytes; what a killed run sends again at most, noted twice as often: some are on their way to the disk
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE = ".json"
 _AHEAD = 3  # chunks that may have come and not be hashed and written yet
@@ -165,7 +165,7 @@ class _Sink:
         if self._pools:
             hashing, writing = self._pools
             jobs: tuple[Future[Any], ...] = hashing.submit(self._state.update, data), writing.submit(self._write, data)
-            if self.done - self._noted >= NOTED:
+            if self.done - self._noted >= NOTED // 2:
                 self._noted = self.done
                 digest = hashing.submit(self._state.hexdigest)
                 jobs = (*jobs, writing.submit(self._note, self.done, digest))

@@ -217,11 +217,11 @@ def test_flipped_bytes_are_not_accepted(make: Make, run: Run, tmp_path: Path) ->
         flipped = bytearray(whole)
         flipped[member.offset_data + member.size // 2] ^= 1
         (tmp_path / "x.tar").write_bytes(flipped)
-        run("pull", "layout://x.tar:v1", "-o", "out", code=4)
+        run("pull", "layout://x.tar:v1", "-o", f"out-{number}", code=4)
         run("copy", "layout://x.tar:v1", "team/sql", "--registry", f"empty-{number}", code=4)
         run("push", make("other", 1), "layout://x.tar:v4", code=4)  # it would be written again
         assert (tmp_path / "x.tar").read_bytes() == flipped
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / f"out-{number}").exists()
 
 
 # ---- archives that lie
