@@ -291,8 +291,12 @@ def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, f
     process = program.start()
     while not any(found.method == "POST" for found in list(proxy.seen)):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    for _ in range(10):  # the first may come just before there is something to end
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+            break
+    assert process.returncode == 130
 
 
 def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:
