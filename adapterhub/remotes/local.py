@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 from adapterhub import manifest
@@ -14,9 +12,9 @@ from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import Registry, Version
 from adapterhub.store import local_errors
-from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
-from .receiving import forget, pass_over, received
+from .receiving import pass_over, received_beside
 from .remote import Reader, Source
 
 
@@ -74,20 +72,9 @@ class Local:
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob below the store's tmp/, where a later run finds what a killed one had."""
         store = self.registry.store
-        part = store.part_path(blob.digest)
-        try:
-            self._put(blob, source, part)
-        except ConflictError:  # another process receives the same; so do we, beside it
-            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
-            try:
-                self._put(blob, source, own)
-            finally:
-                forget(own)
+        with received_beside(source, blob, store.part_path(blob.digest)) as (path, file):
+            store.adopt(path, file, blob.digest)
         return blob.size
-
-    def _put(self, blob: Descriptor, source: Source, part: Path) -> None:
-        with received(source, blob, part) as (path, file):
-            self.registry.store.adopt(path, file, blob.digest)
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
         """Make it the next version of the name, if its adapter.json is true of its files."""

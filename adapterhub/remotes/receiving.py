@@ -107,6 +107,19 @@ def received(
             _note_path(part).unlink(missing_ok=True)
 
 
+@contextmanager
+def received_beside(source: Source, blob: Descriptor, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The same, and where another process receives it there a file of our own beside it, gone in the end."""
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(received(source, blob, part))
+        except ConflictError:
+            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
+            stack.callback(forget, own)
+            found = stack.enter_context(received(source, blob, own))
+        yield found
+
+
 def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
     """Receive what is missing; how many bytes there are then."""
     at = sink.done

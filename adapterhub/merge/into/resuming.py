@@ -98,8 +98,8 @@ def left_over(out: Path, name: str) -> Path | None:
     """The folder that a dead run of the job left beside `out`; what one of another job kept is removed."""
     place, found = Path(os.path.abspath(out)), None
     for kind in ("partial", "kept"):
-        for left in sorted(place.parent.glob(f".{_escaped(place.name)}.{kind}-*")):
-            lock = None if left == found else _locked(left)  # found was renamed just now
+        for left in sorted(place.parent.glob(f".{staging.escaped(place.name)}.{kind}-*")):
+            lock = None if left == found else staging.locked(left)  # found was renamed just now
             if lock is None:
                 continue  # a living run's
             if found is None and _is_of(left, name):
@@ -111,32 +111,10 @@ def left_over(out: Path, name: str) -> Path | None:
     return found
 
 
-def _escaped(text: str) -> str:
-    """`text` as a pattern that matches only itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
-
-
 def _is_of(left: Path, name: str) -> bool:
     with suppress(OSError, ValueError, AttributeError):
         return any(json.loads(note.read_text()).get("job") == name for note in (left / _NOTES).iterdir())
     return False
-
-
-def _locked(folder: Path) -> int | None:
-    """A descriptor with the folder's lock, which a living run holds; None when one does, or there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return None
-        return fd
-    return None
 
 
 def _checksum(path: Path) -> str:

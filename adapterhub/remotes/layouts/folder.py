@@ -15,10 +15,10 @@ from adapterhub.manifest import Descriptor, Manifest
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import Entry
 from adapterhub.remotes.layouts.layout import Layout
-from adapterhub.remotes.receiving import forget, received
+from adapterhub.remotes.receiving import received_beside
 from adapterhub.remotes.remote import Source
 from adapterhub.store import local_errors, open_regular
-from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 from adapterhub_converters.files.staging import sync
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
@@ -87,20 +87,10 @@ class LayoutFolder(Layout):
         """Receive a blob; what a killed run had of it is gone on with."""
         self._make()
         part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
-        try:
-            self._put(blob, source, part)
-        except ConflictError:  # another process receives the same; so do we, beside it
-            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
-            try:
-                self._put(blob, source, own)
-            finally:
-                forget(own)
-        return blob.size
-
-    def _put(self, blob: Descriptor, source: Source, part: Path) -> None:
-        with received(source, blob, part) as (path, file), local_errors(path):
+        with received_beside(source, blob, part) as (path, file), local_errors(path):
             os.fsync(file.fileno())
             os.replace(path, self._path(blob.digest))
+        return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
         """Have a manifest whose blobs are all here, and let a name mean it."""

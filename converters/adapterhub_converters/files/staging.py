@@ -82,25 +82,25 @@ def _scratch(out: Path) -> tuple[Path, int | None]:
     import tempfile  # a command that only reads imports this module for `sync` and starts faster without
 
     fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
-    lock = _locked(fresh)
+    lock = locked(fresh)
     return fresh.rename(fresh.with_name(fresh.name.replace(".new-", ".partial-"))), lock
 
 
 def _sweep(out: Path) -> None:
     """Remove what killed runs for the same `out` left; without locks nothing can be told to be dead, and all stays."""
-    for left in out.parent.glob(f".{_escaped(out.name)}.partial-*"):
-        lock = _locked(left)
+    for left in out.parent.glob(f".{escaped(out.name)}.partial-*"):
+        lock = locked(left)
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` as a pattern that matches only itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
-def _locked(folder: Path) -> int | None:
+def locked(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock, or None when another process does or there are no locks."""
     try:
         import fcntl
