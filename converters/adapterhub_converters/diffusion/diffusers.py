@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapterhub_converters import peft
-from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankConv, Meta, refuse_conditions
+from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankConv, Meta
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.base.pipeline import PARTS
 from adapterhub_converters.errors import FormatError, RefusedError, refused
@@ -168,7 +168,7 @@ def _by_config(modules: Mapping[str, parts.Parts], config: Mapping[str, Any], wh
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what diffusers' words do not say."""
-    if problems := list(_problems(adapter)):
+    if problems := list(pipeline.problems(adapter, "diffusers'", _problem)):
         raise refused("diffusers", problems)
     named = pipeline.named(adapter, base, "diffusers")
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
@@ -192,19 +192,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     return LossReport(tuple(kept), adapter.notes)
 
 
-def _problems(adapter: Adapter) -> Iterable[str]:
-    if adapter.meta.init != "default":
-        yield f"its factors began as {adapter.meta.init}, which changed the base when training began"
-    try:
-        refuse_conditions(adapter)
-    except RefusedError as error:
-        yield f"{error.where}: {error.what}"
-    if not adapter.deltas:
-        yield "there is no low-rank delta to write"
-    yield from (f"{name}: a replaced parameter cannot be said in diffusers' words" for name in sorted(adapter.replaced))
-    yield from (f"{target}: replaced rows cannot be said in diffusers' words" for target in sorted(adapter.rows))
-    for target, delta in sorted(adapter.deltas.items()):
-        if not isinstance(delta, LowRank | LowRankConv):
-            yield f"{target}: a delta of the kind {type(delta).__name__} cannot be said in diffusers' words"
-        elif isinstance(delta, LowRank) and delta.transposed_base:
-            yield f"{target}: a module whose weight is stored transposed, as no image model's is"
+def _problem(delta: Delta) -> str:
+    if isinstance(delta, LowRank | LowRankConv):
+        return ""
+    return f"a delta of the kind {type(delta).__name__} cannot be said in diffusers' words"

@@ -27,7 +27,6 @@ from adapterhub_converters.adapter import (
     LossReport,
     LowRank,
     LowRankConv,
-    refuse_conditions,
 )
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused
@@ -132,7 +131,7 @@ def _as_base(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what kohya's words do not say."""
-    if problems := list(_problems(adapter)):
+    if problems := list(pipeline.problems(adapter, "kohya's", _problem)):
         raise refused("kohya", problems)
     plain, kept = _plain(adapter)
     named = pipeline.named(plain, base, "kohya")
@@ -165,24 +164,13 @@ def kept_rounded(kept: Iterable[Kept]) -> bool:
 _ALPHA = "its alpha is rounded to float32"
 
 
-def _problems(adapter: Adapter) -> Iterable[str]:
-    if adapter.meta.init != "default":
-        yield f"its factors began as {adapter.meta.init}, which changed the base when training began"
-    try:
-        refuse_conditions(adapter)
-    except RefusedError as error:
-        yield f"{error.where}: {error.what}"
-    if not adapter.deltas:
-        yield "there is no low-rank delta to write"
-    yield from (f"{name}: a replaced parameter cannot be said in kohya's words" for name in sorted(adapter.replaced))
-    yield from (f"{target}: replaced rows cannot be said in kohya's words" for target in sorted(adapter.rows))
-    for target, delta in sorted(adapter.deltas.items()):
-        if not isinstance(delta, LowRank | LowRankConv | Factored):
-            yield f"{target}: a delta of the kind {type(delta).__name__} cannot be said in kohya's words"
-        elif isinstance(delta, LowRank) and delta.transposed_base:
-            yield f"{target}: a module whose weight is stored transposed, as no image model's is"
-        elif isinstance(delta, Factored) and not _is_native(delta) and not delta.is_low_rank:
-            yield f"{target}: a delta of the kind {type(delta).__name__}, and no low-rank pair, cannot be said in kohya's words"
+def _problem(delta: Delta) -> str:
+    kind = type(delta).__name__
+    if not isinstance(delta, LowRank | LowRankConv | Factored):
+        return f"a delta of the kind {kind} cannot be said in kohya's words"
+    if isinstance(delta, Factored) and not _is_native(delta) and not delta.is_low_rank:
+        return f"a delta of the kind {kind}, and no low-rank pair, cannot be said in kohya's words"
+    return ""
 
 
 def _is_native(delta: Delta) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, refuse_conditions
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.base.pipeline import PARTS
 from adapterhub_converters.errors import RefusedError, refused
@@ -134,6 +134,25 @@ def _known(targets: Iterable[str], where: str) -> str:
     if len(parts) > 1:
         raise RefusedError(where, f"it has modules of {' and '.join(sorted(parts))}", hint)
     return parts.pop() if parts else "unet"
+
+
+def problems(adapter: Adapter, whose: str, of: Callable[[Delta], str]) -> Iterator[str]:
+    """What the words of a format of image models do not say; `of` says it of a delta, empty for nothing."""
+    if adapter.meta.init != "default":
+        yield f"its factors began as {adapter.meta.init}, which changed the base when training began"
+    try:
+        refuse_conditions(adapter)
+    except RefusedError as error:
+        yield f"{error.where}: {error.what}"
+    if not adapter.deltas:
+        yield "there is no low-rank delta to write"
+    yield from (f"{name}: a replaced parameter cannot be said in {whose} words" for name in sorted(adapter.replaced))
+    yield from (f"{target}: replaced rows cannot be said in {whose} words" for target in sorted(adapter.rows))
+    for target, delta in sorted(adapter.deltas.items()):
+        if what := of(delta):
+            yield f"{target}: {what}"
+        elif isinstance(delta, LowRank) and delta.transposed_base:
+            yield f"{target}: a module whose weight is stored transposed, as no image model's is"
 
 
 def own_header(adapter: Adapter) -> dict[str, str]:
