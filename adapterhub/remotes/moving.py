@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,12 +89,14 @@ class Move:
             return [self._one(work, blob) for blob in blobs]
         try:
             with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
-                jobs = [pool.submit(self._one, work, blob) for blob in blobs]
-                done: set[Any] = set()
+                jobs: list[Future[Any]] = []
+                done: set[Future[Any]] = set()
                 try:
+                    for blob in blobs:  # one by one: a signal may come when some of them wait already
+                        jobs.append(pool.submit(self._one, work, blob))
                     done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
                 finally:  # a signal as well
-                    if not all(job.done() and not job.exception() for job in jobs):
+                    if len(jobs) < len(blobs) or not all(job.done() and not job.exception() for job in jobs):
                         self._end(jobs, places)
         finally:
             self._tell(places, on=False)
@@ -111,7 +113,7 @@ class Move:
         self.at(blob.digest, blob.size)
         return result
 
-    def _end(self, jobs: Sequence[Any], places: Sequence[object]) -> None:
+    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[object]) -> None:
         self._stop.set()
         for job in jobs:
             job.cancel()

@@ -291,12 +291,33 @@ def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, f
     process = program.start()
     while not any(found.method == "POST" for found in list(proxy.seen)):
         time.sleep(0.01)
-    for _ in range(10):  # the first may come just before there is something to end
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-            break
-    assert process.returncode == 130
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_a_signal_while_the_first_begin_ends_those_that_wait() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    class Interrupted(list[Descriptor]):
+        def __iter__(self) -> Iterator[Descriptor]:
+            yield self[0]
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+
+    class Place:
+        def stop(self, *, on: bool) -> None:
+            if on:
+                ended.set()
+
+    def work(_blob: Descriptor) -> bool:
+        begun.set()
+        return ended.wait(60)
+
+    blobs = Interrupted([Descriptor("", "sha256:a", 0), Descriptor("", "sha256:b", 0)])
+    move = Move([], None)
+    with pytest.raises(KeyboardInterrupt):
+        move.each(work, blobs, Place())
+    assert ended.is_set()
 
 
 def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:
