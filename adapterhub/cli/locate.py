@@ -96,24 +96,23 @@ def _on(name: str) -> bool:
 
 def data_folder() -> Path:
     """Where the user's own registry lies when no other is named."""
-    if os.environ.get("XDG_DATA_HOME"):
-        return Path(os.environ["XDG_DATA_HOME"]) / "adapterhub"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "adapterhub"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "adapterhub"
-    return Path.home() / ".local" / "share" / "adapterhub"
+    return _user_folder("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share")
 
 
 def config_folder() -> Path:
     """Where the user's own remotes and logins are kept."""
-    if os.environ.get("XDG_CONFIG_HOME"):
-        return Path(os.environ["XDG_CONFIG_HOME"]) / "adapterhub"
+    return _user_folder("XDG_CONFIG_HOME", "APPDATA", ".config")
+
+
+def _user_folder(xdg: str, windows: str, unix: str) -> Path:
+    """Ours among the folders that a system has for programs' files."""
+    if os.environ.get(xdg):
+        return Path(os.environ[xdg]) / "adapterhub"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "adapterhub"
     if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home()) / "adapterhub"
-    return Path.home() / ".config" / "adapterhub"
+        return Path(os.environ.get(windows) or Path.home()) / "adapterhub"
+    return Path.home() / unix / "adapterhub"
 
 
 def user_file() -> Path:

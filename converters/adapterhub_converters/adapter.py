@@ -200,6 +200,20 @@ def refuse_conditions(adapter: Adapter) -> None:
         )
 
 
+def beside_deltas(adapter: Adapter, words: str) -> list[str]:
+    """What a format cannot say of an adapter that knows deltas alone; `words` are those in which it cannot be said."""
+    found = [] if adapter.deltas else ["there is no low-rank delta to write"]
+    if adapter.meta.init != "default":
+        found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
+    found += [f"{name}: a replaced parameter cannot be said in {words}" for name in sorted(adapter.replaced)]
+    found += [f"{target}: replaced rows cannot be said in {words}" for target in sorted(adapter.rows)]
+    try:
+        refuse_conditions(adapter)
+    except RefusedError as error:
+        found.append(f"{error.where}: {error.what}")
+    return found
+
+
 def factored_out(adapter: Adapter) -> Adapter:
     """The adapter with AdaLoRA, QALoRA, LoHa, LoKr and VeRA as the low-rank pairs they equal; itself when there are none.
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, rider, scales
-from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, StackedLowRank, refuse_conditions
+from .adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankEmbedding, Meta, StackedLowRank, beside_deltas
 from .base import BaseSpec
 from .errors import FormatError, NotFoundError, RefusedError, refused
 from .files import json_file, safetensors_file
@@ -99,15 +99,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    found = [] if adapter.deltas else ["there is no low-rank delta to write"]
-    if adapter.meta.init != "default":
-        found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
-    found += [f"{name}: a replaced parameter cannot be said in an mlx-lm adapter" for name in sorted(adapter.replaced)]
-    found += [f"{target}: replaced rows cannot be said in an mlx-lm adapter" for target in sorted(adapter.rows)]
-    try:
-        refuse_conditions(adapter)
-    except RefusedError as error:
-        found.append(f"{error.where}: {error.what}")
+    found = beside_deltas(adapter, "an mlx-lm adapter")
     dora = bool(_magnitudes(adapter))
     for target, delta in sorted(adapter.deltas.items()):
         found += [f"{target}: {reason}" for reason in (*_one(target, delta, dora=dora), *_table(target, adapter, base))]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, rider, scales
-from .adapter import Adapter, Delta, Kept, Loss, LowRank, Meta, refuse_conditions
+from .adapter import Adapter, Delta, Kept, Loss, LowRank, Meta, beside_deltas
 from .base import BaseSpec
 from .errors import FormatError, RefusedError
 from .files import json_file, safetensors_file
@@ -116,15 +116,7 @@ def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool, 
 
     `tied`: whether the base has its output layer in its embedding table, and `maker` then no LoRA there.
     """
-    found = [] if adapter.deltas else ["there is no low-rank delta to write"]
-    if adapter.meta.init != "default":
-        found.append(f"its factors began as {adapter.meta.init}, which changed the base when training began")
-    found += [f"{name}: a replaced parameter cannot be said in {maker}'s adapters" for name in sorted(adapter.replaced)]
-    found += [f"{target}: replaced rows cannot be said in {maker}'s adapters" for target in sorted(adapter.rows)]
-    try:
-        refuse_conditions(adapter)
-    except RefusedError as error:
-        found.append(f"{error.where}: {error.what}")
+    found = beside_deltas(adapter, f"{maker}'s adapters")
     if tied and "lm_head" in adapter.deltas:
         found.append(f"lm_head: the base ties it to the embedding table, and {maker} has no LoRA on such a layer")
     known = frozenset(kinds)

@@ -55,26 +55,37 @@ def close(found: np.ndarray, wanted: np.ndarray, plain: np.ndarray) -> None:
     assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 99]},
-    ],
-)
-def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
-    made = tiny.model(name, tie_word_embeddings=True)
-    base, plain = saved(made, tmp_path / "base"), logits(made)
-    wrapped = tiny.adapter(made, tmp_path / "adapter", **config)
+TIED = {
+    "table": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["lm_head"]},
+    "saved-head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved-table": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 99]},
+}
+"""What an adapter may do to tables that are one."""
+RESIZED = {
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "low-rank": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+}
+
+
+def tied_adapter(torch: Any, made: Any, folder: Path, config: dict[str, Any]) -> Any:
+    """An adapter of peft's in `folder`, on a model whose tables are one, as if what it replaces had been trained."""
+    wrapped = tiny.adapter(made, folder, **config)
     with torch.no_grad():
         for key, parameter in wrapped.named_parameters():
             if "modules_to_save" in key or "trainable_tokens_delta" in key:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    return wrapped
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+@pytest.mark.parametrize("config", TIED.values(), ids=TIED)
+def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    made = tiny.model(name, tie_word_embeddings=True)
+    base, plain = saved(made, tmp_path / "base"), logits(made)
+    wrapped = tied_adapter(torch, made, tmp_path / "adapter", config)
     wanted = logits(wrapped)
     fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     rows = "trainable_token_indices" in config
@@ -83,13 +94,7 @@ def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
-    ],
-)
+@pytest.mark.parametrize("config", RESIZED.values(), ids=RESIZED)
 def test_a_resized_vocabulary_comes_along(torch: Any, tmp_path: Path, tie: bool, config: dict[str, Any]) -> None:
     if tie and "modules_to_save" not in config:
         pytest.skip("peft saves one of the two tables")

@@ -18,7 +18,7 @@ from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.base import read_base
 from tests import tiny
 from tests.conftest import need_module
-from tests.merge.test_fuse_features import MOE, loaded, saved, stacked, tensors_of
+from tests.merge.test_fuse_features import MOE, RESIZED, TIED, loaded, saved, stacked, tensors_of, tied_adapter
 from tests.merge.test_fuse_gguf import stored_as
 
 pytestmark = pytest.mark.peer
@@ -39,26 +39,11 @@ def bad(adapters: Weighted, base: Path, merged: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 99]},
-    ],
-    ids=["table", "head", "saved-head", "saved-table", "rows"],
-)
+@pytest.mark.parametrize("config", TIED.values(), ids=TIED)
 def test_heads_that_a_merge_unties(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
     made = tiny.model(name, tie_word_embeddings=True)
     base = saved(made, tmp_path / "base")
-    wrapped = tiny.adapter(made, tmp_path / "adapter", **config)
-    with torch.no_grad():
-        for key, parameter in wrapped.named_parameters():
-            if "modules_to_save" in key or "trainable_tokens_delta" in key:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    tied_adapter(torch, made, tmp_path / "adapter", config)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     fuse(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out")
@@ -66,14 +51,7 @@ def test_heads_that_a_merge_unties(torch: Any, tmp_path: Path, name: str, config
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["two", "tied"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
-    ],
-    ids=["saved", "low-rank"],
-)
+@pytest.mark.parametrize("config", RESIZED.values(), ids=RESIZED)
 def test_resized_vocabularies(torch: Any, tmp_path: Path, tie: bool, config: dict[str, Any]) -> None:
     if tie and "modules_to_save" not in config:
         pytest.skip("peft saves one of the two tables")
