@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,11 +56,10 @@ _NAMES = ("dtype", "requantise", "shard_size", "onto", "dequantise", "force", "r
 def options(command: F) -> F:
     """The options of a merge into a base, as one argument `into`."""
 
+    @functools.wraps(command)
     def call(*args: Any, **given: Any) -> Any:
         return command(*args, into={name: given.pop(name) for name in _NAMES}, **given)
 
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]
     made: Any = call
     for option in reversed(_OPTIONS):
         made = option(made)

@@ -186,7 +186,12 @@ def _extract_document(out: str, report: Extraction) -> dict[str, Any]:
         "error": report.error,
         "unchanged": report.unchanged,
         "weights": {
-            one.name: {"rank": one.rank, "change": one.change, "error": one.error, "left_out": one.why or None}
+            one.name: {
+                "rank": one.rank,
+                "change": one.change if math.isfinite(one.change) else None,
+                "error": one.error,
+                "left_out": one.why or None,
+            }
             for one in report.weights
         },
         "notes": list(report.notes),
@@ -206,7 +211,7 @@ def _extract_text(out: str, report: Extraction, parameters: int) -> None:
         output.write(
             output.one_line(
                 f"  left out: {output.plural(len(lost), 'tensor')} ({', '.join(sorted({one.why for one in lost}))}), "
-                f"{most.name} most: {most.change:.2%} of its norm; --rest keeps them whole"
+                f"{most.name} most: {_change(most)} of its norm; --rest keeps them whole"
             )
         )
     output.write()
@@ -219,4 +224,8 @@ def _extract_text(out: str, report: Extraction, parameters: int) -> None:
 
 
 def _extract_row(one: Extracted) -> list[str]:
-    return [one.name, str(one.rank) if one.rank else "whole", f"{one.change:.2%}", f"{one.error:.3g}"]
+    return [one.name, str(one.rank) if one.rank else "whole", _change(one), f"{one.error:.3g}"]
+
+
+def _change(one: Extracted) -> str:
+    return f"{one.change:.2%}" if math.isfinite(one.change) else "all"

@@ -17,6 +17,7 @@ from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import safetensors_file
+from tests.conftest import Run
 from tests.merge.test_fuse import K, Q, base_in, tensors_of
 
 QW, KW, TABLE = f"{Q}.weight", f"{K}.weight", "model.embed_tokens.weight"
@@ -180,3 +181,14 @@ def test_peft_computes_what_the_fine_tune_does(torch: Any, llama: Callable[..., 
     ids = torch.arange(12)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_change_from_zero_is_null_in_the_document(tmp_path: Path, run: Run) -> None:
+    base = base_in(tmp_path / "base", dtypes.F32)
+    none = {**tensors_of(base), f"{Q}.bias": np.zeros(16, np.float32)}
+    safetensors_file.write(base / "model.safetensors", none, {"format": "pt"})
+    tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16), f"{Q}.bias": noise(16)})
+    text = run("extract", base, tmp_path / "tuned", "--rank", "2", "-o", tmp_path / "out", "--json").stdout
+    assert "Infinity" not in text
+    assert json.loads(text)["weights"][f"{Q}.bias"]["change"] is None
+    assert json.loads(text)["weights"][QW]["change"] > 0

@@ -45,7 +45,7 @@ class Extracted:
 
     Attributes:
         rank: Of the delta in the adapter; None where the weight is not in it, 0 where it is as a whole.
-        change: The norm of the change over that of the base's weight.
+        change: The norm of the change over that of the base's weight; infinite where that is zero.
         error: The norm of what the adapter lacks of the change over that of the change; 1 for one that was left out.
         why: Why a weight that changed was left out, else empty.
     """
@@ -157,7 +157,7 @@ class _Run:
             self._found.append(Extracted(name, None, share, 1.0, why))
             self._lost += norm**2
         else:
-            error = self._low_rank(name, change, norm)
+            error = self._low_rank(name, change, norm, share)
             self._lost += (error * norm) ** 2
         self._total += norm**2
         self._before.done(name)
@@ -177,7 +177,7 @@ class _Run:
         rows = self._after.rows(other, 0, as_matrix(shape)[0])
         return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(other)])
 
-    def _low_rank(self, name: str, change: Change, norm: float) -> float:
+    def _low_rank(self, name: str, change: Change, norm: float, share: float) -> float:
         left, right = leading(change, norm, self._wanted)
         dtype = DTYPES[self._wanted.dtype]
         left, right = left.astype(dtype), right.astype(dtype)
@@ -190,12 +190,8 @@ class _Run:
         else:
             self._deltas[target] = LowRank(np.ascontiguousarray(right), np.ascontiguousarray(left), float(r))
         error = change.distance(left.astype(np.float32), right.astype(np.float32)) / norm
-        self._found.append(Extracted(name, r, norm / self._base_norm(change), error))
+        self._found.append(Extracted(name, r, share, error))
         return error
-
-    @staticmethod
-    def _base_norm(change: Change) -> float:
-        return change.norms()[1] or math.inf
 
     def adapter(self, base: Path) -> Adapter:
         """What was taken out."""

@@ -25,7 +25,7 @@ from adapterhub_converters.errors import RefusedError
 from .edits import Apply, Edit, Replace
 from .hf_base import Folder, read_folder
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
-from .plan import plan
+from .plan import Plan, plan
 
 F32Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -102,7 +102,7 @@ def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | 
         )
     folder = read_folder(base, dequantise=True)
     steps = plan(adapters, folder)
-    owners = _owners(adapters, folder)
+    owners = _owners(adapters, folder, steps)
     with FolderModel(folder, steps.added) as have, open_model(merged) as made:
         called = renamed(have.names, made.names)
         found = []
@@ -119,8 +119,10 @@ def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | 
     return Proofs(tuple(found), steps.notes)
 
 
-def _owners(adapters: Weighted, folder: Folder) -> Mapping[str, tuple[int, ...]]:
-    """Of each tensor which adapters its edits are of, in their order."""
+def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:
+    """Of each tensor which adapters its edits are of, in their order; `steps` are those of all together."""
+    if len(adapters) == 1:  # a plan may take a decomposition of every weight
+        return {name: (0,) * len(edits) for name, edits in steps.edits.items()}
     found: dict[str, list[int]] = {}
     for number, one in enumerate(adapters):
         for name, edits in plan([one], folder).edits.items():
