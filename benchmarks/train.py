@@ -95,13 +95,16 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows_of(options: argparse.Namespace, tokenizer: Any) -> Any:
-    from adapterhub.train import data
+    from adapterhub.train.corpus import data
 
     return data.load([options.data], tokenizer, sequence=options.sequence, loss="all", seed=0).rows
 
 
 def ours(options: argparse.Namespace) -> Callable[[int], float]:
-    from adapterhub.train import base, config, loop, lora
+    from adapterhub.train import config
+    from adapterhub.train.layers import lora
+    from adapterhub.train.model import base
+    from adapterhub.train.steps import loop
 
     made = base.load(options.base, config.BaseConfig(str(options.base)), config.LoRAConfig(r=R, alpha=ALPHA), where="")
     lora.reset(made.model, 0)
@@ -115,7 +118,7 @@ def theirs(options: argparse.Namespace) -> Callable[[int], float]:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from adapterhub.train import data
+    from adapterhub.train.corpus import data
 
     quantised = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16

@@ -172,7 +172,7 @@ class _Screen:
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
 
     def _step(self, step: Stepped) -> None:
-        from adapterhub.train import spark
+        from adapterhub.train.records import spark
 
         self._losses.append(step.loss)
         memory = f" {output.size(step.memory)}" if step.memory else ""

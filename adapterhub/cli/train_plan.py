@@ -11,7 +11,7 @@ from .output import Column
 
 if TYPE_CHECKING:
     from adapterhub.train import MemoryPlan, TrainConfig
-    from adapterhub.train.budget import Alternative
+    from adapterhub.train.costs.budget import Alternative
 
 # Parts of a plan, as people call them.
 _PARTS = {
@@ -22,8 +22,9 @@ _PARTS = {
 
 def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     """Print the plan; exit as the training would where it cannot fit, unless forced."""
-    from adapterhub.train import budget, plan
-    from adapterhub.train.memory import full_fine_tuning, parameters
+    from adapterhub.train import plan
+    from adapterhub.train.costs import budget
+    from adapterhub.train.costs.memory import full_fine_tuning, parameters
 
     planned, others, free = plan(config), budget.alternatives(config), budget.free_memory()
     base, adapter = parameters(config)

@@ -1,8 +1,8 @@
 """QLoRA on one machine: an NF4 base, LoRA on its linear layers, and an adapter that says how it came to be.
 
-Read in the order things happen: `config`, `data` (with `sources` and `examples`), `base` (with `nf4`, `lora` and its
-kinds), `loop` (with `loss` and `attention`), `learnt`, `artifact`; `trainer` ties them together. `memory` and `budget` say
-what it will take, `report` what it took; `given` is an adapter to go on from or to `evaluate`. Importing this package
+Read in the order things happen: `config`; `corpus`, from files to rows of tokens; `layers`, what a model learns with; `model`,
+the base with these; `steps`, the loop and what is in it; `records`, what is written. `trainer` ties them together. `costs` says
+what a training will take and what it took; `model.given` is an adapter to go on from, or to `evaluate`. Importing this package
 imports no torch.
 """
 
@@ -16,6 +16,7 @@ from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
 from .config import read as read_config
+from .costs.memory import plan
 from .events import (
     Evaluated,
     Event,
@@ -32,7 +33,6 @@ from .events import (
     Saved,
     Stepped,
 )
-from .memory import plan
 
 __all__ = [
     "Evaluated", "Event", "Given", "Loading", "Measured", "Measuring", "MemoryPlan", "OnEvent", "Ready", "Report", "Result",
@@ -58,7 +58,8 @@ def run(
         RefusedError: The data teach nothing, the base isn't understood, or memory will not do; that last unless `force`.
     """
     _check_extra()
-    from . import ranks, tracking
+    from . import ranks
+    from .records import tracking
     from .trainer import train
 
     with ranks.joined():

@@ -12,11 +12,13 @@ from adapterhub.digest import sha256_file
 from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.errors import RefusedError
 
-from . import data, given, loop
-from .base import load, threads
 from .config import BaseConfig, LoRAConfig
+from .corpus import data
 from .events import Given, Measured, Measuring
-from .lora import lora_layers
+from .layers.lora import lora_layers
+from .model import given
+from .model.base import load, threads
+from .steps import loop
 
 
 def evaluate(

@@ -10,11 +10,17 @@ from adapterhub.digest import sha256_file
 from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.files import staging
 
-from . import artifact, budget, checkpoint, data, given, loop, lora, memory, ranks
-from .base import Base, load, threads
+from . import ranks
 from .config import TrainConfig
+from .corpus import data
+from .costs import budget, memory
+from .costs.report import Meter
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
-from .report import Meter
+from .layers import lora
+from .model import given
+from .model.base import Base, load, threads
+from .records import artifact, checkpoint
+from .steps import loop
 
 
 def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.train import config, data
-from adapterhub.train.examples import encode
+from adapterhub.train import config
+from adapterhub.train.corpus import data
+from adapterhub.train.corpus.examples import encode
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 
 EOS = 2

@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import facts, manifest, train  # noqa: E402
-from adapterhub.train import config, given  # noqa: E402
+from adapterhub.train import config  # noqa: E402
+from adapterhub.train.model import given  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.base import read_hf  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402

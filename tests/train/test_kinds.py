@@ -12,7 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.train import base, checkpoint, config, data, dora, inits, learnt, loop, lora, nf4, tables  # noqa: E402
+from adapterhub.train import config  # noqa: E402
+from adapterhub.train.corpus import data  # noqa: E402
+from adapterhub.train.layers import dora, inits, lora, nf4, tables  # noqa: E402
+from adapterhub.train.model import base, learnt  # noqa: E402
+from adapterhub.train.records import checkpoint  # noqa: E402
+from adapterhub.train.steps import loop  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402

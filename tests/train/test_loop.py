@@ -19,7 +19,12 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
-from adapterhub.train import base, best, config, data, loop, lora, samples, schedule, spark  # noqa: E402
+from adapterhub.train import config  # noqa: E402
+from adapterhub.train.corpus import data  # noqa: E402
+from adapterhub.train.layers import lora  # noqa: E402
+from adapterhub.train.model import base  # noqa: E402
+from adapterhub.train.records import spark  # noqa: E402
+from adapterhub.train.steps import best, loop, samples, schedule  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.train.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402

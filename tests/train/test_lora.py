@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapterhub.train import lora, nf4  # noqa: E402
+from adapterhub.train.layers import lora, nf4  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import train
-from adapterhub.train import budget, memory
+from adapterhub.train.costs import budget, memory
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.train.conftest import write_tokenizer

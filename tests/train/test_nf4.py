@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapterhub.train import nf4  # noqa: E402
+from adapterhub.train.layers import nf4  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 

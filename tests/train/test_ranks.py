@@ -50,7 +50,8 @@ def test_two_ranks_have_the_losses_of_one(shard: bool, tmp_path: Path, tiny_base
 
 HALVES = """
 import torch
-from adapterhub.train import nf4, ranks, shards
+from adapterhub.train import ranks
+from adapterhub.train.layers import nf4, shards
 torch.manual_seed(0)
 matrix = nf4.quantise(torch.randn(7, 130))
 with ranks.joined():

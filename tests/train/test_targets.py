@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapterhub.train.config import LoRAConfig
-from adapterhub.train.targets import Sizes, resolve
+from adapterhub.train.layers.targets import Sizes, resolve
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import need_module
 

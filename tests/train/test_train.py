@@ -20,8 +20,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import facts, train  # noqa: E402
-from adapterhub.train import artifact, base, config, data, loop, lora, memory  # noqa: E402
-from adapterhub.train.loss import cross_entropy  # noqa: E402
+from adapterhub.train import config  # noqa: E402
+from adapterhub.train.corpus import data  # noqa: E402
+from adapterhub.train.costs import memory  # noqa: E402
+from adapterhub.train.layers import lora  # noqa: E402
+from adapterhub.train.model import base  # noqa: E402
+from adapterhub.train.records import artifact  # noqa: E402
+from adapterhub.train.steps import loop  # noqa: E402
+from adapterhub.train.steps.loss import cross_entropy  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, ConflictError, OutputExistsError, RefusedError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402

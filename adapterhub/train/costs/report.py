@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from .config import TrainConfig
-from .events import Event, OnEvent, Ready, Report, Resumed, Stepped
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.events import Event, OnEvent, Ready, Report, Resumed, Stepped
+
 from .memory import flops, full_fine_tuning, plan
 
 _TRIES = 5

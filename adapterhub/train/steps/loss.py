@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .data import IGNORED
+from adapterhub.train.corpus.data import IGNORED
 
 Tensor = Any
 CHUNK = 128  # tokens whose logits exist at once

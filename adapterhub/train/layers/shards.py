@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from . import ranks
+from adapterhub.train import ranks
+
 from .nf4 import NF4
 
 

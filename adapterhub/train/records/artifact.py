@@ -14,16 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.costs.memory import flops, parameters
+from adapterhub.train.model import learnt
+from adapterhub.train.model.base import Base
+from adapterhub.train.steps.loop import State
 from adapterhub_converters import peft
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
-
-from . import learnt
-from .base import Base
-from .config import TrainConfig
-from .loop import State
-from .memory import flops, parameters
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
 _POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them

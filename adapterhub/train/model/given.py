@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from adapterhub import facts
+from adapterhub.train.config import LoRAConfig
+from adapterhub.train.events import Given
+from adapterhub.train.layers.lora import lora_layers
 from adapterhub_converters import formats
 from adapterhub_converters.adapter import LowRank, plain_pairs, scaling
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 from .base import Base
-from .config import LoRAConfig
-from .events import Given
-from .lora import lora_layers
 
 METHOD = "train"  # how a parent went into what was trained on from it, in adapter.json
 

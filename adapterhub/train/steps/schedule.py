@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .config import OptimConfig
+from adapterhub.train.config import OptimConfig
 
 _DECAY = 0.2  # share of the steps in which `wsd` falls
 

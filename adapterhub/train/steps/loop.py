@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterhub.train import ranks
+from adapterhub.train.config import OptimConfig
+from adapterhub.train.corpus.data import IGNORED, Rows, lengths, order
+from adapterhub.train.events import Evaluated, OnEvent, Stepped
+from adapterhub.train.model.base import Base
 from adapterhub_converters.errors import RefusedError, StoppedError
 
-from . import best, optimiser, ranks
-from .base import Base
-from .config import OptimConfig
-from .data import IGNORED, Rows, lengths, order
-from .events import Evaluated, OnEvent, Stepped
+from . import best, optimiser
 from .loss import cross_entropy
 from .noise import noisy
 from .samples import answers

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Base
-from .tables import token_rows
+from adapterhub.train.layers.tables import token_rows
+from adapterhub.train.model.base import Base
 
 
 def answers(base: Base, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:

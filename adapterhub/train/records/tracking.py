@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.events import Evaluated, Event, OnEvent, Stepped
 from adapterhub_converters.errors import MissingExtraError, UsageError
-
-from .config import TrainConfig
-from .events import Evaluated, Event, OnEvent, Stepped
 
 Log = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "adapterhub"

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
+from adapterhub.train.config import OptimConfig
+from adapterhub.train.layers.lora import trained
 from adapterhub_converters.errors import MissingExtraError, RefusedError
-
-from .config import OptimConfig
-from .lora import trained
 
 
 def make(model: Any, config: OptimConfig) -> Any:

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
+from adapterhub.train import ranks
+from adapterhub.train.layers.lora import trained
+from adapterhub.train.model.base import as_numpy, as_torch
+from adapterhub.train.steps.loop import State
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 from adapterhub_converters.files import safetensors_file
-
-from . import ranks
-from .base import as_numpy, as_torch
-from .loop import State
-from .lora import trained
 
 _BEST = ".best"  # what a parameter was when the held-out loss was lowest
 

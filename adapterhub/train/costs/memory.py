@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.events import MemoryPlan
 from adapterhub_converters.base import BaseSpec, read_hf
-
-from .config import TrainConfig
-from .events import MemoryPlan
 
 _NF4_BYTES = 4.127 / 8  # a weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for that one's
 _RUNTIME = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .lora import trained
+from adapterhub.train.layers.lora import trained
 
 
 def measured(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.layers.inits import plain
+from adapterhub.train.layers.lora import lora_layers
+from adapterhub.train.layers.tables import LoRAEmbedding, token_rows
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows
 
 from .base import Base, as_numpy
-from .config import TrainConfig
-from .inits import plain
-from .lora import lora_layers
-from .tables import LoRAEmbedding, token_rows
 
 
 def adapter(config: TrainConfig, base: Base) -> Adapter:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.patterns import Patterns
-
-from .config import LoRAConfig
 
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one an expert's
 

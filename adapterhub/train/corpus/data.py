@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.train.config import TrainConfig
 from adapterhub_converters.errors import RefusedError
 
 from . import sources
-from .config import TrainConfig
 from .examples import Example, encode
 
 IGNORED = -100

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 
-from .config import LoRAConfig
 from .lora import dense
 from .nf4 import NF4, quantise
 

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from adapterhub.train.config import BaseConfig, LoRAConfig
+from adapterhub.train.layers import attention, dora, inits, lora, nf4, shards, tables
+from adapterhub.train.layers.targets import Sizes, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.base.weights import ModelWeights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-
-from . import attention, dora, inits, lora, nf4, shards, tables
-from .config import BaseConfig, LoRAConfig
-from .targets import Sizes, resolve
 
 # Configs that change the logits after the output layer, which the loss here computes itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")

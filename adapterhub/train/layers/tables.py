@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
-from .config import LoRAConfig
 from .lora import replace
 
 Tensor = Any

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub.train.config import TrainConfig
+from adapterhub.train.events import MemoryPlan
 from adapterhub_converters.base import read_hf
 from adapterhub_converters.errors import RefusedError
 
-from .config import TrainConfig
-from .events import MemoryPlan
 from .memory import plan
 
 _CGROUP = Path("sys/fs/cgroup")

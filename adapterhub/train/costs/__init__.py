@@ -1,0 +1,1 @@
+"""What a training will take, and what it took."""

@@ -1,0 +1,1 @@
+"""The base with its adapters, what goes into them and what comes out."""
