@@ -103,6 +103,7 @@ def push(
     name: str | None = None,
 ) -> None:
     """What `push SRC oci://…` does; `name`: what the target is called on a remote."""
+    from adapterhub.ref import LATEST
     from adapterhub.remotes.folders import AdapterFolder
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.places import expecting, is_address, parse
@@ -112,6 +113,7 @@ def push(
         raise UsageError(target, "a version's digest comes of its files", f"Push to {address.repository}, or to a tag of it")
     rules.allowed(name or address.repository)
     skipped: tuple[str, ...] = ()
+    ahead: transfers.Ahead | None = None
     as_image = forms.is_image(conversion)
     conversion = None if as_image else conversion
     with ExitStack() as stack:
@@ -119,28 +121,30 @@ def push(
         expecting(remote, expect)
         if private:
             _make_private(remote)
+        ready: Source
         if is_address(source) and base is None and conversion is None:
             there = parse(source)
-            found_there = stack.enter_context(_open(there))
-            rules.fits(found_there, there.reference, source)
-            copied = _copy(found_there, there.reference, remote, address, as_image=as_image)
+            ready, reference = stack.enter_context(_open(there)), there.reference
+            rules.fits(ready, reference, source)
         elif (ref := sources.ref_of(source, settings)) is not None and base is None and conversion is None:
             registry = stack.enter_context(open_registry(settings))
             version = stack.enter_context(registry.reading(ref))
             output.deprecated(str(version.ref), version.deprecated)
-            rules.fits(Local(registry, version.name), version.digest, str(version.ref))
-            copied = _copy(Local(registry, version.name), version.digest, remote, address, as_image=as_image)
+            ready, reference = Local(registry, version.name), version.digest
+            rules.fits(ready, reference, str(version.ref))
         else:
             spec = sources.read_base(base, settings) if base else None
             found = stack.enter_context(sources.opened(source, settings))
             checked(found, spec, force=force)
             name = f"{address.title}/{address.title}"
-            folder = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
-            ahead = transfers.Ahead(remote, address.host)
-            ready = AdapterFolder(stack.enter_context(pinned(folder, spec)), found.where, ahead)
+            packaged = stack.enter_context(forms.packaged(found, conversion, spec, name=name))
+            folder = stack.enter_context(pinned(packaged, spec))
+            rules.folder_fits(folder, found.where)  # before anything is sent ahead
+            ahead = None if as_image else transfers.Ahead(remote, address.host)  # no file of an image is one of the folder
+            ready, reference = AdapterFolder(folder, found.where, ahead), LATEST
             skipped = ready.skipped
-            rules.fits(ready, "latest", found.where)
-            copied = ahead.added(_copy(ready, "latest", remote, address, as_image=as_image))
+        copied = _copy(ready, reference, remote, address, as_image=as_image)
+        copied = ahead.added(copied) if ahead else copied
     for item in skipped:
         output.say(output.one_line(f"left out: {item}"))
     made, ref_text = copied.manifest, address.version

@@ -248,6 +248,20 @@ def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: st
         assert (again["sent"], [found for found in proxy.seen if found.method == "PATCH"]) == (0, [])
 
 
+def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--as", "image", "--json").stdout)
+    assert LARGE < done["sent"] < 2 * LARGE
+
+
+def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
+    with Proxy(host) as proxy:
+        assert "rank 2 is over 1" in run("push", folder, f"oci://{proxy.address}/moving/refused", code=6).stderr
+        assert [found.method for found in proxy.seen if found.method not in ("GET", "HEAD")] == []
+
+
 def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 4 * MIB)
     with remote(host, "first") as to:
