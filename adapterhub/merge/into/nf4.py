@@ -1,9 +1,8 @@
-"""NF4 with double quantisation in numpy: what a weight was in training, as bitsandbytes' code makes it.
+"""NF4 with double quantisation in numpy: the bytes that bitsandbytes makes of a weight, and what comes back of them.
 
-A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes; the
-magnitudes, less their mean, are quantised to 8 bits in blocks of 256 (QLoRA, arXiv 2305.14314, section 3; bitsandbytes
-0.49, `functional.py`, `quantize_4bit`, and `backends/cpu`). torch sums the mean in an order of its own, so that its last
-bit may differ here, and with it, rarely, one of the 8-bit magnitudes by a step.
+A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes, two to a
+byte, the first in the high half; the magnitudes, less their mean, are quantised to 8 bits in blocks of 256 (QLoRA, arXiv
+2305.14314, section 3; bitsandbytes 0.50, `functional.py`, `quantize_4bit`, and `backends/cpu`). The mean is torch's (`mean`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.errors import RefusedError
 
+from .mean import mean
 from .running import TILE, Buffer, Opened, Source
 from .stored import Kind
 
@@ -35,6 +35,9 @@ CODE = np.array(
     np.float32,
 )  # fmt: skip
 _BOUNDS = (CODE[:-1] + CODE[1:]) / np.float32(2)
+_ZERO = 7  # the code of 0
+_LEAST = np.float32(1e-38)  # what bitsandbytes divides by instead of zero
+_CHUNK = 1 << 18  # weights looked at at a time: their intermediates stay in the cache
 
 
 @cache
@@ -65,45 +68,94 @@ def _steps() -> NDArray[np.uint8]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
+    """The largest magnitudes of all blocks of a weight in their own 8-bit form.
+
+    Attributes:
+        codes: uint8 `(blocks,)`, indices into `dynamic_map`.
+        scales: float32 `(ceil(blocks / 256),)`, what those values are multiplied by.
+        offset: The mean magnitude, which is added.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: F32Array
+    offset: np.float32
+
+    def restored(self) -> F32Array:
+        """Float32 `(blocks,)`."""
+        scales = np.repeat(self.scales, NESTED_BLOCK)[: self.codes.size]
+        back: F32Array = dynamic_map()[self.codes] * scales + self.offset
+        return back
+
+
 def magnitudes(values: F32Array) -> F32Array:
     """The largest magnitude of each block of 64 of `values`, flat; a last block may be short."""
-    flat = values.reshape(-1)
-    padded = np.concatenate([flat, np.zeros(-flat.size % BLOCK, np.float32)]) if flat.size % BLOCK else flat
-    found: F32Array = np.abs(padded.reshape(-1, BLOCK)).max(axis=1)
+    found: F32Array = np.abs(_blocks(values.reshape(-1))).max(axis=1, initial=0)
+    if values.size % BLOCK:
+        found[-1] = max(found[-1], _LEAST)  # bitsandbytes does so in a short block alone
     return found
 
 
-def restored(largest: F32Array) -> F32Array:
-    """Magnitudes as they come back from their own 8-bit form."""
-    offset = np.float32(largest.mean(dtype=np.float64))
+def quantised(largest: F32Array) -> Magnitudes:
+    """The magnitudes of a whole weight in 8 bits."""
+    offset = mean(largest)
     shifted = largest - offset
     blocks = np.concatenate([shifted, np.zeros(-shifted.size % NESTED_BLOCK, np.float32)]).reshape(-1, NESTED_BLOCK)
-    scale = np.abs(blocks).max(axis=1, keepdims=True)
-    quotients = np.clip(blocks * (np.float32(1) / np.maximum(scale, np.float32(1e-38))), -1, 1)
+    scales = np.abs(blocks).max(axis=1)
+    with np.errstate(all="ignore"):
+        quotients = np.nan_to_num(np.clip(blocks * (np.float32(1) / scales)[:, None], -1, 1))
     steps = ((quotients + np.float32(1)) * np.float32(0.5 * 65535) + np.float32(0.5)).astype(np.int32)
-    codes = np.where(scale > 0, _steps()[steps], 0)
-    back: F32Array = (dynamic_map()[codes] * scale).reshape(-1)[: largest.size] + offset
-    return back
+    codes = np.where(scales[:, None] > 0, _steps()[steps], np.uint8(0))
+    return Magnitudes(codes.reshape(-1)[: largest.size], scales, offset)
+
+
+def codes_of(values: F32Array, largest: F32Array) -> NDArray[np.uint8]:
+    """The index of the nearest of the 16 codes of each of `values`, flat; `largest` of their blocks."""
+    found = np.empty(values.size, np.uint8)
+    for start in range(0, values.size, _CHUNK):
+        some = values[start : start + _CHUNK]
+        quotients = _quotients(some, largest[start // BLOCK : start // BLOCK - (-some.size // BLOCK)])
+        codes = np.zeros(some.size, np.uint8)
+        for bound in _BOUNDS:  # fifteen comparisons beat a search
+            codes += (quotients > bound).view(np.uint8)
+        found[start : start + _CHUNK] = codes
+    return found
+
+
+def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two codes a byte; a last one without a partner is beside that of zero."""
+    pairs = np.append(codes, np.full(codes.size % 2, _ZERO, np.uint8)).reshape(-1, 2)
+    found: NDArray[np.uint8] = (pairs[:, 0] << np.uint8(4)) | pairs[:, 1]
+    return found
+
+
+def _blocks(values: F32Array) -> F32Array:
+    padded = np.concatenate([values, np.zeros(-values.size % BLOCK, np.float32)]) if values.size % BLOCK else values
+    return padded.reshape(-1, BLOCK)
+
+
+def _quotients(values: F32Array, largest: F32Array) -> F32Array:
+    """In bitsandbytes' own arithmetic: times the reciprocal, but in a last block that isn't full divided."""
+    safe = np.maximum(largest, _LEAST)[:, None]
+    blocks = _blocks(values)
+    quotients: F32Array = blocks * np.reciprocal(safe)
+    if values.size % BLOCK:
+        quotients[-1] = blocks[-1] / safe[-1]
+    return quotients.reshape(-1)[: values.size]
 
 
 def through(values: F32Array, largest: F32Array, back: F32Array) -> F32Array:
     """`values` (flat, whole blocks but for a last short one) as they come back; `largest` and `back` of their blocks."""
-    count = values.size
-    padded = np.concatenate([values, np.zeros(-count % BLOCK, np.float32)]) if count % BLOCK else values
-    blocks = padded.reshape(-1, BLOCK)
-    safe = np.maximum(largest, np.float32(1e-38))[:, None]
-    quotients = blocks * (np.float32(1) / safe)
-    if count % BLOCK:
-        quotients[-1] = blocks[-1] / safe[-1]
-    codes = np.searchsorted(_BOUNDS, np.clip(quotients, -1, 1), side="left")
-    found: F32Array = (CODE[codes] * back[:, None]).reshape(-1)[:count]
+    codes = codes_of(values, largest)
+    found: F32Array = CODE[codes] * np.repeat(back, BLOCK)[: values.size]
     return found
 
 
 def sampled(values: F32Array) -> F32Array:
     """Rows of a tensor as they come back, the mean of magnitudes being that of these rows."""
     largest = magnitudes(values)
-    return through(values.reshape(-1), largest, restored(largest)).reshape(values.shape)
+    return through(values.reshape(-1), largest, quantised(largest).restored()).reshape(values.shape)
 
 
 @dataclass(eq=False)
@@ -155,4 +207,4 @@ class ThroughNF4:
         largest = np.concatenate(found)
         if not np.isfinite(largest).all():
             raise RefusedError(self.name, "the base has NaN or Inf in it, which NF4 cannot say")
-        return largest, restored(largest)
+        return largest, quantised(largest).restored()
