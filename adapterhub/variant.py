@@ -215,7 +215,8 @@ def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarr
     """Some of the numbers of the tensors that a merge changes in one file, in their own dtypes, drawn by the golden ratio."""
     with SafetensorsFile(path) if path.suffix == ".safetensors" else GGUFFile(path) as file:
         kinds = {name: str(getattr(info, "dtype", "") or getattr(info, "type_name", "")) for name, info in file.tensors.items()}
-        names = sorted(name for name in set(touched) & kinds.keys() if kinds[name] in _FLOATS)
+        changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}  # of a weight in NF4 the scales are floats
+        names = sorted(name for name in changed & kinds.keys() if kinds[name] in _FLOATS)
         ends = np.cumsum([0, *(math.prod(file.tensors[name].shape) for name in names)])
         share = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
         drawn = np.sort((share * ends[-1]).astype(np.int64))

@@ -28,8 +28,9 @@ _OPTIONS = (
     click.option("--dtype", type=click.Choice(("bf16", "f16", "f32")), help="With --into: floats to write. [default: BASE's]"),
     click.option(
         "--requantise",
-        type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")),
-        help="With --into a GGUF: the type that floats, and quantised tensors that change, get.",
+        type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")),
+        help="With --into a GGUF: the type that floats, and quantised tensors that change, get. nf4: linear layers of a "
+        "Hugging Face folder, as bitsandbytes has them.",
     ),
     click.option("--shard-size", metavar="SIZE", help="With --into: files of at most so much, like 5GB."),
     click.option(

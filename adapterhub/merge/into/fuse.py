@@ -24,8 +24,9 @@ from .gguf_plan import plan_gguf
 from .hf_base import read_folder
 from .hf_out import Written, folder_files, write_texts
 from .honesty import as_trained, changes_of, warnings
+from .linears import to_nf4
 from .measure import Change
-from .options import FuseReport, Options
+from .options import NF4, FuseReport, Options
 from .plan import plan
 from .running import Copy, Made, OutFile, Part, Progress, Run, Text
 
@@ -106,6 +107,8 @@ def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
     if options.as_trained or options.dequantise:
         name = "--onto as-trained" if options.as_trained else "--dequantise"
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
+    if options.requantise == NF4:
+        raise RefusedError("--requantise", "nf4 is a form of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
     steps = plan_gguf(adapters, base)
     files = gguf_files(steps, Path("out.gguf"), options)
     changes = changes_of(files, steps.edits, options)
@@ -129,14 +132,15 @@ def _name(part: Part) -> str:
 
 
 def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
-    if options.requantise:
+    if options.requantise and options.requantise != NF4:
         what = f"{options.requantise} is a type of GGUF, and the output is a Hugging Face folder"
-        raise RefusedError("--requantise", what, "Merge into a .gguf, or choose --dtype")
-    folder = read_folder(base, dequantise=options.dequantise)
+        raise RefusedError("--requantise", what, "Merge into a .gguf, or choose nf4 or --dtype")
+    folder = read_folder(base, dequantise=options.dequantise or options.requantise == NF4)
     steps = plan(adapters, folder)
     take, skipped = companions(base, {shard.path.name for shard in folder.shards})
     seen = as_trained(folder, options) if options.as_trained else {}
-    written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen)
+    packed = frozenset(to_nf4(folder)) if options.requantise == NF4 else frozenset()
+    written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen, packed)
     files, texts = folder_files(folder, written, options)
     own = {name: folder.weights[name].source() for name in seen}
     changes = changes_of(files, steps.edits, options, own)

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub_converters import base as base_model
 from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.base.quantised import settings
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
@@ -17,6 +18,9 @@ from adapterhub_converters.files.safetensors_file import SafetensorsFile, Tensor
 from .running import Source, Stored
 from .stored import kind
 from .unpacked import unpacked
+
+# Modules that transformers builds from Conv1D, whose weight is `(in, out)` (`pytorch_utils.py`).
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,11 @@ def read_folder(base: Path, *, dequantise: bool = False) -> Folder:
             raise RefusedError(
                 str(base),
                 f"the weights are quantised ({spec.quantisation}); a sum rounded to that grid would lose most of the adapter",
-                "Merge into the full-precision model and quantise the result, or add --dequantise for a model in floats",
+                "Merge into the full-precision model, or add --dequantise for a model in floats",
             )
+        if spec.model_type in CONV1D and settings(config).get("quant_method") == "bitsandbytes":
+            what = f"bitsandbytes has the weights of {spec.model_type} transposed, as no model in floats has them"
+            raise RefusedError(str(base), what, "Name the full-precision model")
         return Folder(base, spec, shards, _unpacked(spec, shards, config), config, spec.quantisation)
     weights = {
         info.name: Weight(info.name, info.shape, info.dtype, shard.path, info.offset, info.size)

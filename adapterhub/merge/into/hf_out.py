@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import header_bytes
 
 from .edits import Edit
 from .hf_base import Folder, Shard, Weight
-from .options import DTYPES, Options
+from .linears import in_nf4, quantisation_config
+from .options import DTYPES, NF4, Options
+from .packing import Entry, IntoNF4
 from .running import Copy, Made, OutFile, Part, Source, Text
 from .stored import kind
 
@@ -33,6 +37,7 @@ class Written:
         shapes: Tensors that are replaced by others of another shape.
         config: Keys of `config.json` that change.
         sources: Tensors whose numbers are others than the base's even before the edits.
+        packed: Those that are written in NF4.
     """
 
     edits: Mapping[str, tuple[Edit, ...]]
@@ -40,24 +45,44 @@ class Written:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
+    packed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Tensor:
+    """One weight of the output: made, or copied from places of the base (path and byte), of which there is one an entry."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
     weight: Weight
+    entries: tuple[Entry, ...]
     made: Made | None
+    places: tuple[tuple[Path, int], ...] = ()
 
     @property
     def size(self) -> int:
-        return self.made.size if self.made else self.weight.size
+        return sum(_bytes(entry) for entry in self.entries)
+
+    def parts(self, at: Mapping[str, int]) -> Iterator[Part]:
+        """Laid out, given where in the file each entry is."""
+        if self.made:
+            packing = self.made.packing
+            yield replace(
+                self.made, at=at[self.name], packing=replace(packing, places=at) if isinstance(packing, IntoNF4) else None
+            )
+        for entry, (path, offset) in zip(self.entries if self.places else (), self.places, strict=True):
+            yield Copy(path, offset, _bytes(entry), at[entry[0]], _bytes(entry))
+
+
+def _bytes(entry: Entry) -> int:
+    _, dtype, shape = entry
+    return math.prod(shape) * dtypes.BITS[dtype] // 8
 
 
 def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
     """The weight files, and the text of files beside them that differ from the base's; None for one that goes."""
-    anew = options.dtype or options.shard_size or folder.method or what.added or what.shapes
+    anew = options.dtype or options.requantise or options.shard_size or folder.method or what.added or what.shapes
     if not anew:
         files = tuple(OutFile(shard.path.name, list(_as_it_is(folder, shard, what))) for shard in folder.shards)
         return files, {**_config(folder, what.config)}
@@ -65,13 +90,12 @@ def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple
     groups = list(_groups(tensors, options.shard_size))
     names = _names(len(groups))
     metadata = next((shard.metadata for shard in folder.shards if shard.metadata), {"format": "pt"})
-    files = tuple(
-        OutFile(name, _parts(group, metadata, stepwise=not options.dtype and not folder.method))
-        for name, group in zip(names, groups, strict=True)
-    )
-    texts: dict[str, str | None] = {INDEX: None, **_config(folder, {**what.config, **_types(folder, tensors, options)})}
+    files = tuple(OutFile(name, _parts(group, metadata)) for name, group in zip(names, groups, strict=True))
+    texts: dict[str, str | None] = {INDEX: None, **_config(folder, {**what.config, **_types(folder, tensors, what, options)})}
     if len(groups) > 1:
-        weight_map = {one.name: name for name, group in zip(names, groups, strict=True) for one in group}
+        weight_map = {
+            entry[0]: name for name, group in zip(names, groups, strict=True) for one in group for entry in one.entries
+        }
         index = {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": dict(sorted(weight_map.items()))}
         texts[INDEX] = json.dumps(index, indent=2) + "\n"
     return files, texts
@@ -136,16 +160,33 @@ def _tensors(folder: Folder, what: Written, options: Options) -> Iterator[_Tenso
     for weight in folder.weights.values():
         usual[weight.dtype] += weight.rows * weight.columns
     main = usual.most_common(1)[0][0]
-    stepwise = not options.dtype and not folder.method
+    stepwise, stored = not options.dtype and not folder.method, in_nf4(folder)
     for weight in (*folder.weights.values(), *what.added.values()):
         name, shape = weight.name, what.shapes.get(weight.name, weight.shape)
         # What a model keeps in float32 beside 16-bit weights, it keeps for a reason.
         dtype = DTYPES[options.dtype] if options.dtype and weight.dtype == main else weight.dtype
         untouched = name not in what.edits and name not in what.sources and name not in what.shapes
-        if untouched and dtype == weight.dtype and not weight.unpacked:
-            yield _Tensor(name, dtype, shape, weight, None)
+        if untouched and name in what.packed and name in stored:
+            yield _Tensor(name, dtype, shape, weight, *_as_stored(folder, name))
+        elif untouched and dtype == weight.dtype and not weight.unpacked and name not in what.packed:
+            yield _Tensor(name, dtype, shape, weight, ((name, dtype, shape),), None, ((weight.path, weight.offset),))
         else:
-            yield _Tensor(name, dtype, shape, weight, _made(weight, what, dtype, 0, stepwise=stepwise))
+            made = _made(weight, what, dtype, 0, stepwise=stepwise)
+            packing = IntoNF4(name, (shape[0], shape[1]), dtype) if name in what.packed else None
+            entries = packing.entries if packing else ((name, dtype, shape),)
+            yield _Tensor(name, dtype, shape, weight, entries, replace(made, packing=packing))
+
+
+def _as_stored(folder: Folder, name: str) -> tuple[tuple[Entry, ...], None, tuple[tuple[Path, int], ...]]:
+    """A weight in NF4 with all that lies beside it, the codes as bytes whatever they are stored as."""
+    found = [
+        (shard.path, one)
+        for shard in folder.shards
+        for one in shard.tensors.values()
+        if one.name == name or one.name.startswith(f"{name}.")
+    ]
+    entries = tuple((name, "U8", (one.size, 1)) if one.name == name else (one.name, one.dtype, one.shape) for _, one in found)
+    return entries, None, tuple((path, one.offset) for path, one in found)
 
 
 def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Tensor]]:
@@ -164,30 +205,32 @@ def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Te
     yield group
 
 
-def _parts(tensors: list[_Tensor], metadata: Mapping[str, str], *, stepwise: bool) -> list[Part]:
-    head = header_bytes(((one.name, one.dtype, one.shape) for one in tensors), metadata)
-    parts: list[Part] = [Text(head, 0)]
-    at = len(head)
-    for one in tensors:
-        if one.made:
-            parts.append(Made(one.name, one.made.source, one.made.kind, at, one.made.edits, stepwise))
-        else:
-            parts.append(Copy(one.weight.path, one.weight.offset, one.weight.size, at, one.weight.size))
-        at += one.size
-    return parts
+def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part]:
+    """Where there are bytes beside floats, the widest numbers first: readers map them, and want them aligned."""
+    entries = [entry for one in tensors for entry in one.entries]
+    if any(one.made and one.made.packing for one in tensors) or any(len(one.entries) > 1 for one in tensors):
+        entries.sort(key=lambda entry: -dtypes.BITS[entry[1]])
+    head = header_bytes(entries, metadata)
+    places, end = {}, len(head)
+    for entry in entries:
+        places[entry[0]] = end
+        end += _bytes(entry)
+    return [Text(head, 0), *(part for one in tensors for part in one.parts(places))]
 
 
-def _types(folder: Folder, tensors: list[_Tensor], options: Options) -> dict[str, Any]:
+def _types(folder: Folder, tensors: list[_Tensor], what: Written, options: Options) -> dict[str, Any]:
     """What config.json has to say of types that are others now; None for a key that goes."""
     said: dict[str, Any] = {}
     if folder.method:
         said |= {"quantization_config": None, "quantization": None, "compression_config": None}
-    if options.dtype or folder.method:
+    if options.dtype or folder.method or options.requantise:
         counted = Counter[str]()
         for tensor in tensors:
-            counted[tensor.dtype] += tensor.size
+            counted[tensor.dtype] += math.prod(tensor.shape) * dtypes.BITS[tensor.dtype]
         key = "torch_dtype" if "torch_dtype" in folder.config and "dtype" not in folder.config else "dtype"
         said[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
+        if options.requantise == NF4:
+            said["quantization_config"] = quantisation_config(folder, set(what.packed), said[key])
     return said
 
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from adapterhub_converters.errors import RefusedError, refused
 
 from .edits import Edit
-from .hf_base import Folder
+from .hf_base import CONV1D, Folder
+from .linears import ROUTERS, is_linear
 from .measure import Change, Trained, measured
 from .nf4 import ThroughNF4, sampled
-from .options import Options
-from .plan import CONV1D
+from .options import NF4, Options
 from .running import Made, Opened, OutFile, Run, Source, Stored
 from .stored import kind
 
-ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
 LEAST_KEPT = 0.9
 """Of a module's change: less is refused on a quantised target, and warned about on one in 16 bits."""
 
@@ -37,7 +36,8 @@ def changes_of(
         lines = [
             f"{name}: {kept:.1%} of the adapter's change would be kept" for name, kept in sorted(lost.items(), key=_second)
         ]
-        hint = "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it all the same"
+        way = "--dequantise in place of --requantise" if options.requantise == NF4 else "--dtype bf16"
+        hint = f"Merge into 16 bits ({way}), or into the full-precision model; --force writes it all the same"
         raise refused("quantised", lines, hint)
     return changes
 
@@ -47,7 +47,7 @@ def _second(item: tuple[str, float | None]) -> float:
 
 
 def _is_lost(change: Change) -> bool:
-    return change.kept is not None and change.kept < LEAST_KEPT
+    return change.kept is not None and change.kept + change.doubt < LEAST_KEPT
 
 
 def _trained(options: Options) -> Trained | None:
@@ -72,14 +72,6 @@ def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
         if is_linear(name) and len(weight.shape) == 2 and form:
             found[name] = ThroughNF4(name, weight.source(), form)
     return found
-
-
-def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer that training quantises: in a layer, no norm, router or stack."""
-    parts = name.split(".")
-    if name.endswith(ROUTERS) or "_exps" in name:
-        return False
-    return name.endswith(".weight") and any(part.isdigit() for part in parts) and "norm" not in parts[-2]
 
 
 def warnings(changes: Mapping[str, Change]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Change:
     Attributes:
         relative: The delta's norm over the weight's. This and `kept` are None when the rows measured don't change.
         kept: How much of the delta survives the rounding to what it is stored as (the projection of what changes on the
-            delta): near 1, or near 0 when steps of the type swallow it.
+            delta): near 1, or near 0 when steps of the type swallow it. Of NF4, what changes against the base in NF4.
+        doubt: How far off `kept` may be, as what rounding leaves on these rows is partly chance: four standard deviations.
         original: The relative error of the result to the weight that training saw and its delta, when merged into the
             base as it is; for inputs without direction, of the module's output. None when it isn't known what training saw.
         as_trained: The same when the base is first rounded as training saw it.
@@ -32,6 +34,7 @@ class Change:
     original: float | None = None
     as_trained: float | None = None
     quantised: bool = False
+    doubt: float = 0.0
 
 
 SAMPLE = 1 << 16  # elements a tensor's change is measured on
@@ -53,13 +56,13 @@ def measured(made: Made, original: Source, opened: Opened, run: Run, trained: Tr
     for start, stop in spots(made):
         before = _read(made.source, start, stop, opened, run)
         exact, after = _outcome(ready, before, start)
-        sums.add(before, exact, after)
+        sums.add(before, exact, after, made.packing.through(before) if made.packing else before)
         if trained:
             own = before if original is made.source else _read(original, start, stop, opened, run)
             seen = trained.through(own) if trained.rounded(made.name) else own
             wanted, later = _outcome(ready, seen, start)
             sums.compare(wanted, _outcome(ready, own, start)[1], later)
-    return sums.change(quantised=made.kind.quantised, trained=trained is not None)
+    return sums.change(quantised=made.kind.quantised or made.packing is not None, trained=trained is not None)
 
 
 @dataclass
@@ -69,15 +72,20 @@ class _Sums:
     delta: float = 0.0
     weight: float = 0.0
     projection: float = 0.0
+    effect: float = 0.0
+    count: int = 0
     wanted: float = 0.0
     original: float = 0.0
     as_trained: float = 0.0
 
-    def add(self, before: F32Array, exact: F32Array, after: F32Array) -> None:
-        delta = exact - before
+    def add(self, before: F32Array, exact: F32Array, after: F32Array, stored: F32Array) -> None:
+        """Rows of the base, merged, merged and as they are stored, and of the base as it would be stored."""
+        delta, effect = exact - before, after - stored
         self.delta += float(np.vdot(delta, delta))
         self.weight += float(np.vdot(before, before))
-        self.projection += float(np.vdot(after - before, delta))
+        self.projection += float(np.vdot(effect, delta))
+        self.effect += float(np.vdot(effect, effect))
+        self.count += delta.size
 
     def compare(self, wanted: F32Array, original: F32Array, as_trained: F32Array) -> None:
         self.wanted += float(np.vdot(wanted, wanted))
@@ -91,7 +99,11 @@ class _Sums:
         if not self.delta:
             return Change(None, None, *errors, quantised)
         relative = (self.delta / self.weight) ** 0.5 if self.weight else None
-        return Change(relative, self.projection / self.delta, *errors, quantised)
+        return Change(relative, self.projection / self.delta, *errors, quantised, self._doubt())
+
+    def _doubt(self) -> float:
+        chance = max(0.0, self.effect / self.delta - (self.projection / self.delta) ** 2)
+        return 4 * math.sqrt(chance / self.count)
 
 
 def spots(made: Made) -> list[tuple[int, int]]:
@@ -122,6 +134,8 @@ def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32A
                 apply(exact, start, scratch)
             ready.change(after, raw, start, scratch)
             made.kind.decode(raw, after)
+            if made.packing:
+                after = made.packing.through(after)
     except UnfitError as unfit:
         raise explained(made, before) from unfit
     return exact, after

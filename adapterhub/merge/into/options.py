@@ -12,7 +12,9 @@ from .measure import Change
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 """What `--dtype` may say, and the names of these types in files."""
 REQUANTISE = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1"}
-"""What `--requantise` may say likewise."""
+"""What `--requantise` may say of a GGUF likewise."""
+NF4 = "nf4"
+"""What it may say of a Hugging Face folder."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Options:
 
     Attributes:
         dtype: The type of floats to write, `bf16`, `f16` or `f32`; that of the base when None.
-        requantise: A quantised type to write, of `REQUANTISE`.
+        requantise: A quantised type to write, of `REQUANTISE` or `NF4`.
         shard_size: Bytes of tensors in a file at most; None leaves the base's files as they are.
         dequantise: Whether a base that is quantised in Hugging Face's form may become one in floats.
         as_trained: Whether the weights are first rounded as they were seen in training.

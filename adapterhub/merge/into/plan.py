@@ -29,14 +29,12 @@ from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import RefusedError
 
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
-from .hf_base import Folder, Weight, read_folder
+from .hf_base import CONV1D, Folder, Weight, read_folder
 from .rounding import computable
 from .running import Opened
 
-__all__ = ["CONV1D", "Plan", "Weighted", "plan", "stored_transposed"]
+__all__ = ["Plan", "Weighted", "plan", "stored_transposed"]
 
-# Modules that transformers builds from Conv1D, whose weight is `(in, out)` (`pytorch_utils.py`).
-CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _OTHER = "Is this the model the adapter was trained on?"

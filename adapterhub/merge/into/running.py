@@ -118,6 +118,23 @@ class Stored:
         self.kind.decode(raw, out)
 
 
+class Packing(Protocol):
+    """How a tensor is stored that is no rows of bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+
+    def step(self, columns: int) -> int:
+        """The number of rows that tiles must have a multiple of; even."""
+
+    def through(self, rows: F32Array) -> F32Array:
+        """Rows as they come back."""
+
+    def writer(self, sink: int) -> Callable[[F32Array, int], int]:
+        """What writes tiles, given the number of their first element, and says how many bytes."""
+
+
 @dataclass(frozen=True)
 class Copy:
     """`size` bytes of a file from `offset` on, put to byte `at`; `counted` of them are tensors."""
@@ -141,7 +158,8 @@ class Text:
 class Made:
     """A tensor that is changed on the way, put to byte `at` as `kind`.
 
-    `stepwise` rounds after every edit, as peft does when it merges one adapter after the other.
+    `stepwise` rounds after every edit, as peft does when it merges one adapter after the other. With a `packing` the numbers of
+    `kind` are stored so, where that says.
     """
 
     name: str
@@ -150,10 +168,13 @@ class Made:
     at: int
     edits: tuple[Edit, ...]
     stepwise: bool = False
+    packing: Packing | None = None
 
     @property
     def size(self) -> int:
         """Bytes in the output."""
+        if self.packing:
+            return self.packing.size
         return self.source.rows * self.kind.row_size(self.source.columns)
 
     @property
@@ -294,16 +315,24 @@ class Run:
         rows, columns = made.source.rows, made.source.columns
         if not columns:
             return  # rows of nothing may be any number
-        step = rows if made.whole else max(2, TILE // columns // 2 * 2)
+        least = made.packing.step(columns) if made.packing else 2
+        step = rows if made.whole else max(least, TILE // columns // least * least)
+        put = made.packing.writer(sink) if made.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 
             def tile(start: int = start, stop: int = stop) -> int:
-                return self._tile(ready, start, stop, opened, sink)
+                wide, raw = self._tile(ready, start, stop, opened)
+                if put:
+                    made.kind.decode(raw, wide)
+                    return put(wide, start * columns)
+                write_at(sink, byte_view(raw), made.at + start * raw.shape[1])
+                return raw.nbytes
 
             yield tile
 
-    def _tile(self, ready: Ready, start: int, stop: int, opened: Opened, sink: int) -> int:
+    def _tile(self, ready: Ready, start: int, stop: int, opened: Opened) -> tuple[F32Array, NDArray[np.uint8]]:
+        """Rows that are changed, as they are stored, and the memory of their numbers."""
         made = ready.made
         columns, width = made.source.columns, made.kind.row_size(made.source.columns)
         wide = self.floats("wide", (stop - start) * columns).reshape(stop - start, columns)
@@ -314,8 +343,7 @@ class Run:
         except UnfitError as unfit:
             made.source.read(opened, start, stop, wide, self.buffer)
             raise explained(made, wide) from unfit
-        write_at(sink, byte_view(raw), made.at + start * width)
-        return raw.nbytes
+        return wide, raw
 
     def floats(self, use: str, count: int) -> F32Array:
         """This thread's memory for `count` float32 numbers."""
