@@ -16,6 +16,7 @@ import pytest
 
 from adapterhub.merge import fuse
 from adapterhub.merge.into.product import chained, keeps_order, panels, product
+from adapterhub.merge.into.proof import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
@@ -48,8 +49,8 @@ def low_rank(m: int = 16, n: int = 16, r: int = 2, scale: float = 1, **more: Any
     return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **more})
 
 
-def embedding(vocabulary: int = 40) -> LowRankEmbedding:
-    return LowRankEmbedding(np.ones((2, vocabulary), np.float32), np.ones((16, 2), np.float32), alpha=1)
+def embedding(vocabulary: int = 40, **more: Any) -> LowRankEmbedding:
+    return LowRankEmbedding(np.ones((2, vocabulary), np.float32), np.ones((16, 2), np.float32), alpha=1, **more)
 
 
 PLAIN = Adapter({Q: low_rank()})
@@ -81,15 +82,20 @@ def test_a_tied_base_takes_what_is_not_the_table(tmp_path: Path) -> None:
     assert set(fuse([(PLAIN, 1.0)], base, tmp_path / "out").touched) == {f"{Q}.weight"}
 
 
-def test_tiles_and_workers_do_not_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("magnitude", [None, np.linspace(1, 2, 16, dtype=np.float32)], ids=["plain", "norms of columns"])
+def test_tiles_and_workers_do_not_change_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magnitude: np.ndarray | None
+) -> None:
     base = base_in(tmp_path / "base")
-    adapter = Adapter(
-        {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding()}, rows={"lm_head": Rows((39, 0), TABLE[:2])}
-    )
+    deltas = {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding(magnitude=magnitude)}
+    adapter = Adapter(deltas, rows={"lm_head": Rows((39, 0), TABLE[:2])})
     fuse([(adapter, 1.0)], base, tmp_path / "one")
     monkeypatch.setattr(sys.modules["adapterhub.merge.into.running"], "TILE", 40)
     fuse([(adapter, 1.0)], base, tmp_path / "two")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(sys.modules["adapterhub.merge.into.proof"], "_TILE", 40)
+    proofs = prove([(adapter, 1.0)], base, tmp_path / "two")
+    assert {one.verdict for one in proofs.tensors} == {"exact", "untouched"}
 
 
 def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path) -> None:

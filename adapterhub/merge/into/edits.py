@@ -8,7 +8,7 @@ before it is added (`Embedding.merge`). Several adapters are merged one after th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,12 +27,20 @@ Apply = Callable[[F32Array, int, F32Array], None]
 for one more row than the tile has."""
 
 
+@dataclass(frozen=True)
+class TwoPasses:
+    """A change for which all rows have to be looked at, from the first to the last, before any is changed."""
+
+    look: Apply
+    apply: Apply
+
+    def __call__(self, tile: F32Array, start: int, scratch: F32Array) -> None:
+        """The change."""
+        self.apply(tile, start, scratch)
+
+
 class Edit(Protocol):
     """One change of one tensor."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the tile must be the whole tensor."""
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The change, its factors laid out for a tensor of `dtype`."""
@@ -45,7 +53,6 @@ class AddLowRank:
     delta: Pair
     scale: float
     transposed: bool
-    whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The sum, with an embedding's delta rounded first."""
@@ -77,26 +84,35 @@ class AddDora:
     transposed: bool
     magnitude: np.ndarray
 
-    @property
-    def whole(self) -> bool:
-        """A stored `(in, out)` has its norms down the columns."""
-        return self.transposed
-
     def ready(self, dtype: np.dtype) -> Apply:
-        """The rescaled sum."""
+        """The rescaled sum; a stored `(in, out)` has its norms down the columns, so that its rows are gone over twice."""
         left, right = _factors(self.delta, self.transposed)
         scale, magnitude = np.float32(self.scale), self.magnitude.astype(np.float32).reshape(-1)
-        axis = 0 if self.transposed else 1
 
-        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+        def add(tile: F32Array, start: int, scratch: F32Array) -> None:
             delta = _delta(left, right, tile.shape, start, scratch)
             delta *= scale
             tile += delta
-            norm = np.sqrt(np.sum(np.square(tile, dtype=np.float64), axis=axis)).astype(np.float32)
-            some = magnitude if self.transposed else magnitude[start : start + len(tile)]
-            tile *= np.expand_dims(some / norm, axis)
 
-        return apply
+        def by_row(tile: F32Array, start: int, scratch: F32Array) -> None:
+            add(tile, start, scratch)
+            norm = np.sqrt(np.sum(np.square(tile, dtype=np.float64), axis=1)).astype(np.float32)
+            tile *= (magnitude[start : start + len(tile)] / norm)[:, None]
+
+        squares = np.zeros(magnitude.size if self.transposed else 0, np.float64)
+
+        def look(tile: F32Array, start: int, scratch: F32Array) -> None:
+            add(tile, start, scratch)
+            more = np.square(tile, dtype=np.float64)
+            more[:1] += squares if start else 0
+            np.sum(more, axis=0, out=squares)
+
+        def by_column(tile: F32Array, start: int, scratch: F32Array) -> None:
+            add(tile, start, scratch)
+            norm: F32Array = np.sqrt(squares).astype(np.float32)
+            tile *= magnitude / norm
+
+        return TwoPasses(look, by_column) if self.transposed else by_row
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -106,7 +122,6 @@ class AddVector:
     values: np.ndarray
     scale: float
     row: bool = False
-    whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The sum."""
@@ -123,7 +138,6 @@ class Replace:
     """Take `values` in place of the tensor."""
 
     values: np.ndarray
-    whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The replacement."""
@@ -141,7 +155,6 @@ class SetRows:
 
     ids: tuple[int, ...]
     values: np.ndarray
-    whole: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The replacement."""
@@ -162,21 +175,33 @@ class Within:
     first: int
     count: int
 
-    @property
-    def whole(self) -> bool:
-        """As the edit within has it."""
-        return self.edit.whole
-
     def ready(self, dtype: np.dtype) -> Apply:
         """The edit, moved."""
         inner = self.edit.ready(dtype)
+        return (
+            TwoPasses(self._moved(inner.look), self._moved(inner.apply)) if isinstance(inner, TwoPasses) else self._moved(inner)
+        )
 
+    def _moved(self, inner: Apply) -> Apply:
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
             if begin < end:
                 inner(tile[begin - start : end - start], begin - self.first, scratch)
 
         return apply
+
+
+def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, between: Callable[[F32Array], None]) -> None:
+    """Show a tile, which is spoilt, to the one of the changes that takes two passes, after those before it.
+
+    `between` rounds after each.
+    """
+    for apply in applies:
+        if isinstance(apply, TwoPasses):
+            apply.look(tile, start, scratch)
+            return
+        apply(tile, start, scratch)
+        between(tile)
 
 
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:

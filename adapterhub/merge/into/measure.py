@@ -53,6 +53,7 @@ def measured(made: Made, original: Source, opened: Opened, run: Run, trained: Tr
     """The change on rows from a few places: without rounding, and as it comes out. `original` is the base's own weight."""
     sums = _Sums()
     ready = made.ready()
+    run.look(ready, opened)
     for start, stop in spots(made):
         before = _read(made.source, start, stop, opened, run)
         exact, after = _outcome(ready, before, start)
@@ -109,7 +110,7 @@ class _Sums:
 def spots(made: Made) -> list[tuple[int, int]]:
     """Ranges of rows that stand for a tensor: all of a small one."""
     rows, columns = made.source.rows, made.source.columns
-    if made.whole or rows * columns <= SAMPLE:
+    if rows * columns <= SAMPLE:
         return [(0, rows)]
     count = min(rows, max(2, SAMPLE // max(1, columns) // _SPOTS // 2 * 2))
     starts = sorted({(rows - count) * (2 * spot + 1) // (2 * _SPOTS) // 2 * 2 for spot in range(_SPOTS)})

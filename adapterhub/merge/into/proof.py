@@ -22,7 +22,7 @@ from adapterhub.merge.checks import Weighted
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
 
-from .edits import Apply, Edit, Replace
+from .edits import Apply, Edit, Replace, TwoPasses, look
 from .hf_base import Folder, read_folder
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
 from .plan import Plan, plan
@@ -152,8 +152,8 @@ class _Task:
     def dtype(self) -> str:
         return self.made.dtype(self.other)
 
-    def tiles(self, *, whole: bool = False) -> Iterator[tuple[int, F32Array, F32Array]]:
-        for start, stop in _tiles(self.made.shape(self.other), whole=whole):
+    def tiles(self) -> Iterator[tuple[int, F32Array, F32Array]]:
+        for start, stop in _tiles(self.made.shape(self.other)):
             made = self.made.rows(self.other, start, stop)
             yield start, np.zeros_like(made) if self.resized else self.have.rows(self.name, start, stop), made
 
@@ -182,9 +182,9 @@ def _lacking(name: str, have: Model, *, touched: bool) -> Proof:
     return Proof(name, "missing", note="the merged model has no such tensor")
 
 
-def _tiles(shape: Sequence[int], *, whole: bool = False) -> list[tuple[int, int]]:
+def _tiles(shape: Sequence[int]) -> list[tuple[int, int]]:
     rows, columns = as_matrix(tuple(shape))
-    step = rows if whole else max(2, _TILE // max(1, columns) // 2 * 2)
+    step = max(2, _TILE // max(1, columns) // 2 * 2)
     return [(start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
 
 
@@ -208,7 +208,10 @@ def _untouched(task: _Task) -> Proof:
 def _touched(task: _Task) -> Proof:
     stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
     sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
-    for start, one, two in task.tiles(whole=any(edit.whole for edit in task.edits)):
+    if sums.twice:
+        for start, one, _ in task.tiles():
+            sums.look(one, start)
+    for start, one, two in task.tiles():
         sums.add(one, two, start)
     if not sums.delta:
         silent = sums.exact or sums.off <= sums.noise_limit
@@ -235,6 +238,20 @@ class _Sums:
         self.gram, self.along = np.zeros((count, count)), np.zeros(count)
         self.change = self.delta = self.off = self.noise = self.weight = 0.0
         self.exact, self.size = True, 0
+
+    @property
+    def twice(self) -> bool:
+        """Whether all tiles have to be looked at first."""
+        return any(isinstance(apply, TwoPasses) for apply in self._applies)
+
+    def look(self, base: F32Array, start: int) -> None:
+        """The next tile of all, which is spoilt."""
+
+        def between(tile: F32Array) -> None:
+            np.copyto(tile, tile.astype(self._stored), casting="unsafe")
+
+        with np.errstate(all="ignore"):
+            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
 
     def add(self, base: F32Array, made: F32Array, start: int) -> None:
         """One tile more."""

@@ -24,7 +24,7 @@ from adapterhub_converters.errors import LocalIOError, RefusedError
 from adapterhub_converters.files import staging
 from adapterhub_converters.files.safetensors_file import byte_view
 
-from .edits import Apply, Edit, Within
+from .edits import Apply, Edit, TwoPasses, Within, look
 from .files import copy_range, read_at, write_at
 from .stored import Floats, Kind
 
@@ -177,11 +177,6 @@ class Made:
             return self.packing.size
         return self.source.rows * self.kind.row_size(self.source.columns)
 
-    @property
-    def whole(self) -> bool:
-        """Whether it can only be changed in one piece."""
-        return any(edit.whole for edit in self.edits)
-
     def ready(self) -> Ready:
         """The edits, their factors laid out."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
@@ -220,6 +215,22 @@ class Ready:
                 self._encode(wide, raw)
         if not some:
             self._encode(wide, raw)
+
+    @property
+    def twice(self) -> bool:
+        """Whether all rows have to be looked at before one is changed."""
+        return any(isinstance(apply, TwoPasses) for apply in self.applies)
+
+    def look(self, wide: F32Array, raw: NDArray[np.uint8], start: int, scratch: F32Array) -> None:
+        """Look at rows, which are spoilt, as the next of all."""
+
+        def between(tile: F32Array) -> None:
+            if self.made.stepwise:
+                self._encode(tile, raw)
+                self.made.kind.decode(raw, tile)
+
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            look(self._of(start, start + len(wide)), wide, start, scratch, between)
 
     def _of(self, start: int, stop: int) -> list[Apply]:
         """The edits of any of these rows: one of many experts has one of many."""
@@ -315,8 +326,8 @@ class Run:
         rows, columns = made.source.rows, made.source.columns
         if not columns:
             return  # rows of nothing may be any number
-        least = made.packing.step(columns) if made.packing else 2
-        step = rows if made.whole else max(least, TILE // columns // least * least)
+        self.look(ready, opened)
+        step = _step(made)
         put = made.packing.writer(sink) if made.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
@@ -331,15 +342,28 @@ class Run:
 
             yield tile
 
+    def look(self, ready: Ready, opened: Opened) -> None:
+        """Go over all rows of a tensor that takes two passes."""
+        if not ready.twice:
+            return
+        rows, step = ready.made.source.rows, _step(ready.made)
+        for start in range(0, rows, step):
+            self._read(ready, start, min(start + step, rows), opened, ready.look)
+
     def _tile(self, ready: Ready, start: int, stop: int, opened: Opened) -> tuple[F32Array, NDArray[np.uint8]]:
         """Rows that are changed, as they are stored, and the memory of their numbers."""
+        return self._read(ready, start, stop, opened, ready.change)
+
+    def _read(
+        self, ready: Ready, start: int, stop: int, opened: Opened, do: Callable[..., None]
+    ) -> tuple[F32Array, NDArray[np.uint8]]:
         made = ready.made
         columns, width = made.source.columns, made.kind.row_size(made.source.columns)
         wide = self.floats("wide", (stop - start) * columns).reshape(stop - start, columns)
         made.source.read(opened, start, stop, wide, self.buffer)
         raw = self.buffer("out", (stop - start) * width).reshape(stop - start, width)
         try:
-            ready.change(wide, raw, start, self.floats("scratch", wide.size + columns))
+            do(wide, raw, start, self.floats("scratch", wide.size + columns))
         except UnfitError as unfit:
             made.source.read(opened, start, stop, wide, self.buffer)
             raise explained(made, wide) from unfit
@@ -356,6 +380,12 @@ class Run:
             held = np.empty(size, np.uint8)
             setattr(self._local, use, held)
         return held[:size]
+
+
+def _step(made: Made) -> int:
+    """Rows of a tile."""
+    least = made.packing.step(made.source.columns) if made.packing else 2
+    return max(least, TILE // made.source.columns // least * least)
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
