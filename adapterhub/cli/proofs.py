@@ -15,6 +15,7 @@ from adapterhub_converters.errors import UsageError
 from . import output, sources
 from .app import Settings, command
 from .merge import weights_of
+from .merge_into import trained_in
 from .output import Column
 from .progress import count_bar
 
@@ -38,26 +39,36 @@ _SHOWN = 12  # rows of a table
 )
 @click.option("--merged", metavar="MODEL", required=True, help="A Hugging Face folder or a .gguf, made by whatever tool.")
 @click.option("--weights", metavar="W,W…", help="What each adapter was to be multiplied by. [default: 1 each]")
+@click.option(
+    "--onto",
+    type=click.Choice(("original", "as-trained")),
+    default="original",
+    help="What it was merged into: BASE as it is, or rounded as training saw it. [default: original]",
+)
 @click.pass_obj
-def verify_merge(settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None) -> int:
+def verify_merge(
+    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str
+) -> int:
     """Prove, tensor by tensor, that a merged model is its base plus its adapters, at their full strength.
 
     Every tensor is compared with what the merge should have made of it: to the bit, up to the rounding of its dtype, or, in
     a quantised model, by the strength at which the adapter is in it. Exits 0 when all are right, 1 when one is not, or could
     not be compared.
     """
+    from adapterhub.merge import Options
     from adapterhub.merge.into import proof
     from adapterhub_converters import base as base_model
     from adapterhub_converters import formats
 
     factors = weights_of(weights, len(adapters))
-    folder, model = sources.existing(base), sources.existing(merged)
+    folder, model = sources.weights(base, settings), sources.weights(merged, settings)
     with ExitStack() as stack:
         found = [stack.enter_context(sources.opened(text, settings)) for text in adapters]
         spec = base_model.read_hf(folder) if folder.is_dir() else None
         read = [formats.read(source.path, base=spec) for source in found]
+        options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
         with count_bar("comparing tensors") as progress:
-            proofs = proof.prove(list(zip(read, factors, strict=True)), folder, model, progress=progress)
+            proofs = proof.prove(list(zip(read, factors, strict=True)), folder, model, options=options, progress=progress)
     output.emit(
         _proof_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _proof_text(merged, adapters, proofs)
     )
@@ -168,7 +179,7 @@ def extract(
 
     if (rank is None) == (energy is None):
         raise UsageError("--rank", "or --energy says how much to keep; one of them", "Add --rank 32, for one")
-    folder, other, target = sources.existing(base), sources.existing(tuned), Path(out)
+    folder, other, target = sources.weights(base, settings), sources.weights(tuned, settings), Path(out)
     staging.check_free(target)
     wanted = difference.Wanted(rank, energy, limit, rest, dtype.upper())
     with count_bar("extracting weights") as progress:

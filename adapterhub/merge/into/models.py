@@ -17,7 +17,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files.gguf_file import GGUFFile
 
 from .hf_base import Folder, Weight, read_folder
-from .running import Opened
+from .running import Opened, Source
 
 F32Array = NDArray[np.float32]
 
@@ -60,9 +60,13 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 class FolderModel:
-    """One in safetensors; with `added`, tensors that a merge adds to it, as they are to begin with."""
+    """One in safetensors; with `added`, tensors that a merge adds to it, as they are to begin with; `seen` instead of its own
+    numbers, by name."""
 
-    def __init__(self, folder: Folder, added: Mapping[str, Weight] | None = None) -> None:
+    def __init__(
+        self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, Source] | None = None
+    ) -> None:
+        self._seen = seen or {}
         self.where, self.spec = str(folder.path), folder.spec
         self._weights = {**folder.weights, **(added or {})}
         self._method = folder.method
@@ -82,7 +86,9 @@ class FolderModel:
         """Some rows, read from the file."""
         weight = self._weights[name]
         out = np.empty((stop - start, weight.columns), np.float32)
-        weight.source().read(self._opened, start, stop, out, lambda _use, size: np.empty(size, np.uint8))
+        (self._seen.get(name) or weight.source()).read(
+            self._opened, start, stop, out, lambda _use, size: np.empty(size, np.uint8)
+        )
         return out
 
     def done(self, name: str) -> None:

@@ -24,7 +24,9 @@ from adapterhub_converters.errors import RefusedError
 
 from .edits import Apply, Edit, Replace, TwoPasses, look
 from .hf_base import Folder, read_folder
+from .honesty import as_trained
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
+from .options import Options
 from .plan import Plan, plan
 
 F32Array = NDArray[np.float32]
@@ -89,8 +91,12 @@ class Proofs:
         return tuple((min(c), float(np.median(c)), max(c)) if c else None for c in columns)
 
 
-def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | None = None) -> Proofs:
+def prove(
+    adapters: Weighted, base: Path, merged: Path, *, options: Options | None = None, progress: Progress | None = None
+) -> Proofs:
     """Compare every tensor of a merged model, a folder or a .gguf, with base and adapters, as `fuse` would merge them.
+
+    Of the `options` counts whether the base is to be taken as training saw it.
 
     Raises:
         RefusedError: The adapters could not be merged into this base at all.
@@ -103,7 +109,8 @@ def prove(adapters: Weighted, base: Path, merged: Path, *, progress: Progress | 
     folder = read_folder(base, dequantise=True)
     steps = plan(adapters, folder)
     owners = _owners(adapters, folder, steps)
-    with FolderModel(folder, steps.added) as have, open_model(merged) as made:
+    seen = as_trained(folder, options) if options and options.as_trained else {}
+    with FolderModel(folder, steps.added, seen) as have, open_model(merged) as made:
         called = renamed(have.names, made.names)
         found = []
         for number, name in enumerate(sorted(have.names), 1):
