@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SHOWN = 5  # modules of which least is kept
+_DOUBT = 0.01  # of what is kept: less is not shown
 
 _OPTIONS = (
     click.option("--dtype", type=click.Choice(("bf16", "f16", "f32")), help="With --into: floats to write. [default: BASE's]"),
@@ -88,8 +89,10 @@ def run(
     from adapterhub_converters import formats
     from adapterhub_converters.files import staging
 
-    base, out = sources.existing(places[0]), Path(places[1])
+    base, out = sources.weights(places[0], settings), Path(places[1])
     asked = _asked(found, weights, base, into)
+    if base.is_dir() and not into["recipe_only"] and base.resolve() in out.resolve().parents:
+        raise UsageError(str(out), f"lies in the base, {places[0]}, which would not be the same any more", "Name another place")
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
     if not into["dry_run"] and not into["recipe_only"]:
@@ -121,7 +124,7 @@ def _asked(found: Sequence[sources.Source], weights: Sequence[float], base: Path
         shard_size=_bytes(size) if size else None,
         dequantise=into["dequantise"],
         as_trained=into["onto"] == "as-trained",
-        trained_in=_trained_in(found),
+        trained_in=trained_in(found),
         force=into["force"],
         lineage=_lineage(found, weights, base),
     )
@@ -136,7 +139,7 @@ def _bytes(text: str) -> int:
     return count
 
 
-def _trained_in(found: Sequence[sources.Source]) -> str | None:
+def trained_in(found: Sequence[sources.Source]) -> str | None:
     """The quantisation that all adapters saw in training, by their facts; None when none or more than one is recorded."""
     from adapterhub import facts
 
@@ -169,6 +172,7 @@ def _document(report: FuseReport) -> dict[str, Any]:
             name: {
                 "relative": change.relative,
                 "kept": change.kept,
+                "doubt": change.doubt,
                 "error_original": change.original,
                 "error_as_trained": change.as_trained,
             }
@@ -214,7 +218,8 @@ def _worst(changes: Mapping[str, Change]) -> list[str]:
         columns += [output.Column("ERROR ORIGINAL", right=True), output.Column("AS TRAINED", right=True)]
     rows = []
     for name, change in worst:
-        row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}"]
+        doubt = f" ± {change.doubt:.0%}" if change.doubt > _DOUBT else ""
+        row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}{doubt}"]
         if known:
             row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
         rows.append(row)

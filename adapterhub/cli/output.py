@@ -64,8 +64,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as one printable line."""
-    return printable(" ".join(text.split()))
+    """`text` as one printable line, as far in as it was."""
+    inner = text.lstrip(" ")
+    return " " * (len(text) - len(inner)) + printable(" ".join(inner.split()))
 
 
 def write(text: str = "") -> None:

@@ -178,6 +178,18 @@ def existing(text: str) -> Path:
     return path
 
 
+def weights(text: str, settings: Settings) -> Path:
+    """A model on this disk by its folder, a file of that, or a GGUF file, for what needs more of it than headers."""
+    try:
+        path = existing(text)
+    except NotFoundError as error:
+        if base_name(text, settings) is None:
+            raise
+        what = "a base in the registry, which knows its headers only, and the weights are needed"
+        raise NotFoundError(text, what, "Name its folder or file") from error
+    return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
+
+
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
     """The base model that `--base` names, seen from its headers; what of it is not known is said unless `notes` is off.
 

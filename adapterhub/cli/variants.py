@@ -153,7 +153,7 @@ def _materialise(
     from adapterhub_converters import formats
 
     out, name = names
-    folder = _base(found, base)
+    folder = _base(found, base, settings)
     spec = bases.read_base(folder)
     variant.check_base(found, folder, spec)
     options = variant.options_of(found)
@@ -299,11 +299,11 @@ def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Differenc
     return differences
 
 
-def _base(found: Variant, given: str | None) -> Path:
+def _base(found: Variant, given: str | None, settings: Settings) -> Path:
     from adapterhub.variant import called
 
     if given:
-        return sources.existing(given)
+        return sources.weights(given, settings)
     path = Path(found["base"].get("source", found["base"]["name"]))
     if not path.exists():
         raise NotFoundError(called(found), f"the base of the recipe is not in {path}, where it was", "Name it with --base")
@@ -350,9 +350,8 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
             return
         if not held:
             hint = "Push or pull it here first, or name it with --adapter"
-            raise NotFoundError(
-                ref or digest, f"an adapter of the recipe, {output.digest(digest)}, is not in the registry", hint
-            )
+            which = f"an adapter of the recipe, {output.digest(digest)}," if ref else "an adapter of the recipe"
+            raise NotFoundError(ref or digest, f"{which} is not in the registry", hint)
         with sources.naming(folder, ref or digest):
             yield adapter_in(folder)
 

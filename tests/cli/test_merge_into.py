@@ -71,6 +71,7 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
         (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into BASE"),
         (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is no size"),
         (["-o", "base", "--into", "base"], 2, "already exists"),
+        (["-o", "base/out", "--into", "base"], 2, "base/out: lies in the base, base"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
         (["-o", "out.gguf", "--into", "base"], 2, "is the name of a file, and this merge writes a folder"),
@@ -94,6 +95,20 @@ def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> No
     done = json.loads(run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout)
     change = done["touched"][f"{Q}.weight"]
     assert change["error_as_trained"] < 0.01 < 0.05 < change["error_original"]
+    proof = ("verify-merge", "--base", "base", "--adapter", "./b", "--merged", "out")
+    assert "1 exact" in run(*proof, "--onto", "as-trained", cwd=place).stdout
+    assert "other" in run(*proof, cwd=place, code=1).stdout
+
+
+def test_a_file_of_the_base_s_folder_means_the_folder_and_a_name_says_what_is_lacking(place: Path, run: Any) -> None:
+    (place / "base" / "old.bin").write_bytes(b"0")
+    for into, out in (("base", "one"), ("base/model.safetensors", "two")):
+        assert "\n  left out: old.bin: a pickle" in run("merge", "./a", "--into", into, "-o", out, cwd=place).stdout
+    assert (place / "one" / "model.safetensors").read_bytes() == (place / "two" / "model.safetensors").read_bytes()
+    run("push", "./a", "team/a", cwd=place)
+    run("base", "add", "mine", "./base", cwd=place)
+    said = run("merge", "./a", "--into", "mine", "-o", "three", cwd=place, code=3).stderr
+    assert "mine: a base in the registry, which knows its headers only, and the weights are needed" in said
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:

@@ -152,6 +152,18 @@ def test_what_is_no_fine_tune_of_the_base_is_refused(tmp_path: Path, changes: di
     assert words in f"{caught.value}"
 
 
+def test_a_quantised_model_and_a_file_are_refused_by_name(tmp_path: Path) -> None:
+    base = base_in(tmp_path / "base")
+    shutil.copytree(base, tmp_path / "int8")
+    config = json.loads((base / "config.json").read_text())
+    said = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (tmp_path / "int8" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(RefusedError, match="what training changed is less than their rounding"):
+        extract(base, tmp_path / "int8", Wanted(2))
+    with pytest.raises(RefusedError, match="is a file, not a Hugging Face folder"):
+        extract(base / "model.safetensors", base, Wanted(2))
+
+
 def test_factors_in_sixteen_bits_say_their_own_error(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16)})

@@ -210,6 +210,32 @@ def test_of_a_base_in_nf4_only_what_changes_is_quantised_again(torch: Any, tmp_p
         "bnb_4bit"
     )
     assert np.isfinite(logits(loaded(tmp_path / "out", dtype=torch.bfloat16))).all()
+    with pytest.raises(AdapterhubError, match="the base is in NF4 already"):
+        prepared(adapters, base, dataclasses.replace(NF4, dtype="f16"))
+
+
+def test_of_a_base_in_fp8_what_it_stands_for_is_quantised(torch: Any, tmp_path: Path) -> None:
+    from bitsandbytes import functional
+
+    rng = np.random.default_rng(0)
+    scale = np.array([0.5], np.float32)
+    tensors = {f"{name}.weight": rng.normal(size=(33, 77)).astype(dtypes.NUMPY["F8_E4M3"]) for name in (Q, ODD)}
+    tensors |= {f"{Q}.weight_scale": scale, f"{ODD}.weight_scale": scale}
+    (tmp_path / "base").mkdir()
+    safetensors_file.write(tmp_path / "base" / "model.safetensors", tensors, {"format": "pt"})
+    said = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(said))
+    asked = [(Adapter({ODD: deltas().deltas[ODD]}), 1.0)]
+    fuse(asked, tmp_path / "base", tmp_path / "plain", options=Options(dequantise=True))
+    fuse(asked, tmp_path / "base", tmp_path / "out", options=NF4)
+    found = tensors_of(tmp_path / "out")
+    for name, array in tensors_of(tmp_path / "plain").items():
+        weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        np.testing.assert_array_equal(found[name], packed.numpy())
+        np.testing.assert_array_equal(found[f"{name}.absmax"], state.absmax.numpy())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bnb_4bit_compute_dtype"]) == ("bitsandbytes", "bfloat16")
 
 
 def test_a_merge_into_nf4_that_erases_the_adapter_is_refused(tmp_path: Path, in_nf4: tuple[Path, Path]) -> None:

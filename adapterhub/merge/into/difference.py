@@ -21,7 +21,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta
 from adapterhub_converters.errors import RefusedError
 
-from .hf_base import read_folder
+from .hf_base import Folder, read_folder
 from .models import FolderModel, Model, as_matrix, is_float, renamed
 from .plan import stored_transposed
 
@@ -95,7 +95,7 @@ def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | Non
     """
     if (wanted.rank is None) == (wanted.energy is None):
         raise RefusedError("rank", "a rank or an energy is asked for, not both", "Name one")
-    with FolderModel(read_folder(base)) as before, FolderModel(read_folder(tuned)) as after:
+    with FolderModel(_in_floats(base)) as before, FolderModel(_in_floats(tuned)) as after:
         called = _matched(before, after)
         run = _Run(before, after, called, wanted)
         names = sorted(called)
@@ -104,6 +104,14 @@ def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | Non
             if progress:
                 progress(number, len(names))
         return run.adapter(base), run.report()
+
+
+def _in_floats(path: Path) -> Folder:
+    folder = read_folder(path, dequantise=True)
+    if folder.method:
+        what = f"the weights are quantised ({folder.method}), and what training changed is less than their rounding"
+        raise RefusedError(str(path), what, "Name the model in 16 or 32 bits")
+    return folder
 
 
 def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:

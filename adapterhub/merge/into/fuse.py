@@ -139,7 +139,7 @@ def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
     steps = plan(adapters, folder)
     take, skipped = companions(base, {shard.path.name for shard in folder.shards})
     seen = as_trained(folder, options) if options.as_trained else {}
-    packed = frozenset(to_nf4(folder)) if options.requantise == NF4 else frozenset()
+    packed = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantise == NF4 else frozenset()
     written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen, packed)
     files, texts = folder_files(folder, written, options)
     own = {name: folder.weights[name].source() for name in seen}

@@ -85,6 +85,8 @@ class Folder:
 
 def read_folder(base: Path, *, dequantise: bool = False) -> Folder:
     """The headers of a model folder; RefusedError for a quantised one, unless it is to be dequantised and can be."""
+    if base.is_file():
+        raise RefusedError(str(base), "is a file, not a Hugging Face folder", "Name the folder of a model")
     if not base.is_dir():
         raise NotFoundError(str(base), "no such folder")
     spec = base_model.read_hf(base)

@@ -45,13 +45,17 @@ def in_nf4(folder: Folder) -> set[str]:
     return {name.partition(NF4_STATE)[0] for shard in folder.shards for name in shard.tensors if NF4_STATE in name}
 
 
-def to_nf4(folder: Folder) -> set[str]:
+def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
     """The weights that a model in NF4 has in 4 bits: those of the folder that are so, else those that transformers takes.
+
+    `dtype`: the floats that are asked for beside them.
 
     Raises:
         RefusedError: Which these are isn't known for its architecture, or none are.
     """
     own = in_nf4(folder)
+    if own and dtype:
+        raise RefusedError("--dtype", "the base is in NF4 already, and what does not change stays as it is", "Leave it out")
     if own:
         return own
     where, kind = folder.spec.where, folder.spec.architecture
