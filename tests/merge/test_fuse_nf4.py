@@ -278,7 +278,7 @@ def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, 
         fuse(adapters, base, out, options=NF4)
         found = prove(adapters, base, out)
         assert found.good, [one for one in found.tensors if not one.good]
-        assert Counter(one.verdict for one in found.tensors if one.strength) == {"quantised": 2}
+        assert Counter(one.verdict for one in found.tensors if one.strength) == {"exact": 2}
         assert {one.verdict for one in prove(adapters, base, base).tensors if not one.good} == {"absent"}
     assert read_base(tmp_path / "base-out").fingerprint == read_base(tmp_path / "base").fingerprint
 

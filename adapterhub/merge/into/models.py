@@ -78,6 +78,10 @@ class FolderModel:
         weight = self._weights[name]
         return self._method or "" if weight.unpacked else weight.dtype
 
+    def floats(self, name: str) -> str:
+        """The floats that it has, or had before it was quantised."""
+        return self._weights[name].dtype
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape."""
         return self._weights[name].shape

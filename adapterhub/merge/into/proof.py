@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +27,11 @@ from .edits import Apply, Edit, Replace, TwoPasses, look
 from .hf_base import Folder, read_folder
 from .honesty import as_trained
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
+from .nf4 import ThroughNF4
 from .options import Options
 from .plan import Plan, plan
+from .running import Buffer, Opened
+from .stored import Floats
 
 F32Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -37,6 +41,7 @@ _TILE = 1 << 20  # elements
 _FULL = 0.05  # how far from 1 a strength may be that rounding noise alone does not explain
 _UNEXPLAINED = 0.1  # of the delta's norm: products in 16 bits, as on a GPU, leave a few hundredths
 _GRID = {"Q8_0": 0.02, "Q6_K": 0.05, "Q5_K": 0.09, "Q5_0": 0.1, "Q5_1": 0.1, "Q4_K": 0.15, "Q4_0": 0.18, "Q4_1": 0.15}
+_GRID |= {"nf4": 0.18, "fp4": 0.25}
 _COARSE = 0.45  # of a weight's norm, what a grid of two or three bits may be off
 
 GOOD = ("exact", "rounded", "near", "quantised", "untouched")
@@ -220,6 +225,7 @@ def _touched(task: _Task) -> Proof:
             sums.look(one, start)
     for start, one, two in task.tiles():
         sums.add(one, two, start)
+    sums.exact = sums.exact or _is_ours_in_nf4(task, sums.replay)
     if not sums.delta:
         silent = sums.exact or sums.off <= sums.noise_limit
         return Proof(task.name, "rounded" if silent else "other", note="the adapter adds nothing here")
@@ -227,6 +233,42 @@ def _touched(task: _Task) -> Proof:
     rest = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
     shown = _by_adapter(strength, task.owners, task.count)
     return Proof(task.name, _judged(sums, strength, rest, task.dtype), shown, rest)
+
+
+@dataclass(frozen=True, eq=False)
+class _Replayed:
+    """The merge in floats of the type that was quantised."""
+
+    task: _Task
+    replay: Callable[[F32Array, int], F32Array]
+    floats: str
+
+    @property
+    def rows(self) -> int:
+        return as_matrix(self.task.have.shape(self.task.name))[0]
+
+    @property
+    def columns(self) -> int:
+        return as_matrix(self.task.have.shape(self.task.name))[1]
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        rows = self.task.have.rows(self.task.name, start, stop)
+        np.copyto(out, _rounded(self.replay(rows, start), self.floats))
+
+
+def _is_ours_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array]) -> bool:
+    """Whether a tensor in bitsandbytes' NF4 is our own merge, quantised, bit for bit."""
+    if task.dtype != "nf4" or not isinstance(task.made, FolderModel):
+        return False
+    source = ThroughNF4(task.name, _Replayed(task, replay, task.made.floats(task.other)), Floats("F32", dtypes.F32))
+    with Opened() as opened, suppress(RefusedError):  # of NaN, which is never right
+        for start, stop in _tiles(task.made.shape(task.other)):
+            rows = np.empty((stop - start, source.columns), np.float32)
+            source.read(opened, start, stop, rows, lambda _use, size: np.empty(size, np.uint8))
+            if not np.array_equal(rows, task.made.rows(task.other, start, stop)):
+                return False
+        return True
+    return False
 
 
 def _by_adapter(strength: Sequence[float], owners: Sequence[int], count: int) -> tuple[float, ...]:
@@ -260,18 +302,25 @@ class _Sums:
         with np.errstate(all="ignore"):
             look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
 
+    def replay(self, base: F32Array, start: int) -> F32Array:
+        """A tile merged as our own merge does it, rounded after each adapter."""
+        replay, scratch = base.copy(), np.empty(base.size + base.shape[1], np.float32)
+        with np.errstate(all="ignore"):
+            for apply in self._applies:
+                apply(replay, start, scratch)
+                replay = replay.astype(self._stored).astype(np.float32)
+        return replay
+
     def add(self, base: F32Array, made: F32Array, start: int) -> None:
         """One tile more."""
         scratch = np.empty(base.size + base.shape[1], np.float32)
-        total, replay, deltas = base.copy(), base.copy(), []
+        total, replay, deltas = base.copy(), self.replay(base, start), []
         with np.errstate(all="ignore"):
             for apply in self._applies:
                 alone = base.copy()
                 apply(alone, start, scratch)
                 deltas.append((alone - base).astype(np.float64))
                 apply(total, start, scratch)
-                apply(replay, start, scratch)
-                replay = replay.astype(self._stored).astype(np.float32)
             change = made.astype(np.float64) - base
             for i, one in enumerate(deltas):
                 self.along[i] += np.vdot(one, change)
