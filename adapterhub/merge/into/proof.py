@@ -23,7 +23,7 @@ from adapterhub.merge.checks import Weighted
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
 
-from .edits import Apply, Edit, Replace, TwoPasses, look
+from .edits import Edit, Replace
 from .hf_base import Folder, read_folder
 from .honesty import as_trained
 from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
@@ -32,17 +32,13 @@ from .options import Options
 from .plan import Plan, plan
 from .running import Buffer, Opened
 from .stored import Floats
+from .strengths import COARSE, GRID, Sums, judged, rounded, square
 
 F32Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Is told tensors done and tensors in all."""
 
 _TILE = 1 << 20  # elements
-_FULL = 0.05  # how far from 1 a strength may be that rounding noise alone does not explain
-_UNEXPLAINED = 0.1  # of the delta's norm: products in 16 bits, as on a GPU, leave a few hundredths
-_GRID = {"Q8_0": 0.02, "Q6_K": 0.05, "Q5_K": 0.09, "Q5_0": 0.1, "Q5_1": 0.1, "Q4_K": 0.15, "Q4_0": 0.18, "Q4_1": 0.15}
-_GRID |= {"nf4": 0.18, "fp4": 0.25}
-_COARSE = 0.45  # of a weight's norm, what a grid of two or three bits may be off
 
 GOOD = ("exact", "rounded", "near", "quantised", "untouched")
 """The verdicts with which a merged model passes."""
@@ -204,22 +200,22 @@ def _untouched(task: _Task) -> Proof:
     """Equal, or the base's numbers in the merged model's dtype."""
     name, dtype, off, size, exact = task.name, task.dtype, 0.0, 0.0, True
     for _, one, two in task.tiles():
-        expected = _rounded(one, dtype)
+        expected = rounded(one, dtype)
         same = np.array_equal(expected, two, equal_nan=True) or np.array_equal(one, two, equal_nan=True)
         exact = exact and same
-        off += 0.0 if same else _square(two - expected)
-        size += _square(one)
+        off += 0.0 if same else square(two - expected)
+        size += square(one)
     if exact:
         return Proof(name, "untouched")
     rest = math.sqrt(off / size) if size else math.inf
-    if not is_float(dtype) and rest <= _GRID.get(dtype, _COARSE):
+    if not is_float(dtype) and rest <= GRID.get(dtype, COARSE):
         return Proof(name, "quantised", rest=rest, note=f"{dtype}, {rest:.1%} off")
     return Proof(name, "changed", rest=rest, note=f"{rest:.2g} of its norm, and no adapter touches it")
 
 
 def _touched(task: _Task) -> Proof:
     stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
-    sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
+    sums = Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
     if sums.twice:
         for start, one, _ in task.tiles():
             sums.look(one, start)
@@ -232,7 +228,7 @@ def _touched(task: _Task) -> Proof:
     strength = sums.strengths()
     rest = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
     shown = _by_adapter(strength, task.owners, task.count)
-    return Proof(task.name, _judged(sums, strength, rest, task.dtype), shown, rest)
+    return Proof(task.name, judged(sums, strength, rest, task.dtype), shown, rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +249,7 @@ class _Replayed:
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         rows = self.task.have.rows(self.task.name, start, stop)
-        np.copyto(out, _rounded(self.replay(rows, start), self.floats))
+        np.copyto(out, rounded(self.replay(rows, start), self.floats))
 
 
 def _is_ours_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array]) -> bool:
@@ -276,110 +272,3 @@ def _by_adapter(strength: Sequence[float], owners: Sequence[int], count: int) ->
     for value, owner in zip(strength, owners, strict=True):
         row[owner] = value
     return tuple(row)
-
-
-class _Sums:
-    """Inner products of the deltas and of what came out, added up tile by tile."""
-
-    def __init__(self, applies: Sequence[Apply], stored: np.dtype, dtype: str) -> None:
-        count = len(applies)
-        self._applies, self._stored, self._dtype = applies, stored, dtype
-        self.gram, self.along = np.zeros((count, count)), np.zeros(count)
-        self.change = self.delta = self.off = self.noise = self.weight = 0.0
-        self.exact, self.size = True, 0
-
-    @property
-    def twice(self) -> bool:
-        """Whether all tiles have to be looked at first."""
-        return any(isinstance(apply, TwoPasses) for apply in self._applies)
-
-    def look(self, base: F32Array, start: int) -> None:
-        """The next tile of all, which is spoilt."""
-
-        def between(tile: F32Array) -> None:
-            np.copyto(tile, tile.astype(self._stored), casting="unsafe")
-
-        with np.errstate(all="ignore"):
-            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
-
-    def replay(self, base: F32Array, start: int) -> F32Array:
-        """A tile merged as our own merge does it, rounded after each adapter."""
-        replay, scratch = base.copy(), np.empty(base.size + base.shape[1], np.float32)
-        with np.errstate(all="ignore"):
-            for apply in self._applies:
-                apply(replay, start, scratch)
-                replay = replay.astype(self._stored).astype(np.float32)
-        return replay
-
-    def add(self, base: F32Array, made: F32Array, start: int) -> None:
-        """One tile more."""
-        scratch = np.empty(base.size + base.shape[1], np.float32)
-        total, replay, deltas = base.copy(), self.replay(base, start), []
-        with np.errstate(all="ignore"):
-            for apply in self._applies:
-                alone = base.copy()
-                apply(alone, start, scratch)
-                deltas.append((alone - base).astype(np.float64))
-                apply(total, start, scratch)
-            change = made.astype(np.float64) - base
-            for i, one in enumerate(deltas):
-                self.along[i] += np.vdot(one, change)
-                for j, two in enumerate(deltas[: i + 1]):
-                    self.gram[i, j] += np.vdot(one, two)
-                    self.gram[j, i] = self.gram[i, j]
-            self.change += _square(change)
-            self.delta += _square(np.sum(deltas, axis=0))
-            self.weight += _square(base)
-            self.size += base.size
-            self.off += _square(made - total)
-            self.noise += _square(_rounded(total, self._dtype) - total)
-        once = _rounded(total, self._dtype)
-        self.exact = self.exact and (
-            np.array_equal(_rounded(replay, self._dtype), made, equal_nan=True) or np.array_equal(once, made, equal_nan=True)
-        )
-
-    def strengths(self) -> list[float]:
-        """Least squares; of deltas that are one another's multiples, the smallest solution."""
-        found = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
-        return [float(value) for value in found]
-
-    def rest(self, strength: Sequence[float]) -> float:
-        """The square of what the deltas at these strengths leave."""
-        s = np.asarray(strength)
-        return float(self.change - 2 * s @ self.along + s @ self.gram @ s)
-
-    @property
-    def noise_limit(self) -> float:
-        """The square of the distance that rounding after each merge may leave."""
-        return 4 * (len(self.along) + 1) * self.noise + 1e-12 * self.weight
-
-
-def _judged(sums: _Sums, strength: Sequence[float], rest: float, dtype: str) -> str:
-    """The verdict. The estimate of a strength is off by about `rest / sqrt(n)`, as far as what is left is noise."""
-    if sums.exact:
-        return "exact"
-    if is_float(dtype) and sums.off <= sums.noise_limit:
-        return "rounded"
-    doubt = 4 * rest / math.sqrt(max(1, sums.size))
-    worst = max(strength, key=lambda value: abs(value - 1))
-    if not math.isfinite(worst):
-        return "other"
-    if abs(worst - 1) > _FULL + doubt:
-        return "absent" if abs(worst) < 0.1 + doubt else "weaker" if worst < 1 else "stronger"
-    if is_float(dtype):
-        return "near" if rest <= _UNEXPLAINED else "other"
-    grid = math.sqrt(sums.off / sums.weight) if sums.weight else math.inf
-    return "quantised" if grid <= _GRID.get(dtype, _COARSE) else "other"
-
-
-def _rounded(values: F32Array, dtype: str) -> F32Array:
-    """Through the dtype of the merged model and back, where it has floats."""
-    if not is_float(dtype) or dtype in ("F32", "F64"):
-        return values
-    with np.errstate(over="ignore"):
-        return values.astype(dtypes.NUMPY[dtype]).astype(np.float32)
-
-
-def _square(values: np.ndarray) -> float:
-    flat = np.ascontiguousarray(values, np.float64).reshape(-1)
-    return float(np.vdot(flat, flat))
