@@ -351,6 +351,20 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(requantise="nf4"), "nf4 is a form of Hugging Face folders"),
+        (Options(requantise="q8_0", dtype="f16"), "matrices become q8_0 already"),
+    ],
+)
+def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options: Options, says: str) -> None:
+    gguf_file.write(tmp_path / "base.gguf", {"general.architecture": string("llama")}, {"blk.0.attn_q.weight": TABLE})
+    with pytest.raises(AdapterhubError, match=says) as caught:
+        prepared([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
+    assert caught.value.exit_code == 6
+
+
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
     said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}

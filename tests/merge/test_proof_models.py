@@ -113,6 +113,7 @@ def test_a_gguf_of_our_own_merge(torch: Any, tmp_path: Path, form: str) -> None:
     fuse(adapters, gguf, tmp_path / "out.gguf", options=Options(force=True))
     found = good(adapters, base, tmp_path / "out.gguf", least=12)
     assert found.strengths()[0] == pytest.approx((1, 1, 1), abs=0.05)
+    good(adapters, base, (tmp_path / "out.gguf").rename(tmp_path / "named otherwise"), least=12)
     assert bad(adapters, base, gguf) == {"absent"}
     fuse([(adapters[0][0], 0.5)], gguf, tmp_path / "half.gguf", options=Options(force=True))
     assert bad(adapters, base, tmp_path / "half.gguf") == {"weaker"}

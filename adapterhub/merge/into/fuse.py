@@ -109,6 +109,8 @@ def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
     if options.requantise == NF4:
         raise RefusedError("--requantise", "nf4 is a form of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
+    if options.requantise and options.dtype:
+        raise RefusedError("--dtype", f"matrices become {options.requantise} already (--requantise)", "Name one of the two")
     steps = plan_gguf(adapters, base)
     files = gguf_files(steps, Path("out.gguf"), options)
     changes = changes_of(files, steps.edits, options)

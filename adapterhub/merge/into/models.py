@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adapterhub_converters import base as base_model
 from adapterhub_converters import dtypes, names
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.files.gguf_file import GGUFFile
+from adapterhub_converters.files.gguf_file import MAGIC, GGUFFile
 
 from .hf_base import Folder, Weight, read_folder
 from .running import Opened, Source
@@ -47,11 +47,16 @@ def open_model(path: Path) -> Model:
     Raises:
         RefusedError: Its weights are quantised in a way that is not read here, or are no safetensors.
     """
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and (path.suffix == ".gguf" or _begins(path) == MAGIC):
         return GgufModel(path)
     if path.is_file():
-        raise RefusedError(str(path), "a model is a folder or a .gguf file here", "Name its folder")
+        raise RefusedError(str(path), "a model is a folder or a GGUF file here", "Name its folder")
     return FolderModel(read_folder(path, dequantise=True))
+
+
+def _begins(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC))
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
