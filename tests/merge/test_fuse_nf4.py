@@ -177,6 +177,30 @@ def test_weights_of_any_shape_in_tiles_and_in_shards(torch: Any, tmp_path: Path,
         assert said["metadata"]["total_size"] == report.size
 
 
+def test_a_base_without_double_quantisation_gets_it_where_it_changes(torch: Any, tmp_path: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    made = tiny.model(hidden_size=128, intermediate_size=128).to(torch.bfloat16)
+    how = settings("bfloat16")
+    how.bnb_4bit_use_double_quant = False
+    loaded(saved(made, tmp_path / "plain"), dtype=torch.bfloat16, quantization_config=how).save_pretrained(tmp_path / "base")
+    tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
+    adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
+    report = fuse(adapters, tmp_path / "base", tmp_path / "out", options=NF4)
+    states = {name: array for name, array in tensors_of(tmp_path / "out").items() if name.endswith("nested_absmax")}
+    assert states.keys() == {f"{name}.nested_absmax" for name in report.touched}
+    found = {one.name: one.verdict for one in prove(adapters, tmp_path / "base", tmp_path / "out").tensors}
+    assert {found[name] for name in report.touched} == {"exact"}
+    fuse(adapters, tmp_path / "base", tmp_path / "floats", options=Options(dequantise=True))
+    plain = tensors_of(tmp_path / "floats")
+    out = loaded(tmp_path / "out", dtype=torch.bfloat16)
+    for name, module in out.named_modules():
+        if hasattr(module, "compute_dtype"):
+            back = dequantize_4bit(module.weight.data, module.weight.quant_state).float().numpy()
+            off = np.linalg.norm(back - plain[f"{name}.weight"].astype(np.float32)) / np.linalg.norm(back)
+            assert off < (0.12 if f"{name}.weight" in report.touched else 1e-2), name
+
+
 @pytest.fixture
 def in_nf4(torch: Any, tmp_path: Path) -> tuple[Path, Path]:
     """A base in NF4 that transformers wrote, and an adapter that changes a layer of it by half."""

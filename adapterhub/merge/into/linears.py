@@ -41,7 +41,7 @@ def is_linear(name: str) -> bool:
 
 
 def in_nf4(folder: Folder) -> set[str]:
-    """The names of weights that NF4 has no other form of than this folder's own."""
+    """The names of the weights that a folder has in NF4."""
     return {name.partition(NF4_STATE)[0] for shard in folder.shards for name in shard.tensors if NF4_STATE in name}
 
 
@@ -62,7 +62,9 @@ def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
     if folder.spec.model_type in CONV1D:
         raise RefusedError("--requantise nf4", f"{where} stores its weights transposed", _THERE)
     if kind.startswith("Falcon"):
-        raise RefusedError("--requantise nf4", "transformers quantises no layer of Falcon, whose class is its own", _THERE)
+        raise RefusedError(
+            "--requantise nf4", "transformers quantises no layer of Falcon, whose class is its own", "Leave it out"
+        )
     try:
         names.by_class(kind, where)
     except RefusedError as error:
