@@ -236,7 +236,8 @@ def test_the_last_layers_halves_are_turned_as_diffusers_turns_them(tmp_path: Pat
     import torch
     from diffusers.loaders.lora_conversion_utils import swap_scale_shift
 
-    path = kohya_file(tmp_path / "x.safetensors", {"lora_unet_final_layer_adaLN_modulation_1": (12, 8)})
+    header = {"ss_base_model_version": "flux1"}
+    path = kohya_file(tmp_path / "x.safetensors", {"lora_unet_final_layer_adaLN_modulation_1": (12, 8)}, header)
     with safetensors_file.SafetensorsFile(path) as file:
         (up,) = (file.tensor(name) for name in file.tensors if "up" in name)
     wanted = swap_scale_shift(torch.from_numpy(up)).numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from adapterhub_converters import base, formats, peft
 from adapterhub_converters.adapter import Adapter, Loss, LowRank
-from adapterhub_converters.diffusion import diffusers, kohya, parts, rows, tables
+from adapterhub_converters.diffusion import diffusers, kohya, parts, rows, table, tables
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.lossy import Allowed
@@ -68,9 +69,11 @@ def scalar(value: float, dtype: Any = np.float32) -> np.ndarray:
         ("diffusion_model.time_projection.1", "transformer.condition_embedder.time_proj"),
         ("lora_unet_transformer_blocks_1_img_mlp_net_0_proj", "transformer.transformer_blocks.1.img_mlp.net.0.proj"),
         ("lora_transformer_transformer_blocks_1_attn_to_add_out", "transformer.transformer_blocks.1.attn.to_add_out"),
-        ("lora_unet_double_blocks_7_img_mlp_2", "transformer.transformer_blocks.7.ff.net.2"),
+        ("lora_unet_double_blocks_7_img_mod_lin", "transformer.transformer_blocks.7.norm1.linear"),
         ("lora_unet_single_blocks_7_modulation_lin", "transformer.single_transformer_blocks.7.norm.linear"),
-        ("lora_unet_guidance_in_out_layer", "transformer.time_text_embed.guidance_embedder.linear_2"),
+        ("lora_unet_vector_in_out_layer", "transformer.time_text_embed.text_embedder.linear_2"),
+        ("lycoris_transformer_blocks_3_ff_context_net_0_proj", "transformer.transformer_blocks.3.ff_context.net.0.proj"),
+        ("lycoris_mid_block_attentions_0_proj_out", "unet.mid_block.attentions.0.proj_out"),
         ("double_blocks.2.processor.proj_lora2", "transformer.transformer_blocks.2.attn.to_add_out"),
         ("text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc2",
          "text_encoder_2.text_model.encoder.layers.0.mlp.fc2"),
@@ -125,24 +128,54 @@ def test_the_base_gives_names_that_no_table_has(tmp_path: Path) -> None:
 
 
 def test_what_fits_two_models_is_refused_unless_the_header_says_which(tmp_path: Path) -> None:
-    modules = {"lora_unet_double_blocks_0_img_attn_qkv": (24, 8)}
-    with pytest.raises(RefusedError, match=r"its names fit FLUX\.1 and HunyuanVideo, whose modules differ"):
+    modules = {"lora_unet_single_blocks_0_linear2": (8, 24)}
+    with pytest.raises(RefusedError, match=r"its names fit FLUX\.1 and FLUX\.2, whose modules differ"):
         formats.read(kohya_file(tmp_path / "a.safetensors", modules))
-    said = kohya_file(tmp_path / "b.safetensors", modules, {"modelspec.architecture": "flux-1-dev/lora"})
-    assert list(formats.read(said).deltas) == [f"transformer.transformer_blocks.0.attn.to_{name}" for name in "qkv"]
-    for name in ("hunyuan-video/lora", "Flux.2-dev/lora"):
-        other = kohya_file(tmp_path / f"{name[:4]}.safetensors", modules, {"modelspec.architecture": name})
+    targets = {"flux-1-dev": "proj_out", "chroma": "proj_out", "hunyuan-video": "proj_out", "Flux.2-klein-4b": "attn.to_out"}
+    for said, target in targets.items():
+        path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
+        assert list(formats.read(path).deltas) == [f"transformer.single_transformer_blocks.0.{target}"]
+    for said in ("hunyuan-video-1.5", "hunyuan-image-2.1", "Flux.3"):
+        path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
         with pytest.raises(RefusedError, match="no module that is known"):
-            formats.read(other)
+            formats.read(path)
+
+
+@pytest.mark.parametrize(
+    ("stem", "shapes"),
+    [
+        ("lora_unet_single_blocks_0_linear1", {(56, 8): "FLUX.1", (72, 8): "FLUX.2"}),
+        ("lora_unet_single_blocks_0_linear2", {(8, 40): "FLUX.1", (8, 32): "FLUX.2"}),
+        ("lora_unet_double_blocks_0_txt_mlp_0", {(32, 8): "FLUX.1", (48, 8): "FLUX.2"}),
+        ("lora_unet_double_blocks_0_img_mlp_2", {(8, 32): "FLUX.1", (8, 24): "FLUX.2"}),
+        ("lora_unet_layers_0_feed_forward_w1", {(64, 24): "Z-Image by musubi-tuner", (96, 24): "Lumina 2"}),
+        ("lora_unet_layers_0_attention_qkv", {(72, 24): "Z-Image by ComfyUI", (40, 24): "Lumina 2"}),
+    ],
+)
+def test_how_many_rows_a_module_has_for_each_column_tells_families_apart(
+    tmp_path: Path, stem: str, shapes: dict[tuple[int, int], str]
+) -> None:
+    for shape, name in shapes.items():
+        adapter = formats.read(kohya_file(tmp_path / f"{shape}.safetensors", {stem: shape}))
+        assert adapter.meta.header["adapterhub.names"] == name
+
+
+def test_the_third_encoder_is_the_second_of_flux(tmp_path: Path) -> None:
+    stem = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    with pytest.raises(RefusedError, match=r"the second text encoder of FLUX\.1 and the third of Stable Diffusion 3"):
+        formats.read(kohya_file(tmp_path / "x.safetensors", {stem: (8, 8)}))
+    for said, part in {"flux1": "text_encoder_2", "stable-diffusion-3-m": "text_encoder_3"}.items():
+        path = kohya_file(tmp_path / f"{said}.safetensors", {stem: (8, 8)}, {"ss_base_model_version": said})
+        assert list(formats.read(path).deltas) == [f"{part}.encoder.block.0.layer.0.SelfAttention.q"]
 
 
 @pytest.mark.parametrize(
     ("stem", "says"),
     [
-        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "no module that is known"),
+        ("lora_unet_joint_blocks_0_y_block_attn_qkv", "no module that is known"),
         ("lora_unet_input_blocks_11_0_in_layers_2", "no module that is known"),
         ("lora_te1_pooler", "no module of a text encoder that is known"),
-        ("lycoris_model_diffusion_to_q", "nothing says which model it is in"),
+        ("lycoris_model_diffusion_to_q", "no module that is known"),
     ],
 )
 def test_names_that_are_not_known_are_refused_by_name(tmp_path: Path, stem: str, says: str) -> None:
@@ -237,7 +270,7 @@ def test_rows_of_one_module_are_those_of_several(tmp_path: Path) -> None:
 @given(st.permutations("qkv"))
 def test_apart_and_together_again_is_the_same_function(kind: str, order: list[str]) -> None:
     numbers = Numbers(np.float32)
-    reading = tables.Reading(("q", "k", "v"))
+    reading = table.Reading(("q", "k", "v"), ratio=Fraction(3), shares=(1, 1, 1))
     lora_A = numbers(2, 8)
     deltas = {
         name: LowRank(
@@ -258,14 +291,16 @@ def test_apart_and_together_again_is_the_same_function(kind: str, order: list[st
 def test_halves_that_diffusers_has_the_other_way_round_are_turned(tmp_path: Path) -> None:
     numbers = Numbers()
     stem = "lora_unet_final_layer_adaLN_modulation_1"
-    parts = {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(12, 2)}
-    delta = the_delta(tmp_path / "x", parts, stem)
-    np.testing.assert_array_equal(delta.lora_B, np.roll(parts["lora_up.weight"], 6, axis=0))
+    parts = {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(16, 2)}
+    tensors = {f"{stem}.{name}": array for name, array in parts.items()}
+    safetensors_file.write(tmp_path / "x", tensors, {"ss_base_model_version": "flux1"})
+    delta: Any = formats.read(tmp_path / "x").deltas["transformer.norm_out.linear"]
+    np.testing.assert_array_equal(delta.lora_B, np.roll(parts["lora_up.weight"], 8, axis=0))
 
 
 def test_another_model_with_flux_names_is_refused_by_its_rows(tmp_path: Path) -> None:
     path = kohya_file(tmp_path / "x", {"lora_unet_single_blocks_0_linear1": (72, 8)}, {"ss_base_model_version": "flux1"})
-    with pytest.raises(RefusedError, match=r"72 rows for 8 columns are not those of 4 modules of FLUX\.1"):
+    with pytest.raises(RefusedError, match=r"72 rows for 8 columns are not those of .*to_q and 3 more"):
         formats.read(path)
 
 
@@ -415,8 +450,8 @@ def test_a_module_whose_model_nothing_says_needs_the_base(tmp_path: Path) -> Non
 
 def test_a_model_that_shares_names_with_another_needs_the_base_too(tmp_path: Path) -> None:
     folder = peft_folder(tmp_path / "a", {"transformer_blocks.0.attn2.to_q": (8, 8)})
-    for n, name in enumerate(("", "SD3Transformer2DModel")):
-        with pytest.raises(RefusedError, match="may be those of Qwen-Image or of another, which kohya calls otherwise"):
+    for n, name in enumerate(("", "PixArtTransformer2DModel")):
+        with pytest.raises(RefusedError, match="may be those of Stable Diffusion 3 and Qwen-Image and LTX-Video or of another"):
             formats.convert(
                 folder, tmp_path / f"x{n}", to="kohya", base=base.BaseSpec("x", "hf", name, "", {}) if name else None
             )

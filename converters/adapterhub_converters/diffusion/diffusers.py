@@ -179,9 +179,10 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         alone = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
         config |= {f"{model}.{key}": value for key, value in json.loads(peft.config_text(alone)).items()}
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
-    again = pipeline.header_again(named, str(path))
-    header = again | {"format": "pt", CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     own = pipeline.own_header(named)
+    # The header of a trainer's own file is kept as it was, for the way back; sd-scripts' says no format.
+    again = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in own else {"format": "pt"}
+    header = again | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     header |= {pipeline.NAMES_KEY: own[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in own else {}
     safetensors_file.write(path, tensors, header | carried.keys(adapter, names, tensors))
     kept = [

@@ -34,7 +34,7 @@ from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile
 
 from . import carried, naming, parts, pipeline, rows, tables
-from .tables import Reading
+from .table import Reading
 
 
 def sniff(path: Path) -> bool:
@@ -60,7 +60,8 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         metadata = dict(file.header.metadata)
     where = str(path)
     grouped, notes = _grouped(tensors, where)
-    found, names = naming.targets(grouped, metadata, base, where)
+    outlines = {stem: parts.outline(part) for stem, part in grouped.items()}
+    found, names = naming.targets(outlines, metadata, base, where)
     deltas, failed = _deltas(grouped, found, base, where)
     if failed:
         raise refused(where, failed)
@@ -136,11 +137,13 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     plain, kept = _plain(adapter)
     named = pipeline.named(plain, base, "kohya")
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
-    groups = naming.groups(named, base)
+    groups, table = naming.groups(named, base)
+    outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
         delta = rows.together(stem, members, reading)
         found, alpha = parts.tensors(delta)
+        outlines[stem] = (delta.shape[0], delta.shape[1])
         tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in found.items()}
         if alpha is not None:
             tensors[f"{stem}.alpha"] = parts.alpha_tensor(alpha, next(iter(found.values())).dtype)
@@ -151,7 +154,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     if ride:  # all that was rewritten comes back to the bit
         kept = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in kept]
     header, notes = _header(adapter, tensors, path)
-    header |= naming.header(groups, header)
+    header |= naming.header(outlines, header, table)
     safetensors_file.write(path, tensors, header | ride)
     return LossReport(tuple(sorted(kept, key=lambda line: line.name)), (*plain.notes, *notes))
 

@@ -34,6 +34,23 @@ def split(name: str) -> tuple[str, str] | None:
     return (name.removesuffix(end), _ENDS[end]) if end else None
 
 
+def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    """Rows and columns of the weight of a module, a kernel aside; None where the tensors don't say them at a glance."""
+    matrices = {name: array for name, array in part.items() if array.ndim > 1 and 0 not in array.shape}
+    for up, down in (("B", "A"), ("diff", "diff"), ("hada_w1_a", "hada_w1_b")):
+        if up in matrices and down in matrices and "hada_t1" not in matrices:
+            return matrices[up].shape[0], matrices[down].shape[1]
+    one, two = (_factor_outline(matrices, n) for n in (1, 2))
+    return (one[0] * two[0], one[1] * two[1]) if one and two else None
+
+
+def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, int] | None:
+    whole, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
+    if whole is not None:
+        return whole.shape[0], whole.shape[1]
+    return None if a is None or b is None or f"lokr_t{n}" in matrices else (a.shape[0], b.shape[1])
+
+
 def delta(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
     """What the tensors of one module make. RefusedError for what isn't read, FormatError for what makes no sense.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, refuse_conditions
@@ -26,6 +27,9 @@ _CLASSES = {
     "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2",
 }  # fmt: skip
 
+# Z-Image's MLP, which Meta's own Llama calls alike.
+_LLAMA_TOO = re.compile(r"layers\.[0-9]+\.feed_forward\.")
+
 
 def part_of(target: str) -> str:
     """The model that a target which begins with one is in; empty without."""
@@ -36,7 +40,7 @@ def part_of(target: str) -> str:
 def of_images(targets: Iterable[str]) -> bool:
     """Whether these are modules of image models and of no language model."""
     plain = (target.removeprefix(f"{part_of(target)}.") for target in targets)
-    likely = [target for target in plain if "." in target and target.partition(".")[0] in tables.FIRST]
+    likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
     return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from adapterhub_converters.adapter import Delta, LowRank
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .tables import Reading
+from .table import Reading
 
 
 def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, Delta]:
@@ -19,15 +20,18 @@ def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, De
     Factors that are blocks of the whole's, as trainers of the modules apart write them, come out as those blocks.
     """
     if not isinstance(delta, LowRank):
-        if len(reading.targets) > 1 or reading.swapped:
+        if len(reading.targets) > 1 or reading.is_turned(*delta.shape[:2]):
             what = f"a delta of the kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
             raise RefusedError(where, f"{stem}: {what} is not read")
         return {reading.targets[0]: delta}
-    if reading.swapped:
-        return {reading.targets[0]: _turned(stem, delta, where)}
     if len(reading.targets) == 1:
-        return {reading.targets[0]: delta}
-    ends = np.cumsum(_sizes(stem, delta, len(reading.targets), where))[:-1]
+        return {reading.targets[0]: _turned(stem, delta, where) if reading.is_turned(*delta.shape) else delta}
+    sizes = _sizes(delta.shape[1], reading)
+    if sum(sizes) != delta.shape[0]:
+        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
+        reason = f"{delta.shape[0]} rows for {delta.shape[1]} columns are not those of {several}"
+        raise RefusedError(where, f"{stem}: {reason}")
+    ends = np.cumsum(sizes)[:-1]
     blocks = [np.split(rows, ends) if rows is not None else [None] * (len(ends) + 1) for rows in _by_row(delta)]
     factors = [(delta.lora_A, np.ascontiguousarray(rows)) for rows in blocks[0]]
     own = _diagonal(factors)
@@ -44,13 +48,11 @@ def _by_row(delta: LowRank) -> tuple[np.ndarray | None, ...]:
     return delta.lora_B, delta.magnitude, delta.bias
 
 
-def _sizes(stem: str, delta: LowRank, count: int, where: str) -> list[int]:
-    """How many rows each has: queries, keys and values as many as there are columns, an MLP four times that (FLUX.1)."""
-    out, width = delta.shape
-    sizes = [width] * 3 + [4 * width] * (count - 3)
-    if sum(sizes) != out:
-        raise RefusedError(where, f"{stem}: {out} rows for {width} columns are not those of {count} modules of FLUX.1")
-    return sizes
+def _sizes(columns: int, reading: Reading) -> list[int]:
+    """How many rows each of its modules has; none where they don't come out even."""
+    rows = columns * (reading.ratio or Fraction(0))
+    sizes = [rows * share / sum(reading.shares) for share in reading.shares]
+    return [int(size) for size in sizes] if all(size.denominator == 1 for size in sizes) else []
 
 
 def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
@@ -86,12 +88,12 @@ def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
     RefusedError names what it can't be: one module has one scale and one magnitude.
     """
     first = next(iter(deltas.values()))
-    if len(reading.targets) == 1 and not reading.swapped:
+    if len(reading.targets) == 1 and not reading.is_turned(*first.shape[:2]):
         return first
     members = {target: d for target in reading.targets if isinstance(d := deltas.get(target), LowRank)}  # in their order
     if len(members) < len(deltas):
         raise RefusedError(stem, f"a delta of the kind {type(first).__name__} is not written for rows of a larger module")
-    if reading.swapped:
+    if len(reading.targets) == 1:
         return _turned(stem, members[reading.targets[0]], stem)
     if len({delta.scaling for delta in members.values()}) > 1:
         raise RefusedError(stem, f"{', '.join(members)} are one module there, with one scale, and have several")
@@ -108,10 +110,10 @@ def _stacked(stem: str, members: Mapping[str, LowRank], reading: Reading) -> Low
     if {delta.lora_A.shape[1] for delta in several} != {width} or len({d.lora_B.dtype for d in several} | {dtype}) > 1:
         raise RefusedError(stem, f"{', '.join(members)} are one module there and differ in columns or dtypes")
     magnitude, bias = (_concatenated([getattr(delta, name) for delta in several]) for name in ("magnitude", "bias"))
-    sizes = [width] * 3 + [4 * width] * (len(reading.targets) - 3)
+    sizes = _sizes(width, reading)
     there = [members.get(target) for target in reading.targets]
-    if any(delta is not None and delta.shape[0] != size for delta, size in zip(there, sizes, strict=True)):
-        raise RefusedError(stem, f"{', '.join(members)} have other numbers of rows than the modules of FLUX.1")
+    if not sizes or any(delta is not None and delta.shape[0] != size for delta, size in zip(there, sizes, strict=True)):
+        raise RefusedError(stem, f"{', '.join(members)} have other numbers of rows than modules that are one there")
     scaling = several[0].scaling
     if len(several) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in several}) == 1:
         lora_B = np.concatenate([delta.lora_B for delta in several])

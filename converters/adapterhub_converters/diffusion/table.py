@@ -1,0 +1,140 @@
+"""One family's table: what a trainer calls the modules of a model, and what diffusers does.
+
+A table is closed: a name is in it or it isn't known. `N` in a path stands for a number. Trainers that follow sd-scripts write
+`_` for `.`, which loses where a name ends and the next begins; a table gives it back.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a trainer's module is: one module of the base, or several whose rows it has one below the other.
+
+    Attributes:
+        targets: The base's modules.
+        swapped: Whether the two halves of its rows are in each other's place; of a module with `halves`, only where it has
+            that many rows for each column.
+        ratio: How many rows it has for each column in every model of the family, if that is so.
+        shares: How its rows are shared out to `targets`.
+        halves: See `swapped`.
+    """
+
+    targets: tuple[str, ...]
+    swapped: bool = False
+    ratio: Fraction | None = field(default=None, compare=False)
+    shares: tuple[int, ...] = field(default=(), compare=False)
+    halves: Fraction | None = field(default=None, compare=False)
+
+    def filled(self, numbers: tuple[str, ...]) -> Reading:
+        """The same with numbers for every `N`."""
+        return replace(self, targets=tuple(_filled(target, numbers) for target in self.targets))
+
+    def of(self, prefix: str) -> Reading:
+        """The same with a prefix before its targets."""
+        return replace(self, targets=tuple(f"{prefix}{target}" for target in self.targets))
+
+    def excludes(self, outline: tuple[int, int] | None) -> bool:
+        """Whether a module of so many rows and columns cannot be this one."""
+        return self.ratio is not None and outline is not None and Fraction(*outline) != self.ratio
+
+    def is_turned(self, rows: int, columns: int) -> bool:
+        """Whether the halves of this many rows are in each other's place."""
+        return self.swapped and (self.halves is None or Fraction(rows, columns) == self.halves)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The modules of one family of models: a trainer's path to the base's.
+
+    Attributes:
+        name: What people call the family.
+        part: Which model of a pipeline it names.
+        modules: Path, or pattern of paths, to the base's.
+        prefix: What stands before a name that is written; one that ends in a dot keeps its dots.
+        said: What headers call the family, a pattern.
+        classes: What diffusers calls its models and pipelines, a pattern of the beginning.
+        writes: Whether the tools that read these names read no others.
+        variant: Whether another table of the family is the one to write, unless the source had these names.
+        shared: Whether other families have modules of the same names, so that names alone don't say the family.
+    """
+
+    name: str
+    part: str
+    modules: Mapping[str, Reading]
+    prefix: str = "lora_unet_"
+    said: str = ""
+    classes: str = ""
+    writes: bool = True
+    variant: bool = False
+    shared: bool = False
+
+    def read(self, stem: str) -> Reading | None:
+        """What `stem`, its dots perhaps underscores, names."""
+        for pattern, reading in self._patterns.get(_shape(stem.replace(".", "_")), ()):
+            match = pattern.fullmatch(stem)
+            if match:
+                return reading.filled(match.groups())
+        return None
+
+    def written(self, target: str) -> tuple[str, Reading] | None:
+        """The trainer's path that has `target` in it, and all that is in it."""
+        for pattern, path, reading in self._inverse.get(_shape(target), ()):
+            match = pattern.fullmatch(target)
+            if match:
+                return _filled(path, match.groups()), reading.filled(match.groups())
+        return None
+
+    @functools.cached_property
+    def _patterns(self) -> dict[str, list[tuple[re.Pattern[str], Reading]]]:
+        found: dict[str, list[tuple[re.Pattern[str], Reading]]] = {}
+        for path, reading in self.modules.items():
+            found.setdefault(_shape(path.replace(".", "_")), []).append((_pattern(path, r"[._]"), reading))
+        return found
+
+    @functools.cached_property
+    def _inverse(self) -> dict[str, list[tuple[re.Pattern[str], str, Reading]]]:
+        found: dict[str, list[tuple[re.Pattern[str], str, Reading]]] = {}
+        for path, reading in self.modules.items():
+            for target in reading.targets:
+                found.setdefault(_shape(target), []).append((_pattern(target, r"\."), path, reading))
+        return found
+
+
+def _shape(path: str) -> str:
+    """A path without its numbers: of the few that share it one may match."""
+    return _NUMBER.sub("#", path)
+
+
+_NUMBER = re.compile(r"[0-9]+|(?<![A-Za-z])N(?![A-Za-z])")
+
+
+def _pattern(path: str, dot: str) -> re.Pattern[str]:
+    words = ("(0|[1-9][0-9]{0,3})" if word == "N" else re.escape(word) for word in path.split("."))
+    return re.compile(dot.join(words))
+
+
+def _filled(path: str, numbers: tuple[str, ...]) -> str:
+    left = iter(numbers)
+    return ".".join(next(left) if word == "N" else word for word in path.split("."))
+
+
+def joined(stem: str, ends: str) -> list[str]:
+    """`stem.end` for every word of `ends`."""
+    return [f"{stem}.{end}" for end in ends.split()]
+
+
+def own(*paths: str) -> dict[str, Reading]:
+    """Modules that the trainer calls what diffusers does."""
+    return {path: Reading((path,)) for path in paths}
+
+
+def renamed(pairs: Iterable[tuple[str, str]]) -> dict[str, Reading]:
+    """Modules that are one of diffusers' each, by another name."""
+    return {theirs: Reading((ours,)) for theirs, ours in pairs}
