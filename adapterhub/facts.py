@@ -151,8 +151,11 @@ def _look_whole(folder: Path) -> Seen:
     candidates = [folder, *sorted(folder.glob("*.gguf")), *sorted(folder.glob("*.safetensors"))]
     from adapterhub_converters import formats
 
-    known = {name: module for name, module in formats.FORMATS.items() if name != "raw"}  # which says no alpha
+    # raw takes any file, so it is asked last, about one that is alone; it reads those that say their alpha.
+    known = {name: module for name, module in formats.FORMATS.items() if name != "raw"}
     found = [(name, path) for path in candidates for name, module in known.items() if module.sniff(path)]
+    if not found and len(candidates) == 2 and formats.FORMATS["raw"].sniff(candidates[1]):
+        found = [("raw", candidates[1])]
     if not found:
         raise NotFoundError(
             str(folder), f"no adapter in it: neither {peft.CONFIG} nor a file that is one", "Name an adapter's folder"

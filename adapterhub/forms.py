@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_converters import formats
+from adapterhub_converters import formats, ollama
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.files import staging
 
@@ -42,9 +42,23 @@ class Form:
     cached: bool
 
 
-def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, base: BaseSpec | None = None) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file for gguf, else a folder with its facts."""
-    is_folder = conversion.to in formats.FOLDERS
+def pull(
+    registry: Registry,
+    ref: Ref,
+    out: Path,
+    conversion: Conversion,
+    *,
+    base: BaseSpec | None = None,
+    model: str | None = None,
+) -> Form:
+    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+
+    For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
+    """
+    package = conversion.to in formats.PACKAGES
+    named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
+    conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
+    is_folder = package or conversion.to in formats.FOLDERS
     staging.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
     kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
@@ -64,10 +78,13 @@ def pull(registry: Registry, ref: Ref, out: Path, conversion: Conversion, *, bas
                 _keep(folder, kept)
         document = facts.read_facts(folder) or {}
         with staging.whole(out, folder=is_folder) as target:
-            if is_folder:
+            if package:
+                shutil.copyfile(formats.lone_file(folder), target / name)
+                ollama.write(target, named, name)
+            elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(adapter_in(folder), target)
+                shutil.copyfile(formats.lone_file(folder), target)
     return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
 
 

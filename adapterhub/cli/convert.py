@@ -14,7 +14,7 @@ from .app import Settings, command
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Kept, LossReport
 
-_DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
+DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
 _FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
@@ -33,7 +33,7 @@ _SHOWN = 5  # tensors of one loss that the text names
 @click.option(
     "--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder, a file or a URL."
 )
-@click.option("--dtype", type=click.Choice(_DTYPES), default="source", help="What a GGUF stores its numbers as.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="source", help="What a GGUF stores its numbers as.")
 @click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
 @click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
 @click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
@@ -88,13 +88,13 @@ def convert(
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
-            model=model or (_here(base) if style == "ollama" else None),
+            model=model or (here(base) if style == "ollama" else None),
         )
     document = {"source": source, "target": target, "format": style, **loss_document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
 
 
-def _here(base: str | None) -> str | None:
+def here(base: str | None) -> str | None:
     """Where a base lies on this machine; None of one that doesn't."""
     return str(Path(base).resolve()) if base and Path(base).exists() else None
 

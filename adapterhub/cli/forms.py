@@ -14,18 +14,18 @@ from adapterhub_converters.errors import UsageError
 
 from . import output, sources
 from .app import Settings
-from .convert import _DTYPES
+from .convert import DTYPES, here
 from .locate import open_registry
 
 if TYPE_CHECKING:
     from adapterhub.recipe import Conversion
     from adapterhub_converters.base import BaseSpec
 
-_FORMATS = ("peft", "gguf", "mlx")
+_FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron")
 _IMAGE = "image"  # no format of adapters, but what an adapter is packaged as elsewhere
 
 
-def options(help_of_as: str, *, image: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(help_of_as: str, *, more: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options that say a conversion; the command gets `conversion`, None without --as."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,14 +39,13 @@ def options(help_of_as: str, *, image: bool = False) -> Callable[[Callable[..., 
 
         for option in reversed(_OPTIONS):
             call = option(call)
-        styles = (*_FORMATS, _IMAGE) if image else _FORMATS
-        return click.option("--as", "style", type=click.Choice(styles), help=help_of_as)(call)
+        return click.option("--as", "style", type=click.Choice((*_FORMATS, *more)), help=help_of_as)(call)
 
     return decorate
 
 
 _OPTIONS = (
-    click.option("--dtype", type=click.Choice(_DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
     click.option("--allow-approx", is_flag=True, help="With --as: as convert has it."),
     click.option("--allow-drop", metavar="WHAT", multiple=True, help="With --as: as convert has it."),
 )
@@ -85,17 +84,20 @@ def packaged(found: sources.Source, conversion: Conversion | None, base: BaseSpe
         yield folder
 
 
-def pull(settings: Settings, ref: str, out: str | None, base: str | None, conversion: Conversion) -> None:
+def pull(settings: Settings, ref: str, out: str | None, base: str | None, conversion: Conversion, *, model: str | None) -> None:
     """What `pull --as` does."""
     from adapterhub import forms
     from adapterhub.ref import Ref
     from adapterhub_converters import formats
 
+    if model and conversion.to not in formats.PACKAGES:
+        raise UsageError("--model", f"{conversion.to} names no base", "Leave it out")
     wanted = Ref.parse(ref)
     target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + formats.ENDINGS.get(conversion.to, ""))
     spec = sources.read_base(base, settings) if base else None
     with open_registry(settings) as registry:
-        form = forms.pull(registry, wanted, target, conversion, base=spec)
+        named = model or (here(base) if conversion.to in formats.PACKAGES else None)
+        form = forms.pull(registry, wanted, target, conversion, base=spec, model=named)
     document = {
         "ref": str(form.version.ref),
         "digest": form.version.digest,

@@ -80,7 +80,9 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
 @click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
 @click.option("--private", is_flag=True, help="On a hub: a repository that has to be made is not for everybody to read.")
 @remote_option
-@forms.options("Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", image=True)
+@forms.options(
+    "Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", more=("image",)
+)
 @transfer_options
 @click.pass_obj
 def push(
@@ -211,14 +213,15 @@ def version_document(version: Version) -> dict[str, Any]:
     adapterhub pull --locked -o ./adapters""",
 )
 @click.argument("ref", required=False, shell_complete=complete_ref)
-@click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, ./NAME.gguf]")
+@click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, with its ending for a file]")
 @click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
 @remote_option
 @click.option("--lock", is_flag=True, help="Record in adapters.lock which version it is.")
 @click.option("--locked", is_flag=True, help="Pull what adapters.lock says, by digest: REF, or all of it below OUT.")
 @click.option("--from", "bundled", metavar="BUNDLE", help="Take it from a bundle, a .tar or a folder, not from a registry.")
 @click.option("--offline", is_flag=True, help="Ask no network: refused where REF or BASE is elsewhere.")
-@forms.options("Convert it on the way out.")
+@forms.options("Convert it on the way out.", more=("ollama",))
+@click.option("--model", metavar="MODEL", help="With --as ollama: what Ollama calls the base; else the path of --base.")
 @transfer_options
 @click.pass_obj
 def pull(
@@ -233,6 +236,7 @@ def pull(
     bundled: str | None,
     offline: bool,
     conversion: Conversion | None,
+    model: str | None,
 ) -> None:
     """Write a version's files into a new folder: every byte verified, all of them or nothing.
 
@@ -242,6 +246,8 @@ def pull(
     """
     from adapterhub.remotes.places import is_address
 
+    if model and conversion is None:
+        raise UsageError("--model", "is for --as ollama", "Leave it out")
     if locked or ref is None:
         from .lock import pull_locked
 
@@ -266,7 +272,7 @@ def pull(
                 raise UsageError(
                     "--lock", "records the version itself, not a conversion of it", "Lock it with `adapterhub lock`"
                 )
-            forms.pull(settings, ref, out, base, conversion)
+            forms.pull(settings, ref, out, base, conversion, model=model)
         elif base is not None:
             raise UsageError("--base", "is for --as", "Leave it out")
         else:

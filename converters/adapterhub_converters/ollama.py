@@ -26,14 +26,14 @@ def adapter_name(folder: Path) -> str:
     return f"{name}.gguf"
 
 
-def check(model: str | None) -> str:
-    """`model` if a Modelfile can say it."""
+def check(model: str | None, option: str = "--from") -> str:
+    """`model` if a Modelfile can say it; `option` is how the command at hand asks for it."""
     if not model:
         raise UsageError(
-            "--from", "is missing: which base should Ollama take", "Add --from MODEL, as Ollama calls it, or its path"
+            option, "is missing: which base should Ollama take", f"Add {option} MODEL, as Ollama calls it, or its path"
         )
     if not model.isprintable() or model != model.strip():
-        raise UsageError("--from", f"{model!r} is nothing that a Modelfile can say")
+        raise UsageError(option, f"{model!r} is nothing that a Modelfile can say")
     return model
 
 
