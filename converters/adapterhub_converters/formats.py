@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import base_weights, gguf_lora, litgpt, lossy, megatron, mlx, ollama, peft, pickles, raw, torchtune
+from . import base_weights, gguf_lora, litgpt, lossy, megatron, megatron_shards, mlx, ollama, peft, pickles, raw, torchtune
 from .adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
 from .base import BaseSpec
 from .diffusion import diffusers, kohya, pipeline
@@ -72,6 +72,7 @@ def sniff(path: Path) -> str:
     for name, module in FORMATS.items():
         if module.sniff(path):
             return name
+    megatron_shards.refuse_distributed(path)
     pickles.refuse(path)
     known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
     mend = "`adapterhub fix` adds a missing peft_type" if (path / peft.CONFIG).is_file() else ""

@@ -41,6 +41,17 @@ def files(path: Path) -> dict[Rank, Path]:
     return found
 
 
+def refuse_distributed(path: Path) -> None:
+    """RefusedError for what Megatron and NeMo save by default: a distributed checkpoint, in a folder or in an archive."""
+    if path.is_dir():
+        inside = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
+        what = None if inside is None else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not read"
+    else:
+        what = "a NeMo archive, a tar with a distributed checkpoint in it, is not read" if path.suffix == ".nemo" else None
+    if what:
+        raise RefusedError(str(path), what, "Export it with Megatron-Bridge (AutoBridge.export_adapter_ckpt), as PEFT's files")
+
+
 def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """The same without the `module.` that wrappers put before names."""
     found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}

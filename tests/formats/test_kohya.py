@@ -160,6 +160,20 @@ def test_how_many_rows_a_module_has_for_each_column_tells_families_apart(
         assert adapter.meta.header["adapterhub.names"] == name
 
 
+@pytest.mark.parametrize("end", ["a1.weight", "oft_blocks", "w_norm", "reshape_weight", "on_input"])
+def test_kinds_that_are_not_read_are_refused_by_name(tmp_path: Path, end: str) -> None:
+    safetensors_file.write(tmp_path / "x.safetensors", {f"{Q}.{end}": np.ones((2, 2), np.float32)})
+    with pytest.raises(RefusedError, match=f"tensor '{Q}.{end}': is of no kind that is read yet"):
+        formats.read(tmp_path / "x.safetensors")
+
+
+def test_the_name_of_pefts_adapter_may_be_in_a_tensor_s(tmp_path: Path) -> None:
+    numbers, stem = Numbers(np.float32), "diffusion_model.layers.0.attention.to_q"
+    factors = {"lora_A.default.weight": numbers(2, 8), "lora_B.default.weight": numbers(8, 2), "alpha": scalar(1)}
+    delta = the_delta(tmp_path / "x", factors, stem)
+    assert delta.scaling == 0.5
+
+
 def test_the_third_encoder_is_the_second_of_flux(tmp_path: Path) -> None:
     stem = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
     with pytest.raises(RefusedError, match=r"the second text encoder of FLUX\.1 and the third of Stable Diffusion 3"):
@@ -175,12 +189,14 @@ def test_the_third_encoder_is_the_second_of_flux(tmp_path: Path) -> None:
         ("lora_unet_joint_blocks_0_y_block_attn_qkv", "no module that is known"),
         ("lora_unet_input_blocks_11_0_in_layers_2", "no module that is known"),
         ("lora_te1_pooler", "no module of a text encoder that is known"),
+        ("lora_unet_blocks_0_ffn_0", "'lora_unet_blocks_0_ffn_0' is known of Wan and .* of SDXL, and of no model both"),
         ("lycoris_model_diffusion_to_q", "no module that is known"),
     ],
 )
 def test_names_that_are_not_known_are_refused_by_name(tmp_path: Path, stem: str, says: str) -> None:
+    modules = {Q: (6, 8), stem: (6, 8)} if "both" in says else {stem: (6, 8)}
     with pytest.raises(RefusedError, match=says) as caught:
-        formats.read(kohya_file(tmp_path / "x.safetensors", {stem: (6, 8)}))
+        formats.read(kohya_file(tmp_path / "x.safetensors", modules))
     assert stem in str(caught.value)
 
 
@@ -197,7 +213,7 @@ def test_an_alpha_of_none_or_zero_is_the_rank(
     parts |= {} if alpha is None else {"alpha": np.full(shape, alpha, np.float32)}
     adapter = one(tmp_path / "x.safetensors", parts)
     assert adapter.deltas[OURS].scaling == scaling
-    assert bool(adapter.notes) == (alpha == 0)
+    assert bool(adapter.notes) == (not alpha)
 
 
 def test_lycoris_kinds_are_what_lycoris_computes(tmp_path: Path) -> None:
@@ -592,6 +608,9 @@ def test_any_parts_of_any_shapes_are_read_or_refused(given_parts: dict[str, list
 NAMES = st.lists(
     st.sampled_from([
         Q, TE, "lora_unet_single_blocks_0_linear1", "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_img_in", "lora_te_",
+        "lora_unet_joint_blocks_0_x_block_attn_qkv", "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1",
+        "lora_unet_layers_0_attention_qkv", "diffusion_model.layers.0.attention.to_q", "lycoris_", "transformer.",
+        "double_blocks.0.img_attn_qkv", "lora_unet_final_layer_adaLN_modulation_1", "lora_te3_encoder_final_layer_norm",
         "double_blocks.0.processor.qkv_lora1", "unet.mid_block.attentions.0.proj_in", "text_encoder.x", "lora_unet_",
         "transformer.transformer_blocks.0.attn.to_q",
     ]), max_size=4,

@@ -190,6 +190,15 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         megatron.read(folder, base=LLAMA, alpha=4)
 
 
+@pytest.mark.parametrize("name", ["iter_1/__0_0.distcp", "nemo2/weights/__0_0.distcp", "sql.nemo"])
+def test_a_distributed_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x" * 600)
+    with pytest.raises(RefusedError, match=r"distributed checkpoint .* Export it with Megatron-Bridge"):
+        formats.read(tmp_path / name.partition("/")[0])
+
+
 def test_shards_that_end_early_are_noted(tmp_path: Path) -> None:
     folder = sharded(tensors_of(written(shared(), tmp_path / "a.safetensors")), tmp_path / "f", tp=1, pp=2, local=False)
     (folder / "mp_rank_00_001/model.safetensors").unlink()

@@ -49,8 +49,7 @@ def sniff(path: Path) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    found = parts.split(name)
-    return found is not None and naming.is_ours(name)
+    return naming.is_ours(name) and (parts.split(name) is not None or name.startswith(naming.TRAINERS))
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
@@ -93,6 +92,8 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, p
     notes = [f"{zeros} differences are zeros and add nothing"] if zeros else []
     if none := sum("alpha" in part and not np.any(part["alpha"]) for part in grouped.values()):
         notes.append(f"{none} alphas are 0 and read as the rank, as sd-scripts reads them; to ComfyUI they are 0")
+    if silent := sum("alpha" not in part and "A" in part for part in grouped.values()):
+        notes.append(f"{silent} modules say no alpha: it is the rank, as sd-scripts and ComfyUI take it")
     return grouped, notes
 
 

@@ -23,6 +23,8 @@ _PREFIXES = {
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": "text_encoder_3",
 }  # fmt: skip
+TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
+"""What names begin with that no model has, but trainers of adapters write, of kinds that aren't read too."""
 # Of FLUX.1, HunyuanVideo and Stable Diffusion 3, as some trainers save them: without a model, or with diffusers' word for it.
 _BARE = re.compile(r"(?:transformer\.)?(?=(?:double|single|joint)_blocks\.\d+\.)")
 # sd-scripts' and musubi's word for a model is in these; of some the names are those of others, and not known.
@@ -148,11 +150,7 @@ def _inner(
     if said is not None and fits:
         fits = [table for table in fits if table in said]
     if not fits:
-        stem = next((s for s, rest in stems.items() if not any(t.read(rest) for t in tables.TABLES)), next(iter(stems)))
-        known = ", ".join(table.name for table in tables.TABLES if not table.variant)
-        raise RefusedError(
-            where, f"{stem!r}: no module that is known of an image model ({known})", "Give --base, whose modules settle it"
-        )
+        raise _unknown(stems, where)
     choices = _choices(fits, stems)
     if any(choice != choices[fits[0]] for choice in choices.values()):
         choices = _of_these_sizes(choices, outlines) or choices
@@ -163,6 +161,19 @@ def _inner(
         raise RefusedError(where, reason, "Give --base, whose modules settle it")
     chosen = _by_prefix(choices, stems) or first
     return choices[chosen], chosen
+
+
+def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
+    """The first module that no table has, or two that no table has together."""
+    hint = "Give --base, whose modules settle it"
+    homes = {stem: [table for table in tables.TABLES if table.read(rest)] for stem, rest in stems.items()}
+    first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
+    other = next((stem for stem, several in homes.items() if several and not set(several) & set(homes[first])), None)
+    if homes[first] and other:
+        reason = f"{first!r} is known of {homes[first][0].name} and {other!r} of {homes[other][0].name}, and of no model both"
+        return RefusedError(where, reason, hint)
+    known = ", ".join(table.name for table in tables.TABLES if not table.variant)
+    return RefusedError(where, f"{first!r}: no module that is known of an image model ({known})", hint)
 
 
 def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dict[str, Reading]]:

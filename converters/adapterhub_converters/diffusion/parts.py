@@ -18,7 +18,8 @@ _LYCORIS = [f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")]
 _LYCORIS += [f"lokr_{x}" for x in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
 _ENDS = {
     ".lora_down.weight": "A", ".lora_up.weight": "B", ".lora_mid.weight": "mid", ".alpha": "alpha", ".dora_scale": "dora_scale",
-    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias", ".lora_magnitude_vector": "magnitude",
+    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias",
+    ".lora_A.default.weight": "A", ".lora_B.default.weight": "B", ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude", ".diff": "diff", ".diff_b": "diff_b",
     ".lora.down.weight": "A", ".lora.up.weight": "B", ".down.weight": "A", ".up.weight": "B",
     ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
