@@ -282,6 +282,33 @@ def test_rows_of_one_module_are_those_of_several(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate([dense(delta) for delta in deltas.values()]), whole, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr in halves"])
+def test_products_of_one_module_are_those_of_several(tmp_path: Path, kind: str) -> None:
+    numbers = Numbers(np.float32)
+    a, b, c, d = numbers(24, 2), numbers(2, 8), numbers(24, 2), numbers(2, 8)
+    parts = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": scalar(1)}
+    whole = 0.5 * (a @ b) * (c @ d)
+    if kind != "loha":
+        w1, w2 = numbers(6, 2), numbers(4, 4)
+        parts = {"lokr_w1": w1, "lokr_w2": w2}
+        if kind == "lokr in halves":
+            parts = {"lokr_w1_a": numbers(6, 2), "lokr_w1_b": numbers(2, 2), "lokr_w2": w2, "alpha": scalar(2)}
+            w1 = parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+        whole = np.kron(w1, w2)
+    stem = "diffusion_model.double_blocks.0.txt_attn.qkv"
+    deltas = one(tmp_path / "x", parts, stem).deltas
+    assert [target.rpartition(".")[2] for target in deltas] == ["add_q_proj", "add_k_proj", "add_v_proj"]
+    np.testing.assert_allclose(np.concatenate([dense(delta) for delta in deltas.values()]), whole, rtol=1e-5, atol=1e-6)
+    report = formats.convert(tmp_path / "x", tmp_path / "y", to="peft")
+    assert report.worst == Loss.ROUNDED
+
+
+def test_a_product_that_cannot_be_cut_between_modules_is_refused(tmp_path: Path) -> None:
+    numbers = Numbers(np.float32)
+    with pytest.raises(RefusedError, match="a Kronecker product whose rows are not those of .*to_q alone"):
+        one(tmp_path / "x", {"lokr_w1": numbers(4, 2), "lokr_w2": numbers(6, 4)}, "lora_unet_double_blocks_0_img_attn_qkv")
+
+
 @pytest.mark.parametrize("kind", ["shared", "own", "dora"])
 @given(st.permutations("qkv"))
 def test_apart_and_together_again_is_the_same_function(kind: str, order: list[str]) -> None:

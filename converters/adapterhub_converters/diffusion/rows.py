@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from adapterhub_converters.adapter import Delta, LowRank
+from adapterhub_converters.adapter import Delta, Hadamard, Kronecker, LowRank
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from .table import Reading
@@ -19,6 +19,8 @@ def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, De
 
     Factors that are blocks of the whole's, as trainers of the modules apart write them, come out as those blocks.
     """
+    if isinstance(delta, Hadamard | Kronecker) and len(reading.targets) > 1:
+        return _products(stem, delta, reading, where)
     if not isinstance(delta, LowRank):
         if len(reading.targets) > 1 or reading.is_turned(*delta.shape[:2]):
             what = f"a delta of the kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
@@ -26,12 +28,7 @@ def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, De
         return {reading.targets[0]: delta}
     if len(reading.targets) == 1:
         return {reading.targets[0]: _turned(stem, delta, where) if reading.is_turned(*delta.shape) else delta}
-    sizes = _sizes(delta.shape[1], reading)
-    if sum(sizes) != delta.shape[0]:
-        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
-        reason = f"{delta.shape[0]} rows for {delta.shape[1]} columns are not those of {several}"
-        raise RefusedError(where, f"{stem}: {reason}")
-    ends = np.cumsum(sizes)[:-1]
+    ends = np.cumsum(_checked_sizes(stem, delta, reading, where))[:-1]
     blocks = [np.split(rows, ends) if rows is not None else [None] * (len(ends) + 1) for rows in _by_row(delta)]
     factors = [(delta.lora_A, np.ascontiguousarray(rows)) for rows in blocks[0]]
     own = _diagonal(factors)
@@ -46,6 +43,32 @@ def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, De
 
 def _by_row(delta: LowRank) -> tuple[np.ndarray | None, ...]:
     return delta.lora_B, delta.magnitude, delta.bias
+
+
+def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: str) -> dict[str, Delta]:
+    """Rows of LoHa are those of its first factors; of LoKr, as many together as the second has, those of the first."""
+    sizes = _checked_sizes(stem, delta, reading, where)
+    cut = [name for name in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a") if name in delta.tensors]
+    step = delta.shape[0] // len(delta.tensors[cut[0]])
+    if not delta.is_low_rank or any(size % step for size in sizes):
+        raise RefusedError(
+            where, f"{stem}: a {type(delta).__name__} product whose rows are not those of {reading.targets[0]} alone"
+        )
+    ends = np.cumsum(sizes)[:-1] // step
+    pieces = {name: np.split(delta.tensors[name], ends) for name in cut}
+    return {
+        target: dataclasses.replace(delta, tensors={**delta.tensors, **{name: pieces[name][n] for name in cut}})
+        for n, target in enumerate(reading.targets)
+    }
+
+
+def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> list[int]:
+    sizes = _sizes(delta.shape[1], reading)
+    if sum(sizes) != delta.shape[0]:
+        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
+        reason = f"{delta.shape[0]} rows for {delta.shape[1]} columns are not those of {several}"
+        raise RefusedError(where, f"{stem}: {reason}")
+    return sizes
 
 
 def _sizes(columns: int, reading: Reading) -> list[int]:
