@@ -173,8 +173,8 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
 
 
 def _stem(folder: Path) -> str:
-    found = sorted(folder.glob("*.gguf"))
-    return found[0].stem if found else folder.name
+    file = formats.lone_file(folder)
+    return file.stem if file.is_file() else folder.name
 
 
 @dataclass(frozen=True)

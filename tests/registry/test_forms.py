@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import facts, forms, recipe
+from adapterhub import facts, forms, recipe, transfer
 from adapterhub.ref import Ref
 from adapterhub.registry import Registry
 from adapterhub_converters import base, formats
@@ -51,6 +51,9 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert known is not None
         assert (known["format"], known["recipe"]["to"], known["parents"][0]["digest"]) == (to, to, parent.digest)
         forms.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
+        transfer.pull(registry, version.ref, tmp_path / "kept")
+    recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
+    assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
     found = files(tmp_path / "back")
     assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {
         name: data for name, data in files(team / source).items() if name != "adapter.json"
