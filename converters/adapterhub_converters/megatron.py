@@ -10,7 +10,7 @@ from 0 on each rank, and of experts. Its scale is alpha / dim, and `run_config.y
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,8 @@ from . import megatron_shards, names, rider, uniform
 from .adapter import Adapter, Delta, LossReport, LowRank
 from .base import BaseSpec
 from .errors import FormatError, RefusedError, refused
+from .megatron_names import MODULES, OWN, QKV, place, place_of
 
-_QKV, _FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
-_MODULES = {
-    "self_attn.q_proj": _QKV, "self_attn.k_proj": _QKV, "self_attn.v_proj": _QKV,
-    "self_attn.o_proj": "self_attention.linear_proj", "mlp.gate_proj": _FC1, "mlp.up_proj": _FC1,
-    "mlp.down_proj": "mlp.linear_fc2", "lm_head": "output_layer",
-}  # fmt: skip
-_PARTS = {_QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), _FC1: ("mlp.gate_proj", "mlp.up_proj")}
-_OWN = {
-    "self_attn.q_proj": "adapter_q", "self_attn.k_proj": "adapter_k", "self_attn.v_proj": "adapter_v",
-    "mlp.gate_proj": "adapter_gate", "mlp.up_proj": "adapter_up",
-}  # fmt: skip
 _CLASSES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
 )  # fmt: skip
@@ -67,14 +57,14 @@ def _ours(name: str) -> bool:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`, of LoRA where q, k and v share their `lora_A`, and gate and up; else of CanonicalLoRA."""
-    base = uniform.known_base(base, "megatron", "Megatron", _CLASSES)
-    found = uniform.problems(adapter, "Megatron", _MODULES, dora=False, tied=base.tied)
+    base = uniform.known_base(base, "megatron", "Megatron", (*_CLASSES, *_EXPERTS))
+    found = uniform.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
     if found:
         raise refused("megatron", found)
     fused, groups = _shares(adapter), _groups(base)
 
     def named(target: str) -> tuple[str, names.Order]:
-        order = groups if fused and _MODULES[uniform.kind_of(target)] == _QKV else 0
+        order = groups if fused and place(uniform.kind_of(target)).path == QKV else 0
         return _stem(target, fused=fused), order
 
     made = uniform.uniform(adapter, named, lambda rows, _: rows, whole=True)
@@ -94,8 +84,18 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         "target_modules": sorted({_target_module(target, fused=fused) for target in made.pairs}),
     }
     uniform.write(path, tensors, adapter, made, settings)
-    said = ", ".join(f"{key}={value}" for key, value in settings.items())
+    of_experts = any(".experts." in target for target in made.pairs)
+    said = ", ".join(
+        f"{key}={value}" for key, value in (settings | ({"moe_grouped_gemm": False} if of_experts else {})).items()
+    )
     return LossReport(made.kept, (*made.notes, f"Megatron has to be told: {said}"))
+
+
+def _expert_kinds(base: BaseSpec) -> Iterator[str]:
+    """The kinds of module that the experts of a base are."""
+    if base.architecture in _EXPERTS:
+        listed, ends = _EXPERTS[base.architecture]
+        yield from (f"{listed}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
 
 
 def _groups(base: BaseSpec) -> tuple[int, int]:
@@ -111,40 +111,50 @@ def _check_rows(targets: list[str], pairs: list[uniform.Pair], base: BaseSpec) -
             raise RefusedError(target, f"({len(pair.lora_B)}, {pair.lora_A.shape[1]}), the base has {wanted}")
 
 
+Parts = list[tuple[str, LowRank]]
+
+
 def _shares(adapter: Adapter) -> bool:
     """Whether each fused module has all of its parts, with one `lora_A`, or none of them."""
-    parts: dict[str, list[tuple[str, LowRank]]] = {}
+    parts: dict[str, Parts] = {}
     for target, delta in adapter.deltas.items():
-        if _MODULES[uniform.kind_of(target)] in _PARTS and isinstance(delta, LowRank):
+        if place(uniform.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
             parts.setdefault(_stem(target, fused=True), []).append((target, delta))
-    return all(
-        len(own) == len(_PARTS[_MODULES[uniform.kind_of(own[0][0])]])
-        and len({(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in own}) == 1
-        and len({delta.scaling for _, delta in own}) == 1
-        for own in parts.values()
-    )
+    return all(map(_is_one, parts.values()))
+
+
+def _is_one(own: Parts) -> bool:
+    """Whether these are all the parts of a module, of one `lora_A` and one scale; gate and up are as many rows."""
+    there = place(uniform.kind_of(own[0][0]))
+    factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in own}
+    even = there.path == QKV or len({delta.shape for _, delta in own}) == 1
+    return even and len(own) == there.parts and len(factors) == 1 and len({delta.scaling for _, delta in own}) == 1
 
 
 def _by_stem(made: uniform.Uniform, *, fused: bool) -> dict[str, list[str]]:
+    def order(target: str) -> tuple[int, str, int]:
+        there = place(uniform.kind_of(target))
+        return names.layer_of(target) or 0, there.path, there.part
+
     stems: dict[str, list[str]] = {}
-    for target in sorted(made.pairs, key=lambda t: (names.layer_of(t) or 0, list(_MODULES).index(uniform.kind_of(t)))):
+    for target in sorted(made.pairs, key=order):
         stems.setdefault(_stem(target, fused=fused), []).append(target)
     return stems
 
 
 def _stem(target: str, *, fused: bool) -> str:
-    kind, layer = uniform.kind_of(target), names.layer_of(target)
-    own = "" if fused or kind not in _OWN else f".{_OWN[kind]}"
-    return f"{'' if layer is None else f'decoder.layers.{layer}.'}{_MODULES[kind]}.adapter{own}"
+    there, layer = place(uniform.kind_of(target)), names.layer_of(target)
+    own = f".{there.own}" if there.own and not fused else ""
+    return f"{'' if layer is None else f'decoder.layers.{layer}.'}{there.path}.adapter{own}"
 
 
 def _target_module(target: str, *, fused: bool) -> str:
     """What its option `target_modules` calls it."""
-    kind = uniform.kind_of(target)
-    if fused or kind not in _OWN:
-        return _MODULES[kind].rpartition(".")[2]
-    part = _OWN[kind].removeprefix("adapter_")
-    return f"linear_{part}" if _MODULES[kind] == _QKV else f"linear_fc1_{part}"
+    there = place(uniform.kind_of(target))
+    if fused or not there.own:
+        return there.path.rpartition(".")[2]
+    part = there.own.removeprefix("adapter_")
+    return f"linear_{part}" if there.path == QKV else f"linear_fc1_{part}"
 
 
 # --- reading
@@ -228,9 +238,9 @@ def _split(file: uniform.File, module: _Module, base: BaseSpec) -> Iterator[tupl
         yield from _experts(file, module, base)
         return
     prefix = f"model.layers.{layer}." if layer else ""
-    kinds = [kind for kind, name in _MODULES.items() if name == path]
+    kinds = [kind for kind, name in MODULES.items() if name == path]
     if own:
-        kind = next((kind for kind in kinds if _OWN.get(kind) == own), None)
+        kind = next((kind for kind in kinds if OWN.get(kind) == own), None)
         if kind is None:
             raise FormatError(file.where, f"{module.stem}: {path} has no {own}")
         yield prefix + kind, module.lora_A, module.lora_B
@@ -242,12 +252,12 @@ def _split(file: uniform.File, module: _Module, base: BaseSpec) -> Iterator[tupl
 
 def _fused_rows(file: uniform.File, module: _Module, base: BaseSpec) -> dict[str, np.ndarray]:
     path, lora_B = module.match["path"], module.lora_B
-    kinds = [kind for kind, name in _MODULES.items() if name == path]
+    kinds = [kind for kind, name in MODULES.items() if name == path]
     sizes = [uniform.shape(base, kind)[0] for kind in kinds]
     if sum(sizes) != len(lora_B):
         what = f"{len(lora_B)} rows, those of this base are {sum(sizes)}: is a shard missing?"
         raise FormatError(file.where, f"{module.stem}: {what}")
-    if path == _QKV:
+    if path == QKV:
         lora_B = names.permuted(lora_B, _groups(base))
     ends = np.cumsum(sizes).tolist()
     return {k: np.ascontiguousarray(lora_B[end - size : end]) for k, size, end in zip(kinds, sizes, ends, strict=True)}
@@ -258,9 +268,10 @@ def _experts(file: uniform.File, module: _Module, base: BaseSpec) -> Iterator[tu
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
         raise RefusedError(file.where, f"{stem}: {base.architecture} is not known to have experts")
-    if match["own"]:
-        raise RefusedError(file.where, f"{stem}: CanonicalLoRA on experts is not read yet")
     listed, (gate, up, down) = _EXPERTS[base.architecture]
+    own = {"adapter_gate": gate, "adapter_up": up}.get(match["own"] or "")
+    if match["own"] and (own is None or not match["expert"] or not match["path"].endswith("fc1")):
+        raise RefusedError(file.where, f"{stem}: Megatron is not known to have {match['own']} there")
     count = megatron_shards.experts(base)
     chosen = [int(match["expert"])] if match["expert"] else list(range(count))
     stacks = [array for array in (module.lora_A, module.lora_B) if array.ndim == 3]
@@ -271,8 +282,8 @@ def _experts(file: uniform.File, module: _Module, base: BaseSpec) -> Iterator[tu
         one_A, one_B = (array[expert] if array.ndim == 3 else array for array in (module.lora_A, module.lora_B))
         uniform.pair(stem, one_A, one_B, file.where)
         prefix = f"model.layers.{match['layer']}.{listed}.{expert}."
-        if match["path"].endswith("fc2"):
-            yield prefix + down, one_A, one_B
+        if own or match["path"].endswith("fc2"):
+            yield prefix + (own or down), one_A, one_B
             continue
         half, odd = divmod(len(one_B), 2)
         if odd:
@@ -291,30 +302,25 @@ def _check_shape(file: uniform.File, target: str, lora_A: np.ndarray, lora_B: np
 
 def _ridden(file: uniform.File, alpha: float, base: BaseSpec | None) -> Adapter:
     fused = file.settings.get("peft") == "lora"
-    blocks: dict[str, dict[str, int]] = {}
+    blocks: dict[str, dict[int, int]] = {}
     for line in rider.lines_of(file.metadata, file.where):
-        kind = uniform.kind_of(line.target)
-        if kind not in _MODULES or line.stem != _stem(line.target, fused=fused) or line.block is None:
+        there = place_of(uniform.kind_of(line.target))
+        if there is None or line.stem != _stem(line.target, fused=fused) or line.block is None:
             raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
-        if isinstance(line.order, tuple) != (fused and _MODULES[kind] == _QKV) or (isinstance(line.order, int) and line.order):
+        if isinstance(line.order, tuple) != (fused and there.path == QKV) or (isinstance(line.order, int) and line.order):
             raise FormatError(file.where, f"the source's list of tensors has {line.target!r} in the order {line.order}")
         if base is not None and isinstance(line.order, tuple) and line.order != _groups(base):
             raise RefusedError(file.where, f"{line.target}: its rows are those of {line.order[0]} groups, the base has others")
-        blocks.setdefault(line.stem, {})[kind] = line.block.rows
+        blocks.setdefault(line.stem, {})[there.part] = line.block.rows
 
     def padded(line: rider.Line) -> tuple[np.ndarray, np.ndarray]:
         lora_A = file.tensor(f"{line.stem}.linear_in.weight")
         rows = file.tensor(f"{line.stem}.linear_out.weight")
-        kind = uniform.kind_of(line.target)
-        if not names.divides(line.order, len(rows)) or sum(blocks[line.stem].values()) != len(rows):
+        part, own = place(uniform.kind_of(line.target)).part, blocks[line.stem]
+        if not names.divides(line.order, len(rows)) or sum(own.values()) != len(rows):
             raise FormatError(file.where, f"{line.target}: {len(rows)} rows are not those the source's list says")
         rows = names.permuted(rows, line.order)
-        start = sum(size for other, size in blocks[line.stem].items() if _before(other, kind))
-        return uniform.pair(line.stem, lora_A, rows[start : start + blocks[line.stem][kind]], file.where)
+        start = sum(size for other, size in own.items() if other < part)
+        return uniform.pair(line.stem, lora_A, rows[start : start + own[part]], file.where)
 
     return uniform.restored(file, padded, alpha=alpha, tail=".linear_out.weight")
-
-
-def _before(kind: str, other: str) -> bool:
-    order: Mapping[str, int] = {each: place for place, each in enumerate(_MODULES)}
-    return order[kind] < order[other]

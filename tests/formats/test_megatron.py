@@ -244,6 +244,58 @@ def test_experts_are_those_of_their_ranks(tmp_path: Path, style: str, ranks: int
         np.testing.assert_array_equal(delta.lora_A, expert(e, "gate_proj" if part == "up_proj" else part).lora_A)
 
 
+def of_experts(*, listed: str = "mlp.experts", ends: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Adapter:
+    """Attention of both layers, and of one layer two experts, all of which share `lora_A` where Megatron's LoRA does."""
+    deltas: dict[str, Any] = {t: d for t, d in shared().deltas.items() if t.endswith(("q_proj", "k_proj", "v_proj"))}
+    for e in (0, 3):
+        gate, up, down = (expert(e, part) for part in ("gate_proj", "up_proj", "down_proj"))
+        parts = (gate, dataclasses.replace(up, lora_A=gate.lora_A), down)
+        deltas |= {f"model.layers.1.{listed}.{e}.{end}": part for end, part in zip(ends, parts, strict=True)}
+    return Adapter(deltas)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("Qwen3MoeForCausalLM", {}),
+        ("MixtralForCausalLM", {"listed": "block_sparse_moe.experts", "ends": ("w1", "w3", "w2")}),
+    ],
+)
+def test_experts_are_written_one_by_one_and_come_back(tmp_path: Path, architecture: str, options: Any) -> None:
+    spec, adapter = trained.base(architecture, num_experts=4), of_experts(**options)
+    report = trained.there_and_back(adapter, tmp_path, "megatron", spec)
+    assert report.worst == Loss.EXACT
+    assert "moe_grouped_gemm=False" in report.notes[-1]
+    found = tensors_of(tmp_path / "there")
+    stem = "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.adapter"
+    gate, up = (list(adapter.deltas.values())[-3 + n] for n in (0, 1))
+    np.testing.assert_array_equal(found[f"{stem}.linear_out.weight"], np.concatenate([gate.lora_B, up.lora_B]))
+    again = megatron.read(trained.stripped(tmp_path / "there"), base=spec, alpha=4)
+    assert {t: d.lora_B.tobytes() for t, d in again.deltas.items()} == {
+        t: d.lora_B.tobytes() for t, d in adapter.deltas.items()
+    }
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_experts_whose_gate_and_up_share_nothing_are_canonical_lora(tmp_path: Path, *, alone: bool) -> None:
+    deltas: dict[str, Any] = dict(of_experts().deltas)
+    up = deltas.pop("model.layers.1.mlp.experts.3.up_proj")
+    if not alone:
+        deltas["model.layers.1.mlp.experts.3.up_proj"] = dataclasses.replace(up, lora_A=2 * up.lora_A)
+    report = trained.there_and_back(Adapter(deltas), tmp_path, "megatron", MOE)
+    assert "peft=canonical_lora" in report.notes[-1]
+    stem = "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.adapter"
+    assert f"{stem}.adapter_gate.linear_in.weight" in tensors_of(tmp_path / "there")
+    again = megatron.read(trained.stripped(tmp_path / "there"), base=MOE, alpha=4)
+    assert {t: d.lora_A.tobytes() for t, d in again.deltas.items()} == {t: d.lora_A.tobytes() for t, d in deltas.items()}
+
+
+def test_an_expert_that_the_base_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    adapter = Adapter({"model.layers.1.mlp.experts.4.down_proj": expert(0, "down_proj")})
+    with pytest.raises(RefusedError, match=r"experts\.4\.down_proj: no module that Megatron is known to have a LoRA on"):
+        megatron.write(adapter, tmp_path / "a.safetensors", base=MOE)
+
+
 # --- refusals
 
 
