@@ -183,6 +183,60 @@ def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family
             assert [shapes[each][0] * sum(reading.shares) for each in reading.targets] == [s * out for s in reading.shares]
 
 
+# Each a few numbers wide, by the class in diffusers.
+TINY: dict[str, dict[str, Any]] = {
+    "SD3Transformer2DModel": {
+        "num_layers": 2, "dual_attention_layers": (0,), "num_attention_heads": 2, "attention_head_dim": 8,
+        "joint_attention_dim": 8, "caption_projection_dim": H, "pooled_projection_dim": 8,
+    },
+    "Flux2Transformer2DModel": {
+        "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 8,
+    },
+    "HunyuanVideoTransformer3DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1,
+        "text_embed_dim": 8, "pooled_projection_dim": 8,
+    },
+    "LTXVideoTransformer3DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": H, "num_layers": 1, "caption_channels": 8,
+    },
+    "ZImageTransformer2DModel": {
+        "dim": 24, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3, "cap_feat_dim": 8,
+        "axes_dims": [2, 2, 4],
+    },
+    "Lumina2Transformer2DModel": {
+        "hidden_size": 24, "num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 3, "num_kv_heads": 1,
+        "cap_feat_dim": 8, "axes_dim_rope": (2, 2, 4),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_peft_trained_on_diffusers_model_comes_back_of_a_kohya_file(tmp_path: Path, name: str) -> None:
+    need_module("peft")
+    import diffusers
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = getattr(diffusers, name)(**TINY[name])
+    model.save_pretrained(tmp_path / "transformer")
+    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", use_rslora=True))
+    for name_of, parameter in wrapped.named_parameters():
+        parameter.data.normal_() if "lora_" in name_of else None
+    wrapped.save_pretrained(str(tmp_path / "a"))
+    formats.convert(tmp_path / "a", tmp_path / "x.safetensors", to="kohya", base=base.read_base(tmp_path / "transformer"))
+    with safetensors_file.SafetensorsFile(tmp_path / "x.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        names = {key: text for key, text in file.header.metadata.items() if key == "adapterhub.names"}
+    safetensors_file.write(tmp_path / "y.safetensors", tensors, names)  # without the source's config, which would ride along
+    found = formats.read(tmp_path / "y.safetensors").deltas
+    layers = {n: module for n, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    assert set(found) == {f"transformer.{n}" for n in layers}
+    for target, module in layers.items():
+        wanted = module.get_delta_weight("default").detach().numpy()
+        np.testing.assert_allclose(dense(found[f"transformer.{target}"]), wanted, rtol=1e-4, atol=1e-5, err_msg=target)
+
+
 @pytest.mark.parametrize("family", ["FLUX.2", "Z-Image"])
 def test_diffusers_own_reader_takes_what_we_write(tmp_path: Path, family: str) -> None:
     from diffusers.loaders import lora_conversion_utils
