@@ -224,17 +224,6 @@ def test_a_kind_that_cannot_be_is_refused(tiny_base: Path, tmp_path: Path) -> No
         assert says in str(caught.value)
 
 
-def test_experts_in_one_parameter_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
-    from tests import tiny
-
-    made = tiny.model("MixtralForCausalLM")
-    made.save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((tiny_base / name).read_bytes())
-    with pytest.raises(RefusedError, match="experts.gate_up_proj: all experts lie in one stacked parameter"):
-        loaded(whole(tmp_path))
-
-
 def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_checkpoint(tmp_path: Path) -> None:
     experts = torch.nn.ModuleList(lora.LoRALinear(torch.randn(8, 16), None, r=2, alpha=4) for _ in range(3))
     model = torch.nn.ModuleDict({"experts": experts})

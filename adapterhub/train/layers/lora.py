@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,8 +65,29 @@ def dense(weight: Tensor | NF4 | Part, dtype: Any) -> Tensor:
     return dequantise(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 
-class LoRALinear(nn.Module):  # type: ignore[misc]
-    """A frozen linear layer, dense or NF4, with a trainable low-rank delta; float32 factors, x's dtype in between.
+class Frozen(nn.Module):  # type: ignore[misc]
+    """A frozen matrix `(out, in)`, dense or NF4, that isn't a parameter, and its bias.
+
+    `transposed` says that the base stores it `(in, out)`, as Hugging Face's Conv1D does.
+    """
+
+    transposed = False
+
+    def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
+        super().__init__()
+        self.base = weight
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, for a model that multiplies with it by itself; no delta is in it, in peft neither."""
+        dtype = self.base.dtype if isinstance(self.base, torch.Tensor) else torch.get_default_dtype()
+        matrix = dense(self.base, dtype)
+        return matrix.t() if self.transposed else matrix
+
+
+class LoRALinear(Frozen):
+    """A frozen linear layer with a trainable low-rank delta; float32 factors, x's dtype in between.
 
     `initial` are the factors it begins with where they aren't drawn by chance (`inits`), taken out of the base.
     """
@@ -81,10 +103,8 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         dropout: float = 0.0,
         initial: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight, bias)
         out_features, in_features = weight.shape
-        self.base = weight  # not a parameter: frozen, and maybe not even a tensor
-        self.bias = bias
         self.alpha, self.rslora, self.dropout = alpha, rslora, dropout
         self.scaling = scaling(alpha, r, rslora=rslora)
         self.initial = initial
@@ -117,13 +137,8 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         return _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
 
 
-class FrozenLinear(nn.Module):  # type: ignore[misc]
+class FrozenLinear(Frozen):
     """A linear layer that isn't a target: quantised all the same, only passing gradients through."""
-
-    def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
-        super().__init__()
-        self.base = weight
-        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
@@ -149,9 +164,30 @@ def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Path to layer of every `nn.Linear` but the output layer, in the model's order."""
+    """Path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
+
+    Not of those that compute something else than their class says, as some routers do.
+    """
     head = model.get_output_embeddings()
-    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return {path: module for path, module in model.named_modules() if module is not head and _is_plain(module.__class__)}
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Whether layers of this class compute `x W^T + b`: asked of a small one, where the class has a `forward` of its own."""
+    from transformers.pytorch_utils import Conv1D
+
+    if not issubclass(kind, nn.Linear):
+        return bool(issubclass(kind, Conv1D) and kind.forward is Conv1D.forward)
+    if kind.forward is nn.Linear.forward:
+        return True
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        probe, x = kind.__new__(kind), torch.randn(5, 3)
+        nn.Linear.__init__(probe, 3, 2)
+        try:
+            return bool(torch.allclose(kind.forward(probe, x), nn.functional.linear(x, probe.weight, probe.bias)))
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
 
 
 def replace(model: Any, path: str, module: Any) -> None:
@@ -179,5 +215,5 @@ def reset(model: Any, seed: int) -> None:
     """Begin every layer anew from `seed`; the same layers get the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     for _, module in model.named_modules():
-        if hasattr(module, "lora_A") or hasattr(module, "rows"):
+        if any(isinstance(getattr(module, name, None), nn.Parameter) for name in ("lora_A", "rows")):
             module.reset(generator)

@@ -8,8 +8,10 @@ tensor without a parameter, is refused by name.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ import torch
 from torch import nn
 
 from adapterhub.train.config import BaseConfig, LoRAConfig
-from adapterhub.train.layers import attention, dora, inits, lora, nf4, shards, tables
+from adapterhub.train.layers import dora, experts, inits, lora, nf4, shards, tables
 from adapterhub.train.layers.targets import Sizes, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.base.weights import ModelWeights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
-# Configs that change the logits after the output layer, which the loss here computes itself.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+from . import buffers, families, stored
+from .logits import Logits, logits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +37,28 @@ class Base:
     model: Any
     tokenizer: Any
     targets: tuple[str, ...]
+    logits: Logits = field(default_factory=Logits)
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> Any:
         """The output layer's weight, `(vocab, hidden)`."""
         return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Any:
+        """The output layer's bias, `(vocab,)`, or None."""
+        return self.model.get_output_embeddings().bias
+
+    def states(self, ids: Any, positions: Any) -> Any:
+        """The last hidden states `(rows, tokens, hidden)` of int64 `(rows, tokens)`."""
+        words = {"position_ids": positions} if self.takes_positions else {}
+        return self.model.base_model(input_ids=ids, use_cache=False, **words).last_hidden_state
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told where in its document each token is."""
+        return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
 
     @property
     def head_rows(self) -> tables.TokenRows | None:
@@ -54,22 +73,25 @@ def load(
     """Build the model in `folder`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`."""
     model, tokenizer = _empty(folder, base)
     linears = lora.linears(model)
-    targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
+    stacks = experts.stacks(model)
+    targets = resolve(adapter, list(linears), list(tables.tables(model)), where, stacks=list(stacks))
+    families.check_targets(model, targets, where)
     sizes = Sizes(adapter, where)
-    with _Weights(folder) as weights:
-        for done, path in enumerate(linears):
+    with _Weights(folder, model) as weights:
+        for done, path in enumerate([*linears, *stacks]):
             if progress:
-                progress(done, len(linears))
-            _replace(model, path, weights, base, sizes if path in set(targets) else None)
+                progress(done, len(linears) + len(stacks))
+            put = _replace_stack if path in stacks else _replace
+            put(model, path, weights, base, sizes if path in set(targets) else None)
         _fill(model, weights, getattr(torch, base.dtype))
         weights.check_all_used(model)
-    _rebuild_buffers(model, str(folder))
+    buffers.compute(model, str(folder))
     tables.adapt(model, tuple(targets), sizes, adapter, where)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained(model):
         parameter.requires_grad_()
-    return Base(model.train(), tokenizer, tuple(targets))
+    return Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(folder)), tuple(families.notes(model, targets)))
 
 
 def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
@@ -80,19 +102,10 @@ def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
-            )
+        model = families.empty(config, getattr(torch, base.dtype))
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise FormatError(str(folder), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
-    text = config.get_text_config()
-    for key in _LOGIT_CHANGES:
-        if getattr(text, key, None) not in (None, 0, 1, 1.0):
-            raise RefusedError(f"{folder}/config.json", f"{key} changes the logits and isn't trained through yet")
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and ".experts." in f".{name}":
-            raise RefusedError(f"{folder}: {name}", "all experts lie in one stacked parameter, which isn't trained through yet")
+    families.check(model, str(folder))
     return model, tokenizer
 
 
@@ -101,6 +114,9 @@ def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: 
     old = model.get_submodule(path)
     dtype = getattr(torch, base.dtype)
     dense = weights.take(f"{path}.weight", tuple(old.weight.shape))
+    transposed = not isinstance(old, nn.Linear)
+    if transposed:  # Conv1D: `(in, out)`
+        dense = dense.t().contiguous()
     dense = dense if base.quantise == "nf4" else dense.to(dtype)
     bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
     where, quantised = f"{path}.weight", base.quantise == "nf4"
@@ -112,53 +128,72 @@ def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: 
         weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
         new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+    new.transposed = transposed
     if base.shard:
         new.base = shards.part(new.base)
     lora.replace(model, path, new)
+
+
+def _replace_stack(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: Sizes | None) -> None:
+    """Put a stack of experts' matrices, with LoRA if it is a target, in the place of an empty parameter."""
+    parent, _, name = path.rpartition(".")
+    module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
+    whole = weights.take(path, tuple(getattr(module, name).shape))
+    matrices = experts.held(whole, partial(nf4.quantise, where=path)) if base.quantise == "nf4" else whole.to(dtype).unbind(0)
+    if base.shard:
+        matrices = [shards.part(matrix) for matrix in matrices]
+    new: Any = experts.Stack(matrices, transposed=module.is_transposed)
+    if sizes is not None:
+        experts.check(sizes.config, path)
+        r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
+        new = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
+    delattr(module, name)
+    setattr(module, name, new)
 
 
 def _fill(model: Any, weights: _Weights, dtype: Any) -> None:
     """Give every parameter that is still empty its tensor; parameters that are one stay one."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta:
+        if parameter.is_meta or name in weights:
             if id(parameter) not in filled:
                 tensor = weights.take(name, tuple(parameter.shape)).to(dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta and name in weights:
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent)._buffers[leaf] = weights.take(name, tuple(buffer.shape)).to(buffer.dtype)
     model.tie_weights()
-
-
-def _rebuild_buffers(model: Any, where: str) -> None:
-    """Compute buffers that no file holds (rotary frequencies) by building their small modules again."""
-    for path, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            try:
-                lora.replace(model, path, type(module)(module.config))
-            except (AttributeError, TypeError) as error:
-                raise RefusedError(where, f"{path}: no way is known to compute its buffers without its checkpoint") from error
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise RefusedError(where, f"{name}: no value is known for it")
 
 
 class _Weights(ModelWeights):
     """The tensors of a model folder, each read when taken."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Any) -> None:
         super().__init__(folder)
         if not self.names:
             raise NotFoundError(self.where, "no weights: there is no model.safetensors")
-        self._taken: set[str] = set()
+        self._model, self._taken = model, set[str]()
+        self._recipes = stored.recipes(model, self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._recipes
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The tensor, in the dtype it is stored in, which must be a float."""
+        """The parameter, in the dtype that its tensors are stored in, which must be a float."""
         if name not in self:
             raise RefusedError(self.where, f"the model has a parameter {name!r}, its files have no such tensor")
+        made = self._recipes[name].made(name, self._read, self._model)
+        if tuple(made.shape) != shape:
+            raise RefusedError(self.where, f"{name}: {tuple(made.shape)} isn't of the model's shape {shape}")
+        return made
+
+    def _read(self, name: str) -> Any:
         info = self.info(name)
-        if info.shape != shape or info.dtype not in ("BF16", "F16", "F32"):
-            raise RefusedError(self.where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
+        if info.dtype not in ("BF16", "F16", "F32"):
+            raise RefusedError(self.where, f"{name}: {info.dtype} {info.shape} isn't a float tensor")
         self._taken.add(name)
         return as_torch(self.stored(name))
 

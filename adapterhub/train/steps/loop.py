@@ -127,10 +127,10 @@ def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     # Padding behind the last label changes no number; odd widths are slow.
     width = -(max(1, int(lengths(rows.labels[chosen]).max())) // -16) * 16
     ids, positions, labels = (torch.from_numpy(part[chosen, :width]) for part in (rows.ids, rows.positions, rows.labels))
-    hidden = base.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    hidden = base.states(ids, positions)
     trained_rows = base.head_rows
     extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return cross_entropy(hidden, base.head, labels, **extra)
+    return cross_entropy(hidden, base.head, labels, bias=base.head_bias, shape=base.logits, **extra)
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
