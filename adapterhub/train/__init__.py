@@ -79,7 +79,7 @@ def evaluate(
 
     Raises:
         MissingExtraError: torch or another library of the extra isn't installed.
-        RefusedError: The adapter is for another base, or is more than low-rank deltas on linear layers.
+        RefusedError: The adapter is for another base, or has what the layers here cannot hold.
     """
     _check_extra()
     from .evaluating import evaluate as measure

@@ -67,6 +67,8 @@ class LoRAConfig:
     """Multiply by alpha / sqrt(r) instead (arXiv 2312.03732)."""
     dora: bool = False
     """Learn the length of every output's weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    lora_bias: bool = False
+    """Let every delta have a bias as well."""
     dropout: float = 0.0
     """Share of the delta's inputs that a step leaves out."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -276,6 +278,8 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
     if config.base.shard and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [base] shard", "is for a quantised base")
+    if lora.lora_bias and lora.dora:
+        raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be set beside dora")
     if lora.init == "loftq" and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from adapterhub.digest import sha256_file
 from adapterhub_converters.base import read_hf, weight_files
 from adapterhub_converters.errors import RefusedError
 
-from .config import BaseConfig, LoRAConfig
+from .config import BaseConfig
 from .corpus import data
 from .events import Given, Measured, Measuring
-from .layers.lora import lora_layers
-from .model import given
+from .model import given, packing
 from .model.base import load, threads
 from .steps import loop
 
@@ -29,19 +29,20 @@ def evaluate(
     given.check_base(found, read_hf(base), None)
     asked = _as_trained(asked, found)
     held = BaseConfig(str(base), quantise=asked.quantise, dtype=asked.dtype)  # type: ignore[arg-type]
-    delta = next(iter(found.pairs.values()), None)
-    if delta is None:
+    if not found.pairs:
         raise RefusedError(found.where, "has no low-rank delta to measure")
-    adapter = LoRAConfig(r=delta.r, alpha=delta.alpha, rslora=delta.rslora, targets=tuple(found.pairs))
     with threads(asked.threads):
-        model = load(base, held, adapter, where=found.where, progress=progress)
+        model = load(base, held, found.config, where=found.where, progress=progress)
         given.put(model, found)
         assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
-        dataset = data.load(files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
+        read = partial(data.load, files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
+        dataset = read(pack_rows=_packed(found))
+        if packing.shared(dataset.rows) and not packing.separates(model):
+            dataset = read(pack_rows=False)
         rows = dataset.rows if asked.tokens is None else data.some(dataset.rows, asked.tokens)
-        with_adapter = loop.evaluate(model, rows, asked.rows)
-        for _, layer in lora_layers(model.model):
-            layer.scaling = 0.0
+        with given.replaced(model, found):
+            with_adapter = loop.evaluate(model, rows, asked.rows)
+        given.take_out(model)
         alone = loop.evaluate(model, rows, asked.rows)
     if not (math.isfinite(with_adapter) and math.isfinite(alone)):
         raise RefusedError(found.where, f"the loss is {with_adapter} with the adapter and {alone} without")
@@ -71,6 +72,11 @@ def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
         known = value in kinds[key] if key in kinds else isinstance(value, int) and value > 0
         chosen[key] = value if known else default
     return dataclasses.replace(asked, **chosen)
+
+
+def _packed(found: given.Factors) -> bool:
+    """Whether documents share rows, as they did in its training."""
+    return _table((found.facts.get("training") or {}).get("config"), "data").get("pack") is not False
 
 
 def _table(config: Any, key: str) -> dict[str, Any]:

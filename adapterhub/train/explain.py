@@ -85,6 +85,10 @@ _WHY: dict[str, dict[str, str]] = {
             "Learn the length of each output's weights apart from their direction (arXiv 2402.09353), better at small "
             "ranks by its paper. Off: it is slower, and not every runtime applies it."
         ),
+        "lora_bias": (
+            "Let every delta have a bias, which peft calls lora_bias. Off: the papers have none, and few loaders know it. Not "
+            "beside dora."
+        ),
         "dropout": (
             "The QLoRA paper used 0.1 up to 13 B and 0.05 beyond. 0 here, the plain method: raise it where the "
             "held-out loss turns upwards."

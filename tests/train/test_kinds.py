@@ -57,7 +57,8 @@ def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
     made = get_peft_model(
         model,
         LoraConfig(
-            r=words.r, lora_alpha=words.alpha, use_rslora=words.rslora, use_dora=words.dora, lora_dropout=words.dropout,
+            r=words.r, lora_alpha=words.alpha, use_rslora=words.rslora, use_dora=words.dora,
+            lora_bias=words.lora_bias, lora_dropout=words.dropout,
             target_modules=words.targets if isinstance(words.targets, str) else list(words.targets),
             layers_to_transform=list(words.layers) if words.layers else None, rank_pattern=dict(words.rank_pattern),
             alpha_pattern=dict(words.alpha_pattern), task_type="CAUSAL_LM",
@@ -104,6 +105,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rslora": {"rslora": True},
     "dropout": {"dropout": 0.2},
     "dora": {"dora": True},
+    "bias": {"targets": SMALL, "lora_bias": True},
     "dora-dropout": {"dora": True, "dropout": 0.2, "rslora": True},
     "patterns": {"targets": SMALL, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"1\.mlp\.down_proj": 3}},
     "layers": {"targets": ("q_proj", "up_proj"), "layers": (1,)},

@@ -174,6 +174,6 @@ def held(stack: Tensor, quantise: Any) -> list[Matrix]:
 
 def check(config: LoRAConfig, where: str) -> None:
     """RefusedError for what peft cannot do with a stack either, since there the product is in the expert's weight."""
-    for key, default in (("dora", False), ("dropout", 0.0), ("init", "default")):
+    for key, default in (("dora", False), ("lora_bias", False), ("dropout", 0.0), ("init", "default")):
         if getattr(config, key) != default:
             raise RefusedError(where, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")

@@ -20,6 +20,8 @@ from adapterhub_converters.adapter import scaling
 from .nf4 import NF4, dequantise
 from .shards import Part
 
+_LEARNT = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
+
 Tensor = Any
 
 
@@ -89,7 +91,8 @@ class Frozen(nn.Module):  # type: ignore[misc]
 class LoRALinear(Frozen):
     """A frozen linear layer with a trainable low-rank delta; float32 factors, x's dtype in between.
 
-    `initial` are the factors it begins with where they aren't drawn by chance (`inits`), taken out of the base.
+    `biased`: the delta has a bias, `(out,)`, which is scaled as it is. `initial` are the factors it begins with where they
+    aren't drawn by chance (`inits`), taken out of the base.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class LoRALinear(Frozen):
         alpha: float,
         rslora: bool = False,
         dropout: float = 0.0,
+        biased: bool = False,
         initial: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(weight, bias)
@@ -110,11 +114,14 @@ class LoRALinear(Frozen):
         self.initial = initial
         self.lora_A = nn.Parameter(torch.zeros(r, in_features))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r))
+        self.lora_bias = nn.Parameter(torch.zeros(out_features)) if biased else None
 
     def reset(self, generator: Any) -> None:
         """A as peft begins it (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)), B zero: no delta yet."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
+            if self.lora_bias is not None:
+                self.lora_bias.zero_()
             if self.initial is not None:
                 self.lora_A.copy_(self.initial[0])
                 self.lora_B.copy_(self.initial[1])
@@ -134,7 +141,8 @@ class LoRALinear(Frozen):
         return nn.functional.dropout(x, self.dropout) if self.training and self.dropout else None
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
-        return _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
+        y = _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
+        return y if self.lora_bias is None else y + (self.scaling * self.lora_bias).to(y.dtype)
 
 
 class FrozenLinear(Frozen):
@@ -204,9 +212,9 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, `PATH.magnitude`, `PATH.rows`."""
+    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, and what of `_LEARNT` is there beside."""
     for path, module in model.named_modules():
-        for name in ("lora_A", "lora_B", "magnitude", "rows"):
+        for name in _LEARNT:
             if isinstance(getattr(module, name, None), nn.Parameter):
                 yield f"{path}.{name}", getattr(module, name)
 

@@ -99,8 +99,8 @@ def adapt(model: Any, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, 
     """Put the tables that are trained in the places of those that aren't, once their weights are there."""
     for path, table in tables(model).items():
         if path in targets:
-            if config.dora or config.trainable_token_indices:
-                other = "dora" if config.dora else "trainable_token_indices"
+            other = next((key for key in ("dora", "lora_bias", "trainable_token_indices") if getattr(config, key)), None)
+            if other:
                 raise RefusedError(f"{where}: [lora] {other}", f"cannot be combined with LoRA on {path} yet")
             new: Any = LoRAEmbedding(table, r=sizes.rank(path), alpha=sizes.alpha(path), rslora=config.rslora)
             replace(model, path, new)

@@ -127,7 +127,14 @@ def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: 
         scale = scaling(alpha, r, rslora=adapter.rslora)
         weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
-        new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+        words: dict[str, Any] = {
+            "r": r,
+            "alpha": alpha,
+            "rslora": adapter.rslora,
+            "dropout": adapter.dropout,
+            "biased": adapter.lora_bias,
+        }
+        new = kind(weight, bias, initial=initial, **words)
     new.transposed = transposed
     if base.shard:
         new.base = shards.part(new.base)

@@ -37,4 +37,7 @@ def _delta(layer: Any) -> Delta:
         A, B = plain(A, B, layer.initial)
         alpha *= math.sqrt(2) if layer.rslora else 2  # the same scale at twice the rank
     magnitude = as_numpy(layer.magnitude) if hasattr(layer, "magnitude") else None
-    return LowRank(as_numpy(A), as_numpy(B), alpha, layer.rslora, magnitude=magnitude, transposed_base=layer.transposed)
+    bias = None if layer.lora_bias is None else as_numpy(layer.lora_bias)
+    return LowRank(
+        as_numpy(A), as_numpy(B), alpha, layer.rslora, magnitude=magnitude, bias=bias, transposed_base=layer.transposed
+    )

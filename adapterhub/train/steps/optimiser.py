@@ -19,9 +19,10 @@ def make(model: Any, config: OptimConfig) -> Any:
         MissingExtraError: bitsandbytes isn't installed.
     """
     parameters = dict(trained(model))
+    fast = (".lora_B", ".lora_bias")
     groups = [
-        {"params": [p for name, p in parameters.items() if not name.endswith(".lora_B")], "ratio": 1.0},
-        {"params": [p for name, p in parameters.items() if name.endswith(".lora_B")], "ratio": config.loraplus},
+        {"params": [p for name, p in parameters.items() if not name.endswith(fast)], "ratio": 1.0},
+        {"params": [p for name, p in parameters.items() if name.endswith(fast)], "ratio": config.loraplus},
     ]
     options = {"lr": 0.0, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
     if config.optimiser == "adamw":
