@@ -74,6 +74,30 @@ def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: obje
     assert never.notes == ()  # the user's turn ends with the same mark
 
 
+def test_answers_that_are_cut_off_whole_are_said_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
+    short, long = ({"prompt": "p" * size, "completion": "c"} for size in (3, 90))
+    _, lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
+    assert lost == "of 1 of 2 examples nothing is learnt: the answers lie behind the first 32 tokens"
+    with pytest.raises(RefusedError, match=r"lies behind the first 32 tokens of every document. Raise \[data\] sequence"):
+        load(write(tmp_path / "b.jsonl", long), tokenizer)
+
+
+def test_an_array_of_objects_says_what_json_lines_say_and_a_table_is_refused(tmp_path: Path, tokenizer: object) -> None:
+    records = [{"text": "x"}, {"prompt": "a", "completion": "b"}]
+    lines = write(tmp_path / "a.jsonl", *records)
+    (tmp_path / "b.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "c.json").write_bytes(lines.read_bytes())
+    expected = load(lines, tokenizer).rows.ids.tolist()
+    for name in ("b.json", "c.json"):
+        assert load(tmp_path / name, tokenizer).rows.ids.tolist() == expected
+    (tmp_path / "d.json").write_text('[{"text": "x"}, 3]')
+    with pytest.raises(FormatError, match=r"d.json: item 2: not a JSON object"):
+        load(tmp_path / "d.json", tokenizer)
+    (tmp_path / "e.csv").write_text("text\nx\n")
+    with pytest.raises(FormatError, match=r"e.csv: .csv is a table, and which of its columns are learnt isn't known"):
+        load(tmp_path / "e.csv", tokenizer)
+
+
 def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
     path = write(tmp_path / "a.jsonl", *({"text": chr(97 + number) * 31} for number in range(9)))
     first, again, other = (load(path, tokenizer, seed=seed).rows.ids for seed in (1, 1, 2))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from adapterhub.train.layers import attention, experts
 from adapterhub_converters.errors import RefusedError
 
 # peft, `tuners/tuners_utils.py`, `_check_lora_target_modules_mamba`.
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_POSITIONS = re.compile(r"(^|\.)(wpe|position\w*|embed_positions?)$")
 _TAKEN = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
 
 
@@ -63,3 +66,15 @@ def notes(model: Any, targets: Iterable[str]) -> Iterator[str]:
             f"peft 0.21 does not load the delta of {found[0]} onto {kind}: it takes the name for that of an expert. "
             f"Leave {', '.join(sorted({path.rpartition('.')[2] for path in found}))} out where peft is to load it"
         )
+
+
+def check_length(model: Any, tokens: int, where: str) -> list[str]:
+    """RefusedError where rows are longer than a table of positions; a line where they are longer than the model is made for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or tokens <= limit:
+        return []
+    tables = [path for path, module in model.named_modules() if isinstance(module, nn.Embedding) and _POSITIONS.search(path)]
+    if tables:
+        what = f"rows of {tokens} tokens, and the model knows {limit} positions ({tables[0]})"
+        raise RefusedError(f"{where}: [data] sequence", what, f"Set it to {limit} at most")
+    return [f"rows are {tokens} tokens long, and the base was made for {limit}"]
