@@ -40,7 +40,7 @@ class DataConfig:
     """What is learnt, and what isn't shown but asked about afterwards."""
 
     train: tuple[str, ...]
-    """JSON Lines, plain text or Parquet files, or folders that `datasets` saved."""
+    """JSON Lines, arrays in JSON, plain text or Parquet files, or folders that `datasets` saved."""
     heldout: tuple[str, ...] = ()
     """The same, never trained on."""
     heldout_share: float = 0.0
@@ -123,6 +123,8 @@ class OptimConfig:
     beta2: float = 0.999
     clip: float = 1.0
     """Norm that the gradient is clipped to; 0: not."""
+    compile: bool = False
+    """Let torch compile what lies between the layers."""
     checkpointing: bool = False
     """Keep only each block's input and compute the rest again: half the memory, a third more time."""
     evaluate_every: int = 0

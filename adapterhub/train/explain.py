@@ -144,6 +144,10 @@ _WHY: dict[str, dict[str, str]] = {
             "The gradient is shortened to this norm. 1 is common; the QLoRA paper took 0.3, which is worth trying "
             "where the loss jumps. 0 never does."
         ),
+        "compile": (
+            "Let torch compile what lies between the layers: norms, rotations, activations. Off: on a CPU it saves 8 % of a "
+            "step in bfloat16 and 2 % in float32 (4 blocks of 512, 1024 tokens), after seconds of compiling."
+        ),
         "checkpointing": (
             "Keep each block's input only and compute the rest again: less memory, a third more time. `--plan` says "
             "how much less."

@@ -17,7 +17,7 @@ from .costs import budget, memory
 from .costs.report import Meter
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
-from .model import given, packing
+from .model import compiled, families, given, packing
 from .model.base import Base, load, threads
 from .records import artifact, checkpoint
 from .steps import loop
@@ -42,13 +42,16 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.train.compile:
+            compiled.apply(base.model, config.where)
         train_set, heldout = data.datasets(config, base.tokenizer)
+        longer = families.check_length(base.model, config.data.sequence, config.where)
         packing.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
         weights = _weights(config.resolve(config.base.path))
         overlap = data.overlap(train_set, heldout)
-        notes = (*base.notes, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
+        notes = (*base.notes, *longer, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
         if first:
             given.check_config(first, config.lora, base.targets, config.where)
             given.put(base, first)

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.train import config  # noqa: E402
 from adapterhub.train.corpus import data  # noqa: E402
 from adapterhub.train.layers import experts, lora, nf4  # noqa: E402
-from adapterhub.train.model import base, learnt, packing  # noqa: E402
+from adapterhub.train.model import base, compiled, families, learnt, packing  # noqa: E402
 from adapterhub.train.model.logits import Logits  # noqa: E402
 from adapterhub.train.steps import loop, loss  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
@@ -269,3 +269,37 @@ def test_a_delta_that_peft_takes_for_an_experts_is_said(tmp_path: Path) -> None:
     (note,) = kinds.loaded(whole(tmp_path)).notes
     assert "peft 0.21 does not load the delta of model.layers.0.mlp.gate_proj onto deepseek_v3" in note
     assert kinds.loaded(whole(tmp_path, ("o_proj",))).notes == ()
+
+
+def test_rows_beyond_a_table_of_positions_are_refused_and_others_said(tmp_path: Path, tiny_base: Path) -> None:
+    learnt_positions = kinds.loaded(whole(saved("GPT2LMHeadModel", tmp_path))).model
+    assert families.check_length(learnt_positions, 256, "c.toml") == []
+    with pytest.raises(
+        RefusedError, match=r"sequence: rows of 257 tokens, and the model knows 256 positions \(transformer.wpe\)"
+    ):
+        families.check_length(learnt_positions, 257, "c.toml")
+    (note,) = families.check_length(kinds.loaded(kinds.whole(tiny_base)).model, 300, "c.toml")
+    assert note == "rows are 300 tokens long, and the base was made for 256"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, tiny_base: Path) -> None:
+    settings = kinds.whole(tiny_base, dropout=0.1)
+    found = []
+    for whether in (False, True):
+        made = kinds.loaded(settings)
+        if checkpointing:
+            made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if whether:
+            compiled.apply(made.model, "c.toml", backend="aot_eager")  # all of it but the C++ compiler, which takes long
+        state = loop.new_state(made.model, settings.train)
+        found.append([loop.advance(made, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_a_compiler_that_fails_is_said_in_one_line(tiny_base: Path) -> None:
+    made = kinds.loaded(kinds.whole(tiny_base))
+    with pytest.raises(
+        RefusedError, match=r"\[train\] compile: torch.compile fails here \(.+\). On a CPU it needs a C\+\+ compiler"
+    ):
+        compiled.apply(made.model, "c.toml", backend="no such thing")
