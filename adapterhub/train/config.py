@@ -23,7 +23,7 @@ class BaseConfig:
     """The model that is adapted."""
 
     path: str
-    """A Hugging Face folder."""
+    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serialises it; or a GGUF file."""
     name: str | None = None
     """What the model is called where others get it, `owner/model`; goes into the adapter."""
     revision: str | None = None
@@ -33,6 +33,8 @@ class BaseConfig:
     """What is computed in."""
     shard: bool = False
     """Of several processes (torchrun) each holds only its part of the quantised layers."""
+    cache: bool = True
+    """Keep the quantised base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """The sections as plain values, for the adapter's record: paths as they were written, no machine in it."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        del sections["base"]["cache"]  # changes no byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 

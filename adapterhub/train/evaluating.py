@@ -8,33 +8,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
 from .config import BaseConfig, LoRAConfig
 from .corpus import data
 from .events import Given, Measured, Measuring
 from .layers.lora import lora_layers
-from .model import given
+from .model import given, kept, known
 from .model.base import load, threads
 from .steps import loop
 
 
 def evaluate(
-    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+    start: Given,
+    base: Path,
+    files: list[Path],
+    asked: Measuring,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Measured:
     """See `adapterhub.train.evaluate`."""
     found = given.read(start)
-    given.check_base(found, read_hf(base), None)
+    given.check_base(found, read_base(base), None)
     asked = _as_trained(asked, found)
     held = BaseConfig(str(base), quantise=asked.quantise, dtype=asked.dtype)  # type: ignore[arg-type]
     delta = next(iter(found.pairs.values()), None)
     if delta is None:
         raise RefusedError(found.where, "has no low-rank delta to measure")
     adapter = LoRAConfig(r=delta.r, alpha=delta.alpha, rslora=delta.rslora, targets=tuple(found.pairs))
+    weights = known.weights(base, cache)
     with threads(asked.threads):
-        model = load(base, held, adapter, where=found.where, progress=progress)
+        place = kept.place(cache, base, weights) if cache else None
+        model = load(base, held, adapter, where=found.where, progress=progress, place=place)
         given.put(model, found)
         assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
         dataset = data.load(files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
@@ -45,16 +52,19 @@ def evaluate(
         alone = loop.evaluate(model, rows, asked.rows)
     if not (math.isfinite(with_adapter) and math.isfinite(alone)):
         raise RefusedError(found.where, f"the loss is {with_adapter} with the adapter and {alone} without")
-    weights = [{"path": path.name, "digest": sha256_file(path)} for path in weight_files(base)]
     return Measured(
         loss=with_adapter,
         base_loss=alone,
         tokens=rows.label_tokens,
         data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
-        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": weights},
+        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": [_plain(item) for item in weights]},
         sequence=asked.sequence,
-        notes=(*dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
+        notes=(*model.notes, *dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
     )
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    return {"path": item["path"], "digest": item["digest"]}
 
 
 def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:

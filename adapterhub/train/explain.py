@@ -23,7 +23,8 @@ _SECTIONS: dict[str, type] = {
 _WHY: dict[str, dict[str, str]] = {
     "base": {
         "path": (
-            "The folder of the model that is adapted, as Hugging Face stores it. There is no default: it is yours to choose."
+            "The model that is adapted: a folder as Hugging Face stores it, in floats or in bitsandbytes' NF4, or a GGUF file. "
+            "There is no default: it is yours to choose."
         ),
         "name": (
             "What the model is called where others get it, owner/model. It goes into the adapter, a path doesn't: that "
@@ -38,6 +39,10 @@ _WHY: dict[str, dict[str, str]] = {
         "dtype": (
             "What is computed in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
             "QLoRA's own runs at 7 B did not finish. float32 is for comparisons."
+        ),
+        "cache": (
+            "A base that was quantised once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
+            "there as long as its files are the same. The result is the same, byte for byte; false keeps nothing."
         ),
         "shard": (
             "Of several processes, each holds only its part of the quantised base and gets the rest when it is needed. "

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.files import staging
 
 from . import ranks
@@ -17,13 +16,21 @@ from .costs import budget, memory
 from .costs.report import Meter
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
-from .model import given
+from .model import given, kept, known
 from .model.base import Base, load, threads
 from .records import artifact, checkpoint
 from .steps import loop
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    out: Path,
+    on_event: OnEvent,
+    *,
+    force: bool = False,
+    start: Given | None = None,
+    cache: Path | None = None,
+) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
@@ -33,21 +40,24 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         budget.check(config, free=budget.free_memory(), held=loop.resident())
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
+        path = config.resolve(config.base.path)
+        cache = cache if config.base.cache else None
+        weights = known.weights(path, cache)
         base = load(
-            config.resolve(config.base.path),
+            path,
             config.base,
             config.lora,
             where=config.where,
             progress=lambda done, total: on_event(Loading(done, total)),
+            place=kept.place(cache, path, weights) if cache else None,
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         train_set, heldout = data.datasets(config, base.tokenizer)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        weights = _weights(config.resolve(config.base.path))
         overlap = data.overlap(train_set, heldout)
-        notes = (*train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
+        notes = (*base.notes, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
         if first:
             given.check_config(first, config.lora, base.targets, config.where)
             given.put(base, first)
@@ -112,7 +122,7 @@ def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
     if start is None:
         return None
     found = given.read(start)
-    given.check_base(found, read_hf(config.resolve(config.base.path)), config.base.name)
+    given.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
     return found
 
 
@@ -121,12 +131,6 @@ def _parents(start: Given | None) -> list[dict[str, Any]]:
     if start is None:
         return []
     return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
-
-
-def _weights(base: Path) -> list[dict[str, Any]]:
-    """The files of the base's weights: a fingerprint says its shapes alone, which a fine-tune of it shares."""
-    files = weight_files(base) if base.is_dir() else [base]
-    return [{"path": path.name, "digest": sha256_file(path), "size": path.stat().st_size} for path in files]
 
 
 def _run(
@@ -143,7 +147,7 @@ def _run(
     """The loop, from its checkpoint if there is one."""
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     run = checkpoint.identity(
         {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
     )

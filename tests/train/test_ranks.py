@@ -29,7 +29,11 @@ def test_two_ranks_have_the_losses_of_one(shard: bool, tmp_path: Path, tiny_base
     words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
     path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     train.run(train.read_config(path), tmp_path / "one")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
     done = subprocess.run(
         [*command, "train", str(path), "-o", "two", "--json"],
@@ -66,7 +70,11 @@ with ranks.joined():
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "halves.py").write_text(HALVES)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "halves.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == ["whole", "whole"], done.stderr[-2000:]

@@ -1,28 +1,30 @@
 """The base model, ready to be adapted: built empty by transformers, filled and quantised one tensor at a time.
 
 The model's code comes from transformers, so that every architecture works; its weights never do: each is read from
-its safetensors file, quantised if it belongs to a linear layer, and let go. A parameter without a tensor, or a
-tensor without a parameter, is refused by name.
+its file (`weights`), quantised if it belongs to a linear layer, and let go; or read as it was quantised before (`kept`).
+A parameter without a tensor, or a tensor without a parameter, is refused by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from adapterhub.train import ranks
 from adapterhub.train.config import BaseConfig, LoRAConfig
 from adapterhub.train.layers import attention, dora, inits, lora, nf4, shards, tables
 from adapterhub.train.layers.targets import Sizes, resolve
 from adapterhub_converters.adapter import scaling
-from adapterhub_converters.base.weights import ModelWeights
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from . import kept, weights
+from .weights import Weights
 
 # Configs that change the logits after the output layer, which the loss here computes itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -35,6 +37,7 @@ class Base:
     model: Any
     tokenizer: Any
     targets: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> Any:
@@ -49,21 +52,59 @@ class Base:
 
 
 def load(
-    folder: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    base: BaseConfig,
+    adapter: LoRAConfig,
+    *,
+    where: str,
+    progress: Callable[[int, int], None] | None = None,
+    place: kept.Place | None = None,
 ) -> Base:
-    """Build the model in `folder`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`."""
-    model, tokenizer = _empty(folder, base)
+    """Build the model at `path`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
+
+    `place`: Where the quantised base is kept; what isn't there yet is put there.
+    """
+    notes: list[str] = []
+    # A base that is changed before it is quantised (`inits`), or not quantised at all, is never kept.
+    if place is None or base.quantise != "nf4" or adapter.init != "default":
+        with weights.opened(path) as source:
+            return _built(path, source, base, adapter, where=where, progress=progress)
+    if place.there:
+        try:
+            with kept.KeptWeights(place) as source:
+                return _built(path, source, base, adapter, where=where, progress=progress)
+        except FormatError as error:
+            notes.append(f"the quantised base that was kept is damaged, and is made anew ({error})")
+            place.drop()
+    with weights.opened(path) as source:
+        keeps = not (source.quantised or base.shard) and ranks.first()
+        source.made = {} if keeps else None
+        made = _built(path, source, base, adapter, where=where, progress=progress)
+        if keeps and (failed := kept.write(place, path, source)):
+            notes.append(failed)
+    return replace(made, notes=tuple(notes))
+
+
+def _built(
+    path: Path,
+    source: Weights,
+    base: BaseConfig,
+    adapter: LoRAConfig,
+    *,
+    where: str,
+    progress: Callable[[int, int], None] | None,
+) -> Base:
+    model, tokenizer = _empty(path, base)
     linears = lora.linears(model)
     targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
     sizes = Sizes(adapter, where)
-    with _Weights(folder) as weights:
-        for done, path in enumerate(linears):
-            if progress:
-                progress(done, len(linears))
-            _replace(model, path, weights, base, sizes if path in set(targets) else None)
-        _fill(model, weights, getattr(torch, base.dtype))
-        weights.check_all_used(model)
-    _rebuild_buffers(model, str(folder))
+    for done, name in enumerate(linears):
+        if progress:
+            progress(done, len(linears))
+        _replace(model, name, source, base, sizes if name in set(targets) else None)
+    _fill(model, source, getattr(torch, base.dtype))
+    source.check_all_used(model)
+    _rebuild_buffers(model, str(path))
     tables.adapt(model, tuple(targets), sizes, adapter, where)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
@@ -72,44 +113,47 @@ def load(
     return Base(model.train(), tokenizer, tuple(targets))
 
 
-def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
+def _empty(path: Path, base: BaseConfig) -> tuple[Any, Any]:
     import transformers
 
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(str(folder), "no base model: there is no config.json")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
-            )
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise FormatError(str(folder), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
+    with weights.beside(path) as folder:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            with torch.device("meta"):
+                model = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
+                )
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise FormatError(str(path), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
     text = config.get_text_config()
     for key in _LOGIT_CHANGES:
         if getattr(text, key, None) not in (None, 0, 1, 1.0):
-            raise RefusedError(f"{folder}/config.json", f"{key} changes the logits and isn't trained through yet")
+            raise RefusedError(f"{path}/config.json", f"{key} changes the logits and isn't trained through yet")
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and ".experts." in f".{name}":
-            raise RefusedError(f"{folder}: {name}", "all experts lie in one stacked parameter, which isn't trained through yet")
+            raise RefusedError(f"{path}: {name}", "all experts lie in one stacked parameter, which isn't trained through yet")
     return model, tokenizer
 
 
-def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: Sizes | None) -> None:
+def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None) -> None:
     """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear`."""
     old = model.get_submodule(path)
     dtype = getattr(torch, base.dtype)
-    dense = weights.take(f"{path}.weight", tuple(old.weight.shape))
-    dense = dense if base.quantise == "nf4" else dense.to(dtype)
-    bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
-    where, quantised = f"{path}.weight", base.quantise == "nf4"
+    bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
+    where, shape = f"{path}.weight", tuple(old.weight.shape)
     if sizes is None:
-        new: Any = lora.FrozenLinear(nf4.quantise(dense, where) if quantised else dense, bias)
+        new: Any = lora.FrozenLinear(_frozen(source, where, shape, base), bias)
     else:
         adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
-        scale = scaling(alpha, r, rslora=adapter.rslora)
-        weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
+        initial = None
+        if adapter.init == "default":
+            weight = _frozen(source, where, shape, base)
+        else:
+            scale = scaling(alpha, r, rslora=adapter.rslora)
+            quantised, dense = base.quantise == "nf4", source.take(where, shape)
+            dense = dense if quantised else dense.to(dtype)
+            weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
         new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
     if base.shard:
@@ -117,13 +161,20 @@ def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: 
     lora.replace(model, path, new)
 
 
-def _fill(model: Any, weights: _Weights, dtype: Any) -> None:
+def _frozen(source: Weights, name: str, shape: tuple[int, ...], base: BaseConfig) -> Any:
+    """A weight as it is held: NF4, or a tensor in the dtype computed in."""
+    dtype = getattr(torch, base.dtype)
+    held = source.nf4(name, shape) if base.quantise == "nf4" else source.take(name, shape)
+    return held if isinstance(held, nf4.NF4) else held.to(dtype)
+
+
+def _fill(model: Any, source: Weights, dtype: Any) -> None:
     """Give every parameter that is still empty its tensor; parameters that are one stay one."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta:
             if id(parameter) not in filled:
-                tensor = weights.take(name, tuple(parameter.shape)).to(dtype)
+                tensor = source.take(name, tuple(parameter.shape)).to(dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
@@ -141,47 +192,6 @@ def _rebuild_buffers(model: Any, where: str) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise RefusedError(where, f"{name}: no value is known for it")
-
-
-class _Weights(ModelWeights):
-    """The tensors of a model folder, each read when taken."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        if not self.names:
-            raise NotFoundError(self.where, "no weights: there is no model.safetensors")
-        self._taken: set[str] = set()
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The tensor, in the dtype it is stored in, which must be a float."""
-        if name not in self:
-            raise RefusedError(self.where, f"the model has a parameter {name!r}, its files have no such tensor")
-        info = self.info(name)
-        if info.shape != shape or info.dtype not in ("BF16", "F16", "F32"):
-            raise RefusedError(self.where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
-        self._taken.add(name)
-        return as_torch(self.stored(name))
-
-    def check_all_used(self, model: Any) -> None:
-        """Refuse a tensor that no parameter took: the model would not be the one in the files."""
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        left = sorted(
-            name for name in self.names - self._taken - tied if not name.endswith(("rotary_emb.inv_freq", ".attn.bias"))
-        )
-        if left:
-            raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
-
-
-def as_torch(array: np.ndarray) -> Any:
-    """The same memory as a tensor; bfloat16 goes by its bits, since neither library knows the other's."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def as_numpy(tensor: Any) -> np.ndarray:
-    """A float32 copy in C order, for the writers."""
-    return np.array(tensor.detach().to(torch.float32).numpy(), order="C")
 
 
 @contextlib.contextmanager

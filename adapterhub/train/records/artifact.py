@@ -20,7 +20,7 @@ from adapterhub.train.model import learnt
 from adapterhub.train.model.base import Base
 from adapterhub.train.steps.loop import State
 from adapterhub_converters import peft
-from adapterhub_converters.base import read_hf
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
 
@@ -125,7 +125,7 @@ def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path,
     base["quantisation"] = config.base.quantise if config.base.quantise != "none" else None
     declared = {key: value for key, value in declared.items() if value}
     given = {key: value for key, value in base.items() if value}
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     document = facts.describe(folder, base=spec, training=training, parents=parents, declared={**declared, "base": given})
     facts.write_facts(folder, document)
 

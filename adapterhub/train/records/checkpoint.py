@@ -17,7 +17,7 @@ import torch
 
 from adapterhub.train import ranks
 from adapterhub.train.layers.lora import trained
-from adapterhub.train.model.base import as_numpy, as_torch
+from adapterhub.train.model.weights import as_numpy, as_torch
 from adapterhub.train.steps.loop import State
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 from adapterhub_converters.files import safetensors_file
