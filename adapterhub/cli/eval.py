@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--loss", type=click.Choice(["all", "completion"]), help="Tokens that count. [default: as trained, else completion]"
 )
 @click.option("--quantise", type=click.Choice(["nf4", "none"]), help="How the base is held. [default: as trained, else nf4]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: as trained, else bfloat16]")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="[default: as trained, else bfloat16]")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads to compute with. [default: torch's]")
 @click.pass_obj
 def eval(  # noqa: A001 - the command's name

@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
+from . import devices
 from .config import BaseConfig, LoRAConfig
 from .corpus import data
 from .events import Given, Measured, Measuring
@@ -41,7 +42,7 @@ def evaluate(
     weights = known.weights(base, cache)
     with threads(asked.threads):
         place = kept.place(cache, base, weights) if cache else None
-        model = load(base, held, adapter, where=found.where, progress=progress, place=place)
+        model = load(base, held, adapter, where=found.where, progress=progress, place=place, device=devices.chosen("auto"))
         given.put(model, found)
         assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
         dataset = data.load(files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
@@ -73,7 +74,7 @@ def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
     optim = _table(config, "train")
     trained = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantise": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
-    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float32"), "loss": ("all", "completion")}
+    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float16", "float32"), "loss": ("all", "completion")}
     chosen: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(asked, key) if getattr(asked, key) is not None else trained.get(key)

@@ -38,7 +38,12 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "dtype": (
             "What is computed in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B did not finish. float32 is for comparisons."
+            "QLoRA's own runs at 7 B did not finish: it is for cards without bfloat16, and has its loss scaled. float32 is for "
+            "comparisons."
+        ),
+        "device": (
+            "auto takes a CUDA device where torch sees one, of several processes each its own, and else the CPU. The base is "
+            "quantised on the CPU either way, so that its codes are the same."
         ),
         "cache": (
             "A base that was quantised once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
@@ -132,7 +137,10 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "schedule": "cosine ends gently, which a short run gains from. The QLoRA paper used constant.",
         "floor": "Share of the rate that the schedule falls to; 0 falls all the way.",
-        "optimiser": "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter.",
+        "optimiser": (
+            "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter. adamw8bit has two "
+            "bytes; paged_adamw8bit lets them leave a CUDA device when its memory is full."
+        ),
         "neftune": "Noise on the embeddings (arXiv 2310.05914). 0: conversation is what it was shown to help.",
         "warmup": (
             "Steps in which the rate rises from zero. None: lora_B is zero at first, so the first steps are small by "

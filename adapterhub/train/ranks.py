@@ -36,7 +36,8 @@ def joined() -> Iterator[None]:
     if count() > 1 or not distributed.is_torchelastic_launched():
         yield
         return
-    distributed.init_process_group("gloo")
+    # Single numbers are summed on the CPU, the rest where the model lies.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:

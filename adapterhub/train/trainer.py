@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub_converters.base import read_base
 from adapterhub_converters.files import staging
 
-from . import ranks
+from . import devices, ranks
 from .config import TrainConfig
 from .corpus import data
 from .costs import budget, memory
@@ -36,8 +36,13 @@ def train(
     artifact.check_folder(out.parent)
     plan = memory.plan(config)
     on_event = meter = Meter(on_event)
+    device = devices.chosen(config.base.device)
     if not force:
-        budget.check(config, free=budget.free_memory(), held=loop.resident())
+        there = devices.free(device)
+        if there is None:
+            budget.check(config, free=budget.free_memory(), held=loop.resident())
+        else:  # the interpreter isn't on it
+            budget.check(config, free=there, held=plan.runtime)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
         path = config.resolve(config.base.path)
@@ -50,6 +55,7 @@ def train(
             where=config.where,
             progress=lambda done, total: on_event(Loading(done, total)),
             place=kept.place(cache, path, weights) if cache else None,
+            device=device,
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -74,16 +80,16 @@ def train(
                 notes=notes,
             )
         )
-        record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, artifact.versions(thread_count, device))}
         parents = _parents(start)
         state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
         ranks.wait()
         if not ranks.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config)
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config, device)
             )
         training = artifact.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(config)
+        report = meter.report(config, device)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -98,7 +104,7 @@ def train(
 
 
 def _record(
-    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, thread_count: int
+    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, versions: dict[str, str]
 ) -> dict[str, Any]:
     """What the adapter will say of its training, but for the metrics; nothing in it depends on when or where."""
     sets = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
@@ -113,7 +119,7 @@ def _record(
             for file in dataset.files
         ],
         "seed": config.train.seed,
-        "versions": artifact.versions(thread_count),
+        "versions": versions,
     }  # fmt: skip
 
 

@@ -71,5 +71,5 @@ def _attention(
 def _bias(mask: Tensor | None, query: Tensor) -> Tensor:
     if mask is None:
         tokens = query.shape[2]
-        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-    return torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))

@@ -60,6 +60,11 @@ class NF4:
         parts = (self.packed, self.absmax, self.nested, self.offset)
         return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
 
+    @property
+    def device(self) -> Any:
+        """Where it lies."""
+        return self.packed.device
+
     def to(self, device: Any) -> NF4:
         """The same on another device."""
         packed, absmax, nested, offset = (

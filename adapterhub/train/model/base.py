@@ -29,6 +29,8 @@ from .weights import Weights
 # Configs that change the logits after the output layer, which the loss here computes itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class Base:
@@ -38,6 +40,11 @@ class Base:
     tokenizer: Any
     targets: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
+        return self.head.device
 
     @property
     def head(self) -> Any:
@@ -59,27 +66,33 @@ def load(
     where: str,
     progress: Callable[[int, int], None] | None = None,
     place: kept.Place | None = None,
+    device: Any = _CPU,
 ) -> Base:
     """Build the model at `path`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
 
-    `place`: Where the quantised base is kept; what isn't there yet is put there.
+    `place`: Where the quantised base is kept; what isn't there yet is put there. Each tensor is quantised on the CPU and
+    moved to `device` before the next is read.
     """
+
+    def built(source: Weights) -> Base:
+        return _built(path, source, base, adapter, where=where, progress=progress, device=device)
+
     notes: list[str] = []
     # A base that is changed before it is quantised (`inits`), or not quantised at all, is never kept.
     if place is None or base.quantise != "nf4" or adapter.init != "default":
         with weights.opened(path) as source:
-            return _built(path, source, base, adapter, where=where, progress=progress)
+            return built(source)
     if place.there:
         try:
             with kept.KeptWeights(place) as source:
-                return _built(path, source, base, adapter, where=where, progress=progress)
+                return built(source)
         except FormatError as error:
             notes.append(f"the quantised base that was kept is damaged, and is made anew ({error})")
             place.drop()
     with weights.opened(path) as source:
         keeps = not (source.quantised or base.shard) and ranks.first()
         source.made = {} if keeps else None
-        made = _built(path, source, base, adapter, where=where, progress=progress)
+        made = built(source)
         if keeps and (failed := kept.write(place, path, source)):
             notes.append(failed)
     return replace(made, notes=tuple(notes))
@@ -93,18 +106,19 @@ def _built(
     *,
     where: str,
     progress: Callable[[int, int], None] | None,
+    device: Any,
 ) -> Base:
-    model, tokenizer = _empty(path, base)
+    model, tokenizer = _empty(path, base, device)
     linears = lora.linears(model)
     targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
     sizes = Sizes(adapter, where)
     for done, name in enumerate(linears):
         if progress:
             progress(done, len(linears))
-        _replace(model, name, source, base, sizes if name in set(targets) else None)
-    _fill(model, source, getattr(torch, base.dtype))
+        _replace(model, name, source, base, sizes if name in set(targets) else None, device=device)
+    _fill(model, source, getattr(torch, base.dtype), device)
     source.check_all_used(model)
-    _rebuild_buffers(model, str(path))
+    _rebuild_buffers(model, str(path), device)
     tables.adapt(model, tuple(targets), sizes, adapter, where)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
@@ -113,7 +127,7 @@ def _built(
     return Base(model.train(), tokenizer, tuple(targets))
 
 
-def _empty(path: Path, base: BaseConfig) -> tuple[Any, Any]:
+def _empty(path: Path, base: BaseConfig, device: Any = _CPU) -> tuple[Any, Any]:
     import transformers
 
     with weights.beside(path) as folder:
@@ -121,8 +135,10 @@ def _empty(path: Path, base: BaseConfig) -> tuple[Any, Any]:
             config = transformers.AutoConfig.from_pretrained(folder)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             with torch.device("meta"):
+                # The attention for short rows is one for CPUs.
+                own = attention.register() if device.type == "cpu" else "sdpa"
                 model = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
+                    config, dtype=getattr(torch, base.dtype), attn_implementation=own
                 )
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise FormatError(str(path), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
@@ -136,14 +152,14 @@ def _empty(path: Path, base: BaseConfig) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None) -> None:
+def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
     """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear`."""
     old = model.get_submodule(path)
     dtype = getattr(torch, base.dtype)
-    bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
+    bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(device, dtype)
     where, shape = f"{path}.weight", tuple(old.weight.shape)
     if sizes is None:
-        new: Any = lora.FrozenLinear(_frozen(source, where, shape, base), bias)
+        new: Any = lora.FrozenLinear(_frozen(source, where, shape, base).to(device), bias)
     else:
         adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
         initial = None
@@ -154,8 +170,9 @@ def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Si
             quantised, dense = base.quantise == "nf4", source.take(where, shape)
             dense = dense if quantised else dense.to(dtype)
             weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
+            initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
-        new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+        new = kind(weight.to(device), bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
     if base.shard:
         new.base = shards.part(new.base)
     lora.replace(model, path, new)
@@ -168,25 +185,25 @@ def _frozen(source: Weights, name: str, shape: tuple[int, ...], base: BaseConfig
     return held if isinstance(held, nf4.NF4) else held.to(dtype)
 
 
-def _fill(model: Any, source: Weights, dtype: Any) -> None:
+def _fill(model: Any, source: Weights, dtype: Any, device: Any) -> None:
     """Give every parameter that is still empty its tensor; parameters that are one stay one."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta:
             if id(parameter) not in filled:
-                tensor = source.take(name, tuple(parameter.shape)).to(dtype)
+                tensor = source.take(name, tuple(parameter.shape)).to(device, dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
     model.tie_weights()
 
 
-def _rebuild_buffers(model: Any, where: str) -> None:
+def _rebuild_buffers(model: Any, where: str, device: Any) -> None:
     """Compute buffers that no file holds (rotary frequencies) by building their small modules again."""
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             try:
-                lora.replace(model, path, type(module)(module.config))
+                lora.replace(model, path, type(module)(module.config).to(device))
             except (AttributeError, TypeError) as error:
                 raise RefusedError(where, f"{path}: no way is known to compute its buffers without its checkpoint") from error
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

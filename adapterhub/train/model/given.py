@@ -98,6 +98,6 @@ def put(base: Base, found: Factors) -> None:
             size = getattr(layer, name).shape[side]
             if array.shape[side] != size:
                 raise RefusedError(f"{found.where}: {path}", f"{name} is {array.shape}, and the base's layer has {size} there")
-            numbers = torch.from_numpy(np.array(array, np.float32, order="C"))
+            numbers = torch.from_numpy(np.array(array, np.float32, order="C")).to(getattr(layer, name).device)
             setattr(layer, name, nn.Parameter(numbers, requires_grad=getattr(layer, name).requires_grad))
         layer.scaling = scaling(delta.alpha, delta.r, rslora=delta.rslora)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.costs.memory import flops, parameters
 from adapterhub.train.model import learnt
@@ -96,11 +97,13 @@ def curve(state: State) -> list[dict[str, float]]:
     ]
 
 
-def versions(thread_count: int) -> dict[str, str]:
+def versions(thread_count: int, device: Any) -> dict[str, str]:
     """What the bytes of the result depend on besides config, data and base."""
     import torch
 
     found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
+    if name := devices.name(device):
+        found |= {"cuda": str(torch.version.cuda), "device": name}
     for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

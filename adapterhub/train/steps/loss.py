@@ -25,12 +25,12 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows = inputs
-        total = torch.zeros((), dtype=torch.float32)
+        total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_rows = torch.zeros_like(rows) if ctx.needs_input_grad[4] else None
         # One buffer for all chunks: fresh memory of this size costs more than the arithmetic in it.
         size = min(CHUNK, len(hidden))
-        narrow, wide = head.new_empty(size, len(head)), torch.empty(size, len(head), dtype=torch.float32)
+        narrow, wide = (head.new_empty(size, len(head), dtype=kind) for kind in (head.dtype, torch.float32))
         for start in range(0, len(hidden), CHUNK):
             h, label = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
             logits = wide[: len(h)].copy_(torch.mm(h, head.t(), out=narrow[: len(h)]))
