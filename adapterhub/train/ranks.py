@@ -55,13 +55,6 @@ def rounds(rows: int, size: int) -> int:
     return -(-(rows // -count()) // -size)
 
 
-def gathered(own: Any) -> Any:
-    """The tensors of all processes, one behind the other."""
-    found = own.new_empty(count() * own.numel())
-    distributed.all_gather(list(found.chunk(count())), own)
-    return found
-
-
 def total(value: float) -> float:
     """The sum over all processes."""
     if count() == 1:

@@ -25,7 +25,7 @@ from tests.train.test_train import settings  # noqa: E402
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_ranks_have_the_losses_of_one(shard: bool, tmp_path: Path, tiny_base: Path) -> None:
     """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
-    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5)
+    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard)
     words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
     path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     train.run(train.read_config(path), tmp_path / "one")
@@ -55,13 +55,19 @@ def test_two_ranks_have_the_losses_of_one(shard: bool, tmp_path: Path, tiny_base
 HALVES = """
 import torch
 from adapterhub.train import ranks
-from adapterhub.train.layers import nf4, shards
+from adapterhub.train.layers import dora, lora, nf4, shards
 torch.manual_seed(0)
 matrix = nf4.quantise(torch.randn(7, 130))
 with ranks.joined():
-    part = shards.part(matrix)
-    assert part.own.numel() == 228 and part.rest.packed.numel() == 0, part
-    assert torch.equal(part.whole().packed, matrix.packed)
+    made = [lora.FrozenLinear(matrix, None), dora.DoRALinear(matrix, None, r=2, alpha=2)]
+    for layer in made:
+        layer.base = shards.part(layer.base)
+    block = torch.nn.Sequential(*made)
+    shards.divide(block, torch.device("cpu"))
+    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[ranks.number()]] * 2
+    assert made[0].base.rest.packed.numel() == 0
+    assert torch.equal(made[0].base.whole().packed, matrix.packed)
+    made[1].reset(torch.Generator().manual_seed(0))
     assert [ranks.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
     print("whole")
 """

@@ -8,6 +8,7 @@ A parameter without a tensor, or a tensor without a parameter, is refused by nam
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from adapterhub.train import ranks
 from adapterhub.train.config import BaseConfig, LoRAConfig
 from adapterhub.train.layers import attention, dora, inits, lora, nf4, shards, tables
-from adapterhub.train.layers.targets import Sizes, resolve
+from adapterhub.train.layers.targets import Sizes, block, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -112,14 +113,20 @@ def _built(
     linears = lora.linears(model)
     targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
     sizes = Sizes(adapter, where)
-    for done, name in enumerate(linears):
-        if progress:
-            progress(done, len(linears))
-        _replace(model, name, source, base, sizes if name in set(targets) else None, device=device)
+    numbers = {name: done for done, name in enumerate(linears)}
+    for path_of_block, names in itertools.groupby(linears, block):
+        for name in names:
+            if progress:
+                progress(numbers[name], len(linears))
+            _replace(model, name, source, base, sizes if name in set(targets) else None, device=device)
+        if base.shard and path_of_block:
+            shards.divide(model.get_submodule(path_of_block), device)
     _fill(model, source, getattr(torch, base.dtype), device)
     source.check_all_used(model)
     _rebuild_buffers(model, str(path), device)
     tables.adapt(model, tuple(targets), sizes, adapter, where)
+    if base.shard:
+        shards.divide(model.base_model, device)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained(model):
