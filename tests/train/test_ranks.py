@@ -83,4 +83,4 @@ def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "halves.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.split() == ["whole", "whole"], done.stderr[-2000:]
+    assert done.stdout.count("whole") == 2, done.stderr[-2000:]
