@@ -66,6 +66,8 @@ def run(tmp_path: Path) -> Run:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
             "XDG_DATA_HOME": str(tmp_path / "xdg"),
             "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
+            "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
+            "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),  # else it looks for fonts again in every process
             "COLUMNS": "80",
             **(env or {}),
         }

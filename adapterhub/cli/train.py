@@ -16,6 +16,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import output, train_plan, train_push
 from .app import Settings, command
+from .locate import cache_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -82,7 +83,7 @@ def train(
         train_push.check(ref)
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, _Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force, start=first)
+        result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # of several processes the first speaks
     document = _document(result, screen.ready)

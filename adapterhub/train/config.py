@@ -23,16 +23,20 @@ class BaseConfig:
     """The model that is adapted."""
 
     path: str
-    """A Hugging Face folder."""
+    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serialises it; or a GGUF file."""
     name: str | None = None
     """What the model is called where others get it, `owner/model`; goes into the adapter."""
     revision: str | None = None
     quantise: Literal["nf4", "none"] = "nf4"
     """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What is computed in."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What is computed in; `float16` with a scaled loss."""
     shard: bool = False
     """Of several processes (torchrun) each holds only its part of the quantised layers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What computes; `auto`: CUDA where torch sees it."""
+    cache: bool = True
+    """Keep the quantised base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class OptimConfig:
     floor: float = 0.0
     """Share of the rate that it falls to."""
     optimiser: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
-    """In 8 bits only on CUDA, by bitsandbytes."""
+    """In 8 bits by bitsandbytes; paged only on CUDA."""
     neftune: float = 0.0
     """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
     warmup: int = 0
@@ -175,6 +179,7 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """The sections as plain values, for the adapter's record: paths as they were written, no machine in it."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        del sections["base"]["cache"]  # changes no byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 

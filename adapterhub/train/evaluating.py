@@ -9,30 +9,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
+from . import devices
 from .config import BaseConfig
 from .corpus import data
 from .events import Given, Measured, Measuring
-from .model import given, packing
+from .model import given, kept, known, packing
 from .model.base import load, threads
 from .steps import loop
 
 
 def evaluate(
-    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+    start: Given,
+    base: Path,
+    files: list[Path],
+    asked: Measuring,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Measured:
     """See `adapterhub.train.evaluate`."""
     found = given.read(start)
-    given.check_base(found, read_hf(base), None)
+    given.check_base(found, read_base(base), None)
     asked = _as_trained(asked, found)
     held = BaseConfig(str(base), quantise=asked.quantise, dtype=asked.dtype)  # type: ignore[arg-type]
     if not found.pairs:
         raise RefusedError(found.where, "has no low-rank delta to measure")
+    weights = known.weights(base, cache)
     with threads(asked.threads):
-        model = load(base, held, found.config, where=found.where, progress=progress)
+        place = kept.place(cache, base, weights) if cache else None
+        device = devices.chosen("auto")
+        model = load(base, held, found.config, where=found.where, progress=progress, place=place, device=device)
         given.put(model, found)
         assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
         read = partial(data.load, files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
@@ -46,16 +55,19 @@ def evaluate(
         alone = loop.evaluate(model, rows, asked.rows)
     if not (math.isfinite(with_adapter) and math.isfinite(alone)):
         raise RefusedError(found.where, f"the loss is {with_adapter} with the adapter and {alone} without")
-    weights = [{"path": path.name, "digest": sha256_file(path)} for path in weight_files(base)]
     return Measured(
         loss=with_adapter,
         base_loss=alone,
         tokens=rows.label_tokens,
         data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
-        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": weights},
+        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": [_plain(item) for item in weights]},
         sequence=asked.sequence,
-        notes=(*dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
+        notes=(*model.notes, *dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
     )
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    return {"path": item["path"], "digest": item["digest"]}
 
 
 def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
@@ -64,7 +76,7 @@ def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
     optim = _table(config, "train")
     trained = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantise": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
-    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float32"), "loss": ("all", "completion")}
+    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float16", "float32"), "loss": ("all", "completion")}
     chosen: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(asked, key) if getattr(asked, key) is not None else trained.get(key)

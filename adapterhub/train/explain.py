@@ -23,7 +23,8 @@ _SECTIONS: dict[str, type] = {
 _WHY: dict[str, dict[str, str]] = {
     "base": {
         "path": (
-            "The folder of the model that is adapted, as Hugging Face stores it. There is no default: it is yours to choose."
+            "The model that is adapted: a folder as Hugging Face stores it, in floats or in bitsandbytes' NF4, or a GGUF file. "
+            "There is no default: it is yours to choose."
         ),
         "name": (
             "What the model is called where others get it, owner/model. It goes into the adapter, a path doesn't: that "
@@ -37,7 +38,16 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "dtype": (
             "What is computed in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B did not finish. float32 is for comparisons."
+            "QLoRA's own runs at 7 B did not finish: it is for cards without bfloat16, and has its loss scaled. float32 is for "
+            "comparisons."
+        ),
+        "device": (
+            "auto takes a CUDA device where torch sees one, of several processes each its own, and else the CPU. The base is "
+            "quantised on the CPU either way, so that its codes are the same."
+        ),
+        "cache": (
+            "A base that was quantised once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
+            "there as long as its files are the same. The result is the same, byte for byte; false keeps nothing."
         ),
         "shard": (
             "Of several processes, each holds only its part of the quantised base and gets the rest when it is needed. "
@@ -131,7 +141,10 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "schedule": "cosine ends gently, which a short run gains from. The QLoRA paper used constant.",
         "floor": "Share of the rate that the schedule falls to; 0 falls all the way.",
-        "optimiser": "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter.",
+        "optimiser": (
+            "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter. adamw8bit has two "
+            "bytes; paged_adamw8bit lets them leave a CUDA device when its memory is full."
+        ),
         "neftune": "Noise on the embeddings (arXiv 2310.05914). 0: conversation is what it was shown to help.",
         "warmup": (
             "Steps in which the rate rises from zero. None: lora_B is zero at first, so the first steps are small by "

@@ -6,39 +6,56 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.files import staging
 
-from . import ranks
+from . import devices, ranks
 from .config import TrainConfig
 from .corpus import data
 from .costs import budget, memory
 from .costs.report import Meter
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
-from .model import compiled, families, given, packing
+from .model import compiled, families, given, kept, known, packing
 from .model.base import Base, load, threads
 from .records import artifact, checkpoint
 from .steps import loop
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    out: Path,
+    on_event: OnEvent,
+    *,
+    force: bool = False,
+    start: Given | None = None,
+    cache: Path | None = None,
+) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
     plan = memory.plan(config)
     on_event = meter = Meter(on_event)
+    device = devices.chosen(config.base.device)
     if not force:
-        budget.check(config, free=budget.free_memory(), held=loop.resident())
+        there = devices.free(device)
+        if there is None:
+            budget.check(config, free=budget.free_memory(), held=loop.resident())
+        else:  # the interpreter isn't on it
+            budget.check(config, free=there, held=plan.runtime)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
+        path = config.resolve(config.base.path)
+        cache = cache if config.base.cache else None
+        weights = known.weights(path, cache)
         base = load(
-            config.resolve(config.base.path),
+            path,
             config.base,
             config.lora,
             where=config.where,
             progress=lambda done, total: on_event(Loading(done, total)),
+            place=kept.place(cache, path, weights) if cache else None,
+            device=device,
         )
         if config.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -49,7 +66,6 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         packing.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        weights = _weights(config.resolve(config.base.path))
         overlap = data.overlap(train_set, heldout)
         notes = (*base.notes, *longer, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
         if first:
@@ -68,16 +84,16 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
                 notes=notes,
             )
         )
-        record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, artifact.versions(thread_count, device))}
         parents = _parents(start)
         state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
         ranks.wait()
         if not ranks.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config)
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config, device)
             )
         training = artifact.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(config)
+        report = meter.report(config, device)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -92,7 +108,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
 
 
 def _record(
-    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, thread_count: int
+    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, versions: dict[str, str]
 ) -> dict[str, Any]:
     """What the adapter will say of its training, but for the metrics; nothing in it depends on when or where."""
     sets = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
@@ -107,7 +123,7 @@ def _record(
             for file in dataset.files
         ],
         "seed": config.train.seed,
-        "versions": artifact.versions(thread_count),
+        "versions": versions,
     }  # fmt: skip
 
 
@@ -116,7 +132,7 @@ def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
     if start is None:
         return None
     found = given.read(start)
-    given.check_base(found, read_hf(config.resolve(config.base.path)), config.base.name)
+    given.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
     return found
 
 
@@ -125,12 +141,6 @@ def _parents(start: Given | None) -> list[dict[str, Any]]:
     if start is None:
         return []
     return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
-
-
-def _weights(base: Path) -> list[dict[str, Any]]:
-    """The files of the base's weights: a fingerprint says its shapes alone, which a fine-tune of it shares."""
-    files = weight_files(base) if base.is_dir() else [base]
-    return [{"path": path.name, "digest": sha256_file(path), "size": path.stat().st_size} for path in files]
 
 
 def _run(
@@ -147,7 +157,7 @@ def _run(
     """The loop, from its checkpoint if there is one."""
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     run = checkpoint.identity(
         {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
     )

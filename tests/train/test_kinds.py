@@ -37,13 +37,13 @@ def whole(tiny_base: Path, **words: Any) -> config.TrainConfig:
     return config.TrainConfig(
         base=config.BaseConfig(str(tiny_base), quantise="none", dtype="float32"),
         data=config.DataConfig(("t.jsonl",)),
-        lora=config.LoRAConfig(r=4, alpha=8, **words),
+        lora=config.LoRAConfig(**{"r": 4, "alpha": 8, **words}),
         train=config.OptimConfig(rows=ROWS, learning_rate=5e-3, schedule="linear"),
     )
 
 
-def loaded(settings: config.TrainConfig) -> base.Base:
-    made = base.load(Path(settings.base.path), settings.base, settings.lora, where="c.toml")
+def loaded(settings: config.TrainConfig, device: str = "cpu") -> base.Base:
+    made = base.load(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
     lora.reset(made.model, 0)
     return made
 

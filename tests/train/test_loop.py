@@ -25,7 +25,7 @@ from adapterhub.train.layers import lora  # noqa: E402
 from adapterhub.train.model import base  # noqa: E402
 from adapterhub.train.records import spark  # noqa: E402
 from adapterhub.train.steps import best, loop, samples, schedule  # noqa: E402
-from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
+from adapterhub_converters.errors import MissingExtraError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.train.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
 from tests.train.test_train import RUN, contents, settings  # noqa: E402
@@ -163,12 +163,6 @@ def test_samples_are_what_generate_says(tiny_base: Path) -> None:
     expected = plain.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert said == {"prompt": "what?", "text": made.tokenizer.decode(expected, skip_special_tokens=True)}
     assert made.model.training
-
-
-def test_eight_bit_moments_need_cuda(tiny_base: Path) -> None:
-    made = loaded(whole(tiny_base))
-    with pytest.raises(RefusedError, match="adamw8bit works on a CUDA device only"):
-        loop.new_state(made.model, config.OptimConfig(optimiser="adamw8bit"))
 
 
 def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import MemoryPlan
-from adapterhub_converters.base import read_hf
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
 from .memory import plan
@@ -32,7 +32,7 @@ class Alternative:
 
 def alternatives(config: TrainConfig) -> list[Alternative]:
     """One setting changed at a time: rows at once, the sequence, checkpointing, the quantisation."""
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     return [Alternative(text, plan(changed, spec)) for text, changed in _changes(config)]
 
 
@@ -65,7 +65,7 @@ def check(config: TrainConfig, *, free: int | None, held: int = 0) -> None:
 
 def misfit(config: TrainConfig, *, free: int | None, held: int = 0) -> RefusedError | None:
     """The error of `check`, with the least change that makes it fit; None where it does."""
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     needed = plan(config, spec).total
     if free is None or needed <= free + held:
         return None

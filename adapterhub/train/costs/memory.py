@@ -12,7 +12,7 @@ from typing import Any
 
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import MemoryPlan
-from adapterhub_converters.base import BaseSpec, read_hf
+from adapterhub_converters.base import BaseSpec, read_base
 
 _NF4_BYTES = 4.127 / 8  # a weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for that one's
 _RUNTIME = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work
@@ -45,7 +45,7 @@ class _Shape:
 
 def plan(config: TrainConfig, spec: BaseSpec | None = None) -> MemoryPlan:
     """What training with `config` will hold at its peak; reads only the headers of the base, not even these if given."""
-    shape = _shape(config, spec or read_hf(config.resolve(config.base.path)))
+    shape = _shape(config, spec or read_base(config.resolve(config.base.path)))
     linear = shape.linear
     bytes_a_weight = _NF4_BYTES if config.base.quantise == "nf4" else shape.width
     adapter = 4 * _adapter_numbers(config, shape)
@@ -66,7 +66,7 @@ def plan(config: TrainConfig, spec: BaseSpec | None = None) -> MemoryPlan:
 
 def full_fine_tuning(config: TrainConfig, spec: BaseSpec | None = None) -> int:
     """The least that training every parameter in float32 with Adam would hold with the same rows, in bytes."""
-    found = spec or read_hf(config.resolve(config.base.path))
+    found = spec or read_base(config.resolve(config.base.path))
     shape = _shape(config, found)
     same = plan(config, found)
     return _FULL * shape.parameters + same.activations + same.logits + same.data + same.runtime
@@ -79,7 +79,7 @@ def flops(config: TrainConfig, *, tokens: int, learnt: int, trained: int) -> int
     weight, and once more for the factors (arXiv 2305.14314 trains no base weight); attention over whole rows as in arXiv
     2204.02311, appendix B. What checkpointing computes again isn't counted.
     """
-    shape = _shape(config, read_hf(config.resolve(config.base.path)))
+    shape = _shape(config, read_base(config.resolve(config.base.path)))
     attention = 12 * shape.layers * shape.heads * shape.head_dim * config.data.sequence
     head = 4 * shape.vocabulary * shape.hidden
     return tokens * (4 * shape.linear + 6 * trained + attention) + learnt * head
@@ -87,7 +87,7 @@ def flops(config: TrainConfig, *, tokens: int, learnt: int, trained: int) -> int
 
 def parameters(config: TrainConfig, spec: BaseSpec | None = None) -> tuple[int, int]:
     """How many numbers the base has, and how many the adapter."""
-    shape = _shape(config, spec or read_hf(config.resolve(config.base.path)))
+    shape = _shape(config, spec or read_base(config.resolve(config.base.path)))
     return shape.parameters, _adapter_numbers(config, shape)
 
 

@@ -37,13 +37,13 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
         x, lora_A, lora_B, stack, counts = inputs
         ctx.stack, ctx.counts = stack, counts
         y = x.new_empty(len(x), stack.shape[1])
-        for expert, rows in _visited(stack, counts):
+        for expert, rows in _visited(counts):
             torch.mm(x[rows], stack.dense(expert, x.dtype).t(), out=y[rows])
         if lora_A is None:
             return y
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         xA = x.new_empty(len(x), A.shape[1])
-        for expert, rows in _visited(stack, counts):
+        for expert, rows in _visited(counts):
             torch.mm(x[rows], A[expert].t(), out=xA[rows])
             y[rows].addmm_(xA[rows], B[expert].t(), alpha=stack.scaling)
         ctx.save_for_backward(x, xA, A, B)
@@ -52,7 +52,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Gradients of x, A and B."""
-        stack, visited = ctx.stack, _visited(ctx.stack, ctx.counts)
+        stack, visited = ctx.stack, _visited(ctx.counts)
         dy = dy.contiguous()
         dx = None
         if ctx.needs_input_grad[0]:
@@ -72,11 +72,11 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, dA, dB, None, None
 
 
-def _visited(stack: Stack, counts: Sequence[int]) -> list[tuple[int, slice]]:
-    """Each expert with a token, and its rows. Of a matrix in parts all processes have to ask for every one."""
+def _visited(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """Each expert with a token, and its rows."""
     found, at = [], 0
     for expert, count in enumerate(counts):
-        if count or isinstance(stack.matrices[expert], Part):
+        if count:
             found.append((expert, slice(at, at + count)))
         at += count
     return found
@@ -89,7 +89,9 @@ class Stack(nn.Module):  # type: ignore[misc]
 
     def __init__(self, matrices: Sequence[Matrix], *, transposed: bool) -> None:
         super().__init__()
-        self.matrices, self.transposed = tuple(matrices), transposed
+        # What FSDP divides has to be seen as the stack's own.
+        self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], Part) else tuple(matrices)
+        self.transposed = transposed
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
 
@@ -117,14 +119,14 @@ class LoRAStack(Stack):
         experts, out_features, in_features = self.shape
         self.alpha, self.rslora, self.initial = alpha, rslora, None
         self.scaling = scaling(alpha, r, rslora=rslora)
-        self.lora_A = nn.Parameter(torch.zeros(experts, r, in_features))
-        self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r))
+        self.lora_A = nn.Parameter(torch.zeros(experts, r, in_features, device=matrices[0].device))
+        self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r, device=matrices[0].device))
 
     def reset(self, generator: Any) -> None:
         """As a linear layer's: A within 1 / sqrt(in_features), B zero."""
         bound = 1 / math.sqrt(self.lora_A.shape[2])
         with torch.no_grad():
-            self.lora_A.uniform_(-bound, bound, generator=generator)
+            self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
             self.lora_B.zero_()
 
 

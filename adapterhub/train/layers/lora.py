@@ -112,9 +112,9 @@ class LoRALinear(Frozen):
         self.alpha, self.rslora, self.dropout = alpha, rslora, dropout
         self.scaling = scaling(alpha, r, rslora=rslora)
         self.initial = initial
-        self.lora_A = nn.Parameter(torch.zeros(r, in_features))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, r))
-        self.lora_bias = nn.Parameter(torch.zeros(out_features)) if biased else None
+        self.lora_A = nn.Parameter(torch.zeros(r, in_features, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=weight.device))
+        self.lora_bias = nn.Parameter(torch.zeros(out_features, device=weight.device)) if biased else None
 
     def reset(self, generator: Any) -> None:
         """A as peft begins it (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)), B zero: no delta yet."""
@@ -126,7 +126,8 @@ class LoRALinear(Frozen):
                 self.lora_A.copy_(self.initial[0])
                 self.lora_B.copy_(self.initial[1])
                 return
-            self.lora_A.uniform_(-bound, bound, generator=generator)
+            # Drawn on the CPU, whose generator is the same everywhere.
+            self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -54,6 +54,12 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
     return [path for path in paths if any(_matches(path, name) for name in wanted)]
 
 
+def block(path: str) -> str | None:
+    """The path of the layer that a module lies in."""
+    found = _LAYER.match(path)
+    return found[0].removesuffix(".") if found else None
+
+
 def _nothing(name: str, paths: Iterable[str], where: str) -> RefusedError:
     known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
     if name.rpartition(".")[2] == "lm_head":

@@ -18,12 +18,13 @@ _POSITIONS = re.compile(r"(^|\.)(wpe|position\w*|embed_positions?)$")
 _TAKEN = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
 
 
-def empty(config: Any, dtype: Any) -> Any:
-    """The causal model of `config` without weights; with the attention for short rows where the family lets it be chosen."""
+def empty(config: Any, dtype: Any, device: Any) -> Any:
+    """The causal model of `config` without weights; for a CPU with the attention for short rows, where the family lets it be
+    chosen."""
     import transformers
 
     family = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    own = {"attn_implementation": attention.register()} if family._supports_attention_backend else {}
+    own = {"attn_implementation": attention.register()} if device.type == "cpu" and family._supports_attention_backend else {}
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **own)
     name = experts.register()

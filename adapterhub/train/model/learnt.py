@@ -12,7 +12,8 @@ from adapterhub.train.layers.lora import lora_layers
 from adapterhub.train.layers.tables import LoRAEmbedding, token_rows
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows, StackedLowRank
 
-from .base import Base, as_numpy
+from .base import Base
+from .weights import as_numpy
 
 
 def adapter(config: TrainConfig, base: Base) -> Adapter:
