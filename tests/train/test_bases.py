@@ -113,6 +113,15 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     assert loaded(tiny_base, place).notes == ()
 
 
+def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
+    for name, seconds in (("old", 0), ("young", None)):
+        shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
+        os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
+    place = place_of(tiny_base, tmp_path)
+    loaded(tiny_base, place)
+    assert {path.name for path in (tmp_path / "bases").iterdir()} == {"nf4-young", place.folder.name}
+
+
 def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tiny_base, folder)

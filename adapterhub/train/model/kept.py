@@ -8,6 +8,7 @@ into the folder can change a base as well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,7 +70,8 @@ class KeptWeights(FolderWeights):
         if missing:
             self._open.close()
             raise FormatError(self.where, f"{missing[0]!r} is there without its checksum, or the other way round")
-        os.utime(place.folder)  # when it was used last
+        with contextlib.suppress(OSError):  # of somebody else's, which may only be read
+            os.utime(place.folder)  # when it was used last
 
     @property
     def quantised(self) -> bool:
