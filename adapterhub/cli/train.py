@@ -201,6 +201,7 @@ def _before(config: TrainConfig, ready: Ready) -> list[str]:
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
         ),
         *train_plan.table(ready.memory),
+        *([train_plan.checkpointing(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
         *(f"note: {note}" for note in ready.notes),
     ]
 
@@ -247,7 +248,8 @@ def _took(report: Report) -> dict[str, str]:
     """What it took, against what it might have."""
     full = output.size(report.full_fine_tuning)
     share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} that full fine-tuning would take at least"
-    peak = f"{output.size(report.peak)} at the peak, foreseen {output.size(report.predicted)}; {share}"
+    how = " with checkpointing" if report.checkpointing else ""
+    peak = f"{output.size(report.peak)} at the peak{how}, foreseen {output.size(report.predicted)}; {share}"
     return {
         "memory": peak if report.peak else f"{output.size(report.predicted)} foreseen, not measured here",
         "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",

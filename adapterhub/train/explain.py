@@ -141,8 +141,9 @@ _WHY: dict[str, dict[str, str]] = {
             "where the loss jumps. 0 never does."
         ),
         "checkpointing": (
-            "Keep each block's input only and compute the rest again: less memory, a third more time. `--plan` says "
-            "how much less."
+            "Keep each block's input only and compute the rest again: less memory, a third more time; the result is the "
+            "same. auto does it where the training doesn't fit into the memory that is free otherwise. `--plan` says what "
+            "it takes either way."
         ),
         "evaluate_every": "Steps between evaluations; 0 is before and after only, as each costs forward passes.",
         "keep_best": "Keep what was best on the held-out data. Off, as what came last is what the config describes.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
-    plan = memory.plan(config)
+    free, held = budget.free_memory(), loop.resident()
+    settled = _settled(config, free, held)
+    plan = memory.plan(settled)
     on_event = meter = Meter(on_event)
     if not force:
-        budget.check(config, free=budget.free_memory(), held=loop.resident())
+        budget.check(settled, free=free, held=held)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
         base = load(
@@ -40,7 +43,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
             where=config.where,
             progress=lambda done, total: on_event(Loading(done, total)),
         )
-        if config.train.checkpointing:
+        if settled.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         train_set, heldout = data.datasets(config, base.tokenizer)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
@@ -62,6 +65,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
                 steps=steps,
                 memory=plan,
                 notes=notes,
+                checkpointing=settled.train.checkpointing is True,
             )
         )
         record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
@@ -70,10 +74,10 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         ranks.wait()
         if not ranks.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config)
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(settled)
             )
         training = artifact.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(config)
+        report = meter.report(settled)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -85,6 +89,13 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         perplexity_after=training["metrics"].get("heldout_perplexity"),
         report=report,
     )
+
+
+def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
+    """The config with what `auto` comes to: in all processes the same, or those with parts of the base would not meet."""
+    found = budget.settled(config, free=free, held=held)
+    on = ranks.total(float(found.train.checkpointing is True)) > 0
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
 
 
 def _record(
