@@ -1,15 +1,16 @@
 """A QLoRA step of ours against transformers + peft + bitsandbytes, and against trl; peak memory against full fine-tuning too.
 
-Usage: python benchmarks/train.py [--base 28M|1.1B|FOLDER] [--programs ours,peft,trl,full] [--rows 1] [--sequence 256]
+Usage: python benchmarks/train.py [--base 28M|0.66B|1.1B|FOLDER] [--programs ours,peft,trl,full] [--rows 1] [--sequence 256]
            [--steps 8] [--rounds 3] [--threads 1] [--checkpointing]
 
-28M and 1.1B (TinyLlama's shape) are random weights that this script makes; nothing is downloaded. Each round runs every
+28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes; nothing is downloaded. Each round runs every
 program as a process of its own, in turn, so that a machine that slows down slows all. A program reports the medians of its
 steps in wall and CPU time, the first two not counted, and the most memory it held. CPU time on one thread is what a busy
 machine disturbs least. All train on the same random rows in the same order at the same rate, from the same base with the same
 kernels (bitsandbytes) and lora_B zero; their first losses have to agree.
 
-`peft` is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. `trl` is `SFTTrainer` on that model.
+`peft` is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. `trl` is `SFTTrainer`, given
+the quantised base and peft's config.
 `full` trains every parameter in float32 with AdamW and checkpointing, as transformers does.
 """
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ SHAPES = {
     },
     "1.1B": {
         "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+    "0.66B": {
+        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 32,
         "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
 }  # fmt: skip
@@ -85,14 +90,14 @@ def show(options: argparse.Namespace, reports: dict[str, list[dict[str, Any]]]) 
     medians = {name: {key: statistics.median(one[key] for one in found) for key in keys} for name, found in reports.items()}
     tokens = options.rows * options.sequence
     how = ", checkpointing" if options.checkpointing else ""
-    print(f"{options.base}, r = {R} on all linears, {options.rows} x {options.sequence} tokens a step, threads {options.threads}{how}")
+    print(f"{options.base}, r = {R} on all linears, {options.rows} x {options.sequence} tokens, threads {options.threads}{how}")
     print(f"medians of {options.rounds} alternating rounds of {options.steps} steps; load average {os.getloadavg()[0]:.1f}")
     print(f"{'':8}{'s/step':>9}{'CPU s':>9}{'tokens/s':>10}{'load s':>9}{'peak MB':>10}{'first loss':>12}{'last loss':>11}")
     for name, one in medians.items():
         losses = reports[name][0]["losses"]
         print(
-            f"{name:8}{one['step']:9.3f}{one['cpu']:9.3f}{tokens / one['step']:10.0f}{one['load']:9.1f}{one['peak'] / 1e6:10.0f}"
-            f"{losses[0]:12.4f}{losses[-1]:11.4f}"
+            f"{name:8}{one['step']:9.3f}{one['cpu']:9.3f}{tokens / one['step']:10.0f}{one['load']:9.1f}"
+            f"{one['peak'] / 1e6:10.0f}{losses[0]:12.4f}{losses[-1]:11.4f}"
         )
     for name, one in medians.items():
         if name != "ours" and "ours" in medians:
@@ -107,7 +112,8 @@ def show(options: argparse.Namespace, reports: dict[str, list[dict[str, Any]]]) 
 
 def made(shape: str, folder: Path) -> Path:
     """A folder with random bfloat16 weights of that shape, and a tokenizer that nobody asks."""
-    code = f"import sys; sys.argv = ['']; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import train; train.write({shape!r}, {str(folder)!r})"
+    path = [f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})"]
+    code = "; ".join(["import sys", *path, "import train", f"train.write({shape!r}, {str(folder)!r})"])
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return folder
 
@@ -207,11 +213,11 @@ def ours(options: argparse.Namespace) -> Steps:
     return each(options, lambda _: float(loop.advance(made, rows, state, settings, options.steps)["loss"]))
 
 
-def quantised(options: argparse.Namespace) -> Any:
-    """The base and its adapter as transformers, bitsandbytes and peft make them."""
+def quantised(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The base as transformers and bitsandbytes make it, and what peft adapts of it."""
     import torch
     import transformers
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig
 
     words = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
@@ -219,16 +225,18 @@ def quantised(options: argparse.Namespace) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         options.base, quantization_config=words, dtype=torch.bfloat16, device_map="cpu"
     )
-    kinds = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options.checkpointing else {}
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=options.checkpointing, **kinds)
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=R, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model, LoraConfig(r=R, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def peft(options: argparse.Namespace) -> Steps:
     import torch
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    return usual(options, quantised(options), autocast=torch.bfloat16)
+    model, words = quantised(options)
+    kinds = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options.checkpointing else {}
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=options.checkpointing, **kinds)
+    return usual(options, get_peft_model(model, words), autocast=torch.bfloat16)
 
 
 def full(options: argparse.Namespace) -> Steps:
@@ -286,8 +294,9 @@ def trl(options: argparse.Namespace) -> Steps:
     )  # fmt: skip
     dataset = datasets.Dataset.from_dict({"input_ids": rows_of(options).tolist()})
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.base)
+    model, adapter = quantised(options)
     trainer = library.SFTTrainer(
-        quantised(options), args=words, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
+        model, args=words, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter, callbacks=[Clock()]
     )
 
     def steps() -> tuple[list[float], list[float], list[float]]:

@@ -201,7 +201,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Result:
-    """How a training ended; perplexities are of the held-out data, None if there is none."""
+    """How a training ended: perplexities of the held-out data, None if there is none; the step `kept` is the adapter's."""
 
     folder: Path
     steps: int
@@ -210,3 +210,4 @@ class Result:
     perplexity_before: float | None
     perplexity_after: float | None
     report: Report | None = None
+    kept: int | None = None

@@ -150,7 +150,9 @@ _WHY: dict[str, dict[str, str]] = {
         "patience": "Stop after so many evaluations without anything better; 0 never.",
         "samples": "Questions whose answers are logged, to be read by people.",
         "sample_tokens": "How long such an answer may be.",
-        "log_to": "Where the numbers go besides log.jsonl.",
+        "log_to": (
+            "Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio, or several; each has to be installed."
+        ),
         "save_every": (
             "Steps between checkpoints; 0 writes one only when the run is stopped, which Ctrl-C and SIGTERM do well."
         ),

@@ -88,6 +88,7 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
         report=report,
+        kept=state.kept,
     )
 
 

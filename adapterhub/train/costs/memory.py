@@ -17,6 +17,7 @@ from .shapes import Shape, Target, inputs, shape_of, targets, trained
 _NF4_BYTES = 4.127 / 8  # a weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for that one's
 _RUNTIME = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work
 _ANSWERS = 35_000_000  # bytes of transformers' generation, and of the holes that it leaves, measured
+_LOGS = 45_000_000  # bytes of TensorBoard and what it imports, measured; others are as large or larger
 _HOLES = 1.15  # what activations take over what they are: memory that is let go leaves holes (glibc; 1.1 to 1.2 measured)
 _LOGIT_CHUNK = 128  # rows of logits at once: `loss.CHUNK`
 _SHORT = 512  # tokens in a row up to which attention keeps its probabilities: `attention.LONGEST`
@@ -44,7 +45,7 @@ def plan(config: TrainConfig, spec: BaseSpec | None = None) -> MemoryPlan:
         activations=activations,
         logits=logits,
         data=_data(config),
-        runtime=_RUNTIME + (_ANSWERS if config.train.samples else 0),
+        runtime=_RUNTIME + (_ANSWERS if config.train.samples else 0) + (_LOGS if config.train.log_to else 0),
     )
 
 
