@@ -129,8 +129,9 @@ class OptimConfig:
     """Norm that the gradient is clipped to; 0: not."""
     compile: bool = False
     """Let torch compile what lies between the layers."""
-    checkpointing: bool = False
-    """Keep only each block's input and compute the rest again: half the memory, a third more time."""
+    checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only each block's input and compute the rest again: half the memory, a third more time. `auto`: where it doesn't
+    fit otherwise. The result is the same, byte for byte."""
     evaluate_every: int = 0
     """Steps between held-out evaluations; 0: only before and after."""
     keep_best: bool = False
@@ -242,12 +243,13 @@ def _section(kind: type, values: object, where: str) -> Any:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, typing.get_args(option)))}")
+            known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
+            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, known))}")
         if typing.get_origin(option) is tuple:
             kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value

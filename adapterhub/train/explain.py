@@ -162,15 +162,18 @@ _WHY: dict[str, dict[str, str]] = {
             "step in bfloat16 and 2 % in float32 (4 blocks of 512, 1024 tokens), after seconds of compiling."
         ),
         "checkpointing": (
-            "Keep each block's input only and compute the rest again: less memory, a third more time. `--plan` says "
-            "how much less."
+            "Keep each block's input only and compute the rest again: less memory, a third more time; the result is the "
+            "same. auto does it where the training doesn't fit into the memory that is free otherwise. `--plan` says what "
+            "it takes either way."
         ),
         "evaluate_every": "Steps between evaluations; 0 is before and after only, as each costs forward passes.",
         "keep_best": "Keep what was best on the held-out data. Off, as what came last is what the config describes.",
         "patience": "Stop after so many evaluations without anything better; 0 never.",
         "samples": "Questions whose answers are logged, to be read by people.",
         "sample_tokens": "How long such an answer may be.",
-        "log_to": "Where the numbers go besides log.jsonl.",
+        "log_to": (
+            "Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio, or several; each has to be installed."
+        ),
         "save_every": (
             "Steps between checkpoints; 0 writes one only when the run is stopped, which Ctrl-C and SIGTERM do well."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,13 @@ def train(
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
-    plan = memory.plan(config)
-    on_event = meter = Meter(on_event)
     device = devices.chosen(config.base.device)
+    free, held = _room(config, device)
+    settled = _settled(config, free, held)
+    plan = memory.plan(settled)
+    on_event = meter = Meter(on_event)
     if not force:
-        there = devices.free(device)
-        if there is None:
-            budget.check(config, free=budget.free_memory(), held=loop.resident())
-        else:  # the interpreter isn't on it
-            budget.check(config, free=there, held=plan.runtime)
+        budget.check(settled, free=free, held=held)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
         path = config.resolve(config.base.path)
@@ -57,7 +56,7 @@ def train(
             place=kept.place(cache, path, weights) if cache else None,
             device=device,
         )
-        if config.train.checkpointing:
+        if settled.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.train.compile:
             compiled.apply(base.model, config.where)
@@ -82,6 +81,7 @@ def train(
                 steps=steps,
                 memory=plan,
                 notes=notes,
+                checkpointing=settled.train.checkpointing is True,
             )
         )
         record = {"weights": weights, **_record(config, train_set, heldout, steps, artifact.versions(thread_count, device))}
@@ -90,10 +90,10 @@ def train(
         ranks.wait()
         if not ranks.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config, device)
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(settled, device)
             )
         training = artifact.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(config, device)
+        report = meter.report(settled, device)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -104,7 +104,22 @@ def train(
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
         report=report,
+        kept=state.kept,
     )
+
+
+def _room(config: TrainConfig, device: Any) -> tuple[int | None, int]:
+    """Bytes that are free where the model will lie, and those that this process holds there already."""
+    there = devices.free(device)
+    # The interpreter isn't on a CUDA device, and every plan counts it.
+    return (budget.free_memory(), loop.resident()) if there is None else (there, memory.plan(config).runtime)
+
+
+def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
+    """The config with what `auto` comes to: in all processes the same, or those with parts of the base would not meet."""
+    found = budget.settled(config, free=free, held=held)
+    on = ranks.total(float(found.train.checkpointing is True)) > 0
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
 
 
 def _record(

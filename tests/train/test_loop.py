@@ -126,6 +126,19 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert loop.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
 
+def test_with_checkpointing_the_same_is_learnt_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+    """Or `auto` would have the result depend on how much memory was free."""
+    path = settings(tmp_path, tiny_base, steps=3, neftune=5.0)
+    path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
+    plain = train.read_config(path)
+    for out, on in (("kept", False), ("again", True)):
+        result = train.run(replace(plain, train=replace(plain.train, checkpointing=on)), tmp_path / out)
+        assert result.report is not None
+        assert result.report.checkpointing is on
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert contents(tmp_path / "kept")[name] == contents(tmp_path / "again")[name]
+
+
 KILLED = RUN.replace(
     'print("step", event.step, flush=True)', 'print("step", event.step, flush=True); import time; time.sleep(0.2)'
 )

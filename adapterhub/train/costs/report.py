@@ -64,6 +64,7 @@ class Meter:
             flops=operations,
             matmul=rate,
             utilisation=operations / self.seconds / rate if self.seconds and rate else 0.0,
+            checkpointing=config.train.checkpointing is True,
         )
 
 

@@ -115,9 +115,8 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
 
     name = (config.base.name or Path(config.base.path).name).rpartition("/")[2]
     quantised = "QLoRA, NF4 base" if config.base.quantise == "nf4" else "LoRA"
-    loss_curve(
-        state.log, path, title=f"{config.card.title or 'Adapter'} on {name}", subtitle=f"{quantised}, r = {config.lora.r}"
-    )
+    title, subtitle = f"{config.card.title or 'Adapter'} on {name}", f"{quantised}, r = {config.lora.r}"
+    loss_curve(state.log, path, kept=state.kept, title=title, subtitle=subtitle)
 
 
 def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]) -> None:
