@@ -126,9 +126,7 @@ print(json.dumps([times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 def combined(side: int, rank: int, runs: int, threads: int, env: dict[str, str]) -> None:
     """Print medians, ratios and peak memory of both programs, for each method."""
     sides = str(side), str(rank)
-    print(
-        f"two adapters r = {rank} into one, a module of {side} x {side}, {threads} threads; median of {runs} rounds, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"two adapters r = {rank} into one, a module of {side} x {side}, {threads} threads; median of {runs} rounds")
     columns = ("ours ms", "peft ms", "ratio", "CPU ratio", "ours MB", "peft MB")
     print("".join([" " * 6, *(column.rjust(11) for column in columns)]))
     for method, theirs, inner in (("svd", "svd", 20), ("ties", "ties_svd", 3)):
@@ -164,14 +162,11 @@ def into_base(folder: Path, against: list[str], runs: int, env: dict[str, str]) 
             words = [str(folder / "base"), str(outs[name]), *map(str, adapters)]
             rounds[name].append(_with_disk([*command, *words], outs[name], env))
     size = _size(folder / "base")
-    print(
-        f"r = 16 on all linear layers, {len(adapters)} adapters, into {size / 1e9:.2f} GB of bfloat16; median of {runs} rounds"
-    )
-    print(
-        "".join(
-            [" " * 10, *(column.rjust(12) for column in ("seconds", "CPU s", "memory MB", "disk MB", "ratio", "CPU ratio"))]
-        )
-    )
+    load = os.getloadavg()[0]
+    print(f"r = 16 on all linear layers, {len(adapters)} adapters, into {size / 1e9:.2f} GB of bfloat16")
+    print(f"median of {runs} rounds; load {load:.1f}")
+    columns = ("seconds", "CPU s", "memory MB", "disk MB", "ratio", "CPU ratio")
+    print("".join([" " * 10, *(column.rjust(12) for column in columns)]))
     own = median([run for run, _ in rounds["ours"][1:]])
     for name, found in rounds.items():
         run, disk = median([run for run, _ in found[1:]]), max(disk for _, disk in found[1:])
