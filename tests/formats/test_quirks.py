@@ -52,6 +52,11 @@ def test_a_base_in_4_bits_is_said_with_the_one_in_16(tmp_path: Path, name: str) 
     assert f"its base {name} is in 4 bits; unsloth/Llama-3.2-1B, or" in found.notes[0]
 
 
+def test_dora_without_magnitudes_is_read_without_and_said(tmp_path: Path) -> None:
+    found = peft.read(folder(tmp_path / "a", pair(), use_dora=True))
+    assert '"use_dora" is true and 1 modules have no magnitude: read without' in found.notes[0]
+
+
 def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_path: Path) -> None:
     tensors = pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(16, np.float32)}
     source = folder(tmp_path / "a", tensors, alpha_pattern={"q_proj": 2}, rank_pattern={"q_proj": 2})

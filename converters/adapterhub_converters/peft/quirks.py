@@ -71,6 +71,9 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
         found = [target for target, own in parts.items() if part in own]
         if found and not config.get(key):
             yield f'{len(found)} modules have {what} and "{key}" is not true: peft leaves them out; `adapterhub fix` sets it'
+    bare = sum("A" in own and "magnitude" not in own for own in parts.values())
+    if bare and config.get("use_dora"):
+        yield f'"use_dora" is true and {bare} modules have no magnitude: read without; peft takes the norms of the base for one'
     architecture = base.architecture if base is not None else ""
     qwen = architecture == "Qwen2ForCausalLM" or (base is None and isinstance(name, str) and "qwen2" in name.lower())
     if qwen and _is_torchtunes(config) and any(target.endswith(_TURNED) for target in parts):
