@@ -67,16 +67,22 @@ def _write(base: GGUFBase, out: Path) -> None:
     documents = {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
-        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
-        "tokenizer_config.json": _json(_tokenizer_config(base)),
+        **tokenizer_files(base),
     }
-    template = base.metadata.get("tokenizer.chat_template")
-    if template:
-        documents["chat_template.jinja"] = str(template)
     with staging.whole(out) as folder:
         for name, text in documents.items():
             json_file.write_text(folder / name, text)
         _write_weights(base, folder / "model.safetensors")
+
+
+def tokenizer_files(base: GGUFBase) -> dict[str, str]:
+    """The text of each file of the tokenizer, the chat template among them."""
+    documents = {
+        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
+        "tokenizer_config.json": _json(_tokenizer_config(base)),
+    }
+    template = base.metadata.get("tokenizer.chat_template")
+    return documents | ({"chat_template.jinja": str(template)} if template else {})
 
 
 def config(base: GGUFBase) -> dict[str, Any]:

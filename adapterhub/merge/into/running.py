@@ -48,7 +48,7 @@ class Opened:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Any] = OrderedDict()
-        self._holding = threading.Lock()
+        self._holding = threading.RLock()  # what is loaded may ask for what is held
 
     def held(self, key: str, load: Callable[[], Any]) -> Any:
         """What `load` gives, kept until a few others have been asked for: tensors are worked on one after the other."""
