@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import Options, fuse, prepared
+from adapterhub.merge.into import proof
 from adapterhub_converters import gguf_model, names
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.base import read_base
@@ -95,6 +96,7 @@ def test_the_result_is_llama_cpp_s_conversion_of_the_merged_folder(tmp_path: Pat
     fuse([(adapter, 1.0)], folder, tmp_path / "merged")
     report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert_converted(tmp_path / "merged.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf"))
+    assert proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf").good
     assert any("no tokenizer" in note for note in report.notes)
     assert all(change.kept and change.kept > 0.999 for change in report.touched.values())
 
@@ -151,6 +153,23 @@ def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tm
     wanted = logits_of(tmp_path / "merged")
     assert np.abs(wanted - logits_of(folder)).max() > 1
     assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in ("MixtralForCausalLM", "GptOssForCausalLM", "DeepseekV2ForCausalLM", "GPT2LMHeadModel")]
+    + [("FalconForCausalLM", {"dtype": "f16"}), ("Gemma2ForCausalLM", {}), ("LlamaForCausalLM", {"requantise": "q8_0"})],
+)
+def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, options: dict[str, str]) -> None:
+    need_module("transformers")
+    tiny.model(name).save_pretrained(tmp_path / "hf")
+    adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), names.by_class(name, "test"))))
+    fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf", options=Options(**options))
+    found = proof.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    assert found.good, [one for one in found.tensors if not one.good]
+    weaker = proof.prove([(adapter, 2.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    assert {one.verdict for one in weaker.tensors if one.name.removesuffix(".weight") in adapter.deltas} == {"weaker"}
 
 
 @pytest.mark.peer
@@ -513,6 +532,8 @@ def test_the_commands_say_what_they_do(tmp_path: Path, run: Run, llama: Any) -> 
     assert not (tmp_path / "x.gguf").exists()
     assert {**planned, "output": "x.gguf"} == json.loads(run(*asked).stdout)
     assert (len(planned["touched"]), planned["tensors"]) == (15, 21)
+    proven = run("verify-merge", "--base", folder, "--adapter", tmp_path / "adapter", "--merged", "x.gguf")
+    assert "21 tensors: 15 exact, 6 untouched" in proven.stdout
 
 
 def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
