@@ -536,6 +536,12 @@ def test_the_commands_say_what_they_do(tmp_path: Path, run: Run, llama: Any) -> 
     assert "21 tensors: 15 exact, 6 untouched" in proven.stdout
 
 
+def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> None:
+    assert "21 tensors" in run("convert", llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
+    assert "--rank" in run("convert", llama[0], "other.gguf", "--to", "gguf", "--rank", "2", code=2).stderr
+    assert [path.name for path in tmp_path.glob("*.gguf")] == ["whole.gguf"]
+
+
 def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     from adapterhub.merge.into.laid_out import LaidOut, Piece
     from adapterhub.merge.into.running import Opened, Stored
