@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adapterhub_converters.adapter import Adapter, unmeasured
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
@@ -61,6 +62,12 @@ def _is_torchtunes(config: Mapping[str, Any]) -> bool:
     return set(config) - {"base_model_name_or_path"} == _TORCHTUNES
 
 
+def lengths(adapter: Adapter) -> Iterator[str]:
+    """What is to be said of DoRA that isn't all there."""
+    if bare := unmeasured(adapter):
+        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft takes the norms of the base for one'
+
+
 def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
     """What is worth saying of an adapter that was read."""
     name = config.get("base_model_name_or_path")
@@ -71,9 +78,6 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
         found = [target for target, own in parts.items() if part in own]
         if found and not config.get(key):
             yield f'{len(found)} modules have {what} and "{key}" is not true: peft leaves them out; `adapterhub fix` sets it'
-    bare = sum("A" in own and "magnitude" not in own for own in parts.values())
-    if bare and config.get("use_dora"):
-        yield f'"use_dora" is true and {bare} modules have no magnitude: read without; peft takes the norms of the base for one'
     architecture = base.architecture if base is not None else ""
     qwen = architecture == "Qwen2ForCausalLM" or (base is None and isinstance(name, str) and "qwen2" in name.lower())
     if qwen and _is_torchtunes(config) and any(target.endswith(_TURNED) for target in parts):
