@@ -23,6 +23,8 @@ from adapterhub_converters import peft as peft_format  # noqa: E402
 from tests.conftest import ROOT, Run  # noqa: E402
 from tests.train.test_train import settings  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
+
 
 def of_two() -> dict[str, str]:
     """What torchrun tells two processes that it starts, but for which each is."""
