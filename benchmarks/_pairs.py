@@ -18,10 +18,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One process: `seconds` of wall time and its peak resident memory in `bytes`."""
+    """One process: `seconds` of wall time, its peak resident memory in `bytes`, and its `cpu` seconds, its children's too."""
 
     seconds: float
     bytes: int
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def timed(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Ru
     process.stdout.close()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{output.decode(errors='replace')[-2000:]}")
-    return Run(seconds, usage.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024))
+    peak = usage.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
+    return Run(seconds, peak, usage.ru_utime + usage.ru_stime)
 
 
 def compare(
@@ -76,7 +78,7 @@ def compare(
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         rounds.append((timed(ours, env=env), timed(theirs, env=env)))
     del rounds[0]
-    pair = Pair(_median([ours for ours, _ in rounds]), _median([theirs for _, theirs in rounds]))
+    pair = Pair(median([ours for ours, _ in rounds]), median([theirs for _, theirs in rounds]))
     print(f"{title or 'whole process'}, median of {runs} alternating runs")
     print(f"{'':8}{'seconds':>10}{'peak MB':>10}")
     for name, run in (("ours", pair.ours), ("theirs", pair.theirs)):
@@ -85,5 +87,10 @@ def compare(
     return pair
 
 
-def _median(runs: Sequence[Run]) -> Run:
-    return Run(statistics.median(run.seconds for run in runs), int(statistics.median(run.bytes for run in runs)))
+def median(runs: Sequence[Run]) -> Run:
+    """The medians of all three numbers."""
+    return Run(
+        statistics.median(run.seconds for run in runs),
+        int(statistics.median(run.bytes for run in runs)),
+        statistics.median(run.cpu for run in runs),
+    )

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
 
 from _models import linear  # noqa: E402
-from _pairs import Run, compare, timed  # noqa: E402
+from _pairs import Run, compare, median, timed  # noqa: E402
 
 from adapterhub_converters import dtypes, peft  # noqa: E402
 from adapterhub_converters.files import safetensors_file  # noqa: E402
@@ -88,7 +89,7 @@ def start_up(env: dict[str, str], runs: int) -> Run:
     """What a conversion costs that has nothing to convert: imports, the command line."""
     code = "import adapterhub.cli.process, adapterhub.cli.convert, adapterhub_converters.formats"
     done = [timed([sys.executable, "-c", code], env=env) for _ in range(runs)]
-    return Run(statistics.median(run.seconds for run in done), max(run.bytes for run in done))
+    return replace(median(done), bytes=max(run.bytes for run in done))
 
 
 def assert_same(ours: Path, theirs: Path) -> None:

@@ -1,10 +1,16 @@
-"""`fuse` against peft's `merge_and_unload` + `save_pretrained`, each as a whole process on the same base and adapter.
+"""`fuse` against peft, `cp` and mergekit, each as a whole process on the same base and adapters.
 
-    python benchmarks/merge.py [--hidden 2048 --layers 22] [--runs 3] [--dir DIR]
+    python benchmarks/merge.py [--against peft cp] [--hidden 2048 --layers 22] [--runs 3] [--dir DIR]
+    python benchmarks/merge.py --against mergekit --hidden 2048 --layers 22
     python benchmarks/merge.py --combine [--side 4096] [--rank 16] [--threads 2] [--runs 3]
 
-The base is a random Llama in bfloat16 in shards of 1 GB, the adapter r = 16 on every linear layer; both are made once
-in DIR. The two outputs are compared element by element at the end.
+The base is a random Llama in bfloat16 in shards of 1 GB, the adapters r = 16 on every linear layer; all are made once
+in DIR. `2048 x 22` has 2.2 GB, with 88 layers 8 GB. The programs take turns, after a round that isn't counted.
+
+peft: `merge_and_unload` and `save_pretrained`; the two outputs are compared element by element at the end.
+cp: `cp` of the shards and `sync` of the copies: what any program that writes a model has to do.
+mergekit: two adapters, `task_arithmetic` (python -m tests.mergekit_env installs it). Beside the peak of memory that of
+the disk is said: all files that the program had at one time, without the model that it leaves.
 
 `--combine`: two adapters of one square module into one of their rank, by `svd` and by `ties` (density 0.2), against peft's
 `add_weighted_adapter` with `svd` and `ties_svd`. Timed inside the processes, as imports would drown it: the whole of
@@ -14,6 +20,7 @@ in DIR. The two outputs are compared element by element at the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -21,9 +28,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
-from _pairs import compare, timed
+from _pairs import Run, median, timed
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,19 +46,24 @@ config = LlamaConfig(vocab_size=32000, hidden_size=hidden, intermediate_size=hid
 model = LlamaForCausalLM(config)
 model.save_pretrained(folder + "/base", max_shard_size="1GB")
 model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
-for name, parameter in model.named_parameters():
-    if "lora_" in name:
-        parameter.data = torch.randn(parameter.shape, dtype=torch.float32) * 0.02
-model.save_pretrained(folder + "/adapter")
+for adapter in "ab":
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, dtype=torch.float32) * 0.02
+    model.save_pretrained(folder + "/" + adapter)
 """
 
 THEIRS = """
 import sys, torch, peft
 from transformers import AutoModelForCausalLM
-base, adapter, out = sys.argv[1:]
+base, out, *adapters = sys.argv[1:]
 torch.set_num_threads(2)
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out, max_shard_size="1GB")
+model = peft.PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
+for number, adapter in enumerate(adapters[1:], 1):
+    model.load_adapter(adapter, adapter_name=str(number))
+names = [str(number) for number in range(len(adapters))]
+model.merge_and_unload(adapter_names=names).save_pretrained(out, max_shard_size="1GB")
 """
 
 OURS = """
@@ -58,10 +71,22 @@ import sys
 from pathlib import Path
 from adapterhub.merge import fuse
 from adapterhub_converters import peft
-base, adapter, out = map(Path, sys.argv[1:])
-fuse([(peft.read(adapter), 1.0)], base, out)
+base, out, *adapters = map(Path, sys.argv[1:])
+fuse([(peft.read(adapter), 1.0) for adapter in adapters], base, out)
 """
 
+MERGEKIT = """
+import tempfile
+import sys
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+base, out, *adapters = sys.argv[1:]
+models = [{"model": {"model": base, "lora": adapter}, "parameters": {"weight": 1.0}} for adapter in adapters]
+config = {"merge_method": "task_arithmetic", "base_model": base, "models": models, "dtype": "bfloat16"}
+options = MergeOptions(copy_tokenizer=False, out_shard_size=10**9, lora_merge_cache=tempfile.mkdtemp())
+run_merge(MergeConfiguration.model_validate(config), out_path=out, options=options)
+"""
 
 COMBINE_THEIRS = """
 import json, resource, sys, time, torch, peft
@@ -125,6 +150,77 @@ def _told(command: list[str], env: dict[str, str]) -> tuple[float, float, int]:
     return wall, cpu, peak * (1 if sys.platform == "darwin" else 1024)
 
 
+def into_base(folder: Path, against: list[str], runs: int, env: dict[str, str]) -> None:
+    """Print medians and ratios of ours and of those it is against, and compare with peft's output."""
+    adapters = [folder / name for name in ("ab" if "mergekit" in against else "a")]
+    programs = {"ours": [sys.executable, "-c", OURS], **{name: _command(name) for name in against}}
+    outs = {name: folder / f"{name}-scratch" / "out" for name in programs}
+    rounds: dict[str, list[tuple[Run, int]]] = {name: [] for name in programs}
+    for _ in range(runs + 1):
+        for name, command in programs.items():
+            shutil.rmtree(outs[name].parent, ignore_errors=True)
+            words = [str(folder / "base"), str(outs[name]), *map(str, adapters)]
+            rounds[name].append(_with_disk([*command, *words], outs[name], env))
+    size = _size(folder / "base")
+    load = os.getloadavg()[0]
+    print(f"r = 16 on all linear layers, {len(adapters)} adapters, into {size / 1e9:.2f} GB of bfloat16")
+    print(f"median of {runs} rounds; load {load:.1f}")
+    columns = ("seconds", "CPU s", "memory MB", "disk MB", "ratio", "CPU ratio")
+    print("".join([" " * 10, *(column.rjust(12) for column in columns)]))
+    own = median([run for run, _ in rounds["ours"][1:]])
+    for name, found in rounds.items():
+        run, disk = median([run for run, _ in found[1:]]), max(disk for _, disk in found[1:])
+        ratios = f"{run.seconds / own.seconds:11.2f}x{run.cpu / own.cpu:11.2f}x" if name != "ours" else ""
+        print(f"{name:10}{run.seconds:12.2f}{run.cpu:12.2f}{run.bytes / 1e6:12.0f}{disk / 1e6:12.1f}{ratios}")
+    if "peft" in against:
+        differ, total = differing(outs["ours"], outs["peft"])
+        print(f"{differ} of {total:,} elements differ from peft's")
+    for out in outs.values():
+        shutil.rmtree(out.parent)
+
+
+def _command(name: str) -> list[str]:
+    if name == "peft":
+        return [sys.executable, "-c", THEIRS]
+    if name == "cp":
+        return ["sh", "-c", 'mkdir "$1" && cp "$0"/*.safetensors "$1" && sync "$1"/*']
+    from tests import mergekit_env
+
+    return [str(mergekit_env.made()), "-c", MERGEKIT]
+
+
+def _with_disk(command: list[str], out: Path, env: dict[str, str]) -> tuple[Run, int]:
+    """The run, and the most bytes of files that it had beside the result; temporary files and caches go beside `out`."""
+    scratch, done, most = out.parent, threading.Event(), 0
+    scratch.mkdir()
+    places = {name: str(scratch / name) for name in ("TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
+    for place in places.values():
+        Path(place).mkdir()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.1):
+            most = max(most, _size(scratch))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        run = timed(command, env={**env, **places, "HF_HUB_OFFLINE": "1"})
+    finally:
+        done.set()
+        watching.join()
+    return run, max(most, _size(scratch)) - _size(out)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder; those that vanish meanwhile are none."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += 0 if path.is_symlink() or path.is_dir() else path.stat().st_size
+    return size
+
+
 def differing(ours: Path, theirs: Path) -> tuple[int, int]:
     """Elements whose bits differ, and elements in all."""
     import numpy as np
@@ -153,6 +249,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "adapterhub-bench-merge")
+    parser.add_argument("--against", nargs="+", choices=("peft", "cp", "mergekit"), default=["peft", "cp"])
     parser.add_argument("--combine", action="store_true")
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=16)
@@ -165,21 +262,10 @@ def main() -> None:
         )
         return
     folder = options.dir / f"{options.hidden}x{options.layers}"
-    if not (folder / "adapter").exists():
+    if not (folder / "b").exists():
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-c", MAKE, folder, str(options.hidden), str(options.layers)], check=True)
-    base, adapter = str(folder / "base"), str(folder / "adapter")
-    outs = [folder / "ours", folder / "theirs"]
-    ours = [sys.executable, "-c", OURS, base, adapter, str(outs[0])]
-    theirs = [sys.executable, "-c", THEIRS, base, adapter, str(outs[1])]
-    title = "merge r = 16 on all linear layers into a bfloat16 Llama"
-    compare(ours, theirs, runs=options.runs, title=title, env=env, fresh=outs)
-    shutil.rmtree(outs[0], ignore_errors=True)
-    timed(ours, env=env)  # removed before peft's last run
-    differ, total = differing(*outs)
-    print(f"{differ} of {total:,} elements differ from peft's")
-    for out in outs:
-        shutil.rmtree(out)
+    into_base(folder, options.against, options.runs, env)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The adapter is loaded and attached exactly as `llama-cli --lora` does. Wrong ada
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 F32_CACHE = 0  # ggml_type of keys and values; the default, float16, costs 1e-3 of a logit
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))  # they wait for each other in a spin: not more than cores are free
 NO_FLASH = 0  # flash attention computes in float16
 
 
@@ -76,7 +78,7 @@ class Session:
 
 @contextlib.contextmanager
 def session(model_path: Path, adapter_path: Path | None = None, *, n_context: int = 512) -> Iterator[Session]:
-    """Load a model, attach an adapter at scale 1, and free both at the end; two threads, on the CPU."""
+    """Load a model, attach an adapter at scale 1, and free both at the end; on the CPU, `THREADS` threads."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()
@@ -101,7 +103,7 @@ def session(model_path: Path, adapter_path: Path | None = None, *, n_context: in
                 raise RuntimeError(f"llama.cpp did not load {adapter_path}: {_reason(log)}")
         settings = lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = n_context
-        settings.n_threads = settings.n_threads_batch = 2
+        settings.n_threads = settings.n_threads_batch = THREADS
         settings.type_k = settings.type_v = F32_CACHE
         settings.flash_attn_type = NO_FLASH
         context = lib.llama_init_from_model(model, settings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests import llama_cpp_scripts
+from tests import forked, llama_cpp_scripts
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
+# What takes commands long to import: any that derives facts; those that train and evaluate.
+CHECKING = ("jsonschema.validators", "rfc3339_validator")
+LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
+
+
+# A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(peer: str) -> None:
@@ -54,35 +64,84 @@ def converted() -> Iterator[llama_cpp_scripts.Converter]:
         yield running
 
 
+def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")},
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
+        "XDG_DATA_HOME": str(tmp_path / "xdg"),
+        "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
+        "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
+        "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),  # else it looks for fonts again in every process
+        "COLUMNS": "80",
+        **(more or {}),
+    }
+
+
+def _first(tmp_path: Path, environment: dict[str, str], first: str) -> dict[str, str]:
+    """The environment in which Python executes something before all else."""
+    if not first:
+        return environment
+    (tmp_path / "first").mkdir(exist_ok=True)
+    (tmp_path / "first" / "sitecustomize.py").write_text(first)
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(tmp_path / "first"), environment["PYTHONPATH"]])}
+
+
+def _checked(done: subprocess.CompletedProcess[str], code: int | None) -> subprocess.CompletedProcess[str]:
+    if code is not None:
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run `adapterhub ARGS…` as its users do: a process, in an empty folder, with an environment of its own."""
+def started(tmp_path: Path) -> Run:
+    """Run `adapterhub ARGS…` as its users do: a Python of its own, in an empty folder, with an environment of its own.
+
+    `first`: Python that it executes before all else.
+    """
 
     def call(
-        *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0
+        *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0, first: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")},
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
-            "XDG_DATA_HOME": str(tmp_path / "xdg"),
-            "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
-            "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
-            "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),  # else it looks for fonts again in every process
-            "COLUMNS": "80",
-            **(env or {}),
-        }
         done = subprocess.run(
             [sys.executable, "-m", "adapterhub", *map(str, args)],
             check=False,
             cwd=cwd or tmp_path,
-            env=environment,
+            env=_first(tmp_path, _environment(tmp_path, env), first),
             capture_output=True,
             text=True,
             timeout=300,
         )
-        if code is not None:
-            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done
+        return _checked(done, code)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., forked.Forked]]:
+    """A server of processes that has imported some modules."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def server(*modules: str) -> forked.Forked:
+            return forked.Forked(_environment(tmp_path_factory.getbasetemp(), None), modules, stack)
+
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> Run:
+    """As `started`, but forked from a process that has imported the command line, unless `env` is about the start itself."""
+    if sys.platform != "linux":
+        return started
+
+    def call(
+        *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0, first: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
+        server = servers(*(LEARNING if words[:1] in (["train"], ["eval"]) else CHECKING))
+        if not server.can(environment):
+            return started(*args, cwd=cwd, env=env, code=code, first=first)
+        return _checked(server.run(words, cwd or tmp_path, environment, first), code)
 
     return call

@@ -39,8 +39,9 @@ def downloaded() -> Path:
     return max(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"))
 
 
-# Converts one model folder for each line "source\ttarget" it reads and answers with a line. The vocabulary is left out,
-# as convert_lora_to_gguf.py leaves it out: these models have no tokenizer, and llama.cpp runs token ids without one.
+# Converts one model folder for each line "source\ttarget\tflags" it reads and answers with a line. Unless "vocabulary" is
+# among the flags, it is left out, as convert_lora_to_gguf.py leaves it out: most of these models have no tokenizer, and
+# llama.cpp runs token ids without one. A flag such as MOSTLY_BF16 is the type to write.
 _CHILD = """
 import logging, os, sys
 from pathlib import Path
@@ -59,8 +60,12 @@ for line in sys.stdin:
                 model_arch = known.model_arch
                 def set_vocab(self):
                     self.gguf_writer.add_tokenizer_model("none")
-            made = WithoutVocabulary(Path(source), gguf.LlamaFileType.ALL_F32, Path(target), **dict.fromkeys(flags, True))
-            if f"{made.gguf_writer.arch}.vocab_size" not in made.gguf_writer.kv_data[0]:
+            kind = next((flag for flag in flags if flag.isupper() and hasattr(gguf.LlamaFileType, flag)), "ALL_F32")
+            whole = "vocabulary" in flags
+            others = dict.fromkeys([flag for flag in flags if flag not in (kind, "vocabulary")], True)
+            cls = known if whole else WithoutVocabulary
+            made = cls(Path(source), gguf.LlamaFileType[kind], Path(target), **others)
+            if not whole and f"{made.gguf_writer.arch}.vocab_size" not in made.gguf_writer.kv_data[0]:
                 made.gguf_writer.add_vocab_size(made.hparams["vocab_size"])
             made.write()
         print("done", file=answers, flush=True)
@@ -70,7 +75,8 @@ for line in sys.stdin:
 
 
 class Converter:
-    """A running `convert_hf_to_gguf.py` that turns model folders into GGUF files in float32, without a vocabulary."""
+    """A running `convert_hf_to_gguf.py` that turns model folders into GGUF files, in float32 and without a vocabulary unless
+    it is told otherwise."""
 
     def __init__(self, scripts: Path) -> None:
         self._child = subprocess.Popen(
@@ -83,7 +89,8 @@ class Converter:
         )
 
     def __call__(self, source: Path, target: Path, *flags: str) -> Path:
-        """`target`, written from the Hugging Face folder `source`; `flags` such as `fuse_qkv`."""
+        """`target`, written from the Hugging Face folder `source`; `flags` such as `fuse_qkv`,
+        `vocabulary` and `MOSTLY_Q8_0`."""
         assert self._child.stdin
         assert self._child.stdout
         print(source, target, *flags, sep="\t", file=self._child.stdin, flush=True)

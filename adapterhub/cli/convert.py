@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from adapterhub_converters.errors import UsageError
 
 from . import output, sources
 from .app import Settings, command
@@ -25,7 +27,8 @@ _SHOWN = 5  # tensors of one loss that the text names
     example="""
     adapterhub convert ./sql sql.gguf --to gguf --base ./Qwen3-0.6B
     adapterhub convert team/sql:v2 ./sql-mlx --to mlx
-    adapterhub convert base.gguf ./base --to hf""",
+    adapterhub convert base.gguf ./base --to hf
+    adapterhub convert ./Qwen3-0.6B qwen3.gguf --to gguf --dtype q8_0""",
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
@@ -66,10 +69,15 @@ def convert(
     express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain
     LoRA and says how far off that is (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
     magnitudes, copies, or names and patterns like 'lm_head*', with commas between. `--to hf` turns a GGUF base model into a
-    Hugging Face folder.
+    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF.
     """
     if style == "hf":
         _to_hf(settings, source, target)
+        return
+    if style == "gguf" and _is_model(Path(source)):
+        meant = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
+        _refuse({**meant, "rslora": rslora, "unsafe-pickle": unsafe_pickle, "from": model})
+        _model_to_gguf(settings, Path(source), Path(target), dtype)
         return
     from adapterhub_converters import formats
     from adapterhub_converters.lossy import Allowed
@@ -112,6 +120,38 @@ def _to_hf(settings: Settings, source: str, target: str) -> None:
         as_json=settings.as_json,
         text=lambda: output.write(text),
     )
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a folder has a whole model in it, and no adapter."""
+    from adapterhub_converters import base as bases
+
+    if not (path / "config.json").is_file() or (path / "adapter_config.json").exists():
+        return False
+    return bool(bases.weight_files(path))
+
+
+def _refuse(options: Mapping[str, object]) -> None:
+    given = next((name for name, value in options.items() if value), None)
+    if given:
+        raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
+
+
+def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
+    from adapterhub.merge import Options, prepared
+    from adapterhub_converters.files import staging
+
+    from . import merge_into
+    from .progress import bytes_bar
+
+    staging.check_free(target, folder=False)
+    floats = dtype if dtype in ("f32", "f16", "bf16") else None
+    blocks = None if floats or dtype == "source" else dtype
+    conversion = prepared([], source, Options(dtype=floats, requantise=blocks, dequantise=True), gguf=True)
+    with bytes_bar("converting") as progress:
+        report = conversion.write(target, progress)
+    document = {"source": str(source), "target": str(target), "format": "gguf", **merge_into.document(report)}
+    output.emit(document, as_json=settings.as_json, text=lambda: merge_into.text(report))
 
 
 def _text(target: str, report: LossReport, *, verbose: bool) -> None:

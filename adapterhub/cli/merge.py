@@ -40,6 +40,7 @@ def _parameters(function: Any) -> Any:
     short="Merge adapters, or adapters into a base.",
     example="""
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B -o ./qwen3-sql
+    adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --requantise q8_0 -o qwen3-sql.gguf
     adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both
     adapterhub merge team/sql team/french --method ties --density 0.2 -o team/both:ties
     adapterhub merge --method list""",
@@ -86,7 +87,8 @@ def merge(
     """Make one adapter of several, or a model of a base and adapters.
 
     Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus what the adapters add, as peft's
-    merge_and_unload has it bit for bit; memory stays small whatever the model's size. OUT appears whole or not at all.
+    merge_and_unload has it bit for bit; memory stays small whatever the model's size. OUT appears whole or not at all; a
+    folder merged into a .gguf is what llama.cpp's own conversion makes of the merged folder.
     What was merged how is recorded in the result, so that `adapterhub rebuild` makes it again.
     """
     from . import merged

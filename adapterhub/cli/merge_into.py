@@ -30,7 +30,7 @@ _OPTIONS = (
     click.option(
         "--requantise",
         type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")),
-        help="With --into a GGUF: the type that floats, and quantised tensors that change, get. nf4: linear layers of a "
+        help="With --into, into a GGUF: the type that floats, and quantised tensors that change, get. nf4: linear layers of a "
         "Hugging Face folder, as bitsandbytes has them.",
     ),
     click.option("--shard-size", metavar="SIZE", help="With --into: files of at most so much, like 5GB."),
@@ -95,11 +95,12 @@ def run(
         raise UsageError(str(out), f"lies in the base, {places[0]}, which would not be the same any more", "Name another place")
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
+    gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
-        staging.check_free(out, folder=base.is_dir() or bool(asked.shard_size))
+        staging.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)))
     spec = bases.read_base(base)
     adapters = [formats.read(source.path, base=spec) for source in found]
-    merge = prepared(list(zip(adapters, weights, strict=True)), base, asked)
+    merge = prepared(list(zip(adapters, weights, strict=True)), base, asked, gguf=gguf)
     report = merge.report
     for warning in report.warnings:
         output.say(f"warning: {warning}")
@@ -111,7 +112,7 @@ def run(
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress)
-    output.emit(_document(report), as_json=settings.as_json, text=lambda: _text(report))
+    output.emit(document(report), as_json=settings.as_json, text=lambda: text(report))
 
 
 def _asked(found: Sequence[sources.Source], weights: Sequence[float], base: Path, into: Mapping[str, Any]) -> Options:
@@ -162,7 +163,8 @@ def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Pa
     }
 
 
-def _document(report: FuseReport) -> dict[str, Any]:
+def document(report: FuseReport) -> dict[str, Any]:
+    """A report with stable keys."""
     return {
         "output": str(report.out) if report.out else None,
         "tensors": report.tensors,
@@ -185,7 +187,8 @@ def _document(report: FuseReport) -> dict[str, Any]:
     }
 
 
-def _text(report: FuseReport) -> None:
+def text(report: FuseReport) -> None:
+    """A report for people."""
     where = str(report.out) if report.out else "nothing written"
     output.write(
         f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}; "

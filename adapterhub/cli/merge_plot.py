@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,18 @@ _GREY = "#6b7280"
 _NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a whole part of a path
 
 
+def _least_cosine(module: Merged) -> float:
+    return min((row[j] for i, row in enumerate(module.cosines) for j in range(i)), default=math.nan)
+
+
+# What is drawn, and where its scale begins; all scales end at 1, so that small differences look small.
+_PANELS: tuple[tuple[str, Callable[[Merged], float], float], ...] = (
+    ("least cosine", _least_cosine, -1.0),
+    ("signs apart", lambda module: module.signs if len(module.ranks) > 1 else math.nan, 0.0),
+    ("energy lost", lambda module: module.lost, 0.0),
+)
+
+
 def check() -> None:
     """MissingExtraError without matplotlib, before the work is done."""
     try:
@@ -28,28 +41,25 @@ def check() -> None:
 
 
 def draw(report: MergeReport, path: Path, *, title: str) -> None:
-    """The least cosine, the share of signs apart and the energy lost of every module, into a PNG."""
+    """The least cosine and the signs apart of modules that several adapters change, and the energy lost, into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels: tuple[tuple[str, Callable[[Merged], float]], ...] = (
-        ("least cosine", _least_cosine),
-        ("signs apart", lambda module: module.signs),
-        ("energy lost", lambda module: module.lost),
-    )
+    panels = _PANELS if any(len(module.ranks) > 1 for module in report.modules.values()) else _PANELS[-1:]
     kinds: dict[str, list[tuple[int, Merged]]] = {}
     for name, module in report.modules.items():
         found = _NUMBER.search(name)
         kind = (name[found.end() + 1 :] if found else name).rpartition(".")[2]
         kinds.setdefault(kind, []).append((int(found[1]) if found else 0, module))
-    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 1 + 2 * len(panels)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(output.printable(f"{title}: {report.method}"), x=0.02, ha="left", fontsize=13, fontweight="bold")
-    rows = figure.subplots(3, 1, sharex=True)
-    for axes, (label, value) in zip(rows, panels, strict=True):
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, value, least) in zip(rows, panels, strict=True):
         for kind, modules in sorted(kinds.items()):
             points = [(layer, value(module)) for layer, module in sorted(modules, key=lambda item: item[0])]
             axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=output.printable(kind))
+        axes.set_ylim(least - 0.04, 1.04)
         axes.set_ylabel(label, color=_GREY)
         axes.grid(color="#e5e7eb")
         axes.spines[["top", "right"]].set_visible(False)
@@ -59,7 +69,3 @@ def draw(report: MergeReport, path: Path, *, title: str) -> None:
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     with staging.whole(path, folder=False) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _least_cosine(module: Merged) -> float:
-    return min((row[j] for i, row in enumerate(module.cosines) for j in range(i)), default=1.0)

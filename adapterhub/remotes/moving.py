@@ -85,21 +85,21 @@ class Move:
 
         `places`: those with a `stop` are told to give up what they are waiting for.
         """
+        self._tell(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
             return [self._one(work, blob) for blob in blobs]
-        try:
-            with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
-                jobs: list[Future[Any]] = []
-                done: set[Future[Any]] = set()
-                try:
-                    for blob in blobs:  # one by one: a signal may come when some of them wait already
-                        jobs.append(pool.submit(self._one, work, blob))
-                    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-                finally:  # a signal as well
-                    if len(jobs) < len(blobs) or not all(job.done() and not job.exception() for job in jobs):
-                        self._end(jobs, places)
-        finally:
-            self._tell(places, on=False)
+        with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
+            jobs: list[Future[Any]] = []
+            done: set[Future[Any]] = set()
+            try:
+                for blob in blobs:  # one by one: a signal may come when some of them wait already
+                    jobs.append(pool.submit(self._one, work, blob))
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:  # a signal as well
+                if len(jobs) < len(blobs) or not all(job.done() and not job.exception() for job in jobs):
+                    self._end(jobs, places)
+        # Not after a signal: it may have come as a thread began that the pool doesn't know of, and which is yet to wait.
+        self._tell(places, on=False)
         failed = [job for job in jobs if job in done and job.exception()] or [job for job in jobs if job.exception()]
         for job in failed:
             if not isinstance(job.exception(), StoppedError):

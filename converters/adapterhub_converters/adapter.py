@@ -45,6 +45,7 @@ __all__ = [
     "plain_pairs",
     "refuse_conditions",
     "scaling",
+    "unmeasured",
 ]  # fmt: skip
 
 
@@ -84,6 +85,8 @@ class Meta:
     """What a file's header may carry on of the source's own, word for word."""
     ties: bool = False
     """PEFT's `ensure_weight_tying`: what is done to the embedding table is done to the output layer tied to it."""
+    dora: bool = False
+    """PEFT's `use_dora`: where a module has no magnitude, its rows have the lengths of the base's, which no file here says."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,13 @@ def _unknown_kind(target: str, delta: Delta) -> RefusedError:
     return RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be expressed here yet")
 
 
+def unmeasured(adapter: Adapter) -> list[str]:
+    """The targets that are DoRA without a magnitude, whose lengths are those of the base's rows."""
+    kinds = (LowRank, LowRankEmbedding, LowRankConv)
+    found = (target for target, delta in adapter.deltas.items() if isinstance(delta, kinds) and delta.magnitude is None)
+    return list(found) if adapter.meta.dora else []
+
+
 def refuse_conditions(adapter: Adapter) -> None:
     """Refuse what only PEFT can say of an adapter as a whole: when it acts, on which layers, on which copy of a weight."""
     if adapter.meta.invocation:
@@ -192,6 +202,9 @@ def refuse_conditions(adapter: Adapter) -> None:
         raise RefusedError(
             "ensure_weight_tying", f"what is done to {tables[0]} is done to the layer tied to it, which cannot be said here"
         )
+    if bare := unmeasured(adapter):
+        what = f"is true and {bare[0]} has no magnitude: it takes the lengths of the base's rows, which cannot be said here"
+        raise RefusedError("use_dora", what, "Save it again from where it was trained")
     for name in adapter.copies:
         raise RefusedError(
             name,

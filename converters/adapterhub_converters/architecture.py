@@ -77,6 +77,7 @@ class Architecture:
         experts: Where its experts are.
         unseen: Modules whose LoRA llama.cpp loads and then ignores, with the reason.
         aside: Parameters of a layer that take no LoRA to their tensors.
+        shifted: Whether the weights of its norms are those of Hugging Face and 1, which the model adds there.
     """
 
     gguf: str
@@ -92,6 +93,7 @@ class Architecture:
     experts: Experts | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)
     aside: Mapping[str, str] = field(default_factory=dict)
+    shifted: bool = False
 
     @property
     def listed(self) -> bool:

@@ -65,16 +65,11 @@ def to_hf(gguf: Path, out: Path) -> None:
 
 def documents(base: GGUFBase) -> dict[str, str]:
     """Name and text of the files that a Hugging Face folder has beside the weights."""
-    found = {
+    return {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
-        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
-        "tokenizer_config.json": _json(_tokenizer_config(base)),
+        **tokenizer_files(base),
     }
-    template = base.metadata.get("tokenizer.chat_template")
-    if template:
-        found["chat_template.jinja"] = str(template)
-    return found
 
 
 def _write(base: GGUFBase, out: Path) -> None:
@@ -83,6 +78,16 @@ def _write(base: GGUFBase, out: Path) -> None:
         for name, text in texts.items():
             json_file.write_text(folder / name, text)
         _write_weights(base, folder / "model.safetensors")
+
+
+def tokenizer_files(base: GGUFBase) -> dict[str, str]:
+    """The text of each file of the tokenizer, the chat template among them."""
+    texts = {
+        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
+        "tokenizer_config.json": _json(_tokenizer_config(base)),
+    }
+    template = base.metadata.get("tokenizer.chat_template")
+    return texts | ({"chat_template.jinja": str(template)} if template else {})
 
 
 def config(base: GGUFBase) -> dict[str, Any]:

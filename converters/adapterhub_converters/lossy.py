@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from .adapter import Adapter, Delta, Kept, Loss, LowRank, Rows
+from .adapter import Adapter, Delta, Kept, Loss, LowRank, Rows, unmeasured
 from .approximate import Weights, low_rank_dora, low_rank_rows, low_rank_weight
 from .base import BaseSpec
 from .errors import RefusedError
@@ -72,8 +72,16 @@ class _Work:
         self._would: dict[str, None] = {}
 
     def result(self) -> Reduced:
+        meta = self._adapter.meta
         changed = dataclasses.replace(
-            self._adapter, deltas=self._deltas, replaced=self._replaced, rows=self._rows, copies=self._copies, source=None
+            self._adapter,
+            deltas=self._deltas,
+            replaced=self._replaced,
+            rows=self._rows,
+            copies=self._copies,
+            source=None,
+            # A module whose magnitude was given up here is plain; one that came without is not.
+            meta=meta if unmeasured(self._adapter) else dataclasses.replace(meta, dora=False),
         )
         return Reduced(changed if self._kept else self._adapter, tuple(self._kept), tuple(self._failed), _hint(self._would))
 

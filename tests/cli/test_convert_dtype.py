@@ -13,7 +13,7 @@ from tests.folders import adapter, base, pairs
 
 
 def test_the_choices_are_those_of_the_writer() -> None:
-    assert storage.CHOICES == convert._DTYPES
+    assert storage.CHOICES == convert.DTYPES
 
 
 def test_f16_is_stored_and_its_rounding_reported(run: Run, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
         (["-o", "base/out", "--into", "base"], 2, "base/out: lies in the base, base"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
-        (["-o", "out.gguf", "--into", "base"], 2, "is the name of a file, and this merge writes a folder"),
+        (["-o", "out.gguf", "--into", "base", "--shard-size", "5GB"], 6, "a Hugging Face folder becomes one GGUF file"),
         (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
         (["-o", "out", "--into", "base", "--requantise", "q8_0"], 6, "--requantise"),
     ],

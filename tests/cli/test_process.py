@@ -23,6 +23,12 @@ PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas
 
 
 @pytest.fixture
+def run(started: Run) -> Run:
+    """Every one a Python of its own: this file is about that."""
+    return started
+
+
+@pytest.fixture
 def sql(tmp_path: Path) -> Path:
     adapter(tmp_path / "sql", pairs(2))
     base(tmp_path / "base", 2)
@@ -31,14 +37,8 @@ def sql(tmp_path: Path) -> Path:
 
 def loaded(run: Run, tmp_path: Path, *args: str, code: int | None = 0) -> set[str]:
     """The modules that a command has imported by the time it ends."""
-    hook = tmp_path / "hook"
-    hook.mkdir(exist_ok=True)
-    (hook / "sitecustomize.py").write_text(
-        "import atexit, os, sys\n"
-        "atexit.register(lambda: open(os.environ['SEEN'], 'w').write('\\n'.join(m.partition('.')[0] for m in sys.modules)))\n"
-    )
-    path = os.pathsep.join([str(hook), PATH])
-    run(*args, env={"PYTHONPATH": path, "SEEN": str(tmp_path / "seen")}, code=code)
+    seen = f"open({str(tmp_path / 'seen')!r}, 'w').write('\\n'.join(m.partition('.')[0] for m in sys.modules))"
+    run(*args, code=code, first=f"import atexit, sys\natexit.register(lambda: {seen})\n")
     return set((tmp_path / "seen").read_text().split())
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.test_commands import terminal
 from tests.conftest import Run, need_module
 
+pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
 
 

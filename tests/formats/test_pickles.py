@@ -154,9 +154,9 @@ def test_a_bomb_ends_at_the_limits(tmp_path: Path) -> None:
             with archive.open(name, "w", force_zip64=True) as entry:
                 entry.write(content)
                 if name.endswith("data/0"):
-                    for _ in range(4096):
+                    for _ in range(1024):
                         entry.write(bytes(1 << 20))
-    assert (tmp_path / "adapter_model.bin").stat().st_size < 5 << 20
+    assert (tmp_path / "adapter_model.bin").stat().st_size < 2 << 20
     with pytest.raises(FormatError):
         formats.convert(tmp_path / "adapter_model.bin", tmp_path / "out", to="peft", unsafe_pickle=True, alpha=1)
 

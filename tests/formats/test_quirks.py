@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from adapterhub import fix
+from adapterhub.merge import combine
 from adapterhub_converters import formats, peft, raw
-from adapterhub_converters.adapter import LowRank
+from adapterhub_converters.adapter import LowRank, plain_pairs, unmeasured
 from adapterhub_converters.base import BaseSpec, BaseTensor
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files import safetensors_file
@@ -50,6 +52,20 @@ def test_a_base_in_4_bits_is_said_with_the_one_in_16(tmp_path: Path, name: str) 
     found = peft.read(folder(tmp_path / "a", pair(), base_model_name_or_path=name))
     assert found.meta.base_model == name
     assert f"its base {name} is in 4 bits; unsloth/Llama-3.2-1B, or" in found.notes[0]
+
+
+def test_dora_without_magnitudes_is_said_and_goes_nowhere_but_back(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", pair(), use_dora=True)
+    found = peft.read(source)
+    assert '"use_dora" is true and 1 modules have no magnitude: peft takes' in found.notes[0]
+    assert unchanged(source, tmp_path)
+    (tmp_path / "c").mkdir()
+    peft.write(dataclasses.replace(found, source=None), tmp_path / "c")
+    assert unmeasured(peft.read(tmp_path / "c")) == [Q]
+    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+        plain_pairs(found)
+    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+        combine([found, found], [1.0, 1.0], method="linear")
 
 
 def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from tests.conftest import need_module
 
 @pytest.fixture(scope="session")
 def torch() -> Any:
-    """torch with two threads; the test is skipped without it, transformers or peft."""
+    """torch with one thread: two that wait for each other spin; the test is skipped without it, transformers or peft."""
     for name in ("torch", "transformers", "peft"):
         need_module(name)
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return torch
 
 

@@ -67,6 +67,18 @@ def test_modules_that_come_out_as_zero_are_told() -> None:
     assert report.notes == ("1 of 2 modules came out as zero, q among them",)
 
 
+def test_what_was_said_of_the_adapters_is_said_of_the_merge_once() -> None:
+    one, other = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
+    _, report = combine([one, other], [1, 1], method="linear")
+    assert report.notes == ("is odd",)
+
+
+def test_karcher_takes_the_mean_length_over_adapters_that_lack_the_module_too() -> None:
+    one = low_rank(4)
+    result, _ = combine([adapter(q=one), adapter(k=one)], [1, 3], method="karcher")
+    np.testing.assert_allclose(dense(result.deltas["q"]), dense(one) / 4, atol=1e-6)
+
+
 def test_modules_that_one_adapter_lacks_keep_the_other(tmp_path: Any) -> None:
     embedding = LowRankEmbedding(np.ones((2, 30), np.float32), np.ones((8, 2), np.float32), alpha=1)
     result, report = combine(

@@ -266,6 +266,18 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
 
 
+@pytest.mark.parametrize("r", [3, 16])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_large_product_is_the_chain_in_every_column(r: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=size).astype(np.float32) for size in ((374, r), (r, 1405)))
+    if not fast:
+        monkeypatch.setattr("adapterhub.merge.into.product.out_of_order", lambda columns, r: None)
+    found = product(left, right, np.empty((374, 1405), np.float32))
+    rows = [*range(14), *range(366, 374)]
+    np.testing.assert_array_equal(found[rows], chained(left[rows], right))
+
+
 def test_the_chain_rounds_once_a_step() -> None:
     from fractions import Fraction
 

@@ -28,6 +28,7 @@ from tests.conftest import need_module
 from tests.formats.test_gguf_architectures import CLASSES, TOKENS, deltas, merged
 from tests.llama_cpp_scripts import Converter
 
+pytestmark = pytest.mark.xdist_group("llama.cpp")  # one process that converts for them
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 RNG = np.random.default_rng(0)
 

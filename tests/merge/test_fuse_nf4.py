@@ -39,9 +39,10 @@ CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_s
 def torch(torch: Any) -> Iterator[Any]:
     """With one thread, whose mean is the definition."""
     need_module("bitsandbytes")
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 def settings(dtype: str) -> Any:

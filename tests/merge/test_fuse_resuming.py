@@ -44,7 +44,7 @@ from tests.merge.test_fuse_resuming import OPTIONS, adapter
 folder = Path(sys.argv[1])
 def wait(done, size):
     if done > size // 2:
-        while not list(folder.glob(".out.partial-*/finished/*")):
+        while not any(note.read_text() for note in folder.glob(".out.partial-*/finished/*")):
             time.sleep(0.01)
         print("half way", flush=True)
         time.sleep(60)

@@ -18,9 +18,10 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def one_thread(torch: Any) -> Iterator[Any]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 def random_weight(shape: tuple[int, ...], kind: str) -> np.ndarray:

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,29 +22,13 @@ from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundEr
 from tests.aged import age
 from tests.conftest import Run
 from tests.registry.conftest import Make
+from tests.registry.forks import finished, fork
 from tests.registry.test_faults import small_disk
 
 __all__ = ["small_disk"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 KILLS = 25  # of each kind of work, four kinds
-
-
-def fork(work: Callable[[], None]) -> int:
-    """A process that does some work and exits 0, or 1 with a traceback; its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def finished(children: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def check(root: Path) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from adapterhub import manifest
-from tests.conftest import ROOT, Run, need_program
+from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call, contents
 
 Make = Callable[..., Path]
 
-_NO_NETWORK = """
+# A process that touches a network ends with 99.
+CUT_OFF = """
 import os, sys
 def refuse(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto"):
@@ -25,14 +26,6 @@ def refuse(event, args):
         os._exit(99)
 sys.addaudithook(refuse)
 """
-
-
-@pytest.fixture
-def cut_off(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a process that touches a network ends with 99."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(_NO_NETWORK)
-    return {"PYTHONPATH": ":".join(map(str, (tmp_path / "site", ROOT, ROOT / "converters", ROOT / "schemas")))}
 
 
 @pytest.fixture
@@ -46,9 +39,7 @@ def filled(make: Make, run: Run) -> None:
 
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("out", ["x.tar", "x"])
-def test_what_was_bundled_is_pulled_by_its_name_without_a_network(
-    run: Run, tmp_path: Path, cut_off: dict[str, str], out: str
-) -> None:
+def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_path: Path, out: str) -> None:
     done = json.loads(run("bundle", "team/sql:prod", "team/sql:v1", "team/chat", "-o", out, "--json").stdout)
     assert [version["ref"] for version in done["versions"]] == ["team/sql:prod", "team/sql:v1", "team/chat:v1"]
     if out == "x":
@@ -58,17 +49,17 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(
     (tmp_path / out).rename(away / out)
     for ref, folder in (("team/sql:prod", "two"), ("team/sql:v1", "one"), ("team/chat", "three"), ("team/chat:v1", "three")):
         for more in (["--offline"], []):
-            done = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, env=cut_off)
+            done = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, first=CUT_OFF)
             assert manifest.build(away / "out").digest == manifest.build(tmp_path / folder).digest
             assert done.stdout.endswith("verified\n")
             for path in (away / "out").iterdir():
                 path.unlink()
     digest = manifest.build(tmp_path / "two").digest
-    run("pull", f"team/sql@{digest[:20]}", "--from", out, "-o", "by-digest", cwd=away, env=cut_off)
+    run("pull", f"team/sql@{digest[:20]}", "--from", out, "-o", "by-digest", cwd=away, first=CUT_OFF)
     assert "means several there: team/sql:prod, team/sql:v1" in run("pull", "team/sql", "--from", out, cwd=away, code=2).stderr
     assert "no such version in the bundle" in run("pull", "team/sql:v9", "--from", out, cwd=away, code=3).stderr
     assert "no such version in the bundle" in run("pull", "team/other", "--from", out, cwd=away, code=3).stderr
-    copied = run("copy", f"layout://{out}:team/sql:prod", "team/sql", "--registry", "there", "--json", cwd=away, env=cut_off)
+    copied = run("copy", f"layout://{out}:team/sql:prod", "team/sql", "--registry", "there", "--json", cwd=away, first=CUT_OFF)
     assert json.loads(copied.stdout)["digest"] == digest
     run("verify", "team/sql", "--registry", "there", cwd=away)
 
@@ -139,17 +130,17 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
 
 
 @pytest.mark.usefixtures("filled")
-def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run, cut_off: dict[str, str]) -> None:
+def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         there = f"oci://127.0.0.1:{server.getsockname()[1]}/team/sql:v1"
-        assert "--offline asks no network" in run("pull", there, "--offline", env=cut_off, code=2).stderr
-        assert run("pull", there, env=cut_off, code=None).returncode == 99  # and so the hook sees
-    run("pull", "team/sql:v1", "--offline", env=cut_off)
-    done = run("pull", "team/chat", "--as", "gguf", "--base", "hf://org/base", "--offline", env=cut_off, code=2)
+        assert "--offline asks no network" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
+        assert run("pull", there, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
+    run("pull", "team/sql:v1", "--offline", first=CUT_OFF)
+    done = run("pull", "team/chat", "--as", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
     assert "hf://org/base: is elsewhere" in done.stderr
-    run("pull", "team/chat", "--from", there, env=cut_off, code=2)
-    run("pull", there, "--from", "x.tar", env=cut_off, code=2)
+    run("pull", "team/chat", "--from", there, first=CUT_OFF, code=2)
+    run("pull", there, "--from", "x.tar", first=CUT_OFF, code=2)
     run("bundle", "one", "-o", "x.tar", code=2)
 
 

@@ -309,29 +309,46 @@ def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, f
     assert process.wait(timeout=60) == 130
 
 
+class Waiting:
+    """A place with something to wait for."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def stop(self, *, on: bool) -> None:
+        (self.ended.set if on else self.ended.clear)()
+
+    def work(self, _blob: Descriptor) -> bool:
+        self.begun.set()
+        return self.ended.wait(60)
+
+
+class Interrupted(list[Descriptor]):
+    """Blobs with a signal after the first, once work has begun on it."""
+
+    def __init__(self, place: Waiting) -> None:
+        super().__init__([Descriptor("", "sha256:a", 0), Descriptor("", "sha256:b", 0)])
+        self._place = place
+
+    def __iter__(self) -> Iterator[Descriptor]:
+        yield self[0]
+        assert self._place.begun.wait(60)
+        raise KeyboardInterrupt
+
+
 def test_a_signal_while_the_first_begin_ends_those_that_wait() -> None:
-    begun, ended = threading.Event(), threading.Event()
-
-    class Interrupted(list[Descriptor]):
-        def __iter__(self) -> Iterator[Descriptor]:
-            yield self[0]
-            assert begun.wait(60)
-            raise KeyboardInterrupt
-
-    class Place:
-        def stop(self, *, on: bool) -> None:
-            if on:
-                ended.set()
-
-    def work(_blob: Descriptor) -> bool:
-        begun.set()
-        return ended.wait(60)
-
-    blobs = Interrupted([Descriptor("", "sha256:a", 0), Descriptor("", "sha256:b", 0)])
-    move = Move([], None)
+    place = Waiting()
     with pytest.raises(KeyboardInterrupt):
-        move.each(work, blobs, Place())
-    assert ended.is_set()
+        Move([], None).each(place.work, Interrupted(place), place)
+    assert place.ended.is_set()  # still: a thread of which the pool was not told in time may be about to wait
+
+
+def test_a_place_waits_again_after_a_signal_once_it_is_used_again() -> None:
+    place, waited = Waiting(), []
+    with pytest.raises(KeyboardInterrupt):
+        Move([], None).each(place.work, Interrupted(place), place)
+    Move([], None).each(lambda _: waited.append(not place.ended.is_set()), [Descriptor("", "sha256:a", 0)] * 2, place)
+    assert waited == [True, True]
 
 
 def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:

@@ -138,15 +138,15 @@ def asked(proxy: Proxy, answers: list[str]) -> None:
         source.manifest("latest")
 
 
-@pytest.mark.parametrize(
-    "pause",
-    ["3600", format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1, minutes=1), usegmt=True)],
-    ids=["seconds", "date"],
-)
-def test_who_asks_to_wait_for_an_hour_is_quoted_and_not_asked_again(pause: str) -> None:
+def in_an_hour() -> str:
+    return format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1, minutes=1), usegmt=True)
+
+
+@pytest.mark.parametrize("pause", [lambda: "3600", in_an_hour], ids=["seconds", "date"])
+def test_who_asks_to_wait_for_an_hour_is_quoted_and_not_asked_again(pause: Callable[[], str]) -> None:
     with Proxy() as proxy:
         with pytest.raises(RemoteError, match=r"HTTP 429; it asks to wait 3[0-9]{3} seconds\. Try again then"):
-            asked(proxy, [pause])
+            asked(proxy, [pause()])
         assert len(proxy.seen) == 1
 
 

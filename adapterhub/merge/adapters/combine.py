@@ -125,7 +125,7 @@ def combine(
         rows=beside.rows(weighted) if how.sums else {},
         meta=meta,
     )
-    notes += tuple(note for adapter, given in zip(plain, adapters, strict=True) for note in adapter.notes[len(given.notes) :])
+    notes += tuple(dict.fromkeys(note for adapter in plain for note in adapter.notes))
     return result, MergeReport(method, tuple(weights), modules, notes, settled, seed if work.random else None)
 
 

@@ -19,6 +19,7 @@ from adapterhub_converters.files import staging
 
 from . import merged_card, resuming
 from .companions import companions, copy_companions
+from .gguf_of_folder import gguf_model
 from .gguf_out import gguf_files
 from .gguf_plan import plan_gguf
 from .hf_base import read_folder
@@ -27,7 +28,7 @@ from .honesty import as_trained, changes_of, warnings
 from .linears import to_nf4
 from .measure import Change
 from .options import NF4, FuseReport, Options
-from .plan import plan
+from .plan import Plan, plan
 from .running import Copy, Made, OutFile, Part, Progress, Run, Text
 
 PLAIN = Options()
@@ -58,8 +59,7 @@ class Merge:
             LocalIOError: The disk is full or cannot be written; nothing was left behind.
         """
         if not self.single and out.suffix == ".gguf":
-            hint = "Name a folder; a merged Hugging Face folder is made a GGUF by llama.cpp's convert_hf_to_gguf.py"
-            raise UsageError(str(out), "is the name of a file, and this merge writes a folder", hint)
+            raise UsageError(str(out), "is the name of a file, and this merge writes a folder", "Name a folder")
         run = Run(progress, self.report.size)
         several = not self.single and len(self._files(out)) > 1
         job = self._job() if several else ""
@@ -95,12 +95,17 @@ def fuse(
         OutputExistsError: `out` is there already.
         LocalIOError: The disk is full or cannot be written; nothing was left behind.
     """
-    return prepared(adapters, base, options).write(out, progress)
+    return prepared(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
 
 
-def prepared(adapters: Weighted, base: Path, options: Options = PLAIN) -> Merge:
-    """The merge of adapters, each times its weight, into a base: a Hugging Face folder, or a GGUF file."""
-    return _into_gguf(adapters, base, options) if base.is_file() else _into_folder(adapters, base, options)
+def prepared(adapters: Weighted, base: Path, options: Options = PLAIN, *, gguf: bool = False) -> Merge:
+    """The merge of adapters, each times its weight, into a base: a Hugging Face folder, or a GGUF file.
+
+    With `gguf` the result of a folder is one too, and there may be no adapter at all.
+    """
+    if base.is_file():
+        return _into_gguf(adapters, base, options)
+    return _folder_as_gguf(adapters, base, options) if gguf else _into_folder(adapters, base, options)
 
 
 def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
@@ -157,6 +162,33 @@ def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
         write_texts(target, texts)
 
     return Merge(report, False, partial(resuming.job, adapters, base, options), lambda out: files, beside)
+
+
+def _folder_as_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
+    if options.shard_size:
+        hint = "Leave it out, and split the file with llama-gguf-split"
+        raise RefusedError("--shard-size", "a Hugging Face folder becomes one GGUF file", hint)
+    if options.requantise == NF4:
+        raise RefusedError(
+            "--requantise", "nf4 is a form of Hugging Face folders, and the output is a GGUF file", "Choose q4_0"
+        )
+    if options.requantise and options.dtype:
+        raise RefusedError("--dtype", f"matrices become {options.requantise} already (--requantise)", "Name one of the two")
+    folder = read_folder(base, dequantise=options.dequantise)
+    steps = plan(adapters, folder) if adapters else Plan({})
+    seen = as_trained(folder, options) if options.as_trained else {}
+    model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, seen), options)
+    own = {name: folder.weights[name].source() for name in seen}
+    changes = changes_of([OutFile("", model.changed)], steps.edits, options, own)
+    notes = [*steps.notes, *model.notes]
+    report = _report(model.files(Path("out.gguf")), changes, notes, copied=(), skipped={}, tensors=len(model.tensors))
+    return Merge(
+        replace(report, touched_size=sum(made.size for made in model.changed)),
+        True,
+        partial(resuming.job, adapters, base, options),
+        model.files,
+        lambda folder: None,
+    )
 
 
 def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], **more: Any) -> FuseReport:

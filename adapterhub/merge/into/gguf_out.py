@@ -19,7 +19,7 @@ from .stored import Kind, kind, writable
 # llama.cpp, include/llama.h, `llama_ftype`: what a file is mostly made of.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 # Read by llama.cpp in float32 whatever the rest is in (src/llama-quant.cpp, `tensor_allows_quantization`).
-_NEVER_QUANTISED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d")
+NEVER_QUANTISED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d")
 LINEAGE = "adapterhub.merged"
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
@@ -90,7 +90,7 @@ def _writable(target: str, placed: Placed, name: str) -> Kind:
 def _target(name: str, placed: Placed, options: Options, *, changed: bool) -> str:
     """The type a tensor gets: its own, unless the options say otherwise for such a one."""
     own = placed.info.type_name
-    matrix = len(placed.info.shape) > 1 and not name.endswith(_NEVER_QUANTISED)
+    matrix = len(placed.info.shape) > 1 and not name.endswith(NEVER_QUANTISED)
     stored = kind(own)
     if not matrix or stored is None:
         return own

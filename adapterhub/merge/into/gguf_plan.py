@@ -256,8 +256,8 @@ class _Planner:
             self.made.untied = True
         if self._architecture.transposed and values.ndim == 2 and names.layer_of(module) is not None:
             values = values.T
-        if self._architecture.is_norm(module) and self._architecture.gguf.startswith("gemma") and part == "weight":
-            values = values.astype(np.float32) + 1  # llama.cpp's Gemma norms include the 1 (conversion/gemma.py)
+        if self._architecture.shifted and self._architecture.is_norm(module) and part == "weight":
+            values = values.astype(np.float32) + 1
         values = names.permuted(values, self._order(module, len(values)))
         self._expect(parameter, name, values.shape)
         matrix = values.reshape(1, -1) if values.ndim < 2 else values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,12 @@ from adapterhub_converters import base as base_model
 from adapterhub_converters import dtypes, names
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files.gguf_file import MAGIC, GGUFFile
+from adapterhub_converters.to_gguf.arrangement import Arranged, Part, arranged
+from adapterhub_converters.to_gguf.configured import configured
 
 from .hf_base import Folder, Weight, read_folder
-from .running import Opened, Source
+from .running import Opened, Source, Stored
+from .stored import kind
 
 F32Array = NDArray[np.float32]
 
@@ -36,6 +39,9 @@ class Model(AbstractContextManager["Model"], Protocol):
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
         """Some of its rows in float32, as `as_matrix` counts them."""
+
+    def shift(self, name: str) -> float:
+        """What was added to a tensor's numbers before they were stored, and is taken off in `rows`."""
 
     def done(self, name: str) -> None:
         """Let go of the memory of a tensor."""
@@ -57,6 +63,19 @@ def open_model(path: Path) -> Model:
 def _begins(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(len(MAGIC))
+
+
+def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
+    """The same, with each tensor of a GGUF that is made of others of the folder's, or of a part of one, under their names."""
+    if not path.is_file() or (path.suffix != ".gguf" and _begins(path) != MAGIC):
+        return open_model(path)
+    try:
+        architecture = names.by_class(folder.spec.architecture, str(folder.path))
+        shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
+        plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
+    except RefusedError:
+        return GgufModel(path)
+    return GgufModel(path, plan.tensors, shapes)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -100,6 +119,10 @@ class FolderModel:
         )
         return out
 
+    def shift(self, name: str) -> float:
+        """Nothing."""
+        return 0.0
+
     def done(self, name: str) -> None:
         """Nothing is held."""
 
@@ -111,9 +134,12 @@ class FolderModel:
 
 
 class GgufModel:
-    """One in GGUF, dequantised as it is read, the rows of q and k in Hugging Face's order again."""
+    """One in GGUF, dequantised as it is read, the rows of q and k in Hugging Face's order again.
 
-    def __init__(self, path: Path) -> None:
+    With `plan`, how a folder with tensors of these `shapes` becomes a GGUF, experts and the like have the folder's names.
+    """
+
+    def __init__(self, path: Path, plan: Sequence[Arranged] = (), shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         self.where = str(path)
         spec = base_model.read_base(path)
         self.config: Mapping[str, Any] = spec.config
@@ -126,25 +152,71 @@ class GgufModel:
             self._file.__exit__(None, None, None)
             raise
         self._of = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
-        self.names = set(self._of)
+        self._parts = self._laid_out(plan)
+        self._shapes = shapes or {}
+        elsewhere = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
+        self._of = {name: own for name, own in self._of.items() if own not in elsewhere}
+        self.names = set(self._of) | set(self._parts)
+        self._opened, self._path = Opened(), path
         self._held: tuple[str, F32Array] | None = None
+
+    def _laid_out(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, Part]]]:
+        """Of each tensor of the folder that isn't one here under its usual name: where its parts are, and from which row on."""
+        found: dict[str, list[tuple[Arranged, int, Part]]] = {}
+        for tensor in plan:
+            at = 0
+            for part in tensor.parts:
+                found.setdefault(part.source, []).append((tensor, at, part))
+                at += tensor.rows // len(tensor.parts)
+        there = {name: info.shape for name, info in self._file.tensors.items()}
+        return {
+            name: parts
+            for name, parts in found.items()
+            if all(there.get(tensor.name) == tensor.shape for tensor, _, _ in parts)
+            and (len(parts) > 1 or parts[0][2].transposed or self._of.get(name) != parts[0][0].name)
+        }
 
     def dtype(self, name: str) -> str:
         """As GGUF calls it."""
-        return self._file.tensors[self._of[name]].type_name
+        own = self._parts[name][0][0].name if name in self._parts else self._of[name]
+        return self._file.tensors[own].type_name
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape in numpy's order."""
-        return self._file.tensors[self._of[name]].shape
+        return self._shapes[name] if name in self._parts else self._file.tensors[self._of[name]].shape
+
+    def _gathered(self, name: str) -> F32Array:
+        """A tensor of the folder out of its parts, of which no others are read."""
+        whole = np.empty(as_matrix(self._shapes[name]), np.float32)
+        for tensor, at, part in self._parts[name]:
+            info, form = self._file.tensors[tensor.name], kind(self.dtype(name))
+            if form is None:
+                raise RefusedError(tensor.name, f"is {info.type_name}, which holds no weights to compare")
+            rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
+            stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, form)
+            stored.read(self._opened, at, at + len(rows), rows, lambda _use, size: np.empty(size, np.uint8))
+            slab = whole[part.first : part.first + part.height]
+            slab = slab.T if part.transposed else slab
+            slab[slice(None) if part.picks is None else part.picks, part.columns or slice(None)] = rows - np.float32(
+                tensor.shift
+            )
+        return whole
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
         """Some rows of the tensor, which is dequantised as a whole."""
+        if name in self._parts and (self._held is None or self._held[0] != name):
+            self._held = name, self._gathered(name)
         if self._held is None or self._held[0] != name:
-            tensor = self._file.tensor(self._of[name]).astype(np.float32)
+            tensor = self._file.tensor(self._of[name]).astype(np.float32) - np.float32(self.shift(name))
             order = self._architecture.order(name.rpartition(".")[0], self.config, self.where)
             whole = names.unpermuted(tensor, order) if order else tensor
             self._held = name, whole.reshape(as_matrix(whole.shape))
         return self._held[1][start:stop].copy()
+
+    def shift(self, name: str) -> float:
+        """1 for the norms of Gemma and Nemotron."""
+        module, _, part = name.rpartition(".")
+        return float(self._architecture.shifted and part == "weight" and self._architecture.is_norm(module))
 
     def done(self, name: str) -> None:
         """Forget it."""
@@ -154,6 +226,7 @@ class GgufModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._opened.__exit__()
         self._file.__exit__(None, None, None)
 
 

@@ -13,9 +13,10 @@ too. That order is the definition here.
 
 OpenBLAS, which numpy uses, keeps the same chain with its AVX-512 kernels, but not with its Haswell and Zen kernels
 for r >= 8 (1.5 to 5 % of the elements differ in the last bit, around the edges of its blocks). A product of *two*
-rows at a time goes through a simpler kernel that keeps it; older ones (Sandybridge, Nehalem) do not even then. So the
-fast path is two rows at a time, checked once per width and rank against the chain spelled out in float64, and where
-the check fails the chain spelled out is what runs.
+rows at a time goes through a simpler kernel that keeps it; older ones (Sandybridge, Nehalem) do not even then. So small
+matrices are multiplied two rows at a time, checked once per width and rank against the chain spelled out in float64, and
+where the check fails the chain spelled out is what runs. Large ones are multiplied twelve rows at a time, in half the time:
+which columns that sums in another order is found by the same check, and those are made anew, two rows at a time.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from numpy.typing import NDArray
 F32Array = NDArray[np.float32]
 
 PANEL = 192  # ranks summed before the next sum is started
-# Elements of a product with two rows that OpenBLAS does not split over threads (interface/gemm.c, 4 * 65536).
-_SINGLE_THREAD = 131_072
+_SINGLE_THREAD = 4 * 65536  # multiplications in a product that OpenBLAS does not split over threads (interface/gemm.c)
+_PAIR, _DOZEN = 2, 12  # rows at a time
+_LARGE = 1 << 18  # elements of a product that twelve rows at a time are worth their check for
+_KERNEL = 320  # columns in a block of OpenBLAS's Haswell and Zen kernels, whose first and last eight are out of order
 _BLOCK = 16_384  # elements of the spelled-out chain at a time: its float64 temporaries then fit in the cache
 
 
@@ -61,22 +64,50 @@ def _panel(left: F32Array, right: F32Array, out: F32Array) -> None:
     if r == 1:
         np.multiply(left, right, out=out)  # not started from zero: a product of -0 stays -0, as in oneMKL
         return
-    width = max(16, _SINGLE_THREAD // r)
-    for start in range(0, columns, width):
-        piece = slice(start, min(start + width, columns))
-        if keeps_order(piece.stop - piece.start, r):
-            _pairs(left, right[:, piece], out[:, piece])
-        else:
-            _chained(left, right[:, piece], out[:, piece])
+    tall = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
+    if tall:
+        _dozens(left[:tall], right, out[:tall])
+    for piece in _pieces(columns, _SINGLE_THREAD // (_PAIR * r)):
+        _in_order(left[tall:], right[:, piece], out[tall:, piece])
 
 
-def _pairs(left: F32Array, right: F32Array, out: F32Array) -> None:
-    """Two rows at a time: a stack of products `(2, r) @ (r, columns)`."""
+def _pieces(columns: int, width: int) -> Iterator[slice]:
+    width = max(16, width)
+    return (slice(start, min(start + width, columns)) for start in range(0, columns, width))
+
+
+def _dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
+    r, columns = right.shape
+    width = _SINGLE_THREAD // (_DOZEN * r)
+    for piece in _pieces(columns, width // _KERNEL * _KERNEL or width):
+        some, target = right[:, piece], out[:, piece]
+        again = out_of_order(some.shape[1], r)
+        if again is None:
+            _in_order(left, some, target)
+            continue
+        _stacked(left, some, target, _DOZEN)
+        if again:
+            anew = np.concatenate([some[:, run] for run in again], axis=1)
+            fixed = np.empty((len(left), anew.shape[1]), np.float32)
+            _in_order(left, anew, fixed)
+            ends = np.cumsum([run.stop - run.start for run in again])
+            for run, columns_of in zip(again, np.split(fixed, ends[:-1], axis=1), strict=True):
+                target[:, run] = columns_of
+
+
+def _in_order(left: F32Array, right: F32Array, out: F32Array) -> None:
+    if keeps_order(right.shape[1], right.shape[0]):
+        _stacked(left, right, out, _PAIR)
+    else:
+        _chained(left, right, out)
+
+
+def _stacked(left: F32Array, right: F32Array, out: F32Array, height: int) -> None:
+    """`height` rows at a time: a stack of products `(height, r) @ (r, columns)`."""
     rows, r = left.shape
-    stack = np.lib.stride_tricks.as_strided(
-        out, (rows // 2, 2, out.shape[1]), (2 * out.strides[0], out.strides[0], out.strides[1])
-    )
-    np.matmul(left.reshape(rows // 2, 2, r), right, out=stack)
+    down, along = out.strides
+    stack = np.lib.stride_tricks.as_strided(out, (rows // height, height, out.shape[1]), (height * down, down, along))
+    np.matmul(left.reshape(rows // height, height, r), right, out=stack)
 
 
 @lru_cache(maxsize=1024)
@@ -86,12 +117,35 @@ def keeps_order(columns: int, r: int) -> bool:
     All pairs of rows take the same way through the BLAS, and another order shows in a quarter to nine tenths of the
     elements, so that twelve full rows leave no room for luck.
     """
+    got, wanted = _tried(columns, r, _PAIR, 12)
+    return np.array_equal(got, wanted)
+
+
+@lru_cache(maxsize=1024)
+def out_of_order(columns: int, r: int) -> list[slice] | None:
+    """The columns that this numpy's BLAS sums in another order, twelve rows at a time; None when making them anew is no gain.
+
+    In such a column at least half of the rows are out of order, and of those at least a quarter of the elements show it: all
+    of 48 rows in order by luck is less than one column in a thousand. They come in eights, so that one tells of its neighbours.
+    """
+    got, wanted = _tried(columns, r, _DOZEN, 48)
+    eights = np.unique(np.flatnonzero((got != wanted).any(axis=0)) // 8)
+    found = (8 * eights[:, None] + np.arange(8)).reshape(-1)
+    found = found[found < columns]
+    if len(found) > columns // 4:
+        return None
+    runs = np.split(found, np.flatnonzero(np.diff(found) > 1) + 1) if len(found) else []
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+
+def _tried(columns: int, r: int, height: int, rows: int) -> tuple[F32Array, F32Array]:
+    """A product of random numbers, so many rows at a time, and as it should be."""
     rng = np.random.default_rng(r)
-    left = rng.standard_normal((12, r), dtype=np.float32)
+    left = rng.standard_normal((rows, r), dtype=np.float32)
     right = rng.standard_normal((r, columns), dtype=np.float32)
-    got = np.empty((12, columns), np.float32)
-    _pairs(left, right, got)
-    return np.array_equal(got, chained(left, right))
+    got = np.empty((rows, columns), np.float32)
+    _stacked(left, right, got, height)
+    return got, chained(left, right)
 
 
 def _chained(left: F32Array, right: F32Array, out: F32Array) -> None:

@@ -26,7 +26,7 @@ from adapterhub_converters.errors import RefusedError
 from .edits import Edit, Replace
 from .hf_base import Folder, read_folder
 from .honesty import as_trained
-from .models import FolderModel, Model, as_matrix, is_float, open_model, renamed
+from .models import FolderModel, Model, as_matrix, is_float, open_like, renamed
 from .nf4 import ThroughNF4
 from .options import Options
 from .plan import Plan, plan
@@ -111,7 +111,7 @@ def prove(
     steps = plan(adapters, folder)
     owners = _owners(adapters, folder, steps)
     seen = as_trained(folder, options) if options and options.as_trained else {}
-    with FolderModel(folder, steps.added, seen) as have, open_model(merged) as made:
+    with FolderModel(folder, steps.added, seen) as have, open_like(merged, folder, steps.added) as made:
         called = renamed(have.names, made.names)
         found = []
         for number, name in enumerate(sorted(have.names), 1):
@@ -199,8 +199,9 @@ def _tiles(shape: Sequence[int]) -> list[tuple[int, int]]:
 def _untouched(task: _Task) -> Proof:
     """Equal, or the base's numbers in the merged model's dtype."""
     name, dtype, off, size, exact = task.name, task.dtype, 0.0, 0.0, True
+    shift = np.float32(task.made.shift(task.other))
     for _, one, two in task.tiles():
-        expected = rounded(one, dtype)
+        expected = rounded(one + shift, dtype) - shift
         same = np.array_equal(expected, two, equal_nan=True) or np.array_equal(one, two, equal_nan=True)
         exact = exact and same
         off += 0.0 if same else square(two - expected)

@@ -32,6 +32,7 @@ F32Array = NDArray[np.float32]
 
 TILE = 1 << 20  # elements; below 64 Ki the calls cost more than the work, above 4 Mi the caches stop helping
 _COPY = 64 << 20  # bytes copied in one job
+_FLUSH = 128 << 20  # bytes after which what is written so far is sent to the disk, while more is computed
 _WORKERS = 2
 _HELD = 3  # tensors whose scales are in memory
 
@@ -47,7 +48,7 @@ class Opened:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Any] = OrderedDict()
-        self._holding = threading.Lock()
+        self._holding = threading.RLock()  # what is loaded may ask for what is held
 
     def held(self, key: str, load: Callable[[], Any]) -> Any:
         """What `load` gives, kept until a few others have been asked for: tensors are worked on one after the other."""
@@ -272,36 +273,46 @@ class Run:
         self._local = threading.local()
 
     def write(self, files: Sequence[OutFile], folder: Path, finished: Callable[[Path], None] = staging.sync) -> None:
-        """Write every file; what a finished one still has in memory goes to the disk while the next is computed."""
+        """Write every file; what is written goes to the disk while the next is computed, and the smallest file comes last."""
         with Opened() as opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
-            flushed = [flusher.submit(finished, self._file(file, folder, opened, pool)) for file in files]
+            flushed: list[Future[None]] = []
+            for file in sorted(files, key=_bytes, reverse=True):
+                target = folder / file.name
+                for _ in self._file(file, target, opened, pool):
+                    flushed.append(flusher.submit(staging.sync, target))
+                flushed.append(flusher.submit(finished, target))
             for future in flushed:
                 future.result()
 
-    def _file(self, file: OutFile, folder: Path, opened: Opened, pool: ThreadPoolExecutor) -> Path:
-        target = folder / file.name
+    def _file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
+        """Write one file, stopping whenever there is enough to flush."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         sink = os.open(target, flags, 0o666)
+        due = _FLUSH
         try:
-            self._drain((job for part in file.parts for job in self._jobs(part, opened, sink)), pool)
+            for size in self._drain((job for part in file.parts for job in self._jobs(part, opened, sink)), pool):
+                self._advance(size)
+                due -= size
+                if due <= 0:
+                    due = _FLUSH
+                    yield
         finally:
             os.close(sink)
-        return target
 
     def skip(self, size: int) -> None:
         """Count bytes that are there already."""
         self._advance(size)
 
-    def _drain(self, jobs: Iterator[Callable[[], int]], pool: ThreadPoolExecutor) -> None:
+    def _drain(self, jobs: Iterator[Callable[[], int]], pool: ThreadPoolExecutor) -> Iterator[int]:
         """Run the jobs a few ahead of their results, so that at most a few tensors' factors are laid out at once."""
         waiting: deque[Future[int]] = deque()
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
                 if len(waiting) > 2 * _WORKERS:
-                    self._advance(waiting.popleft().result())
+                    yield waiting.popleft().result()
             while waiting:
-                self._advance(waiting.popleft().result())
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
@@ -386,6 +397,10 @@ def _step(made: Made) -> int:
     """Rows of a tile."""
     least = made.packing.step(made.source.columns) if made.packing else 2
     return max(least, TILE // made.source.columns // least * least)
+
+
+def _bytes(file: OutFile) -> int:
+    return sum(len(part.data) if isinstance(part, Text) else part.size for part in file.parts)
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:

@@ -190,6 +190,7 @@ def meta(config: Mapping[str, Any]) -> Meta:
         invocation=tuple(config.get("alora_invocation_tokens") or ()),
         layers=tuple((first, last) for first, last in config.get("layer_replication") or ()),
         ties=bool(config.get("ensure_weight_tying")),
+        dora=bool(config.get("use_dora")),
     )
 
 
@@ -236,7 +237,7 @@ def text(adapter: Adapter) -> str:
         "target_modules": sorted(set(deltas) - set(stacks)),
         "task_type": adapter.meta.task_type,
         "trainable_token_indices": {target: list(rows.ids) for target, rows in adapter.rows.items()} or None,
-        "use_dora": any(getattr(delta, "magnitude", None) is not None for delta in deltas.values()),
+        "use_dora": adapter.meta.dora or any(getattr(delta, "magnitude", None) is not None for delta in deltas.values()),
         "use_rslora": rslora == {True},
     }
     if stacks:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adapterhub_converters.adapter import Adapter, unmeasured
 from adapterhub_converters.base import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
@@ -59,6 +60,12 @@ def refuse(config: Mapping[str, Any], parts: Parts, where: str) -> None:
 
 def _is_torchtunes(config: Mapping[str, Any]) -> bool:
     return set(config) - {"base_model_name_or_path"} == _TORCHTUNES
+
+
+def lengths(adapter: Adapter) -> Iterator[str]:
+    """What is to be said of DoRA that isn't all there."""
+    if bare := unmeasured(adapter):
+        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft takes the norms of the base for one'
 
 
 def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:

@@ -70,7 +70,8 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
         with safetensors_file.SafetensorsFile(file_path) as file:
             tensors.update({name: (file.mapped if mapped else file.tensor)(name) for name in file.tensors})
             metadata = file.header.metadata
-    return parse(text, tensors, metadata, where=str(path), base=base)
+    adapter = parse(text, tensors, metadata, where=str(path), base=base)
+    return dataclasses.replace(adapter, notes=(*adapter.notes, *quirks.lengths(adapter)))
 
 
 def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:

@@ -31,7 +31,7 @@ _TABLE = (
     Method(rerank, count=(1, 1), sums=True),
     Method(slerp, weights="none", count=(2, 2), missing="zeros"),
     Method(nuslerp, weights="shares", count=(2, 2), missing="zeros"),
-    Method(karcher, weights="shares"),
+    Method(karcher, weights="shares", missing="zeros"),
     Method(model_stock, weights="none", count=(2, 1000)),
     Method(knots),
     Method(core_space),

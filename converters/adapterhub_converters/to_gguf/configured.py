@@ -1,0 +1,172 @@
+"""A model's config.json with what transformers fills in, as llama.cpp's conversion sees it (`AutoConfig`, `to_dict`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.errors import RefusedError
+
+_DIVIDED = ("llama", "mistral", "arcee", "nemotron", "cohere2", "seed_oss", "ernie4_5")
+"""Whose `head_dim`, when it is null, is that of the hidden size divided by the heads."""
+_MULTI_HEAD = (
+    "llama", "granite", "olmo", "olmo2", "phi3", "cohere", "cohere2", "arcee", "nemotron", "deepseek_v2",
+)  # fmt: skip
+"""Which have a key head for every query head when it isn't said how many."""
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rms_norm_eps": 1e-6},
+    "mistral": {"rms_norm_eps": 1e-6},
+    "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "granite": {
+        "rms_norm_eps": 1e-6, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
+    "smollm3": {"rms_norm_eps": 1e-6, "rope_theta": 2e6},
+    "qwen2": {"rms_norm_eps": 1e-6},
+    "qwen2_moe": {
+        "rms_norm_eps": 1e-6, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "qwen3": {"rms_norm_eps": 1e-6, "head_dim": 128},
+    "qwen3_moe": {"rms_norm_eps": 1e-6, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "gemma": {"rms_norm_eps": 1e-6, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma2": {
+        "rms_norm_eps": 1e-6, "head_dim": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        "sliding_window": 4096, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
+    },
+    "gemma3_text": {
+        "rms_norm_eps": 1e-6, "head_dim": 256, "sliding_window": 4096, "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072,
+    },
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "phi3": {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096, "partial_rotary_factor": 1.0},
+    "starcoder2": {"norm_epsilon": 1e-5, "hidden_act": "gelu_pytorch_tanh"},
+    "gpt2": {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"},
+    "falcon": {"layer_norm_epsilon": 1e-5},
+    "bloom": {"layer_norm_epsilon": 1e-5},
+    "stablelm": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "use_parallel_residual": False},
+    "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "rope_theta": 5e5},
+    "glm4": {"rms_norm_eps": 1.5625e-07, "head_dim": 128, "partial_rotary_factor": 0.5},
+    "gpt_oss": {"rms_norm_eps": 1e-5, "head_dim": 64, "sliding_window": 128, "rope_theta": 150000.0},
+    "deepseek_v2": {
+        "rms_norm_eps": 1e-6, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "routed_scaling_factor": 1.0, "norm_topk_prob": False, "first_k_dense_replace": 0,
+        "n_shared_experts": 2,
+    },
+    "deepseek_v3": {
+        "rms_norm_eps": 1e-6, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "first_k_dense_replace": 3,
+        "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "n_routed_experts": 256,
+    },
+    "olmo": {},
+    "seed_oss": {"rms_norm_eps": 1e-6, "head_dim": 128},
+    "nemotron": {"norm_eps": 1e-5, "partial_rotary_factor": 0.5, "hidden_act": "relu2"},
+    "cohere2": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "sliding_window": 4096},
+    "ernie4_5": {"rms_norm_eps": 1e-5, "head_dim": 128, "rope_theta": 5e5},
+    "arcee": {"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+}  # fmt: skip
+"""Values that a class of transformers 5.24 has when config.json is silent, as far as they go into a GGUF."""
+_OWN_NAMES = {"gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}}
+_OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+_OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+_SCALED = ("llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a model; `rope` are its rotary embedding's, `sliding_rope` those of layers with a window."""
+
+    where: str
+    model_type: str
+    values: Mapping[str, Any]
+    rope: Mapping[str, Any]
+    sliding_rope: Mapping[str, Any]
+
+    def get(self, key: str) -> Any:
+        """A value; None when there is none."""
+        return self.values.get(key)
+
+    def first(self, *keys: str) -> Any:
+        """The value of the first key that is there and not null."""
+        return next((self.values[key] for key in keys if self.values.get(key) is not None), None)
+
+    def count(self, key: str) -> int:
+        """A whole number; RefusedError when it is missing or none."""
+        value = self.values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
+        return value
+
+    def number(self, key: str) -> float:
+        """A number likewise."""
+        return self._float(key, self.values.get(key))
+
+    def rope_number(self, key: str, default: float | None = None) -> float:
+        """A number of the rotary embedding; RefusedError when it is missing and there is no default."""
+        return self._float(key, self.rope.get(key, default))
+
+    def sliding_rope_number(self, key: str) -> float:
+        """A number of that of the layers with a window."""
+        return self._float(key, self.sliding_rope.get(key))
+
+    def _float(self, key: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
+        return float(value)
+
+
+def configured(config: Mapping[str, Any], where: str) -> Config:
+    """The config of a model of text, with what its class says when the file doesn't."""
+    model_type = str(config.get("model_type"))
+    if model_type not in _DEFAULTS:
+        raise RefusedError(where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF")
+    values = {**_DEFAULTS[model_type], **config}
+    for own, usual in _OWN_NAMES.get(model_type, {}).items():
+        values.setdefault(usual, values.get(own))
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+    if model_type in _MULTI_HEAD and values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = heads
+    if (
+        model_type in _DIVIDED
+        and values.get("head_dim") is None
+        and isinstance(heads, int)
+        and isinstance(hidden, int)
+        and heads
+    ):
+        values["head_dim"] = hidden // heads
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(values.get(key), dict | None):
+            raise RefusedError(where, f"config.json: {key} is no object")
+    rope, sliding = _rope(values, model_type)
+    return Config(where, model_type, values, rope, sliding)
+
+
+def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
+    said = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    theta = values.get("rope_theta", 10000.0)
+    if model_type == "gemma3_text":
+        nested = {key: dict(said[key]) for key in ("full_attention", "sliding_attention") if isinstance(said.get(key), dict)}
+        plain = {} if nested else said
+        full = {
+            "rope_type": "default",
+            "rope_theta": values.get("rope_theta", 1e6),
+            **plain,
+            **nested.get("full_attention", {}),
+        }
+        local = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", 10000.0)}
+        return _typed(full, values), local | nested.get("sliding_attention", {})
+    rope = {"rope_theta": theta, **said}
+    if values.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
+    return _typed(rope, values), {}
+
+
+def _typed(rope: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope["rope_type"] in _SCALED:
+        if values.get("original_max_position_embeddings") is not None:
+            rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
+        rope.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    return rope
