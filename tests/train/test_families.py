@@ -225,6 +225,17 @@ def test_experts_have_the_gradients_of_plain_autograd_and_one_without_a_token_ha
     assert not found[2][1].any()
 
 
+def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) -> None:
+    settings, found = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj")), []
+    for again in (False, True):
+        made = kinds.loaded(settings)
+        if again:
+            made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        state = loop.new_state(made.model, settings.train)
+        found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+    assert found[0] == found[1]
+
+
 def test_only_experts_with_a_token_are_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked = stack(quantised=True), []
     whole_one = experts.Stack.dense

@@ -59,9 +59,10 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
             dx = dy.new_empty(len(dy), stack.shape[2])
             for expert, rows in visited:
                 torch.mm(dy[rows], stack.dense(expert, dy.dtype), out=dx[rows])
-        if not ctx.saved_tensors:
+        saved = ctx.saved_tensors  # once: where a block is computed again, it can be had once
+        if not saved:
             return dx, None, None, None, None
-        x, xA, A, B = ctx.saved_tensors
+        x, xA, A, B = saved
         dA, dB = torch.zeros_like(A, dtype=torch.float32), torch.zeros_like(B, dtype=torch.float32)
         for expert, rows in visited:
             dyB = (dy[rows] @ B[expert]).mul_(stack.scaling)

@@ -60,7 +60,8 @@ def notes(model: Any, targets: Iterable[str]) -> Iterator[str]:
     from transformers import conversion_mapping
 
     kind = model.config.model_type
-    like = "mixtral" if kind == "mixtral" else conversion_mapping._MODEL_TO_CONVERSION_PATTERN.get(kind)
+    alike = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    like = "mixtral" if kind == "mixtral" else alike.get(kind)
     found = [path for path in targets if path.rpartition(".")[2] in _TAKEN.get(like or "", ()) and ".experts." not in path]
     if found:
         yield (
