@@ -3,11 +3,11 @@
 Usage: python benchmarks/train.py [--base 28M|0.66B|1.1B|FOLDER] [--programs ours,peft,trl,full] [--rows 1] [--sequence 256]
            [--steps 8] [--rounds 3] [--threads 1] [--checkpointing]
 
-28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes; nothing is downloaded. Each round runs every
-program as a process of its own, in turn, so that a machine that slows down slows all. A program reports the medians of its
-steps in wall and CPU time, the first two not counted, and the most memory it held. CPU time on one thread is what a busy
-machine disturbs least. All train on the same random rows in the same order at the same rate, from the same base with the same
-kernels (bitsandbytes) and lora_B zero; their first losses have to agree.
+28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes; nothing is downloaded.
+Each round runs every program as a process of its own, in turn, so that a machine that slows down slows all. A program reports
+the medians of its steps in wall and CPU time, the first two not counted, and the most memory it held. CPU time on one thread is
+what a busy machine disturbs least. All train on the same random rows in the same order at the same rate, from the same base
+with the same kernels (bitsandbytes) and lora_B zero; their first losses have to agree.
 
 `peft` is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. `trl` is `SFTTrainer`, given
 the quantised base and peft's config.

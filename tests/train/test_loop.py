@@ -114,6 +114,7 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.steps < 30
     assert losses.index(min(losses)) == len(losses) - 3
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
+    assert result.kept == result.steps - 2
     # What is written is the best, not the last.
     made = base.load(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
     from adapterhub_converters import peft as peft_format
@@ -199,6 +200,14 @@ def test_where_numbers_cannot_go_is_said(tmp_path: Path, tiny_base: Path, monkey
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingExtraError, match="mlflow isn't installed. pip install mlflow"):
         train.run(replace(train.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
+
+
+def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = settings(tmp_path, tiny_base, log_to=["tensorboard"])
+    (tmp_path / "out.tensorboard").write_text("in the way")
+    with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or take it out of log_to"):
+        train.run(train.read_config(path), tmp_path / "out")
 
 
 def test_a_curve_in_a_line() -> None:
