@@ -25,7 +25,7 @@ from adapterhub.train.layers import lora  # noqa: E402
 from adapterhub.train.model import base  # noqa: E402
 from adapterhub.train.records import spark  # noqa: E402
 from adapterhub.train.steps import best, loop, samples, schedule  # noqa: E402
-from adapterhub_converters.errors import MissingExtraError, UsageError  # noqa: E402
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.train.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
 from tests.train.test_train import RUN, contents, settings  # noqa: E402

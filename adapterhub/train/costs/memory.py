@@ -21,6 +21,7 @@ _LOGS = 45_000_000  # bytes of TensorBoard and what it imports, measured; others
 _HOLES = 1.15  # what activations take over what they are: memory that is let go leaves holes (glibc; 1.1 to 1.2 measured)
 _LOGIT_CHUNK = 128  # rows of logits at once: `loss.CHUNK`
 _SHORT = 512  # tokens in a row up to which attention keeps its probabilities: `attention.LONGEST`
+_BLOCK = 128  # queries at once where rows are longer: `blockwise.BLOCK`
 _DATA = 10  # bytes held a byte of text: ids, labels and positions of a token are 24, a token is some 3 bytes of text
 _FULL = 16  # bytes a parameter of full fine-tuning in float32: the weight, its gradient, two moments of Adam
 
@@ -110,21 +111,21 @@ def _beginning(config: TrainConfig, shape: Shape) -> int:
 def _kept(config: TrainConfig, shape: Shape) -> int:
     """Bytes that the forward pass leaves to the backward pass.
 
-    A token and block: both norms keep their input in float32; attention keeps queries, keys, values and its probabilities, or
-    where rows are long the mask; the MLP three vectors; every adapted layer x A^T and its input, which those that read the same
+    A token and block: both norms keep their input in float32; attention keeps queries, keys, values, and where rows are short
+    its probabilities; the MLP three vectors; every adapted layer x A^T and its input, which those that read the same
     share, unless each drops out for itself. With checkpointing one block's, and every block's input. The last norm, and the
     states that have a loss with their gradient, come once.
     """
     tokens, width, sequence = _tokens(config), shape.width, config.data.sequence
     found = targets(config, shape)
-    probabilities = shape.heads * sequence if sequence <= _SHORT else sequence
+    probabilities = shape.heads * sequence if sequence <= _SHORT else 0
     apart, shared = inputs(found)
     # Dropout keeps what it multiplied with, too.
     read = 2 * apart if config.lora.dropout else shared
     ranks = sum(target.r for target in found.values() if not target.table and target.count == 1)
     numbers = 3 * shape.heads * shape.head_dim + probabilities + 3 * shape.mlp + (read + ranks) / shape.layers
     block = int(tokens * (8 * shape.hidden + width * (numbers + _routed(found, shape) / shape.layers)))
-    end = tokens * shape.hidden * (4 + 3 * width)
+    end = tokens * (shape.hidden * (4 + 3 * width) + sequence)  # the mask, a byte a pair, is of all blocks
     copies = 0 if width == 4 else width * sum(target.numbers for target in found.values())  # in the dtype computed in
     if config.train.checkpointing is True:
         return block + shape.layers * tokens * width * shape.hidden + end + copies // shape.layers
@@ -144,7 +145,9 @@ def _routed(found: dict[str, Target], shape: Shape) -> int:
 def _work(config: TrainConfig, shape: Shape) -> int:
     """Bytes that the backward pass of one block works with: gradients of the MLP or of attention, and a weight in full."""
     tokens, sequence = _tokens(config), config.data.sequence
-    rows = shape.heads * sequence if sequence <= _SHORT else 4 * shape.head_dim
+    # Long rows: three times a block's scores, and the sums for keys and values in float32.
+    long = 3 * _BLOCK * shape.heads // 2 + 2 * shape.heads * shape.head_dim
+    rows = shape.heads * sequence if sequence <= _SHORT else long
     experts = shape.chosen * max((stack.out for stack in shape.stacks.values()), default=0)
     vectors = max(3 * shape.mlp, 2 * experts, 2 * rows + 3 * shape.heads * shape.head_dim - 3 * shape.mlp)
     single = [stack.out * stack.inside for stack in shape.stacks.values()]

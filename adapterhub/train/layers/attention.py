@@ -1,8 +1,8 @@
-"""Attention for short rows on a CPU, registered with transformers under a name of its own.
+"""Attention on a CPU, registered with transformers under a name of its own.
 
 torch's flash attention for CPUs recomputes in the backward pass what fits easily for a few hundred tokens. Here the
-probabilities are kept, in the compute dtype, and everything is a batched matrix product. Longer rows go to transformers'
-own `sdpa`; what asks for more than scaled dot products (soft caps, sinks) to the eager attention of the model's own file.
+probabilities are kept, in the compute dtype, and everything is a batched matrix product. Longer rows go to `blockwise`;
+what asks for more than scaled dot products (soft caps, sinks) to the eager attention of the model's own file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from adapterhub_converters.errors import RefusedError
+
+from .blockwise import attend
 
 NAME = "adapterhub_short_rows"
 LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer are too much to keep
@@ -62,7 +64,8 @@ def _attention(
         return _eager(module, query, key, value, attention_mask, **kwargs)
     tokens = query.shape[2]
     causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
-    if not causal or tokens > LONGEST or key.shape[2] != tokens or kwargs.get("dropout"):
+    biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
+    if not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         done: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -71,7 +74,10 @@ def _attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     factor = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    output = _Attention.apply(query, key, value, _bias(attention_mask, query, key), factor)
+    if tokens > LONGEST:
+        output = attend(query, key, value, attention_mask, factor)
+    else:
+        output = _Attention.apply(query, key, value, _bias(attention_mask, query, key), factor)
     return output.transpose(1, 2).contiguous(), None
 
 
