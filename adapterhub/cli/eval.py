@@ -13,7 +13,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import output, sources
 from .app import Settings, command
-from .locate import complete_ref, open_registry
+from .locate import cache_folder, complete_ref, open_registry
 from .output import Column
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", "files", metavar="FILE", multiple=True, required=True, help="What is asked about, as in [data] heldout."
 )
-@click.option("--base", metavar="BASE", required=True, help="The model's folder, with its weights.")
+@click.option("--base", metavar="BASE", required=True, help="The model's folder, with its weights, or a GGUF file.")
 @click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'ppl/base<0.9'.")
 @click.option("--name", default="eval", show_default=True, help="What the measurement is called: NAME_perplexity in a search.")
 @click.option("--no-record", is_flag=True, help="Write nothing into the registry.")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--loss", type=click.Choice(["all", "completion"]), help="Tokens that count. [default: as trained, else completion]"
 )
 @click.option("--quantise", type=click.Choice(["nf4", "none"]), help="How the base is held. [default: as trained, else nf4]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="[default: as trained, else bfloat16]")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="[default: as trained, else bfloat16]")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads to compute with. [default: torch's]")
 @click.pass_obj
 def eval(  # noqa: A001 - the command's name
@@ -73,11 +73,13 @@ def eval(  # noqa: A001 - the command's name
     passing = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     folder = sources.existing(base)
-    if not folder.is_dir():
-        raise UsageError(base, "is not a folder", "Name the model's folder, with config.json and its weights")
+    if not (folder.is_dir() or folder.suffix == ".gguf"):
+        raise UsageError(base, "is not a folder", "Name the model's folder, with config.json and its weights, or a .gguf file")
     with sources.opened(source, settings) as found:
         given = sources.given(found)
-        measured = trainer.evaluate(given, folder, [Path(file) for file in files], trainer.Measuring(**asked))
+        measured = trainer.evaluate(
+            given, folder, [Path(file) for file in files], trainer.Measuring(**asked), cache=cache_folder()
+        )
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
     evaluation = Evaluation(name, measured.metrics, measured.data, measured.base)

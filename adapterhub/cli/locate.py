@@ -99,6 +99,14 @@ def data_folder() -> Path:
     return _user_folder("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: quantised bases, digests of large files."""
+    if sys.platform == "darwin" and not os.environ.get("XDG_CACHE_HOME"):
+        return Path.home() / "Library" / "Caches" / "adapterhub"
+    folder = _user_folder("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache")
+    return folder / "cache" if sys.platform == "win32" else folder  # its local data are beside it there
+
+
 def config_folder() -> Path:
     """Where the user's own remotes and logins are kept."""
     return _user_folder("XDG_CONFIG_HOME", "APPDATA", ".config")

@@ -16,6 +16,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import output, train_plan, train_push
 from .app import Settings, command
+from .locate import cache_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -82,7 +83,7 @@ def train(
         train_push.check(ref)
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, _Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force, start=first)
+        result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # of several processes the first speaks
     document = _document(result, screen.ready)
@@ -176,7 +177,9 @@ class _Screen:
 
         self._losses.append(step.loss)
         memory = f" {output.size(step.memory)}" if step.memory else ""
-        curve = f"{spark.line(self._losses)}  " if self._bar else ""
+        # The curve gives way before the bar and the time left do.
+        width = max(8, min(24, self._bar.console.width // 8)) if self._bar else 0
+        curve = f"{spark.line(self._losses, width)}  " if self._bar else ""
         say = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
         self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, say)
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
@@ -184,6 +187,8 @@ class _Screen:
 
     def _evaluated(self, evaluated: Evaluated) -> None:
         output.say(f"step {evaluated.step}/{evaluated.steps}: held-out perplexity {evaluated.perplexity:.3f}")
+        for asked, said in evaluated.samples:
+            output.say(f"  {output.one_line(f'{asked} → {said}')}")
 
 
 def _before(config: TrainConfig, ready: Ready) -> list[str]:
@@ -201,6 +206,7 @@ def _before(config: TrainConfig, ready: Ready) -> list[str]:
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
         ),
         *train_plan.table(ready.memory),
+        *([train_plan.checkpointing(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
         *(f"note: {note}" for note in ready.notes),
     ]
 
@@ -222,6 +228,7 @@ def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "loss": result.loss,
         "perplexity_before": result.perplexity_before,
         "perplexity_after": result.perplexity_after,
+        "kept": result.kept,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
         "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
@@ -234,7 +241,8 @@ def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
-        output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}")
+        best = f", kept as it was after step {result.kept}" if result.kept not in (None, result.steps) else ""
+        output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}{best}")
     for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
         output.write(line)
     for file in _files(result.folder):
@@ -247,7 +255,8 @@ def _took(report: Report) -> dict[str, str]:
     """What it took, against what it might have."""
     full = output.size(report.full_fine_tuning)
     share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} that full fine-tuning would take at least"
-    peak = f"{output.size(report.peak)} at the peak, foreseen {output.size(report.predicted)}; {share}"
+    how = " with checkpointing" if report.checkpointing else ""
+    peak = f"{output.size(report.peak)} at the peak{how}, foreseen {output.size(report.predicted)}; {share}"
     return {
         "memory": peak if report.peak else f"{output.size(report.predicted)} foreseen, not measured here",
         "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",

@@ -26,7 +26,9 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     from adapterhub.train.costs import budget
     from adapterhub.train.costs.memory import full_fine_tuning, parameters
 
-    planned, others, free = plan(config), budget.alternatives(config), budget.free_memory()
+    free, asked = budget.free_memory(), config.train.checkpointing
+    config = budget.settled(config, free=free)
+    planned, others = plan(config), budget.alternatives(config)
     base, adapter = parameters(config)
     full = full_fine_tuning(config)
     misfit = budget.misfit(config, free=free)
@@ -36,6 +38,7 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
         "base_parameters": base,
         "memory": memory_document(planned),
         "free": free,
+        "checkpointing": config.train.checkpointing,
         "full_fine_tuning": full,
         "what_if": [
             {"settings": item.settings, "memory": memory_document(item.plan), "fits": fits(item.plan, free)} for item in others
@@ -47,6 +50,8 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
         output.write()
         for line in table(planned):
             output.write(line)
+        if asked == "auto":
+            output.write(checkpointing(config.train.checkpointing is True))
         output.write()
         for line in _what_if(planned, others, free):
             output.write(line)
@@ -66,6 +71,11 @@ def trained(adapter: int, base: int) -> str:
     """How much of the model learns."""
     share = f" ({adapter / (base + adapter):.2%})" if base else ""
     return f"trains {output.number(adapter)} of {output.number(base + adapter)} parameters{share}"
+
+
+def checkpointing(on: bool) -> str:
+    """What `checkpointing = "auto"` came to."""
+    return "checkpointing: on, as it does not fit otherwise" if on else "checkpointing: off, as it fits without"
 
 
 def memory_document(plan: MemoryPlan) -> dict[str, int]:

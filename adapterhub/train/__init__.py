@@ -43,11 +43,18 @@ _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
 
 
 def run(
-    config: TrainConfig, out: Path, *, on_event: OnEvent | None = None, force: bool = False, start: Given | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    start: Given | None = None,
+    cache: Path | None = None,
 ) -> Result:
     """Train the adapter that `config` describes into the folder `out`, which appears whole or not at all.
 
     `start`: An adapter whose factors are the first ones; it becomes the parent of the result.
+    `cache`: A folder for quantised bases and digests of files that don't change; None keeps nothing.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run
     after the current step with a checkpoint beside `out`; the same call then goes on from it to those same bytes.
@@ -65,26 +72,33 @@ def run(
     with ranks.joined():
         said = on_event if on_event and ranks.first() else lambda _: None
         if not ranks.first():
-            return train(config, out, said, force=force, start=start)
+            return train(config, out, said, force=force, start=start, cache=cache)
         with tracking.tracked(config, out, said) as tell:
-            return train(config, out, tell, force=force, start=start)
+            return train(config, out, tell, force=force, start=start, cache=cache)
 
 
 def evaluate(
-    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+    start: Given,
+    base: Path,
+    files: list[Path],
+    asked: Measuring,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Measured:
-    """The loss of the base model in the folder `base` with and without an adapter, on the documents of `files`.
+    """The loss of the base model at `base` with and without an adapter, on the documents of `files`.
 
-    The model is loaded once, as `asked` says; without the adapter its deltas count nothing. `progress(done, all)` of loading.
+    The model is loaded once, as `asked` says; without the adapter its deltas count nothing. `progress(done, all)` of loading;
+    `cache` as in `run`.
 
     Raises:
         MissingExtraError: torch or another library of the extra isn't installed.
-        RefusedError: The adapter is for another base, or is more than low-rank deltas on linear layers.
+        RefusedError: The adapter is for another base, or has what the layers here cannot hold.
     """
     _check_extra()
     from .evaluating import evaluate as measure
 
-    return measure(start, base, files, asked, progress=progress)
+    return measure(start, base, files, asked, progress=progress, cache=cache)
 
 
 def _check_extra() -> None:

@@ -23,16 +23,20 @@ class BaseConfig:
     """The model that is adapted."""
 
     path: str
-    """A Hugging Face folder."""
+    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serialises it; or a GGUF file."""
     name: str | None = None
     """What the model is called where others get it, `owner/model`; goes into the adapter."""
     revision: str | None = None
     quantise: Literal["nf4", "none"] = "nf4"
     """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What is computed in."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What is computed in; `float16` with a scaled loss."""
     shard: bool = False
     """Of several processes (torchrun) each holds only its part of the quantised layers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What computes; `auto`: CUDA where torch sees it."""
+    cache: bool = True
+    """Keep the quantised base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class DataConfig:
     """What is learnt, and what isn't shown but asked about afterwards."""
 
     train: tuple[str, ...]
-    """JSON Lines, plain text or Parquet files, or folders that `datasets` saved."""
+    """JSON Lines, arrays in JSON, plain text or Parquet files, or folders that `datasets` saved."""
     heldout: tuple[str, ...] = ()
     """The same, never trained on."""
     heldout_share: float = 0.0
@@ -67,6 +71,8 @@ class LoRAConfig:
     """Multiply by alpha / sqrt(r) instead (arXiv 2312.03732)."""
     dora: bool = False
     """Learn the length of every output's weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    lora_bias: bool = False
+    """Let every delta have a bias as well."""
     dropout: float = 0.0
     """Share of the delta's inputs that a step leaves out."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -111,7 +117,7 @@ class OptimConfig:
     floor: float = 0.0
     """Share of the rate that it falls to."""
     optimiser: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
-    """In 8 bits only on CUDA, by bitsandbytes."""
+    """In 8 bits by bitsandbytes; paged only on CUDA."""
     neftune: float = 0.0
     """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
     warmup: int = 0
@@ -121,8 +127,11 @@ class OptimConfig:
     beta2: float = 0.999
     clip: float = 1.0
     """Norm that the gradient is clipped to; 0: not."""
-    checkpointing: bool = False
-    """Keep only each block's input and compute the rest again: half the memory, a third more time."""
+    compile: bool = False
+    """Let torch compile what lies between the layers."""
+    checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only each block's input and compute the rest again: half the memory, a third more time. `auto`: where it doesn't
+    fit otherwise. The result is the same, byte for byte."""
     evaluate_every: int = 0
     """Steps between held-out evaluations; 0: only before and after."""
     keep_best: bool = False
@@ -171,6 +180,7 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """The sections as plain values, for the adapter's record: paths as they were written, no machine in it."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        del sections["base"]["cache"]  # changes no byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 
@@ -233,12 +243,13 @@ def _section(kind: type, values: object, where: str) -> Any:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, typing.get_args(option)))}")
+            known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
+            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, known))}")
         if typing.get_origin(option) is tuple:
             kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
@@ -276,6 +287,8 @@ def _check(config: TrainConfig) -> None:
             raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
     if config.base.shard and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [base] shard", "is for a quantised base")
+    if lora.lora_bias and lora.dora:
+        raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be set beside dora")
     if lora.init == "loftq" and config.base.quantise == "none":
         raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
 

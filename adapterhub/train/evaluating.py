@@ -5,56 +5,69 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
-from .config import BaseConfig, LoRAConfig
+from . import devices
+from .config import BaseConfig
 from .corpus import data
 from .events import Given, Measured, Measuring
-from .layers.lora import lora_layers
-from .model import given
+from .model import given, kept, known, packing
 from .model.base import load, threads
 from .steps import loop
 
 
 def evaluate(
-    start: Given, base: Path, files: list[Path], asked: Measuring, *, progress: Callable[[int, int], None] | None = None
+    start: Given,
+    base: Path,
+    files: list[Path],
+    asked: Measuring,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Measured:
     """See `adapterhub.train.evaluate`."""
     found = given.read(start)
-    given.check_base(found, read_hf(base), None)
+    given.check_base(found, read_base(base), None)
     asked = _as_trained(asked, found)
     held = BaseConfig(str(base), quantise=asked.quantise, dtype=asked.dtype)  # type: ignore[arg-type]
-    delta = next(iter(found.pairs.values()), None)
-    if delta is None:
+    if not found.pairs:
         raise RefusedError(found.where, "has no low-rank delta to measure")
-    adapter = LoRAConfig(r=delta.r, alpha=delta.alpha, rslora=delta.rslora, targets=tuple(found.pairs))
+    weights = known.weights(base, cache)
     with threads(asked.threads):
-        model = load(base, held, adapter, where=found.where, progress=progress)
+        place = kept.place(cache, base, weights) if cache else None
+        device = devices.chosen("auto")
+        model = load(base, held, found.config, where=found.where, progress=progress, place=place, device=device)
         given.put(model, found)
         assert asked.sequence and asked.loss and asked.rows  # noqa: S101, PT018 - `_as_trained` said them
-        dataset = data.load(files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
+        read = partial(data.load, files, model.tokenizer, sequence=asked.sequence, loss=asked.loss, seed=None)
+        dataset = read(pack_rows=_packed(found))
+        if packing.shared(dataset.rows) and not packing.separates(model):
+            dataset = read(pack_rows=False)
         rows = dataset.rows if asked.tokens is None else data.some(dataset.rows, asked.tokens)
-        with_adapter = loop.evaluate(model, rows, asked.rows)
-        for _, layer in lora_layers(model.model):
-            layer.scaling = 0.0
+        with given.replaced(model, found):
+            with_adapter = loop.evaluate(model, rows, asked.rows)
+        given.take_out(model)
         alone = loop.evaluate(model, rows, asked.rows)
     if not (math.isfinite(with_adapter) and math.isfinite(alone)):
         raise RefusedError(found.where, f"the loss is {with_adapter} with the adapter and {alone} without")
-    weights = [{"path": path.name, "digest": sha256_file(path)} for path in weight_files(base)]
     return Measured(
         loss=with_adapter,
         base_loss=alone,
         tokens=rows.label_tokens,
         data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
-        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": weights},
+        base={"quantise": asked.quantise, "dtype": asked.dtype, "weights": [_plain(item) for item in weights]},
         sequence=asked.sequence,
-        notes=(*dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
+        notes=(*model.notes, *dataset.notes, *given.other_weights(found, weights), *_seen(found, dataset)),
     )
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    return {"path": item["path"], "digest": item["digest"]}
 
 
 def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
@@ -63,7 +76,7 @@ def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
     optim = _table(config, "train")
     trained = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantise": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
-    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float32"), "loss": ("all", "completion")}
+    kinds = {"quantise": ("nf4", "none"), "dtype": ("bfloat16", "float16", "float32"), "loss": ("all", "completion")}
     chosen: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(asked, key) if getattr(asked, key) is not None else trained.get(key)
@@ -71,6 +84,11 @@ def _as_trained(asked: Measuring, found: given.Factors) -> Measuring:
         known = value in kinds[key] if key in kinds else isinstance(value, int) and value > 0
         chosen[key] = value if known else default
     return dataclasses.replace(asked, **chosen)
+
+
+def _packed(found: given.Factors) -> bool:
+    """Whether documents share rows, as they did in its training."""
+    return _table((found.facts.get("training") or {}).get("config"), "data").get("pack") is not False
 
 
 def _table(config: Any, key: str) -> dict[str, Any]:

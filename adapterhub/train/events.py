@@ -59,7 +59,7 @@ class Loading:
 class Ready:
     """All is loaded. `parameters` learn, beside those of the base; `tokens` are those of the training data.
 
-    `notes` are worth showing, one line each.
+    `notes` are worth showing, one line each; `checkpointing` is what `auto` came to.
     """
 
     parameters: int
@@ -70,6 +70,7 @@ class Ready:
     steps: int
     memory: MemoryPlan
     notes: tuple[str, ...]
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Report:
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
         matmul: Such operations a second of a plain matrix product on this machine, at best.
         utilisation: The share of that which the steps reached.
+        checkpointing: Whether activations were computed again rather than kept.
     """
 
     parameters: int
@@ -189,6 +191,7 @@ class Report:
     flops: int
     matmul: float
     utilisation: float
+    checkpointing: bool = False
 
     @property
     def share(self) -> float:
@@ -198,7 +201,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Result:
-    """How a training ended; perplexities are of the held-out data, None if there is none."""
+    """How a training ended: perplexities of the held-out data, None if there is none; the step `kept` is the adapter's."""
 
     folder: Path
     steps: int
@@ -207,3 +210,4 @@ class Result:
     perplexity_before: float | None
     perplexity_after: float | None
     report: Report | None = None
+    kept: int | None = None

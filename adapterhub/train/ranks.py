@@ -36,7 +36,8 @@ def joined() -> Iterator[None]:
     if count() > 1 or not distributed.is_torchelastic_launched():
         yield
         return
-    distributed.init_process_group("gloo")
+    # Single numbers are summed on the CPU, the rest where the model lies.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -52,13 +53,6 @@ def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
 def rounds(rows: int, size: int) -> int:
     """How many passes of `size` rows the process with the largest part of `rows` makes."""
     return -(-(rows // -count()) // -size)
-
-
-def gathered(own: Any) -> Any:
-    """The tensors of all processes, one behind the other."""
-    found = own.new_empty(count() * own.numel())
-    distributed.all_gather(list(found.chunk(count())), own)
-    return found
 
 
 def total(value: float) -> float:

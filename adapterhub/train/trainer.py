@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub_converters.base import read_hf, weight_files
+from adapterhub_converters.base import read_base
 from adapterhub_converters.files import staging
 
-from . import ranks
+from . import devices, ranks
 from .config import TrainConfig
 from .corpus import data
 from .costs import budget, memory
 from .costs.report import Meter
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
-from .model import given
+from .model import compiled, families, given, kept, known, packing
 from .model.base import Base, load, threads
 from .records import artifact, checkpoint
 from .steps import loop
 
 
-def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = False, start: Given | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    out: Path,
+    on_event: OnEvent,
+    *,
+    force: bool = False,
+    start: Given | None = None,
+    cache: Path | None = None,
+) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
     artifact.check_folder(out.parent)
-    plan = memory.plan(config)
+    device = devices.chosen(config.base.device)
+    free, held = _room(config, device)
+    settled = _settled(config, free, held)
+    plan = memory.plan(settled)
     on_event = meter = Meter(on_event)
     if not force:
-        budget.check(config, free=budget.free_memory(), held=loop.resident())
+        budget.check(settled, free=free, held=held)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
+        path = config.resolve(config.base.path)
+        cache = cache if config.base.cache else None
+        weights = known.weights(path, cache)
         base = load(
-            config.resolve(config.base.path),
+            path,
             config.base,
             config.lora,
             where=config.where,
             progress=lambda done, total: on_event(Loading(done, total)),
+            place=kept.place(cache, path, weights) if cache else None,
+            device=device,
         )
-        if config.train.checkpointing:
+        if settled.train.checkpointing:
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.train.compile:
+            compiled.apply(base.model, config.where)
         train_set, heldout = data.datasets(config, base.tokenizer)
+        longer = families.check_length(base.model, config.data.sequence, config.where)
+        packing.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
-        weights = _weights(config.resolve(config.base.path))
         overlap = data.overlap(train_set, heldout)
-        notes = (*train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
+        notes = (*base.notes, *longer, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
         if first:
             given.check_config(first, config.lora, base.targets, config.where)
             given.put(base, first)
@@ -62,18 +81,19 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
                 steps=steps,
                 memory=plan,
                 notes=notes,
+                checkpointing=settled.train.checkpointing is True,
             )
         )
-        record = {"weights": weights, **_record(config, train_set, heldout, steps, thread_count)}
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, artifact.versions(thread_count, device))}
         parents = _parents(start)
         state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
         ranks.wait()
         if not ranks.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(config)
+                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(settled, device)
             )
         training = artifact.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(config)
+        report = meter.report(settled, device)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
     return Result(
@@ -84,11 +104,26 @@ def train(config: TrainConfig, out: Path, on_event: OnEvent, *, force: bool = Fa
         perplexity_before=training["metrics"].get("heldout_perplexity_before"),
         perplexity_after=training["metrics"].get("heldout_perplexity"),
         report=report,
+        kept=state.kept,
     )
 
 
+def _room(config: TrainConfig, device: Any) -> tuple[int | None, int]:
+    """Bytes that are free where the model will lie, and those that this process holds there already."""
+    there = devices.free(device)
+    # The interpreter isn't on a CUDA device, and every plan counts it.
+    return (budget.free_memory(), loop.resident()) if there is None else (there, memory.plan(config).runtime)
+
+
+def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
+    """The config with what `auto` comes to: in all processes the same, or those with parts of the base would not meet."""
+    found = budget.settled(config, free=free, held=held)
+    on = ranks.total(float(found.train.checkpointing is True)) > 0
+    return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
+
+
 def _record(
-    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, thread_count: int
+    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, versions: dict[str, str]
 ) -> dict[str, Any]:
     """What the adapter will say of its training, but for the metrics; nothing in it depends on when or where."""
     sets = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
@@ -103,7 +138,7 @@ def _record(
             for file in dataset.files
         ],
         "seed": config.train.seed,
-        "versions": artifact.versions(thread_count),
+        "versions": versions,
     }  # fmt: skip
 
 
@@ -112,7 +147,7 @@ def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
     if start is None:
         return None
     found = given.read(start)
-    given.check_base(found, read_hf(config.resolve(config.base.path)), config.base.name)
+    given.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
     return found
 
 
@@ -121,12 +156,6 @@ def _parents(start: Given | None) -> list[dict[str, Any]]:
     if start is None:
         return []
     return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
-
-
-def _weights(base: Path) -> list[dict[str, Any]]:
-    """The files of the base's weights: a fingerprint says its shapes alone, which a fine-tune of it shares."""
-    files = weight_files(base) if base.is_dir() else [base]
-    return [{"path": path.name, "digest": sha256_file(path), "size": path.stat().st_size} for path in files]
 
 
 def _run(
@@ -143,7 +172,7 @@ def _run(
     """The loop, from its checkpoint if there is one."""
     state = loop.new_state(base.model, config.train)
     path = checkpoint.path_for(out)
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     run = checkpoint.identity(
         {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
     )

@@ -63,26 +63,31 @@ def to_hf(gguf: Path, out: Path) -> None:
         _write(GGUFBase(str(gguf), file), out)
 
 
-def _write(base: GGUFBase, out: Path) -> None:
-    documents = {
+def documents(base: GGUFBase) -> dict[str, str]:
+    """Name and text of the files that a Hugging Face folder has beside the weights."""
+    return {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
         **tokenizer_files(base),
     }
+
+
+def _write(base: GGUFBase, out: Path) -> None:
+    texts = documents(base)
     with staging.whole(out) as folder:
-        for name, text in documents.items():
+        for name, text in texts.items():
             json_file.write_text(folder / name, text)
         _write_weights(base, folder / "model.safetensors")
 
 
 def tokenizer_files(base: GGUFBase) -> dict[str, str]:
     """The text of each file of the tokenizer, the chat template among them."""
-    documents = {
+    texts = {
         "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
         "tokenizer_config.json": _json(_tokenizer_config(base)),
     }
     template = base.metadata.get("tokenizer.chat_template")
-    return documents | ({"chat_template.jinja": str(template)} if template else {})
+    return texts | ({"chat_template.jinja": str(template)} if template else {})
 
 
 def config(base: GGUFBase) -> dict[str, Any]:
@@ -136,22 +141,38 @@ def _generation_config(base: GGUFBase) -> dict[str, Any]:
     return {name: value for name, value in config(base).items() if name in _IDS}
 
 
+class GGUFWeights:
+    """The tensors of a model under their Hugging Face names, each dequantised and put in order when asked for."""
+
+    def __init__(self, base: GGUFBase) -> None:
+        self._base, self._numbers = base, config(base)
+        self._architecture = names.by_gguf("llama", base.where)
+        self._sources: dict[str, str] = {}
+        for name in base.shapes:
+            stem, _, kind = name.rpartition(".")
+            module = self._architecture.module(stem)
+            if module is None or kind != "weight":
+                raise RefusedError(base.where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
+            self._sources[f"{module}.weight"] = name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape, in the file's order."""
+        return {name: self._base.shapes[source] for name, source in self._sources.items()}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """float32, in C order."""
+        rows = self._architecture.order(name.removesuffix(".weight"), self._numbers, self._base.where)
+        return np.ascontiguousarray(names.unpermuted(self._base.file.tensor(self._sources[name]), rows))
+
+
 def _write_weights(base: GGUFBase, path: Path) -> None:
-    architecture, numbers = names.by_gguf("llama", base.where), config(base)
-    sources = {}
-    for name in base.shapes:
-        stem, _, kind = name.rpartition(".")
-        module = architecture.module(stem)
-        if module is None or kind != "weight":
-            raise RefusedError(base.where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
-        sources[f"{module}.weight"] = name
-    order = safetensors_file.layout((name, "BF16", base.shapes[source]) for name, source in sources.items())
+    weights = GGUFWeights(base)
+    order = safetensors_file.layout((name, "BF16", shape) for name, shape in weights.shapes.items())
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
         for name, _, _ in order:
-            rows = architecture.order(name.removesuffix(".weight"), numbers, base.where)
-            tensor = names.unpermuted(base.file.tensor(sources[name]), rows)
-            file.write(safetensors_file.byte_view(np.ascontiguousarray(tensor).astype(dtypes.BF16)))
+            file.write(safetensors_file.byte_view(weights.tensor(name).astype(dtypes.BF16)))
 
 
 # The splitting rules of a pre-tokenizer, applied one after the other (`llm_tokenizer_bpe`, `regex_exprs`), in terms

@@ -51,7 +51,8 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     done = run("train", "letters.toml", "--json")
     result = json.loads(done.stdout)
     assert list(result) == [
-        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "parameters", "memory", "report", "files",
+        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "kept", "parameters", "memory", "report",
+        "files",
     ]  # fmt: skip
     assert (result["output"], result["steps"]) == ("letters", 3)
     assert {"adapter.json", "adapter_model.safetensors"} <= {file["path"] for file in result["files"]}

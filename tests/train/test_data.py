@@ -14,6 +14,7 @@ from adapterhub.train import config
 from adapterhub.train.corpus import data
 from adapterhub.train.corpus.examples import encode
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
+from tests.conftest import need_module
 
 EOS = 2
 
@@ -72,6 +73,30 @@ def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: obje
     assert dataset.truncated == 1
     never = load(write(tmp_path / "b.jsonl", {"messages": [{"role": "user", "content": "q"}]}), tokenizer, loss="all")
     assert never.notes == ()  # the user's turn ends with the same mark
+
+
+def test_answers_that_are_cut_off_whole_are_said_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
+    short, long = ({"prompt": "p" * size, "completion": "c"} for size in (3, 90))
+    _, lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
+    assert lost == "of 1 of 2 examples nothing is learnt: the answers lie behind the first 32 tokens"
+    with pytest.raises(RefusedError, match=r"lies behind the first 32 tokens of every document. Raise \[data\] sequence"):
+        load(write(tmp_path / "b.jsonl", long), tokenizer)
+
+
+def test_an_array_of_objects_says_what_json_lines_say_and_a_table_is_refused(tmp_path: Path, tokenizer: object) -> None:
+    records = [{"text": "x"}, {"prompt": "a", "completion": "b"}]
+    lines = write(tmp_path / "a.jsonl", *records)
+    (tmp_path / "b.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "c.json").write_bytes(lines.read_bytes())
+    expected = load(lines, tokenizer).rows.ids.tolist()
+    for name in ("b.json", "c.json"):
+        assert load(tmp_path / name, tokenizer).rows.ids.tolist() == expected
+    (tmp_path / "d.json").write_text('[{"text": "x"}, 3]')
+    with pytest.raises(FormatError, match=r"d.json: item 2: not a JSON object"):
+        load(tmp_path / "d.json", tokenizer)
+    (tmp_path / "e.csv").write_text("text\nx\n")
+    with pytest.raises(FormatError, match=r"e.csv: .csv is a table, and which of its columns are learnt isn't known"):
+        load(tmp_path / "e.csv", tokenizer)
 
 
 def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
@@ -188,21 +213,30 @@ def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_pat
     assert learnt(load(path, forgetful, sequence=256).rows, forgetful) == says
 
 
-TRL = ["cohere", "gemma", "gemma3", "lfm2", "llama3", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl"]
+# What trl's marks hold of each answer besides its words and its end: what the prompt has said already, an empty thought.
+TRL = {
+    **dict.fromkeys(("cohere", "cohere2", "gemma", "gemma3", "diffusion_gemma", "idefics3", "lfm2", "lfm2_v2", "llama3"), ""),
+    **dict.fromkeys(("qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl", "smolvlm"), ""),
+    **dict.fromkeys(("qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8"), "<think>\n\n</think>\n\n"),
+    **dict.fromkeys(("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"), "<think></think>"),
+    "glm4moe": "\n<think></think>\n", "qwen2_5": "\n", "deepseekv3": "<｜Assistant｜>", "muse_glimmer": "<|start|>assistant",
+}  # fmt: skip
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", TRL)
 @pytest.mark.parametrize("turns", [2, 4])
 def test_answers_are_those_of_trls_templates_with_generation_marks(name: str, turns: int, forgetful) -> None:  # type: ignore[no-untyped-def]
-    found = importlib.util.find_spec("trl")
-    if found is None or found.origin is None:
-        pytest.skip("trl isn't installed")
-    forgetful.chat_template = (Path(found.origin).parent / f"chat_templates/{name}_training.jinja").read_text()
+    need_module("trl")
+    folder = Path(str(importlib.util.find_spec("trl").origin)).parent  # type: ignore[union-attr]
+    forgetful.chat_template = (folder / f"chat_templates/{name}_training.jinja").read_text()
     messages = say(("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dd"))[:turns]
     ours = encode({"messages": messages}, forgetful, loss="completion", where="")
     theirs = forgetful.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     assert ours.ids.tolist() == theirs["input_ids"]
-    assert ours.learnt.tolist() == list(map(bool, theirs["assistant_masks"]))
+    marked = np.array(theirs["assistant_masks"], bool)
+    assert not (ours.learnt & ~marked).any()
+    assert forgetful.decode(ours.ids[marked & ~ours.learnt]) == TRL[name] * (turns // 2)
 
 
 TOOLS = [
@@ -301,7 +335,9 @@ def test_parquet_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> 
 
 
 def test_a_folder_that_datasets_saved_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> None:
-    datasets = pytest.importorskip("datasets")
+    need_module("datasets")
+    import datasets
+
     saved = datasets.Dataset(datasets.table.InMemoryTable.from_pylist(MIXED), fingerprint="mixed")
     saved.save_to_disk(tmp_path / "saved", num_shards=2)
     datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "splits")

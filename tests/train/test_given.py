@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import facts, manifest, train  # noqa: E402
 from adapterhub.train import config  # noqa: E402
-from adapterhub.train.model import given  # noqa: E402
+from adapterhub.train.layers import lora  # noqa: E402
+from adapterhub.train.model import base, given, learnt  # noqa: E402
+from adapterhub.train.steps import loop  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.base import read_hf  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+from tests.train import test_kinds as kinds  # noqa: E402
+from tests.train.test_families import saved  # noqa: E402
 from tests.train.test_train import settings  # noqa: E402
 
 
@@ -87,7 +93,7 @@ def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_said(first,
     found = given.read(start)
     other = {**found.facts, "base": {**found.facts["base"], "fingerprint": f"sha256:{0:064}"}}
     with pytest.raises(RefusedError, match="is for a base of other shapes or names"):
-        given.check_base(given.Factors(found.pairs, other, "./out"), read_hf(tiny_base), None)
+        given.check_base(dataclasses.replace(found, facts=other), read_hf(tiny_base), None)
     digest = found.facts["training"]["weights"][0]["digest"]
     assert given.other_weights(found, [{"digest": digest}]) == []
     assert given.other_weights(found, [{"digest": f"sha256:{0:064}"}]) == [
@@ -95,7 +101,116 @@ def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_said(first,
     ]
 
 
-def test_what_is_more_than_low_rank_deltas_is_refused_by_name(first, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"rslora": True, "dropout": 0.1},
+    "dora": {"dora": True},
+    "patterns": {"targets": kinds.SMALL, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"1\.mlp\.down_proj": 3}},
+    "embedding": {"targets": (*kinds.SMALL, "embed_tokens")},
+    "token-rows": {"targets": kinds.SMALL, "trainable_token_indices": (5, 40, 41)},
+    "bias": {"targets": kinds.SMALL, "lora_bias": True},
+    "experts": {"targets": ("q_proj", "experts.down_proj")},
+}
+
+
+def advanced(model: Any, settings: config.TrainConfig, steps: int) -> list[float]:
+    """The losses of so many steps with a fresh optimiser."""
+    state = loop.new_state(model.model, settings.train)
+    return [loop.advance(model, kinds.rows(), state, settings.train, steps)["loss"] for _ in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("MixtralForCausalLM", tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base: Path, mixture: Path) -> None:
+    folder = mixture if kind == "experts" else tiny_base
+    settings = kinds.whole(folder, **KINDS[kind])
+    straight = kinds.loaded(settings)
+    advanced(straight, settings, 3)
+    peft_format.write(learnt.adapter(settings, straight), tmp_path)
+    found = given.read(train.Given(tmp_path, tmp_path, "", "./first"))
+    again = kinds.loaded(settings)
+    given.check_config(found, settings.lora, again.targets, "c.toml")
+    given.put(again, found)
+    assert advanced(again, settings, 3) == advanced(straight, settings, 3)
+    for (name, own), (_, other) in zip(lora.trained(again.model), lora.trained(straight.model), strict=True):
+        assert torch.equal(own, other), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path, tiny_base: Path, mixture: Path) -> None:
+    folder = mixture if kind == "experts" else tiny_base
+    settings = kinds.whole(folder, **KINDS[kind])
+    made = kinds.loaded(settings)
+    before = loop.evaluate(made, kinds.rows(), 4)
+    advanced(made, settings, 3)
+    after = loop.evaluate(made, kinds.rows(), 4)
+    assert after < before
+    peft_format.write(learnt.adapter(settings, made), tmp_path)
+    found = given.read(train.Given(tmp_path, tmp_path, "", "./first"))
+    measured = base.load(folder, settings.base, found.config, where="./first")
+    given.put(measured, found)
+    assert loop.evaluate(measured, kinds.rows(), 4) == after
+    given.take_out(measured)
+    assert loop.evaluate(measured, kinds.rows(), 4) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "says"),
+    [
+        ("dora", {"dora": False}, r"\[lora\] dora: is false here, and true in ./first"),
+        ("token-rows", {"trainable_token_indices": (5,)}, r"trainable_token_indices: is \[5\] here, and \[5, 40, 41\] in"),
+        ("patterns", {"rank_pattern": {}}, r"\[lora\] r: r is 4 here, and 2 in ./first at model.layers.0.self_attn.q_proj"),
+        ("plain", {"init": "pissa"}, r"\[lora\] init: isn't known of an adapter that goes on"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused(
+    kind: str, words: dict[str, Any], says: str, tmp_path: Path, tiny_base: Path
+) -> None:
+    settings = kinds.whole(tiny_base, **KINDS[kind])
+    made = kinds.loaded(settings)
+    peft_format.write(learnt.adapter(settings, made), tmp_path)
+    found = given.read(train.Given(tmp_path, tmp_path, "", "./first"))
+    with pytest.raises(RefusedError, match=says):
+        given.check_config(found, dataclasses.replace(settings.lora, **words), made.targets, "c.toml")
+
+
+@pytest.mark.peer
+def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+    need_module("peft")
+    from peft import LoraConfig, get_peft_model
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    words = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head", "norm", "o_proj"], task_type="CAUSAL_LM")
+    theirs = get_peft_model(plain, words).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
+    theirs.save_pretrained(tmp_path)
+    found = given.read(train.Given(tmp_path, tmp_path, "", "./theirs"))
+    settings = kinds.whole(tiny_base)
+    ours = base.load(tiny_base, settings.base, found.config, where="./theirs")
+    alone = loop.evaluate(ours, kinds.rows(), 4)
+    given.put(ours, found)
+    with given.replaced(ours, found):
+        measured = loop.evaluate(ours, kinds.rows(), 4)
+    given.take_out(ours)
+    assert loop.evaluate(ours, kinds.rows(), 4) == alone
+    rows = kinds.rows()
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(rows.ids), position_ids=torch.from_numpy(rows.positions), use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.labels).flatten())
+    assert measured == pytest.approx(expected.item(), abs=1e-5)
+    assert abs(measured - alone) > 0.01
+    with pytest.raises(RefusedError, match=r"lm_head.weight: is replaced as a whole, and a training here learns deltas"):
+        given.check_config(found, found.config, ours.targets, "c.toml")
+
+
+def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
     adapter = peft_format.read(start.path)
     target = next(iter(adapter.deltas))
@@ -103,5 +218,5 @@ def test_what_is_more_than_low_rank_deltas_is_refused_by_name(first, tmp_path: P
     dora = dataclasses.replace(delta, magnitude=np.ones(delta.lora_B.shape[0], np.float32))
     (tmp_path / "dora").mkdir()
     peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, source=None), tmp_path / "dora")
-    with pytest.raises(RefusedError, match=rf"{target}: is no plain low-rank delta"):
+    with pytest.raises(RefusedError, match=r"use_dora: is true and .* has no magnitude"):
         given.read(train.Given(tmp_path / "dora", tmp_path / "dora", "", "./dora"))

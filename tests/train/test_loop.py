@@ -114,6 +114,7 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.steps < 30
     assert losses.index(min(losses)) == len(losses) - 3
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
+    assert result.kept == result.steps - 2
     # What is written is the best, not the last.
     made = base.load(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
     from adapterhub_converters import peft as peft_format
@@ -124,6 +125,19 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
     asked = data.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
     assert loop.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_with_checkpointing_the_same_is_learnt_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+    """Or `auto` would have the result depend on how much memory was free."""
+    path = settings(tmp_path, tiny_base, steps=3, neftune=5.0)
+    path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
+    plain = train.read_config(path)
+    for out, on in (("kept", False), ("again", True)):
+        result = train.run(replace(plain, train=replace(plain.train, checkpointing=on)), tmp_path / out)
+        assert result.report is not None
+        assert result.report.checkpointing is on
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert contents(tmp_path / "kept")[name] == contents(tmp_path / "again")[name]
 
 
 KILLED = RUN.replace(
@@ -165,12 +179,6 @@ def test_samples_are_what_generate_says(tiny_base: Path) -> None:
     assert made.model.training
 
 
-def test_eight_bit_moments_need_cuda(tiny_base: Path) -> None:
-    made = loaded(whole(tiny_base))
-    with pytest.raises(RefusedError, match="adamw8bit works on a CUDA device only"):
-        loop.new_state(made.model, config.OptimConfig(optimiser="adamw8bit"))
-
-
 def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -192,6 +200,14 @@ def test_where_numbers_cannot_go_is_said(tmp_path: Path, tiny_base: Path, monkey
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingExtraError, match="mlflow isn't installed. pip install mlflow"):
         train.run(replace(train.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
+
+
+def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = settings(tmp_path, tiny_base, log_to=["tensorboard"])
+    (tmp_path / "out.tensorboard").write_text("in the way")
+    with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or take it out of log_to"):
+        train.run(train.read_config(path), tmp_path / "out")
 
 
 def test_a_curve_in_a_line() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub import train
-from adapterhub.train.costs import budget, memory
+from adapterhub.train.costs import budget, memory, shapes
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.train.conftest import write_tokenizer
@@ -42,7 +43,7 @@ LIKE_135M = {
 }  # fmt: skip
 
 
-def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", **keys: object) -> Path:
+def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", lora: str = "", **keys: object) -> Path:
     """A config over a new base of that shape."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -53,28 +54,36 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
     line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 6})
     (folder / "t.jsonl").write_text(f"{line}\n" * 80)
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 2, "threads": 1, **keys}.items())
+    heldout = 'heldout = "t.jsonl"\n' if "evaluate_every" in keys else ""
     (folder / "c.toml").write_text(
-        f'[base]\npath = "base"\n{base}\n[data]\ntrain = "t.jsonl"\nsequence = {sequence}\n[lora]\nr = 16\n[train]\n{lines}\n'
+        f'[base]\npath = "base"\n{base}\n[data]\ntrain = "t.jsonl"\n{heldout}sequence = {sequence}\n'
+        f"[lora]\nr = 16\n{lora}[train]\n{lines}\n"
     )
     return folder / "c.toml"
 
 
+# Four processes hold every kind of what can be trained; which of a row's kinds is wrong, the parts of the plan say.
+KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
+    "small-and-many-tokens": (TINY, {"sequence": 1024, "rows": 12}, "", ""),
+    "checkpointing-dora-best": (
+        LIKE_135M,
+        {"sequence": 256, "rows": 8, "checkpointing": True, "evaluate_every": 1, "keep_best": True, "samples": ["a?"]},
+        "", "dora = true\nrank_pattern = {down_proj = 64}\n",
+    ),
+    "dropout-float32": (LIKE_135M, {"sequence": 256, "rows": 4}, 'dtype = "float32"', "dropout = 0.1\ndora = true\n"),
+    "pissa-embedding-few-targets": (
+        LIKE_135M, {"sequence": 256, "rows": 4}, "", 'init = "pissa"\ntargets = ["q_proj", "down_proj", "embed_tokens"]\n',
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
-@pytest.mark.parametrize(
-    ("numbers", "keys"),
-    [
-        (TINY, {"sequence": 1024, "rows": 12}),
-        (LIKE_135M, {"sequence": 256, "rows": 4}),
-        (LIKE_135M, {"sequence": 256, "rows": 8, "checkpointing": True}),
-    ],
-    ids=["tiny", "135M", "135M-checkpointing"],
-)
-def test_what_is_measured_is_within_15_per_cent_of_what_was_said(
-    tmp_path: Path, numbers: dict[str, int], keys: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_measured_is_within_15_per_cent_of_what_was_said(tmp_path: Path, kind: str) -> None:
     for name in ("bitsandbytes", "matplotlib"):
         need_module(name)
-    path = made(tmp_path, numbers, **keys)  # type: ignore[arg-type]
+    numbers, keys, base, lora = KINDS[kind]
+    path = made(tmp_path, numbers, base=base, lora=lora, **keys)  # type: ignore[arg-type]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
         "GOMP_SPINCOUNT": "1000",
@@ -135,6 +144,60 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_
         budget.check(config, free=memory.plan(smallest).total)
     with pytest.raises(RefusedError, match="take a smaller base"):
         budget.check(config, free=memory.plan(smallest).total - 1)
+
+
+def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    assert config.train.checkpointing == "auto"
+    total = memory.plan(config).total
+    assert budget.settled(config, free=total).train.checkpointing is False
+    assert budget.settled(config, free=total - 1, held=1).train.checkpointing is False
+    assert budget.settled(config, free=None).train.checkpointing is False
+    settled = budget.settled(config, free=total - 1)
+    assert settled.train.checkpointing is True
+    assert memory.plan(settled).total < total
+    for said in (True, False):
+        chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=said))
+        assert budget.settled(chosen, free=1) == chosen
+
+
+def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
+    """Against the model itself, for whatever gives it trained numbers."""
+    base = pytest.importorskip("adapterhub.train.model.base")
+    for words in (
+        {}, {"dora": True, "layers": (1,)}, {"targets": ("q_proj", "embed_tokens"), "rank_pattern": {"q_proj": 3}},
+        {"targets": r".*\.0\..*(gate|up)_proj"}, {"exclude": ("mlp.down_proj",), "trainable_token_indices": (4, 9)},
+    ):  # fmt: skip
+        config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=train.config.LoRAConfig(r=2, **words))
+        made = base.load(tiny_base, config.base, config.lora, where="")
+        learnt = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
+        assert memory.parameters(config)[1] == learnt, words
+
+
+EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_are_counted_whether_they_lie_stacked_or_one_by_one(kind: str, tmp_path: Path) -> None:
+    from tests import tiny
+
+    model = tiny.model(kind)
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "c.toml").write_text(
+        f'[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\n[lora]\nr = 2\ntargets = {json.dumps(EXPERTS[kind])}\n'
+    )
+    config = train.read_config(tmp_path / "c.toml")
+    wanted = sum(
+        2 * (parameter.shape[0] if parameter.ndim == 3 else 1) * sum(parameter.shape[-2:])
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight").endswith(EXPERTS[kind])
+    )
+    assert memory.parameters(config) == (sum(p.numel() for p in model.parameters()), wanted)
+    shape = shapes.shape_of(config, read_base(tmp_path / "base"))
+    experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
+        parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3
+    )
 
 
 def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path: Path) -> None:

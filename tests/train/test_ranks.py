@@ -33,8 +33,14 @@ def of_two() -> dict[str, str]:
     return {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
 
 
+def of_ours(cache: Path) -> dict[str, str]:
+    """An environment in which Python finds this checkout."""
+    found = os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))
+    return {**os.environ, "PYTHONPATH": found, "XDG_CACHE_HOME": str(cache)}
+
+
 def by_torchrun(run: Run, path: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    environment = of_ours(path.parent)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
     done = subprocess.run(
         [*command, "train", str(path), "-o", "two", "--json"],
@@ -59,7 +65,7 @@ def test_two_ranks_have_the_losses_of_one(
     shard: bool, started: Callable[[Run, Path], str], run: Run, tmp_path: Path, tiny_base: Path
 ) -> None:
     """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
-    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5)
+    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard)
     words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
     path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     train.run(train.read_config(path), tmp_path / "one")
@@ -79,14 +85,27 @@ HALVES = """
 import os, sys
 import torch
 from adapterhub.train import ranks
-from adapterhub.train.layers import nf4, shards
+from adapterhub.train.layers import dora, experts, lora, nf4, shards
 os.environ["RANK"] = "1" if os.fork() else "0"
 torch.manual_seed(0)
 matrix = nf4.quantise(torch.randn(7, 130))
 with ranks.joined():
-    part = shards.part(matrix)
-    assert part.own.numel() == 228 and part.rest.packed.numel() == 0, part
-    assert torch.equal(part.whole().packed, matrix.packed)
+    made = [lora.FrozenLinear(matrix, None), dora.DoRALinear(matrix, None, r=2, alpha=2)]
+    for layer in made:
+        layer.base = shards.part(layer.base)
+    block = torch.nn.Sequential(*made)
+    shards.divide(block, torch.device("cpu"))
+    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[ranks.number()]] * 2
+    assert made[0].base.rest.packed.numel() == 0
+    assert torch.equal(made[0].base.whole().packed, matrix.packed)
+    made[1].reset(torch.Generator().manual_seed(0))
+    x = torch.randn(2, 130, requires_grad=True)
+    counts = [[2, 0], [0, 2]][ranks.number()]
+    whole = experts.Stack([matrix, matrix], transposed=False)(x, counts)
+    stack = experts.Stack([shards.part(matrix), shards.part(matrix)], transposed=False)
+    shards.divide(stack, torch.device("cpu"))
+    assert torch.equal(stack(x, counts), whole)  # each process has tokens for another expert
+    stack(x, counts).sum().backward()
     assert [ranks.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
     assert ranks.number() == int(os.environ["RANK"])
 if ranks.number() == 1:
@@ -97,7 +116,7 @@ if ranks.number() == 1:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "halves.py").write_text(HALVES)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    environment = of_ours(tmp_path)
     command = [sys.executable, "halves.py"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment | of_two(), capture_output=True, text=True, timeout=300, check=False

@@ -154,11 +154,18 @@ def load(
     full = [example for example in examples if len(example.ids)]
     rows = pack(full, sequence) if pack_rows else _filled([_segments(example, sequence) for example in full], sequence)
     if not rows.label_tokens:
-        reason = "all documents are prompts" if full else "there are no documents"
-        raise RefusedError(where or ", ".join(map(str, paths)), f"no token would be learnt: {reason}")
+        raise _nothing(full, sequence, where or ", ".join(map(str, paths)))
     cut = sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
     notes = tuple(_notes(examples, cut, sequence, tokenizer))
     return Dataset(rows, tuple(files), notes, frozenset(digests), cut)
+
+
+def _nothing(examples: list[Example], sequence: int, where: str) -> RefusedError:
+    if any(example.learnt.any() for example in examples):
+        what = f"no token would be learnt: what is to be learnt lies behind the first {sequence} tokens of every document"
+        return RefusedError(where, what, "Raise [data] sequence")
+    reason = "all documents are prompts" if examples else "there are no documents"
+    return RefusedError(where, f"no token would be learnt: {reason}")
 
 
 def _notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
@@ -166,6 +173,9 @@ def _notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> 
     if cut:
         share = f"{cut / len(examples):.0%}"
         yield f"{cut} of {len(examples)} examples ({share}) are longer than {sequence} tokens and were cut there"
+        lost = sum(e.joint and e.learnt.any() and not e.learnt[:sequence].any() for e in examples)
+        if lost:
+            yield f"of {lost} of {len(examples)} examples nothing is learnt: the answers lie behind the first {sequence} tokens"
     if learnt < tokens:
         yield f"{learnt / tokens:.0%} of {tokens} tokens are learnt, the others only read"
     stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

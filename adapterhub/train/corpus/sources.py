@@ -1,4 +1,4 @@
-"""Where documents come from: JSON Lines, plain text, Parquet, and what `datasets` saved to disk.
+"""Where documents come from: JSON Lines or an array, plain text, Parquet, and what `datasets` saved to disk.
 
 A file or folder becomes records, each with the place that a message about it names, and one digest of the bytes that were
 read. Parquet and `save_to_disk` need pyarrow and nothing else: the latter's folder is Arrow streams that `state.json` names.
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
+
+_TABLES = {".csv", ".tsv"}
+_TABLES_HINT = 'Write JSON Lines with "text", "prompt" and "completion", or "messages"'
 
 Record = Mapping[str, Any]
 
@@ -67,12 +70,17 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
-    """Every line of a .jsonl; of any other file one `text`."""
+    """Every line of a .jsonl, every item of a .json; of any other file one `text`."""
+    if path.suffix in _TABLES:
+        raise FormatError(str(path), f"{path.suffix} is a table, and which of its columns are learnt isn't known", _TABLES_HINT)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise FormatError(str(path), "not UTF-8 text") from error
-    if path.suffix != ".jsonl":
+    if path.suffix == ".json" and text.lstrip()[:1] == "[":
+        yield from _array(text, path)
+        return
+    if path.suffix not in (".jsonl", ".json"):
         yield str(path), {"text": text}
         return
     # Not splitlines(): a JSON string may hold U+2028, which is no end of a line here.
@@ -86,6 +94,17 @@ def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
             if not isinstance(record, dict):
                 raise FormatError(where, "not a JSON object")
             yield where, record
+
+
+def _array(text: str, path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(str(path), "not valid JSON") from error
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict):
+            raise FormatError(f"{path}: item {number}", "not a JSON object")
+        yield f"{path}: item {number}", record
 
 
 def _parquet(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import MemoryPlan
-from adapterhub_converters.base import read_hf
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import RefusedError
 
 from .memory import plan
@@ -32,7 +32,7 @@ class Alternative:
 
 def alternatives(config: TrainConfig) -> list[Alternative]:
     """One setting changed at a time: rows at once, the sequence, checkpointing, the quantisation."""
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     return [Alternative(text, plan(changed, spec)) for text, changed in _changes(config)]
 
 
@@ -44,7 +44,7 @@ def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     for sequence in (config.data.sequence // 2, config.data.sequence * 2):
         if sequence > 1:
             yield f"sequence = {sequence}", _with(config, "data", sequence=sequence)
-    on = not config.train.checkpointing
+    on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
     kind = "none" if config.base.quantise == "nf4" else "nf4"
     yield f'quantise = "{kind}"', _with(config, "base", quantise=kind)
@@ -52,6 +52,18 @@ def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def settled(config: TrainConfig, *, free: int | None, held: int = 0) -> TrainConfig:
+    """The config with `checkpointing` as it will be: where that is `auto`, only if without it the training doesn't fit.
+
+    `free` and `held` as for `check`.
+    """
+    if config.train.checkpointing != "auto":
+        return config
+    without = _with(config, "train", checkpointing=False)
+    fits = free is None or plan(without).total <= free + held
+    return without if fits else _with(config, "train", checkpointing=True)
 
 
 def check(config: TrainConfig, *, free: int | None, held: int = 0) -> None:
@@ -65,7 +77,7 @@ def check(config: TrainConfig, *, free: int | None, held: int = 0) -> None:
 
 def misfit(config: TrainConfig, *, free: int | None, held: int = 0) -> RefusedError | None:
     """The error of `check`, with the least change that makes it fit; None where it does."""
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     needed = plan(config, spec).total
     if free is None or needed <= free + held:
         return None
@@ -85,7 +97,7 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         steps.append(("train", "micro_rows", 1))
     if config.base.quantise != "nf4":
         steps.append(("base", "quantise", "nf4"))
-    if not config.train.checkpointing:
+    if config.train.checkpointing is not True:
         steps.append(("train", "checkpointing", True))
     alone = [[step] for step in steps]
     together = [steps[:count] for count in range(2, len(steps) + 1)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import Event, OnEvent, Ready, Report, Resumed, Stepped
 
@@ -47,35 +48,36 @@ class Meter:
         self._on_event(event)
         self._mark = time.monotonic()
 
-    def report(self, config: TrainConfig) -> Report:
+    def report(self, config: TrainConfig, device: Any) -> Report:
         """What the steps took that this process did."""
         tokens = self.steps * config.train.rows * config.data.sequence
         operations = flops(config, tokens=tokens, learnt=self.learnt, trained=self._parameters)
-        rate = matmul_rate(getattr(torch, config.base.dtype))
+        rate = matmul_rate(getattr(torch, config.base.dtype), device)
         return Report(
             parameters=self._parameters,
             base_parameters=self._base,
             predicted=plan(config).total,
-            peak=peak_memory(),
+            peak=devices.peak(device) or peak_memory(),
             full_fine_tuning=full_fine_tuning(config),
             seconds=self.seconds,
             tokens_per_second=tokens / self.seconds if self.seconds else 0.0,
             flops=operations,
             matmul=rate,
             utilisation=operations / self.seconds / rate if self.seconds and rate else 0.0,
+            checkpointing=config.train.checkpointing is True,
         )
 
 
-def matmul_rate(dtype: Any) -> float:
+def matmul_rate(dtype: Any, device: Any) -> float:
     """Floating-point operations a second of the best of a few plain matrix products in `dtype`, with torch's threads now."""
-    x, weight = torch.ones(_TOKENS, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)
+    x, weight = (torch.ones(size, _SIZE, dtype=dtype, device=device) for size in (_TOKENS, _SIZE))
     best, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
         for done in range(_TRIES):
             if done and time.monotonic() > end:
                 break
             start = time.perf_counter()
-            torch.mm(x, weight)
+            torch.mm(x, weight)[0, 0].item()  # which waits for the device
             best = min(best, time.perf_counter() - start)
     return 2 * _TOKENS * _SIZE**2 / max(best, 1e-9)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from adapterhub_converters.adapter import scaling
 
 from .nf4 import NF4, dequantise
 from .shards import Part
+
+_LEARNT = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 
 Tensor = Any
 
@@ -64,10 +67,32 @@ def dense(weight: Tensor | NF4 | Part, dtype: Any) -> Tensor:
     return dequantise(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 
-class LoRALinear(nn.Module):  # type: ignore[misc]
-    """A frozen linear layer, dense or NF4, with a trainable low-rank delta; float32 factors, x's dtype in between.
+class Frozen(nn.Module):  # type: ignore[misc]
+    """A frozen matrix `(out, in)`, dense or NF4, that isn't a parameter, and its bias.
 
-    `initial` are the factors it begins with where they aren't drawn by chance (`inits`), taken out of the base.
+    `transposed` says that the base stores it `(in, out)`, as Hugging Face's Conv1D does.
+    """
+
+    transposed = False
+
+    def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
+        super().__init__()
+        self.base = weight
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, for a model that multiplies with it by itself; no delta is in it, in peft neither."""
+        dtype = self.base.dtype if isinstance(self.base, torch.Tensor) else torch.get_default_dtype()
+        matrix = dense(self.base, dtype)
+        return matrix.t() if self.transposed else matrix
+
+
+class LoRALinear(Frozen):
+    """A frozen linear layer with a trainable low-rank delta; float32 factors, x's dtype in between.
+
+    `biased`: the delta has a bias, `(out,)`, which is scaled as it is. `initial` are the factors it begins with where they
+    aren't drawn by chance (`inits`), taken out of the base.
     """
 
     def __init__(
@@ -79,27 +104,30 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         alpha: float,
         rslora: bool = False,
         dropout: float = 0.0,
+        biased: bool = False,
         initial: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight, bias)
         out_features, in_features = weight.shape
-        self.base = weight  # not a parameter: frozen, and maybe not even a tensor
-        self.bias = bias
         self.alpha, self.rslora, self.dropout = alpha, rslora, dropout
         self.scaling = scaling(alpha, r, rslora=rslora)
         self.initial = initial
-        self.lora_A = nn.Parameter(torch.zeros(r, in_features))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, r))
+        self.lora_A = nn.Parameter(torch.zeros(r, in_features, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=weight.device))
+        self.lora_bias = nn.Parameter(torch.zeros(out_features, device=weight.device)) if biased else None
 
     def reset(self, generator: Any) -> None:
         """A as peft begins it (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)), B zero: no delta yet."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
+            if self.lora_bias is not None:
+                self.lora_bias.zero_()
             if self.initial is not None:
                 self.lora_A.copy_(self.initial[0])
                 self.lora_B.copy_(self.initial[1])
                 return
-            self.lora_A.uniform_(-bound, bound, generator=generator)
+            # Drawn on the CPU, whose generator is the same everywhere.
+            self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,16 +142,12 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         return nn.functional.dropout(x, self.dropout) if self.training and self.dropout else None
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
-        return _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
+        y = _LoRAFunction.apply(x, dropped, self.lora_A, self.lora_B, self.base, self.bias, self.scaling)
+        return y if self.lora_bias is None else y + (self.scaling * self.lora_bias).to(y.dtype)
 
 
-class FrozenLinear(nn.Module):  # type: ignore[misc]
+class FrozenLinear(Frozen):
     """A linear layer that isn't a target: quantised all the same, only passing gradients through."""
-
-    def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
-        super().__init__()
-        self.base = weight
-        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
@@ -149,9 +173,30 @@ def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Path to layer of every `nn.Linear` but the output layer, in the model's order."""
+    """Path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
+
+    Not of those that compute something else than their class says, as some routers do.
+    """
     head = model.get_output_embeddings()
-    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return {path: module for path, module in model.named_modules() if module is not head and _is_plain(module.__class__)}
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Whether layers of this class compute `x W^T + b`: asked of a small one, where the class has a `forward` of its own."""
+    from transformers.pytorch_utils import Conv1D
+
+    if not issubclass(kind, nn.Linear):
+        return bool(issubclass(kind, Conv1D) and kind.forward is Conv1D.forward)
+    if kind.forward is nn.Linear.forward:
+        return True
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        probe, x = kind.__new__(kind), torch.randn(5, 3)
+        nn.Linear.__init__(probe, 3, 2)
+        try:
+            return bool(torch.allclose(kind.forward(probe, x), nn.functional.linear(x, probe.weight, probe.bias)))
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
 
 
 def replace(model: Any, path: str, module: Any) -> None:
@@ -168,9 +213,9 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, `PATH.magnitude`, `PATH.rows`."""
+    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, and what of `_LEARNT` is there beside."""
     for path, module in model.named_modules():
-        for name in ("lora_A", "lora_B", "magnitude", "rows"):
+        for name in _LEARNT:
             if isinstance(getattr(module, name, None), nn.Parameter):
                 yield f"{path}.{name}", getattr(module, name)
 
@@ -179,5 +224,5 @@ def reset(model: Any, seed: int) -> None:
     """Begin every layer anew from `seed`; the same layers get the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     for _, module in model.named_modules():
-        if hasattr(module, "lora_A") or hasattr(module, "rows"):
+        if any(isinstance(getattr(module, name, None), nn.Parameter) for name in ("lora_A", "rows")):
             module.reset(generator)

@@ -41,22 +41,36 @@ class NF4:
 
     Attributes:
         packed: uint8 `(ceil(n / 2),)`, two codes a byte.
-        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map.
-        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by.
-        offset: float32 scalar, the mean magnitude.
+        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; float32, the magnitude itself,
+            where a checkpoint without double quantisation has it so.
+        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by; None without double quantisation.
+        offset: float32 scalar, the mean magnitude; None likewise.
         shape: `(out_features, in_features)`, n their product.
     """
 
     packed: Tensor
     absmax: Tensor
-    nested: Tensor
-    offset: Tensor
+    nested: Tensor | None
+    offset: Tensor | None
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
         """Bytes held."""
-        return int(self.packed.numel() + self.absmax.numel() + 4 * self.nested.numel() + 4)
+        parts = (self.packed, self.absmax, self.nested, self.offset)
+        return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
+
+    @property
+    def device(self) -> Any:
+        """Where it lies."""
+        return self.packed.device
+
+    def to(self, device: Any) -> NF4:
+        """The same on another device."""
+        packed, absmax, nested, offset = (
+            part if part is None else part.to(device) for part in (self.packed, self.absmax, self.nested, self.offset)
+        )
+        return NF4(packed, absmax, nested, offset, self.shape)
 
 
 def quantise(weight: Tensor, where: str = "weight") -> NF4:
@@ -145,7 +159,9 @@ def _steps() -> Tensor:
 
 def magnitudes(matrix: NF4) -> Tensor:
     """The block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
-    values = dynamic_map()[matrix.absmax.int()]
+    if matrix.nested is None:
+        return matrix.absmax
+    values = _on(dynamic_map, matrix.absmax.device)[matrix.absmax.int()]
     count = values.numel()
     scales = matrix.nested.repeat_interleave(NESTED_BLOCK)[:count]
     return values * scales + matrix.offset
@@ -164,7 +180,7 @@ def dequantise_reference(matrix: NF4, dtype: Any) -> Tensor:
     count = 1
     for dim in matrix.shape:
         count *= dim
-    values = torch.index_select(_pairs(), 0, matrix.packed.int()).view(-1)
+    values = torch.index_select(_on(_pairs, matrix.packed.device), 0, matrix.packed.int()).view(-1)
     values = torch.nn.functional.pad(values[:count], (0, -count % BLOCK)).view(-1, BLOCK)
     return values.mul_(magnitudes(matrix).unsqueeze(1)).view(-1)[:count].to(dtype).view(matrix.shape)
 
@@ -173,6 +189,12 @@ def dequantise_reference(matrix: NF4, dtype: Any) -> Tensor:
 def _pairs() -> Tensor:
     byte = torch.arange(256)
     return torch.stack([CODE[byte >> 4], CODE[byte & 15]], dim=1)
+
+
+@cache
+def _on(table: Callable[[], Tensor], device: Any) -> Tensor:
+    """A table of constants, once a device."""
+    return table().to(device)
 
 
 @cache

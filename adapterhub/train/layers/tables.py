@@ -30,8 +30,8 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
         self.table = table
         self.alpha, self.rslora = alpha, rslora
         self.scaling = scaling(alpha, r, rslora=rslora)
-        self.lora_A = nn.Parameter(torch.zeros(r, vocabulary))
-        self.lora_B = nn.Parameter(torch.zeros(size, r))
+        self.lora_A = nn.Parameter(torch.zeros(r, vocabulary, device=table.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(size, r, device=table.weight.device))
 
     @property
     def weight(self) -> Any:
@@ -42,7 +42,7 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
         """A zero, B normal: no delta yet."""
         with torch.no_grad():
             self.lora_A.zero_()
-            self.lora_B.normal_(generator=generator)
+            self.lora_B.copy_(torch.empty(self.lora_B.shape).normal_(generator=generator))
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 `(…)` to `(…, d)`."""
@@ -59,8 +59,10 @@ class TokenRows(nn.Module):  # type: ignore[misc]
     def __init__(self, table: Any, ids: tuple[int, ...]) -> None:
         super().__init__()
         self.table, self.ids = table, ids
-        self.places = torch.tensor(ids)
-        self.slots = torch.full((len(table.weight),), -1).index_put_((self.places,), torch.arange(len(ids)))
+        device = table.weight.device
+        self.places = torch.tensor(ids).to(device)
+        slots = torch.full((len(table.weight),), -1).index_put_((torch.tensor(ids),), torch.arange(len(ids)))
+        self.slots = slots.to(device)
         self.initial = table.weight[self.places].float()
         self.rows = nn.Parameter(self.initial.clone())
 
@@ -99,8 +101,8 @@ def adapt(model: Any, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, 
     """Put the tables that are trained in the places of those that aren't, once their weights are there."""
     for path, table in tables(model).items():
         if path in targets:
-            if config.dora or config.trainable_token_indices:
-                other = "dora" if config.dora else "trainable_token_indices"
+            other = next((key for key in ("dora", "lora_bias", "trainable_token_indices") if getattr(config, key)), None)
+            if other:
                 raise RefusedError(f"{where}: [lora] {other}", f"cannot be combined with LoRA on {path} yet")
             new: Any = LoRAEmbedding(table, r=sizes.rank(path), alpha=sizes.alpha(path), rslora=config.rslora)
             replace(model, path, new)

@@ -17,14 +17,16 @@ from adapterhub_converters.patterns import Patterns
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one an expert's
 
 
-def resolve(config: LoRAConfig, linears: Sequence[str], tables: Sequence[str], where: str) -> list[str]:
-    """The paths that carry LoRA, in the model's order; `all-linear` means no embedding table (`tables`)."""
-    if config.targets == "all-linear":
-        chosen = list(linears)
-    else:
-        chosen = _named(config.targets, [*tables, *linears], f"{where}: [lora] targets")
+def resolve(
+    config: LoRAConfig, linears: Sequence[str], tables: Sequence[str], where: str, *, stacks: Sequence[str] = ()
+) -> list[str]:
+    """The paths that carry LoRA, of each kind in the model's order; `all-linear` means no embedding table (`tables`), and no
+    stack of experts (`stacks`): these are adapted where they are named, as in peft."""
+    everything = [*tables, *linears, *stacks]
+    wanted = config.targets
+    chosen = list(linears) if wanted == "all-linear" else _named(wanted, everything, f"{where}: [lora] targets")
     if config.exclude:
-        out = set(_named(config.exclude, [*tables, *linears], f"{where}: [lora] exclude"))
+        out = set(_named(config.exclude, everything, f"{where}: [lora] exclude"))
         chosen = [path for path in chosen if path not in out]
     if config.layers is not None:
         chosen = _in_layers(config.layers, chosen, f"{where}: [lora] layers")
@@ -50,6 +52,12 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
         if not any(_matches(path, name) for path in paths):
             raise _nothing(name, paths, where)
     return [path for path in paths if any(_matches(path, name) for name in wanted)]
+
+
+def block(path: str) -> str | None:
+    """The path of the layer that a module lies in."""
+    found = _LAYER.match(path)
+    return found[0].removesuffix(".") if found else None
 
 
 def _nothing(name: str, paths: Iterable[str], where: str) -> RefusedError:

@@ -1,31 +1,35 @@
 """The base model, ready to be adapted: built empty by transformers, filled and quantised one tensor at a time.
 
 The model's code comes from transformers, so that every architecture works; its weights never do: each is read from
-its safetensors file, quantised if it belongs to a linear layer, and let go. A parameter without a tensor, or a
-tensor without a parameter, is refused by name.
+its file (`weights`), quantised if it belongs to a linear layer, and let go; or read as it was quantised before (`kept`).
+A parameter without a tensor, or a tensor without a parameter, is refused by name.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from adapterhub.train import ranks
 from adapterhub.train.config import BaseConfig, LoRAConfig
-from adapterhub.train.layers import attention, dora, inits, lora, nf4, shards, tables
-from adapterhub.train.layers.targets import Sizes, resolve
+from adapterhub.train.layers import dora, experts, inits, lora, nf4, shards, tables
+from adapterhub.train.layers.targets import Sizes, block, resolve
 from adapterhub_converters.adapter import scaling
-from adapterhub_converters.base.weights import ModelWeights
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError
 
-# Configs that change the logits after the output layer, which the loss here computes itself.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+from . import buffers, families, kept, weights
+from .logits import Logits, logits_of
+from .weights import Weights
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +39,33 @@ class Base:
     model: Any
     tokenizer: Any
     targets: tuple[str, ...]
+    logits: Logits = field(default_factory=Logits)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
+        return self.head.device
 
     @property
     def head(self) -> Any:
         """The output layer's weight, `(vocab, hidden)`."""
         return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Any:
+        """The output layer's bias, `(vocab,)`, or None."""
+        return self.model.get_output_embeddings().bias
+
+    def states(self, ids: Any, positions: Any) -> Any:
+        """The last hidden states `(rows, tokens, hidden)` of int64 `(rows, tokens)`."""
+        words = {"position_ids": positions} if self.takes_positions else {}
+        return self.model.base_model(input_ids=ids, use_cache=False, **words).last_hidden_state
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told where in its document each token is."""
+        return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
 
     @property
     def head_rows(self) -> tables.TokenRows | None:
@@ -49,139 +75,184 @@ class Base:
 
 
 def load(
-    folder: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    base: BaseConfig,
+    adapter: LoRAConfig,
+    *,
+    where: str,
+    progress: Callable[[int, int], None] | None = None,
+    place: kept.Place | None = None,
+    device: Any = _CPU,
 ) -> Base:
-    """Build the model in `folder`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`."""
-    model, tokenizer = _empty(folder, base)
-    linears = lora.linears(model)
-    targets = resolve(adapter, list(linears), list(tables.tables(model)), where)
+    """Build the model at `path`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
+
+    `place`: Where the quantised base is kept; what isn't there yet is put there. Each tensor is quantised on the CPU and
+    moved to `device` before the next is read.
+    """
+
+    def built(source: Weights) -> Base:
+        return _built(path, source, base, adapter, where=where, progress=progress, device=device)
+
+    notes: list[str] = []
+    # A base that is changed before it is quantised (`inits`), or not quantised at all, is never kept.
+    if place is None or base.quantise != "nf4" or adapter.init != "default":
+        with weights.opened(path) as source:
+            return built(source)
+    if place.there:
+        try:
+            with kept.KeptWeights(place) as source:
+                return built(source)
+        except FormatError as error:
+            notes.append(f"the quantised base that was kept is damaged, and is made anew ({error})")
+            place.drop()
+    with weights.opened(path) as source:
+        keeps = not (source.quantised or base.shard) and ranks.first()
+        source.made = {} if keeps else None
+        made = built(source)
+        if source.made and (failed := kept.write(place, path, source)):
+            notes.append(failed)
+    return replace(made, notes=(*made.notes, *notes))
+
+
+def _built(
+    path: Path,
+    source: Weights,
+    base: BaseConfig,
+    adapter: LoRAConfig,
+    *,
+    where: str,
+    progress: Callable[[int, int], None] | None,
+    device: Any,
+) -> Base:
+    model, tokenizer = _empty(path, base, device)
+    source.bind(model)
+    linears, stacks = lora.linears(model), experts.stacks(model)
+    targets = resolve(adapter, list(linears), list(tables.tables(model)), where, stacks=list(stacks))
+    families.check_targets(model, targets, where)
     sizes = Sizes(adapter, where)
-    with _Weights(folder) as weights:
-        for done, path in enumerate(linears):
+    done, total = 0, len(linears) + len(stacks)
+    for path_of_block, names in _blocks([*linears, *stacks]).items():
+        for name in names:
             if progress:
-                progress(done, len(linears))
-            _replace(model, path, weights, base, sizes if path in set(targets) else None)
-        _fill(model, weights, getattr(torch, base.dtype))
-        weights.check_all_used(model)
-    _rebuild_buffers(model, str(folder))
+                progress(done, total)
+            put = _replace_stack if name in stacks else _replace
+            put(model, name, source, base, sizes if name in set(targets) else None, device=device)
+            done += 1
+        if base.shard and path_of_block:
+            shards.divide(model.get_submodule(path_of_block), device)
+    _fill(model, source, getattr(torch, base.dtype), device)
+    source.check_all_used(model)
+    buffers.compute(model, str(path))
+    _move_buffers(model, device)
     tables.adapt(model, tuple(targets), sizes, adapter, where)
+    if base.shard:
+        shards.divide(model.base_model, device)
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained(model):
         parameter.requires_grad_()
-    return Base(model.train(), tokenizer, tuple(targets))
+    return Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(path)), tuple(families.notes(model, targets)))
 
 
-def _empty(folder: Path, base: BaseConfig) -> tuple[Any, Any]:
+def _blocks(paths: Iterable[str]) -> dict[str | None, list[str]]:
+    """The paths of each layer of the model, in its order."""
+    found: dict[str | None, list[str]] = {}
+    for path in paths:
+        found.setdefault(block(path), []).append(path)
+    return found
+
+
+def _empty(path: Path, base: BaseConfig, device: Any = _CPU) -> tuple[Any, Any]:
     import transformers
 
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(str(folder), "no base model: there is no config.json")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, base.dtype), attn_implementation=attention.register()
-            )
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise FormatError(str(folder), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
-    text = config.get_text_config()
-    for key in _LOGIT_CHANGES:
-        if getattr(text, key, None) not in (None, 0, 1, 1.0):
-            raise RefusedError(f"{folder}/config.json", f"{key} changes the logits and isn't trained through yet")
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and ".experts." in f".{name}":
-            raise RefusedError(f"{folder}: {name}", "all experts lie in one stacked parameter, which isn't trained through yet")
+    with weights.beside(path) as folder:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            model = families.empty(config, getattr(torch, base.dtype), device)
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise FormatError(str(path), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
+    families.check(model, str(path))
     return model, tokenizer
 
 
-def _replace(model: Any, path: str, weights: _Weights, base: BaseConfig, sizes: Sizes | None) -> None:
-    """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear`."""
+def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
+    """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear` or Conv1D."""
     old = model.get_submodule(path)
-    dtype = getattr(torch, base.dtype)
-    dense = weights.take(f"{path}.weight", tuple(old.weight.shape))
-    dense = dense if base.quantise == "nf4" else dense.to(dtype)
-    bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(dtype)
-    where, quantised = f"{path}.weight", base.quantise == "nf4"
+    dtype, quantised = getattr(torch, base.dtype), base.quantise == "nf4"
+    transposed = not isinstance(old, nn.Linear)  # Conv1D: `(in, out)`
+    bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(device, dtype)
+    where, shape = f"{path}.weight", tuple(old.weight.shape)
+
+    def dense() -> Any:
+        whole = source.take(where, shape)
+        whole = whole.t().contiguous() if transposed else whole
+        return whole if quantised else whole.to(dtype)
+
+    def frozen() -> Any:
+        held = source.nf4(where, shape, transposed=transposed) if quantised else dense()
+        return (held if isinstance(held, nf4.NF4) else held.to(dtype)).to(device)
+
     if sizes is None:
-        new: Any = lora.FrozenLinear(nf4.quantise(dense, where) if quantised else dense, bias)
+        new: Any = lora.FrozenLinear(frozen(), bias)
     else:
         adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
-        scale = scaling(alpha, r, rslora=adapter.rslora)
-        weight, initial = inits.begin(dense, adapter, r=r, scaling=scale, quantised=quantised, where=where)
+        weight, initial = None, None
+        if adapter.init != "default":
+            scale = scaling(alpha, r, rslora=adapter.rslora)
+            weight, initial = inits.begin(dense(), adapter, r=r, scaling=scale, quantised=quantised, where=where)
+            weight = weight.to(device)
+            initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
-        new = kind(weight, bias, r=r, alpha=alpha, rslora=adapter.rslora, dropout=adapter.dropout, initial=initial)
+        words: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
+        new = kind(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **words)
+    new.transposed = transposed
     if base.shard:
         new.base = shards.part(new.base)
     lora.replace(model, path, new)
 
 
-def _fill(model: Any, weights: _Weights, dtype: Any) -> None:
+def _replace_stack(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
+    """Put a stack of experts' matrices, with LoRA if it is a target, in the place of an empty parameter."""
+    source.made = None  # kept in floats, a base with experts would take more of the disk than it saves
+    parent, _, name = path.rpartition(".")
+    module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
+    whole = source.take(path, tuple(getattr(module, name).shape))
+    matrices = experts.held(whole, partial(nf4.quantise, where=path)) if base.quantise == "nf4" else whole.to(dtype).unbind(0)
+    matrices = [matrix.to(device) for matrix in matrices]
+    if base.shard:
+        matrices = [shards.part(matrix) for matrix in matrices]
+    new: Any = experts.Stack(matrices, transposed=module.is_transposed)
+    if sizes is not None:
+        experts.check(sizes.config, path)
+        r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
+        new = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
+    delattr(module, name)
+    setattr(module, name, new)
+
+
+def _fill(model: Any, source: Weights, dtype: Any, device: Any) -> None:
     """Give every parameter that is still empty its tensor; parameters that are one stay one."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta:
+        if parameter.is_meta or name in source:
             if id(parameter) not in filled:
-                tensor = weights.take(name, tuple(parameter.shape)).to(dtype)
+                tensor = source.take(name, tuple(parameter.shape)).to(device, dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta and name in source:
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent)._buffers[leaf] = source.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
     model.tie_weights()
 
 
-def _rebuild_buffers(model: Any, where: str) -> None:
-    """Compute buffers that no file holds (rotary frequencies) by building their small modules again."""
-    for path, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            try:
-                lora.replace(model, path, type(module)(module.config))
-            except (AttributeError, TypeError) as error:
-                raise RefusedError(where, f"{path}: no way is known to compute its buffers without its checkpoint") from error
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise RefusedError(where, f"{name}: no value is known for it")
-
-
-class _Weights(ModelWeights):
-    """The tensors of a model folder, each read when taken."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        if not self.names:
-            raise NotFoundError(self.where, "no weights: there is no model.safetensors")
-        self._taken: set[str] = set()
-
-    def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The tensor, in the dtype it is stored in, which must be a float."""
-        if name not in self:
-            raise RefusedError(self.where, f"the model has a parameter {name!r}, its files have no such tensor")
-        info = self.info(name)
-        if info.shape != shape or info.dtype not in ("BF16", "F16", "F32"):
-            raise RefusedError(self.where, f"{name}: {info.dtype} {info.shape} isn't a float tensor of shape {shape}")
-        self._taken.add(name)
-        return as_torch(self.stored(name))
-
-    def check_all_used(self, model: Any) -> None:
-        """Refuse a tensor that no parameter took: the model would not be the one in the files."""
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        left = sorted(
-            name for name in self.names - self._taken - tied if not name.endswith(("rotary_emb.inv_freq", ".attn.bias"))
+def _move_buffers(model: Any, device: Any) -> None:
+    for module in model.modules():
+        module._buffers.update(
+            {name: buffer if buffer is None else buffer.to(device) for name, buffer in module._buffers.items()}
         )
-        if left:
-            raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
-
-
-def as_torch(array: np.ndarray) -> Any:
-    """The same memory as a tensor; bfloat16 goes by its bits, since neither library knows the other's."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def as_numpy(tensor: Any) -> np.ndarray:
-    """A float32 copy in C order, for the writers."""
-    return np.array(tensor.detach().to(torch.float32).numpy(), order="C")
 
 
 @contextlib.contextmanager

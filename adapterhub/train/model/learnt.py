@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 from adapterhub.train.config import TrainConfig
+from adapterhub.train.layers.experts import LoRAStack
 from adapterhub.train.layers.inits import plain
 from adapterhub.train.layers.lora import lora_layers
 from adapterhub.train.layers.tables import LoRAEmbedding, token_rows
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows, StackedLowRank
 
-from .base import Base, as_numpy
+from .base import Base
+from .weights import as_numpy
 
 
 def adapter(config: TrainConfig, base: Base) -> Adapter:
@@ -29,9 +31,14 @@ def adapter(config: TrainConfig, base: Base) -> Adapter:
 def _delta(layer: Any) -> Delta:
     if isinstance(layer, LoRAEmbedding):
         return LowRankEmbedding(as_numpy(layer.lora_A), as_numpy(layer.lora_B), layer.alpha, layer.rslora)
+    if isinstance(layer, LoRAStack):
+        return StackedLowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), layer.alpha, layer.rslora, layer.transposed)
     A, B, alpha = layer.lora_A, layer.lora_B, layer.alpha
     if layer.initial is not None:
         A, B = plain(A, B, layer.initial)
         alpha *= math.sqrt(2) if layer.rslora else 2  # the same scale at twice the rank
     magnitude = as_numpy(layer.magnitude) if hasattr(layer, "magnitude") else None
-    return LowRank(as_numpy(A), as_numpy(B), alpha, layer.rslora, magnitude=magnitude)
+    bias = None if layer.lora_bias is None else as_numpy(layer.lora_bias)
+    return LowRank(
+        as_numpy(A), as_numpy(B), alpha, layer.rslora, magnitude=magnitude, bias=bias, transposed_base=layer.transposed
+    )

@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.costs.memory import flops, parameters
 from adapterhub.train.model import learnt
 from adapterhub.train.model.base import Base
 from adapterhub.train.steps.loop import State
 from adapterhub_converters import peft
-from adapterhub_converters.base import read_hf
+from adapterhub_converters.base import read_base
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
 
@@ -96,11 +97,13 @@ def curve(state: State) -> list[dict[str, float]]:
     ]
 
 
-def versions(thread_count: int) -> dict[str, str]:
+def versions(thread_count: int, device: Any) -> dict[str, str]:
     """What the bytes of the result depend on besides config, data and base."""
     import torch
 
     found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
+    if name := devices.name(device):
+        found |= {"cuda": str(torch.version.cuda), "device": name}
     for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
@@ -112,9 +115,8 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
 
     name = (config.base.name or Path(config.base.path).name).rpartition("/")[2]
     quantised = "QLoRA, NF4 base" if config.base.quantise == "nf4" else "LoRA"
-    loss_curve(
-        state.log, path, title=f"{config.card.title or 'Adapter'} on {name}", subtitle=f"{quantised}, r = {config.lora.r}"
-    )
+    title, subtitle = f"{config.card.title or 'Adapter'} on {name}", f"{quantised}, r = {config.lora.r}"
+    loss_curve(state.log, path, kept=state.kept, title=title, subtitle=subtitle)
 
 
 def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]) -> None:
@@ -125,7 +127,7 @@ def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path,
     base["quantisation"] = config.base.quantise if config.base.quantise != "none" else None
     declared = {key: value for key, value in declared.items() if value}
     given = {key: value for key, value in base.items() if value}
-    spec = read_hf(config.resolve(config.base.path))
+    spec = read_base(config.resolve(config.base.path))
     document = facts.describe(folder, base=spec, training=training, parents=parents, declared={**declared, "base": given})
     facts.write_facts(folder, document)
 

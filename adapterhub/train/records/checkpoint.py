@@ -17,7 +17,8 @@ import torch
 
 from adapterhub.train import ranks
 from adapterhub.train.layers.lora import trained
-from adapterhub.train.model.base import as_numpy, as_torch
+from adapterhub.train.model.weights import as_numpy, as_torch
+from adapterhub.train.steps import optimiser
 from adapterhub.train.steps.loop import State
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 from adapterhub_converters.files import safetensors_file
@@ -43,10 +44,10 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
     for name, parameter in trained(model):
         tensors[name] = _array(parameter)
         # An expert that no token has come to yet has no moments.
-        for moment, value in state.optimiser.state.get(parameter, {}).items():
-            if moment != "step" and isinstance(value, torch.Tensor):
-                tensors[f"{name}.{moment}"] = _array(value)
+        for moment, value in optimiser.moments(state.optimiser, parameter).items():
+            tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
+    metadata["scale"] = json.dumps([state.scale.factor, state.scale.good])
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         safetensors_file.write(temporary, tensors, metadata)
@@ -78,13 +79,13 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
                     parameter.copy_(as_torch(file.tensor(name)))
                 moments = [key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST}"]
                 if moments:
-                    state.optimiser.state[parameter] = {"step": torch.tensor(float(metadata["step"]))} | {
-                        key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments
-                    }
+                    known = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments}
+                    optimiser.put(state.optimiser, parameter, known)
             best = [key for key in file.header.tensors if key.endswith(_BEST)]
             state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
             state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
             state.log[:] = json.loads(metadata["log"])
+            state.scale.factor, state.scale.good = json.loads(metadata["scale"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 _BLUE, _ORANGE, _GREY = "#3b6fb6", "#d9622b", "#6b7280"
 
 
-def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str) -> None:
-    """Draw training loss and held-out loss over steps, the held-out ones with their perplexity. No display is needed."""
+def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept: int, title: str, subtitle: str) -> None:
+    """Draw training loss and held-out loss over steps, the first held-out one and that of step `kept`, which is the result,
+    with their perplexity. No display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,10 +25,12 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, title: str, subt
     axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training (smoothed)")
     if asked:
         axes.plot(*zip(*asked, strict=True), color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
-        for number in {0, len(asked) - 1}:
-            step, loss = asked[number]
-            align = "left" if number == 0 else "right"
-            text = f"perplexity {2.718281828459045**loss:.2f}"
+        last = max(step for step, _ in asked)
+        for step, loss in asked:
+            if step not in (asked[0][0], kept):
+                continue
+            align = "left" if step == 0 else "right"
+            text = f"perplexity {math.exp(loss):.2f}{', kept' if kept == step < last else ''}"
             axes.annotate(text, (step, loss), (0, 9), textcoords="offset points", ha=align, color=_ORANGE, fontsize=9)
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=22)
     axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=_GREY, fontsize=10)

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import Evaluated, Event, OnEvent, Stepped
-from adapterhub_converters.errors import MissingExtraError, UsageError
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
 
 Log = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "adapterhub"
@@ -26,6 +26,7 @@ def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEve
     Raises:
         UsageError: A name that isn't known.
         MissingExtraError: One that isn't installed.
+        RefusedError: One that does not start.
     """
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(_opened(name, config, out)) for name in config.train.log_to]
@@ -46,7 +47,19 @@ def _opened(name: str, config: TrainConfig, out: Path) -> contextlib.AbstractCon
         raise UsageError(where, f"{name!r} isn't known", f"It may name {', '.join(_KINDS)}")
     if importlib.util.find_spec(name) is None:
         raise MissingExtraError(where, f"{name} isn't installed", f"pip install {name}")
-    return _KINDS[name](config, out)
+    return _said(_KINDS[name](config, out), name, where)
+
+
+@contextlib.contextmanager
+def _said(opening: contextlib.AbstractContextManager[Log], name: str, where: str) -> Iterator[Log]:
+    """What a library raises when it starts, in one line; these depend on servers, accounts and files of theirs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(opening)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise RefusedError(where, f"{name} does not start ({reason})", "Set it up, or take it out of log_to") from error
+        yield log
 
 
 def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterhub.train import ranks
+from adapterhub.train import devices, ranks
 from adapterhub.train.config import OptimConfig
 from adapterhub.train.corpus.data import IGNORED, Rows, lengths, order
 from adapterhub.train.events import Evaluated, OnEvent, Stepped
 from adapterhub.train.model.base import Base
 from adapterhub_converters.errors import RefusedError, StoppedError
 
-from . import best, optimiser
+from . import best, optimiser, scaling
 from .loss import cross_entropy
 from .noise import noisy
 from .samples import answers
@@ -43,6 +43,7 @@ class State:
     order: np.ndarray | None = None
     """Which row comes when; follows from seed and data, so no checkpoint holds it."""
 
+    scale: scaling.Scale = field(default_factory=lambda: scaling.Scale(needed=False))
     best: dict[str, Any] = field(default_factory=dict)
     """What was learnt when the held-out loss was lowest, by name, where that is kept."""
 
@@ -58,7 +59,7 @@ class State:
 
 def new_state(model: Any, config: OptimConfig) -> State:
     """Nothing done yet."""
-    return State(optimiser.make(model, config))
+    return State(optimiser.make(model, config), scale=scaling.scale(model))
 
 
 def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
@@ -68,14 +69,16 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
         state.order = order(len(rows), steps * config.rows, config.seed, sizes=sizes, together=config.rows)
     chosen = state.order[state.step * config.rows : (state.step + 1) * config.rows]
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
-    loss = ranks.total(_gradients(base, rows, chosen, state.step, config))
+    loss = ranks.total(_gradients(base, rows, chosen, state, config))
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     ranks.sum_gradients(parameters)
+    state.scale.undo(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip if config.clip > 0 else math.inf)
     learning_rate = rate(config, state.step, steps)
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate * group["ratio"]
-    state.optimiser.step()
+    if state.scale.passes(float(norm)):
+        state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=False)
     state.step += 1
     state.tokens += label_tokens
@@ -86,17 +89,17 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
     return {**line, "gradient_norm": float(norm)}
 
 
-def _gradients(base: Base, rows: Rows, chosen: np.ndarray, step: int, config: OptimConfig) -> float:
+def _gradients(base: Base, rows: Rows, chosen: np.ndarray, state: State, config: OptimConfig) -> float:
     """Add up the gradients of this process's part of the step; returns its part of the loss."""
     label_tokens = int((rows.labels[chosen] != IGNORED).sum())
     loss = 0.0
     for start, part in _passes(rows, chosen, config.micro_rows or config.rows):
         with torch.random.fork_rng(devices=[]), noisy(base.model, config.neftune):
-            torch.manual_seed(chance(config.seed, step, start))
+            torch.manual_seed(chance(config.seed, state.step, start))
             # Divided by the tokens of the whole step: rows with few labels count by their tokens, not as rows.
             share = summed_loss(base, part, np.arange(len(part))) / max(1, label_tokens)
             if share.requires_grad:
-                share.backward()
+                (share * state.scale.factor if state.scale.needed else share).backward()
         loss += float(share.detach())
     return loss
 
@@ -126,11 +129,12 @@ def summed_loss(base: Base, rows: Rows, chosen: np.ndarray) -> Any:
     """The summed loss, in nats, of some rows; a float32 scalar that can be differentiated."""
     # Padding behind the last label changes no number; odd widths are slow.
     width = -(max(1, int(lengths(rows.labels[chosen]).max())) // -16) * 16
-    ids, positions, labels = (torch.from_numpy(part[chosen, :width]) for part in (rows.ids, rows.positions, rows.labels))
-    hidden = base.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    parts = (rows.ids, rows.positions, rows.labels)
+    ids, positions, labels = (torch.from_numpy(part[chosen, :width]).to(base.device) for part in parts)
+    hidden = base.states(ids, positions)
     trained_rows = base.head_rows
     extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return cross_entropy(hidden, base.head, labels, **extra)
+    return cross_entropy(hidden, base.head, labels, bias=base.head_bias, shape=base.logits, **extra)
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
@@ -164,7 +168,14 @@ def loop(
             line = advance(base, rows, state, config, steps)
             seconds = time.monotonic() - started
             done = state.tokens - before
-            on_event(Stepped(steps=steps, tokens_per_second=done / max(seconds, 1e-9), memory=resident(), **line))
+            on_event(
+                Stepped(
+                    steps=steps,
+                    tokens_per_second=done / max(seconds, 1e-9),
+                    memory=devices.held(base.device) or resident(),
+                    **line,
+                )
+            )
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 _measure(base, heldout, state, config, steps=steps, on_event=on_event)
             # Whichever process was told to stop, all stop after the same step.

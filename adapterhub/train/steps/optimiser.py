@@ -1,7 +1,8 @@
-"""AdamW over all that is learnt: torch's, or bitsandbytes' with its moments in 8 bits, which needs CUDA."""
+"""AdamW over all that is learnt: torch's, or bitsandbytes' with moments in 8 bits, in paged memory on CUDA if asked."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,23 +16,50 @@ def make(model: Any, config: OptimConfig) -> Any:
     """The optimiser, with lora_B's rate `loraplus` times that of all others; its rate is set before each step.
 
     Raises:
-        RefusedError: 8 bits are asked for and what is learnt doesn't lie on a CUDA device.
+        RefusedError: Paged memory is asked for and what is learnt doesn't lie on a CUDA device.
         MissingExtraError: bitsandbytes isn't installed.
     """
     parameters = dict(trained(model))
+    fast = (".lora_B", ".lora_bias")
     groups = [
-        {"params": [p for name, p in parameters.items() if not name.endswith(".lora_B")], "ratio": 1.0},
-        {"params": [p for name, p in parameters.items() if name.endswith(".lora_B")], "ratio": config.loraplus},
+        {"params": [p for name, p in parameters.items() if not name.endswith(fast)], "ratio": 1.0},
+        {"params": [p for name, p in parameters.items() if name.endswith(fast)], "ratio": config.loraplus},
     ]
     options = {"lr": 0.0, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
     if config.optimiser == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
     where = "[train] optimiser"
-    if not all(parameter.is_cuda for parameter in parameters.values()):
-        raise RefusedError(where, f"{config.optimiser} works on a CUDA device only, and this training runs on the CPU")
+    paged = config.optimiser == "paged_adamw8bit"
+    if paged and not all(parameter.is_cuda for parameter in parameters.values()):
+        raise RefusedError(where, "only a CUDA device has paged memory, and this training runs on the CPU", "Set adamw8bit")
     try:
         from bitsandbytes import optim
     except ImportError as error:
         raise MissingExtraError(where, f"{config.optimiser} is bitsandbytes'", "pip install bitsandbytes") from error
-    kind = optim.PagedAdamW8bit if config.optimiser == "paged_adamw8bit" else optim.AdamW8bit
-    return kind(groups, **options)
+    return (optim.PagedAdamW8bit if paged else optim.AdamW8bit)(groups, **options)
+
+
+def moments(optimiser: Any, parameter: Any) -> dict[str, Any]:
+    """What the optimiser knows of a parameter, by name, as tensors; empty before its first gradient."""
+    state = optimiser.state.get(parameter, {})
+    # The code books of 8 bits are constants.
+    found = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and not name.startswith("qmap")}
+    return {**found, "step": torch.tensor(float(state["step"]))} if state else {}
+
+
+def put(optimiser: Any, parameter: Any, known: Mapping[str, Any]) -> None:
+    """Have the optimiser know what `moments` gave."""
+    step = known["step"]
+    if not hasattr(optimiser, "init_state"):
+        optimiser.state[parameter] = {name: value.to(parameter.device) for name, value in known.items()}
+        return
+    # bitsandbytes' moments may lie in memory that it alone can make.
+    for number, group in enumerate(optimiser.param_groups):
+        for place, own in enumerate(group["params"]):
+            if own is parameter:
+                optimiser.init_state(group, parameter, number, place)
+    state = optimiser.state[parameter]
+    for name, value in known.items():
+        if name != "step":
+            state[name].copy_(value)
+    state["step"] = int(step)

@@ -32,7 +32,7 @@ def _answer(base: Base, prompt: str, tokens: int) -> str:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
-    given = torch.tensor([ids])
+    given = torch.tensor([ids]).to(base.device)
     with torch.no_grad():
         said = base.model.generate(
             given, attention_mask=torch.ones_like(given), max_new_tokens=tokens, do_sample=False, use_cache=True,

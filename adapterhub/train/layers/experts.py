@@ -1,0 +1,182 @@
+"""Experts whose matrices lie stacked in one parameter, as transformers 5 has them: each held by itself, with LoRA of its own.
+
+`y = x W_e^T + scaling * (x A_e^T) B_e^T` for the tokens that the router sent to expert e, as peft's `target_parameters`
+computes it (`tuners/lora/layer.py`, `ParamWrapper`, which adds every expert's product to its weight). Here only an expert
+that got a token is dequantised, forward and again backward; the others' gradients are zeros, which is what peft's are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub.train.config import LoRAConfig
+from adapterhub_converters.adapter import scaling
+from adapterhub_converters.errors import RefusedError
+
+from .lora import dense
+from .shards import Part
+
+Tensor = Any
+Matrix = Any  # a dense one, NF4, or this process's part of one
+NAME = "adapterhub_experts"
+_STACKS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
+    """x `(pairs, in)` of tokens with an expert, expert by expert; A `(experts, r, in)`, B `(experts, out, r)` float32, or None
+    where nothing is learnt; `counts` are the pairs of each expert."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """`(pairs, out)`."""
+        x, lora_A, lora_B, stack, counts = inputs
+        ctx.stack, ctx.counts = stack, counts
+        y = x.new_empty(len(x), stack.shape[1])
+        for expert, rows in _visited(counts):
+            torch.mm(x[rows], stack.dense(expert, x.dtype).t(), out=y[rows])
+        if lora_A is None:
+            return y
+        A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
+        xA = x.new_empty(len(x), A.shape[1])
+        for expert, rows in _visited(counts):
+            torch.mm(x[rows], A[expert].t(), out=xA[rows])
+            y[rows].addmm_(xA[rows], B[expert].t(), alpha=stack.scaling)
+        ctx.save_for_backward(x, xA, A, B)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, A and B."""
+        stack, visited = ctx.stack, _visited(ctx.counts)
+        dy = dy.contiguous()
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy.new_empty(len(dy), stack.shape[2])
+            for expert, rows in visited:
+                torch.mm(dy[rows], stack.dense(expert, dy.dtype), out=dx[rows])
+        saved = ctx.saved_tensors  # once: where a block is computed again, it can be had once
+        if not saved:
+            return dx, None, None, None, None
+        x, xA, A, B = saved
+        dA, dB = torch.zeros_like(A, dtype=torch.float32), torch.zeros_like(B, dtype=torch.float32)
+        for expert, rows in visited:
+            dyB = (dy[rows] @ B[expert]).mul_(stack.scaling)
+            dA[expert] = dyB.t() @ x[rows]
+            dB[expert] = (dy[rows].t() @ xA[rows]).float().mul_(stack.scaling)
+            if dx is not None:
+                dx[rows].addmm_(dyB, A[expert])
+        return dx, dA, dB, None, None
+
+
+def _visited(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """Each expert with a token, and its rows."""
+    found, at = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            found.append((expert, slice(at, at + count)))
+        at += count
+    return found
+
+
+class Stack(nn.Module):  # type: ignore[misc]
+    """The frozen matrices of all experts; `transposed` ones are `(in, out)`."""
+
+    scaling = 0.0
+
+    def __init__(self, matrices: Sequence[Matrix], *, transposed: bool) -> None:
+        super().__init__()
+        # What FSDP divides has to be seen as the stack's own.
+        self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], Part) else tuple(matrices)
+        self.transposed = transposed
+        self.register_parameter("lora_A", None)
+        self.register_parameter("lora_B", None)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(experts, out, in)`."""
+        first, second = self.matrices[0].shape
+        return (len(self.matrices), second, first) if self.transposed else (len(self.matrices), first, second)
+
+    def dense(self, expert: int, dtype: Any) -> Tensor:
+        """The matrix of an expert, `(out, in)`."""
+        matrix = dense(self.matrices[expert], dtype)
+        return matrix.t() if self.transposed else matrix
+
+    def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """`(pairs, in)`, expert by expert, to `(pairs, out)`."""
+        return _StackFunction.apply(x, self.lora_A, self.lora_B, self, counts)
+
+
+class LoRAStack(Stack):
+    """A `Stack` with a trainable low-rank delta for each expert."""
+
+    def __init__(self, matrices: Sequence[Matrix], *, transposed: bool, r: int, alpha: float, rslora: bool) -> None:
+        super().__init__(matrices, transposed=transposed)
+        experts, out_features, in_features = self.shape
+        self.alpha, self.rslora, self.initial = alpha, rslora, None
+        self.scaling = scaling(alpha, r, rslora=rslora)
+        self.lora_A = nn.Parameter(torch.zeros(experts, r, in_features, device=matrices[0].device))
+        self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r, device=matrices[0].device))
+
+    def reset(self, generator: Any) -> None:
+        """As a linear layer's: A within 1 / sqrt(in_features), B zero."""
+        bound = 1 / math.sqrt(self.lora_A.shape[2])
+        with torch.no_grad():
+            self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
+            self.lora_B.zero_()
+
+
+def register() -> str:
+    """Make `_experts` known to transformers; returns its name for a config's `_experts_implementation`."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(NAME, _experts)
+    return NAME
+
+
+def stacks(model: Any) -> dict[str, Any]:
+    """Path of every stacked parameter to its module, in the model's order: of modules that ask transformers how to compute."""
+    return {
+        f"{path}.{name}": module
+        for path, module in model.named_modules()
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed")
+        for name in _STACKS
+        if isinstance(getattr(module, name, None), nn.Parameter)
+    }
+
+
+def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """transformers' contract (`integrations/moe.py`): states `(tokens, d)`, ids and weights `(tokens, k)` of their experts."""
+    chosen = top_k_index.reshape(-1)
+    by_expert, order = torch.sort(chosen, stable=True)
+    up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
+    counts = torch.bincount(chosen, minlength=down.shape[0]).tolist()
+    x = up(hidden_states[order // top_k_index.shape[-1]], counts)
+    if module.has_bias:
+        x = x + (module.gate_up_proj_bias if module.has_gate else module.up_proj_bias)[by_expert]
+    y = down(module._apply_gate(x) if module.has_gate else module.act_fn(x), counts)
+    if module.has_bias:
+        y = y + module.down_proj_bias[by_expert]
+    if getattr(module, "has_post_expert_norm", False):
+        y = module.post_expert_norm(y)
+    weighted = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    together = weighted[back].view(len(hidden_states), -1, weighted.shape[-1]).sum(dim=1)
+    return together.to(hidden_states.dtype)
+
+
+def held(stack: Tensor, quantise: Any) -> list[Matrix]:
+    """Each matrix of a stack by itself: `quantise(matrix)` (NF4 as bitsandbytes has it of that matrix alone) or as it is."""
+    return [matrix if quantise is None else quantise(matrix.contiguous()) for matrix in stack.unbind(0)]
+
+
+def check(config: LoRAConfig, where: str) -> None:
+    """RefusedError for what peft cannot do with a stack either, since there the product is in the expert's weight."""
+    for key, default in (("dora", False), ("lora_bias", False), ("dropout", 0.0), ("init", "default")):
+        if getattr(config, key) != default:
+            raise RefusedError(where, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")

@@ -1,0 +1,271 @@
+"""Where a base comes from changes nothing: floats, the quantised base that was kept, bitsandbytes' own files, GGUF."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import facts, train  # noqa: E402
+from adapterhub.train.config import BaseConfig, LoRAConfig  # noqa: E402
+from adapterhub.train.layers import lora, nf4  # noqa: E402
+from adapterhub.train.model import base, kept, known  # noqa: E402
+from adapterhub_converters import names  # noqa: E402
+from adapterhub_converters.base import read_base  # noqa: E402
+from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
+from adapterhub_converters.files import gguf_file, safetensors_file  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+from tests.train.test_gguf_model import tiny  # noqa: E402
+from tests.train.test_train import contents, settings  # noqa: E402
+
+
+def place_of(folder: Path, cache: Path) -> kept.Place:
+    return kept.place(cache, folder, known.weights(folder, cache))
+
+
+def loaded(folder: Path, place: kept.Place | None = None, **words: object) -> base.Base:
+    chosen = replace(BaseConfig(str(folder)), **words)
+    return base.load(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", place=place)
+
+
+def frozen(made: base.Base) -> dict[str, bytes]:
+    """All numbers that the base holds, by name."""
+    found = {}
+    for path, module in made.model.named_modules():
+        if isinstance(getattr(module, "base", None), nf4.NF4):
+            matrix = module.base
+            parts = [matrix.packed, matrix.absmax, matrix.nested, matrix.offset]
+            found[path] = b"".join(part.numpy().tobytes() for part in parts if part is not None)
+    for name, parameter in made.model.named_parameters():
+        if "lora_" not in name:
+            found[name] = parameter.detach().float().numpy().tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> kept.Place:
+    """The tiny base as it is kept."""
+    place = place_of(tiny_base, tmp_path_factory.mktemp("cache"))
+    assert loaded(tiny_base, place).notes == ()
+    assert place.there
+    return place
+
+
+def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+    config = train.read_config(settings(tmp_path, tiny_base, steps=2))
+    notes: list[str] = []
+
+    def run(out: str, **words: object) -> dict[str, bytes]:
+        chosen = replace(config, base=replace(config.base, **words))
+        train.run(
+            chosen, tmp_path / out, cache=tmp_path / "cache", on_event=lambda event: notes.extend(getattr(event, "notes", ()))
+        )
+        return contents(tmp_path / out)
+
+    fresh = run("fresh", cache=False)
+    assert not (tmp_path / "cache").exists()
+    assert run("first") == fresh
+    assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
+    written = next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat()
+    assert run("second") == fresh
+    assert next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat().st_ino == written.st_ino
+    assert not [note for note in notes if "quantised base" in note]
+
+
+def test_what_is_kept_is_what_is_read(tiny_base: Path, entry: kept.Place) -> None:
+    assert frozen(loaded(tiny_base, entry)) == frozen(loaded(tiny_base))
+    with kept.KeptWeights(entry) as held:
+        assert held.held("model.layers.0.mlp.up_proj.weight") is not None
+        assert held.held("model.norm.weight") is None
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "header", "checksums", "nested"])
+def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
+    place = kept.Place(tmp_path / entry.folder.name)
+    shutil.copytree(entry.folder, place.folder)
+    path = place.folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    if damage == "flipped":
+        raw[-7] ^= 1
+    elif damage == "cut":
+        del raw[-64:]
+    elif damage == "header":
+        at = raw.index(b'"BF16"')
+        raw[at : at + 6] = b'"F16" '
+    elif damage == "nested":
+        raw[len(raw) // 2] ^= 4
+    else:
+        (place.folder / kept._CHECKS).write_text("{}")
+    path.write_bytes(raw)
+    made = loaded(tiny_base, place)
+    assert [note.split(",")[0] for note in made.notes] == ["the quantised base that was kept is damaged"]
+    assert frozen(made) == frozen(loaded(tiny_base))
+    assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
+    assert loaded(tiny_base, place).notes == ()
+
+
+def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
+    for name, seconds in (("old", 0), ("young", None)):
+        shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
+        os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
+    place = place_of(tiny_base, tmp_path)
+    loaded(tiny_base, place)
+    assert {path.name for path in (tmp_path / "bases").iterdir()} == {"nf4-young", place.folder.name}
+
+
+def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    before = place_of(folder, tmp_path / "cache")
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    assert place_of(folder, tmp_path / "cache") != before
+
+
+def test_a_cache_that_cannot_be_written_is_only_noted(tmp_path: Path, tiny_base: Path) -> None:
+    (tmp_path / "bases").write_text("a file")
+    made = loaded(tiny_base, place_of(tiny_base, tmp_path))
+    assert [note.split(":")[0] for note in made.notes] == ["the quantised base could not be kept"]
+
+
+def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "a", tmp_path / "cache"
+    file.write_bytes(b"one")
+    first = known.digest(file, cache)
+    assert not (cache / "digests").exists()  # it changed a moment ago, and might again within the clock's tick
+    monkeypatch.setattr(known, "_SETTLED", -1)
+    assert known.digest(file, cache) == first
+    (remembered,) = (cache / "digests").iterdir()
+    said = json.loads(remembered.read_text())
+    remembered.write_text(json.dumps({**said, "digest": "sha256:" + "0" * 64}))
+    assert known.digest(file, cache) == "sha256:" + "0" * 64  # not hashed
+    file.write_bytes(b"two")
+    os.utime(file, ns=(said["state"]["modified"], said["state"]["modified"]))  # as before, but for the time of change
+    assert known.digest(file, cache) == known.digest(file, None) != first
+
+
+@pytest.mark.peer
+def test_transformers_loads_what_is_kept(tiny_base: Path, entry: kept.Place) -> None:
+    need_module("bitsandbytes")
+    agrees_with_transformers(loaded(tiny_base), entry.folder)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("double", [True, False])
+def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: Path, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    quantised(tiny_base, tmp_path / "bnb", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    made = loaded(tmp_path / "bnb")
+    agrees_with_transformers(made, tmp_path / "bnb")
+    if double:
+        assert frozen(made) == frozen(loaded(tiny_base))
+    assert read_base(tmp_path / "bnb").fingerprint == read_base(tiny_base).fingerprint
+
+
+def agrees_with_transformers(made: base.Base, folder: Path) -> None:
+    """Every matrix is what bitsandbytes has when transformers loads `folder`, and the logits are alike."""
+    import transformers
+    from bitsandbytes import functional
+
+    # In evaluation bitsandbytes packs the codes anew for the CPU, which it cannot for a matrix of 96 columns.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cpu").train()
+    for path, module in theirs.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            wanted = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert torch.equal(nf4.dequantise(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(ids).logits, theirs(ids).logits, rtol=0.05, atol=0.1)
+
+
+def quantised(source: Path, out: Path, **words: object) -> None:
+    """The model at `source` as transformers and bitsandbytes save it in four bits."""
+    import transformers
+
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **words)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=how, dtype=torch.bfloat16, device_map="cpu"
+    )
+    model.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, out / name)
+
+
+@pytest.mark.peer
+def test_other_quantisations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    quantised(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
+    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4, and only NF4 is taken as it is"):
+        loaded(tmp_path / "fp4")
+    config = json.loads((tiny_base / "config.json").read_text())
+    shutil.copytree(tiny_base, tmp_path / "gptq")
+    (tmp_path / "gptq" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(RefusedError, match="quantised with gptq, which isn't trained on"):
+        loaded(tmp_path / "gptq")
+
+
+def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: kept.Place) -> None:
+    with pytest.raises(RefusedError, match="only its NF4 is there"):
+        base.load(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
+    with pytest.raises(RefusedError, match="only its NF4 is there"):
+        loaded(entry.folder, quantise="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"blocksize": 128}, "is in blocks of 128"),
+        ({"shape": [64, 65]}, "its parts aren't those of a matrix of shape"),
+        ({"shape": "x"}, "isn't the JSON that bitsandbytes writes"),
+    ],
+)
+def test_codes_that_mean_something_else_are_refused(
+    change: dict[str, object], says: str, tmp_path: Path, entry: kept.Place
+) -> None:
+    folder = tmp_path / "bnb"
+    shutil.copytree(entry.folder, folder)
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    key = "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4"
+    state = {**json.loads(tensors[key].tobytes()), **change}
+    tensors[key] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    safetensors_file.write(folder / "model.safetensors", tensors)
+    with pytest.raises((RefusedError, FormatError), match=says):
+        loaded(folder)
+
+
+def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a.gguf")
+    made = loaded(source, place_of(source, tmp_path / "cache"))
+    with gguf_file.GGUFFile(source) as file:
+        q = names.unpermuted(file.tensor("blk.0.attn_q.weight"), 2)
+        wanted = nf4.quantise(torch.from_numpy(np.ascontiguousarray(q)))
+    layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert isinstance(layer, lora.LoRALinear)
+    assert torch.equal(layer.base.packed, wanted.packed)
+    assert torch.equal(layer.base.nested, wanted.nested)
+    assert frozen(loaded(source, place_of(source, tmp_path / "cache"))) == frozen(made)
+    assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
+
+
+def test_training_on_a_gguf_base_names_it(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a.gguf")
+    path = settings(tmp_path, source, steps=2)
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "ab ab aab b a ba"}\n' * 8)
+    train.run(train.read_config(path), tmp_path / "out")
+    known_facts = facts.read_facts(tmp_path / "out")
+    assert known_facts is not None
+    assert known_facts["base"]["fingerprint"] == read_base(source).fingerprint
+    assert (known_facts["base"]["quantisation"], known_facts["base"]["architecture"]) == ("nf4", "LlamaForCausalLM")
+    assert [item["path"] for item in known_facts["training"]["weights"]] == ["a.gguf"]
