@@ -68,6 +68,13 @@ def test_dora_without_magnitudes_is_said_and_goes_nowhere_but_back(tmp_path: Pat
         combine([found, found], [1.0, 1.0], method="linear")
 
 
+def test_dora_of_some_modules_is_not_written_as_that_of_all(tmp_path: Path) -> None:
+    found = peft.read(folder(tmp_path / "a", pair() | pair("model.layers.1.self_attn.q_proj")))
+    one = dataclasses.replace(found.deltas[Q], magnitude=np.ones(16, np.float32))
+    with pytest.raises(RefusedError, match="has no DoRA magnitude and others have one"):
+        peft.write(dataclasses.replace(found, deltas={**found.deltas, Q: one}, source=None), tmp_path)
+
+
 def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_path: Path) -> None:
     tensors = pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(16, np.float32)}
     source = folder(tmp_path / "a", tensors, alpha_pattern={"q_proj": 2}, rank_pattern={"q_proj": 2})

@@ -215,6 +215,10 @@ def text(adapter: Adapter) -> str:
     transposed = {delta.transposed_base for delta in deltas.values() if isinstance(delta, LowRank)}
     if len(transposed) > 1:
         raise RefusedError("peft", "some bases are stored transposed and some are not; PEFT has one switch for all")
+    with_dora = [getattr(delta, "magnitude", None) is not None for delta in deltas.values()]
+    if any(with_dora) and not all(with_dora) and not adapter.meta.dora:
+        bare = list(deltas)[with_dora.index(False)]
+        raise RefusedError(bare, "has no DoRA magnitude and others have one; PEFT has one switch for all")
     r = _most_common(delta.r for delta in deltas.values())
     alpha = _most_common(delta.alpha for delta in deltas.values())
     stacks = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))
@@ -237,7 +241,7 @@ def text(adapter: Adapter) -> str:
         "target_modules": sorted(set(deltas) - set(stacks)),
         "task_type": adapter.meta.task_type,
         "trainable_token_indices": {target: list(rows.ids) for target, rows in adapter.rows.items()} or None,
-        "use_dora": adapter.meta.dora or any(getattr(delta, "magnitude", None) is not None for delta in deltas.values()),
+        "use_dora": adapter.meta.dora or any(with_dora),
         "use_rslora": rslora == {True},
     }
     if stacks:
