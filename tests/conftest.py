@@ -64,9 +64,12 @@ def converted() -> Iterator[llama_cpp_scripts.Converter]:
         yield running
 
 
+_NOT_PASSED_ON = ("ADAPTERHUB_", "TRANSFORMERS_NO_ADVISORY")  # the latter is what importing mlx-lm leaves behind
+
+
 def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
     return {
-        **{key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")},
+        **{key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)},
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
         "XDG_DATA_HOME": str(tmp_path / "xdg"),
         "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),

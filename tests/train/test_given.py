@@ -217,6 +217,8 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path) -
     delta = adapter.deltas[target]
     dora = dataclasses.replace(delta, magnitude=np.ones(delta.lora_B.shape[0], np.float32))
     (tmp_path / "dora").mkdir()
-    peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, source=None), tmp_path / "dora")
+    meta = dataclasses.replace(adapter.meta, dora=True)
+    some = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
+    peft_format.write(some, tmp_path / "dora")
     with pytest.raises(RefusedError, match=r"use_dora: is true and .* has no magnitude"):
         given.read(train.Given(tmp_path / "dora", tmp_path / "dora", "", "./dora"))

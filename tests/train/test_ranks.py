@@ -60,16 +60,16 @@ def side_by_side(run: Run, path: Path) -> str:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize(("shard", "started"), [(False, side_by_side), (True, by_torchrun)])
+@pytest.mark.parametrize(("shard", "launch"), [(False, side_by_side), (True, by_torchrun)])
 def test_two_ranks_have_the_losses_of_one(
-    shard: bool, started: Callable[[Run, Path], str], run: Run, tmp_path: Path, tiny_base: Path
+    shard: bool, launch: Callable[[Run, Path], str], run: Run, tmp_path: Path, tiny_base: Path
 ) -> None:
     """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
     path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard)
     words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
     path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     train.run(train.read_config(path), tmp_path / "one")
-    assert json.loads(started(run, path))["steps"] == 6  # one of the two speaks
+    assert json.loads(launch(run, path))["steps"] == 6  # one of the two speaks
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert len(logs[0]) == 6 + 4
     for one, two in zip(*logs, strict=True):
