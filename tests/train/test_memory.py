@@ -54,7 +54,7 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
     line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 6})
     (folder / "t.jsonl").write_text(f"{line}\n" * 80)
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 2, "threads": 1, **keys}.items())
-    heldout = 'heldout = "t.jsonl"\n' if "evaluate_every" in keys else ""
+    heldout = 'heldout = "t.jsonl"\nheldout_tokens = 2048\n' if "evaluate_every" in keys else ""
     (folder / "c.toml").write_text(
         f'[base]\npath = "base"\n{base}\n[data]\ntrain = "t.jsonl"\n{heldout}sequence = {sequence}\n'
         f"[lora]\nr = 16\n{lora}[train]\n{lines}\n"
@@ -67,10 +67,13 @@ KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
     "small-and-many-tokens": (TINY, {"sequence": 1024, "rows": 12}, "", ""),
     "checkpointing-dora-best": (
         LIKE_135M,
-        {"sequence": 256, "rows": 8, "checkpointing": True, "evaluate_every": 1, "keep_best": True, "samples": ["a?"]},
+        {
+            "sequence": 256, "rows": 8, "checkpointing": True, "evaluate_every": 2, "keep_best": True, "samples": ["a?"],
+            "sample_tokens": 4,
+        },
         "", "dora = true\nrank_pattern = {down_proj = 64}\n",
     ),
-    "dropout-float32": (LIKE_135M, {"sequence": 256, "rows": 4}, 'dtype = "float32"', "dropout = 0.1\ndora = true\n"),
+    "dropout-float32": (LIKE_135M, {"sequence": 256, "rows": 2}, 'dtype = "float32"', "dropout = 0.1\ndora = true\n"),
     "pissa-embedding-few-targets": (
         LIKE_135M, {"sequence": 256, "rows": 4}, "", 'init = "pissa"\ntargets = ["q_proj", "down_proj", "embed_tokens"]\n',
     ),
