@@ -244,6 +244,23 @@ def test_codes_that_mean_something_else_are_refused(
         loaded(folder)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_output_layer_beside_the_table_that_it_is_tied_to_has_to_be_the_same(
+    same: bool, tmp_path: Path, tiny_base: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    with safetensors_file.SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * (1 if same else 2)
+    safetensors_file.write(path, tensors, {"format": "pt"})
+    if same:
+        assert frozen(loaded(tmp_path / "base")) == frozen(loaded(tiny_base))
+    else:
+        with pytest.raises(RefusedError, match="lm_head.weight isn't the table that config.json ties it to"):
+            loaded(tmp_path / "base")
+
+
 def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
     made = loaded(source, place_of(source, tmp_path / "cache"))

@@ -126,6 +126,11 @@ class Weights:
         left = sorted(name for name in self.names - self._taken - tied if not name.endswith(_DERIVED))
         if left:
             raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
+        for name in sorted((self.names - self._taken) & tied):
+            used = model.get_parameter(name)
+            if self.shape(name) != tuple(used.shape) or not torch.equal(as_torch(self.raw(name)).to(used), used):
+                what = f"{name} isn't the table that config.json ties it to, and programs differ in which of the two they take"
+                raise RefusedError(self.where, what, "Set tie_word_embeddings to false, or take the tensor out")
 
     def __enter__(self) -> Self:
         return self
