@@ -236,6 +236,20 @@ def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) 
     assert found[0] == found[1]
 
 
+def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj", "experts.down_proj"))
+    settings = dataclasses.replace(settings, base=dataclasses.replace(settings.base, dtype="bfloat16"))
+    found = []
+    for multiple in (1, 32):
+        monkeypatch.setattr(experts, "_ROWS", multiple)
+        made = kinds.loaded(settings)
+        state = loop.new_state(made.model, settings.train)
+        found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 def test_only_experts_with_a_token_are_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked = stack(quantised=True), []
     whole_one = experts.Stack.dense

@@ -24,6 +24,7 @@ from .shards import Part
 Tensor = Any
 Matrix = Any  # a dense one, NF4, or this process's part of one
 NAME = "adapterhub_experts"
+_ROWS = 32
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 
@@ -156,7 +157,12 @@ def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
     by_expert, order = torch.sort(chosen, stable=True)
     up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
     counts = torch.bincount(chosen, minlength=down.shape[0]).tolist()
-    x = up(hidden_states[order // top_k_index.shape[-1]], counts)
+    x = hidden_states[order // top_k_index.shape[-1]]
+    places = None
+    if x.dtype != torch.float32 and x.device.type == "cpu":
+        places, by_expert, counts = _spaced(by_expert, counts)
+        x = x.new_zeros(len(by_expert), x.shape[1]).index_copy(0, places, x)
+    x = up(x, counts)
     if module.has_bias:
         x = x + (module.gate_up_proj_bias if module.has_gate else module.up_proj_bias)[by_expert]
     y = down(module._apply_gate(x) if module.has_gate else module.act_fn(x), counts)
@@ -164,10 +170,23 @@ def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
         y = y + module.down_proj_bias[by_expert]
     if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)
+    y = y if places is None else y[places]
     weighted = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     together = weighted[back].view(len(hidden_states), -1, weighted.shape[-1]).sum(dim=1)
     return together.to(hidden_states.dtype)
+
+
+def _spaced(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Where the pairs of each expert go if it has multiples of `_ROWS`: their places, the expert of every place, the counts.
+
+    oneDNN, which multiplies 16-bit matrices on a CPU, keeps half a megabyte or more for every number of rows that it has met.
+    """
+    there = torch.tensor(counts)
+    wide = -(there // -_ROWS) * _ROWS
+    shift = (wide.cumsum(0) - wide) - (there.cumsum(0) - there)
+    places = torch.arange(len(by_expert)) + shift[by_expert]
+    return places, torch.repeat_interleave(torch.arange(len(counts)), wide), wide.tolist()
 
 
 def held(stack: Tensor, quantise: Any) -> list[Matrix]:
