@@ -45,7 +45,6 @@ class State:
     lone: bool = False
     mends: list[Mend] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
-    settled_base: str | None = None
 
     def mended(self, code: str, what: str) -> None:
         """Note what was done."""

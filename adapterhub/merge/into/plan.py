@@ -227,7 +227,7 @@ class _Planner:
         """All experts of a parameter, on a base that lists them one by one."""
         known = self._architecture
         if known is None or not known.listed or not known.is_stacked(target):
-            raise RefusedError(target, f"not in the base {self.folder.spec.where}", _OTHER)
+            raise self._absent(target)
         stems, (experts, out, _) = known.stems(target), delta.shape
         count = out // len(stems)
         interleaved = bool(known.experts and known.experts.interleaved)
@@ -251,7 +251,7 @@ class _Planner:
         parameter = known.stacked_module(stem) if known and stem else None
         own = self.tensors.get(parameter or "")
         if known is None or own is None or parameter is None or expert is None or stem is None:
-            raise RefusedError(target, f"not in the base {self.folder.spec.where}", _OTHER)
+            raise self._absent(target)
         stems = known.stems(parameter)
         turned = bool(known.experts and (known.experts.transposed or known.experts.interleaved))
         count = own.shape[1] // len(stems)

@@ -41,7 +41,6 @@ PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.
 _LARGEST = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob goes in one PUT
-_LARGEST_PIECE = 128 << 20  # what a registry may ask for with OCI-Chunk-Min-Length
 _MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
 _DIGEST_HEADER = "docker-content-digest"
 _BYTES = {"Content-Type": "application/octet-stream"}

@@ -44,11 +44,6 @@ _DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def read_gguf(path: Path) -> BaseSpec:
-    """The base in a GGUF file, under Hugging Face's names; a tensor that has none keeps its own."""
-    return read(LocalFiles(path.parent), path.name)
-
-
 def read(files: Files, name: str) -> BaseSpec:
     """The base in a GGUF file, or in all parts of a split one of which `name` is any."""
     parts = files.each(lambda part: _header(files, part), _parts(files, name))

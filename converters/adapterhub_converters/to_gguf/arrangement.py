@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -83,9 +84,9 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
     work = _Work(architecture, shapes, config)
     made = [tensor for name, shape in shapes.items() for tensor in work.of(name, shape)]
     made += work.stacks()
-    twice = next((one.name for number, one in enumerate(made) if one.name in {two.name for two in made[:number]}), None)
-    if twice:
-        raise RefusedError(config.where, f"more than one tensor for llama.cpp's {twice}")
+    for name, count in Counter(one.name for one in made).items():
+        if count > 1:
+            raise RefusedError(config.where, f"more than one tensor for llama.cpp's {name}")
     work.check()
     return Arrangement(tuple(made), tuple(work.notes))
 

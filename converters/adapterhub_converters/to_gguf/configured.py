@@ -87,10 +87,6 @@ class Config:
         """A value; None when there is none."""
         return self.values.get(key)
 
-    def first(self, *keys: str) -> Any:
-        """The value of the first key that is there and not null."""
-        return next((self.values[key] for key in keys if self.values.get(key) is not None), None)
-
     def count(self, key: str) -> int:
         """A whole number; RefusedError when it is missing or none."""
         value = self.values.get(key)

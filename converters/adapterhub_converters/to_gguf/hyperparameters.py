@@ -85,13 +85,12 @@ def _nothing(_: Config) -> Numbers:
 def _usual(config: Config) -> Numbers:
     made: Numbers = {}
     for key, names in _COUNTS.items():
-        name = next((name for name in names if config.get(name) is not None), None)
-        if name:
+        if name := _said(config.values, names):
             made[key] = u32(config.count(name))
     made |= _rope(config)
     for key, names in _EPSILONS.items():
-        if any(config.get(name) is not None for name in names):
-            made[key] = f32(config.number(next(name for name in names if config.get(name) is not None)))
+        if name := _said(config.values, names):
+            made[key] = f32(config.number(name))
     score = config.get("scoring_func")
     if score is not None:
         if score not in _GATING:
@@ -102,6 +101,11 @@ def _usual(config: Config) -> Numbers:
     return made
 
 
+def _said(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    """The first of these names that has a value."""
+    return next((name for name in names if values.get(name) is not None), None)
+
+
 def _rope(config: Config) -> Numbers:
     rope, made = config.rope, {}
     if rope["rope_type"] in ("linear", "yarn"):
@@ -110,10 +114,8 @@ def _rope(config: Config) -> Numbers:
     if rope["rope_type"] == "yarn":
         made["rope.scaling.original_context_length"] = u32(int(config.rope_number("original_max_position_embeddings")))
         for key, names in _YARN.items():
-            if any(rope.get(name) is not None for name in names):
-                made[f"rope.scaling.{key}"] = f32(
-                    config.rope_number(next(name for name in names if rope.get(name) is not None))
-                )
+            if name := _said(rope, names):
+                made[f"rope.scaling.{key}"] = f32(config.rope_number(name))
     made["rope.freq_base"] = f32(config.rope_number("rope_theta"))
     if config.sliding_rope:
         made["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))

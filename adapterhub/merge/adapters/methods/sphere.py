@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from .table import Between, OneOf
 
 _PARALLEL = 1e-6  # sine of an angle below which a great circle is a straight line
 _STEPS, _NEAR = 200, 1e-12  # of the search for the Riemannian mean
-By = Literal["all", "rows", "columns"]
 
 
 def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[float, Between(0, 1)] = 0.5) -> Factors:
