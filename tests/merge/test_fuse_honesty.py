@@ -101,7 +101,8 @@ def test_what_training_saw_is_not_guessed(tmp_path: Path, options: Options, conf
 
 @pytest.mark.parametrize("columns", [64, 96, 40])
 def test_blocks_across_rows_are_read_whole(columns: int) -> None:
-    from adapterhub.merge.into.running import Opened, Run
+    from adapterhub.merge.into.running import Run
+    from adapterhub.merge.into.sources import Opened
     from adapterhub.merge.into.stored import Floats
 
     weight = np.random.default_rng(0).normal(size=(24, columns)).astype(np.float32)

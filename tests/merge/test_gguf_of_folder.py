@@ -544,7 +544,7 @@ def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> Non
 
 def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     from adapterhub.merge.into.laid_out import LaidOut, Piece
-    from adapterhub.merge.into.running import Opened, Stored
+    from adapterhub.merge.into.sources import Opened, Stored
     from adapterhub.merge.into.stored import kind
     from adapterhub_converters.to_gguf.arrangement import Part
 

@@ -28,8 +28,9 @@ from .honesty import as_trained, changes_of, warnings
 from .linears import to_nf4
 from .measure import Change
 from .options import NF4, FuseReport, Options
+from .parts import Copy, Made, OutFile, Part, Text
 from .plan import Plan, plan
-from .running import Copy, Made, OutFile, Part, Progress, Run, Text
+from .running import Progress, Run
 
 PLAIN = Options()
 

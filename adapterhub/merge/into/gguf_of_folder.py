@@ -30,7 +30,8 @@ from .hf_base import Folder, Weight
 from .hf_out import Written
 from .laid_out import LaidOut, Merged, Piece
 from .options import DTYPES, REQUANTISE, Options
-from .running import Copy, Made, OutFile, Part, Source, Stored, Text
+from .parts import Copy, Made, OutFile, Part, Text
+from .sources import Source, Stored
 from .stored import Kind, kind, writable
 
 

@@ -13,7 +13,8 @@ from adapterhub_converters.files.gguf_file import Value
 
 from .gguf_plan import HEAD, TABLE, GGUFPlan, Placed
 from .options import DTYPES, REQUANTISE, Options
-from .running import Copy, Made, OutFile, Part, Stored, Text
+from .parts import Copy, Made, OutFile, Part, Text
+from .sources import Stored
 from .stored import Kind, kind, writable
 
 # llama.cpp, include/llama.h, `llama_ftype`: what a file is mostly made of.

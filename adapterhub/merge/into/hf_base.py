@@ -15,7 +15,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile, TensorInfo
 
-from .running import Source, Stored
+from .sources import Source, Stored
 from .stored import kind
 from .unpacked import unpacked
 

@@ -20,7 +20,8 @@ from .hf_base import Folder, Shard, Weight
 from .linears import in_nf4, quantisation_config
 from .options import DTYPES, NF4, Options
 from .packing import Entry, IntoNF4
-from .running import Copy, Made, OutFile, Part, Source, Text
+from .parts import Copy, Made, OutFile, Part, Text
+from .sources import Source
 from .stored import kind
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

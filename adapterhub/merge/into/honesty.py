@@ -12,7 +12,9 @@ from .linears import ROUTERS, is_linear
 from .measure import Change, Trained, measured
 from .nf4 import ThroughNF4, sampled
 from .options import NF4, Options
-from .running import Made, Opened, OutFile, Run, Source, Stored
+from .parts import Made, OutFile
+from .running import Run
+from .sources import Opened, Source, Stored
 from .stored import kind
 
 LEAST_KEPT = 0.9

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.to_gguf.arrangement import Part
 
-from .running import Buffer, Made, Opened, Ready, Run, Source, UnfitError, explained
+from .parts import Made, Ready, UnfitError, explained
+from .running import Run
+from .sources import Buffer, Opened, Source
 
 F32Array = NDArray[np.float32]
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .running import Made, Opened, Ready, Run, Source, UnfitError, explained
+from .parts import Made, Ready, UnfitError, explained
+from .running import Run
+from .sources import Opened, Source
 
 F32Array = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from adapterhub_converters.to_gguf.arrangement import Arranged, Part, arranged
 from adapterhub_converters.to_gguf.configured import configured
 
 from .hf_base import Folder, Weight, read_folder
-from .running import Opened, Source, Stored
+from .sources import Opened, Source, Stored
 from .stored import kind
 
 F32Array = NDArray[np.float32]

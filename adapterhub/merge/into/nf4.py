@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from adapterhub_converters.errors import RefusedError
 
 from .mean import mean
-from .running import TILE, Buffer, Opened, Source
+from .running import TILE
+from .sources import Buffer, Opened, Source
 from .stored import Kind
 
 F32Array = NDArray[np.float32]

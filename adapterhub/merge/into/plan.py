@@ -31,7 +31,7 @@ from adapterhub_converters.errors import RefusedError
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
 from .hf_base import CONV1D, Folder, Weight, read_folder
 from .rounding import computable
-from .running import Opened
+from .sources import Opened
 
 __all__ = ["Plan", "Weighted", "plan", "stored_transposed"]
 

@@ -30,7 +30,7 @@ from .models import FolderModel, Model, as_matrix, is_float, open_like, renamed
 from .nf4 import ThroughNF4
 from .options import Options
 from .plan import Plan, plan
-from .running import Buffer, Opened
+from .sources import Buffer, Opened
 from .stored import Floats
 from .strengths import COARSE, GRID, Sums, judged, rounded, square
 

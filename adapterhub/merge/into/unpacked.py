@@ -25,7 +25,7 @@ from adapterhub_converters.base.quantised import settings
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.files.safetensors_file import TensorInfo
 
-from .running import Buffer, Opened
+from .sources import Buffer, Opened
 
 if TYPE_CHECKING:
     from .hf_base import Shard
