@@ -17,7 +17,7 @@ from adapterhub_converters.files.safetensors_file import SafetensorsFile, Tensor
 
 from .sources import Source, Stored
 from .stored import kind
-from .unpacked import unpacked
+from .unpacked import Place, unpacked
 
 # Modules that transformers builds from Conv1D, whose weight is `(in, out)` (`pytorch_utils.py`).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -118,9 +118,10 @@ def read_folder(base: Path, *, dequantise: bool = False) -> Folder:
 
 
 def _unpacked(spec: BaseSpec, shards: Sequence[Shard], config: Mapping[str, Any]) -> dict[str, Weight]:
+    places = {info.name: Place(shard.path, info) for shard in shards for info in shard.tensors.values()}
     return {
         name: Weight(name, one.shape, one.dtype, one.place.path, one.place.info.offset, one.place.info.size, one.source)
-        for name, one in unpacked(spec, shards, config).items()
+        for name, one in unpacked(spec, places, config).items()
     }
 
 

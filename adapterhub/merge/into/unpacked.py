@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.files.safetensors_file import TensorInfo
 
 from .sources import Buffer, Opened
-
-if TYPE_CHECKING:
-    from .hf_base import Shard
 
 F32Array = NDArray[np.float32]
 Rows = Callable[[int, int], F32Array]
@@ -134,13 +131,12 @@ class Found:
     source: Unpacked | Experts | None
 
 
-def unpacked(spec: BaseSpec, shards: Sequence[Shard], config: Mapping[str, Any]) -> dict[str, Found]:
-    """Every parameter of a quantised folder, in the order of its files.
+def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, Found]:
+    """Every parameter of a quantised folder, in the order of its files; `places` has the stored tensors by name.
 
     Raises:
         RefusedError: A layout isn't known, or has parts that aren't.
     """
-    places = {info.name: Place(shard.path, info) for shard in shards for info in shard.tensors.values()}
     for name, reason in spec.packed.items():
         raise RefusedError(name, f"{reason}, a layout that isn't known here", "Dequantise it with the program that made it")
     modules: dict[str, dict[str, Place]] = {}
