@@ -6,7 +6,7 @@ Nothing is written before the whole plan stands, so a merge that would be wrong 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub.merge.checks import Weighted, check_adapter
-from adapterhub_converters import dtypes, names
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import (
     Adapter,
     Delta,
@@ -24,21 +24,19 @@ from adapterhub_converters.adapter import (
     factored_out,
     refuse_conditions,
 )
-from adapterhub_converters.architecture import Architecture
 from adapterhub_converters.base_weights import plain_lora, without_copies
 from adapterhub_converters.errors import RefusedError
 
+from .base_names import BaseNames, architecture_of, check_shape
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
+from .experts import pieces
 from .hf_base import CONV1D, Folder, Weight, read_folder
 from .rounding import computable
-from .sources import Opened
+from .tied import HEADS, Tied
 
 __all__ = ["Plan", "Weighted", "plan", "stored_transposed"]
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
-_HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_OTHER = "Is this the model the adapter was trained on?"
-_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def stored_transposed(model_type: str | None, target: str) -> bool:
@@ -116,14 +114,14 @@ class _Planner:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.tensors = folder.weights
-        self.tied = _Tied(folder)
+        self.tied = Tied(folder)
         self.edits: dict[str, list[Edit]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.added: dict[str, Weight] = {}
         self.config: dict[str, Any] = {}
         self.notes: list[str] = []
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}
-        self._architecture = _architecture(folder)
+        self._architecture = architecture_of(folder)
 
     def plan(self) -> Plan:
         """What came together, once it is known to fit together."""
@@ -136,7 +134,7 @@ class _Planner:
         refuse_conditions(dataclasses.replace(adapter, copies={}))
         experts, others = self._apart(adapter)
         whole = {**adapter.replaced, **adapter.copies}
-        found = _Names(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tied.alias)
+        found = BaseNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tied.alias)
         self.notes += [*adapter.notes, *found.notes]
         for parameter, values in adapter.copies.items():
             self._resize(parameter, found.parameter(parameter), values)
@@ -148,7 +146,8 @@ class _Planner:
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
         for target, delta in experts.items():
-            self._expert(target, delta, weight)
+            for piece in pieces(self.folder, self._architecture, target, delta, weight):
+                self._put(piece.name, piece.edit, target, piece.rows)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, found.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
@@ -164,7 +163,7 @@ class _Planner:
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
-    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: _Names) -> None:
+    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: BaseNames) -> None:
         transposed = self._transposed(target, name, delta)
         name = self._untied(name, target)
         scale = delta.scaling * weight
@@ -194,74 +193,6 @@ class _Planner:
         if weight != 1:
             raise RefusedError(target, "DoRA is no sum: it can be merged alone and with weight 1 only")
         self._put(name, edit, target, alone=True)
-
-    def _expert(self, target: str, delta: Delta, weight: float) -> None:
-        """A delta of one expert or of all, on a base that has a tensor for each or one for all."""
-        if not isinstance(delta, LowRank | StackedLowRank) or not delta.plain:
-            raise RefusedError(target, f"a {type(delta).__name__} with more than its factors, on experts, cannot be merged")
-        scale = delta.scaling * weight
-        if isinstance(delta, StackedLowRank):
-            own = self.tensors.get(target)
-            if own:
-                self._stack(target, own, delta, scale)
-            else:
-                self._listed(target, delta, scale)
-        else:
-            self._one_of_stack(target, delta, scale)
-
-    def _stack(self, target: str, own: Weight, delta: StackedLowRank, scale: float) -> None:
-        experts, out, into = delta.shape
-        straight, across = (experts, out, into), (experts, into, out)
-        transposed = delta.transposed_base
-        if transposed is None:
-            if straight == across:
-                raise RefusedError(target, "square, and nothing says whether the base stores it (in, out) or (out, in)")
-            transposed = own.shape == across
-        self._expect(target, target, across if transposed else straight)
-        rows = own.shape[1]
-        for number in range(experts):
-            piece = LowRank(delta.lora_A[number], delta.lora_B[number], delta.alpha)
-            self._put(target, AddLowRank(piece, scale, transposed), target, (number * rows, rows))
-
-    def _listed(self, target: str, delta: StackedLowRank, scale: float) -> None:
-        """All experts of a parameter, on a base that lists them one by one."""
-        known = self._architecture
-        if known is None or not known.listed or not known.is_stacked(target):
-            raise self._absent(target)
-        stems, (experts, out, _) = known.stems(target), delta.shape
-        count = out // len(stems)
-        interleaved = bool(known.experts and known.experts.interleaved)
-        for expert in range(experts):
-            for number, stem in enumerate(stems):
-                rows = slice(number, None, len(stems)) if interleaved else slice(number * count, (number + 1) * count)
-                name = f"{known.listed_module(stem, expert)}.weight"
-                if name not in self.tensors:
-                    raise RefusedError(target, f"{experts} experts, and the base has no {name}")
-                piece = LowRank(delta.lora_A[expert], delta.lora_B[expert][rows], delta.alpha)
-                self._expect(target, name, piece.shape)
-                self._put(name, AddLowRank(piece, scale, transposed=False), target)
-        last = f"{known.listed_module(stems[0], experts)}.weight"
-        if last in self.tensors:
-            raise RefusedError(target, f"{experts} experts, and the base has more: {last}")
-
-    def _one_of_stack(self, target: str, delta: LowRank, scale: float) -> None:
-        """One expert, on a base that has one tensor for all."""
-        known = self._architecture
-        stem, expert = (known.stem(target), known.expert(target)) if known else (None, None)
-        parameter = known.stacked_module(stem) if known and stem else None
-        own = self.tensors.get(parameter or "")
-        if known is None or own is None or parameter is None or expert is None or stem is None:
-            raise self._absent(target)
-        stems = known.stems(parameter)
-        turned = bool(known.experts and (known.experts.transposed or known.experts.interleaved))
-        count = own.shape[1] // len(stems)
-        if turned or len(own.shape) != 3 or expert >= own.shape[0] or delta.shape != (count, own.shape[2]):
-            raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {own.shape}")
-        first = expert * own.shape[1] + stems.index(stem) * count
-        self._put(parameter, AddLowRank(delta, scale, transposed=False), target, (first, count))
-
-    def _absent(self, target: str) -> RefusedError:
-        return RefusedError(target, f"not in the base {self.folder.spec.where}", _OTHER)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
         """A table of a resized vocabulary in place of the base's; the adapter's delta comes on top of it."""
@@ -317,16 +248,13 @@ class _Planner:
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
 
     def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
-        have = self.shapes.get(name, self._weight(name).shape)
-        if tuple(shape) != have:
-            hint = "The adapter was trained after the vocabulary was resized" if have[1:] == tuple(shape)[1:] else ""
-            raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {have}", hint)
+        check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
     def _untied(self, name: str, target: str) -> str:
         """The tensor that a change of the table or of the output layer goes to: where they are one they become two."""
         if not self.tied.tied or not self.tied.is_table(name):
             return name
-        head = target.endswith(_HEADS) or f"{target}.weight".endswith(_HEADS)
+        head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
         if self.tied.head is None:
             if not self.tied.can_be_two(self._architecture):
                 what = f"the base's embedding and output layer are one tensor ({name})"
@@ -372,117 +300,3 @@ class _Planner:
                 "Set fan_in_fan_out to false in adapter_config.json if it does not",
             )
         return False
-
-
-def _architecture(folder: Folder) -> Architecture | None:
-    try:
-        return names.by_class(folder.spec.architecture, folder.spec.where)
-    except RefusedError:
-        return None
-
-
-class _Names:
-    """From an adapter's names to the base's: the same, or one leading component more or less, the same for all.
-
-    `GPT2LMHeadModel` calls its blocks `transformer.h…`, and its published checkpoint `h…`; transformers adds what is
-    missing when it loads (`base_model_prefix`), and so the adapter has it.
-    """
-
-    def __init__(self, folder: Folder, adapter: Adapter, alias: Mapping[str, str]) -> None:
-        tensors = folder.weights
-        self._tensors = tensors
-        self._where = folder.spec.where
-        self._alias = alias
-        stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
-        missing = sorted(stem for stem in stems if stem not in tensors and stem not in alias)
-        self._rename = self._dialect(missing) if missing else {}
-        self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes(self._rename)})
-
-    def _dialect(self, missing: list[str]) -> dict[str, str]:
-        first = missing[0]
-        heads = {first.partition(".")[0] + "."}
-        added = {name.removesuffix(first) for name in self._tensors if name.endswith("." + first)}
-        ways = [{name: name.partition(".")[2] for name in missing}] if all(n.startswith(tuple(heads)) for n in missing) else []
-        ways += [{name: prefix + name for name in missing} for prefix in sorted(added)]
-        fitting = [way for way in ways if all(new in self._tensors for new in way.values())]
-        if len(fitting) > 1:
-            raise RefusedError(first, f"could be {' or '.join(way[first] for way in fitting)} in the base {self._where}")
-        if not fitting:
-            raise RefusedError(first, f"not in the base {self._where}", _OTHER)
-        return fitting[0]
-
-    @staticmethod
-    def _prefixes(rename: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        for old, new in rename.items():
-            longer = max(old, new, key=len)
-            prefix = longer[: len(longer) - min(len(old), len(new))]
-            yield (prefix, "") if len(old) > len(new) else ("", prefix)
-
-    def parameter(self, name: str, *, why: str = "not in the base") -> str:
-        """The base's name of a parameter."""
-        if name in self._tensors:
-            return name
-        if name in self._alias:
-            return self._alias[name]
-        stem = name.rpartition(".")[0] + ".weight"
-        new = self._rename.get(name) or self._rename.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
-        if new not in self._tensors:
-            raise RefusedError(name.rpartition(".")[0], why)
-        return new
-
-
-class _Tied:
-    """Whether the output layer is the embedding table, so that changing one would change the other.
-
-    Attributes:
-        tied: Whether they are one.
-        head: The tensor of the output layer, where it has one.
-        stored: Whether the base has such a tensor.
-        table: The tensor of the embedding table, where its name is known.
-    """
-
-    def __init__(self, folder: Folder) -> None:
-        spec, self._weights = folder.spec, folder.weights
-        self._vocabulary = spec.config.get("vocab_size")
-        self.head = next((name for name in self._weights if name.endswith(_HEADS)), None)
-        self.stored = self.head is not None
-        self.table = next((f"{name}.weight" for name in names.EMBEDDINGS if f"{name}.weight" in self._weights), None)
-        self.tied = spec.tied or (self.head is None and spec.architecture.endswith(_HEADED))
-        if self.head and "tie_word_embeddings" not in spec.config:
-            # Silent and both stored: transformers goes by the class's default; equal bytes settle it.
-            self.tied = self._same_bytes(self._weights[self.head])
-
-    @property
-    def alias(self) -> dict[str, str]:
-        """What a base that has no tensor of the output layer has in its place."""
-        return {"lm_head.weight": self.table} if self.tied and not self.stored and self.table else {}
-
-    def can_be_two(self, known: Architecture | None) -> bool:
-        """Whether transformers loads an output layer of its own for this class, under a name that is known."""
-        return known is not None and self.table is not None and "lm_head" in known.top
-
-    def _same_bytes(self, head: Weight) -> bool:
-        tables = [one for one in self._weights.values() if one.shape == head.shape and one.name != head.name]
-        with Opened() as opened:
-            return any(_equal(opened, head, other) for other in tables)
-
-    def is_table(self, name: str) -> bool:
-        """Whether a tensor has a row for each token."""
-        if name == self.head:
-            return True
-        own = self._weights.get(name)
-        in_a_layer = any(part.isdigit() for part in name.split("."))
-        return own is not None and len(own.shape) == 2 and own.shape[0] == self._vocabulary and not in_a_layer
-
-
-def _equal(opened: Opened, one: Weight, two: Weight) -> bool:
-    if one.size != two.size or not one.size:
-        return False
-    pieces = np.empty((2, 1 << 20), np.uint8)
-    for start in range(0, one.size, 1 << 20):
-        count = min(1 << 20, one.size - start)
-        for piece, weight in zip(pieces, (one, two), strict=True):
-            opened.read(weight.path, piece[:count], weight.offset + start)
-        if not np.array_equal(pieces[0, :count], pieces[1, :count]):
-            return False
-    return True
