@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merge import Options, fuse
+from adapterhub.merge import Options, fuse, prepared
 from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.base import read_base, weight_files
@@ -163,6 +163,16 @@ def test_single_experts_in_every_layout(torch: Any, tmp_path: Path, together: bo
     (tmp_path / "wanted" / "config.json").write_text((base / "config.json").read_text())
     safetensors_file.write(tmp_path / "wanted" / "model.safetensors", wanted, {"format": "pt"})
     close(logits(loaded(tmp_path / "out")), logits(loaded(tmp_path / "wanted")), logits(loaded(base)))
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (4, 16)])
+def test_a_stack_of_experts_that_is_none_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}')
+    name = "model.layers.0.mlp.experts"
+    safetensors_file.write(tmp_path / "model.safetensors", {f"{name}.down_proj": np.zeros(shape, np.float32)}, {"format": "pt"})
+    delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2)
+    with pytest.raises(AdapterhubError, match=r"changes a weight of shape \(8, 8\), the base's .*down_proj is"):
+        prepared([(Adapter({f"{name}.1.down_proj": delta}), 1.0)], tmp_path)
 
 
 @pytest.mark.parametrize(

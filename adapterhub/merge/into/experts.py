@@ -92,8 +92,8 @@ def _one_of_stack(folder: Folder, known: Architecture | None, target: str, delta
         raise absent(target, folder.spec.where)
     stems = known.stems(parameter)
     turned = bool(known.experts and (known.experts.transposed or known.experts.interleaved))
-    count = own.shape[1] // len(stems)
-    if turned or len(own.shape) != 3 or expert >= own.shape[0] or delta.shape != (count, own.shape[2]):
+    count = own.shape[1] // len(stems) if len(own.shape) == 3 else 0
+    if turned or not count or expert >= own.shape[0] or delta.shape != (count, own.shape[2]):
         raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {own.shape}")
     first = expert * own.shape[1] + stems.index(stem) * count
     return Piece(parameter, AddLowRank(delta, scale, transposed=False), (first, count))
