@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters import names
+from adapterhub_converters.base.bitsandbytes import NF4_STATE
 from adapterhub_converters.errors import RefusedError
 
 from .hf_base import CONV1D, Folder, Weight
 
 ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
-NF4_STATE = ".quant_state.bitsandbytes__nf4"
 _BITSANDBYTES = {
     "_load_in_4bit": True,
     "_load_in_8bit": False,

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub_converters.base.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
 from .mean import mean
@@ -23,18 +24,7 @@ from .stored import Kind
 
 F32Array = NDArray[np.float32]
 
-BLOCK = 64  # weights that share one magnitude
-NESTED_BLOCK = 256  # magnitudes that share one
-
-# QLoRA, appendix E, as bitsandbytes spells the values (`functional.py`, `get_4bit_type`).
-CODE = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ],
-    np.float32,
-)  # fmt: skip
+CODE = np.array(NF4_CODE, np.float32)
 _BOUNDS = (CODE[:-1] + CODE[1:]) / np.float32(2)
 _ZERO = 7  # the code of 0
 _LEAST = np.float32(1e-38)  # what bitsandbytes divides by instead of zero

@@ -1,8 +1,7 @@
 """A weight on its way into a bitsandbytes checkpoint in NF4, a tile at a time.
 
-Beside the codes of `X.weight` lie its magnitudes, their scales and two tables, and a state in JSON (bitsandbytes 0.50,
-`functional.py`, `QuantState.as_dict`; `nn/modules.py`, `_save_to_state_dict`). The state holds the mean of magnitudes, which is
-known when the last tile is: its JSON is padded with spaces, so that the file can be laid out before.
+The state beside the codes (`base.bitsandbytes`) holds the mean of magnitudes, which is known when the last tile is: its JSON is
+padded with spaces, so that the file can be laid out before.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
+from adapterhub_converters.base.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_STATE, nf4_state
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files.safetensors_file import byte_view
 
 from .files import write_at
-from .linears import NF4_STATE
-from .nf4 import BLOCK, CODE, NESTED_BLOCK, codes_of, dynamic_map, magnitudes, packed, quantised, sampled
+from .nf4 import CODE, codes_of, dynamic_map, magnitudes, packed, quantised, sampled
 
 F32Array = NDArray[np.float32]
 
 _LONGEST = 24  # characters of a float32 in JSON
-_TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 Entry = tuple[str, str, tuple[int, ...]]
 """A stored tensor: its name, dtype and shape."""
@@ -81,15 +79,7 @@ class IntoNF4:
         return _Writer(self, sink).write
 
     def _state(self, offset: float) -> bytes:
-        said = {
-            "quant_type": "nf4",
-            "blocksize": BLOCK,
-            "dtype": _TORCH[self.dtype],
-            "shape": list(self.shape),
-            "nested_blocksize": NESTED_BLOCK,
-            "nested_dtype": "float32",
-            "nested_offset": offset,
-        }
+        said = nf4_state(self.shape, self.dtype, offset)
         return json.dumps(said).encode().ljust(len(json.dumps({**said, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
 
     def rest(self, largest: F32Array) -> Mapping[str, np.ndarray]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.base import BaseSpec
+from adapterhub_converters.base.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE
 from adapterhub_converters.base.quantised import settings
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.files.safetensors_file import TensorInfo
@@ -31,8 +32,7 @@ F32Array = NDArray[np.float32]
 Rows = Callable[[int, int], F32Array]
 """The numbers of rows from one to before another, `(rows, columns)`."""
 
-_STATE = ".quant_state.bitsandbytes__"
-_FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_FLOATS = {said: dtype for dtype, said in DTYPES.items()}
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs each four bits of a word are
 
@@ -187,7 +187,7 @@ class _Scheme:
             kind == "I8": self._int8,
             "weight_packed" in leaves: self._compressed,
             "qweight" in leaves: self._words,
-            any(_STATE in f".{leaf}" for leaf in leaves): _bnb4,
+            any(STATE in f".{leaf}" for leaf in leaves): _bnb4,
         }
         return known[True](name, shape, leaves) if True in known else None
 
@@ -374,7 +374,7 @@ def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
 
 
 def _bnb4(name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-    state = next(leaf for leaf in leaves if _STATE in f".{leaf}")
+    state = next(leaf for leaf in leaves if STATE in f".{leaf}")
     weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
     nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
     if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
@@ -382,7 +382,11 @@ def _bnb4(name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
 
     with Opened() as opened:
         said = json.loads(leaves[state].load(opened).tobytes())
-    block, inner, offset = said.get("blocksize", 64), said.get("nested_blocksize", 256), said.get("nested_offset", 0.0)
+    block, inner, offset = (
+        said.get("blocksize", BLOCK),
+        said.get("nested_blocksize", NESTED_BLOCK),
+        said.get("nested_offset", 0.0),
+    )
     count, dtype = math.prod(shape), _FLOATS.get(str(said.get("dtype")))
     numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
     blocks = -(-count // block) if numbers else 0

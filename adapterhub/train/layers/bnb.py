@@ -1,8 +1,6 @@
-"""A matrix in NF4 as bitsandbytes serialises it: `X.weight` and five tensors beside it, as transformers saves and loads them.
+"""A matrix in NF4 out of the tensors in which bitsandbytes stores it, and back (`adapterhub_converters.base.bitsandbytes`).
 
-`X.weight` has the codes, `.absmax` and `.nested_absmax` the magnitudes, `.quant_map` and `.nested_quant_map` the two code
-books, and `.quant_state.bitsandbytes__nf4` the rest as JSON in bytes (bitsandbytes 0.50, `functional.py`,
-`QuantState.as_dict`). Codes are taken as they are; whatever would make them mean something else is refused.
+Codes are taken as they are; whatever would make them mean something else is refused.
 """
 
 from __future__ import annotations
@@ -14,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterhub_converters.base.bitsandbytes import BESIDE, BLOCK, NESTED_BLOCK, NF4_STATE, STATE, nf4_state
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import nf4
 from .nf4 import NF4
 
-STATE = ".quant_state.bitsandbytes__"
-_BESIDE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_BESIDE = tuple(f".{part}" for part in BESIDE)
 
 Array = np.ndarray
 Read = Callable[[str], Array]
@@ -34,15 +31,12 @@ def is_beside(name: str) -> bool:
 
 def parts(name: str, matrix: NF4, stored: str) -> dict[str, Array]:
     """The tensors that hold `matrix` under the name of its weight, whose dtype in safetensors' words was `stored`."""
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": nf4.BLOCK, "dtype": _DTYPES[stored], "shape": list(matrix.shape)}
+    state = nf4_state(matrix.shape, stored, None if matrix.offset is None else float(matrix.offset))
     found = {name: matrix.packed.view(-1, 1), f"{name}.absmax": matrix.absmax, f"{name}.quant_map": nf4.CODE}
     if matrix.offset is not None:
-        state |= {
-            "nested_blocksize": nf4.NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(matrix.offset),
-        }  # fmt: skip
         found |= {f"{name}.nested_absmax": matrix.nested, f"{name}.nested_quant_map": nf4.dynamic_map()}
     arrays = {key: value.cpu().numpy() for key, value in found.items()}
-    arrays[f"{name}{STATE}nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    arrays[f"{name}{NF4_STATE}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     return arrays
 
 
@@ -63,8 +57,8 @@ def read(name: str, tensor: Read, state: str, where: str) -> NF4:
         offset = said.get("nested_offset")
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: {state}", "isn't the JSON that bitsandbytes writes") from error
-    if block != nf4.BLOCK or nested_block not in (None, nf4.NESTED_BLOCK):
-        raise RefusedError(f"{where}: {name}", f"is in blocks of {block} and {nested_block}, not of {nf4.BLOCK} and 256")
+    if block != BLOCK or nested_block not in (None, NESTED_BLOCK):
+        raise RefusedError(f"{where}: {name}", f"is in blocks of {block} and {nested_block}, not of {BLOCK} and {NESTED_BLOCK}")
     _check_map(f"{name}.quant_map", tensor, nf4.CODE, where)
     matrix = NF4(_bytes(name, tensor), torch.from_numpy(tensor(f"{name}.absmax")).view(-1), None, None, shape)
     if nested_block is not None:
@@ -87,12 +81,12 @@ def _check_map(name: str, tensor: Read, wanted: Any, where: str) -> None:
 
 def _check_sizes(name: str, matrix: NF4, where: str) -> None:
     count = int(np.prod(matrix.shape, dtype=object))
-    blocks = -(count // -nf4.BLOCK)
+    blocks = -(count // -BLOCK)
     fits = matrix.packed.numel() == (count + 1) // 2 and matrix.absmax.numel() == blocks
     if matrix.nested is None:
         fits = fits and matrix.absmax.dtype == torch.float32
     else:
         fits = fits and matrix.absmax.dtype == torch.uint8 and matrix.nested.dtype == torch.float32
-        fits = fits and matrix.nested.numel() == -(blocks // -nf4.NESTED_BLOCK)
+        fits = fits and matrix.nested.numel() == -(blocks // -NESTED_BLOCK)
     if not fits or min(matrix.shape, default=0) < 0:
         raise FormatError(f"{where}: {name}", f"its parts aren't those of a matrix of shape {matrix.shape}")

@@ -16,23 +16,15 @@ from typing import Any
 
 import torch
 
+from adapterhub_converters.base.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
-BLOCK = 64  # weights that share one magnitude
-NESTED_BLOCK = 256  # magnitudes that share one
 _CHUNK = 1 << 18  # weights quantised at a time: their intermediates stay in the cache
 
 Tensor = Any
 """A `torch.Tensor`."""
 
-# QLoRA, appendix E, as bitsandbytes spells the values (`functional.py`, `get_4bit_type`).
-CODE = torch.tensor(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ]
-)  # fmt: skip
+CODE = torch.tensor(NF4_CODE)
 
 
 @dataclass(frozen=True, eq=False)

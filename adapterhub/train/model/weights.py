@@ -18,6 +18,7 @@ import torch
 from adapterhub.train.layers import bnb, nf4
 from adapterhub_converters import dtypes
 from adapterhub_converters.base import weight_files
+from adapterhub_converters.base.bitsandbytes import STATE
 from adapterhub_converters.base.quantised import settings
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.files import json_file
@@ -153,7 +154,7 @@ class FolderWeights(Weights):
         except BaseException:
             self._open.close()
             raise
-        self._states = {name.partition(bnb.STATE)[0]: name for name in self._files if bnb.STATE in name}
+        self._states = {name.partition(STATE)[0]: name for name in self._files if STATE in name}
         self.names = frozenset(name for name in self._files if not bnb.is_beside(name))
         if not self.names:
             raise NotFoundError(self.where, "no weights: there is no model.safetensors")

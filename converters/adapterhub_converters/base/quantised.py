@@ -17,6 +17,8 @@ from adapterhub_converters.errors import FormatError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.safetensors_file import TensorInfo
 
+from .bitsandbytes import BESIDE, STATE
+
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Parameter name to logical shape and dtype as stored."""
 Leaves = Mapping[str, TensorInfo]
@@ -24,11 +26,10 @@ Leaves = Mapping[str, TensorInfo]
 Shape = tuple[int, ...] | None
 Read = Callable[[str], bytes]
 
-_STATE = ".quant_state.bitsandbytes__"
 _MAX_STATE = 100_000  # bytes; a real one has about 200
 # What lies beside a weight, whatever packs it.
 _BESIDE = {
-    "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map", "SCB", "weight_format",
+    *(f"weight.{part}" for part in BESIDE), "SCB", "weight_format",
     "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx",
     "weight_global_scale", "input_global_scale", "input_scale", "output_scale", "activation_scale", "k_scale", "v_scale",
     "qzeros", "scales", "g_idx", "qweight", "weight_packed",
@@ -41,7 +42,7 @@ _MLX_GROUPS = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 def parameter(name: str) -> str | None:
     """The parameter that a stored tensor is, by its name alone; None when it only lies beside one."""
     module, leaf = _split(name)
-    if _STATE in name:
+    if STATE in name:
         return None
     if leaf in ("qweight", "weight_packed"):
         return _join(module, "weight")
@@ -50,7 +51,7 @@ def parameter(name: str) -> str | None:
 
 def small(tensors: Iterable[str]) -> list[str]:
     """The tensors whose bytes `logical` asks for."""
-    return [name for name in tensors if _STATE in name or name.endswith(".weight_shape")]
+    return [name for name in tensors if STATE in name or name.endswith(".weight_shape")]
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,7 +83,7 @@ def logical(
                 {_join(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _BESIDE}
             )
     for name in tensors:
-        weight, state, kind = name.partition(_STATE)
+        weight, state, kind = name.partition(STATE)
         if state and weight in tensors:
             found[weight] = (_bnb_shape(tensors, weight, name, read, where), kind.upper())
             packed.pop(weight, None)
@@ -92,7 +93,7 @@ def logical(
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
-        if _STATE in name:
+        if STATE in name:
             continue
         module, leaf = _split(name)
         modules.setdefault(module, {})[leaf] = info
