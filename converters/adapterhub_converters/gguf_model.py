@@ -20,8 +20,9 @@ from . import dtypes, names
 from .errors import RefusedError
 from .files import json_file, safetensors_file, staging
 from .files.gguf_file import GGUFFile
+from .gguf_vocabulary import CONTROL, USER_DEFINED, id_key
 
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type, `enum llama_token_type`
+_IDS = {f"{kind}_token_id": id_key(kind) for kind in ("bos", "eos", "pad")}  # of config.json
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def config(base: GGUFBase) -> dict[str, Any]:
     head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
     if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
-    ids = {name: base.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
+    ids = {name: base.metadata.get(key) for name, key in _IDS.items()}
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -127,9 +128,6 @@ def config(base: GGUFBase) -> dict[str, Any]:
         "vocab_size": int(base.shapes["token_embd.weight"][0]),
         **{name: int(value) for name, value in ids.items() if value is not None},
     }
-
-
-_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 def _shortest(value: float) -> float:
@@ -204,9 +202,9 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            _added(number, token, special=kind == _CONTROL)
+            _added(number, token, special=kind == CONTROL)
             for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
+            if kind in (CONTROL, USER_DEFINED)
         ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
@@ -235,9 +233,9 @@ def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
 def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
     """A template that adds what llama.cpp adds: `add_bos_token` and `add_eos_token`, both off for gpt2 unless said."""
     ids = {
-        kind: int(base.metadata[f"tokenizer.ggml.{kind}_token_id"])
+        kind: int(base.metadata[id_key(kind)])
         for kind in ("bos", "eos")
-        if base.metadata.get(f"tokenizer.ggml.add_{kind}_token") and f"tokenizer.ggml.{kind}_token_id" in base.metadata
+        if base.metadata.get(f"tokenizer.ggml.add_{kind}_token") and id_key(kind) in base.metadata
     }
     if not ids:
         return None
@@ -257,11 +255,10 @@ def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
 
 def _tokenizer_config(base: GGUFBase) -> dict[str, Any]:
     tokens = base.metadata["tokenizer.ggml.tokens"]
-    kinds = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     special = {
-        name: tokens[base.metadata[f"tokenizer.ggml.{key}_token_id"]]
-        for name, key in kinds.items()
-        if f"tokenizer.ggml.{key}_token_id" in base.metadata
+        f"{kind}_token": tokens[base.metadata[id_key(kind)]]
+        for kind in ("bos", "eos", "pad", "unk")
+        if id_key(kind) in base.metadata
     }
     return {
         "add_prefix_space": False,

@@ -13,11 +13,9 @@ from typing import Any
 
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.files.gguf_file import Value, string, strings
+from adapterhub_converters.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 from .special_tokens import Tokenizer
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""llama.h, `enum llama_token_type`."""
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

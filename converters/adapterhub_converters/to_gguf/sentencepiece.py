@@ -14,8 +14,9 @@ from typing import Any
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.gguf_file import Value, string, strings
+from adapterhub_converters.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
-from .byte_level import CONTROL, NORMAL, UNUSED, USER_DEFINED, looks_special
+from .byte_level import looks_special
 from .special_tokens import Tokenizer
 
 NAME = "tokenizer.model"

@@ -10,11 +10,9 @@ from typing import Any
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.files import json_file
 from adapterhub_converters.files.gguf_file import Value, boolean, string, strings, u32
+from adapterhub_converters.gguf_vocabulary import id_key
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
-_ID_KEYS = {
-    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask", "eot": "eot",
-}  # fmt: skip
 _ADDED = ("bos", "eos", "sep")  # there are keys for
 
 
@@ -124,7 +122,7 @@ def special_tokens(tokenizer: Tokenizer, count: int | None, more: Mapping[str, i
         found.set(kind, tokenizer.model.get(f"{kind}_token_id"), count)
     for kind, number in (more or {}).items():
         found.set(kind, number, None)
-    made = {f"tokenizer.ggml.{_ID_KEYS[kind]}_token_id": u32(number) for kind, number in found.ids.items()}
+    made = {id_key(kind): u32(number) for kind, number in found.ids.items()}
     made |= {f"tokenizer.ggml.add_{kind}_token": boolean(found.add[kind]) for kind in _ADDED if kind in found.add}
     return made | _templates(tokenizer)
 
