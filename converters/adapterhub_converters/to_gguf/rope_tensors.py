@@ -14,7 +14,7 @@ from adapterhub_converters.files.gguf_file import Value, f32
 
 from .arrangement import Arranged
 from .configured import Config
-from .hyperparameters import head_size, rotated
+from .usual import head_size, rotated
 
 
 def rope_tensors(gguf: str, config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
