@@ -458,6 +458,7 @@ def changed(folder: Path, **config: Any) -> None:
         ({"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight (64,): llama.cpp's llama has no place for it"),
         ({"max_position_embeddings": "many"}, "max_position_embeddings is many, and a GGUF needs a number there"),
         ({"rope_parameters": {"rope_type": "linear", "factor": []}}, "factor is [], and a GGUF needs a number there"),
+        ({"scoring_func": ["sigmoid"]}, "scoring_func \"['sigmoid']\" is not one that llama.cpp has"),
         ({"rope_scaling": 3}, "rope_scaling is no object"),
         ({"num_hidden_layers": None}, "num_hidden_layers is None, and a GGUF needs a number there"),
     ],

@@ -45,8 +45,8 @@ def usual(config: Config) -> Numbers:
             made[key] = f32(config.number(name))
     score = config.get("scoring_func")
     if score is not None:
-        if score not in _GATING:
-            raise RefusedError(config.where, f"config.json: scoring_func {score!r} is not one that llama.cpp has")
+        if not isinstance(score, str) or score not in _GATING:
+            raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not one that llama.cpp has")
         made["expert_gating_func"] = u32(_GATING[score])
     if config.get("head_dim") is not None:
         made["attention.key_length"] = made["attention.value_length"] = u32(config.count("head_dim"))
