@@ -44,22 +44,7 @@ def train(
         budget.check(settled, free=free, held=held)
     first = _first(config, start)
     with threads(config.train.threads) as thread_count:
-        path = config.resolve(config.base.path)
-        cache = cache if config.base.cache else None
-        weights = known.weights(path, cache)
-        base = load(
-            path,
-            config.base,
-            config.lora,
-            where=config.where,
-            progress=lambda done, total: on_event(Loading(done, total)),
-            place=kept.place(cache, path, weights) if cache else None,
-            device=device,
-        )
-        if settled.train.checkpointing:
-            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if config.train.compile:
-            compiled.apply(base.model, config.where)
+        base, weights = _loaded(settled, device, cache if config.base.cache else None, on_event)
         train_set, heldout = data.datasets(config, base.tokenizer)
         longer = families.check_length(base.model, config.data.sequence, config.where)
         packing.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
@@ -120,6 +105,26 @@ def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
     found = budget.settled(config, free=free, held=held)
     on = ranks.total(float(found.train.checkpointing is True)) > 0
     return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
+
+
+def _loaded(config: TrainConfig, device: Any, cache: Path | None, on_event: OnEvent) -> tuple[Base, list[dict[str, Any]]]:
+    """The base with its layers, ready for steps, and what its weights are by their digests."""
+    path = config.resolve(config.base.path)
+    weights = known.weights(path, cache)
+    base = load(
+        path,
+        config.base,
+        config.lora,
+        where=config.where,
+        progress=lambda done, total: on_event(Loading(done, total)),
+        place=kept.place(cache, path, weights) if cache else None,
+        device=device,
+    )
+    if config.train.checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.train.compile:
+        compiled.apply(base.model, config.where)
+    return base, weights
 
 
 def _record(
