@@ -460,6 +460,12 @@ def changed(folder: Path, **config: Any) -> None:
         ({"rope_parameters": {"rope_type": "linear", "factor": []}}, "factor is [], and a GGUF needs a number there"),
         ({"scoring_func": ["sigmoid"]}, "scoring_func \"['sigmoid']\" is not one that llama.cpp has"),
         ({"rope_scaling": 3}, "rope_scaling is no object"),
+        ({"max_position_embeddings": 1 << 32}, "max_position_embeddings is 4294967296, and a GGUF needs a number there"),
+        ({"rms_norm_eps": 1e300}, "rms_norm_eps is 1e+300, and a GGUF needs a number there"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": -1}},
+            "original_max_position_embeddings is -1, and a GGUF needs a number there",
+        ),
         ({"num_hidden_layers": None}, "num_hidden_layers is None, and a GGUF needs a number there"),
     ],
 )
@@ -471,6 +477,80 @@ def test_a_config_that_llama_cpp_would_pass_over_is_refused(tmp_path: Path, conf
         written(tmp_path / "hf", tmp_path / "out.gguf")
     assert message in str(caught.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+PERIODIC = ["full_attention", "sliding_attention"]
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        (
+            "Qwen3MoeForCausalLM",
+            {"norm_topk_prob": False},
+            "norm_topk_prob is False, and llama.cpp's code for qwen3_moe has True",
+        ),
+        ("Qwen2MoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is True"),
+        ("DeepseekV2ForCausalLM", {"n_group": 2, "topk_group": 1}, "groups of experts are chosen by their best one"),
+        ("DeepseekV3ForCausalLM", {"rope_interleave": False}, "rope_interleave is False"),
+        ("GptOssForCausalLM", {"swiglu_limit": 1.0}, "swiglu_limit is 1.0"),
+        ("GptOssForCausalLM", {"layer_types": PERIODIC}, "other layers attend to the whole text"),
+        ("Gemma2ForCausalLM", {"layer_types": PERIODIC}, "each 2th for that"),
+        ("Gemma3ForCausalLM", {"layer_types": PERIODIC}, "each 6th for that"),
+        ("Cohere2ForCausalLM", {"layer_types": PERIODIC}, "each 4th for that"),
+        ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32"),
+        ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1]}, "other layers are without a rotary embedding"),
+        ("GraniteForCausalLM", {"residual_multiplier": 0.0}, "residual_multiplier is 0"),
+        ("LlamaForCausalLM", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, "beta_slow of the rotary embedding is 2.0"),
+        (
+            "LlamaForCausalLM",
+            {"rope_parameters": {**YARN, "attention_factor": 2.0}},
+            "attention_factor of the rotary embedding is 2",
+        ),
+        ("LlamaForCausalLM", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}, "mscale and mscale_all_dim"),
+        ("DeepseekV2ForCausalLM", {"rope_parameters": YARN}, "mscale and mscale_all_dim are (None, None)"),
+        (
+            "Phi3ForCausalLM",
+            {
+                "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG, "attention_factor": 3.0},
+                "original_max_position_embeddings": 64,
+            },
+            "attention_factor of the rotary embedding is 3",
+        ),
+        ("CohereForCausalLM", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "type 'linear'"),
+    ],
+)
+def test_a_model_of_another_function_than_llama_cpp_s_code_is_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], message: str
+) -> None:
+    need_module("transformers")
+    tiny.model(name, **config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(RefusedError) as caught:
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("MistralForCausalLM", {"sliding_window": 8}, "not to the last 8 tokens"),
+        ("MistralForCausalLM", {"sliding_window": 256}, None),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "last 8 tokens"),
+        ("Qwen3ForCausalLM", {"use_sliding_window": False, "sliding_window": 8}, None),
+        ("Phi3ForCausalLM", {"sliding_window": 8}, "last 8 tokens"),
+        ("Gemma2ForCausalLM", {"sliding_window": 8}, None),
+        ("GptOssForCausalLM", {"rope_parameters": {**YARN, "truncate": False}}, "rounds the bounds"),
+    ],
+)
+def test_what_long_texts_lose_is_said(tmp_path: Path, name: str, config: dict[str, Any], said: str | None) -> None:
+    need_module("transformers")
+    tiny.model(name, **config).save_pretrained(tmp_path / "hf")
+    notes = prepared([], tmp_path / "hf", Options(), gguf=True).write(tmp_path / "out.gguf").notes
+    assert [note for note in notes if "no tokenizer" not in note] == [note for note in notes if said and said in note]
+    assert bool(said) == (len(notes) == 2)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from adapterhub_converters.files import gguf_file, json_file
 from adapterhub_converters.files.gguf_file import Value
 from adapterhub_converters.to_gguf import general
 from adapterhub_converters.to_gguf.arrangement import Arranged, arranged
+from adapterhub_converters.to_gguf.computed import check_computed
 from adapterhub_converters.to_gguf.configured import configured
 from adapterhub_converters.to_gguf.hyperparameters import hyperparameters
 from adapterhub_converters.to_gguf.rope_tensors import rope_tensors
@@ -108,6 +109,8 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     config = configured(folder.config, where)
     weights = {**folder.weights, **what.added}
     plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
+    numbers = hyperparameters(architecture, config)
+    otherwise = check_computed(config)
     computed, more = rope_tensors(architecture.gguf, config)
     rows = next((one.shape[0] for one in plan.tensors if one.name == "token_embd.weight"), 0)
     if rows != config.count("vocab_size"):
@@ -120,14 +123,14 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     tensors = [_tensor(one, wanted, options, sources) for one in (*computed, *plan.tensors)]
     shapes = {one.plan.name: one.plan.shape for one in tensors}
     metadata = _general(folder, architecture, shapes)
-    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (hyperparameters(architecture, config) | more).items()}
+    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
     metadata |= general.stored(wanted) | tokens
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
     changed = _changed(tensors, what)
     if folder.method:
         said = (f"the base's weights were quantised ({folder.method}): here they are the floats that they stand for", *said)
-    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *said))
+    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *said))
 
 
 def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:

@@ -71,6 +71,7 @@ _OWN_NAMES = {"gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads",
 _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _SCALED = ("llama3", "yarn", "longrope")
+_LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,10 @@ class Config:
 
     def count(self, key: str) -> int:
         """A whole number; RefusedError when it is missing or none."""
-        value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return self._whole(key, self.values.get(key))
+
+    def _whole(self, key: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
             raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
         return value
 
@@ -102,12 +105,17 @@ class Config:
         """A number of the rotary embedding; RefusedError when it is missing and there is no default."""
         return self._float(key, self.rope.get(key, default))
 
+    def rope_count(self, key: str) -> int:
+        """A whole number of it."""
+        value = self.rope.get(key)
+        return self._whole(key, int(value) if isinstance(value, float) and value.is_integer() else value)
+
     def sliding_rope_number(self, key: str) -> float:
         """A number of that of the layers with a window."""
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
             raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
         return float(value)
 

@@ -23,6 +23,7 @@ _ACTIVATIONS = {
 _SCALED = {
     **dict.fromkeys(("llama", "granite", "smollm3", "arcee"), ("default", "linear", "yarn", "llama3")),
     "phi3": ("default", "longrope", "su"),
+    **dict.fromkeys(("command-r", "cohere2"), ("default",)),
 }
 """Types of rotary embeddings whose scaling llama.cpp's conversion writes, as numbers or as tensors."""
 

@@ -64,7 +64,7 @@ def _rope(config: Config) -> Numbers:
         made["rope.scaling.type"] = string(rope["rope_type"])
         made["rope.scaling.factor"] = f32(config.rope_number("factor"))
     if rope["rope_type"] == "yarn":
-        made["rope.scaling.original_context_length"] = u32(int(config.rope_number("original_max_position_embeddings")))
+        made["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
         for key, names in _YARN.items():
             if name := _said(rope, names):
                 made[f"rope.scaling.{key}"] = f32(config.rope_number(name))

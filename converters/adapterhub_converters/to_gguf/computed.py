@@ -1,0 +1,145 @@
+"""What llama.cpp computes whatever config.json says (`src/models/*.cpp`): a model that needs something else is refused.
+
+Its conversion passes over these. Where only long texts come out otherwise, that is said instead: Mistral's first models and
+gpt-oss are used so by all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from adapterhub_converters.errors import RefusedError
+
+from .configured import Config
+
+_FIXED: dict[str, dict[str, tuple[Any, Any]]] = {
+    "qwen2_moe": {"norm_topk_prob": (False, False)},
+    "qwen3_moe": {"norm_topk_prob": (False, True)},
+    "gemma3_text": {"use_bidirectional_attention": (False, False)},
+    "gpt_oss": {"swiglu_limit": (7.0, 7.0)},
+    "deepseek_v2": {"norm_topk_prob": (False, False)},
+    "deepseek_v3": {"rope_interleave": (True, True)},
+}
+"""Key to what transformers takes when config.json is silent, and what llama.cpp takes."""
+_PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+"""Of so many layers the last attends to the whole text."""
+_WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None}
+"""Whose window, which transformers has by default or not, is for all layers."""
+_YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def check_computed(config: Config) -> tuple[str, ...]:
+    """What comes out otherwise for long texts, a line each; RefusedError for a model of another function."""
+    for key, (usual, known) in _FIXED.get(config.model_type, {}).items():
+        value = config.values.get(key, usual)
+        if value != known:
+            _refuse(config, f"{key} is {str(value)[:40]}", f"{known}")
+    _layers(config)
+    _OWN.get(config.model_type, _nothing)(config)
+    return (*_rope(config), *_window(config))
+
+
+def _refuse(config: Config, said: str, known: str) -> None:
+    raise RefusedError(config.where, f"config.json: {said}, and llama.cpp's code for {config.model_type} has {known}")
+
+
+def _nothing(_: Config) -> None:
+    return
+
+
+def _layers(config: Config) -> None:
+    """Which layers have a window."""
+    period, count = _PERIODS.get(config.model_type), config.count("num_hidden_layers")
+    if not period:
+        return
+    said = config.get("layer_types")
+    if isinstance(said, list):
+        whole = [index for index, kind in enumerate(said[:count]) if kind != "sliding_attention"]
+    else:
+        pattern = config.first("sliding_window_pattern", "_sliding_window_pattern") or period
+        whole = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
+    if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(whole) == count:
+        return
+    if whole != list(range(period - 1, count, period)):
+        _refuse(config, "other layers attend to the whole text", f"each {period}th for that")
+
+
+def _granite(config: Config) -> None:
+    for key in ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        if config.number(key) == 0:
+            _refuse(config, f"{key} is 0", "no such factor then")
+
+
+def _smollm3(config: Config) -> None:
+    count, step = config.count("num_hidden_layers"), config.values.get("no_rope_layer_interval", 4)
+    known = [int((layer + 1) % 4 != 0) for layer in range(count)]
+    said = config.get("no_rope_layers")
+    if said is None and isinstance(step, int) and step > 0:
+        said = [int((layer + 1) % step != 0) for layer in range(count)]
+    if said != known:
+        _refuse(config, "other layers are without a rotary embedding", "each 4th without one")
+
+
+def _gemma3(config: Config) -> None:
+    wide = config.count("num_hidden_layers") == 62
+    known = config.count("hidden_size") // config.count("num_attention_heads") if wide else config.count("head_dim")
+    said = config.values.get("query_pre_attn_scalar", 256)
+    if said != known:
+        _refuse(config, f"query_pre_attn_scalar is {str(said)[:40]}", str(known))
+
+
+def _deepseek2(config: Config) -> None:
+    if (config.get("n_group") or 1) != 1 and config.get("n_group") != config.get("topk_group"):
+        _refuse(config, "groups of experts are chosen by their best one", "the sum of their two best")
+
+
+_OWN: dict[str, Callable[[Config], None]] = {
+    "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2,
+}  # fmt: skip
+
+
+def _rope(config: Config) -> tuple[str, ...]:
+    rope = config.rope
+    if rope["rope_type"] in ("longrope", "su"):
+        scale = config.count("max_position_embeddings") / max(1, config.count("original_max_position_embeddings"))
+        log = math.log(max(2, config.count("original_max_position_embeddings")))
+        _attention(config, math.sqrt(1 + math.log(scale) / log) if scale > 1 else 1.0)
+    if rope["rope_type"] != "yarn":
+        return ()
+    for key, known in _YARN.items():
+        if rope.get(key) not in (None, known):
+            _refuse(config, f"{key} of the rotary embedding is {str(rope[key])[:40]}", f"{known:g}")
+    scaled = rope.get("mscale"), rope.get("mscale_all_dim")
+    if config.model_type.startswith("deepseek"):
+        if not scaled[0] or scaled[0] != scaled[1]:
+            _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "one number for both")
+    elif all(scaled) and rope.get("attention_factor") is None:
+        _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "neither")
+    _attention(config, 1 + 0.1 * math.log(max(1.0, config.rope_number("factor"))))
+    if rope.get("truncate") is False:
+        return ("llama.cpp rounds the bounds of the rotary embedding's ramp, which this model doesn't (truncate)",)
+    return ()
+
+
+def _attention(config: Config, known: float) -> None:
+    if config.rope.get("attention_factor") is not None:
+        said = config.rope_number("attention_factor")
+        if not math.isclose(said, known, rel_tol=1e-4):
+            _refuse(config, f"attention_factor of the rotary embedding is {said:g}", f"{known:g}")
+
+
+def _window(config: Config) -> tuple[str, ...]:
+    kind, said = config.model_type, config.get("layer_types")
+    if kind in _PERIODS or not (kind in _WINDOWED or config.get("use_sliding_window")):
+        return ()
+    if kind not in _WINDOWED and isinstance(said, list) and "sliding_attention" not in said:
+        return ()
+    size = config.values.get("sliding_window", _WINDOWED.get(kind, 4096))
+    longest = config.get("max_position_embeddings")
+    if not isinstance(size, int) or size <= 0 or (isinstance(longest, int) and longest <= size):
+        return ()
+    return (
+        f"llama.cpp attends to the whole text, not to the last {size} tokens (sliding_window): longer ones come out otherwise",
+    )
