@@ -564,6 +564,7 @@ def test_what_long_texts_lose_is_said(tmp_path: Path, name: str, config: dict[st
         ({"post_processor": template("<s>", "<s>", "A")}, "a template that adds more than one token"),
         ({"added_tokens": ["x"]}, "added_tokens is not what a tokenizer has there"),
         ({"model": {"vocab": {"a": "b"}}}, "model is not what a tokenizer has there"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": 3}}, "pre_tokenizer is not what a tokenizer has there"),
         ({"pre_tokenizer": {"pretokenizers": 1}}, "pre_tokenizer is not what a tokenizer has there"),
         ({"post_processor": template("<s>", "A") | {"single": ["A"]}}, "post_processor is not what a tokenizer has there"),
         ({"added_tokens": [{"id": 500, "content": "x"}]}, "a token 500, and the model 400 rows"),
@@ -577,6 +578,39 @@ def test_a_tokenizer_that_is_not_understood_is_refused(
     with pytest.raises(AdapterhubError) as caught:
         written(folder, tmp_path / "out.gguf")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("model.norm.weight", None, "no tensor for llama.cpp's output_norm.weight"),
+        ("lm_head.weight", None, "no tensor for llama.cpp's output.weight"),
+        ("lm_head.weight", (120, 64), r"an output layer \(120, 64\) of other sizes"),
+        ("model.layers.1.mlp.up_proj.weight", None, r"layer 1 has no for ffn_up.weight, and others \(96, 64\)"),
+        ("model.layers.1.mlp.up_proj.weight", (94, 64), r"layer 1 has \(94, 64\) for ffn_up.weight"),
+        ("model.layers.0.mlp.up_proj.bias", (96,), r"layer 1 has no for ffn_up.bias"),
+        ("model.layers.1.", None, "num_hidden_layers is 2, and there are 1"),
+    ],
+)
+def test_a_folder_that_lacks_a_tensor_is_refused(
+    tmp_path: Path, llama: Any, name: str, shape: tuple[int, ...] | None, message: str
+) -> None:
+    folder = shutil.copytree(llama[0], tmp_path / "hf")
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        tensors = {one: np.array(file.tensor(one)) for one in file.tensors if not one.startswith(name)}
+    more = {name: np.zeros(shape, np.float32)} if shape else {}
+    safetensors_file.write(folder / "model.safetensors", {**tensors, **more}, {})
+    with pytest.raises(RefusedError, match=message):
+        written(folder, tmp_path / "out.gguf")
+
+
+def test_numbers_that_no_gguf_holds_are_left_out_of_what_is_optional(tmp_path: Path, llama: Any, folder_of: Any) -> None:
+    folder = folder_of(tmp_path / "hf", of_bytes(byte_level.SPLITS[0]))
+    changed(folder, bos_token_id=1 << 40)
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 1 << 40, "top_p": 0.5}))
+    keys, _ = contents(written(folder, tmp_path / "out.gguf"))
+    assert {"general.sampling.top_k", "tokenizer.ggml.bos_token_id"}.isdisjoint(keys)
+    assert keys["general.sampling.top_p"][1] == 0.5
 
 
 def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any) -> None:

@@ -22,7 +22,7 @@ def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generat
     made = {"general.architecture": string(gguf), "general.type": string("model")}
     for key, (asked, kind) in _SAMPLING.items():
         value = generation.get(asked)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31:
             made[f"general.sampling.{key}"] = Value("INT32", int(value)) if kind is int else f32(float(value))
     return made | {"general.name": string(name), "general.size_label": string(size_label(shapes))}
 

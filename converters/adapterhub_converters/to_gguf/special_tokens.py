@@ -74,7 +74,7 @@ def _is_step(value: Any) -> bool:
     inner = (
         [value.get(key, []) for key in ("pretokenizers", "processors", "single", "pair")] if isinstance(value, dict) else [0]
     )
-    nested = all(_objects(one) for one in inner)
+    nested = all(_objects(one) for one in inner) and isinstance(value.get("pattern"), dict | None)
     return nested and all(_is_step(one) for key in ("pretokenizers", "processors") for one in value.get(key, []))
 
 
@@ -105,7 +105,7 @@ class _Special:
 
     def set(self, kind: str, number: Any, count: int | None) -> None:
         """The first that is said of a kind holds."""
-        known = isinstance(number, int) and not isinstance(number, bool) and number >= 0 and (count is None or number < count)
+        known = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < (1 << 32 if count is None else count)
         if known and kind not in self.ids:
             self.ids[kind] = number
 
