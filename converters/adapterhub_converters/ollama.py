@@ -32,7 +32,7 @@ def check(model: str | None, option: str = "--from") -> str:
         raise UsageError(
             option, "is missing: which base should Ollama take", f"Add {option} MODEL, as Ollama calls it, or its path"
         )
-    if not model.isprintable() or model != model.strip():
+    if not model.isprintable() or model != model.strip() or model.startswith('"'):  # a quote may go on over lines
         raise UsageError(option, f"{model!r} is nothing that a Modelfile can say")
     return model
 

@@ -113,6 +113,13 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     assert loaded(tiny_base, place).notes == ()
 
 
+def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
+    place = kept.Place(tmp_path / ("nf4-" + "0" * 32))
+    shutil.copytree(entry.folder, place.folder)
+    made = loaded(tiny_base, place)
+    assert [note.split(",")[0] for note in made.notes] == ["the quantised base that was kept is damaged"]
+
+
 def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
     for name, seconds in (("old", 0), ("young", None)):
         shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
@@ -226,6 +233,9 @@ def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: kept.Plac
     [
         ({"blocksize": 128}, "is in blocks of 128"),
         ({"shape": [64, 65]}, "its parts aren't those of a matrix of shape"),
+        ({"nested_offset": None}, "isn't the JSON that bitsandbytes writes"),
+        ({"nested_offset": float("nan")}, "isn't the JSON that bitsandbytes writes"),
+        ({"shape": [float("inf")]}, "isn't the JSON that bitsandbytes writes"),
         ({"shape": "x"}, "isn't the JSON that bitsandbytes writes"),
     ],
 )

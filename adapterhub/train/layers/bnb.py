@@ -6,6 +6,7 @@ Codes are taken as they are; whatever would make them mean something else is ref
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,17 +55,19 @@ def read(name: str, tensor: Read, state: str, where: str) -> NF4:
         said = json.loads(tensor(state).tobytes())
         shape = tuple(int(size) for size in said["shape"])
         block, nested_block = said["blocksize"], said.get("nested_blocksize")
-        offset = said.get("nested_offset")
-    except (KeyError, TypeError, ValueError) as error:
+        offset = None if nested_block is None else float(said["nested_offset"])
+        if offset is not None and not math.isfinite(offset):
+            raise ValueError("an offset that is no number")
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: {state}", "isn't the JSON that bitsandbytes writes") from error
     if block != BLOCK or nested_block not in (None, NESTED_BLOCK):
         raise RefusedError(f"{where}: {name}", f"is in blocks of {block} and {nested_block}, not of {BLOCK} and {NESTED_BLOCK}")
     _check_map(f"{name}.quant_map", tensor, nf4.CODE, where)
     matrix = NF4(_bytes(name, tensor), torch.from_numpy(tensor(f"{name}.absmax")).view(-1), None, None, shape)
-    if nested_block is not None:
+    if offset is not None:
         _check_map(f"{name}.nested_quant_map", tensor, nf4.dynamic_map(), where)
         nested = torch.from_numpy(tensor(f"{name}.nested_absmax")).view(-1)
-        matrix = NF4(matrix.packed, matrix.absmax, nested, torch.tensor(float(offset)), shape)
+        matrix = NF4(matrix.packed, matrix.absmax, nested, torch.tensor(offset), shape)
     _check_sizes(name, matrix, where)
     return matrix
 

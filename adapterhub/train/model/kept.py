@@ -1,9 +1,9 @@
 """Quantised bases, kept by the digest of what they were made from, so that a base is quantised once.
 
 An entry is a folder as bitsandbytes serialises a model, with config and tokenizer, so that transformers loads it too. It is
-written whole or not at all. Each tensor has a CRC-32 over its name, dtype, shape and bytes, compared when it is read; an
-entry that isn't what was written is thrown away and made anew. That is against what a disk or a crash does: who may write
-into the folder can change a base as well.
+written whole or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, compared
+when it is read; an entry that isn't what was written, or is another base's, is thrown away and made anew. That is against
+what a disk or a crash does: who may write into the folder can change a base as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adapterhub_converters.files import json_file, safetensors_file, staging
 
 from .weights import FolderWeights, Weights, beside, stored_name
 
-FORMAT = 1  # of an entry; another one is another entry
+FORMAT = 2  # of an entry; another one is another entry
 _CHECKS = "checks.json"
 _UNUSED = 60 * 86400  # seconds after which an entry that nobody used gives way to a new one
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -65,6 +65,7 @@ class KeptWeights(FolderWeights):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.folder)
+        self._entry = place.folder.name
         self._checks = json_file.read_object(place.folder / _CHECKS)
         missing = sorted(set(self._checks) ^ set(self._files))
         if missing:
@@ -81,13 +82,13 @@ class KeptWeights(FolderWeights):
     def raw(self, name: str) -> np.ndarray:
         """Read, and compared with its checksum."""
         array = super().raw(name)
-        if _check(name, array) != self._checks[name]:
+        if _check(self._entry, name, array) != self._checks[name]:
             raise FormatError(self.where, f"tensor {name!r} is not what was written")
         return array
 
 
-def _check(name: str, array: np.ndarray) -> int:
-    start = zlib.crc32(f"{name} {stored_name(array)} {array.shape}".encode())
+def _check(entry: str, name: str, array: np.ndarray) -> int:
+    start = zlib.crc32(f"{entry} {name} {stored_name(array)} {array.shape}".encode())
     return zlib.crc32(safetensors_file.byte_view(array), start)
 
 
@@ -97,7 +98,7 @@ def write(place: Place, base: Path, weights: Weights) -> str | None:
         _sweep(place.folder.parent)
         with staging.whole(place.folder) as folder, beside(base) as texts:
             _copy_texts(texts, folder, _quantised(json_file.read_object(texts / "config.json")))
-            checks = _write_weights(folder / "model.safetensors", weights)
+            checks = _write_weights(folder / "model.safetensors", place.folder.name, weights)
             json_file.write_text(folder / _CHECKS, json.dumps(checks))
     except OutputExistsError:
         return None  # another process was first, with the same bytes
@@ -129,7 +130,7 @@ def _copy_texts(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
                 shutil.copyfile(path, folder / path.name)
 
 
-def _write_weights(path: Path, weights: Weights) -> dict[str, int]:
+def _write_weights(path: Path, entry: str, weights: Weights) -> dict[str, int]:
     """All tensors in one file; what was quantised is in memory anyway, the rest is read one at a time. Their checksums."""
     made: dict[str, np.ndarray] = {}
     for name, (matrix, dtype) in (weights.made or {}).items():
@@ -141,7 +142,7 @@ def _write_weights(path: Path, weights: Weights) -> dict[str, int]:
 
         def put(name: str, array: np.ndarray) -> int:
             file.write(safetensors_file.byte_view(array))
-            return _check(name, array)
+            return _check(entry, name, array)
 
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
         return {name: put(name, made[name] if name in made else weights.raw(name)) for name, _, _ in order}
