@@ -20,13 +20,18 @@ _FIXED: dict[str, dict[str, tuple[Any, Any]]] = {
     "gemma3_text": {"use_bidirectional_attention": (False, False)},
     "gpt_oss": {"swiglu_limit": (7.0, 7.0)},
     "deepseek_v2": {"norm_topk_prob": (False, False)},
-    "deepseek_v3": {"rope_interleave": (True, True)},
+    "deepseek_v3": {"rope_interleave": (True, True), "scoring_func": (None, "sigmoid")},
 }
 """Key to what transformers takes when config.json is silent, and what llama.cpp takes."""
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
 """Of so many layers the last attends to the whole text."""
 _WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None}
 """Whose window, which transformers has by default or not, is for all layers."""
+_SQUARE = (
+    "qwen2", "qwen2_moe", "olmo", "olmo2", "phi3", "starcoder2", "stablelm", "cohere", "cohere2", "nemotron", "gpt2", "falcon",
+    "bloom",
+)  # fmt: skip
+"""Whose heads together are as wide as the model."""
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
@@ -36,6 +41,13 @@ def check_computed(config: Config) -> tuple[str, ...]:
         value = config.values.get(key, usual)
         if value != known:
             _refuse(config, f"{key} is {str(value)[:40]}", f"{known}")
+    heads = config.count("num_attention_heads")
+    if (
+        config.model_type in _SQUARE
+        and config.get("head_dim")
+        and config.count("head_dim") * heads != config.count("hidden_size")
+    ):
+        _refuse(config, f"head_dim is {config.get('head_dim')}", f"{config.count('hidden_size') // max(1, heads)}")
     _layers(config)
     _OWN.get(config.model_type, _nothing)(config)
     return (*_rope(config), *_window(config))
@@ -91,12 +103,23 @@ def _gemma3(config: Config) -> None:
 
 
 def _deepseek2(config: Config) -> None:
-    if (config.get("n_group") or 1) != 1 and config.get("n_group") != config.get("topk_group"):
+    groups = config.get("n_group") or 1
+    if groups != 1 and config.model_type == "deepseek_v2":
         _refuse(config, "groups of experts are chosen by their best one", "the sum of their two best")
+    if groups != 1 and groups == config.get("topk_group"):
+        _refuse(config, f"all {groups} groups of experts are chosen", "fewer")
+    if config.rope["rope_type"] == "linear":
+        _refuse(config, "the rotary embedding is linear", "another scale for it")
+
+
+def _nemotron(config: Config) -> None:
+    if config.rope["rope_type"] == "yarn":
+        _refuse(config, "the rotary embedding is yarn", "a linear one")
 
 
 _OWN: dict[str, Callable[[Config], None]] = {
-    "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2,
+    "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2, "deepseek_v3": _deepseek2,
+    "nemotron": _nemotron,
 }  # fmt: skip
 
 
