@@ -19,6 +19,7 @@ from adapterhub_converters.files import gguf_file, json_file
 from adapterhub_converters.files.gguf_file import Value
 from adapterhub_converters.to_gguf import general
 from adapterhub_converters.to_gguf.arrangement import Arranged, arranged
+from adapterhub_converters.to_gguf.complete import check_complete
 from adapterhub_converters.to_gguf.computed import check_computed
 from adapterhub_converters.to_gguf.configured import configured
 from adapterhub_converters.to_gguf.hyperparameters import hyperparameters
@@ -109,6 +110,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     config = configured(folder.config, where)
     weights = {**folder.weights, **what.added}
     plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
+    check_complete(architecture, {one.name: one.shape for one in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
     otherwise = check_computed(config)
     computed, more = rope_tensors(architecture.gguf, config)

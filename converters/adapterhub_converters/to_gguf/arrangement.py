@@ -88,36 +88,7 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
         if count > 1:
             raise RefusedError(config.where, f"more than one tensor for llama.cpp's {name}")
     work.check()
-    _check_complete(architecture, made, config)
     return Arrangement(tuple(made), tuple(work.notes))
-
-
-def _check_complete(architecture: Architecture, made: list[Arranged], config: Config) -> None:
-    """RefusedError for a folder that lacks a tensor, or has one of another shape than that of the other layers."""
-    shapes = {tensor.name: tensor.shape for tensor in made}
-    table, head = shapes.get("token_embd.weight"), shapes.get("output.weight")
-    missing = [stem for stem in architecture.top.values() if stem != "output" and f"{stem}.weight" not in shapes]
-    if architecture.head and head is None and config.get("tie_word_embeddings") is False:
-        missing.append("output")
-    if missing:
-        raise RefusedError(config.where, f"no tensor for llama.cpp's {missing[0]}.weight")
-    if table is None or len(table) != 2 or table[1] != config.count("hidden_size") or head not in (None, table):
-        raise RefusedError(config.where, f"embeddings {table} and an output layer {head} of other sizes than config.json says")
-    count = config.count("num_hidden_layers")
-    dense = min(config.count("first_k_dense_replace"), count) if architecture.gguf == "deepseek2" else 0
-    layers: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
-        if name.startswith("blk."):
-            layer, _, inner = name.removeprefix("blk.").partition(".")
-            layers.setdefault(layer, {})[inner] = shape
-    if len(layers) != count:
-        raise RefusedError(config.where, f"config.json: num_hidden_layers is {count}, and there are {len(layers)}")
-    for layer, found in layers.items():
-        like = layers["0" if int(layer) < dense else str(dense)]
-        for inner in sorted({*found, *like}):
-            if found.get(inner) != like.get(inner):
-                what = f"layer {layer} has {found.get(inner, 'no')} for {inner}, and others {like.get(inner, 'none')}"
-                raise RefusedError(config.where, what)
 
 
 class _Work:
