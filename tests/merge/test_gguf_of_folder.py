@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -503,6 +504,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_pos
         ("SeedOssForCausalLM", {"mlp_bias": True}, ".bias, and llama.cpp's seed_oss has none"),
         ("Starcoder2ForCausalLM", {"use_bias": False}, "llama.cpp's starcoder2 needs one"),
         ("Olmo2ForCausalLM", {"tie_word_embeddings": True}, "no tensor for llama.cpp's output.weight"),
+        ("CohereForCausalLM", {"use_qk_norm": True}, "norms of queries and keys from 64 layers on"),
         ("GptOssForCausalLM", {"swiglu_limit": 1.0}, "swiglu_limit is 1.0"),
         ("GptOssForCausalLM", {"layer_types": PERIODIC}, "other layers attend to the whole text"),
         ("Gemma2ForCausalLM", {"layer_types": PERIODIC}, "each 2th for that"),
@@ -540,6 +542,16 @@ def test_a_model_of_another_function_than_llama_cpp_s_code_is_refused(
         written(tmp_path / "hf", tmp_path / "out.gguf")
     assert message in str(caught.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("pattern", [2, 6, None])
+def test_an_old_config_says_which_layers_have_a_window_by_a_period(tmp_path: Path, pattern: int | None) -> None:
+    need_module("transformers")
+    tiny.model("Gemma3ForCausalLM").save_pretrained(tmp_path / "hf")
+    changed(tmp_path / "hf", layer_types=None, sliding_window_pattern=pattern)
+    with pytest.raises(RefusedError, match="each 6th") if pattern == 2 else contextlib.nullcontext():
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").exists() == (pattern != 2)
 
 
 @pytest.mark.parametrize(

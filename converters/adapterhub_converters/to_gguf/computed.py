@@ -70,12 +70,17 @@ def _layers(config: Config) -> None:
     if isinstance(said, list):
         whole = [index for index, kind in enumerate(said[:count]) if kind != "sliding_attention"]
     else:
-        pattern = config.first("sliding_window_pattern", "_sliding_window_pattern") or period
+        pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
         whole = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
     if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(whole) == count:
         return
     if whole != list(range(period - 1, count, period)):
         _refuse(config, "other layers attend to the whole text", f"each {period}th for that")
+
+
+def _cohere(config: Config) -> None:
+    if config.get("use_qk_norm") and config.count("num_hidden_layers") < 64:
+        _refuse(config, "use_qk_norm is True", "norms of queries and keys from 64 layers on")
 
 
 def _granite(config: Config) -> None:
@@ -118,7 +123,7 @@ def _nemotron(config: Config) -> None:
 
 
 _OWN: dict[str, Callable[[Config], None]] = {
-    "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2, "deepseek_v3": _deepseek2,
+    "cohere": _cohere, "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2, "deepseek_v3": _deepseek2,
     "nemotron": _nemotron,
 }  # fmt: skip
 
