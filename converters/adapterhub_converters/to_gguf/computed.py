@@ -123,8 +123,8 @@ def _nemotron(config: Config) -> None:
 
 
 _OWN: dict[str, Callable[[Config], None]] = {
-    "cohere": _cohere, "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2, "deepseek_v3": _deepseek2,
-    "nemotron": _nemotron,
+    "cohere": _cohere, "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2,
+    "deepseek_v3": _deepseek2, "nemotron": _nemotron,
 }  # fmt: skip
 
 
