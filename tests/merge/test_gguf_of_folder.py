@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -327,6 +328,26 @@ def test_a_vocabulary_of_pieces_is_llama_cpp_s(
     (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 400}))
     ours = written(folder, tmp_path / "out.gguf")
     assert_converted(ours, converted(folder, tmp_path / "theirs.gguf", "vocabulary"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("added_tokens.json", b'{"<|end|>": "x"}', "the id of '<|end|>' is 'x', not a number"),
+        ("added_tokens.json", b'{"<|end|>": 500}', "an added token 500, and the model has 400 rows"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja: not UTF-8 text"),
+        ("tokenizer.model", b"\x0a\xff", "tokenizer.model"),
+    ],
+)
+def test_files_beside_pieces_that_are_none_are_refused(
+    tmp_path: Path, pieces: Path, name: str, content: bytes, message: str
+) -> None:
+    tiny.model(vocab_size=400).save_pretrained(tmp_path / "hf")
+    shutil.copyfile(pieces, tmp_path / "hf/tokenizer.model")
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    (tmp_path / "hf" / name).write_bytes(content)
+    with pytest.raises(AdapterhubError, match=re.escape(message)):
+        written(tmp_path / "hf", tmp_path / "out.gguf")
 
 
 def test_llama_cpp_tokenises_as_sentencepiece(tmp_path: Path, pieces: Path) -> None:

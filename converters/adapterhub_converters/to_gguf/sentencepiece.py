@@ -37,7 +37,9 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     """The pieces of the file in the tokenizer's folder; RefusedError for a model of another kind than BPE."""
     path = tokenizer.folder / NAME
     try:
-        raw = path.read_bytes() if path.stat().st_size <= _MAX else b""
+        if path.stat().st_size > _MAX:
+            raise FormatError(str(path), f"more than {_MAX} bytes: not a tokenizer")
+        raw = path.read_bytes()
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
     pieces, kind, prefixed = [], 1, True
@@ -126,7 +128,9 @@ def _added(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str, int]]
     path = tokenizer.folder / "added_tokens.json"
     if path.is_file():
         for text, number in json_file.read_object(path).items():
-            yield int(number), text, USER_DEFINED
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise FormatError(str(path), f"the id of {text[:40]!r} is {str(number)[:40]!r}, not a number")
+            yield number, text, USER_DEFINED
     decoder = tokenizer.config.get("added_tokens_decoder") or {}
     for number, one in decoder.items():
         yield int(number), *_kind(one, phi=phi)

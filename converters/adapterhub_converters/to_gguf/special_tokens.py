@@ -229,10 +229,10 @@ def _beside(folder: Path) -> Any:
     jinja, document = folder / "chat_template.jinja", folder / "chat_template.json"
     if jinja.is_file():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        text = jinja.read_text(encoding="utf-8")
+        text = json_file.read_text(jinja)
         if not others:
             return text
         return [{"name": "default", "template": text}] + [
-            {"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in others
+            {"name": path.stem, "template": json_file.read_text(path)} for path in others
         ]
     return json_file.read_object(document).get("chat_template") if document.is_file() else None
