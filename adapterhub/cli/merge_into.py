@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,13 @@ from .progress import bytes_bar
 
 if TYPE_CHECKING:
     from adapterhub.merge import Change, FuseReport, Options
+    from adapterhub_converters.base import BaseSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SHOWN = 5  # modules of which least is kept
+_INDENT = "  "
 _DOUBT = 0.01  # of what is kept: less is not shown
 
 _OPTIONS = (
@@ -101,18 +104,36 @@ def run(
     spec = bases.read_base(base)
     adapters = [formats.read(source.path, base=spec) for source in found]
     merge = prepared(list(zip(adapters, weights, strict=True)), base, asked, gguf=gguf)
-    report = merge.report
-    for warning in report.warnings:
-        output.say(f"warning: {warning}")
+    warnings = (*_of_other_bases(found, spec, places[0]), *merge.report.warnings)
+    for warning in warnings:
+        output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
         from . import variants
 
         variants.keep(settings, merge, asked, variants.Place(base, *places), digest=not into["no_digest"])
         return
+    report = merge.report
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress)
-    output.emit(document(report), as_json=settings.as_json, text=lambda: text(report))
+    document_ = document(dataclasses.replace(report, warnings=warnings))
+    output.emit(document_, as_json=settings.as_json, text=lambda: text(report))
+
+
+def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, typed: str) -> list[str]:
+    """A line for each adapter whose facts pin a base of other names or shapes; a fine-tune of its base has the same."""
+    from adapterhub import facts
+
+    lines = []
+    for source in found:
+        pinned = (facts.read_facts(source.folder) or {"base": {}})["base"]
+        if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
+            trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
+            lines.append(
+                f"{source.where} was trained on {trained_on}, and {typed} has tensors of other names or shapes. "
+                f"`adapterhub validate {source.where} --base {typed}` says more"
+            )
+    return lines
 
 
 def _asked(found: Sequence[sources.Source], weights: Sequence[float], base: Path, into: Mapping[str, Any]) -> Options:
@@ -191,34 +212,39 @@ def text(report: FuseReport) -> None:
     """A report for people."""
     where = str(report.out) if report.out else "nothing written"
     output.write(
-        f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}; "
-        f"{len(report.touched)} changed, {output.size(report.touched_size)}"
+        f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}"
+        + (f"; {len(report.touched)} changed, {output.size(report.touched_size)}" if report.touched else "")
     )
     changes = {name: change for name, change in report.touched.items() if change.relative is not None}
     if changes:
         largest = max(change.relative or 0.0 for change in changes.values())
         kept = min(change.kept for change in changes.values() if change.kept is not None)
-        output.write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
+        _write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
     errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
     if errors:
         original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
-        output.write(f"  at most {original:.2%} off what was trained, onto the original weights; {trained:.2%}, as trained")
+        _write(f"  at most {original:.2%} off what was trained, onto the original weights; {trained:.2%}, as trained")
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):
-            output.write(f"  {line}")
+            output.write(_INDENT + line)
     for name, reason in report.skipped.items():
-        output.write(output.one_line(f"  left out: {name}: {reason}"))
+        _write(f"  left out: {name}: {reason}")
     for note in report.notes:
-        output.write(output.one_line(f"  note: {note}"))
+        _write(f"  note: {note}")
+
+
+def _write(line: str) -> None:
+    for part in output.wrapped(output.one_line(line), output.width(), indent=4):
+        output.write(part)
 
 
 def _worst(changes: Mapping[str, Change]) -> list[str]:
     """The modules of which least is kept."""
     worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
     known = any(change.original is not None for _, change in worst)
-    columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True), output.Column("KEPT", right=True)]
+    columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True, drop=1), output.Column("KEPT", right=True)]
     if known:
-        columns += [output.Column("ERROR ORIGINAL", right=True), output.Column("AS TRAINED", right=True)]
+        columns += [output.Column("ERROR ORIGINAL", right=True, drop=2), output.Column("AS TRAINED", right=True, drop=3)]
     rows = []
     for name, change in worst:
         doubt = f" ± {change.doubt:.0%}" if change.doubt > _DOUBT else ""
@@ -226,4 +252,5 @@ def _worst(changes: Mapping[str, Change]) -> list[str]:
         if known:
             row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
         rows.append(row)
-    return output.table(columns, rows)
+    screen = output.width()
+    return output.table(columns, rows, screen=screen and screen - len(_INDENT))

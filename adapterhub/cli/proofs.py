@@ -115,7 +115,7 @@ def _proof_text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
     bad = [one for one in proofs.tensors if not one.good]
     if bad:
         output.write()
-        columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True), Column("WHY", drop=1))
+        columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
         for line in output.table(columns, [_proof_row(one) for one in bad[:_SHOWN]], screen=output.width()):
             output.write(line)
         if len(bad) > _SHOWN:

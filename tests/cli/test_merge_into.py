@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, ru
     text = run("merge", "./a", "--into", "base", "-o", "other", "--plan", cwd=place).stdout
     assert "nothing written" in text
     assert "LEAST KEPT" in text
+
+
+def test_a_base_of_other_names_or_shapes_than_the_adapter_was_trained_on_is_said(place: Path, run: Any) -> None:
+    run("push", "./a", "team/a", "--base", "base", cwd=place)
+    shutil.copytree(place / "base", place / "other")
+    file = SafetensorsFile(place / "base" / "model.safetensors")
+    other = {name: file.tensor(name) for name in file.tensors} | {"lm_head.weight": np.ones((40, 64), dtypes.BF16)}
+    safetensors_file.write(place / "other" / "model.safetensors", other, {"format": "pt"})
+    assert "warning" not in run("merge", "team/a", "--into", "base", "-o", "out", cwd=place).stderr
+    done = run("merge", "team/a", "--into", "other", "-o", "out2", "--json", cwd=place)
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert "team/a:v1 was trained on the base sha256:" in warning
+    assert "other has tensors of other names or shapes. `adapterhub validate team/a:v1 --base other` says more" in warning
+    assert done.stderr == f"warning: {warning}\n"
 
 
 def test_the_card_names_base_adapters_and_licence(place: Path, run: Any) -> None:
