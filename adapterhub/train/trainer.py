@@ -34,7 +34,7 @@ def train(
 ) -> Result:
     """See `adapterhub.train.run`."""
     staging.check_free(out)
-    artifact.check_folder(out.parent)
+    artifact.check_place(out)
     device = devices.chosen(config.base.device)
     free, held = _room(config, device)
     settled = _settled(config, free, held)

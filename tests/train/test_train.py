@@ -29,7 +29,7 @@ from adapterhub.train.records import artifact  # noqa: E402
 from adapterhub.train.steps import loop  # noqa: E402
 from adapterhub.train.steps.loss import cross_entropy  # noqa: E402
 from adapterhub_converters import peft as peft_format  # noqa: E402
-from adapterhub_converters.errors import AdapterhubError, ConflictError, OutputExistsError, RefusedError  # noqa: E402
+from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, OutputExistsError, RefusedError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 
 TEXTS = [f"{number} times {number} is {number * number}. " * 4 for number in range(24)]
@@ -304,6 +304,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path: Pat
 def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     path = settings(tmp_path, tiny_base)
     (tmp_path / "full").mkdir()
+    for nowhere in ("/proc/out", path / "out"):
+        with pytest.raises(LocalIOError, match="out: .*; nothing was left behind"):
+            train.run(train.read_config(path), Path(nowhere), on_event=pytest.fail)
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(OutputExistsError, match="already exists"):
         train.run(train.read_config(path), tmp_path / "full")

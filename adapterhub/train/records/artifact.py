@@ -22,7 +22,6 @@ from adapterhub.train.model.base import Base
 from adapterhub.train.steps.loop import State
 from adapterhub_converters import peft
 from adapterhub_converters.base import read_base
-from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.files import json_file, staging
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
@@ -30,12 +29,10 @@ _POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
 _SMOOTH = 10  # last steps that the reported training loss is the mean of
 
 
-def check_folder(parent: Path) -> None:
-    """Make the folder that will hold the result, now rather than after an hour."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalIOError(str(parent), error.strerror or str(error)) from error
+def check_place(out: Path) -> None:
+    """LocalIOError unless a folder can be made beside `out`, now rather than after an hour; what leads there is made."""
+    with staging.beside(out):
+        return
 
 
 def finish(

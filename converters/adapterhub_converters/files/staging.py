@@ -73,6 +73,8 @@ def _naming(out: Path) -> Iterator[None]:
         raise LocalIOError(str(out), error.what, error.hint) from error
     except OutputExistsError:
         raise
+    except (FileExistsError, NotADirectoryError) as error:
+        raise LocalIOError(str(out), "lies under a file, not a folder; nothing was left behind") from error
     except OSError as error:
         raise LocalIOError(str(out), f"{error.strerror or error}; nothing was left behind") from error
 
