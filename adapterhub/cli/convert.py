@@ -111,6 +111,8 @@ def _to_hf(settings: Settings, source: str, target: str) -> None:
     from adapterhub_converters import gguf_model
 
     path = sources.existing(source)
+    if path.is_dir():
+        raise UsageError(source, "is a folder, and --to hf makes one of a GGUF base model", "Name the .gguf file")
     gguf_model.to_hf(path, Path(target))
     files = sorted(item.name for item in Path(target).iterdir())
     size = sum(item.stat().st_size for item in Path(target).iterdir())

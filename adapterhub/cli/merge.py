@@ -105,6 +105,9 @@ def merge(
         raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
     if not base:
         merge_into.refuse(into)
+        if out.endswith(".gguf"):
+            hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
+            raise UsageError(out, "is a GGUF file, and a merge of adapters makes a folder", hint)
     with ExitStack() as stack:
         if base:
             found = [stack.enter_context(sources.opened(text, settings)) for text in source]

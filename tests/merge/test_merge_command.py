@@ -133,6 +133,7 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for adapters into an adapter"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
         (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes none, but --t"),
+        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
         (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2, and 1 were given"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
