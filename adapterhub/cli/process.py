@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     signal.signal(signal.SIGTERM, _terminate)
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of numbers that overflow: what comes of them is checked
+    warnings.simplefilter("ignore", FutureWarning)  # from library to programmer: who types commands can't follow it
     try:
         code = _invoke(arguments)
         sys.stdout.flush()

@@ -127,7 +127,7 @@ def _proof_text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
 
 def _proof_row(one: Proof) -> list[str]:
     strength = "-" if one.strength is None else " ".join(f"{s:.3f}" for s in one.strength if not math.isnan(s))
-    rest = f"{one.rest:.1%} of the delta is unexplained" if one.strength and one.rest is not None else ""
+    rest = f"{one.rest:.1%} unexplained" if one.strength and one.rest is not None else ""
     return [one.name, one.verdict, strength, one.note or rest]
 
 

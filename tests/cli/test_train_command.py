@@ -67,6 +67,16 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     assert "already exists" in run("train", "letters.toml", code=2).stderr
 
 
+def test_what_libraries_tell_programmers_is_not_shown(run: Run, config: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tiny" / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "model_max_length": 4}))
+    config.write_text(config.read_text() + "checkpointing = true\n")
+    said = run("train", "letters.toml").stderr
+    assert "step 3/3" in said
+    assert "longer than" not in said
+    assert "Warning" not in said
+
+
 def test_training_shows_a_bar_on_a_terminal(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     shown = terminal([sys.executable, "-m", "adapterhub", "train", "letters.toml"], tmp_path, 80)

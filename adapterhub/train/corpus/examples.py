@@ -36,14 +36,17 @@ class Example:
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """One record as an example; `loss` is `all` or `completion`."""
+    """One record as an example; `loss` is `all` or `completion`.
+
+    Documents longer than the model takes are cut into rows later, so the tokenizer's warning of one (`verbose`) is none here.
+    """
     prompt, completion = record.get("prompt"), record.get("completion")
     if isinstance(record.get("text"), str):
-        ids = [*tokenizer(record["text"])["input_ids"], *_stop(tokenizer)]
+        ids = [*tokenizer(record["text"], verbose=False)["input_ids"], *_stop(tokenizer)]
         return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
     if isinstance(prompt, str) and isinstance(completion, str):
-        asked = tokenizer(prompt)["input_ids"]
-        answer = [*tokenizer(completion, add_special_tokens=False)["input_ids"], *_stop(tokenizer)]
+        asked = tokenizer(prompt, verbose=False)["input_ids"]
+        answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
         learnt = [loss == "all"] * len(asked) + [True] * len(answer)
         return Example(np.array([*asked, *answer], np.int64), np.array(learnt, bool), joint=True)
     if isinstance(prompt, list) and isinstance(completion, list):
@@ -69,7 +72,7 @@ class _Chat:
     def example(self, loss: str, first: int = 0) -> Example:
         """Its tokens; of `completion` the assistant's turns from message `first` on are learnt."""
         text = self._render(self._messages)
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
         if loss == "all":
             return Example(ids, np.ones(len(ids), bool), joint=True)
