@@ -56,6 +56,14 @@ class Command(click.Command):
             click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set, hidden=True, help="Show tracebacks."),
         ]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; of an option that lacks its value click doesn't say whose it is."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The example, as it is typed."""
         formatter.write_paragraph()

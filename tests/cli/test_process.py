@@ -86,6 +86,7 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
         (["validte", "sql"], 2, "did you mean validate?"),
         (["validate"], 2, "Missing argument 'SRC...'"),
         (["validate", "sql", "--bose", "x"], 2, "No such option"),
+        (["merge", "--explain"], 2, "requires an argument. `adapterhub merge --help` says how"),
         (["validate", "sql", "--for", "torch"], 2, "'torch' is not one of"),
         (["validate", "nope"], 3, "nope: no such file or folder, and not a ref either"),
         (["validate", "."], 3, ".: "),
@@ -174,6 +175,7 @@ def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Pa
     done = run("init", "file/registry", code=8)
     assert done.stderr.count("\n") == 1
     done = run("convert", "sql", "file/out", "--to", "peft", code=8)
+    assert done.stderr.startswith("error: file/out: lies under a file, not a folder")
     assert done.stderr.count("\n") == 1
 
 
