@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapterhub_converters import dtypes, peft
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.files import safetensors_file
 from adapterhub_converters.files.safetensors_file import SafetensorsFile
+from tests.cli.test_commands import terminal
 
 Q = "model.layers.0.self_attn.q_proj"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "tie_word_embeddings": False}
@@ -99,6 +101,23 @@ def test_refused_in_one_line(place: Path, run: Any, args: list[str], code: int, 
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (place / "out").exists()
+
+
+def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any) -> None:
+    run("push", "./a", "team/a", cwd=place)
+    run("pull", "team/a", "-o", "b", cwd=place)
+    facts = json.loads((place / "b" / "adapter.json").read_text())
+    facts["base"]["quantisation"] = "nf4"
+    (place / "b" / "adapter.json").write_text(json.dumps(facts))
+    program = [sys.executable, "-m", "adapterhub"]
+    merged = terminal([*program, "merge", "./b", "--into", "base", "-o", "out", "--requantise", "nf4", "--force"], place, 80)
+    assert "LEAST KEPT" in merged
+    assert "as\r\n    trained" in merged
+    run("merge", "./a", "--into", "base", "-o", "half", "--weights", "0.5", cwd=place)
+    proof = terminal([*program, "verify-merge", "--base", "base", "--adapter", "./a", "--merged", "half"], place, 80)
+    assert "STRENGTH  WHY" in proof
+    assert "% unexplained" in proof
+    assert max(map(len, (merged + proof).replace("\r", "").splitlines())) <= 80
 
 
 def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> None:
