@@ -148,6 +148,9 @@ class _Screen:
             "Stepped": self._step,
             "Evaluated": self._evaluated,
             "Saved": lambda e: None,
+            "Untracked": lambda e: output.say(
+                output.one_line(f"note: {e.name} takes no more numbers ({e.reason}); log.jsonl has them all")
+            ),
         }
         handlers[type(event).__name__](event)
 

@@ -32,11 +32,12 @@ from .events import (
     Resumed,
     Saved,
     Stepped,
+    Untracked,
 )
 
 __all__ = [
     "Evaluated", "Event", "Given", "Loading", "Measured", "Measuring", "MemoryPlan", "OnEvent", "Ready", "Report", "Result",
-    "Resumed", "Saved", "Stepped", "TrainConfig", "evaluate", "plan", "read_config", "run",
+    "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate", "plan", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")

@@ -116,6 +116,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Untracked:
+    """What `log_to` names as `name` takes no more numbers, for a `reason`; the training goes on without."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Measuring:
     """How an adapter is to be measured; None is as it was trained, or as a training would be.
 
@@ -160,7 +168,7 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))  # beyond that no float holds it
 
 
-Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved
+Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved | Untracked
 OnEvent = Callable[[Event], None]
 
 

@@ -23,7 +23,7 @@ from adapterhub.train import config  # noqa: E402
 from adapterhub.train.corpus import data  # noqa: E402
 from adapterhub.train.layers import lora  # noqa: E402
 from adapterhub.train.model import base  # noqa: E402
-from adapterhub.train.records import spark  # noqa: E402
+from adapterhub.train.records import spark, tracking  # noqa: E402
 from adapterhub.train.steps import best, loop, samples, schedule  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
@@ -208,6 +208,22 @@ def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) 
     (tmp_path / "out.tensorboard").write_text("in the way")
     with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or take it out of log_to"):
         train.run(train.read_config(path), tmp_path / "out")
+
+
+def test_a_log_that_fails_meanwhile_is_said_and_told_no_more() -> None:
+    said: list[Any] = []
+    told: dict[str, list[int]] = {"good": [], "bad": []}
+
+    def bad(step: int, numbers: Any) -> None:
+        told["bad"].append(step)
+        raise ConnectionError("no such\nhost")
+
+    tell = tracking.telling({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
+    steps = [train.Stepped(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
+    for step in steps:
+        tell(step)
+    assert told == {"good": [1, 2, 3], "bad": [1]}
+    assert said == [train.Untracked("bad", "no such host"), *steps]
 
 
 def test_a_curve_in_a_line() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.train.config import TrainConfig
-from adapterhub.train.events import Evaluated, Event, OnEvent, Stepped
+from adapterhub.train.events import Evaluated, Event, OnEvent, Stepped, Untracked
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -21,7 +21,7 @@ _PROJECT = "adapterhub"
 
 @contextlib.contextmanager
 def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
-    """`on_event` that also tells what `log_to` names; all are closed at the end.
+    """`on_event` that also tells what `log_to` names; all are closed at the end. One that fails meanwhile is told no more.
 
     Raises:
         UsageError: A name that isn't known.
@@ -29,37 +29,54 @@ def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEve
         RefusedError: One that does not start.
     """
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(_opened(name, config, out)) for name in config.train.log_to]
+        logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
+        yield telling(logs, on_event) if logs else on_event
 
-        def tell(event: Event) -> None:
-            numbers = _numbers(event)
-            if numbers is not None:
-                for log in logs:
+
+def telling(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
+    """`on_event` that also tells `logs` by their names, of which those that fail are taken out."""
+
+    def tell(event: Event) -> None:
+        if numbers := _numbers(event):
+            for name, log in list(logs.items()):
+                try:
                     log(*numbers)
-            on_event(event)
+                except Exception as error:  # noqa: BLE001 - whatever somebody else's server makes of it
+                    del logs[name]
+                    on_event(Untracked(name, _reason(error)))
+        on_event(event)
 
-        yield tell if logs else on_event
+    return tell
 
 
-def _opened(name: str, config: TrainConfig, out: Path) -> contextlib.AbstractContextManager[Log]:
+def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
     where = f"{config.where}: [train] log_to"
     if name not in _KINDS:
         raise UsageError(where, f"{name!r} isn't known", f"It may name {', '.join(_KINDS)}")
     if importlib.util.find_spec(name) is None:
         raise MissingExtraError(where, f"{name} isn't installed", f"pip install {name}")
-    return _said(_KINDS[name](config, out), name, where)
+    return _said(_KINDS[name](config, out), name, where, on_event)
 
 
 @contextlib.contextmanager
-def _said(opening: contextlib.AbstractContextManager[Log], name: str, where: str) -> Iterator[Log]:
-    """What a library raises when it starts, in one line; these depend on servers, accounts and files of theirs."""
-    with contextlib.ExitStack() as stack:
-        try:
-            log = stack.enter_context(opening)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RefusedError(where, f"{name} does not start ({reason})", "Set it up, or take it out of log_to") from error
+def _said(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
+    """What a library raises when it starts or ends, in one line; these depend on servers, accounts and files of theirs."""
+    try:
+        log = opening.__enter__()
+    except Exception as error:
+        what = f"{name} does not start ({_reason(error)})"
+        raise RefusedError(where, what, "Set it up, or take it out of log_to") from error
+    try:
         yield log
+    finally:
+        try:
+            opening.__exit__(None, None, None)
+        except Exception as error:  # noqa: BLE001 - the adapter is written by now
+            on_event(Untracked(name, _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
