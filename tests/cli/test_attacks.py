@@ -148,7 +148,7 @@ def test_a_base_that_must_be_a_folder_and_a_file_that_must_be_one(run: Run, tmp_
         {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)},
     )
     assert "Name the base's folder" in run("show", "a", "--base", "x.gguf", code=6).stderr
-    assert "a folder, not a file" in run("convert", "a", "b", "--to", "hf", code=4).stderr
+    assert "Name the .gguf file" in run("convert", "a", "b", "--to", "hf", code=2).stderr
 
 
 def test_complex_numbers_are_not_made_real(run: Run, tmp_path: Path) -> None:
