@@ -226,6 +226,32 @@ def test_a_log_that_fails_meanwhile_is_said_and_told_no_more() -> None:
     assert said == [train.Untracked("bad", "no such host"), *steps]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_log_is_told_whether_the_training_failed(
+    fails: bool, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Opened:
+        def __enter__(self) -> Any:
+            return lambda step, numbers: None
+
+        def __exit__(self, kind: Any, *_: object) -> None:
+            seen.append(kind)
+            raise ConnectionError("gone")
+
+    monkeypatch.setitem(tracking._KINDS, "tensorboard", lambda config, out: Opened())
+    settled = train.read_config(settings(tmp_path, tiny_base, log_to=["tensorboard"]))
+    said: list[Any] = []
+    try:
+        with tracking.tracked(settled, tmp_path / "out", said.append):
+            if fails:
+                raise UsageError("x", "wrong")
+    except ConnectionError:
+        assert fails
+    assert (seen, said) == (([UsageError], []) if fails else ([None], [train.Untracked("tensorboard", "gone")]))
+
+
 def test_a_curve_in_a_line() -> None:
     assert spark.line([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
     assert len(spark.line(list(range(1000)), 24)) == 24

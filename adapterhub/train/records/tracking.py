@@ -61,16 +61,15 @@ def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> con
 @contextlib.contextmanager
 def _said(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
     """What a library raises when it starts or ends, in one line; these depend on servers, accounts and files of theirs."""
-    try:
-        log = opening.__enter__()
-    except Exception as error:
-        what = f"{name} does not start ({_reason(error)})"
-        raise RefusedError(where, what, "Set it up, or take it out of log_to") from error
-    try:
-        yield log
-    finally:
+    with contextlib.ExitStack() as stack:
         try:
-            opening.__exit__(None, None, None)
+            log = stack.enter_context(opening)
+        except Exception as error:
+            what = f"{name} does not start ({_reason(error)})"
+            raise RefusedError(where, what, "Set it up, or take it out of log_to") from error
+        yield log
+        try:
+            stack.close()
         except Exception as error:  # noqa: BLE001 - the adapter is written by now
             on_event(Untracked(name, _reason(error)))
 
