@@ -36,15 +36,15 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         """`(pairs, out)`."""
         x, lora_A, lora_B, stack, counts = inputs
-        ctx.stack, ctx.counts = stack, counts
+        ctx.stack, ctx.visited = stack, _visited(counts)
         y = x.new_empty(len(x), stack.shape[1])
-        for expert, rows in _visited(counts):
+        for expert, rows in ctx.visited:
             torch.mm(x[rows], stack.dense(expert, x.dtype).t(), out=y[rows])
         if lora_A is None:
             return y
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         xA = x.new_empty(len(x), A.shape[1])
-        for expert, rows in _visited(counts):
+        for expert, rows in ctx.visited:
             torch.mm(x[rows], A[expert].t(), out=xA[rows])
             y[rows].addmm_(xA[rows], B[expert].t(), alpha=stack.scaling)
         ctx.save_for_backward(x, xA, A, B)
@@ -53,7 +53,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Gradients of x, A and B."""
-        stack, visited = ctx.stack, _visited(ctx.counts)
+        stack, visited = ctx.stack, ctx.visited
         dy = dy.contiguous()
         dx = None
         if ctx.needs_input_grad[0]:

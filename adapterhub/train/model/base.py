@@ -222,8 +222,9 @@ def _replace_stack(model: Any, path: str, source: Weights, base: BaseConfig, siz
     matrices = [matrix.to(device) for matrix in matrices]
     if base.shard:
         matrices = [shards.part(matrix) for matrix in matrices]
-    new: Any = experts.Stack(matrices, transposed=module.is_transposed)
-    if sizes is not None:
+    if sizes is None:
+        new: Any = experts.Stack(matrices, transposed=module.is_transposed)
+    else:
         experts.check(sizes.config, path)
         r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
         new = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)

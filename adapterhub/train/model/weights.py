@@ -7,6 +7,7 @@ metadata. What else a base may be quantised with is refused by name.
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ _FLOATS = ("BF16", "F16", "F32")
 _DERIVED = ("rotary_emb.inv_freq", ".attn.bias")  # buffers that old checkpoints hold and that a model computes itself
 
 
-class Weights:
+class Weights(ABC):
     """The tensors of a base, for the parameters of a model. A context manager.
 
     Attributes:
@@ -57,17 +58,17 @@ class Weights:
     def __contains__(self, name: object) -> bool:
         return name in self._recipes
 
+    @abstractmethod
     def dtype(self, name: str) -> str:
         """How a tensor is stored, in safetensors' words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw(self, name: str) -> np.ndarray:
         """A tensor as it is stored, in memory of its own."""
-        raise NotImplementedError
 
     def held(self, name: str) -> nf4.NF4 | None:
         """A matrix that is stored in NF4; None for one that isn't."""
