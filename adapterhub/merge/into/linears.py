@@ -10,26 +10,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters import names
-from adapterhub_converters.base.bitsandbytes import NF4_STATE
+from adapterhub_converters.base.bitsandbytes import NF4_STATE, QUANTISATION
 from adapterhub_converters.errors import RefusedError
 
 from .hf_base import CONV1D, Folder, Weight
 
 ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
-_BITSANDBYTES = {
-    "_load_in_4bit": True,
-    "_load_in_8bit": False,
-    "bnb_4bit_quant_storage": "uint8",
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "llm_int8_enable_fp32_cpu_offload": False,
-    "llm_int8_has_fp16_weight": False,
-    "llm_int8_skip_modules": None,
-    "llm_int8_threshold": 6.0,
-    "load_in_4bit": True,
-    "load_in_8bit": False,
-    "quant_method": "bitsandbytes",
-}
+# transformers writes all keys there are, sorted.
+_BITSANDBYTES = dict(
+    sorted(
+        {
+            **QUANTISATION,
+            "_load_in_4bit": True,
+            "_load_in_8bit": False,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": None,
+            "llm_int8_threshold": 6.0,
+        }.items()
+    )
+)
 
 
 def is_linear(name: str) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub.train.layers import bnb
+from adapterhub_converters.base.bitsandbytes import QUANTISATION
 from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
 from adapterhub_converters.files import json_file, safetensors_file, staging
 
@@ -115,11 +116,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _quantised(config: dict[str, Any]) -> dict[str, Any]:
-    said = {
-        "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
-    }  # fmt: skip
-    return {**config, "quantization_config": said}
+    return {**config, "quantization_config": {**QUANTISATION, "bnb_4bit_compute_dtype": "bfloat16"}}
 
 
 def _copy_texts(source: Path, folder: Path, config: Mapping[str, Any]) -> None:

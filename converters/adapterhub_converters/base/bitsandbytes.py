@@ -30,6 +30,12 @@ NF4_CODE = (
 )  # fmt: skip
 """The 16 values, float32, ascending."""
 
+QUANTISATION = {
+    "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True,
+    "load_in_8bit": False, "quant_method": "bitsandbytes",
+}  # fmt: skip
+"""What the `quantization_config` of a model in NF4 says; beside it, the floats to compute in."""
+
 
 def nf4_state(shape: Sequence[int], dtype: str, offset: float | None) -> dict[str, Any]:
     """The state of a matrix in NF4 that was of `dtype` (`BF16`, `F16` or `F32`).
