@@ -91,13 +91,19 @@ def _flux2() -> Iterator[tuple[str, Reading]]:
     yield "final_layer.adaLN_modulation.1", _last()
 
 
+def _stream(attention: str, mlp: str, *, text: bool) -> Iterator[tuple[str, Reading]]:
+    """Attention and MLP of a double block, of the image's tokens or of the text's; `attention` stands before `qkv`."""
+    ends, out, feed = (_ADDED, "to_add_out", "ff_context") if text else (QKV, "to_out.0", "ff")
+    yield f"{attention}qkv", _thirds(f"{_DOUBLE}.attn", ends)
+    yield f"{attention}proj", _one(f"{_DOUBLE}.attn.{out}")
+    yield f"{mlp}.fc1", _one(f"{_DOUBLE}.{feed}.net.0.proj")
+    yield f"{mlp}.fc2", _one(f"{_DOUBLE}.{feed}.net.2")
+
+
 def _sd3() -> Iterator[tuple[str, Reading]]:
-    for block, ends, feed in (("x_block", QKV, "ff"), ("context_block", _ADDED, "ff_context")):
+    for block in ("x_block", "context_block"):
         stem = f"joint_blocks.N.{block}"
-        yield f"{stem}.attn.qkv", _thirds(f"{_DOUBLE}.attn", ends)
-        yield f"{stem}.attn.proj", _one(f"{_DOUBLE}.attn.{'to_out.0' if feed == 'ff' else 'to_add_out'}")
-        yield f"{stem}.mlp.fc1", _one(f"{_DOUBLE}.{feed}.net.0.proj")
-        yield f"{stem}.mlp.fc2", _one(f"{_DOUBLE}.{feed}.net.2")
+        yield from _stream(f"{stem}.attn.", f"{stem}.mlp", text=block == "context_block")
     yield "joint_blocks.N.x_block.attn2.qkv", _thirds(f"{_DOUBLE}.attn2", QKV)
     yield "joint_blocks.N.x_block.attn2.proj", _one(f"{_DOUBLE}.attn2.to_out.0")
     yield "joint_blocks.N.x_block.adaLN_modulation.1", _one(f"{_DOUBLE}.norm1.linear")
@@ -112,12 +118,9 @@ def _sd3() -> Iterator[tuple[str, Reading]]:
 
 
 def _hunyuan() -> Iterator[tuple[str, Reading]]:
-    for kind, ends, feed in (("img", QKV, "ff"), ("txt", _ADDED, "ff_context")):
+    for kind in ("img", "txt"):
         stem = f"double_blocks.N.{kind}"
-        yield f"{stem}_attn_qkv", _thirds(f"{_DOUBLE}.attn", ends)
-        yield f"{stem}_attn_proj", _one(f"{_DOUBLE}.attn.{'to_out.0' if kind == 'img' else 'to_add_out'}")
-        yield f"{stem}_mlp.fc1", _one(f"{_DOUBLE}.{feed}.net.0.proj")
-        yield f"{stem}_mlp.fc2", _one(f"{_DOUBLE}.{feed}.net.2")
+        yield from _stream(f"{stem}_attn_", f"{stem}_mlp", text=kind == "txt")
         yield f"{stem}_mod.linear", _one(f"{_DOUBLE}.norm1{'' if kind == 'img' else '_context'}.linear")
     yield "single_blocks.N.linear1", _single(_SINGLE)
     yield "single_blocks.N.linear2", _one(f"{_SINGLE}.proj_out", Fraction(1, 5))
