@@ -1,5 +1,5 @@
 """`python -m adapterhub`."""
 
-from adapterhub.cli import main
+from .cli import main
 
 main()

@@ -31,10 +31,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 from _models import linear  # noqa: E402
 from _pairs import Run, compare, median, timed  # noqa: E402
 
-from adapterhub_converters import dtypes, peft  # noqa: E402
-from adapterhub_converters.files import safetensors_file  # noqa: E402
-from adapterhub_converters.files.gguf_file import GGUFFile  # noqa: E402
-from tests import llama_cpp_scripts  # noqa: E402
+from adapterhub_converters import dtypes  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
+from adapterhub_converters.containers.gguf_file import GGUFFile  # noqa: E402
+from adapterhub_converters.formats import peft  # noqa: E402
+from tests.support import llama_cpp_scripts  # noqa: E402
 
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-05, "hidden_act": "silu"}
 MODELS: dict[str, dict[str, Any]] = {
@@ -87,7 +88,7 @@ def floor(source: Path, target: Path, runs: int) -> float:
 
 def start_up(env: dict[str, str], runs: int) -> Run:
     """What a conversion costs that has nothing to convert: imports, the command line."""
-    code = "import adapterhub.cli.process, adapterhub.cli.convert, adapterhub_converters.formats"
+    code = "import adapterhub.cli.process, adapterhub.cli.commands.convert, adapterhub_converters.formats.convert"
     done = [timed([sys.executable, "-c", code], env=env) for _ in range(runs)]
     return replace(median(done), bytes=max(run.bytes for run in done))
 

@@ -70,7 +70,7 @@ OURS = """
 import sys
 from pathlib import Path
 from adapterhub.merge import fuse
-from adapterhub_converters import peft
+from adapterhub_converters.formats import peft
 base, out, *adapters = map(Path, sys.argv[1:])
 fuse([(peft.read(adapter), 1.0) for adapter in adapters], base, out)
 """
@@ -184,7 +184,7 @@ def _command(name: str) -> list[str]:
         return [sys.executable, "-c", THEIRS]
     if name == "cp":
         return ["sh", "-c", 'mkdir "$1" && cp "$0"/*.safetensors "$1" && sync "$1"/*']
-    from tests import mergekit_env
+    from tests.support import mergekit_env
 
     return [str(mergekit_env.made()), "-c", MERGEKIT]
 
@@ -225,8 +225,8 @@ def differing(ours: Path, theirs: Path) -> tuple[int, int]:
     """Elements whose bits differ, and elements in all."""
     import numpy as np
 
-    from adapterhub_converters.base import weight_files
-    from adapterhub_converters.files.safetensors_file import SafetensorsFile
+    from adapterhub_converters.bases import weight_files
+    from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 
     where = {}
     for path in weight_files(theirs):

@@ -33,9 +33,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 import zstandard  # noqa: E402
 
 from adapterhub.digest import copy_hashing, sha256_file  # noqa: E402
-from adapterhub.packed import container, cutting  # noqa: E402
+from adapterhub.store.packs import container, cutting  # noqa: E402
 from adapterhub_converters import dtypes  # noqa: E402
-from adapterhub_converters.files import safetensors_file  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
 
 BACK = (10, 20, 50, 100)
 AIMS = {"BF16": "at most 70 % alone, at most 50 % beside a near parent, 300 MB/s in, 400 MB/s out"}
@@ -82,7 +82,7 @@ def table(kind: str, found: dict[int, Path], last: int, folder: Path, runs: int)
 
 
 def factors(checkpoint: Path, kind: str, path: Path) -> Path:
-    """The trained tensors of a checkpoint, without the optimiser's, in a float type."""
+    """The trained tensors of a checkpoint, without the optimizer's, in a float type."""
     with safetensors_file.SafetensorsFile(checkpoint) as file:
         names = [name for name in file.tensors if not re.search(r"\.exp_avg(_sq)?$", name)]
         tensors = {name: file.tensor(name).astype(dtypes.NUMPY[kind]) for name in names}

@@ -23,8 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 
 from _pairs import compare  # noqa: E402
 
-from adapterhub_converters import dtypes, peft  # noqa: E402
-from adapterhub_converters.files import safetensors_file  # noqa: E402
+from adapterhub_converters import dtypes  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
+from adapterhub_converters.formats import peft  # noqa: E402
 
 RANK, SIDE = 64, 8192
 

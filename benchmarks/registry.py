@@ -30,12 +30,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 
 from _pairs import timed  # noqa: E402
 
-from adapterhub import facts, manifest, search  # noqa: E402
 from adapterhub.digest import sha256_bytes  # noqa: E402
+from adapterhub.index import search  # noqa: E402
+from adapterhub.index.search import Query  # noqa: E402
+from adapterhub.manifest import describe, oci_manifest  # noqa: E402
 from adapterhub.ref import Ref  # noqa: E402
-from adapterhub.registry import Registry  # noqa: E402
-from adapterhub.search import Query  # noqa: E402
-from adapterhub.store import Entry, Store  # noqa: E402
+from adapterhub.registry.registry import Registry  # noqa: E402
+from adapterhub.store.store import Entry, Store  # noqa: E402
 from tests.registry.conftest import write_adapter  # noqa: E402
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
@@ -56,8 +57,8 @@ def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     for n in range(count):
         text = rng.choices(known, weights, k=200)
         title, description = " ".join(text[:4]), " ".join(text[4:20])
-        base, licence = rng.choice(BASES), rng.choice(["mit", "apache-2.0", "llama3"])
-        front = f"---\nlicense: {licence}\nlanguage:\n- {rng.choice(['en', 'de', 'fr'])}\ntags: [lora, {text[20]}]\n---\n"
+        base, spdx = rng.choice(BASES), rng.choice(["mit", "apache-2.0", "llama3"])
+        front = f"---\nlicense: {spdx}\nlanguage:\n- {rng.choice(['en', 'de', 'fr'])}\ntags: [lora, {text[20]}]\n---\n"
         declared = {"description": description, "r": rng.choice([4, 8, 16, 32]), "base": base, "loss": rng.random()}
         yield (
             f"{front}# {title} {n}\n\n{' '.join(text)}\n",
@@ -68,7 +69,7 @@ def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
 def fill(store: Store, count: int, scratch: Path) -> None:
     """`count` versions, PER_NAME to a name, put where the store looks for them."""
     folder = write_adapter(scratch / "tiny")
-    template = facts.describe(folder)
+    template = describe.describe(folder)
     shared = {path: (folder / path).read_bytes() for path in ("adapter_config.json", "adapter_model.safetensors")}
     blobs = store.root / "blobs" / "sha256"
 
@@ -91,8 +92,8 @@ def fill(store: Store, count: int, scratch: Path) -> None:
             "training": {"metrics": {"eval_loss": declared["loss"]}},
             "files": [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items())],
         }
-        files[manifest.FACTS] = put(facts.dump(document))
-        made = manifest.assemble(files, document)
+        files[oci_manifest.FACTS] = put(describe.dump(document))
+        made = oci_manifest.assemble(files, document)
         put(made.config_bytes)
         put(made.raw)
         previous = head if number > 1 else ""

@@ -10,7 +10,7 @@ what a busy machine disturbs least. All train on the same random rows in the sam
 with the same kernels (bitsandbytes) and lora_B zero; their first losses have to agree.
 
 `peft` is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. `trl` is `SFTTrainer`, given
-the quantised base and peft's config.
+the quantized base and peft's config.
 `full` trains every parameter in float32 with AdamW and checkpointing, as transformers does.
 """
 
@@ -195,10 +195,10 @@ def ours(options: argparse.Namespace) -> Steps:
     import numpy as np
 
     from adapterhub.train import config
-    from adapterhub.train.corpus import data
+    from adapterhub.train.data import dataset as data
     from adapterhub.train.layers import lora
+    from adapterhub.train.loop import loop
     from adapterhub.train.model import base
-    from adapterhub.train.steps import loop
 
     made = base.load(Path(options.base), config.BaseConfig(options.base), config.LoRAConfig(r=R, alpha=ALPHA), where="")
     if options.checkpointing:
@@ -213,7 +213,7 @@ def ours(options: argparse.Namespace) -> Steps:
     return each(options, lambda _: float(loop.advance(made, rows, state, settings, options.steps)["loss"]))
 
 
-def quantised(options: argparse.Namespace) -> tuple[Any, Any]:
+def quantized(options: argparse.Namespace) -> tuple[Any, Any]:
     """The base as transformers and bitsandbytes make it, and what peft adapts of it."""
     import torch
     import transformers
@@ -233,7 +233,7 @@ def peft(options: argparse.Namespace) -> Steps:
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    model, words = quantised(options)
+    model, words = quantized(options)
     kinds = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options.checkpointing else {}
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=options.checkpointing, **kinds)
     return usual(options, get_peft_model(model, words), autocast=torch.bfloat16)
@@ -254,7 +254,7 @@ def usual(options: argparse.Namespace, model: Any, *, autocast: Any) -> Steps:
 
     ids = torch.from_numpy(rows_of(options))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     model.train()
 
     def step(number: int) -> float:
@@ -263,8 +263,8 @@ def usual(options: argparse.Namespace, model: Any, *, autocast: Any) -> Steps:
             loss = model(input_ids=chosen, labels=chosen, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return float(loss)
 
     return each(options, step)
@@ -294,7 +294,7 @@ def trl(options: argparse.Namespace) -> Steps:
     )  # fmt: skip
     dataset = datasets.Dataset.from_dict({"input_ids": rows_of(options).tolist()})
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.base)
-    model, adapter = quantised(options)
+    model, adapter = quantized(options)
     trainer = library.SFTTrainer(
         model, args=words, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter, callbacks=[Clock()]
     )

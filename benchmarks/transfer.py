@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 
 from _pairs import Run, compare, timed  # noqa: E402
 
-from adapterhub_converters.files import safetensors_file  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
 from tests.remotes import registry  # noqa: E402
 
 

@@ -32,9 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 from _models import linear  # noqa: E402
 from _pairs import compare, timed  # noqa: E402
 
-from adapterhub.compat import selfcheck  # noqa: E402
-from adapterhub_converters import dtypes, peft  # noqa: E402
-from adapterhub_converters.files import safetensors_file  # noqa: E402
+from adapterhub.check import internal  # noqa: E402
+from adapterhub_converters import dtypes  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
+from adapterhub_converters.formats import peft  # noqa: E402
 
 LLAMA_70B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672,
@@ -141,7 +142,7 @@ def scan(folder: Path, runs: int) -> None:
     ours, theirs, floor = [], [], []
     for _ in range(runs + 1):
         start = time.perf_counter()
-        assert all(most < infinite for most, infinite in map(selfcheck.largest_bits, arrays))
+        assert all(most < infinite for most, infinite in map(internal.largest_bits, arrays))
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -33,10 +33,10 @@ def main() -> int:
     clean()
     say("1", "A registry", "One file, registry.db, and its store beside it.\n")
     run("adapterhub", "init")
-    say("2", "A base model and some data", "The base comes out of an installed package, dequantised; the data are the")
-    print("licence texts that every Python environment carries, split by document.\n")
+    say("2", "A base model and some data", "The base comes out of an installed package, dequantized; the data are the")
+    print("license texts that every Python environment carries, split by document.\n")
     base_model()
-    run("python", "examples/licences.py", "demo/data")
+    run("python", "examples/licenses.py", "demo/data")
     say("3", "Train", "QLoRA: the base in 4 bits (NF4), r = 16 on every linear layer.\n")
     run("adapterhub", "train", "examples/legal-smollm2.toml", "-o", "demo/legal")
     training = json.loads((ADAPTER / "adapter.json").read_text())["training"]
@@ -132,7 +132,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def llama_cpp() -> None:
-    """The real llama.cpp over the quantised base, with and without the adapter."""
+    """The real llama.cpp over the quantized base, with and without the adapter."""
     say("6", "Run it in llama.cpp", "Another format, another runtime, and the base in its own four bits.\n")
     run("adapterhub", "convert", "demo/legal", "demo/legal.gguf", "--to", "gguf")
     sys.path.insert(0, str(ROOT / "examples"))
@@ -169,7 +169,7 @@ def differences() -> tuple[float, float]:
     import torch
     import transformers
 
-    from adapterhub_converters import peft
+    from adapterhub_converters.formats import peft
 
     def load(folder: Path) -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -196,7 +196,7 @@ def compare_with_last(training: dict[str, Any]) -> None:
     if last is None:
         print("\nRun `make demo` again: it will compare.")
     elif last["inputs"] != inputs:
-        print("\nThe config, the installed packages or their licences have changed since the last run.")
+        print("\nThe config, the installed packages or their licenses have changed since the last run.")
     else:
         check(last["digest"] == digest, "the same bytes as the last run's")
 

@@ -36,13 +36,13 @@ class Session:
         return int(self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model)))
 
     def tokens(self, text: str) -> list[int]:
-        """`text` as token ids; special tokens such as `<|im_start|>` are recognised."""
+        """`text` as token ids; special tokens such as `<|im_start|>` are recognized."""
         vocab, raw = self.lib.llama_model_get_vocab(self.model), text.encode()
         room = len(raw) + 8
         ids = self.ffi.new("llama_token[]", room)
         n = self.lib.llama_tokenize(vocab, raw, len(raw), ids, room, True, True)
         if n < 0:
-            raise RuntimeError("llama.cpp could not tokenise the prompt")
+            raise RuntimeError("llama.cpp could not tokenize the prompt")
         return [int(ids[i]) for i in range(n)]
 
     def piece(self, token: int) -> bytes:

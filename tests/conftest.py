@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import forked, llama_cpp_scripts
+from tests.support import forked, llama_cpp_scripts
 
+pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # What takes commands long to import: any that derives facts; those that train and evaluate.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from urllib.parse import urlsplit, urlunsplit
 
-from adapterhub_converters.base import BaseSpec, read_files
+from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.errors import NotFoundError
 
 from . import hub as _hub
 from .client import Client, origin
-from .names import SCHEME, Hub, Place
+from .hub_address import SCHEME, Hub, Place
 from .web import WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")

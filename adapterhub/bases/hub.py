@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from adapterhub_converters.base import BaseSpec, read_files
+from adapterhub_converters.bases import BaseSpec, read_files
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
-from adapterhub_converters.files import json_file
 
 from .client import Client
-from .names import Hub, Place
+from .hub_address import Hub, Place
 from .web import Known, WebFiles
 
 _MAX_LISTING = 64_000_000  # bytes

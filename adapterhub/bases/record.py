@@ -10,14 +10,14 @@ import json
 import re
 from typing import Any
 
-from adapterhub_converters.base import BaseSpec, BaseTensor
+from adapterhub_converters.bases import BaseSpec, BaseTensor
+from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.files.json_file import parse_object
 
 VERSION = 1
 MAX_RECORD = 64 << 20  # bytes; a model of 140,000 tensors has 15 MB
 _TEXTS = ("kind", "architecture", "model_type", "source")
-_MAYBE = ("quantisation", "tokenizer_digest", "chat_template_digest", "repo", "revision")
+_MAYBE = ("quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
 _TENSORS = ("tensors", "stored", "derived")
 # What makes it this base; where it was read from and how large the files were does not.
 IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_MAYBE)

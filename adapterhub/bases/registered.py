@@ -7,12 +7,12 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub import shelf
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.registry import Registry
-from adapterhub.shelf import Shelved
-from adapterhub.store import Entry
-from adapterhub_converters.base import BaseSpec
+from adapterhub.registry.registry import Registry
+from adapterhub.store import named_documents
+from adapterhub.store.named_documents import Shelved
+from adapterhub.store.store import Entry
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 
 from . import record
@@ -42,7 +42,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
 
     The same base again changes nothing. Another one under that name is a ConflictError that says what differs, unless `force`.
     """
-    shelf.parse_base_name(name, name)
+    named_documents.parse_base_name(name, name)
     if spec.fingerprint is None:
         raise RefusedError(spec.where, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
     document = record.document(spec, source)
@@ -63,7 +63,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
             same = _read(registry, state)
         return None if same else state.next("push", _now(), digest, size)
 
-    shelf.move(registry.store, registry.locked, name, decide)
+    named_documents.move(registry.store, registry.locked, name, decide)
     if same is not None:
         return same
     found = get(registry, name)
@@ -88,7 +88,7 @@ def get(registry: Registry, name: str) -> Registered:
 
 
 def _there(registry: Registry, name: str) -> Shelved:
-    state = shelf.current(registry.store, shelf.parse_base_name(name, name))
+    state = named_documents.current(registry.store, named_documents.parse_base_name(name, name))
     if not state.there:
         close = difflib.get_close_matches(name, names(registry), 1)
         hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub base list`"
@@ -105,7 +105,7 @@ def _read(registry: Registry, state: Shelved) -> Registered:
 
 def names(registry: Registry) -> list[str]:
     """The names that mean a base now, sorted."""
-    return [name for name in registry.store.base_names() if shelf.current(registry.store, name).there]
+    return [name for name in registry.store.base_names() if named_documents.current(registry.store, name).there]
 
 
 def remove(registry: Registry, name: str) -> None:
@@ -115,7 +115,7 @@ def remove(registry: Registry, name: str) -> None:
     def decide(state: Shelved) -> Entry | None:
         return state.next("delete", _now()) if state.there else None
 
-    shelf.move(registry.store, registry.locked, name, decide)
+    named_documents.move(registry.store, registry.locked, name, decide)
 
 
 def _now() -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub_converters.base import Ranged
+from adapterhub_converters.bases import Ranged
 from adapterhub_converters.errors import NotFoundError, RemoteError
 
 from .client import MAX_SKIPPED, Answer, Client, ForbiddenError, TooLargeError

@@ -1,7 +1,7 @@
 """What people and programs read: tables without ugly wrapping, JSON with stable keys, one line for one thing.
 
 A table prints whole cells, never a cut ref: where a terminal is too narrow, columns that matter less go first. A pipe gets
-every column, no colour and no progress.
+every column, no color and no progress.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if is_terminal() else None
 
 
-def colour(text: str, name: str) -> str:
-    """`text` in a colour on a terminal that has some (https://no-color.org)."""
+def color(text: str, name: str) -> str:
+    """`text` in a color on a terminal that has some (https://no-color.org)."""
     codes = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
-    return f"\x1b[{codes[name]}m{text}\x1b[0m" if has_colour() else text
+    return f"\x1b[{codes[name]}m{text}\x1b[0m" if has_color() else text
 
 
-def has_colour() -> bool:
-    """Whether results go to a terminal that has colours and whose user wants them."""
+def has_color() -> bool:
+    """Whether results go to a terminal that has colors and whose user wants them."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-# Of the 256 colours of terminals, from dark blue over green to yellow.
+# Of the 256 colors of terminals, from dark blue over green to yellow.
 _HEAT = (17, 18, 19, 24, 30, 36, 35, 71, 113, 149, 184, 220)
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def heat(share: float, wide: int) -> str:
-    """A cell that shows a number from 0 to 1: in colour, or as a bar where there is none."""
+    """A cell that shows a number from 0 to 1: in color, or as a bar where there is none."""
     share = min(1.0, max(0.0, share))
-    if has_colour():
+    if has_color():
         return f"\x1b[38;5;{_HEAT[round(share * (len(_HEAT) - 1))]}m{'█' * wide}\x1b[0m"
     return _BARS[round(share * (len(_BARS) - 1))] * wide
 
@@ -59,7 +59,7 @@ def has_blocks() -> bool:
 
 
 def printable(text: str) -> str:
-    """Text of a stranger's with its control characters spelt out, so that it cannot steer a terminal."""
+    """Text of a stranger's with its control characters spelled out, so that it cannot steer a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

@@ -16,8 +16,8 @@ import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
-from . import output
-from .app import EXIT_INTERRUPTED, PROGRAM, app
+from . import errors, output
+from .options import EXIT_INTERRUPTED, PROGRAM, app
 
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _close_stdout()
         return EXIT_PIPE
-    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+    except Exception as error:  # noqa: BLE001 - the last line of defense: no traceback reaches a user
         return _report(error, arguments)
 
 
@@ -69,7 +69,7 @@ def _invoke(arguments: list[str]) -> int:
 
 
 def _report(error: Exception, arguments: list[str]) -> int:
-    known = translate(error)
+    known = errors.in_words_of_the_command_line(translate(error))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
         traceback.print_exception(error)

@@ -12,8 +12,8 @@ from .progress import EVENTS, QUIET, bytes_bar
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
-    from adapterhub.remotes.copying import Copied
-    from adapterhub.remotes.remote import Source, Target
+    from adapterhub.remotes.copy import Copied
+    from adapterhub.remotes.protocol import Source, Target
 
 _JOBS, _RATE = f"{__name__}.jobs", f"{__name__}.rate"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
@@ -72,7 +72,7 @@ def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def how() -> dict[str, Any]:
     """What the options of the command that runs say to `copying.copy` and `folders.download`."""
-    from adapterhub.remotes.moving import Pace
+    from adapterhub.remotes.parallel import Pace
 
     context = click.get_current_context(silent=True)
     said = context.meta if context else {}
@@ -94,8 +94,8 @@ class Ahead:
             self._may = remote.is_new()
         if not self._may:
             return None
-        from adapterhub.manifest import Descriptor
-        from adapterhub.remotes.moving import Move
+        from adapterhub.manifest.oci_manifest import Descriptor
+        from adapterhub.remotes.parallel import Move
 
         with bytes_bar(f"copying to {self._host}") as show:
             move = Move([Descriptor("", "", size, path)], show, pace=how()["pace"])

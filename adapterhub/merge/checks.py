@@ -23,7 +23,7 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
     if adapter.meta.init != "default":
         raise RefusedError(
             "adapter",
-            f"initialised by {adapter.meta.init}, which changed the base's own weights before training",
+            f"initialized by {adapter.meta.init}, which changed the base's own weights before training",
             "Convert it to a plain LoRA with peft (path_initial_model_for_weight_conversion)",
         )
     for target, delta in adapter.deltas.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from adapterhub.ref import LATEST
 from adapterhub_converters.errors import UsageError
 
-from . import places
+from . import location
 
 NOBODY = "adapterhub-remote-test"
 """A name that nobody would give."""
@@ -37,11 +37,11 @@ def check_url(text: str) -> str:
         raise UsageError(f"{scheme}://…@{host.rpartition('@')[2]}", what, "Leave them out; use `adapterhub login`")
     if not url.isprintable() or any(part in rest for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "a URL of a remote ends with its path", _HINT)
-    if not found or not places.is_address(url):
-        kinds = ", ".join(f"{kind}://" for kind in places.kinds())
+    if not found or not location.is_address(url):
+        kinds = ", ".join(f"{kind}://" for kind in location.kinds())
         raise UsageError(url[:200], "is not a kind of place that is known here", f"There are {kinds}")
     url = f"{scheme.lower()}://{rest}"
-    places.parse(nobody(url))
+    location.parse(nobody(url))
     return url
 
 
@@ -78,7 +78,7 @@ def below(url: str, ref: str) -> str:
 
 
 def _org(scheme: str, rest: str) -> tuple[str, str]:
-    """The host of a hub, with a slash, and what of its URL is an organisation; both may be empty."""
+    """The host of a hub, with a slash, and what of its URL is an organization; both may be empty."""
     host, _, org = rest.partition("/") if _HUBS[scheme] else ("", "", rest)
     return host and f"{host}/", org
 
@@ -88,6 +88,6 @@ def _on_hub(scheme: str, rest: str, parts: list[str], ref: str) -> str:
     if len(parts) > 2 or (not org and len(parts) < 2):
         raise UsageError(ref[:200], "a name on the Hugging Face Hub has two parts", "Write it like team/sql")
     if org and len(parts) == 2 and parts[0] != org:
-        hint = f"Write {org}/{parts[1]}, or add a remote without an organisation"
+        hint = f"Write {org}/{parts[1]}, or add a remote without an organization"
         raise UsageError(ref[:200], f"this remote is of {org}, not of {parts[0]}", hint)
     return f"{host}{org or parts[0]}/{parts[-1]}"

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes, sha256_file
-from adapterhub.folder import check_names, listing
-from adapterhub.leases import ABANDONED
-from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.package_files import check_names, listing
 from adapterhub.ref import LATEST
-from adapterhub.store import local_errors, open_regular
+from adapterhub.store.leases import ABANDONED
+from adapterhub.store.store import local_errors, open_regular
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
-from adapterhub_converters.files import staging
 
-from .moving import JOBS, Move, Pace
-from .receiving import PAUSES, received
-from .remote import Progress, Reader, Source
+from .download import PAUSES, received
+from .parallel import JOBS, Move, Pace
+from .protocol import Progress, Reader, Source
 
 Ahead = Callable[[str, int, Source], Digest | None]
 
@@ -38,16 +38,16 @@ class AdapterFolder:
     """
 
     def __init__(self, folder: Path, where: str = "", ahead: Ahead | None = None) -> None:
-        from adapterhub import facts  # needs numpy, which a pull does without
+        from adapterhub.manifest import describe  # needs numpy, which a pull does without
 
         self.folder = folder
         self.where = where or str(folder)
         found = listing(folder)
-        seen = facts.look(folder)  # before anything is sent: this may be no adapter at all
+        seen = describe.look(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = found.skipped
         files = {path: _hashed(folder, path, ahead) for path in found.files}
-        document, raw = facts.settle(folder, files, seen)
-        self._made = manifest.assemble({**files, manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
+        document, raw = describe.settle(folder, files, seen)
+        self._made = oci_manifest.assemble({**files, oci_manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
         self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
         self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
 
@@ -121,7 +121,7 @@ def download(
     `found` is called, and nothing is.
     """
     if not is_filled(out):
-        staging.check_free(out)
+        atomic.check_free(out)
     made = source.manifest(reference)
     if is_filled(out):
         if not holds(out, made):
@@ -147,7 +147,7 @@ def download(
         with contextlib.suppress(OSError):
             waiting.rmdir()  # if it is empty
     try:
-        with staging.whole(out) as folder, _named(folder, source.where):
+        with atomic.whole(out) as folder, _named(folder, source.where):
             _fill(folder, made, waiting)
     finally:  # all was there: another run would come to the same end
         shutil.rmtree(waiting, ignore_errors=True)
@@ -168,7 +168,7 @@ def holds(folder: Path, made: Manifest) -> bool:
     try:
         there = set(listing(folder).files)
         wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        if there != {*wanted, manifest.FACTS}:
+        if there != {*wanted, oci_manifest.FACTS}:
             return False
         if any((folder / path).stat().st_size != size for path, (_, size) in wanted.items()):
             return False
@@ -176,9 +176,9 @@ def holds(folder: Path, made: Manifest) -> bool:
             return False
         if made.facts is not None:
             return True
-        from adapterhub import facts
+        from adapterhub.manifest import describe
 
-        return facts.settle(folder, wanted)[1] == (folder / manifest.FACTS).read_bytes()
+        return describe.settle(folder, wanted)[1] == (folder / oci_manifest.FACTS).read_bytes()
     except (AdapterhubError, OSError):
         return False
 
@@ -221,10 +221,10 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
             shutil.copyfile(_part(waiting, layer), path)
     listing(folder)
     if made.facts is None:
-        from adapterhub import facts
+        from adapterhub.manifest import describe
 
         files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        (folder / manifest.FACTS).write_bytes(facts.settle(folder, files)[1])
+        (folder / oci_manifest.FACTS).write_bytes(describe.settle(folder, files)[1])
 
 
 @contextlib.contextmanager

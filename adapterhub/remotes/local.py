@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from adapterhub import manifest
-from adapterhub.folder import HEAD, check_file
-from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.package_files import HEAD, check_file
 from adapterhub.ref import LATEST, Ref
-from adapterhub.registry import Registry, Version
-from adapterhub.store import local_errors
+from adapterhub.registry.registry import Registry, Version
+from adapterhub.store.store import local_errors
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
-from .receiving import pass_over, received_beside
-from .remote import Reader, Source
+from .download import pass_over, received_beside
+from .protocol import Reader, Source
 
 
 class Local:
@@ -45,7 +45,7 @@ class Local:
         """A version's, by tag, running number or digest."""
         separator = "@" if ":" in reference else ":"
         version = self.registry.resolve(Ref.parse(f"{self.name}{separator}{reference}"))
-        return manifest.parse(self.registry.store.read_document(version.digest), str(version.ref))
+        return oci_manifest.parse(self.registry.store.read_document(version.digest), str(version.ref))
 
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -92,20 +92,20 @@ class Local:
 
     def _check(self, made: Manifest) -> None:
         """What a push checks of a folder, as far as names and documents say it."""
-        from adapterhub import facts  # needs numpy
+        from adapterhub.manifest import describe  # needs numpy
 
-        where = f"{self.name}: {manifest.FACTS}"
+        where = f"{self.name}: {oci_manifest.FACTS}"
         for layer in made.layers:
             with self.open_blob(layer) as file:
                 head = bytearray(HEAD)
                 n = file.readinto(head)
             check_file(layer.path, bytes(head[:n]), self.name)
         if made.facts is None:
-            raise RefusedError(self.name, f"there is no {manifest.FACTS} in it", "Pull it into a folder, and push that")
+            raise RefusedError(self.name, f"there is no {oci_manifest.FACTS} in it", "Pull it into a folder, and push that")
         try:
             text = self.registry.store.read_document(made.facts.digest).decode()
         except UnicodeDecodeError as error:
             raise FormatError(where, "not UTF-8 text") from error
-        said = {(entry["path"], entry["digest"], entry["size"]) for entry in facts.parse(text, where)["files"]}
-        if said != {(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != manifest.FACTS}:
+        said = {(entry["path"], entry["digest"], entry["size"]) for entry in describe.parse(text, where)["files"]}
+        if said != {(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != oci_manifest.FACTS}:
             raise IntegrityError(where, "lists other files than the manifest")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest import FACTS, Manifest
-from adapterhub.project import Policy
+from adapterhub.manifest.oci_manifest import FACTS, Manifest
+from adapterhub.project.settings import Policy
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
-from adapterhub_converters.files import json_file
 
-from .remote import Source
+from .protocol import Source
 
 
 def check(policy: Policy, source: Source, reference: str, where: str) -> None:
@@ -29,9 +29,9 @@ def _facts(source: Source, made: Manifest, where: str) -> dict[str, object]:
             raw += buffer[:n]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
         raise IntegrityError(f"{where}: {FACTS}", f"{len(raw)} bytes came that are not those of {blob.digest}")
-    from adapterhub import facts  # needs numpy
+    from adapterhub.manifest import describe  # needs numpy
 
     try:
-        return facts.parse(raw.decode(), f"{where}: {FACTS}")
+        return describe.parse(raw.decode(), f"{where}: {FACTS}")
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: {FACTS}", "not UTF-8 text") from error

@@ -27,7 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RemoteError
 
-from .remote import CutError
+from .protocol import CutError
 
 MAX_REDIRECTS = 5
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another try
@@ -39,7 +39,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 
 Origin = tuple[str, str, int]
-Authorise = Callable[[Sequence[str], str], str]
+Authorize = Callable[[Sequence[str], str], str]
 """What to answer the challenges of a 401 (`WWW-Authenticate`, several) with, for a scope."""
 
 
@@ -88,13 +88,13 @@ class Wire:
 
     Attributes:
         base: Its URL; only its origin is told who asks.
-        authorise: Says who asks; None where nobody does.
+        authorize: Says who asks; None where nobody does.
         login_hint: How to log in, for the errors.
         secrets: What no error may repeat, whatever a server says.
     """
 
     base: str
-    authorise: Authorise | None = None
+    authorize: Authorize | None = None
     login_hint: str = ""
     secrets: Callable[[], Sequence[str]] = tuple
     pauses: Sequence[float] = PAUSES
@@ -216,7 +216,7 @@ class Wire:
                     response.read(SMALL)
                     url = resolved(url, target, where)
                     continue
-                if response.status == 401 and at_home and self.authorise and not said:
+                if response.status == 401 and at_home and self.authorize and not said:
                     response.read(SMALL)
                     self._say_who(scope, known, response.headers.get_all("WWW-Authenticate", []))
                     said = True
@@ -228,11 +228,11 @@ class Wire:
         raise RemoteError(where, f"redirected more than {MAX_REDIRECTS} times")
 
     def _say_who(self, scope: str, known: str | None, challenges: Sequence[str]) -> None:
-        """Learn what to say for a scope, unless another thread has learnt it since `known` was refused."""
+        """Learn what to say for a scope, unless another thread has learned it since `known` was refused."""
         with self._asking:
-            if self.authorise and self._known.get(scope) in (None, known):
+            if self.authorize and self._known.get(scope) in (None, known):
                 self._known.pop(scope, None)
-                self._known[scope] = self.authorise(challenges, scope)
+                self._known[scope] = self.authorize(challenges, scope)
 
     def _kept(self, place: Origin) -> http.client.HTTPConnection | None:
         with self._lock:

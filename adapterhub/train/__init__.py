@@ -12,11 +12,11 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from adapterhub.train.cost.memory import plan
 from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
 from .config import read as read_config
-from .costs.memory import plan
 from .events import (
     Evaluated,
     Event,
@@ -55,7 +55,7 @@ def run(
     """Train the adapter that `config` describes into the folder `out`, which appears whole or not at all.
 
     `start`: An adapter whose factors are the first ones; it becomes the parent of the result.
-    `cache`: A folder for quantised bases and digests of files that don't change; None keeps nothing.
+    `cache`: A folder for quantized bases and digests of files that don't change; None keeps nothing.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run
     after the current step with a checkpoint beside `out`; the same call then goes on from it to those same bytes.
@@ -66,13 +66,13 @@ def run(
         RefusedError: The data teach nothing, the base isn't understood, or memory will not do; that last unless `force`.
     """
     _check_extra()
-    from . import ranks
-    from .records import tracking
+    from . import distributed
+    from .artifacts import tracking
     from .trainer import train
 
-    with ranks.joined():
-        said = on_event if on_event and ranks.first() else lambda _: None
-        if not ranks.first():
+    with distributed.joined():
+        said = on_event if on_event and distributed.first() else lambda _: None
+        if not distributed.first():
             return train(config, out, said, force=force, start=start, cache=cache)
         with tracking.tracked(config, out, said) as tell:
             return train(config, out, tell, force=force, start=start, cache=cache)
@@ -97,7 +97,7 @@ def evaluate(
         RefusedError: The adapter is for another base, or has what the layers here cannot hold.
     """
     _check_extra()
-    from .evaluating import evaluate as measure
+    from .evaluation import evaluate as measure
 
     return measure(start, base, files, asked, progress=progress, cache=cache)
 

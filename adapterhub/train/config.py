@@ -1,6 +1,6 @@
 """What a training is: a TOML file, checked key by key, as frozen dataclasses.
 
-Paths are relative to the file. A key that isn't known is refused by name, because a misspelt `learning_rate` that
+Paths are relative to the file. A key that isn't known is refused by name, because a misspelled `learning_rate` that
 silently keeps its default is a wasted run.
 """
 
@@ -23,25 +23,25 @@ class BaseConfig:
     """The model that is adapted."""
 
     path: str
-    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serialises it; or a GGUF file."""
+    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serializes it; or a GGUF file."""
     name: str | None = None
     """What the model is called where others get it, `owner/model`; goes into the adapter."""
     revision: str | None = None
-    quantise: Literal["nf4", "none"] = "nf4"
+    quantize: Literal["nf4", "none"] = "nf4"
     """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What is computed in; `float16` with a scaled loss."""
     shard: bool = False
-    """Of several processes (torchrun) each holds only its part of the quantised layers."""
+    """Of several processes (torchrun) each holds only its part of the quantized layers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What computes; `auto`: CUDA where torch sees it."""
     cache: bool = True
-    """Keep the quantised base, so that the next training on it starts at once."""
+    """Keep the quantized base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learnt, and what isn't shown but asked about afterwards."""
+    """What is learned, and what isn't shown but asked about afterwards."""
 
     train: tuple[str, ...]
     """JSON Lines, arrays in JSON, plain text or Parquet files, or folders that `datasets` saved."""
@@ -54,7 +54,7 @@ class DataConfig:
     pack: bool = True
     """Let documents share rows, without seeing each other; else each has a row."""
     loss: Literal["all", "completion"] = "completion"
-    """Which tokens of a conversation or of a prompt with completion are learnt: all, or only the answers."""
+    """Which tokens of a conversation or of a prompt with completion are learned: all, or only the answers."""
     heldout_tokens: int = 8192
     """At most so many tokens are asked about, evenly from all of the held-out data."""
 
@@ -88,9 +88,9 @@ class LoRAConfig:
     """Another alpha, likewise."""
     init: Literal["default", "pissa", "loftq"] = "default"
     """How the factors begin: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`:
-    the principal part of what quantising loses (arXiv 2310.08659). The last two are saved as plain LoRA."""
+    the principal part of what quantizing loses (arXiv 2310.08659). The last two are saved as plain LoRA."""
     init_iterations: int = 0
-    """`pissa`: 0 for an exact decomposition, else a randomised one with so many iterations; `loftq`: how often quantising
+    """`pissa`: 0 for an exact decomposition, else a randomized one with so many iterations; `loftq`: how often quantizing
     and decomposing alternate, at least once."""
     trainable_token_indices: tuple[int, ...] = ()
     """Rows of the embedding table that are trained whole: new special tokens, say."""
@@ -101,7 +101,7 @@ class OptimConfig:
     """How long, how fast, in which order."""
 
     steps: int | None = None
-    """Optimiser steps; else `epochs`."""
+    """Optimizer steps; else `epochs`."""
     epochs: float = 1.0
     rows: int = 4
     """Rows in a step."""
@@ -116,7 +116,7 @@ class OptimConfig:
     """How the rate falls; `wsd` holds it and falls in the last fifth of the steps."""
     floor: float = 0.0
     """Share of the rate that it falls to."""
-    optimiser: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
     """In 8 bits by bitsandbytes; paged only on CUDA."""
     neftune: float = 0.0
     """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
@@ -156,7 +156,7 @@ class CardConfig:
 
     title: str | None = None
     description: str = ""
-    licence: str | None = None
+    license: str | None = None
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
@@ -285,12 +285,12 @@ def _check(config: TrainConfig) -> None:
     for key in ("patience", "keep_best"):
         if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
             raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
-    if config.base.shard and config.base.quantise == "none":
-        raise UsageError(f"{config.where}: [base] shard", "is for a quantised base")
+    if config.base.shard and config.base.quantize == "none":
+        raise UsageError(f"{config.where}: [base] shard", "is for a quantized base")
     if lora.lora_bias and lora.dora:
         raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be set beside dora")
-    if lora.init == "loftq" and config.base.quantise == "none":
-        raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantising, and the base isn't quantised")
+    if lora.init == "loftq" and config.base.quantize == "none":
+        raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantizing, and the base isn't quantized")
 
 
 def _check_shares(config: TrainConfig) -> None:

@@ -31,7 +31,7 @@ class MemoryPlan:
     base: int
     adapter: int
     gradients: int
-    optimiser: int
+    optimizer: int
     activations: int
     logits: int
     data: int
@@ -49,7 +49,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Loading:
-    """`done` of `total` linear layers of the base are read and quantised."""
+    """`done` of `total` linear layers of the base are read and quantized."""
 
     done: int
     total: int
@@ -75,7 +75,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run goes on after `step`, in which `tokens` were learnt."""
+    """An interrupted run goes on after `step`, in which `tokens` were learned."""
 
     step: int
     tokens: int
@@ -84,7 +84,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimiser step. `loss` in nats a token; `tokens` learnt so far; `memory` resident bytes, 0 if unknown."""
+    """One optimizer step. `loss` in nats a token; `tokens` learned so far; `memory` resident bytes, 0 if unknown."""
 
     step: int
     steps: int
@@ -130,7 +130,7 @@ class Measuring:
     `rows` are in memory at once; of the data about `tokens` are asked about, evenly, or all.
     """
 
-    quantise: str | None = None
+    quantize: str | None = None
     dtype: str | None = None
     sequence: int | None = None
     loss: str | None = None
@@ -153,7 +153,7 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Numbers under the names of `adapterhub.evaluation`."""
+        """Numbers under the names of `adapterhub.manifest.measurement`."""
         return {
             "perplexity": _exp(self.loss),
             "loss": self.loss,
@@ -185,7 +185,7 @@ class Report:
         tokens_per_second: All that went through the model, prompts and padding too.
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
         matmul: Such operations a second of a plain matrix product on this machine, at best.
-        utilisation: The share of that which the steps reached.
+        utilization: The share of that which the steps reached.
         checkpointing: Whether activations were computed again rather than kept.
     """
 
@@ -198,7 +198,7 @@ class Report:
     tokens_per_second: float
     flops: int
     matmul: float
-    utilisation: float
+    utilization: float
     checkpointing: bool = False
 
     @property

@@ -31,8 +31,8 @@ _WHY: dict[str, dict[str, str]] = {
             "means nothing on another machine."
         ),
         "revision": ("The commit of the base, where it has one. A branch moves, and with it what the adapter was trained on."),
-        "quantise": (
-            "nf4 holds the linear layers in 4.127 bits a weight with double quantisation. The QLoRA paper (arXiv "
+        "quantize": (
+            "nf4 holds the linear layers in 4.127 bits a weight with double quantization. The QLoRA paper (arXiv "
             "2305.14314) found no loss against 16 bits over its models: mean MMLU 53.1 against 53.0. none holds them "
             "as dtype: faster where memory doesn't matter."
         ),
@@ -43,25 +43,25 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "device": (
             "auto takes a CUDA device where torch sees one, of several processes each its own, and else the CPU. The base is "
-            "quantised on the CPU either way, so that its codes are the same."
+            "quantized on the CPU either way, so that its codes are the same."
         ),
         "cache": (
-            "A base that was quantised once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
+            "A base that was quantized once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
             "there as long as its files are the same. The result is the same, byte for byte; false keeps nothing."
         ),
         "shard": (
-            "Of several processes, each holds only its part of the quantised base and gets the rest when it is needed. "
+            "Of several processes, each holds only its part of the quantized base and gets the rest when it is needed. "
             "Off: in four bits most bases fit whole, and nothing has to be sent."
         ),
     },
     "data": {
-        "train": "What is learnt: files of documents with text, with prompt and completion, or with messages.",
+        "train": "What is learned: files of documents with text, with prompt and completion, or with messages.",
         "heldout": (
-            "Documents never trained on, asked about before and after: without them nobody knows whether it learnt or "
-            "memorised."
+            "Documents never trained on, asked about before and after: without them nobody knows whether it learned or "
+            "memorized."
         ),
         "heldout_share": (
-            "Instead of heldout, a share of the training documents. 0 takes none: what is learnt stays what you gave."
+            "Instead of heldout, a share of the training documents. 0 takes none: what is learned stays what you gave."
         ),
         "sequence": (
             "Tokens in a row. 512 holds most instructions; memory grows with it, and documents that are longer are cut "
@@ -113,14 +113,14 @@ _WHY: dict[str, dict[str, str]] = {
         "alpha_pattern": "Another alpha for some modules, likewise.",
         "init": (
             "default begins with no delta: A by chance, B zero. pissa (arXiv 2404.02948) and loftq (arXiv 2310.08659) "
-            "begin with the principal part of the weights or of what quantising loses, which helps at few steps or few "
+            "begin with the principal part of the weights or of what quantizing loses, which helps at few steps or few "
             "bits."
         ),
         "init_iterations": "How thoroughly pissa or loftq decompose; 0 is exact for pissa.",
         "trainable_token_indices": "Rows of the embedding table to train whole, for tokens that are new. None are.",
     },
     "train": {
-        "steps": "How many optimiser steps. Without it, epochs.",
+        "steps": "How many optimizer steps. Without it, epochs.",
         "epochs": ("How often every document is seen. One pass: more is for little data, with an eye on the held-out loss."),
         "rows": (
             "Rows in a step. LoRA Without Regret found LoRA less tolerant of large batches than full fine-tuning, "
@@ -141,7 +141,7 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "schedule": "cosine ends gently, which a short run gains from. The QLoRA paper used constant.",
         "floor": "Share of the rate that the schedule falls to; 0 falls all the way.",
-        "optimiser": (
+        "optimizer": (
             "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter. adamw8bit has two "
             "bytes; paged_adamw8bit lets them leave a CUDA device when its memory is full."
         ),
@@ -183,7 +183,7 @@ _WHY: dict[str, dict[str, str]] = {
     "card": {
         "title": "The heading of the model card.",
         "description": "One paragraph for people.",
-        "licence": "An SPDX expression. None is guessed: the base's and the data's licences are yours to weigh.",
+        "license": "An SPDX expression. None is guessed: the base's and the data's licenses are yours to weigh.",
         "language": "Languages, as the Hugging Face Hub knows them: en.",
         "tags": "Words to find it by.",
     },
@@ -192,7 +192,7 @@ _WHY: dict[str, dict[str, str]] = {
 _SAMPLES = {
     "base.path": "model", "data.train": ["train.jsonl"], "data.heldout": ["heldout.jsonl"], "base.name": "owner/model",
     "base.revision": "c1899de289a04d12100db370d81485cdf75e47ca", "lora.layers": [0, 1], "train.steps": 200,
-    "train.micro_rows": 1, "train.threads": 2, "card.title": "My adapter", "card.licence": "apache-2.0",
+    "train.micro_rows": 1, "train.threads": 2, "card.title": "My adapter", "card.license": "apache-2.0",
 }  # fmt: skip
 _WIDE = 100
 

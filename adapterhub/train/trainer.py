@@ -7,20 +7,20 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.base import read_base
-from adapterhub_converters.files import staging
+from adapterhub.train.cost.report import Meter
+from adapterhub.train.model.base import Base, load, threads
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.containers import atomic
 
-from . import devices, ranks
+from . import devices, distributed
+from .artifacts import checkpoint, finish
 from .config import TrainConfig
-from .corpus import data
-from .costs import budget, memory
-from .costs.report import Meter
+from .cost import budget, memory
+from .data import dataset as data
 from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
-from .model import compiled, families, given, kept, known, packing
-from .model.base import Base, load, threads
-from .records import artifact, checkpoint
-from .steps import loop
+from .loop import loop
+from .model import compiled, digest_cache, document_isolation, families, initial_adapter, quantized_cache
 
 
 def train(
@@ -32,9 +32,9 @@ def train(
     start: Given | None = None,
     cache: Path | None = None,
 ) -> Result:
-    """See `adapterhub.train.run`."""
-    staging.check_free(out)
-    artifact.check_place(out)
+    """See `adapterhub.train.trainer`."""
+    atomic.check_free(out)
+    finish.check_place(out)
     device = devices.chosen(config.base.device)
     free, held = _room(config, device)
     settled = _settled(config, free, held)
@@ -47,14 +47,20 @@ def train(
         base, weights = _loaded(settled, device, cache if config.base.cache else None, on_event)
         train_set, heldout = data.datasets(config, base.tokenizer)
         longer = families.check_length(base.model, config.data.sequence, config.where)
-        packing.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
+        document_isolation.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
         steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
         lora.reset(base.model, config.train.seed)
         overlap = data.overlap(train_set, heldout)
-        notes = (*base.notes, *longer, *train_set.notes, *overlap, *(given.other_weights(first, weights) if first else ()))
+        notes = (
+            *base.notes,
+            *longer,
+            *train_set.notes,
+            *overlap,
+            *(initial_adapter.other_weights(first, weights) if first else ()),
+        )
         if first:
-            given.check_config(first, config.lora, base.targets, config.where)
-            given.put(base, first)
+            initial_adapter.check_config(first, config.lora, base.targets, config.where)
+            initial_adapter.put(base, first)
         parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
         on_event(
             Ready(
@@ -69,15 +75,15 @@ def train(
                 checkpointing=settled.train.checkpointing is True,
             )
         )
-        record = {"weights": weights, **_record(config, train_set, heldout, steps, artifact.versions(thread_count, device))}
+        record = {"weights": weights, **_record(config, train_set, heldout, steps, finish.versions(thread_count, device))}
         parents = _parents(start)
         state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
-        ranks.wait()
-        if not ranks.first():
+        distributed.wait()
+        if not distributed.first():
             return Result(
-                out, state.step, state.tokens, artifact.metrics(state)["train_loss"], None, None, meter.report(settled, device)
+                out, state.step, state.tokens, finish.metrics(state)["train_loss"], None, None, meter.report(settled, device)
             )
-        training = artifact.finish(config, base, state, record, out, parents=parents)
+        training = finish.finish(config, base, state, record, out, parents=parents)
         report = meter.report(settled, device)
     checkpoint.path_for(out).unlink(missing_ok=True)
     on_event(Saved(state.step, out))
@@ -103,21 +109,21 @@ def _room(config: TrainConfig, device: Any) -> tuple[int | None, int]:
 def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
     """The config with what `auto` comes to: in all processes the same, or those with parts of the base would not meet."""
     found = budget.settled(config, free=free, held=held)
-    on = ranks.total(float(found.train.checkpointing is True)) > 0
+    on = distributed.total(float(found.train.checkpointing is True)) > 0
     return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
 
 
 def _loaded(config: TrainConfig, device: Any, cache: Path | None, on_event: OnEvent) -> tuple[Base, list[dict[str, Any]]]:
     """The base with its layers, ready for steps, and what its weights are by their digests."""
     path = config.resolve(config.base.path)
-    weights = known.weights(path, cache)
+    weights = digest_cache.weights(path, cache)
     base = load(
         path,
         config.base,
         config.lora,
         where=config.where,
         progress=lambda done, total: on_event(Loading(done, total)),
-        place=kept.place(cache, path, weights) if cache else None,
+        place=quantized_cache.place(cache, path, weights) if cache else None,
         device=device,
     )
     if config.train.checkpointing:
@@ -147,12 +153,12 @@ def _record(
     }  # fmt: skip
 
 
-def _first(config: TrainConfig, start: Given | None) -> given.Factors | None:
+def _first(config: TrainConfig, start: Given | None) -> initial_adapter.Factors | None:
     """The factors to begin with, if they are for this base."""
     if start is None:
         return None
-    found = given.read(start)
-    given.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
+    found = initial_adapter.read(start)
+    initial_adapter.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
     return found
 
 
@@ -160,7 +166,7 @@ def _parents(start: Given | None) -> list[dict[str, Any]]:
     """What the adapter will say that it was made from."""
     if start is None:
         return []
-    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": given.METHOD}]
+    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": initial_adapter.METHOD}]
 
 
 def _run(

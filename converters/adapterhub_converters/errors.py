@@ -5,6 +5,7 @@ module defines its own more specific error beside the code that raises it, as a 
 
     AdapterhubError        70  a bug of ours when raised bare
     ├── UsageError          2  the words of the command, a config file or a ref are wrong
+    │   ├── ParameterError  2  an argument has a value it cannot take
     │   └── OutputExistsError  2  what should be written is there already
     ├── NotFoundError       3  no such file, ref or adapter
     ├── IntegrityError      4  bytes are not what they should be
@@ -24,15 +25,22 @@ from typing import ClassVar
 
 
 class AdapterhubError(Exception):
-    """Where it happened, what is wrong, and how to fix it; `str()` is the one line people see."""
+    """Where it happened, what is wrong, and how to fix it; `str()` is the one line people see.
+
+    Attributes:
+        code: A stable name for callers that react to this error, such as `base-required`; empty where nobody does.
+        fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
+    """
 
     exit_code: ClassVar[int] = 70
 
-    def __init__(self, where: str, what: str, hint: str = "") -> None:
+    def __init__(self, where: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
         super().__init__(where, what, hint)
         self.where = where
         self.what = what
         self.hint = hint
+        self.code = code
+        self.fields = fields
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
@@ -43,6 +51,17 @@ class UsageError(AdapterhubError):
     """The words of a command, a config file or a ref do not mean anything."""
 
     exit_code = 2
+
+
+class ParameterError(UsageError):
+    """An argument of a function has a value it cannot take; `where` is the parameter's name.
+
+    The command line shows the option of that name in its place.
+    """
+
+    def __init__(self, parameter: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
+        super().__init__(parameter, what, hint, code=code, **fields)
+        self.parameter = parameter
 
 
 class OutputExistsError(UsageError):
@@ -83,8 +102,10 @@ class RefusedError(AdapterhubError):
 
     exit_code = 6
 
-    def __init__(self, where: str, what: str, hint: str = "", items: Sequence[str] = ()) -> None:
-        super().__init__(where, what, hint)
+    def __init__(
+        self, where: str, what: str, hint: str = "", items: Sequence[str] = (), *, code: str = "", **fields: object
+    ) -> None:
+        super().__init__(where, what, hint, code=code, **fields)
         self.items = tuple(items)
 
 

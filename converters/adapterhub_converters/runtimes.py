@@ -1,7 +1,7 @@
 """What the programs that load adapters do with one: rules as data, each read in that program's own source.
 
 A rule names a *feature* of an adapter (or of an adapter on a base) and what becomes of it. The features are found
-by `adapterhub.compat`; this module only says what follows. A runtime that reads another format than the adapter is
+by `adapterhub.check`; this module only says what follows. A runtime that reads another format than the adapter is
 in is judged as after `adapterhub convert`, which folds what it can (rsLoRA, patterns) and refuses what it cannot.
 """
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.bases import record, registered
-from adapterhub.fsck import Findings
-from adapterhub.registry import Registry
-from adapterhub_converters.base import BaseSpec, BaseTensor, read_base
+from adapterhub.maintenance.fsck import Findings
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run
-from tests.folders import adapter, base, pairs
-from tests.web_server import COMMIT, FakeHub, Web
+from tests.support.folders import adapter, base, pairs
+from tests.support.web_server import COMMIT, FakeHub, Web
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from adapterhub.bases.address import read_url
 from adapterhub.bases.client import Client
 from adapterhub.bases.hub import Hub, Place
 from adapterhub.bases.web import WebFile
-from adapterhub_converters.base import BaseSpec, read_base
+from adapterhub_converters.bases import BaseSpec, read_base
+from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
-from adapterhub_converters.files import gguf_file, safetensors_file
 from tests.conftest import Run, need_module
-from tests.folders import adapter, pairs
-from tests.web_server import COMMIT, FakeHub, Handler, Web
+from tests.support.folders import adapter, pairs
+from tests.support.web_server import COMMIT, FakeHub, Handler, Web
 
 TOKEN = "hf_" + "x" * 40
 BIG = 3 << 20  # bytes of each large file's weights: far more than a header

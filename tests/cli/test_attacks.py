@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft
-from adapterhub_converters.files import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.formats import peft
 from tests.conftest import Run
-from tests.folders import adapter, base, pairs
 from tests.fuzz.fuzz_commands import Tensors, st
+from tests.support.folders import adapter, base, pairs
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -13,11 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from adapterhub.cli import reports
-from adapterhub.compat import CODES, Problem, Report
+from adapterhub.check import CODES, Problem, Report
+from adapterhub.cli.views import reports
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program
-from tests.folders import adapter, base, pairs
+from tests.support.folders import adapter, base, pairs
 
 
 @pytest.fixture

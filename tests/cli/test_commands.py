@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import peft
-from adapterhub_converters.files import safetensors_file
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.formats import peft
 from tests.cli.test_process import HEAVY, PATH, loaded
 from tests.conftest import Run
-from tests.folders import adapter, base, pairs, vera
+from tests.support.folders import adapter, base, pairs, vera
 
 LONG = "a-rather-long-namespace-of-a-team/and-an-even-longer-name-of-an-adapter-for-sql"
 
@@ -303,7 +303,7 @@ def terminal(command: list[str], folder: Path, columns: int) -> str:
     return seen.decode()
 
 
-def test_colour_is_for_terminals_that_want_it(run: Run, sql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_is_for_terminals_that_want_it(run: Run, sql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "adapterhub", "validate", "sql"]
     monkeypatch.setenv("TERM", "xterm")
     assert "\x1b[32mok" in terminal(command, tmp_path, 80)

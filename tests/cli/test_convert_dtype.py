@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from adapterhub.cli import convert
-from adapterhub_converters.files.gguf_file import GGUFFile
-from adapterhub_converters.gguf_lora import storage
+from adapterhub.cli.commands import convert
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.formats.gguf import storage
 from tests.conftest import Run
-from tests.folders import adapter, base, pairs
+from tests.support.folders import adapter, base, pairs
 
 
 def test_the_choices_are_those_of_the_writer() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from adapterhub.catalog import Row
-from adapterhub.cli import tree
-from adapterhub_converters import peft
+from adapterhub.cli.views import tree
+from adapterhub.index.database import Row
+from adapterhub_converters.formats import peft
 from tests.cli.test_commands import terminal
 from tests.conftest import Run
-from tests.folders import adapter, pairs
+from tests.support.folders import adapter, pairs
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import dtypes, peft
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.files import safetensors_file
-from adapterhub_converters.files.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.formats import peft
 from tests.cli.test_commands import terminal
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -63,7 +64,7 @@ def test_a_base_of_other_names_or_shapes_than_the_adapter_was_trained_on_is_said
     assert done.stderr == f"warning: {warning}\n"
 
 
-def test_the_card_names_base_adapters_and_licence(place: Path, run: Any) -> None:
+def test_the_card_names_base_adapters_and_license(place: Path, run: Any) -> None:
     run("merge", "./a", "./a", "--weights", "1,-0.5", "--into", "base", "-o", "out", cwd=place)
     card = (place / "out" / "README.md").read_text()
     assert 'base_model: "base"' in card
@@ -89,11 +90,11 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
         (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is no size"),
         (["-o", "base", "--into", "base"], 2, "already exists"),
         (["-o", "base/out", "--into", "base"], 2, "base/out: lies in the base, base"),
-        (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantisation is recorded"),
+        (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantization is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
         (["-o", "out.gguf", "--into", "base", "--shard-size", "5GB"], 6, "a Hugging Face folder becomes one GGUF file"),
         (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
-        (["-o", "out", "--into", "base", "--requantise", "q8_0"], 6, "--requantise"),
+        (["-o", "out", "--into", "base", "--requantize", "q8_0"], 6, "--requantize"),
     ],
 )
 def test_refused_in_one_line(place: Path, run: Any, args: list[str], code: int, says: str) -> None:
@@ -107,10 +108,10 @@ def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any) -> None:
     run("push", "./a", "team/a", cwd=place)
     run("pull", "team/a", "-o", "b", cwd=place)
     facts = json.loads((place / "b" / "adapter.json").read_text())
-    facts["base"]["quantisation"] = "nf4"
+    facts["base"]["quantization"] = "nf4"
     (place / "b" / "adapter.json").write_text(json.dumps(facts))
     program = [sys.executable, "-m", "adapterhub"]
-    merged = terminal([*program, "merge", "./b", "--into", "base", "-o", "out", "--requantise", "nf4", "--force"], place, 80)
+    merged = terminal([*program, "merge", "./b", "--into", "base", "-o", "out", "--requantize", "nf4", "--force"], place, 80)
     assert "LEAST KEPT" in merged
     assert "as\r\n    trained" in merged
     run("merge", "./a", "--into", "base", "-o", "half", "--weights", "0.5", cwd=place)
@@ -124,7 +125,7 @@ def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> No
     run("push", "./a", "team/a", cwd=place)
     run("pull", "team/a", "-o", "b", cwd=place)
     facts = json.loads((place / "b" / "adapter.json").read_text())
-    facts["base"]["quantisation"] = "nf4"
+    facts["base"]["quantization"] = "nf4"
     (place / "b" / "adapter.json").write_text(json.dumps(facts))
     done = json.loads(run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout)
     change = done["touched"][f"{Q}.weight"]
@@ -146,8 +147,8 @@ def test_a_file_of_the_base_s_folder_means_the_folder_and_a_name_says_what_is_la
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
-    from adapterhub_converters.files import gguf_file
-    from adapterhub_converters.files.gguf_file import GGUFFile, string, u32
+    from adapterhub_converters.containers import gguf_file
+    from adapterhub_converters.containers.gguf_file import GGUFFile, string, u32
 
     said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(4), "llama.block_count": u32(1)}
     said["general.type"] = string("model")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.app import COMMANDS
+from adapterhub.cli.options import COMMANDS
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run
-from tests.folders import adapter, base, pairs
+from tests.support.folders import adapter, base, pairs
 
 HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"}
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")])
@@ -74,7 +74,8 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
     direct = {
         name: kind.exit_code
         for name, kind in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(kind, errors.AdapterhubError) and kind not in (errors.FormatError, errors.OutputExistsError)
+        if issubclass(kind, errors.AdapterhubError)
+        and kind not in (errors.FormatError, errors.OutputExistsError, errors.ParameterError)
     }
     assert {name: int(code) for code, name in rows} == direct
 
@@ -125,7 +126,7 @@ def test_debug_adds_the_traceback() -> None:
 def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> None:
     hook = tmp_path / "hook"
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text("import adapterhub.compat as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
+    (hook / "sitecustomize.py").write_text("import adapterhub.check as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
     path = os.pathsep.join([str(hook), PATH])
     done = run("validate", "sql", env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)}, code=70)
     assert done.stderr.count("\n") == 1
@@ -154,7 +155,7 @@ def test_a_signal_ends_it_quietly(tmp_path: Path, number: int, code: int) -> Non
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "import time, adapterhub.cli.sources as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+        "import time, adapterhub.cli.inputs as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
     )
     path = os.pathsep.join([str(hook), PATH])
     process = subprocess.Popen(
@@ -195,7 +196,7 @@ def test_no_arguments_is_help(run: Run) -> None:
     assert all(f"  {command}" in done.stdout for command in COMMANDS)
 
 
-def test_findings_are_exit_1_and_no_colour_in_a_pipe(run: Run, sql: Path) -> None:
+def test_findings_are_exit_1_and_no_color_in_a_pipe(run: Run, sql: Path) -> None:
     assert run("validate", "sql", "--base", "base").stdout.endswith("ok: 1 note\n")
     (sql / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 5, "lora_alpha": 1, "target_modules": ["q_proj"]}')
     done = run("validate", "sql", "--base", "base", code=1)

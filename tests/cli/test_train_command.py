@@ -102,14 +102,14 @@ def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: 
 def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
     shown = run("train", "letters.toml", "--plan").stdout
     assert "trains 3.3 k of" in shown
-    for part in ("base", "adapter", "gradients", "optimiser", "activations", "logits", "interpreter", "peak"):
+    for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "interpreter", "peak"):
         assert f"\n{part} " in shown
     assert "micro_rows = 1" in shown
     assert "full fine-tuning in float32 would take at least" in shown
     plan = json.loads(run("train", "letters.toml", "--plan", "--json").stdout)
     memory = plan["memory"]
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
-    assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantise = "none"'}
+    assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantize = "none"'}
     assert not (tmp_path / "letters").exists()
 
 

@@ -33,8 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
 from adapterhub.cli import process  # noqa: E402
 from adapterhub_converters import dtypes  # noqa: E402
-from adapterhub_converters.files import gguf_file, safetensors_file  # noqa: E402
-from tests import folders  # noqa: E402
+from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
+from tests.support import folders  # noqa: E402
 
 SECONDS, MEGABYTES = 5, 500
 CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}

@@ -34,9 +34,9 @@ def watched() -> contextlib.AbstractContextManager[None]:
 
 
 with watched():
-    from adapterhub_converters import mlx, peft, rider
+    from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
     from adapterhub_converters.errors import AdapterhubError
-    from adapterhub_converters.files import gguf_file, json_file, safetensors_file
+    from adapterhub_converters.formats import mlx, peft, source_config
 
 SECONDS = 5.0
 PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
@@ -61,7 +61,7 @@ def _mlx_config(data: bytes) -> None:
 
 
 def _rider(data: bytes) -> None:
-    rider.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
+    source_config.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
 
 
 PARSERS: tuple[Callable[[bytes], None], ...] = (_safetensors, _gguf, _peft_config, _mlx_config, _rider)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.factors import Factors
+from adapterhub.analysis.low_rank import Factors
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
 
 Dense = np.ndarray[Any, np.dtype[np.float64]]

@@ -15,9 +15,10 @@ from pathlib import Path
 import jsonschema  # noqa: F401 - so that no process has to import it anew
 import pytest
 
-from adapterhub import housekeeping, transfer
+from adapterhub.maintenance import retention
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
+from adapterhub.registry import export
+from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import LocalIOError
 from tests.registry.forks import finished, fork, under_strace
 
@@ -39,7 +40,7 @@ def tag(root: Path) -> None:
 
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
-        housekeeping.gc(registry, grace=0, last=1)
+        retention.gc(registry, grace=0, last=1)
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_move_and_a_collection_whose_disk_says_no(
             assert [row.number for row in rows] in ([3, 2, 1], [3])
             assert all(registry.verify(row.ref) == [] for row in rows)
             registry.tag(SQL, "prod")
-            housekeeping.gc(registry, grace=0, last=1)
+            retention.gc(registry, grace=0, last=1)
             assert [(row.number, row.tags) for row in registry.list()] == [(3, ("latest", "prod"))]
             assert {finding.severity for finding in registry.fsck()} <= {"note"}
         return status
@@ -194,7 +195,7 @@ def test_a_full_disk_leaves_nothing_of_a_pull(small_disk: Path, make: Make, tmp_
     with Registry.init(tmp_path / "registry") as registry:
         registry.push(second, SQL)
         with pytest.raises(LocalIOError, match="No space left on device. Free some space and try again"):
-            transfer.pull(registry, SQL, small_disk / "out")
+            export.pull(registry, SQL, small_disk / "out")
     assert list(small_disk.iterdir()) == []
 
 

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import housekeeping, manifest, transfer
+from adapterhub.maintenance import retention
+from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
+from adapterhub.registry import export
+from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
-from tests.aged import age
 from tests.conftest import Run
-from tests.registry.conftest import Make
 from tests.registry.forks import finished, fork
 from tests.registry.test_faults import small_disk
+from tests.support.adapters import Make
+from tests.support.aged import age
 
 __all__ = ["small_disk"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -74,7 +76,7 @@ def tag(root: Path) -> None:
 
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
-        housekeeping.gc(registry, grace=0, last=1)
+        retention.gc(registry, grace=0, last=1)
 
 
 def migrate(root: Path) -> None:
@@ -99,7 +101,7 @@ def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[
         check(root)
         work(root)
         with Registry.open(root) as registry:
-            assert housekeeping.gc(registry, grace=0).waiting == 0
+            assert retention.gc(registry, grace=0).waiting == 0
             assert registry.fsck() == []
         shutil.rmtree(root)
     assert killed
@@ -152,7 +154,7 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
         assert registry.resolve(SQL).number == 5
     check(template)
     with Registry.open(template) as registry:  # the losers' blobs were stored, whole, and can go
-        housekeeping.gc(registry, grace=0)
+        retention.gc(registry, grace=0)
         assert registry.fsck() == []
 
 
@@ -170,7 +172,7 @@ def test_eight_pushes_of_the_same_content_are_one_version(template: Path, make: 
 
 
 def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path) -> None:
-    folders = {manifest.build(folder).digest: folder for folder in (make(f"n{n}", n) for n in range(4))}
+    folders = {oci_manifest.build(folder).digest: folder for folder in (make(f"n{n}", n) for n in range(4))}
     root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
     Registry.init(root).close()
 
@@ -197,14 +199,14 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
             if what == "push":
                 assert registry.push(folder, ref, restore=True).digest == digest
             elif what == "gc":
-                housekeeping.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+                retention.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
             elif what == "rm":
                 registry.rm(ref)
             elif what == "tag":
                 registry.tag(Ref(ref.name), "dev")
             else:
-                pulled = transfer.pull(registry, ref, tmp_path / ident)
-                assert manifest.build(tmp_path / ident).digest == pulled.digest
+                pulled = export.pull(registry, ref, tmp_path / ident)
+                assert oci_manifest.build(tmp_path / ident).digest == pulled.digest
                 shutil.rmtree(tmp_path / ident)
         except NotFoundError:  # not pushed yet, or removed by another; never bytes that are missing or wrong
             pass
@@ -213,7 +215,7 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
     assert finished(children) == [0, 0, 0]
     check(root)
     with Registry.open(root) as registry:
-        housekeeping.gc(registry, grace=0)
+        retention.gc(registry, grace=0)
         assert registry.fsck() == []
 
 
@@ -237,7 +239,7 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
             with pytest.raises((LocalIOError, RefusedError), match="No space left|disk is full"):
                 call()
         assert registry.list() == rows
-        assert housekeeping.gc(registry, grace=0).blobs == 5
+        assert retention.gc(registry, grace=0).blobs == 5
         filler.unlink()
         registry.tag(Ref.parse("team/sql:v1"), "dev")
     check(small_disk / "registry")

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub import facts, forms, lineage, recipe
+from adapterhub.manifest import describe
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
-from adapterhub_converters import formats, gguf_lora, peft
-from adapterhub_converters.files import safetensors_file
+from adapterhub.registry import conversion_cache, lineage, recipe
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.formats import convert, gguf, peft
 from tests.conftest import Run, need_program
-from tests.folders import adapter, base, pairs
+from tests.support.folders import adapter, base, pairs
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = base(folder / "base", 2)
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         adapter(folder / name, pairs(2), lambda _, x, seed=seed: (x * seed).astype(np.float32))  # type: ignore[misc]
-        facts.write_facts(folder / name, facts.describe(folder / name, base=spec))
+        describe.write_facts(folder / name, describe.describe(folder / name, base=spec))
     with Registry.init(folder) as registry:
 
         def pushed(name: str, weight: float) -> recipe.Parent:
             version = registry.push(folder / name, Ref.parse(f"team/{name}"))
             return recipe.Parent(folder / name, folder / name, version.digest, str(version.ref), weight)
 
-        pinned = facts.describe(folder / "a", base=spec)["base"]
+        pinned = describe.describe(folder / "a", base=spec)["base"]
         a, b = pushed("a", 0.7), pushed("b", -0.3)
         recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
@@ -117,10 +118,10 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     name = sorted(tensors)[0]
     tensors[name].flat[0] = np.nextafter(tensors[name].flat[0], np.float32(np.inf))
     safetensors_file.write(file, tensors, {"format": "pt"})
-    known = facts.read_facts(team / "both")
+    known = describe.read_facts(team / "both")
     assert known is not None
-    changed = {**facts.describe(team / "both"), **{key: known[key] for key in ("parents", "recipe", "base")}}
-    facts.write_facts(team / "both", changed)
+    changed = {**describe.describe(team / "both"), **{key: known[key] for key in ("parents", "recipe", "base")}}
+    describe.write_facts(team / "both", changed)
     run("push", "both", "team/both")
     found = document(run, "rebuild", "team/both", code=1)
     assert [difference["ulps"] for difference in found["differences"]] == [1]
@@ -164,7 +165,7 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
 
 def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--as", "peft", "-o", "back")
-    known = facts.read_facts(team / "back")
+    known = describe.read_facts(team / "back")
     assert known is not None
     assert known["parents"] == [{"digest": document(run, "show", "team/light")["digest"], "method": "convert"}]
     assert known["recipe"]["to"] == "peft"
@@ -195,9 +196,9 @@ def test_a_read_only_registry_converts_without_keeping(team: Path, run: Run, mon
 
     with Registry.open(root) as registry:
         monkeypatch.setattr(shutil, "copytree", full)
-        form = forms.pull(registry, Ref.parse("team/a"), team / "a.gguf", recipe.Conversion("gguf"))
-    assert formats.sniff(form.out) == "gguf"
-    assert list(gguf_lora.read(form.out).deltas)
+        form = conversion_cache.pull(registry, Ref.parse("team/a"), team / "a.gguf", recipe.Conversion("gguf"))
+    assert convert.sniff(form.out) == "gguf"
+    assert list(gguf.read(form.out).deltas)
     assert not list((root / ".adapterhub/cache").glob("*"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
+from adapterhub.registry.registry import Registry
 from tests.conftest import need_program
 
 Make = Callable[..., Path]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import fsck, packing, transfer
+from adapterhub.maintenance import compress, fsck
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
-from tests.registry.conftest import Make
+from adapterhub.registry import export
+from adapterhub.registry.registry import Registry
+from tests.support.adapters import Make
 
 SQL = Ref.parse("team/sql")
 
@@ -31,7 +32,7 @@ def push(registry: Registry, folder: Path, told: Told) -> int:
 
 
 def pull(registry: Registry, folder: Path, told: Told) -> int:
-    return transfer.pull(registry, SQL, folder / "out", told).size or 0
+    return export.pull(registry, SQL, folder / "out", told).size or 0
 
 
 def verify(registry: Registry, _folder: Path, told: Told) -> int:
@@ -41,7 +42,7 @@ def verify(registry: Registry, _folder: Path, told: Told) -> int:
 
 
 def verify_folder(registry: Registry, folder: Path, told: Told) -> int:
-    transfer.pull(registry, SQL, folder / "out")
+    export.pull(registry, SQL, folder / "out")
     assert fsck.verify_folder(folder / "out", told) == []
     return sum(path.stat().st_size for path in (folder / "out").iterdir())
 
@@ -53,7 +54,7 @@ def check(registry: Registry, _folder: Path, told: Told) -> int:
 
 def check_packed(registry: Registry, _folder: Path, told: Told) -> int:
     plain = sum(path.stat().st_size for path in registry.store.blobs())
-    packing.pack(registry)
+    compress.pack(registry)
     assert registry.fsck(progress=told) == []
     return plain
 

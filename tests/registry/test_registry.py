@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 
-from adapterhub import catalog, fsck, intake, manifest, packing, transfer
+from adapterhub.index import database
+from adapterhub.maintenance import compress, fsck
+from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry import ABSENT, Registry, Version, find
-from adapterhub.store import Entry, Store
+from adapterhub.registry import export
+from adapterhub.registry.registry import ABSENT, Registry, Version, find
+from adapterhub.store import ingest
+from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -43,15 +47,15 @@ class Packed(Registry):
 
     def push(self, folder: Path, ref: Ref, *, expect: str | None = None, restore: bool = False) -> Version:
         version = super().push(folder, ref, expect=expect, restore=restore)
-        packing.pack(self)
+        compress.pack(self)
         return version
 
 
 @pytest.fixture(params=["local", "packed"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     if request.param == "packed":
-        monkeypatch.setattr(packing, "_LEAST", -(10**9))  # tiny files too
-        monkeypatch.setattr(packing, "_WORTH", 10**9)
+        monkeypatch.setattr(compress, "_LEAST", -(10**9))  # tiny files too
+        monkeypatch.setattr(compress, "_WORTH", 10**9)
     with (Packed if request.param == "packed" else Registry).init(tmp_path / "registry") as made:
         yield made
 
@@ -78,11 +82,11 @@ def test_what_was_pushed_is_pulled_byte_for_byte(registry: Registry, make: Make,
     (source / "sub").mkdir()
     (source / "sub" / "notes.txt").write_text("x")
     version = registry.push(source, SQL)
-    assert transfer.pull(registry, SQL, tmp_path / "out").digest == version.digest == manifest.build(source).digest
+    assert export.pull(registry, SQL, tmp_path / "out").digest == version.digest == oci_manifest.build(source).digest
     pulled = bytes_of(tmp_path / "out")
     assert json.loads(pulled.pop("adapter.json"))["r"] == 2
     assert pulled == bytes_of(source)
-    assert manifest.build(tmp_path / "out").digest == version.digest
+    assert oci_manifest.build(tmp_path / "out").digest == version.digest
 
 
 def test_versions_are_numbered_and_latest_is_the_newest(registry: Registry, make: Make) -> None:
@@ -225,7 +229,7 @@ def test_wrong_bytes_leave_nothing_behind(registry: Registry, make: Make, tmp_pa
         path = lies(registry.store, layer.digest)
         flip(path)
         with pytest.raises(IntegrityError, match=path.name):
-            transfer.pull(registry, SQL, tmp_path / "out" / "x")
+            export.pull(registry, SQL, tmp_path / "out" / "x")
         assert list((tmp_path / "out").iterdir()) == []
         assert layer.path in " ".join(map(str, registry.verify(SQL)))
         assert any(finding.code in ("flipped", "broken-pack") for finding in registry.fsck())
@@ -258,7 +262,7 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
 
 def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
-    transfer.pull(registry, SQL, tmp_path / "out")
+    export.pull(registry, SQL, tmp_path / "out")
     assert fsck.verify_folder(tmp_path / "out") == []
     flip(tmp_path / "out" / "adapter_model.safetensors")
     (tmp_path / "out" / "README.md").unlink()
@@ -274,15 +278,15 @@ def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry
     registry.push(make(), SQL)
     out = tmp_path / "out"
     out.mkdir()
-    transfer.pull(registry, SQL, out)
+    export.pull(registry, SQL, out)
     before = bytes_of(out)
     for target in (out, out / "README.md"):
         with pytest.raises(OutputExistsError, match="already exists"):
-            transfer.pull(registry, SQL, target)
+            export.pull(registry, SQL, target)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputExistsError):
-        transfer.pull(registry, SQL, link)
+        export.pull(registry, SQL, link)
     assert bytes_of(out) == before
 
 
@@ -408,12 +412,12 @@ def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make)
         assert [(finding.code, finding.severity) for finding in again.fsck()] == [("leftovers", "note")]
 
 
-@pytest.mark.parametrize(("licence", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
-def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry, licence: str, dtype: str | None) -> None:
+@pytest.mark.parametrize(("spdx", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
+def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: str, dtype: str | None) -> None:
     """A manifest from elsewhere whose adapter.json was never checked; one that is no JSON says nothing, and is listed."""
-    facts = {"r": "two", "alpha": True, "parameters": 10**30, "licence": licence, "base": 3, "description": 4, "dtype": "F32"}
+    facts = {"r": "two", "alpha": True, "parameters": 10**30, "license": spdx, "base": 3, "description": 4, "dtype": "F32"}
     digest, size = registry.store.put_bytes(json.dumps(facts).encode())
-    descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {manifest.TITLE: "adapter.json"}}
+    descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {oci_manifest.TITLE: "adapter.json"}}
     made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
     manifest_digest, manifest_size = registry.store.put_bytes(made)
     registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
@@ -511,7 +515,7 @@ def test_two_writers_at_once_lose_nothing(registry: Registry, make: Make) -> Non
 
 def test_two_processes_at_once_make_v1_and_v2(registry: Registry, make: Make) -> None:
     code = (
-        "import sys, pathlib; from adapterhub.registry import Registry; from adapterhub.ref import Ref\n"
+        "import sys, pathlib; from adapterhub.registry.registry import Registry; from adapterhub.ref import Ref\n"
         "with Registry.open(pathlib.Path(sys.argv[1])) as r: r.push(pathlib.Path(sys.argv[2]), Ref.parse('team/sql'))"
     )
     folders = [make("a", 1), make("b", 2)]
@@ -519,7 +523,7 @@ def test_two_processes_at_once_make_v1_and_v2(registry: Registry, make: Make) ->
     started = [subprocess.Popen([sys.executable, "-c", code, registry.root, folder], env=env) for folder in folders]
     assert [process.wait(30) for process in started] == [0, 0]
     assert [row.number for row in registry.list()] == [2, 1]
-    assert {row.digest for row in registry.list()} == {manifest.build(folder).digest for folder in folders}
+    assert {row.digest for row in registry.list()} == {oci_manifest.build(folder).digest for folder in folders}
     assert errors(registry) == []
 
 
@@ -534,7 +538,7 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
             assert store.append(entry)
         return begin(store, name)
 
-    other = intake.take_in(registry.store, make("b", 1))[0]
+    other = ingest.take_in(registry.store, make("b", 1))[0]
     monkeypatch.setattr(Store, "begin", race)
     assert registry.push(make("a"), SQL).number == 2
     assert registry.resolve(ref("team/sql:v1")).digest == other.digest
@@ -549,8 +553,8 @@ def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, 
     registry.push(make("a"), SQL)
     assert registry.push(make("b", 1), SQL).number == 2
     assert not registry.store.append(Entry("team/sql", 2, "delete", "t"))
-    catalog.Catalog.create(registry.root / "other.db", registry.store)
-    assert catalog.is_ours(registry.root / "other.db")
+    database.Catalog.create(registry.root / "other.db", registry.store)
+    assert database.is_ours(registry.root / "other.db")
     assert registry.fsck() == []
 
 
@@ -574,11 +578,11 @@ def test_files_that_change_while_they_are_read_are_refused(
 def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
     with pytest.raises(LocalIOError):
-        transfer.pull(registry, SQL, Path("/proc/nowhere/out"))
+        export.pull(registry, SQL, Path("/proc/nowhere/out"))
     with pytest.raises(LocalIOError):
         Registry.init(Path("/proc/nowhere"))
 
 
 def test_who_only_reads_starts_without_numpy() -> None:
-    code = "import sys, adapterhub.registry, adapterhub.transfer; sys.exit('numpy' in sys.modules)"
+    code = "import sys, adapterhub.registry.registry, adapterhub.registry.export; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -13,11 +13,11 @@ from adapterhub.remotes.configured import below, check_url
 from adapterhub.remotes.hub import host as hub_host
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.host import Host
-from adapterhub.remotes.oci.kept import Credentials
+from adapterhub.remotes.oci.login_store import Credentials
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
-from tests.remotes import registry
-from tests.remotes.proxy import Exchange, Proxy
+from tests.support import registry
+from tests.support.proxy import Exchange, Proxy
 
 Make = Callable[..., Path]
 
@@ -362,7 +362,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
     ):
         assert "not a name that" in run(*words, code=6).stderr, words
     run("push", made, f"oci://{host}/free/sql")
-    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\nlicences = ['MIT']\n")
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\nlicenses = ['MIT']\n")
     for words in (
         ["push", made, "team/sql"],
         ["push", made, "team/sql", "--remote", "team"],
@@ -374,7 +374,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
         ["copy", "other/sql", "team/sql"],
         ["copy", "sql", "team/sql"],
     ):
-        assert "rank 2 is over 1; its licence is not declared, not MIT" in run(*words, code=6).stderr, words
+        assert "rank 2 is over 1; its license is not declared, not MIT" in run(*words, code=6).stderr, words
     assert not (tmp_path / "out").exists()
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 2\n")
     run("pull", "other/sql:v1", "--remote", "team", "-o", "out")

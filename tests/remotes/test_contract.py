@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest, packing
-from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.registry import Registry
-from adapterhub.remotes.copying import copy, unique
+from adapterhub.maintenance import compress
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.copy import copy, unique
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.address import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
@@ -26,9 +27,9 @@ from adapterhub.remotes.objects.address import ObjectAddress
 from adapterhub.remotes.objects.store import Objects
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.remote import Reader, Source, Target
+from adapterhub.remotes.protocol import Reader, Source, Target
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
-from tests.registry.conftest import write_adapter
+from tests.support.adapters import write_adapter
 
 Make = Callable[..., Path]
 _names = itertools.count()
@@ -52,9 +53,9 @@ class Packed(Local):
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
         super().put_manifest(made, tag)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packing, "_LEAST", -(10**9))
-            patch.setattr(packing, "_WORTH", 10**9)
-            packing.pack(self.registry)
+            patch.setattr(compress, "_LEAST", -(10**9))
+            patch.setattr(compress, "_WORTH", 10**9)
+            compress.pack(self.registry)
         assert all(not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.facts)
 
 
@@ -142,7 +143,7 @@ def read(source: Source, blob: Descriptor, start: int = 0) -> bytes:
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_version_has_one_manifest_by_tag_and_by_digest(places: Places, adapter: Path, kind: str) -> None:
-    source, expected = places.source(kind, adapter), manifest.build(adapter)
+    source, expected = places.source(kind, adapter), oci_manifest.build(adapter)
     assert source.manifest("latest").raw == expected.raw
     assert source.manifest(expected.digest).raw == expected.raw
 
@@ -245,14 +246,14 @@ def test_tags_are_listed_and_move(places: Places, adapter: Path, kind: str, tmp_
 def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: Path, kind: str, to: str) -> None:
     source, target = places.source(kind, adapter), places.target(to)
     copied = copy(source, "latest", target, "prod")
-    assert copied.manifest.digest == manifest.build(adapter).digest == target.manifest("prod").digest
+    assert copied.manifest.digest == oci_manifest.build(adapter).digest == target.manifest("prod").digest
     there = {  # both are in one registry, or on one hub, which has files by their digests in one place if they are large
         ("oci", "oci"): unique(copied.manifest),
         ("hf", "hf"): [layer for layer in copied.manifest.layers if layer.path.endswith(".safetensors")],
     }.get((kind, to), [])
     assert copied.sent == sum(blob.size for blob in unique(copied.manifest) if blob not in there)
     for layer in target.manifest("prod").layers:
-        if layer.path != manifest.FACTS:
+        if layer.path != oci_manifest.FACTS:
             assert read(target, layer) == (adapter / layer.path).read_bytes()
 
 
@@ -281,9 +282,9 @@ def test_the_local_registry_refuses_facts_of_other_files(places: Places, adapter
     made = source.manifest("latest")
     for blob in unique(made):
         place.put_blob(blob, source)
-    document: dict[str, Any] = manifest.parse_json(made.raw, "")
+    document: dict[str, Any] = oci_manifest.parse_json(made.raw, "")
     document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
     with pytest.raises(IntegrityError, match="lists other files than the manifest"):
-        place.put_manifest(manifest.parse(manifest._canonical(document), ""), None)
+        place.put_manifest(oci_manifest.parse(oci_manifest._canonical(document), ""), None)
     with pytest.raises(NotFoundError):
         place.manifest("latest")

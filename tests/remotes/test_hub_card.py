@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adapterhub import facts
+from adapterhub.manifest import describe
 from adapterhub.remotes.hub import card as hf_card
 from tests.conftest import need_module
-from tests.registry.conftest import write_adapter
+from tests.support.adapters import write_adapter
 
 FACTS: dict[str, Any] = {
-    "base": {"repo": "org/base"}, "format": "peft", "task": "CAUSAL_LM", "method": "dora", "licence": "Apache-2.0", "r": 8,
+    "base": {"repo": "org/base"}, "format": "peft", "task": "CAUSAL_LM", "method": "dora", "license": "Apache-2.0", "r": 8,
     "name": None, "description": None,
 }  # fmt: skip
 
@@ -77,20 +77,20 @@ def test_a_completed_card_says_it_all_and_keeps_what_was_said(readme: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    ("licence", "expected"),
+    ("spdx", "expected"),
     [
         ("MIT", {"license": "mit"}),
         ("GPL-3.0-only", {"license": "gpl-3.0"}),
-        ('A licence: of "ours"', {"license": "other", "license_name": "a-licence-of-ours"}),
+        ('A license: of "ours"', {"license": "other", "license_name": "a-license-of-ours"}),
     ],
 )
-def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, licence: str, expected: dict[str, str]) -> None:
+def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, spdx: str, expected: dict[str, str]) -> None:
     need_module("huggingface_hub")
     from huggingface_hub import ModelCard
 
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").unlink()
-    found = {**facts.describe(folder), "licence": licence, "description": "Writes SQL: well.", "name": "x: y"}
+    found = {**describe.describe(folder), "license": spdx, "description": "Writes SQL: well.", "name": "x: y"}
     card = ModelCard(hf_card.written("sql", found).decode())
     assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
     assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")

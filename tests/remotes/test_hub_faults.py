@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.manifest import Manifest
-from adapterhub.remotes.copying import copy
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.remotes.copy import copy
+from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.hub.address import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub.remotes.receiving import NOTED
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -34,10 +34,10 @@ from adapterhub_converters.errors import (
     RemoteError,
 )
 from tests.cli.test_process import PATH
-from tests.registry.conftest import write_adapter
-from tests.remotes.hub_server import TOKEN, File, Hub
-from tests.remotes.proxy import Exchange, Proxy
 from tests.remotes.test_oci_faults import flip
+from tests.support.adapters import write_adapter
+from tests.support.hub_server import TOKEN, File, Hub
+from tests.support.proxy import Exchange, Proxy
 
 BIG = 300_000
 
@@ -98,7 +98,7 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, t
         else:  # of a listing, much means nothing to us: who likes it, and since when
             accepted += 1
             assert {layer.path: layer.digest for layer in got.layers} == right
-            assert manifest.build(out).digest == made.digest
+            assert oci_manifest.build(out).digest == made.digest
     assert accepted < 60
     assert refused <= {3, 4, 5, 6}
 
@@ -310,7 +310,7 @@ def test_a_listing_that_is_none_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Pa
         download(source, "main", tmp_path / "out", pauses=())
     assert caught.value.exit_code in (3, 4, 5)
     assert len(str(caught.value).splitlines()) == 1
-    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has(manifest.Descriptor("", "x", 1))):
+    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has(oci_manifest.Descriptor("", "x", 1))):
         with contextlib.suppress(RemoteError, IntegrityError):
             call()
 
@@ -358,7 +358,7 @@ def test_facts_that_are_none_are_one_line(hub: Hub, tmp_path: Path, change: dict
     files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())
     with remote(hub.host) as source, contextlib.suppress(IntegrityError, RefusedError):
         # It names another version, as any change of adapter.json does.
-        assert source.manifest("main").digest != manifest.build(tmp_path / "sql").digest
+        assert source.manifest("main").digest != oci_manifest.build(tmp_path / "sql").digest
 
 
 def test_names_that_no_adapter_has_are_refused_by_name(hub: Hub, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.remotes.copying import copy
+from adapterhub.manifest import oci_manifest
+from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.address import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError, UsageError
 from tests.conftest import Run, need_module
-from tests.registry.conftest import write_adapter
-from tests.remotes.hub_server import TOKEN, Hub
+from tests.support.adapters import write_adapter
+from tests.support.hub_server import TOKEN, Hub
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.peer
@@ -112,7 +112,7 @@ def test_what_huggingface_hub_pushed_becomes_an_adapter_with_facts(make: Make, h
     (source / "checkpoint-5").rmdir()
     assert {key: value for key, value in contents(tmp_path / "out").items() if key != "adapter.json"} == contents(source)
     copied = json.loads(call("copy", "hf://org/theirs", "team/theirs", "--json").stdout)
-    assert copied["digest"] == manifest.build(source).digest
+    assert copied["digest"] == oci_manifest.build(source).digest
 
 
 def test_huggingface_hub_gets_what_was_pushed(make: Make, hub: Hub, api: Any, call: Run, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_huggingface_hub_gets_what_was_pushed(make: Make, hub: Hub, api: Any, ca
     info = api.model_info("org/sql", files_metadata=True)
     assert info.sha == pushed["commit"]
     weights = next(file for file in info.siblings if file.rfilename == "adapter_model.safetensors")
-    layer = next(layer for layer in manifest.build(source).layers if layer.path == "adapter_model.safetensors")
+    layer = next(layer for layer in oci_manifest.build(source).layers if layer.path == "adapter_model.safetensors")
     assert f"sha256:{weights.lfs.sha256}" == layer.digest
     assert info.card_data.base_model == "org/base"
     folder = Path(api.snapshot_download("org/sql", cache_dir=tmp_path / "cache", revision=pushed["commit"]))
@@ -148,7 +148,7 @@ def test_huggingface_hub_gets_what_was_pushed(make: Make, hub: Hub, api: Any, ca
 def test_peft_and_transformers_load_it_from_the_hub(hub: Hub, call: Run, tmp_path: Path) -> None:
     for module in ("torch", "transformers", "peft"):
         need_module(module)
-    from tests import tiny
+    from tests.support import tiny
 
     base = tiny.model()
     base.save_pretrained(tmp_path / "base")
@@ -179,7 +179,7 @@ print("same")
 
 def test_one_digest_from_folder_to_hub_to_registry_and_back(make: Make, call: Run, hub: Hub, api: Any, tmp_path: Path) -> None:
     source = make()
-    digest = manifest.build(source).digest
+    digest = oci_manifest.build(source).digest
 
     def said(*words: object) -> dict[str, Any]:
         return dict(json.loads(call(*words, "--json").stdout))
@@ -195,7 +195,7 @@ def test_one_digest_from_folder_to_hub_to_registry_and_back(make: Make, call: Ru
     assert said("copy", "team/sql", "hf://org/other@stable")["digest"] == digest
     assert said("copy", "hf://org/other@stable", "hf://org/third")["digest"] == digest
     pulled = said("pull", f"hf://org/third@{digest}", "-o", "out")
-    assert pulled["digest"] == digest == manifest.build(tmp_path / "out").digest
+    assert pulled["digest"] == digest == oci_manifest.build(tmp_path / "out").digest
     assert (tmp_path / "out/README.md").read_bytes() == (source / "README.md").read_bytes()
     assert said("pull", f"hf://org/sql@{first['commit']}", "-o", "by-commit")["digest"] == digest
     assert f"commit {first['commit']}\n" in call("pull", "hf://org/sql", "-o", "again").stderr
@@ -212,7 +212,7 @@ def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path:
     call("push", make(), "team/sql")
     call("push", "team/sql", "hf://org/sql")
     blobs = tmp_path / ".adapterhub/blobs/sha256"
-    made = manifest.build(tmp_path / "adapter")
+    made = oci_manifest.build(tmp_path / "adapter")
     for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers)):
         (blobs / digest[7:]).unlink()
     assert "put back 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
@@ -228,7 +228,7 @@ def test_files_of_the_version_before_go_and_those_of_others_stay(make: Make, hub
     push(hub, source)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="eval/results.txt", repo_id="org/sql")
     (source / "notes.txt").unlink()
-    made = manifest.build(source)
+    made = oci_manifest.build(source)
     push(hub, source)
     there = api.list_repo_files("org/sql")
     expected = {".gitattributes", "eval/results.txt", *(layer.path for layer in made.layers)}
@@ -248,7 +248,7 @@ def test_a_card_written_on_the_hub_is_kept_and_completed(make: Make, hub: Hub, a
     assert b"license: mit" in card
     assert b"base_model: org/base" in card
     assert card.endswith(b"---\n# By hand\n")
-    assert made.digest == manifest.build(source).digest == remote(hub).manifest("main").digest
+    assert made.digest == oci_manifest.build(source).digest == remote(hub).manifest("main").digest
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "README.md", "adapter.json"])
@@ -367,7 +367,7 @@ def test_what_a_hub_cannot_give_back_is_refused(make: Make, hub: Hub) -> None:
     made = source.manifest("latest")
     document = json.loads(made.raw)
     document["annotations"]["org.example.mine"] = "x"
-    other = manifest.parse(json.dumps(document).encode(), "")
+    other = oci_manifest.parse(json.dumps(document).encode(), "")
     with remote(hub) as to:
         for blob in (*made.layers, made.config):
             to.put_blob(blob, source)
@@ -480,7 +480,7 @@ def test_a_repository_without_an_adapter_or_with_a_pickle_is_refused(hub: Hub, a
 
 
 def test_the_digest_of_what_is_only_in_the_history_is_found(make: Make, hub: Hub, tmp_path: Path) -> None:
-    first = manifest.build(make())
+    first = oci_manifest.build(make())
     push(hub, make())
     for seed in range(1, 5):
         push(hub, write_adapter(tmp_path / f"n{seed}", seed))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.remotes.copying import copy
+from adapterhub.manifest import oci_manifest
+from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.oci.image import Image, Unpacked
@@ -60,7 +60,7 @@ def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, r
     assert made["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
     assert config["rootfs"] == {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}
     assert (config["os"], config["architecture"], "created" in config) == ("linux", "amd64", False)
-    assert made["annotations"]["io.adapterhub.digest"] == manifest.build(source).digest
+    assert made["annotations"]["io.adapterhub.digest"] == oci_manifest.build(source).digest
     with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
         members = tar.getmembers()
         found = {member.name: tar.extractfile(member).read() for member in members if member.isreg()}  # type: ignore[union-attr]
@@ -77,13 +77,13 @@ def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, r
 
 @pytest.mark.parametrize("how", ["folder", "ref", "address"])
 def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path: Path, how: str) -> None:
-    digest = manifest.build(source).digest
+    digest = oci_manifest.build(source).digest
     run("init", ".")
     run("push", source, "team/sql")
     run("push", source, "layout://plain:v1")
     run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[how], "oci:x:v1", "--as", "image")
     pulled = json.loads(run("pull", "oci:x:v1", "-o", "out", "--json").stdout)
-    assert pulled["digest"] == digest == manifest.build(tmp_path / "out").digest
+    assert pulled["digest"] == digest == oci_manifest.build(tmp_path / "out").digest
     assert files_below(source).items() <= files_below(tmp_path / "out").items()
     assert json.loads(run("copy", "oci:x:v1", "team/back", "--json").stdout)["digest"] == digest
     assert run("validate", "oci:x:v1").stdout.endswith("ok: nothing to report\n")
@@ -201,7 +201,7 @@ def test_a_layer_with_other_bytes_is_not_accepted(source: Path, run: Run, tmp_pa
 
 @pytest.mark.peer
 def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run: Run, host: str, tmp_path: Path) -> None:
-    skopeo, digest = need_program("skopeo"), manifest.build(source).digest
+    skopeo, digest = need_program("skopeo"), oci_manifest.build(source).digest
     pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--as", "image", "--json").stdout)
     said = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
     assert (said["Digest"], said["Os"], said["Architecture"]) == (pushed["digest"], "linux", "amd64")

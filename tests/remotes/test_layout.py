@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub import manifest
-from adapterhub.remotes import places
-from adapterhub.remotes.copying import copy
+from adapterhub.manifest import oci_manifest
+from adapterhub.remotes import location
+from adapterhub.remotes.copy import copy
+from adapterhub.remotes.download import forget, received
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts import place as layout
+from adapterhub.remotes.layouts import location as layout
 from adapterhub.remotes.layouts import tar as archive_tar
 from adapterhub.remotes.layouts.archive import Archive
 from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.receiving import forget, received
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
 from tests.conftest import Run
-from tests.registry.conftest import write_adapter
+from tests.support.adapters import write_adapter
 
 Make = Callable[..., Path]
 HEX = "ab" * 32
@@ -48,7 +48,7 @@ HEX = "ab" * 32
     ],
 )
 def test_an_address_says_path_and_name(text: str, path: str, name: str | None, digest: str | None) -> None:
-    assert places.is_address(text)
+    assert location.is_address(text)
     address = layout.parse(text)
     assert (address.path, address.tag, address.digest, str(address)) == (path, name, digest, text)
 
@@ -63,7 +63,7 @@ def test_an_address_of_nothing_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["oci://host/name:v1", "team/sql:v2", "./oci", "ocidir:v2", "https://host/x"])
 def test_other_words_are_no_layout(text: str) -> None:
-    assert not places.is_address(text) or isinstance(places.parse(text), layout.LayoutAddress) is False
+    assert not location.is_address(text) or isinstance(location.parse(text), layout.LayoutAddress) is False
 
 
 def test_a_folder_or_a_tar_is_told_by_its_prefix_by_what_lies_there_or_by_its_name(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_layout_that_was_only_half_made_is_made(make: Make, tmp_path: Path) ->
 def test_fsck_puts_back_what_a_layout_has(make: Make, run: Run, tmp_path: Path) -> None:
     run("push", make(), "team/sql", "--registry", ".")
     archived(make(), tmp_path / "x.tar")
-    lost = tmp_path / ".adapterhub/blobs/sha256" / manifest.build(make()).layers[-1].digest[7:]
+    lost = tmp_path / ".adapterhub/blobs/sha256" / oci_manifest.build(make()).layers[-1].digest[7:]
     lost.unlink()
     assert "put back 1 blob" in run("fsck", "--repair", "--from", "layout://x.tar").stderr
     run("verify", "team/sql")
@@ -197,14 +197,14 @@ def test_a_registry_s_store_and_a_folder_of_something_else_are_not_written_to(ma
 
 
 def test_commands_take_a_layout_as_any_other_place(make: Make, run: Run, tmp_path: Path) -> None:
-    source, digest = make(), manifest.build(make()).digest
+    source, digest = make(), oci_manifest.build(make()).digest
     assert digest in run("push", source, "oci-archive:x.tar:v2").stdout
     assert run("list", "layout://x.tar").stdout == "layout://x.tar:v2\n"
     assert digest in run("copy", "layout://x.tar", "team/sql").stdout  # it has one version only
     assert digest in run("copy", "layout://x.tar:v2", "oci:dir:team/sql:v2").stdout
     assert run("validate", "oci:dir:team/sql:v2").stdout.endswith("ok: nothing to report\n")
     run("pull", f"layout://x.tar@{digest}", "-o", "out")
-    assert manifest.build(tmp_path / "out").digest == digest
+    assert oci_manifest.build(tmp_path / "out").digest == digest
     run("push", make("other", 1), "layout://x.tar:v3")
     assert "no such name" in run("pull", "layout://x.tar", "-o", "which", code=3).stderr
 
@@ -280,7 +280,7 @@ HOSTILE = {
     "a backslash": (tar_of(MARK, INDEX, ("a\\b", b"")), "leads elsewhere"),
     "no name": (tar_of(MARK, INDEX, ("", b"")), "leads elsewhere"),
     "a name twice": (tar_of(MARK, INDEX, INDEX), "in it twice"),
-    "a name twice, spelt otherwise": (tar_of(MARK, INDEX, ("./index.json", b"{}")), "in it twice"),
+    "a name twice, spelled otherwise": (tar_of(MARK, INDEX, ("./index.json", b"{}")), "in it twice"),
     "a folder and a file of one name": (tar_of(MARK, INDEX, odd("x", tarfile.DIRTYPE), ("x", b"")), "in it twice"),
     "a name that is no text": (tar_of(MARK, INDEX, ("\udcff", b"")), "not UTF-8"),
     "pax changes the path": (tar_of(MARK, odd("y", tarfile.REGTYPE, path="index.json"), kind=tarfile.PAX_FORMAT), "'path'"),
@@ -406,7 +406,7 @@ def test_whatever_becomes_of_an_archive_its_version_is_the_right_one_or_none(
     tmp_path_factory: Any, data: st.DataObject
 ) -> None:
     root = tmp_path_factory.getbasetemp()
-    made = manifest.build(write_adapter(root / "mutated"))
+    made = oci_manifest.build(write_adapter(root / "mutated"))
     good = root / "good.tar"
     if not good.exists():
         archived(root / "mutated", good)
@@ -435,7 +435,7 @@ def test_names_beyond_ustar_are_written_in_a_way_that_tar_reads() -> None:
 
 
 def test_a_wrong_blob_in_a_folder_is_not_accepted(make: Make, run: Run, tmp_path: Path) -> None:
-    made = manifest.build(make())
+    made = oci_manifest.build(make())
     run("push", write_adapter(tmp_path / "adapter"), "oci:x:v1")
     blob = tmp_path / "x/blobs/sha256" / made.layers[0].digest[7:]
     blob.write_bytes(b"y" * blob.stat().st_size)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest
+from adapterhub.manifest import oci_manifest
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call, contents
 
@@ -50,11 +50,11 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_
     for ref, folder in (("team/sql:prod", "two"), ("team/sql:v1", "one"), ("team/chat", "three"), ("team/chat:v1", "three")):
         for more in (["--offline"], []):
             done = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, first=CUT_OFF)
-            assert manifest.build(away / "out").digest == manifest.build(tmp_path / folder).digest
+            assert oci_manifest.build(away / "out").digest == oci_manifest.build(tmp_path / folder).digest
             assert done.stdout.endswith("verified\n")
             for path in (away / "out").iterdir():
                 path.unlink()
-    digest = manifest.build(tmp_path / "two").digest
+    digest = oci_manifest.build(tmp_path / "two").digest
     run("pull", f"team/sql@{digest[:20]}", "--from", out, "-o", "by-digest", cwd=away, first=CUT_OFF)
     assert "means several there: team/sql:prod, team/sql:v1" in run("pull", "team/sql", "--from", out, cwd=away, code=2).stderr
     assert "no such version in the bundle" in run("pull", "team/sql:v9", "--from", out, cwd=away, code=3).stderr
@@ -69,7 +69,7 @@ def test_a_range_means_the_highest_tag_in_the_bundle(make: Make, run: Run, tmp_p
     run("push", make("two", 1), "team/sql:1.3.0")
     run("bundle", "team/sql:1.2.0", "team/sql:1.3.0", "-o", "x.tar")
     run("pull", "team/sql:^1.2", "--from", "x.tar", "-o", "out")
-    assert manifest.build(tmp_path / "out").digest == manifest.build(tmp_path / "two").digest
+    assert oci_manifest.build(tmp_path / "out").digest == oci_manifest.build(tmp_path / "two").digest
 
 
 @pytest.mark.usefixtures("filled")
@@ -95,7 +95,7 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
     done = run("bundle", "team/merged", "--with-parents", "-o", "b.tar", "--json")
     document = json.loads(done.stdout)
     assert [version["ref"] for version in document["versions"]] == ["team/merged:v1", "team/one:v1"]
-    assert document["missing"] == [manifest.build(tmp_path / "two").digest]
+    assert document["missing"] == [oci_manifest.build(tmp_path / "two").digest]
     assert f"left out: the parent {document['missing'][0]}" in done.stderr
     assert (
         "none of these is there" in run("bundle", "layout://b.tar:team/one:v1", "--with-parents", "-o", "c.tar", code=2).stderr
@@ -104,7 +104,7 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
 
 @pytest.mark.usefixtures("filled")
 def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path) -> None:
-    made = manifest.build(tmp_path / "one")
+    made = oci_manifest.build(tmp_path / "one")
     run("bundle", "team/sql:v1", "-o", "good.tar")
     with tarfile.open(tmp_path / "good.tar") as tar:
         blobs = [member for member in tar.getmembers() if member.name.startswith("blobs/")]
@@ -150,12 +150,12 @@ def test_skopeo_and_oras_pick_one_of_a_bundle(run: Run, host: str, tmp_path: Pat
     run("bundle", "team/sql:v2", "team/chat:v1", "-o", "x.tar")
     skopeo, oras = need_program("skopeo"), need_program("oras")
     raw = call(skopeo, "inspect", "--raw", "oci-archive:x.tar:team/sql:v2", cwd=tmp_path)
-    assert raw.encode() == manifest.build(tmp_path / "two").raw
+    assert raw.encode() == oci_manifest.build(tmp_path / "two").raw
     target = f"docker://{host}/bundled/sql:v2"
     call(skopeo, "copy", "--dest-tls-verify=false", "oci-archive:x.tar:team/sql:v2", target, cwd=tmp_path)
     run("pull", f"oci://{host}/bundled/sql:v2", "-o", "by-skopeo")
-    assert manifest.build(tmp_path / "by-skopeo").digest == manifest.build(tmp_path / "two").digest
-    digest = manifest.build(tmp_path / "three").digest
+    assert oci_manifest.build(tmp_path / "by-skopeo").digest == oci_manifest.build(tmp_path / "two").digest
+    digest = oci_manifest.build(tmp_path / "three").digest
     call(oras, "pull", "--oci-layout", f"x.tar@{digest}", "-o", "by-oras", cwd=tmp_path)
     assert contents(tmp_path / "three").items() <= contents(tmp_path / "by-oras").items()
     call(oras, "copy", "--from-oci-layout", f"x.tar@{digest}", "--to-plain-http", f"{host}/bundled/chat:v1", cwd=tmp_path)
@@ -171,4 +171,4 @@ def test_versions_of_registries_elsewhere_are_bundled(run: Run, host: str, tmp_p
     done = json.loads(run("bundle", f"oci://{host}/some/where/sql:prod", "team/chat", "-o", "x.tar", "--json").stdout)
     assert [version["ref"] for version in done["versions"]] == ["team/chat:v1", "where/sql:prod"]
     run("pull", "where/sql:prod", "--from", "x.tar")
-    assert manifest.build(tmp_path / "sql").digest == manifest.build(tmp_path / "one").digest
+    assert oci_manifest.build(tmp_path / "sql").digest == oci_manifest.build(tmp_path / "one").digest

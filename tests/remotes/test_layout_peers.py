@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest
+from adapterhub.manifest import oci_manifest
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call, contents
 
@@ -24,7 +24,7 @@ def test_skopeo_picks_one_by_its_name(make: Make, run: Run, tmp_path: Path, plac
     run("push", other, f"{place}:v3")
     for folder, name in ((source, "team/sql:v2"), (other, "v3")):
         raw = call(skopeo, "inspect", "--raw", f"{place}:{name}", cwd=tmp_path)
-        assert raw.encode() == manifest.build(folder).raw
+        assert raw.encode() == oci_manifest.build(folder).raw
         call(skopeo, "copy", f"{place}:{name}", "oci:copied:v1", cwd=tmp_path)
         run("pull", "oci:copied:v1", "-o", "out" + name[-1])
         assert contents(folder).items() <= contents(tmp_path / ("out" + name[-1])).items()
@@ -42,7 +42,7 @@ def test_oras_picks_one_by_name_and_by_digest(make: Make, run: Run, tmp_path: Pa
 
 
 def test_what_skopeo_and_oras_wrote_is_read(make: Make, run: Run, host: str, tmp_path: Path) -> None:
-    source, digest = make(), manifest.build(make()).digest
+    source, digest = make(), oci_manifest.build(make()).digest
     run("push", source, f"oci://{host}/layouts/sql:v1")
     skopeo, oras = need_program("skopeo"), need_program("oras")
     call(skopeo, "copy", "--src-tls-verify=false", f"docker://{host}/layouts/sql:v1", "oci-archive:a.tar:v1", cwd=tmp_path)
@@ -59,4 +59,4 @@ def test_what_oras_pushed_of_a_plain_folder_into_a_layout_becomes_an_adapter(mak
     source, oras = make(), need_program("oras")
     call(oras, "push", "--oci-layout", f"{tmp_path}/x:v1", *sorted(path.name for path in source.iterdir()), cwd=source)
     assert "adapter.json: it was derived" in run("pull", "oci:x:v1", "-o", "out").stderr
-    assert manifest.build(tmp_path / "out").digest == manifest.build(source).digest
+    assert oci_manifest.build(tmp_path / "out").digest == oci_manifest.build(source).digest

@@ -10,16 +10,16 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from adapterhub.manifest import Descriptor
+from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.remotes.location import is_address
 from adapterhub.remotes.oci import credentials
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.credentials import Credentials
 from adapterhub.remotes.oci.login import Login
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.places import is_address
 from adapterhub.remotes.wire import DeniedError
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
-from tests.remotes.proxy import Exchange, Proxy
+from tests.support.proxy import Exchange, Proxy
 
 PASSWORD = "not-a-secret-7"
 BASIC = "Basic " + base64.b64encode(f"user:{PASSWORD}".encode()).decode()

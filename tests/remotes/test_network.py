@@ -15,9 +15,9 @@ from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.wire import _seconds
 from adapterhub_converters.errors import RemoteError
 from tests.conftest import Run
-from tests.remotes import registry
-from tests.remotes.forward_proxy import ForwardProxy
-from tests.remotes.proxy import Exchange, Proxy
+from tests.support import registry
+from tests.support.forward_proxy import ForwardProxy
+from tests.support.proxy import Exchange, Proxy
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.peer

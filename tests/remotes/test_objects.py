@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest
+from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import ABSENT, Registry
-from adapterhub.remotes.copying import copy
+from adapterhub.registry.registry import ABSENT, Registry
+from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.local import Local
+from adapterhub.remotes.location import parse
 from adapterhub.remotes.objects.address import ObjectAddress
 from adapterhub.remotes.objects.store import SINGLE_WRITER, Objects
-from adapterhub.remotes.places import parse
-from adapterhub.store import FOLDER
+from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run
-from tests.registry.conftest import write_adapter
-from tests.remotes.object_stores import SECRET, Server, rclone_program
+from tests.support.adapters import write_adapter
+from tests.support.object_stores import SECRET, Server, rclone_program
 
 pytestmark = pytest.mark.peer
 NAME = "team/sql"
@@ -162,7 +162,7 @@ def test_a_store_that_cannot_create_exclusively_is_written_with_a_warning(rclone
     with place(rclone, bucket) as to:
         copy(AdapterFolder(adapter), "latest", to, "prod")
         assert to.notes == [SINGLE_WRITER]
-        assert to.manifest("prod").digest == manifest.build(adapter).digest
+        assert to.manifest("prod").digest == oci_manifest.build(adapter).digest
     with expecting(rclone, bucket, ABSENT) as to, pytest.raises(RefusedError, match="cannot compare"):
         copy(AdapterFolder(adapter), "latest", to, "prod")
     assert rclone.folder is not None
@@ -212,13 +212,16 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
     synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
     with Registry.open(root) as registry:
         assert not [finding for finding in registry.fsck() if finding.severity == "error"]
-        assert registry.resolve(Ref.parse("team/sql:prod")).digest == manifest.build(adapter).digest
+        assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
         registry.tag(Ref.parse("team/sql:v1"), "again")
         registry.protect(Ref.parse("team/sql:again"))
         made = registry.push(write_adapter(tmp_path / "third", 2), Ref.parse("team/sql"))
     synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
     with place(moto, bucket) as found:
-        assert (found.manifest("v3").digest, found.manifest("again").digest) == (made.digest, manifest.build(adapter).digest)
+        assert (found.manifest("v3").digest, found.manifest("again").digest) == (
+            made.digest,
+            oci_manifest.build(adapter).digest,
+        )
         with pytest.raises(RefusedError, match="protected"):
             copy(AdapterFolder(tmp_path / "third"), "latest", found, "again")
         with Registry.open(root) as registry:
@@ -252,9 +255,9 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
     (tmp_path / "store").rename(tmp_path / "reg" / FOLDER)
     with Registry.open(tmp_path / "reg") as registry:
         assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
-        assert registry.resolve(Ref.parse("team/sql:prod")).digest == manifest.build(adapter).digest
+        assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
     with place(tmp_path / "reg" / FOLDER) as live:
-        assert live.manifest("prod").digest == manifest.build(adapter).digest
+        assert live.manifest("prod").digest == oci_manifest.build(adapter).digest
         with pytest.raises(RefusedError, match="store of a registry"):
             copy(AdapterFolder(adapter), "latest", live, "test")
 
@@ -271,7 +274,7 @@ def test_a_missing_folder_is_not_found_and_not_made(tmp_path: Path) -> None:
 def test_push_list_pull_and_copy_speak_to_a_bucket(moto: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
     address, env = f"s3://{moto.bucket()}/adapters/team/sql", moto.environ
     pushed = json.loads(run("push", "sql", f"{address}:prod", "--json", env=env).stdout)
-    assert pushed["digest"] == manifest.build(adapter).digest
+    assert pushed["digest"] == oci_manifest.build(adapter).digest
     assert run("push", "sql", f"{address}:prod", "--expect", "absent", env=env, code=7).stdout == ""
     assert run("push", "sql", f"{address}:prod", "--expect", pushed["digest"], env=env).stdout.startswith("already there: ")
     assert run("list", address, env=env).stdout == f"{address}:latest\n{address}:prod\n"
@@ -348,7 +351,7 @@ def test_without_obstore_one_line_says_how_to_install_it(tmp_path: Path, run: Ru
 
 
 def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Server, adapter: Path, tmp_path: Path) -> None:
-    digest = manifest.build(adapter).digest
+    digest = oci_manifest.build(adapter).digest
     with place(moto, moto.bucket()) as one, place(tmp_path / "store") as two, Registry.init(tmp_path / "reg") as registry:
         copy(AdapterFolder(adapter), "latest", one, "prod")
         copy(one, "prod", two, "prod")

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import Registry
-from adapterhub.remotes.copying import copy, unique
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.copy import copy, unique
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.objects.store import Objects
-from adapterhub.store import FOLDER, Entry
+from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run
-from tests.registry.conftest import write_adapter
-from tests.remotes.object_stores import Server
-from tests.remotes.proxy import Exchange, Proxy
 from tests.remotes.test_objects import place, synced
+from tests.support.adapters import write_adapter
+from tests.support.object_stores import Server
+from tests.support.proxy import Exchange, Proxy
 
 pytestmark = pytest.mark.peer
 BIG = 300_000
@@ -70,7 +70,7 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     script = (
         "import sys, time\nfrom pathlib import Path\n"
         "from adapterhub.remotes.objects.store import Objects\nfrom adapterhub.remotes.objects.address import ObjectAddress\n"
-        "from adapterhub.store import Entry\nimport os\n"
+        "from adapterhub.store.store import Entry\nimport os\n"
         "place = Objects(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
         "print('ready', flush=True)\n"
         "while not Path(sys.argv[2]).exists(): time.sleep(0.001)\n"

@@ -17,25 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.remotes.copying import copy, unique
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.remotes.copy import copy, unique
+from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.receiving import NOTED
-from adapterhub_converters.errors import (
-    AdapterhubError,
-    FormatError,
-    IntegrityError,
-    NotFoundError,
-    RefusedError,
-    RemoteError,
-)
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 from tests.cli.test_process import PATH
-from tests.registry.conftest import write_adapter
-from tests.remotes.proxy import Exchange, Proxy
-from tests.remotes.uploads import Uploads
+from tests.support.adapters import write_adapter
+from tests.support.proxy import Exchange, Proxy
+from tests.support.uploads import Uploads
 
 pytestmark = pytest.mark.peer
 BIG = 300_000
@@ -353,7 +346,7 @@ def test_a_registry_without_ranges_is_read_from_the_start(proxy: Proxy, host: st
 
 
 HOSTILE = {
-    "too large": (b" " * (manifest.MAX_MANIFEST + 1), FormatError),
+    "too large": (b" " * (oci_manifest.MAX_MANIFEST + 1), FormatError),
     "no JSON": (b"{", FormatError),
     "deep": (b"[" * 100_000, FormatError),
     "an index": (b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}', FormatError),
@@ -392,7 +385,7 @@ def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) 
     if not isinstance(given, bytes):
         blob = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 1}
         titles = [given] if isinstance(given, str) else given
-        layers = [{**blob, "annotations": {manifest.TITLE: title}} for title in titles]
+        layers = [{**blob, "annotations": {oci_manifest.TITLE: title}} for title in titles]
         given = json.dumps({"schemaVersion": 2, "config": blob, "layers": layers}).encode()
 
     def before(found: Exchange) -> None:

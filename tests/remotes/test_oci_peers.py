@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.registry import Registry
+from adapterhub.manifest import oci_manifest
+from adapterhub.registry.registry import Registry
 from tests.conftest import Run, need_program
-from tests.remotes import registry
+from tests.support import registry
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.peer
@@ -45,9 +45,9 @@ def test_oras_and_skopeo_get_the_bytes_that_were_pushed(make: Make, run: Run, ho
         "oci:x:y",
         cwd=tmp_path,
     )
-    assert digest_file.read_text() == pushed["digest"] == manifest.build(source).digest
+    assert digest_file.read_text() == pushed["digest"] == oci_manifest.build(source).digest
     blobs = {path.name for path in (tmp_path / "x/blobs/sha256").iterdir()}
-    made = manifest.build(source)
+    made = oci_manifest.build(source)
     assert blobs == {digest[7:] for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))}
 
 
@@ -61,7 +61,7 @@ def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_facts(
     assert {key: value for key, value in contents(tmp_path / "plain").items() if key != "adapter.json"} == contents(source)
     # The same files have the same facts, and so the same digest, as if they had been pushed here.
     copied = json.loads(run("copy", f"oci://{host}/peers/plain:v1", "team/plain", "--json").stdout)
-    assert copied["digest"] == manifest.build(source).digest
+    assert copied["digest"] == oci_manifest.build(source).digest
     run("verify", "team/plain")
 
 
@@ -83,7 +83,7 @@ def test_a_packed_folder_and_pickles_are_refused_by_name(make: Make, run: Run, h
 
 def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run: Run, host: str, tmp_path: Path) -> None:
     source = make()
-    digest = manifest.build(source).digest
+    digest = oci_manifest.build(source).digest
 
     def said(*words: object) -> str:
         return str(json.loads(run(*words, "--json").stdout)["digest"])
@@ -95,7 +95,7 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     assert said("copy", f"oci://{host}/chain/two:v1", "team/back:prod") == digest
     assert said("copy", "team/back:prod", "team/again") == digest
     assert said("pull", f"oci://{host}/chain/two@{digest}", "-o", "out") == digest
-    assert manifest.build(tmp_path / "out").digest == digest
+    assert oci_manifest.build(tmp_path / "out").digest == digest
     with Registry.open(tmp_path) as registry_:
         assert registry_.fsck() == []
     assert run("list", f"oci://{host}/chain/two").stdout == f"oci://{host}/chain/two:v1\n"
@@ -115,7 +115,7 @@ def test_from_a_repository_of_the_same_registry_blobs_are_mounted(make: Make, ru
     source = make()
     run("push", source, f"oci://{host}/mount/one")
     done = json.loads(run("copy", f"oci://{host}/mount/one", f"oci://{host}/mount/two", "--json").stdout)
-    assert (done["sent"], done["digest"]) == (0, manifest.build(source).digest)
+    assert (done["sent"], done["digest"]) == (0, oci_manifest.build(source).digest)
     run("pull", f"oci://{host}/mount/two", "-o", "out")
 
 
@@ -172,7 +172,7 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     run("push", make(), "team/sql")
     run("push", "team/sql", f"oci://{host}/repair/sql")
     with Registry.open(tmp_path) as registry_:
-        made = manifest.build(tmp_path / "adapter")
+        made = oci_manifest.build(tmp_path / "adapter")
         lost = [registry_.store.blob_path(digest) for digest in (made.digest, made.config.digest, made.layers[0].digest)]
         damaged = registry_.store.blob_path(made.layers[1].digest)
     for path in lost:
@@ -188,7 +188,7 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
 def test_show_and_verify_take_an_address(make: Make, run: Run, host: str) -> None:
     address = f"oci://{host}/cli/shown:v1"
     run("push", folder := make("sql"), address)
-    assert json.loads(run("show", address, "--json").stdout)["digest"] == manifest.build(folder).digest
+    assert json.loads(run("show", address, "--json").stdout)["digest"] == oci_manifest.build(folder).digest
     assert json.loads(run("verify", address, "--json").stdout)["ok"] is True
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub import manifest
-from adapterhub.remotes.copying import copy
+from adapterhub.manifest import oci_manifest
+from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layouts.archive import Archive
 from adapterhub.remotes.layouts.folder import LayoutFolder
@@ -20,8 +20,8 @@ from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
-from tests.remotes.proxy import Exchange, Proxy
 from tests.remotes.test_oci_peers import call
+from tests.support.proxy import Exchange, Proxy
 
 Make = Callable[..., Path]
 SCAN, SIGNATURE = "application/vnd.example.scan+json", "application/vnd.example.signature"
@@ -90,7 +90,7 @@ def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, ru
         (SCAN, first["digest"]),
         (SIGNATURE, second["digest"]),
     ]
-    assert found["subject"] == manifest.build(tmp_path / "adapter").digest
+    assert found["subject"] == oci_manifest.build(tmp_path / "adapter").digest
     assert SIGNATURE in run("attached", address).stdout
     assert len(said(run, "attached", address, "--type", SCAN)["attached"]) == 1
     assert said(run, "attached", address, "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
@@ -159,9 +159,9 @@ def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]],
     """A layout with a version, and about it a manifest that says odd things."""
     layout = LayoutFolder(root)
     made = copy(AdapterFolder(folder), "latest", layout, "v1").manifest
-    subject = {"mediaType": manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
+    subject = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
     document = {
-        "schemaVersion": 2, "mediaType": manifest.MANIFEST_TYPE, "artifactType": SCAN, "subject": subject, "layers": [],
+        "schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "artifactType": SCAN, "subject": subject, "layers": [],
         "config": {"mediaType": "a/b", "digest": made.config.digest, "size": made.config.size},
     }  # fmt: skip
     change(document)
@@ -205,7 +205,7 @@ def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, sca
     run("attached", "oci:x:v1", "-o", "out", code=4)
     assert not (tmp_path / "out").exists()
     with LayoutFolder(tmp_path / "x") as source, Archive(tmp_path / "y.tar") as target, pytest.raises(IntegrityError):
-        referrers.copy(source, manifest.build(tmp_path / "adapter").digest, target)
+        referrers.copy(source, oci_manifest.build(tmp_path / "adapter").digest, target)
     assert not (tmp_path / "y.tar").exists()
 
 

@@ -1,4 +1,4 @@
-"""Where a base comes from changes nothing: floats, the quantised base that was kept, bitsandbytes' own files, GGUF."""
+"""Where a base comes from changes nothing: floats, the quantized base that was kept, bitsandbytes' own files, GGUF."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from adapterhub import facts, train  # noqa: E402
+from adapterhub import train  # noqa: E402
+from adapterhub.manifest import describe  # noqa: E402
 from adapterhub.train.config import BaseConfig, LoRAConfig  # noqa: E402
 from adapterhub.train.layers import lora, nf4  # noqa: E402
-from adapterhub.train.model import base, kept, known  # noqa: E402
-from adapterhub_converters import names  # noqa: E402
-from adapterhub_converters.base import read_base  # noqa: E402
+from adapterhub.train.model import base, digest_cache, quantized_cache  # noqa: E402
+from adapterhub_converters.architectures import names  # noqa: E402
+from adapterhub_converters.bases import read_base  # noqa: E402
+from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
-from adapterhub_converters.files import gguf_file, safetensors_file  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.train.test_gguf_model import tiny  # noqa: E402
-from tests.train.test_train import contents, settings  # noqa: E402
+from tests.train.test_trainer import contents, settings  # noqa: E402
 
 
-def place_of(folder: Path, cache: Path) -> kept.Place:
-    return kept.place(cache, folder, known.weights(folder, cache))
+def place_of(folder: Path, cache: Path) -> quantized_cache.Place:
+    return quantized_cache.place(cache, folder, digest_cache.weights(folder, cache))
 
 
-def loaded(folder: Path, place: kept.Place | None = None, **words: object) -> base.Base:
+def loaded(folder: Path, place: quantized_cache.Place | None = None, **words: object) -> base.Base:
     chosen = replace(BaseConfig(str(folder)), **words)
     return base.load(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", place=place)
 
@@ -52,7 +53,7 @@ def frozen(made: base.Base) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> kept.Place:
+def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> quantized_cache.Place:
     """The tiny base as it is kept."""
     place = place_of(tiny_base, tmp_path_factory.mktemp("cache"))
     assert loaded(tiny_base, place).notes == ()
@@ -78,19 +79,19 @@ def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: 
     written = next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat()
     assert run("second") == fresh
     assert next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat().st_ino == written.st_ino
-    assert not [note for note in notes if "quantised base" in note]
+    assert not [note for note in notes if "quantized base" in note]
 
 
-def test_what_is_kept_is_what_is_read(tiny_base: Path, entry: kept.Place) -> None:
+def test_what_is_kept_is_what_is_read(tiny_base: Path, entry: quantized_cache.Place) -> None:
     assert frozen(loaded(tiny_base, entry)) == frozen(loaded(tiny_base))
-    with kept.KeptWeights(entry) as held:
+    with quantized_cache.KeptWeights(entry) as held:
         assert held.held("model.layers.0.mlp.up_proj.weight") is not None
         assert held.held("model.norm.weight") is None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "header", "checksums", "nested"])
-def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
-    place = kept.Place(tmp_path / entry.folder.name)
+def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
+    place = quantized_cache.Place(tmp_path / entry.folder.name)
     shutil.copytree(entry.folder, place.folder)
     path = place.folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
@@ -104,23 +105,23 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     elif damage == "nested":
         raw[len(raw) // 2] ^= 4
     else:
-        (place.folder / kept._CHECKS).write_text("{}")
+        (place.folder / quantized_cache._CHECKS).write_text("{}")
     path.write_bytes(raw)
     made = loaded(tiny_base, place)
-    assert [note.split(",")[0] for note in made.notes] == ["the quantised base that was kept is damaged"]
+    assert [note.split(",")[0] for note in made.notes] == ["the quantized base that was kept is damaged"]
     assert frozen(made) == frozen(loaded(tiny_base))
     assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
     assert loaded(tiny_base, place).notes == ()
 
 
-def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
-    place = kept.Place(tmp_path / ("nf4-" + "0" * 32))
+def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
+    place = quantized_cache.Place(tmp_path / ("nf4-" + "0" * 32))
     shutil.copytree(entry.folder, place.folder)
     made = loaded(tiny_base, place)
-    assert [note.split(",")[0] for note in made.notes] == ["the quantised base that was kept is damaged"]
+    assert [note.split(",")[0] for note in made.notes] == ["the quantized base that was kept is damaged"]
 
 
-def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: kept.Place) -> None:
+def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
     for name, seconds in (("old", 0), ("young", None)):
         shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
         os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
@@ -142,27 +143,27 @@ def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> No
 def test_a_cache_that_cannot_be_written_is_only_noted(tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "bases").write_text("a file")
     made = loaded(tiny_base, place_of(tiny_base, tmp_path))
-    assert [note.split(":")[0] for note in made.notes] == ["the quantised base could not be kept"]
+    assert [note.split(":")[0] for note in made.notes] == ["the quantized base could not be kept"]
 
 
 def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, cache = tmp_path / "a", tmp_path / "cache"
     file.write_bytes(b"one")
-    first = known.digest(file, cache)
+    first = digest_cache.digest(file, cache)
     assert not (cache / "digests").exists()  # it changed a moment ago, and might again within the clock's tick
-    monkeypatch.setattr(known, "_SETTLED", -1)
-    assert known.digest(file, cache) == first
+    monkeypatch.setattr(digest_cache, "_SETTLED", -1)
+    assert digest_cache.digest(file, cache) == first
     (remembered,) = (cache / "digests").iterdir()
     said = json.loads(remembered.read_text())
     remembered.write_text(json.dumps({**said, "digest": "sha256:" + "0" * 64}))
-    assert known.digest(file, cache) == "sha256:" + "0" * 64  # not hashed
+    assert digest_cache.digest(file, cache) == "sha256:" + "0" * 64  # not hashed
     file.write_bytes(b"two")
     os.utime(file, ns=(said["state"]["modified"], said["state"]["modified"]))  # as before, but for the time of change
-    assert known.digest(file, cache) == known.digest(file, None) != first
+    assert digest_cache.digest(file, cache) == digest_cache.digest(file, None) != first
 
 
 @pytest.mark.peer
-def test_transformers_loads_what_is_kept(tiny_base: Path, entry: kept.Place) -> None:
+def test_transformers_loads_what_is_kept(tiny_base: Path, entry: quantized_cache.Place) -> None:
     need_module("bitsandbytes")
     agrees_with_transformers(loaded(tiny_base), entry.folder)
 
@@ -171,7 +172,7 @@ def test_transformers_loads_what_is_kept(tiny_base: Path, entry: kept.Place) -> 
 @pytest.mark.parametrize("double", [True, False])
 def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
-    quantised(tiny_base, tmp_path / "bnb", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    quantized(tiny_base, tmp_path / "bnb", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
     made = loaded(tmp_path / "bnb")
     agrees_with_transformers(made, tmp_path / "bnb")
     if double:
@@ -189,13 +190,13 @@ def agrees_with_transformers(made: base.Base, folder: Path) -> None:
     for path, module in theirs.named_modules():
         if type(module).__name__ == "Linear4bit":
             wanted = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-            assert torch.equal(nf4.dequantise(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
+            assert torch.equal(nf4.dequantize(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
         torch.testing.assert_close(made.model(ids).logits, theirs(ids).logits, rtol=0.05, atol=0.1)
 
 
-def quantised(source: Path, out: Path, **words: object) -> None:
+def quantized(source: Path, out: Path, **words: object) -> None:
     """The model at `source` as transformers and bitsandbytes save it in four bits."""
     import transformers
 
@@ -209,23 +210,23 @@ def quantised(source: Path, out: Path, **words: object) -> None:
 
 
 @pytest.mark.peer
-def test_other_quantisations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
+def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
-    quantised(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
+    quantized(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
     with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4, and only NF4 is taken as it is"):
         loaded(tmp_path / "fp4")
     config = json.loads((tiny_base / "config.json").read_text())
     shutil.copytree(tiny_base, tmp_path / "gptq")
     (tmp_path / "gptq" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(RefusedError, match="quantised with gptq, which isn't trained on"):
+    with pytest.raises(RefusedError, match="quantized with gptq, which isn't trained on"):
         loaded(tmp_path / "gptq")
 
 
-def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: kept.Place) -> None:
+def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Place) -> None:
     with pytest.raises(RefusedError, match="only its NF4 is there"):
         base.load(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
     with pytest.raises(RefusedError, match="only its NF4 is there"):
-        loaded(entry.folder, quantise="none")
+        loaded(entry.folder, quantize="none")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: kept.Plac
     ],
 )
 def test_codes_that_mean_something_else_are_refused(
-    change: dict[str, object], says: str, tmp_path: Path, entry: kept.Place
+    change: dict[str, object], says: str, tmp_path: Path, entry: quantized_cache.Place
 ) -> None:
     folder = tmp_path / "bnb"
     shutil.copytree(entry.folder, folder)
@@ -276,7 +277,7 @@ def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     made = loaded(source, place_of(source, tmp_path / "cache"))
     with gguf_file.GGUFFile(source) as file:
         q = names.unpermuted(file.tensor("blk.0.attn_q.weight"), 2)
-        wanted = nf4.quantise(torch.from_numpy(np.ascontiguousarray(q)))
+        wanted = nf4.quantize(torch.from_numpy(np.ascontiguousarray(q)))
     layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert isinstance(layer, lora.LoRALinear)
     assert torch.equal(layer.base.packed, wanted.packed)
@@ -291,8 +292,8 @@ def test_training_on_a_gguf_base_names_it(tmp_path: Path) -> None:
     for name in ("train", "heldout"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "ab ab aab b a ba"}\n' * 8)
     train.run(train.read_config(path), tmp_path / "out")
-    known_facts = facts.read_facts(tmp_path / "out")
+    known_facts = describe.read_facts(tmp_path / "out")
     assert known_facts is not None
     assert known_facts["base"]["fingerprint"] == read_base(source).fingerprint
-    assert (known_facts["base"]["quantisation"], known_facts["base"]["architecture"]) == ("nf4", "LlamaForCausalLM")
+    assert (known_facts["base"]["quantization"], known_facts["base"]["architecture"]) == ("nf4", "LlamaForCausalLM")
     assert [item["path"] for item in known_facts["training"]["weights"]] == ["a.gguf"]

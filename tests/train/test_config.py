@@ -15,7 +15,7 @@ SMALL = '[base]\npath = "b"\n[data]\ntrain = "t.jsonl"\n'
 def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(SMALL + '[lora]\nalpha = 8\ntargets = ["q_proj", "v_proj"]\n')
     read = config.read(tmp_path / "c.toml")
-    assert (read.base.quantise, read.data.train, read.lora.alpha) == ("nf4", ("t.jsonl",), 8.0)
+    assert (read.base.quantize, read.data.train, read.lora.alpha) == ("nf4", ("t.jsonl",), 8.0)
     assert read.lora.targets == ("q_proj", "v_proj")
     assert read.resolve(read.base.path) == tmp_path / "b"
     assert str(tmp_path) not in str(read.document())
@@ -47,8 +47,8 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml: [lora] rank_pattern: is too small"),
         (SMALL + "[lora]\ndropout = 1.0\n", "c.toml: [lora] dropout: isn't a share from 0 to below 1"),
         (
-            SMALL[:18] + 'quantise = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
-            "[lora] init: loftq makes up for quantising",
+            SMALL[:18] + 'quantize = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
+            "[lora] init: loftq makes up for quantizing",
         ),
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml: [base]: isn't a table"),

@@ -16,14 +16,14 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
 from adapterhub.train import config, devices  # noqa: E402
+from adapterhub.train.artifacts import checkpoint  # noqa: E402
 from adapterhub.train.layers import lora, nf4  # noqa: E402
-from adapterhub.train.records import checkpoint  # noqa: E402
-from adapterhub.train.steps import loop  # noqa: E402
-from adapterhub_converters import peft as peft_format  # noqa: E402
+from adapterhub.train.loop import loop  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.train.test_kinds import loaded, rows, whole  # noqa: E402
-from tests.train.test_train import settings  # noqa: E402
+from tests.train.test_trainer import settings  # noqa: E402
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 
@@ -36,8 +36,8 @@ import torch
 from adapterhub.train import config
 from adapterhub.train.layers import lora
 from adapterhub.train.model import base
-from adapterhub.train.records import checkpoint
-from adapterhub.train.steps import best, loop
+from adapterhub.train.artifacts import checkpoint
+from adapterhub.train.loop import best, loop
 from tests.train.pretend import THERE, Elsewhere, There
 from tests.train.test_kinds import rows
 
@@ -106,7 +106,7 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
     layers = [lora.LoRALinear(torch.zeros(1024, 96), None, r=8, alpha=8).to(device) for _ in range(2)]
     lora.reset(layers[0], 0)
     layers[1].load_state_dict(layers[0].state_dict())
-    ours = loop.new_state(layers[0], config.OptimConfig(optimiser="adamw8bit")).optimiser
+    ours = loop.new_state(layers[0], config.OptimConfig(optimizer="adamw8bit")).optimizer
     theirs = optim.AdamW8bit(layers[1].parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
     for _ in range(5):
         for group in (*ours.param_groups, *theirs.param_groups):
@@ -122,12 +122,12 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("optimiser", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=needs_cuda)])
-def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimiser: str, tmp_path: Path, tiny_base: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=needs_cuda)])
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     given = rows(8)
-    options = config.OptimConfig(rows=4, learning_rate=5e-3, optimiser=optimiser)  # type: ignore[arg-type]
-    device = "cuda" if optimiser.startswith("paged") else "cpu"
+    options = config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]
+    device = "cuda" if optimizer.startswith("paged") else "cpu"
     results = []
     for stop in (False, True):
         made = loaded(whole(tiny_base, r=64), device)
@@ -147,14 +147,14 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimiser: str, tmp_
 def test_paged_memory_is_for_cuda(tiny_base: Path) -> None:
     made = loaded(whole(tiny_base))
     with pytest.raises(RefusedError, match="only a CUDA device has paged memory"):
-        loop.new_state(made.model, config.OptimConfig(optimiser="paged_adamw8bit"))
+        loop.new_state(made.model, config.OptimConfig(optimizer="paged_adamw8bit"))
 
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cuda_dequantises_to_the_numbers_of_the_cpu(dtype: object) -> None:
-    matrix = nf4.quantise(torch.randn(192, 576))
-    assert torch.equal(nf4.dequantise(matrix.to("cuda"), dtype).cpu(), nf4.dequantise_reference(matrix, dtype))
+def test_cuda_dequantizes_to_the_numbers_of_the_cpu(dtype: object) -> None:
+    matrix = nf4.quantize(torch.randn(192, 576))
+    assert torch.equal(nf4.dequantize(matrix.to("cuda"), dtype).cpu(), nf4.dequantize_reference(matrix, dtype))
 
 
 @needs_cuda

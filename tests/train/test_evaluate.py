@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from adapterhub import facts, manifest, train  # noqa: E402
-from adapterhub_converters import peft as peft_format  # noqa: E402
+from adapterhub import train  # noqa: E402
+from adapterhub.manifest import describe, oci_manifest  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
-from tests.train.test_train import settings  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
+from tests.train.test_trainer import settings  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +24,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):  # type:
     """A trained adapter, as something given, and its folder with the data."""
     folder = tmp_path_factory.mktemp("trained")
     train.run(train.read_config(settings(folder, tiny_base, steps=3)), folder / "out")
-    return train.Given(folder / "out", folder / "out", manifest.build(folder / "out").digest, "./out"), folder
+    return train.Given(folder / "out", folder / "out", oci_manifest.build(folder / "out").digest, "./out"), folder
 
 
 def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    known = facts.read_facts(folder / "out")
+    known = describe.read_facts(folder / "out")
     assert known is not None
     said = known["training"]["metrics"]
     measured = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
     assert (measured.base_loss, measured.loss) == (said["heldout_loss_before"], said["heldout_loss"])
     assert measured.metrics["perplexity"] == said["heldout_perplexity"]
     assert measured.metrics["perplexity_ratio"] < 1
-    assert (measured.sequence, measured.base["quantise"], measured.notes) == (48, "nf4", ())
+    assert (measured.sequence, measured.base["quantize"], measured.notes) == (48, "nf4", ())
     assert measured.base["weights"][0]["digest"] == known["training"]["weights"][0]["digest"]
     again = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
     assert again == measured
@@ -43,10 +44,10 @@ def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> Non
 
 def test_what_it_was_trained_on_is_said(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    asked = train.Measuring(quantise="none", tokens=96, threads=1)
+    asked = train.Measuring(quantize="none", tokens=96, threads=1)
     measured = train.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
     assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
-    assert measured.base["quantise"] == "none"
+    assert measured.base["quantize"] == "none"
     assert measured.tokens < 96
 
 

@@ -52,4 +52,4 @@ def test_a_section_has_all_of_its_keys_and_a_word_that_is_none_is_refused() -> N
 def test_the_examples_are_configs(path: Path) -> None:
     read = config.read(path)
     assert read.card.title
-    assert read.card.licence
+    assert read.card.license

@@ -13,16 +13,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adapterhub.train import config  # noqa: E402
-from adapterhub.train.corpus import data  # noqa: E402
+from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import experts, lora, nf4  # noqa: E402
-from adapterhub.train.model import base, compiled, families, learnt, packing  # noqa: E402
+from adapterhub.train.loop import loop, loss  # noqa: E402
+from adapterhub.train.model import base, compiled, document_isolation, families, trained_adapter  # noqa: E402
 from adapterhub.train.model.logits import Logits  # noqa: E402
-from adapterhub.train.steps import loop, loss  # noqa: E402
-from adapterhub_converters import peft as peft_format  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
-from adapterhub_converters.peft.experts import by_module  # noqa: E402
-from tests import tiny  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
+from adapterhub_converters.formats.peft.experts import by_module  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
+from tests.support import tiny  # noqa: E402
 from tests.train import test_kinds as kinds  # noqa: E402
 from tests.train.conftest import write_tokenizer  # noqa: E402
 
@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "CohereForCausalLM": ({}, ()),  # multiplied logits
     "GraniteForCausalLM": ({}, ()),  # divided logits
     "PhiForCausalLM": ({"num_key_value_heads": 4}, ()),  # an output layer with a bias
-    "GPT2LMHeadModel": ({"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, ()),  # Conv1D, learnt positions
+    "GPT2LMHeadModel": ({"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, ()),  # Conv1D, learned positions
     "BloomForCausalLM": ({"n_layer": 2, "n_head": 4, "hidden_dropout": 0.0}, ()),  # no positions: ALiBi
     "Lfm2ForCausalLM": ({"layer_types": ["conv", "full_attention"]}, ()),
     "FalconH1ForCausalLM": (
@@ -60,10 +60,10 @@ def whole(folder: Path, targets: tuple[str, ...] = (), **words: Any) -> config.T
     return kinds.whole(folder, **({"targets": targets} if targets else {}), **words)
 
 
-def single(count: int = 8, length: int = 24) -> data.Rows:
+def single(count: int = 8, length: int = 24) -> dataset.Rows:
     """Random tokens, a document a row."""
     numbers = np.random.default_rng(0).integers(3, 250, (count, length + 1))
-    return data.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), np.tile(np.arange(length), (count, 1)))
+    return dataset.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), np.tile(np.arange(length), (count, 1)))
 
 
 def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
@@ -89,20 +89,20 @@ def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
     return made.train()
 
 
-def peft_losses(model: Any, settings: config.TrainConfig, given: data.Rows) -> list[tuple[float, float]]:
+def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -> list[tuple[float, float]]:
     """Loss and gradient's norm of each step of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     found = []
     for step in range(STEPS):
-        chosen = data.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
+        chosen = dataset.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
         ids, labels = torch.from_numpy(given.ids[chosen]), torch.from_numpy(given.labels[chosen])
         loss = torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits.flatten(0, 1), labels.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
         found.append((loss.item(), float(norm)))
     return found
 
@@ -123,7 +123,7 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
     assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
 
     (tmp_path / "adapter").mkdir()
-    peft_format.write(learnt.adapter(settings, ours), tmp_path / "adapter")
+    peft_format.write(trained_adapter.adapter(settings, ours), tmp_path / "adapter")
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     ids, positions = torch.from_numpy(given.ids[:2]), torch.from_numpy(given.positions[:2])
@@ -164,22 +164,22 @@ def test_a_model_that_would_be_trained_wrongly_is_refused_by_name(
 def test_documents_that_a_model_cannot_tell_apart_do_not_share_rows(name: str, tmp_path: Path) -> None:
     made = kinds.loaded(whole(saved(name, tmp_path, **FAMILIES[name][0])))
     with pytest.raises(RefusedError, match=rf"{name} cannot tell apart the documents that share a row. Set pack = false"):
-        packing.check(made, [kinds.rows()], "c.toml")
-    packing.check(made, [single(), None], "c.toml")
+        document_isolation.check(made, [kinds.rows()], "c.toml")
+    document_isolation.check(made, [single(), None], "c.toml")
 
 
 def test_documents_that_a_model_tells_apart_do(tiny_base: Path) -> None:
     made = kinds.loaded(kinds.whole(tiny_base))
-    assert packing.shared(kinds.rows())
-    assert not packing.shared(single())
-    assert packing.separates(made)
+    assert document_isolation.shared(kinds.rows())
+    assert not document_isolation.shared(single())
+    assert document_isolation.separates(made)
     assert made.model.training
 
 
 def test_padding_behind_a_document_is_no_other_document() -> None:
     ids = np.arange(8)[None]
-    labels = np.array([[1, 2, 3, data.IGNORED, data.IGNORED, data.IGNORED, data.IGNORED, data.IGNORED]])
-    assert not packing.shared(data.Rows(ids, labels, np.array([[0, 1, 2, 3, 0, 1, 2, 3]])))
+    labels = np.array([[1, 2, 3, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED]])
+    assert not document_isolation.shared(dataset.Rows(ids, labels, np.array([[0, 1, 2, 3, 0, 1, 2, 3]])))
 
 
 @pytest.mark.parametrize("shape", [Logits(), Logits(0.25), Logits(cap=3.0), Logits(2.0, 5.0)])
@@ -200,18 +200,18 @@ def test_the_loss_without_logits_has_the_gradients_of_the_loss_with_them(shape: 
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
-def stack(quantised: bool = False) -> experts.LoRAStack:
+def stack(quantized: bool = False) -> experts.LoRAStack:
     torch.manual_seed(0)
-    matrices = experts.held(torch.randn(3, 8, 64) * 0.2, nf4.quantise if quantised else None)
+    matrices = experts.held(torch.randn(3, 8, 64) * 0.2, nf4.quantize if quantized else None)
     made = experts.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
     made.reset(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(made.lora_B)
     return made
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_experts_have_the_gradients_of_plain_autograd_and_one_without_a_token_has_none(quantised: bool) -> None:
-    ours, counts = stack(quantised), [4, 0, 3]
+@pytest.mark.parametrize("quantized", [False, True])
+def test_experts_have_the_gradients_of_plain_autograd_and_one_without_a_token_has_none(quantized: bool) -> None:
+    ours, counts = stack(quantized), [4, 0, 3]
     x, upstream = torch.randn(7, 64, requires_grad=True), torch.randn(7, 8)
     y = ours(x, counts)
     found = torch.autograd.grad(y, (x, ours.lora_A, ours.lora_B), upstream)
@@ -250,8 +250,8 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def test_only_experts_with_a_token_are_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, asked = stack(quantised=True), []
+def test_only_experts_with_a_token_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = stack(quantized=True), []
     whole_one = experts.Stack.dense
     monkeypatch.setattr(experts.Stack, "dense", lambda self, n, dtype: asked.append(n) or whole_one(self, n, dtype))
     made(torch.randn(5, 64, requires_grad=True), [0, 5, 0]).sum().backward()
@@ -265,7 +265,7 @@ def test_each_expert_is_held_as_bitsandbytes_would_hold_its_matrix(tmp_path: Pat
 
     saved("Qwen3MoeForCausalLM", tmp_path)
     settings = whole(tmp_path)
-    made = base.load(tmp_path, dataclasses.replace(settings.base, quantise="nf4"), settings.lora, where="c.toml")
+    made = base.load(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for path in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
         held = made.model.get_submodule(path).matrices

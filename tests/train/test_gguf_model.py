@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters import gguf_model, names
-from adapterhub_converters.base import read_base
+from adapterhub_converters.architectures import names
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import OutputExistsError, RefusedError
-from adapterhub_converters.files import gguf_file, safetensors_file
+from adapterhub_converters.formats.gguf_model import to_folder
 from tests.conftest import missing, need_module
 
 NASTY = [
@@ -38,13 +39,13 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     assert spec.origin is not None
     (gguf,) = Path(spec.origin).parent.glob("*.gguf")
     out = tmp_path_factory.mktemp("base") / "hf"
-    gguf_model.to_hf(gguf, out)
+    to_folder.to_hf(gguf, out)
     return gguf, out
 
 
 @pytest.fixture(scope="module")
 def llama_ids(smollm: tuple[Path, Path]):  # type: ignore[no-untyped-def]
-    """llama.cpp's own tokenizer: text to ids, special tokens recognised."""
+    """llama.cpp's own tokenizer: text to ids, special tokens recognized."""
     need_module("llama_cpp_py_sync")
     from llama_cpp_py_sync import _cffi_bindings as bindings
 
@@ -69,8 +70,8 @@ def llama_ids(smollm: tuple[Path, Path]):  # type: ignore[no-untyped-def]
     del quiet
 
 
-def licences() -> list[str]:
-    """The licence texts of this environment."""
+def licenses() -> list[str]:
+    """The license texts of this environment."""
     files = {
         Path(str(file.locate()))
         for distribution in metadata.distributions()
@@ -84,7 +85,7 @@ def licences() -> list[str]:
 def test_token_ids_are_llama_cpps(smollm: tuple[Path, Path], llama_ids) -> None:  # type: ignore[no-untyped-def]
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(smollm[1] / "tokenizer.json"))
-    wrong = [text for text in [*NASTY, *licences()] if tokenizer.encode(text).ids != llama_ids(text)]
+    wrong = [text for text in [*NASTY, *licenses()] if tokenizer.encode(text).ids != llama_ids(text)]
     assert [text[:40] for text in wrong] == []
 
 
@@ -132,7 +133,7 @@ def tiny(path: Path, **changes: gguf_file.Value) -> Path:
 
 def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
-    gguf_model.to_hf(source, tmp_path / "hf")
+    to_folder.to_hf(source, tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["rms_norm_eps"], config["head_dim"], config["tie_word_embeddings"], config["eos_token_id"]) == (
         1e-5,
@@ -148,12 +149,12 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
     with pytest.raises(OutputExistsError, match="already exists"):
-        gguf_model.to_hf(source, tmp_path / "hf")
+        to_folder.to_hf(source, tmp_path / "hf")
 
 
 def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    gguf_model.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.boolean(value=True)), tmp_path / "hf")
+    to_folder.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.boolean(value=True)), tmp_path / "hf")
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     assert tokenizer.encode("ab a</s>").ids == [0, 3, 4, 1, 5]
 
@@ -171,6 +172,6 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
 )
 def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.Value], says: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        gguf_model.to_hf(tiny(tmp_path / "a.gguf", **changes), tmp_path / "hf")
+        to_folder.to_hf(tiny(tmp_path / "a.gguf", **changes), tmp_path / "hf")
     assert says in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]

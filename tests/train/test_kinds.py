@@ -13,29 +13,29 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adapterhub.train import config  # noqa: E402
-from adapterhub.train.corpus import data  # noqa: E402
-from adapterhub.train.layers import dora, inits, lora, nf4, tables  # noqa: E402
-from adapterhub.train.model import base, learnt  # noqa: E402
-from adapterhub.train.records import checkpoint  # noqa: E402
-from adapterhub.train.steps import loop  # noqa: E402
-from adapterhub_converters import peft as peft_format  # noqa: E402
+from adapterhub.train.artifacts import checkpoint  # noqa: E402
+from adapterhub.train.data import dataset  # noqa: E402
+from adapterhub.train.layers import dora, embeddings, inits, lora, nf4  # noqa: E402
+from adapterhub.train.loop import loop  # noqa: E402
+from adapterhub.train.model import base, trained_adapter  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 
 STEPS, ROWS = 20, 2
 SMALL = ("q_proj", "down_proj")
 
 
-def rows(count: int = 8, length: int = 24) -> data.Rows:
+def rows(count: int = 8, length: int = 24) -> dataset.Rows:
     """Random tokens, two documents a row."""
     numbers = np.random.default_rng(0).integers(3, 250, (count, length + 1))
     positions = np.tile(np.concatenate([np.arange(10), np.arange(length - 10)]), (count, 1))
-    return data.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), positions)
+    return dataset.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), positions)
 
 
 def whole(tiny_base: Path, **words: Any) -> config.TrainConfig:
     return config.TrainConfig(
-        base=config.BaseConfig(str(tiny_base), quantise="none", dtype="float32"),
+        base=config.BaseConfig(str(tiny_base), quantize="none", dtype="float32"),
         data=config.DataConfig(("t.jsonl",)),
         lora=config.LoRAConfig(**{"r": 4, "alpha": 8, **words}),
         train=config.OptimConfig(rows=ROWS, learning_rate=5e-3, schedule="linear"),
@@ -68,7 +68,7 @@ def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
     )  # fmt: skip
     for path, layer in lora.lora_layers(ours.model):
         theirs = made.base_model.model.get_submodule(path)
-        if isinstance(layer, tables.LoRAEmbedding):
+        if isinstance(layer, embeddings.LoRAEmbedding):
             pairs = (theirs.lora_embedding_A["default"], layer.lora_A), (theirs.lora_embedding_B["default"], layer.lora_B)
         else:
             pairs = (theirs.lora_A["default"].weight, layer.lora_A), (theirs.lora_B["default"].weight, layer.lora_B)
@@ -80,22 +80,22 @@ def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
     return made.train()
 
 
-def peft_losses(model: Any, settings: config.TrainConfig, given: data.Rows) -> list[float]:
+def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -> list[float]:
     """The losses of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
-        chosen = data.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
+        chosen = dataset.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
         ids, positions, labels = (torch.from_numpy(array[chosen]) for array in (given.ids, given.positions, given.labels))
         torch.manual_seed(loop.chance(0, step, 0))
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
@@ -131,7 +131,7 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     assert sum(losses[-4:]) < sum(losses[:4])  # four steps see every row once
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
-    peft_format.write(learnt.adapter(settings, ours), tmp_path)
+    peft_format.write(trained_adapter.adapter(settings, ours), tmp_path)
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path).eval()
     ids = torch.from_numpy(given.ids[:2])
@@ -188,18 +188,18 @@ def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(init: str, ti
     settings = whole(tiny_base, targets=SMALL, init=init)
     settings = config.dataclasses.replace(settings, base=config.BaseConfig(str(tiny_base), dtype="float32"))
     made = loaded(settings)
-    for delta in learnt.adapter(settings, made).deltas.values():
+    for delta in trained_adapter.adapter(settings, made).deltas.values():
         assert (delta.r, delta.scaling) == (8, 2.0)
         assert np.abs(delta.lora_B @ delta.lora_A).max() < 1e-6
 
 
 @pytest.mark.parametrize(("iterations", "better"), [(0, 0.9), (3, 0.9)])
-def test_loftq_makes_up_for_quantising(iterations: int, better: float) -> None:
+def test_loftq_makes_up_for_quantizing(iterations: int, better: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(96, 128) * 0.05
     words = config.LoRAConfig(init="loftq", init_iterations=iterations)
-    matrix, factors = inits.begin(weight, words, r=16, scaling=2.0, quantised=True, where="w")
-    plain = (weight - nf4.dequantise(nf4.quantise(weight), torch.float32)).norm()
+    matrix, factors = inits.begin(weight, words, r=16, scaling=2.0, quantized=True, where="w")
+    plain = (weight - nf4.dequantize(nf4.quantize(weight), torch.float32)).norm()
     left = (weight - lora.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
     assert left < better * plain
 
@@ -209,7 +209,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> N
     torch.manual_seed(0)
     weight = torch.randn(40, 60)
     words = config.LoRAConfig(init="pissa", init_iterations=iterations)
-    rest, (A, B) = inits.begin(weight, words, r=5, scaling=3.0, quantised=False, where="w")
+    rest, (A, B) = inits.begin(weight, words, r=5, scaling=3.0, quantized=False, where="w")
     torch.testing.assert_close(rest + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), values[5], rtol=0.02, atol=0)
@@ -232,7 +232,7 @@ def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_
     lora.reset(model, 0)
     state = loop.new_state(model, config.OptimConfig())
     experts[1](torch.randn(5, 16)).square().sum().backward()
-    state.optimiser.step()
+    state.optimizer.step()
     state.step = 1
     checkpoint.save(tmp_path / "c.safetensors", model, state, "run")
     again = copy.deepcopy(model)
@@ -240,7 +240,7 @@ def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_
     back = loop.new_state(again, config.OptimConfig())
     assert checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
     kept = [
-        [parameter in one.optimiser.state for _, parameter in lora.trained(m)] for m, one in ((model, state), (again, back))
+        [parameter in one.optimizer.state for _, parameter in lora.trained(m)] for m, one in ((model, state), (again, back))
     ]
     assert kept[0] == kept[1] == [False, False, True, True, False, False]
     for (name, parameter), (_, other) in zip(lora.trained(model), lora.trained(again), strict=True):

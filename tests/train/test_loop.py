@@ -20,22 +20,22 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
 from adapterhub.train import config  # noqa: E402
-from adapterhub.train.corpus import data  # noqa: E402
+from adapterhub.train.artifacts import loss_curve, tracking  # noqa: E402
+from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import lora  # noqa: E402
+from adapterhub.train.loop import best, loop, samples, schedule  # noqa: E402
 from adapterhub.train.model import base  # noqa: E402
-from adapterhub.train.records import spark, tracking  # noqa: E402
-from adapterhub.train.steps import best, loop, samples, schedule  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.train.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
-from tests.train.test_train import RUN, contents, settings  # noqa: E402
+from tests.train.test_trainer import RUN, contents, settings  # noqa: E402
 
 
 def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
     """Rows have one to 24 labels: an average of averages would be another loss, and another adapter."""
     given = rows(16)
     for number in range(16):
-        given.labels[number, 1 + number % 24 :] = data.IGNORED
+        given.labels[number, 1 + number % 24 :] = dataset.IGNORED
     runs = []
     for micro in (8, 2):
         made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
@@ -117,17 +117,17 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.kept == result.steps - 2
     # What is written is the best, not the last.
     made = base.load(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
-    from adapterhub_converters import peft as peft_format
+    from adapterhub_converters.formats import peft as peft_format
 
     written = peft_format.read(tmp_path / "out")
     for name, layer in lora.lora_layers(made.model):
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
-    asked = data.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
+    asked = dataset.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
     assert loop.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_with_checkpointing_the_same_is_learnt_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
     """Or `auto` would have the result depend on how much memory was free."""
     path = settings(tmp_path, tiny_base, steps=3, neftune=5.0)
     path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
@@ -253,6 +253,6 @@ def test_a_log_is_told_whether_the_training_failed(
 
 
 def test_a_curve_in_a_line() -> None:
-    assert spark.line([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
-    assert len(spark.line(list(range(1000)), 24)) == 24
-    assert (spark.line([]), spark.line([3.0, 3.0])) == ("", "▁▁")
+    assert loss_curve.line([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert len(loss_curve.line(list(range(1000)), 24)) == 24
+    assert (loss_curve.line([]), loss_curve.line([3.0, 3.0])) == ("", "▁▁")

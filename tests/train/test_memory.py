@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub import train
-from adapterhub.train.costs import budget, memory, shapes
-from adapterhub_converters.base import read_base
+from adapterhub.train.cost import budget, memory, shapes
+from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.train.conftest import write_tokenizer
@@ -113,11 +113,11 @@ def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tin
     planned = memory.plan(config)
     found = {item.settings: item.plan for item in budget.alternatives(config)}
     assert list(found) == [
-        "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantise = "none"',
+        "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantize = "none"',
     ]  # fmt: skip
     assert found["micro_rows = 1"].activations < found["micro_rows = 4"].activations < planned.activations
     assert found["checkpointing = true"].activations < planned.activations
-    assert found['quantise = "none"'].base > planned.base
+    assert found['quantize = "none"'].base > planned.base
     assert all(plan.adapter == planned.adapter for plan in found.values())
 
 
@@ -126,7 +126,7 @@ def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_the_same_rows(tmp_
     base, adapter = memory.parameters(config)
     planned = memory.plan(config)
     assert planned.adapter == 4 * adapter
-    same = planned.total - planned.base - planned.adapter - planned.gradients - planned.optimiser
+    same = planned.total - planned.base - planned.adapter - planned.gradients - planned.optimizer
     assert memory.full_fine_tuning(config) == 16 * base + same
 
 
@@ -173,8 +173,8 @@ def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Pat
     ):  # fmt: skip
         config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=train.config.LoRAConfig(r=2, **words))
         made = base.load(tiny_base, config.base, config.lora, where="")
-        learnt = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
-        assert memory.parameters(config)[1] == learnt, words
+        learned = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
+        assert memory.parameters(config)[1] == learned, words
 
 
 EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
@@ -182,7 +182,7 @@ EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_experts_are_counted_whether_they_lie_stacked_or_one_by_one(kind: str, tmp_path: Path) -> None:
-    from tests import tiny
+    from tests.support import tiny
 
     model = tiny.model(kind)
     model.save_pretrained(tmp_path / "base")

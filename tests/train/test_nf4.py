@@ -31,7 +31,7 @@ def test_bytes_are_bitsandbytes(shape: tuple[int, ...], dtype: object) -> None:
     from bitsandbytes import functional
 
     original = weight(shape, dtype)
-    ours = nf4.quantise(original)
+    ours = nf4.quantize(original)
     packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
     assert torch.equal(ours.packed, packed.view(-1))
     assert torch.equal(ours.absmax, state.absmax.view(-1))
@@ -43,7 +43,7 @@ def test_bytes_are_bitsandbytes(shape: tuple[int, ...], dtype: object) -> None:
 @pytest.mark.peer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_torch_alone_dequantises_to_what_bitsandbytes_does(shape: tuple[int, ...], dtype: object) -> None:
+def test_torch_alone_dequantizes_to_what_bitsandbytes_does(shape: tuple[int, ...], dtype: object) -> None:
     need_module("bitsandbytes")
     from bitsandbytes import functional
 
@@ -51,12 +51,12 @@ def test_torch_alone_dequantises_to_what_bitsandbytes_does(shape: tuple[int, ...
     packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
     state.dtype = dtype
     theirs = functional.dequantize_4bit(packed, state).reshape(shape)  # it transposes a single byte
-    assert torch.equal(nf4.dequantise_reference(nf4.quantise(original), dtype), theirs)
-    assert torch.equal(nf4.dequantise(nf4.quantise(original), dtype), theirs)
+    assert torch.equal(nf4.dequantize_reference(nf4.quantize(original), dtype), theirs)
+    assert torch.equal(nf4.dequantize(nf4.quantize(original), dtype), theirs)
 
 
 def test_a_weight_takes_4_127_bits() -> None:
-    matrix = nf4.quantise(weight((1024, 1024), torch.bfloat16))
+    matrix = nf4.quantize(weight((1024, 1024), torch.bfloat16))
     assert matrix.size * 8 / 1024**2 == pytest.approx(4.127, abs=0.001)
 
 
@@ -64,4 +64,4 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
     bad = torch.ones(2, 64)
     bad[1, 3] = float("nan")
     with pytest.raises(RefusedError, match="q_proj: holds a value that isn't finite"):
-        nf4.quantise(bad, "q_proj")
+        nf4.quantize(bad, "q_proj")

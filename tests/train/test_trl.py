@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adapterhub.train import config  # noqa: E402
-from adapterhub.train.corpus import data  # noqa: E402
-from adapterhub.train.model import learnt  # noqa: E402
-from adapterhub.train.steps import loop  # noqa: E402
-from adapterhub_converters import peft as peft_format  # noqa: E402
+from adapterhub.train.data import dataset as data  # noqa: E402
+from adapterhub.train.loop import loop  # noqa: E402
+from adapterhub.train.model import trained_adapter  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.train.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
 
@@ -89,7 +89,7 @@ def test_losses_of_twenty_steps_are_trls_and_peft_takes_both_adapters_for_one(tm
 
     trainer.save_model(str(tmp_path / "theirs"))
     (tmp_path / "ours").mkdir()
-    peft_format.write(learnt.adapter(settings, made), tmp_path / "ours")
+    peft_format.write(trained_adapter.adapter(settings, made), tmp_path / "ours")
     ids, logits = torch.arange(3, 43)[None], []
     for folder in ("ours", "theirs"):
         fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from adapterhub.factors import Factors, norm
+from adapterhub.analysis.low_rank import Factors, norm
 from adapterhub.merge.checks import check_adapter
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import beside
+from . import unmerged
 from .conflicts import sign_conflict, stack_cosines
 from .dense import Tiled, residual
 from .matrices import Mergeable, alike, check_size, delta_like, oriented, rounding, turned, unscaled, zero
@@ -102,7 +102,7 @@ def combine(
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
-    beside.check_beside(adapters, how)
+    unmerged.check_beside(adapters, how)
     plain = [factored_out(adapter) for adapter in adapters]
     meta, notes = _meta(plain)
     work = _Work(how, cut, settled, seed)
@@ -116,13 +116,13 @@ def combine(
             progress(done, len(targets))
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
         notes += (f"{len(vanished)} of {len(deltas)} modules came out as zero, {vanished[0]} among them",)
-    added = beside.biases(weighted) if how.sums else {}
+    added = unmerged.biases(weighted) if how.sums else {}
     for target, bias in added.items():
         deltas[target] = _with_bias(deltas[target], bias)
     result = Adapter(
         deltas,
-        replaced=beside.replaced(weighted) if how.sums else {},
-        rows=beside.rows(weighted) if how.sums else {},
+        replaced=unmerged.replaced(weighted) if how.sums else {},
+        rows=unmerged.rows(weighted) if how.sums else {},
         meta=meta,
     )
     notes += tuple(dict.fromkeys(note for adapter in plain for note in adapter.notes))

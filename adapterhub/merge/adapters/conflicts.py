@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adapterhub.factors import Factors, inner, times
+from adapterhub.analysis.low_rank import Factors, inner, times
 
 _SAMPLE = 1 << 16  # elements; the share of a larger matrix is good to 0.2 points
 

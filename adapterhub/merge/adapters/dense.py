@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.factors import F64Array, Factors, Spectrum, basis, times
+from adapterhub.analysis.low_rank import F64Array, Factors, Spectrum, basis, times
 
 F32Array = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -165,7 +165,7 @@ def _bits(array: F32Array) -> NDArray[np.uint32]:
 def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
     """The first singular values and vectors, as near to the true ones as two rounds of subspace iteration bring them.
 
-    Randomised SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the
+    Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the
     tiles: three passes in all. Exact where `rank` and the columns beyond it reach the smaller side.
     """
     m, n = matrix.shape

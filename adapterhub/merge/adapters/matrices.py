@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from adapterhub.factors import Factors, norm, terms
+from adapterhub.analysis.low_rank import Factors, norm, terms
 from adapterhub_converters.adapter import Delta, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.errors import RefusedError
 

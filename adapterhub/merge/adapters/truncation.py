@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapterhub.factors import Factors, Spectrum, spectrum
+from adapterhub.analysis.low_rank import Factors, Spectrum, spectrum
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from .dense import Tiled, sketched

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from adapterhub.bases.names import MAIN, SCHEME, Place
+from adapterhub.bases.hub_address import MAIN, SCHEME, Place
 from adapterhub.digest import Digest, parse_digest
 from adapterhub_converters.errors import UsageError
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adapterhub.digest import Digest
-from adapterhub.manifest import parse_json
+from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub.remotes.wire import PAUSES, Answer, Body, DeniedError, Wire, resolved
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError
 

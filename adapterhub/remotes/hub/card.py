@@ -1,6 +1,6 @@
 """The model card that a hub shows, completed so that its own bytes can be had back exactly.
 
-A hub takes base, library, tags and licence from the front matter of README.md (Hugging Face's docs, "Model Cards"). What a
+A hub takes base, library, tags and license from the front matter of README.md (Hugging Face's docs, "Model Cards"). What a
 README lacks of that is added as one block between two comments at the top of its front matter, or as a front matter; nothing
 else in it changes, but that a base which is a path of one machine, as PEFT writes it, becomes a comment. Taking the block out
 again gives the README that the adapter has, which its digest proves. A README that the adapter hasn't is written whole and is
@@ -34,7 +34,7 @@ _MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _KEY = re.compile(r"""(?:"([^"]+)"|'([^']+)'|([A-Za-z_][\w.-]*))[ \t]*:(?:\s|$)""")
 _PLAIN = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*|[a-z]+-[a-z0-9.-]+")
 # What a hub takes as `license` (Hugging Face's docs, "Licenses"); it refuses a card with another.
-_LICENCES = {
+_LICENSES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
     "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
     "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
@@ -117,7 +117,7 @@ def is_written(card: bytes) -> bool:
 
 def _fields(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """What a hub wants to know: each key with its lines of YAML."""
-    base, licence = facts["base"]["repo"], facts["licence"]
+    base, spdx = facts["base"]["repo"], facts["license"]
     if base:
         yield "base_model", [f"base_model: {_yaml(base)}"]
         yield "base_model_relation", ["base_model_relation: adapter"]
@@ -127,11 +127,11 @@ def _fields(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(facts["method"], [])
     if tags:
         yield "tags", ["tags:", *(f"- {tag}" for tag in tags)]
-    if licence:
-        name = re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-")
+    if spdx:
+        name = re.sub(r"[^a-z0-9.+]+", "-", spdx.lower()).strip("-")
         known = re.sub(r"-(only|or-later)$", "", name)
         other = ["license: other", *([f"license_name: {_yaml(name)}"] if name else [])]
-        yield "license", [f"license: {_yaml(known)}"] if known in _LICENCES else other
+        yield "license", [f"license: {_yaml(known)}"] if known in _LICENSES else other
 
 
 def _keys(readme: bytes) -> set[str] | None:

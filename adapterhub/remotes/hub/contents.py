@@ -13,12 +13,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub import manifest
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
-from adapterhub.folder import MAX_FILES, check_names
-from adapterhub.manifest import FACTS, Manifest
-from adapterhub.remotes.hub.api import Entry, Listing
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import FACTS, Manifest
+from adapterhub.manifest.package_files import MAX_FILES, check_names
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+
+from .api import Entry, Listing
 
 _PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-\d+/")
@@ -36,13 +37,13 @@ def same(entry: Entry | None, data: bytes) -> bool:
 
 def assembled(raw: bytes, where: str) -> Manifest:
     """The manifest that an adapter.json makes of the files that it lists and of itself."""
-    document = manifest.parse_json(raw, where)
+    document = oci_manifest.parse_json(raw, where)
     files = {**listed(document, where), FACTS: (sha256_bytes(raw), len(raw))}
     try:
-        made = manifest.assemble(files, document)
+        made = oci_manifest.assemble(files, document)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(where, f"not the facts of an adapter ({type(error).__name__}: {str(error)[:80]})") from error
-    checked = manifest.parse(made.raw, where)
+    checked = oci_manifest.parse(made.raw, where)
     return dataclasses.replace(checked, config_bytes=made.config_bytes)
 
 
@@ -64,17 +65,17 @@ def bare(files: Mapping[str, tuple[Digest, int]], where: str) -> Manifest:
     """A manifest of files without facts."""
     layers = [
         {
-            "mediaType": manifest.media_type(path),
+            "mediaType": oci_manifest.media_type(path),
             "digest": digest,
             "size": size,
-            "annotations": {manifest.TITLE: path, manifest.FILEPATH: path},
+            "annotations": {oci_manifest.TITLE: path, oci_manifest.FILEPATH: path},
         }
         for path, (digest, size) in files.items()
     ]
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256_bytes(_EMPTY), "size": len(_EMPTY)}
-    document = {"schemaVersion": 2, "mediaType": manifest.MANIFEST_TYPE, "config": config, "layers": layers}
+    document = {"schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "config": config, "layers": layers}
     raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return dataclasses.replace(manifest.parse(raw, where), config_bytes=_EMPTY)
+    return dataclasses.replace(oci_manifest.parse(raw, where), config_bytes=_EMPTY)
 
 
 def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:

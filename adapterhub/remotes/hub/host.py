@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from adapterhub.remotes.places import Access
+from adapterhub.remotes.location import Access
 from adapterhub.remotes.wire import PAUSES, DeniedError, Wire
 from adapterhub_converters.errors import FormatError
 
-_LARGEST = 1 << 20  # bytes of an answer: it lists every organisation
+_LARGEST = 1 << 20  # bytes of an answer: it lists every organization
 
 
 def access(endpoint: str, token: str | None, org: str = "", *, pauses: Sequence[float] = PAUSES) -> Access:
-    """What a hub grants, in an organisation or in the account of one's own.
+    """What a hub grants, in an organization or in the account of one's own.
 
     Whether a token that was made for single repositories may write to one isn't said: then `writes` is None.
 

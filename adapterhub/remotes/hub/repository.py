@@ -17,19 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import manifest
 from adapterhub.bases.client import origin
-from adapterhub.bases.names import MAIN
+from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
-from adapterhub.folder import WEIGHTS
-from adapterhub.manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.remotes.hub import card as hf_card
-from adapterhub.remotes.hub import contents as hf_contents
-from adapterhub.remotes.hub.address import HubAddress
-from adapterhub.remotes.hub.api import COMMIT, Api, Listing, Refs
-from adapterhub.remotes.hub.upload import Memory, upload
-from adapterhub.remotes.receiving import Steady, pass_over
-from adapterhub.remotes.remote import Reader, Source
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest.package_files import WEIGHTS
+from adapterhub.remotes.download import Steady, pass_over
+from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.remotes.wire import PAUSES
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -42,8 +37,14 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
+from . import card as hf_card
+from . import contents as hf_contents
+from .address import HubAddress
+from .api import COMMIT, Api, Listing, Refs
+from .upload import Memory, upload
+
 if TYPE_CHECKING:
-    from adapterhub.remotes.places import Surroundings
+    from adapterhub.remotes.location import Surroundings
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
 _HELD = 64 << 20  # bytes of small files that are held for the commit
@@ -371,7 +372,7 @@ class HubRepository:
         if hf_contents.assembled(raw, f"{self.where}: {FACTS}").digest != made.digest:
             what = "its manifest is not the one that its files make, and a hub keeps only files"
             raise RefusedError(self.where, what, "Pull it into a folder, and push that")
-        return manifest.parse_json(raw, self.where)
+        return oci_manifest.parse_json(raw, self.where)
 
     def _ensure(self) -> Refs:
         """The refs of the repository, which is made if there is none."""
@@ -437,7 +438,7 @@ class HubRepository:
             return set()
         try:
             raw = self._small(listing, FACTS, _MAX_FACTS)
-            return set(hf_contents.listed(manifest.parse_json(raw, self.where), self.where))
+            return set(hf_contents.listed(oci_manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()
 

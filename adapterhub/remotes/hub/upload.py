@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from typing import cast
 
 from adapterhub.digest import CHUNK
-from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.remotes.hub.api import Api
-from adapterhub.remotes.receiving import Steady
-from adapterhub.remotes.remote import Reader, Source
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.remotes.download import Steady
+from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.remotes.wire import Answer
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteError
+
+from .api import Api
 
 _LFS = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
 _ENDS = (200, 201, 204)

@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub.leases import ABANDONED
-from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.layouts.index import Entry
-from adapterhub.remotes.layouts.layout import Layout, Window
-from adapterhub.remotes.layouts.tar import Member
-from adapterhub.remotes.receiving import received
-from adapterhub.remotes.remote import Reader, Source
-from adapterhub.store import local_errors
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.remotes.download import received
+from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.store.leases import ABANDONED
+from adapterhub.store.store import local_errors
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, LocalIOError
-from adapterhub_converters.files import staging
+
+from . import index as layout_index
+from . import tar as archive_tar
+from .index import Entry
+from .layout import Layout, Window
+from .tar import Member
 
 _BLOBS = "blobs/sha256/"
 _WAITING = ".blobs-"  # what the folder beside an archive is called, in which blobs wait
@@ -163,7 +164,7 @@ class Archive(Layout):
                 _lock(held)
                 self._open().close()  # whoever had the lock before may have put another in its place
                 os.replace(new, self.path)
-                staging.sync(self.path.parent)
+                atomic.sync(self.path.parent)
         self._forget()
 
     def _forget(self) -> None:
@@ -208,7 +209,7 @@ def write(
     more: More | None = None,
 ) -> None:
     """A tar of a layout at `out`, which must be free, whole or not at all; IntegrityError where bytes are not right."""
-    with staging.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
+    with atomic.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
         for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
             _all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
         for blob in sorted(blobs, key=lambda blob: blob.digest):

@@ -14,20 +14,21 @@ from pathlib import Path
 
 from adapterhub import semver
 from adapterhub.digest import Digest
-from adapterhub.manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref
-from adapterhub.registry import Registry
-from adapterhub.remotes import copying
-from adapterhub.remotes.layouts import archive
-from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.layouts.archive import Opener
-from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.layouts.index import Entry
-from adapterhub.remotes.layouts.layout import Layout
-from adapterhub.remotes.receiving import Steady
-from adapterhub.remotes.remote import Progress, Reader, Source
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes import copy
+from adapterhub.remotes.download import Steady
+from adapterhub.remotes.protocol import Progress, Reader, Source
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import NotFoundError, UsageError
-from adapterhub_converters.files import staging
+
+from . import archive
+from . import index as layout_index
+from .archive import Opener
+from .folder import LayoutFolder
+from .index import Entry
+from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Item:
 def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None) -> int:
     """Write a layout with these versions, as a tar or a folder, whole or not at all; bytes of the blobs in it."""
     entries = _entries(items)
-    blobs = {blob.digest: (blob, item.source) for item in items for blob in copying.unique(item.made)}
+    blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
     total, done = sum(blob.size for blob, _ in blobs.values()), 0
 
     def more(n: int) -> None:
@@ -59,7 +60,7 @@ def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progre
             openers[item.made.digest] = partial(_in_memory, item.made.raw)
         archive.write(out, entries, everything.values(), openers, more)
         return total
-    with staging.whole(out) as folder, LayoutFolder(folder, str(out)) as target:
+    with atomic.whole(out) as folder, LayoutFolder(folder, str(out)) as target:
         for blob, source in blobs.values():
             target.put_blob(blob, source)
             more(blob.size)

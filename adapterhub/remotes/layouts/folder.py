@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import Digest
-from adapterhub.manifest import Descriptor, Manifest
-from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.layouts.index import Entry
-from adapterhub.remotes.layouts.layout import Layout
-from adapterhub.remotes.receiving import received_beside
-from adapterhub.remotes.remote import Source
-from adapterhub.store import local_errors, open_regular
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.remotes.download import received_beside
+from adapterhub.remotes.protocol import Source
+from adapterhub.store.store import local_errors, open_regular
+from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
-from adapterhub_converters.files.staging import sync
+
+from . import index as layout_index
+from .index import Entry
+from .layout import Layout
 
 _INCOMING = "ingest"  # where oras, too, puts what isn't complete
 _HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout

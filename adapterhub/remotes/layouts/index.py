@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest
-from adapterhub.manifest import parse_json
+from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub_converters.errors import FormatError
 
 NAME = "org.opencontainers.image.ref.name"

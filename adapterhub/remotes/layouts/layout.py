@@ -8,14 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
-from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.layouts.index import Entry
-from adapterhub.remotes.remote import Reader
+from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
+
+from . import index as layout_index
+from .index import Entry
 
 
 class Layout(ABC):
@@ -50,7 +51,7 @@ class Layout(ABC):
 
     def manifest(self, reference: str) -> Manifest:
         """The checked manifest of a name or a digest."""
-        return manifest.parse(self.document(reference), self._at(reference))
+        return oci_manifest.parse(self.document(reference), self._at(reference))
 
     def _at(self, reference: str) -> str:
         return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
@@ -91,7 +92,7 @@ class Layout(ABC):
         for entry in self.entries() if self.exists() else []:
             if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
                 continue
-            document = manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
+            document = oci_manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
             subject = document.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:
                 found[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}

@@ -15,11 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
-from adapterhub.remotes.objects.address import BUCKETS, ObjectAddress
-from adapterhub.remotes.remote import CutError, Reader
-from adapterhub.store import local_errors
+from adapterhub.remotes.protocol import CutError, Reader
+from adapterhub.store.store import local_errors
+from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
-from adapterhub_converters.files.staging import sync
+
+from .address import BUCKETS, ObjectAddress
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from adapterhub import semver
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.ref import LATEST, Ref, RefError
-from adapterhub.remotes.objects.bucket import Bucket
-from adapterhub.store import REFS, Entry
+from adapterhub.store.store import REFS, Entry
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
+
+from .bucket import Bucket
 
 _MAX_ENTRY = 4 << 20
 _AT_ONCE = 8

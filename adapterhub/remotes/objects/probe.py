@@ -12,9 +12,10 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from adapterhub.remotes.objects.bucket import Bucket, Unsupported
+from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.files.json_file import parse_object
+
+from .bucket import Bucket, Unsupported
 
 REMEMBERED = "capabilities.json"
 _WRITERS = 8

@@ -22,25 +22,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import manifest
-from adapterhub.catalog import latest_tags
 from adapterhub.digest import CHUNK, Digest, copy_hashing, parse_digest, sha256_bytes
-from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.index.database import latest_tags
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
-from adapterhub.registry import ABSENT, now
-from adapterhub.remotes.objects import probe as objects_probe
-from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.bucket import RETRIES, Bucket, Unsupported
-from adapterhub.remotes.objects.log import Log, State
-from adapterhub.remotes.receiving import PAUSES, Steady
-from adapterhub.remotes.remote import Reader, Source
-from adapterhub.store import FOLDER, Entry
+from adapterhub.registry.registry import ABSENT, now
+from adapterhub.remotes.download import PAUSES, Steady
+from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
+
+from . import probe as objects_probe
+from .address import ObjectAddress
+from .bucket import RETRIES, Bucket, Unsupported
+from .log import Log, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from adapterhub.remotes.places import Surroundings
+    from adapterhub.remotes.location import Surroundings
 
 PIECE = 16 << 20  # bytes of one part; a smaller blob goes in one request
 _MOST_PIECES = 10_000  # parts that S3 takes of one object
@@ -114,7 +115,7 @@ class Objects:
             raise IntegrityError(where, f"its manifest {digest} is missing", "Push that version again")
         if (sha256_bytes(raw), len(raw)) != (digest, size):
             raise IntegrityError(where, f"the manifest there is not {digest}", "Push that version again")
-        return manifest.parse(raw, where)
+        return oci_manifest.parse(raw, where)
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:

@@ -14,10 +14,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from adapterhub.remotes.oci import kept
-from adapterhub.remotes.oci.kept import Credentials
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
-from adapterhub_converters.files import json_file
+
+from . import login_store
+from .login_store import Credentials
 
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_SECONDS = 60
@@ -31,7 +32,7 @@ def find(host: str, config: Path | None, logins: Path | None = None, *, plain: b
     Raises:
         LocalIOError: One of the files, or a helper, is broken.
     """
-    return (kept.read(logins, canonical(host, plain=plain)) if logins else None) or _docker(host, config)
+    return (login_store.read(logins, canonical(host, plain=plain)) if logins else None) or _docker(host, config)
 
 
 def canonical(host: str, *, plain: bool = False) -> str:

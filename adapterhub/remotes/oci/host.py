@@ -12,19 +12,20 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from adapterhub.manifest import MANIFEST_TYPE
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.kept import Credentials
-from adapterhub.remotes.oci.login import Login
-from adapterhub.remotes.places import Access
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
+from adapterhub.remotes.location import Access
 from adapterhub.remotes.wire import PAUSES, DeniedError, Wire, resolved
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
+
+from .address import Address
+from .login import Login
+from .login_store import Credentials
 
 GIVEN = "given"
 """The source of credentials that are only tried so far."""
 _DOCKER = "docker's config.json"
 _MAX_NAMES, _MAX_PAGES, _PAGE = 100_000, 1000, 4 << 20
-_UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalogue, or none for us
+_UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalog, or none for us
 
 
 class Host:

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from adapterhub import manifest
 from adapterhub.digest import CHUNK, Digest, sha256_bytes
-from adapterhub.manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.receiving import Steady, pass_over
-from adapterhub.remotes.remote import Reader, Source
+from adapterhub.remotes.protocol import Reader, Source
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -238,12 +238,12 @@ class Unpacked:
         wanted = made.annotations.get(ORIGINAL)
         if not wanted:
             raise RefusedError(where, "is a container image, and none that `push --as image` made", "Take its files out of it")
-        labels = (manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
+        labels = (oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise FormatError(where, "the image's labels do not say what was packaged")
         raw, config = (str(text).encode("utf-8", "surrogatepass") for text in texts)
-        original = manifest.parse(raw, where)
+        original = oci_manifest.parse(raw, where)
         if (original.digest, sha256_bytes(config)) != (wanted, original.config.digest):
             raise IntegrityError(where, f"the manifest in it is {original.digest}, not the {wanted[:80]} that it names")
         pieces = _pieces(original.layers)

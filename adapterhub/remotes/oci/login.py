@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
-from adapterhub.remotes.oci.kept import Credentials
 from adapterhub.remotes.wire import Answer, DeniedError, Wire, origin
 from adapterhub_converters.errors import RemoteError
+
+from .login_store import Credentials
 
 _CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,16384}")

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
-from adapterhub.folder import check_paths
-from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
+from adapterhub.manifest.package_files import check_paths
+from adapterhub.remotes.download import received
 from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.receiving import received
-from adapterhub.remotes.remote import Reader, Target
-from adapterhub.store import open_regular
+from adapterhub.remotes.protocol import Reader, Target
+from adapterhub.store.store import open_regular
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
-from adapterhub_converters.files import staging
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
@@ -263,7 +263,7 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
     check_paths((layer.path for layer in files), where)
     if not files:
         raise NotFoundError(where, "has no files with names")
-    with staging.whole(out) as folder:
+    with atomic.whole(out) as folder:
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,24 +18,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from adapterhub import manifest
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
-from adapterhub.remotes.moving import unwatched
-from adapterhub.remotes.oci import credentials
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.login import Login
-from adapterhub.remotes.oci.sending import Sending, whole
-from adapterhub.remotes.oci.uploads import Begun, Note, Uploads
-from adapterhub.remotes.receiving import Steady, pass_over
-from adapterhub.remotes.remote import Reader, Source
+from adapterhub.remotes.parallel import unwatched
+from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.remotes.wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, resolved
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
+from . import credentials
+from .address import Address
+from .login import Login
+from .upload import Sending, whole
+from .uploads import Begun, Note, Uploads
+
 if TYPE_CHECKING:
-    from adapterhub.remotes.places import Surroundings
+    from adapterhub.remotes.location import Surroundings
 
 PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.
@@ -123,7 +124,7 @@ class Oci:
 
     def manifest(self, reference: str) -> Manifest:
         """The manifest of a tag or digest, compared with the digest that was asked for or that the registry names."""
-        return manifest.parse(self.document(reference), self._at(reference))
+        return oci_manifest.parse(self.document(reference), self._at(reference))
 
     def document(self, reference: str) -> bytes:
         """The bytes of a manifest or an index, compared in the same way."""
@@ -411,7 +412,7 @@ class Oci:
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or under a tag; whether the registry lists it by its subject."""
-        kind = manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
+        kind = oci_manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
         return "oci-subject" in self._put_document(raw, digest, name or digest, str(kind)).headers
 
     def _put_document(self, raw: bytes, digest: Digest, reference: str, kind: str) -> Answer:

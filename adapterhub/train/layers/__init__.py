@@ -1,1 +1,1 @@
-"""What a model is given to learn with: quantised weights, and the layers that adapt them."""
+"""What a model is given to learn with: quantized weights, and the layers that adapt them."""

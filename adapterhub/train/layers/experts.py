@@ -2,7 +2,7 @@
 
 `y = x W_e^T + scaling * (x A_e^T) B_e^T` for the tokens that the router sent to expert e, as peft's `target_parameters`
 computes it (`tuners/lora/layer.py`, `ParamWrapper`, which adds every expert's product to its weight). Here only an expert
-that got a token is dequantised, forward and again backward; the others' gradients are zeros, which is what peft's are.
+that got a token is dequantized, forward and again backward; the others' gradients are zeros, which is what peft's are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
     """x `(pairs, in)` of tokens with an expert, expert by expert; A `(experts, r, in)`, B `(experts, out, r)` float32, or None
-    where nothing is learnt; `counts` are the pairs of each expert."""
+    where nothing is learned; `counts` are the pairs of each expert."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -189,9 +189,9 @@ def _spaced(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, l
     return places, torch.repeat_interleave(torch.arange(len(counts)), wide), wide.tolist()
 
 
-def held(stack: Tensor, quantise: Any) -> list[Matrix]:
-    """Each matrix of a stack by itself: `quantise(matrix)` (NF4 as bitsandbytes has it of that matrix alone) or as it is."""
-    return [matrix if quantise is None else quantise(matrix.contiguous()) for matrix in stack.unbind(0)]
+def held(stack: Tensor, quantize: Any) -> list[Matrix]:
+    """Each matrix of a stack by itself: `quantize(matrix)` (NF4 as bitsandbytes has it of that matrix alone) or as it is."""
+    return [matrix if quantize is None else quantize(matrix.contiguous()) for matrix in stack.unbind(0)]
 
 
 def check(config: LoRAConfig, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Factors that begin as part of the weight: PiSSA its principal part, LoftQ that of what quantising loses.
+"""Factors that begin as part of the weight: PiSSA its principal part, LoftQ that of what quantizing loses.
 
 Both train on another base than the one in the files, and a loader that doesn't know gets something else. So what is saved
 is the difference: `scaling * (BA - B0 A0)`, a plain LoRA of twice the rank (`plain`), for the base as it is.
@@ -14,22 +14,22 @@ from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 
 from .lora import dense
-from .nf4 import NF4, quantise
+from .nf4 import NF4, quantize
 
 Tensor = Any
 Factors = tuple[Tensor, Tensor]
 
 
 def begin(
-    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantised: bool, where: str
+    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, where: str
 ) -> tuple[Tensor | NF4, Factors | None]:
     """The base that is trained on and the factors A `(r, in)`, B `(out, r)` to begin with; None: by chance.
 
-    PiSSA as peft has it (`pissa_init`); LoftQ with NF4 for its quantisation (`utils/loftq_utils.py`).
+    PiSSA as peft has it (`pissa_init`); LoftQ with NF4 for its quantization (`utils/loftq_utils.py`).
     """
 
     def held(matrix: Tensor) -> Tensor | NF4:
-        return quantise(matrix, where) if quantised else matrix
+        return quantize(matrix, where) if quantized else matrix
 
     if config.init == "default":
         return held(weight), None
@@ -41,10 +41,10 @@ def begin(
     if config.init == "pissa":
         A, B = _principal(full, r, scaling, iterations=config.init_iterations, seed=len(where))
         return held((full - scaling * B @ A).to(weight.dtype)), (A, B)
-    base = quantise(weight, where)
+    base = quantize(weight, where)
     A, B = _principal(full - dense(base, torch.float32), r, scaling)
     for _ in range(config.init_iterations - 1):
-        base = quantise(full - scaling * B @ A, where)
+        base = quantize(full - scaling * B @ A, where)
         A, B = _principal(full - dense(base, torch.float32), r, scaling)
     return base, (A, B)
 

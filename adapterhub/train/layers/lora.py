@@ -1,6 +1,6 @@
 """The LoRA linear layer, and how it gets into a model.
 
-`y = x W^T + scaling * (x A^T) B^T` (arXiv 2106.09685), W frozen. The autograd function below dequantises W in the
+`y = x W^T + scaling * (x A^T) B^T` (arXiv 2106.09685), W frozen. The autograd function below dequantizes W in the
 forward pass and again in the backward pass, so that nothing of W's size outlives either, and keeps only `x`, which
 layers that share an input share, and `x A^T`, which is r numbers a token.
 """
@@ -17,10 +17,10 @@ from torch import nn
 
 from adapterhub_converters.adapter import scaling
 
-from .nf4 import NF4, dequantise
+from .nf4 import NF4, dequantize
 from .shards import Part
 
-_LEARNT = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
+_LEARNED = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 
 Tensor = Any
 
@@ -64,7 +64,7 @@ def dense(weight: Tensor | NF4 | Part, dtype: Any) -> Tensor:
     """The matrix itself, in `dtype`."""
     if isinstance(weight, Part):
         weight = weight.whole()
-    return dequantise(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
+    return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 
 class Frozen(nn.Module):  # type: ignore[misc]
@@ -147,7 +147,7 @@ class LoRALinear(Frozen):
 
 
 class FrozenLinear(Frozen):
-    """A linear layer that isn't a target: quantised all the same, only passing gradients through."""
+    """A linear layer that isn't a target: quantized all the same, only passing gradients through."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
@@ -213,9 +213,9 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name and parameter of all that is learnt: `PATH.lora_A`, `PATH.lora_B`, and what of `_LEARNT` is there beside."""
+    """Name and parameter of all that is learned: `PATH.lora_A`, `PATH.lora_B`, and what of `_LEARNED` is there beside."""
     for path, module in model.named_modules():
-        for name in _LEARNT:
+        for name in _LEARNED:
             if isinstance(getattr(module, name, None), nn.Parameter):
                 yield f"{path}.{name}", getattr(module, name)
 

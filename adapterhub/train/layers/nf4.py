@@ -1,8 +1,8 @@
-"""NF4 with double quantisation (QLoRA, arXiv 2305.14314, section 3), byte for byte as bitsandbytes stores it.
+"""NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), byte for byte as bitsandbytes stores it.
 
 A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
-two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantised to 8 bits in
-blocks of 256. That is 4.127 bits a weight. Torch alone is the reference and works everywhere; `dequantise` uses
+two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in
+blocks of 256. That is 4.127 bits a weight. Torch alone is the reference and works everywhere; `dequantize` uses
 bitsandbytes' kernel where it is installed, which gives the same numbers faster.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from adapterhub_converters.base.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
+from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
-_CHUNK = 1 << 18  # weights quantised at a time: their intermediates stay in the cache
+_CHUNK = 1 << 18  # weights quantized at a time: their intermediates stay in the cache
 
 Tensor = Any
 """A `torch.Tensor`."""
@@ -29,13 +29,13 @@ CODE = torch.tensor(NF4_CODE)
 
 @dataclass(frozen=True, eq=False)
 class NF4:
-    """A quantised matrix.
+    """A quantized matrix.
 
     Attributes:
         packed: uint8 `(ceil(n / 2),)`, two codes a byte.
         absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; float32, the magnitude itself,
-            where a checkpoint without double quantisation has it so.
-        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by; None without double quantisation.
+            where a checkpoint without double quantization has it so.
+        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by; None without double quantization.
         offset: float32 scalar, the mean magnitude; None likewise.
         shape: `(out_features, in_features)`, n their product.
     """
@@ -65,7 +65,7 @@ class NF4:
         return NF4(packed, absmax, nested, offset, self.shape)
 
 
-def quantise(weight: Tensor, where: str = "weight") -> NF4:
+def quantize(weight: Tensor, where: str = "weight") -> NF4:
     """`weight` (float32, float16 or bfloat16, any shape) in NF4; RefusedError if a value isn't finite."""
     flat = weight.detach().reshape(-1)
     count = flat.numel()
@@ -86,7 +86,7 @@ def quantise(weight: Tensor, where: str = "weight") -> NF4:
     if not bool(torch.isfinite(magnitudes).all()):
         raise RefusedError(where, "holds a value that isn't finite, which NF4 cannot say")
     offset = magnitudes.mean()
-    absmax, nested = _quantise_8bit(magnitudes - offset)
+    absmax, nested = _quantize_8bit(magnitudes - offset)
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))
 
 
@@ -124,11 +124,11 @@ def dynamic_map() -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32)
 
 
-def _quantise_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
 
     bitsandbytes' CPU kernel looks the index up in a table of 65536 steps over [-1, 1], so that very small values may
-    get a neighbour of the nearest; its bytes are followed, since they are what others store. A block of zeros is 0.
+    get a neighbor of the nearest; its bytes are followed, since they are what others store. A block of zeros is 0.
     """
     count = values.numel()
     blocks = torch.nn.functional.pad(values, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
@@ -159,15 +159,15 @@ def magnitudes(matrix: NF4) -> Tensor:
     return values * scales + matrix.offset
 
 
-def dequantise(matrix: NF4, dtype: Any) -> Tensor:
+def dequantize(matrix: NF4, dtype: Any) -> Tensor:
     """The matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
     kernel = _kernel()
     if kernel is None or matrix.shape[-1] % 2:
-        return dequantise_reference(matrix, dtype)
+        return dequantize_reference(matrix, dtype)
     return kernel(matrix, dtype)
 
 
-def dequantise_reference(matrix: NF4, dtype: Any) -> Tensor:
+def dequantize_reference(matrix: NF4, dtype: Any) -> Tensor:
     """The same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
     count = 1
     for dim in matrix.shape:

@@ -1,4 +1,4 @@
-"""Quantised matrices of which each process holds a part: FSDP2 puts a block together before its use, and lets it go.
+"""Quantized matrices of which each process holds a part: FSDP2 puts a block together before its use, and lets it go.
 
 `fully_shard` (torch.distributed.fsdp) divides the packed bytes alone, which are nearly all there is and never change: all
 else is replicated, so that factors, gradients, moments and checkpoints are as in one process. One exchange a block, the next
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterhub.train import ranks
+from adapterhub.train import distributed
 
 from .nf4 import NF4
 
@@ -44,16 +44,16 @@ class Part(nn.Module):  # type: ignore[misc]
 
 
 def part(matrix: Any) -> Any:
-    """A matrix that can be divided; itself where there is one process, or where it isn't quantised."""
-    return Part(matrix) if ranks.count() > 1 and isinstance(matrix, NF4) else matrix
+    """A matrix that can be divided; itself where there is one process, or where it isn't quantized."""
+    return Part(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
 
 
 def divide(module: Any, device: Any) -> None:
     """Divide what in `module` can be and isn't yet: a block at a time, and at last the model around them."""
-    if ranks.count() == 1:
+    if distributed.count() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     others = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
-    fully_shard(module, mesh=init_device_mesh(device.type, (ranks.count(),)), ignored_params=others)
+    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=others)

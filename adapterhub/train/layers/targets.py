@@ -2,7 +2,7 @@
 
 A target is a path or its end, or one regular expression for the whole path (`tuners_utils.py`,
 `check_target_module_exists`); of `rank_pattern` and `alpha_pattern` the first that matches the end of a path counts
-(`utils/other.py`, `get_pattern_key`). What matches nothing is refused, because a misspelt name trains nothing.
+(`utils/other.py`, `get_pattern_key`). What matches nothing is refused, because a misspelled name trains nothing.
 """
 
 from __future__ import annotations

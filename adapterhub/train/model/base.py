@@ -1,7 +1,7 @@
-"""The base model, ready to be adapted: built empty by transformers, filled and quantised one tensor at a time.
+"""The base model, ready to be adapted: built empty by transformers, filled and quantized one tensor at a time.
 
 The model's code comes from transformers, so that every architecture works; its weights never do: each is read from
-its file (`weights`), quantised if it belongs to a linear layer, and let go; or read as it was quantised before (`kept`).
+its file (`weights`), quantized if it belongs to a linear layer, and let go; or read as it was quantized before (`kept`).
 A parameter without a tensor, or a tensor without a parameter, is refused by name.
 """
 
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterhub.train import ranks
+from adapterhub.train import distributed
 from adapterhub.train.config import BaseConfig, LoRAConfig
-from adapterhub.train.layers import dora, experts, inits, lora, nf4, shards, tables
+from adapterhub.train.layers import dora, embeddings, experts, inits, lora, nf4, shards
 from adapterhub.train.layers.targets import Sizes, block, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import FormatError
 
-from . import buffers, families, kept, weights
+from . import buffers, families, quantized_cache, weights
 from .logits import Logits, logits_of
 from .weights import Weights
 
@@ -68,9 +68,9 @@ class Base:
         return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
 
     @property
-    def head_rows(self) -> tables.TokenRows | None:
+    def head_rows(self) -> embeddings.TokenRows | None:
         """Rows of the output layer that are trained, because it is tied to a table some of whose rows are."""
-        rows = tables.token_rows(self.model)
+        rows = embeddings.token_rows(self.model)
         return rows if rows is not None and rows.weight is self.head else None
 
 
@@ -81,12 +81,12 @@ def load(
     *,
     where: str,
     progress: Callable[[int, int], None] | None = None,
-    place: kept.Place | None = None,
+    place: quantized_cache.Place | None = None,
     device: Any = _CPU,
 ) -> Base:
-    """Build the model at `path`, quantised as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
+    """Build the model at `path`, quantized as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
 
-    `place`: Where the quantised base is kept; what isn't there yet is put there. Each tensor is quantised on the CPU and
+    `place`: Where the quantized base is kept; what isn't there yet is put there. Each tensor is quantized on the CPU and
     moved to `device` before the next is read.
     """
 
@@ -94,22 +94,22 @@ def load(
         return _built(path, source, base, adapter, where=where, progress=progress, device=device)
 
     notes: list[str] = []
-    # A base that is changed before it is quantised (`inits`), or not quantised at all, is never kept.
-    if place is None or base.quantise != "nf4" or adapter.init != "default":
+    # A base that is changed before it is quantized (`inits`), or not quantized at all, is never kept.
+    if place is None or base.quantize != "nf4" or adapter.init != "default":
         with weights.opened(path) as source:
             return built(source)
     if place.there:
         try:
-            with kept.KeptWeights(place) as source:
+            with quantized_cache.KeptWeights(place) as source:
                 return built(source)
         except FormatError as error:
-            notes.append(f"the quantised base that was kept is damaged, and is made anew ({error})")
+            notes.append(f"the quantized base that was kept is damaged, and is made anew ({error})")
             place.drop()
     with weights.opened(path) as source:
-        keeps = not (source.quantised or base.shard) and ranks.first()
+        keeps = not (source.quantized or base.shard) and distributed.first()
         source.made = {} if keeps else None
         made = built(source)
-        if source.made and (failed := kept.write(place, path, source)):
+        if source.made and (failed := quantized_cache.write(place, path, source)):
             notes.append(failed)
     return replace(made, notes=(*made.notes, *notes))
 
@@ -127,7 +127,7 @@ def _built(
     model, tokenizer = _empty(path, base, device)
     source.bind(model)
     linears, stacks = lora.linears(model), experts.stacks(model)
-    targets = resolve(adapter, list(linears), list(tables.tables(model)), where, stacks=list(stacks))
+    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks))
     families.check_targets(model, targets, where)
     sizes = Sizes(adapter, where)
     done, total = 0, len(linears) + len(stacks)
@@ -144,7 +144,7 @@ def _built(
     source.check_all_used(model)
     buffers.compute(model, str(path))
     _move_buffers(model, device)
-    tables.adapt(model, tuple(targets), sizes, adapter, where)
+    embeddings.adapt(model, tuple(targets), sizes, adapter, where)
     if base.shard:
         shards.divide(model.base_model, device)
     for parameter in model.parameters():
@@ -179,7 +179,7 @@ def _empty(path: Path, base: BaseConfig, device: Any = _CPU) -> tuple[Any, Any]:
 def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
     """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear` or Conv1D."""
     old = model.get_submodule(path)
-    dtype, quantised = getattr(torch, base.dtype), base.quantise == "nf4"
+    dtype, quantized = getattr(torch, base.dtype), base.quantize == "nf4"
     transposed = not isinstance(old, nn.Linear)  # Conv1D: `(in, out)`
     bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(device, dtype)
     where, shape = f"{path}.weight", tuple(old.weight.shape)
@@ -187,10 +187,10 @@ def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Si
     def dense() -> Any:
         whole = source.take(where, shape)
         whole = whole.t().contiguous() if transposed else whole
-        return whole if quantised else whole.to(dtype)
+        return whole if quantized else whole.to(dtype)
 
     def frozen() -> Any:
-        held = source.nf4(where, shape, transposed=transposed) if quantised else dense()
+        held = source.nf4(where, shape, transposed=transposed) if quantized else dense()
         return (held if isinstance(held, nf4.NF4) else held.to(dtype)).to(device)
 
     if sizes is None:
@@ -200,7 +200,7 @@ def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Si
         weight, initial = None, None
         if adapter.init != "default":
             scale = scaling(alpha, r, rslora=adapter.rslora)
-            weight, initial = inits.begin(dense(), adapter, r=r, scaling=scale, quantised=quantised, where=where)
+            weight, initial = inits.begin(dense(), adapter, r=r, scaling=scale, quantized=quantized, where=where)
             weight = weight.to(device)
             initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
         kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
@@ -218,7 +218,7 @@ def _replace_stack(model: Any, path: str, source: Weights, base: BaseConfig, siz
     parent, _, name = path.rpartition(".")
     module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
     whole = source.take(path, tuple(getattr(module, name).shape))
-    matrices = experts.held(whole, partial(nf4.quantise, where=path)) if base.quantise == "nf4" else whole.to(dtype).unbind(0)
+    matrices = experts.held(whole, partial(nf4.quantize, where=path)) if base.quantize == "nf4" else whole.to(dtype).unbind(0)
     matrices = [matrix.to(device) for matrix in matrices]
     if base.shard:
         matrices = [shards.part(matrix) for matrix in matrices]

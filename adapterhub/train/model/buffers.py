@@ -18,7 +18,7 @@ Tensor = Any
 def compute(model: Any, where: str) -> None:
     """Give every buffer that is still empty its value; the parameters are there, and stay as they are."""
     for tensor in [*model.parameters(), *(buffer for buffer in model.buffers() if not buffer.is_meta)]:
-        # What transformers' own initialisation heeds, tensor by tensor (`initialization.py`).
+        # What transformers' own initialization heeds, tensor by tensor (`initialization.py`).
         tensor._is_hf_initialized = True
     modules = {path: module for path, module in model.named_modules() if any(b.is_meta for b in module.buffers(recurse=False))}
     for module in modules.values():

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from adapterhub.train.layers.embeddings import LoRAEmbedding, TokenRows
 from adapterhub.train.layers.experts import Stack
 from adapterhub.train.layers.lora import Frozen
-from adapterhub.train.layers.tables import LoRAEmbedding, TokenRows
 from adapterhub_converters.errors import RefusedError
 
 _OUTSIDE = (Frozen, Stack, LoRAEmbedding, TokenRows)

@@ -1,7 +1,7 @@
 """Where a base's numbers come from: a Hugging Face folder in floats or in NF4, or a GGUF file; each tensor when asked for.
 
 Beside the tensors stand the small files that transformers builds model and tokenizer from, which a GGUF file has in its
-metadata. What else a base may be quantised with is refused by name.
+metadata. What else a base may be quantized with is refused by name.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from adapterhub.train.layers import bnb, nf4
+from adapterhub.train.layers import bitsandbytes, nf4
 from adapterhub_converters import dtypes
-from adapterhub_converters.base import weight_files
-from adapterhub_converters.base.bitsandbytes import STATE
-from adapterhub_converters.base.quantised import settings
+from adapterhub_converters.bases import weight_files
+from adapterhub_converters.bases.bitsandbytes import STATE
+from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.files import json_file
-from adapterhub_converters.files.gguf_file import GGUFFile
-from adapterhub_converters.files.safetensors_file import SafetensorsFile
-from adapterhub_converters.gguf_model import GGUFBase, GGUFWeights, documents
+from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights, documents
 
-from . import stored
+from . import checkpoint_names
 
 _FLOATS = ("BF16", "F16", "F32")
 _DERIVED = ("rotary_emb.inv_freq", ".attn.bias")  # buffers that old checkpoints hold and that a model computes itself
@@ -39,7 +39,7 @@ class Weights(ABC):
     Attributes:
         where: What messages call it.
         names: Of all tensors there are.
-        made: What `nf4` quantised, by name; None where nobody wants to keep it.
+        made: What `nf4` quantized, by name; None where nobody wants to keep it.
     """
 
     where: str
@@ -49,11 +49,11 @@ class Weights(ABC):
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._open = ExitStack()
-        self._recipes: dict[str, stored.Recipe] = {}
+        self._recipes: dict[str, checkpoint_names.Recipe] = {}
 
     def bind(self, model: Any) -> None:
         """Find which tensors each parameter and buffer of `model` is made of."""
-        self._model, self._recipes = model, stored.recipes(model, self.names)
+        self._model, self._recipes = model, checkpoint_names.recipes(model, self.names)
 
     def __contains__(self, name: object) -> bool:
         return name in self._recipes
@@ -75,8 +75,8 @@ class Weights(ABC):
         return None
 
     @property
-    def quantised(self) -> bool:
-        """Whether somebody else has quantised it: what isn't in NF4 then stays as it is."""
+    def quantized(self) -> bool:
+        """Whether somebody else has quantized it: what isn't in NF4 then stays as it is."""
         return False
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -98,7 +98,7 @@ class Weights(ABC):
     def nf4(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Any:
         """The matrix in NF4, `(out, in)`, which a parameter of `shape` is or, `transposed`, is turned to.
 
-        As it is stored, or quantised here. Where others quantised, what they left in floats stays so.
+        As it is stored, or quantized here. Where others quantized, what they left in floats stays so.
         """
         self._check(name)
         recipe = self._recipes[name]
@@ -111,9 +111,9 @@ class Weights(ABC):
             return held
         dense = self.take(name, shape)
         dense = dense.t().contiguous() if transposed else dense
-        if self.quantised:
+        if self.quantized:
             return dense
-        made = nf4.quantise(dense, name)
+        made = nf4.quantize(dense, name)
         if own and self.made is not None:
             self.made[own] = (made, self.dtype(own))
         return made
@@ -142,7 +142,7 @@ class Weights(ABC):
 
 
 class FolderWeights(Weights):
-    """Those of a Hugging Face folder: floats, or NF4 as bitsandbytes serialises it."""
+    """Those of a Hugging Face folder: floats, or NF4 as bitsandbytes serializes it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -156,12 +156,12 @@ class FolderWeights(Weights):
             self._open.close()
             raise
         self._states = {name.partition(STATE)[0]: name for name in self._files if STATE in name}
-        self.names = frozenset(name for name in self._files if not bnb.is_beside(name))
+        self.names = frozenset(name for name in self._files if not bitsandbytes.is_beside(name))
         if not self.names:
             raise NotFoundError(self.where, "no weights: there is no model.safetensors")
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether any is in four bits."""
         return bool(self._states)
 
@@ -181,11 +181,11 @@ class FolderWeights(Weights):
 
     def held(self, name: str) -> nf4.NF4 | None:
         """The codes as they are."""
-        return bnb.read(name, self.raw, self._states[name], self.where) if name in self._states else None
+        return bitsandbytes.read(name, self.raw, self._states[name], self.where) if name in self._states else None
 
 
 class FileWeights(Weights):
-    """Those of a GGUF file, dequantised one at a time."""
+    """Those of a GGUF file, dequantized one at a time."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class FileWeights(Weights):
         self.names = frozenset(self._shapes)
 
     def dtype(self, name: str) -> str:
-        """What it is dequantised to."""
+        """What it is dequantized to."""
         return "F32"
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ class FileWeights(Weights):
         return self._shapes[name]
 
     def raw(self, name: str) -> np.ndarray:
-        """Dequantised by the gguf package."""
+        """Dequantized by the gguf package."""
         return self._tensors.tensor(name)
 
 
@@ -219,7 +219,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def opened(path: Path) -> Weights:
-    """The weights of the base at `path`; RefusedError for a folder that is quantised with anything but NF4."""
+    """The weights of the base at `path`; RefusedError for a folder that is quantized with anything but NF4."""
     return FileWeights(path) if is_gguf(path) else FolderWeights(path)
 
 
@@ -245,7 +245,7 @@ def _check_method(folder: Path) -> None:
         name = "LLM.int8" if method == "bitsandbytes" else method or "an unknown method"
         raise RefusedError(
             f"{folder}/config.json",
-            f"the weights are quantised with {name}, which isn't trained on",
+            f"the weights are quantized with {name}, which isn't trained on",
             "Take the model in 16 bits",
         )
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.factors import Factors
+from adapterhub.analysis.low_rank import Factors
 from adapterhub.merge.adapters.dense import F32Array, Tiled, largest
 
 from .elementwise import _drop, _merged, _trim

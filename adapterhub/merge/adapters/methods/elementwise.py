@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
-from adapterhub.factors import Factors
+from adapterhub.analysis.low_rank import Factors
 from adapterhub.merge.adapters.dense import F32Array, Tiled, dense_rows, largest, squares
 from adapterhub_converters.errors import UsageError
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.factors import Factors, cosines, inner, norm, stacked
+from adapterhub.analysis.low_rank import Factors, cosines, inner, norm, stacked
 
 from .table import Between, OneOf
 
@@ -108,11 +108,11 @@ def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> N
         point = np.eye(len(shares))[0]
     point /= math.sqrt(point @ gram @ point)
     for _ in range(_STEPS):
-        towards = np.clip(gram @ point, -1, 1)
-        angles = np.arccos(towards)
-        sines = np.sqrt(1 - towards**2)
+        toward = np.clip(gram @ point, -1, 1)
+        angles = np.arccos(toward)
+        sines = np.sqrt(1 - toward**2)
         stretch = shares * np.where(sines > _PARALLEL, angles / np.maximum(sines, _PARALLEL), 1.0)
-        step = stretch - (stretch @ towards) * point
+        step = stretch - (stretch @ toward) * point
         size = math.sqrt(max(0.0, float(step @ gram @ step)))
         if size < _NEAR:
             break
@@ -122,7 +122,7 @@ def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> N
 
 
 def model_stock(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The mean, drawn back towards the base by how far the adapters disagree.
+    """The mean, drawn back toward the base by how far the adapters disagree.
 
     Takes no weights. A module that one adapter alone changes is left as that adapter has it.
 

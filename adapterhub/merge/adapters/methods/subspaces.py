@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.factors import Factors, across, basis, spectrum, stacked, times
+from adapterhub.analysis.low_rank import Factors, across, basis, spectrum, stacked, times
 
 from .rules import drawn, dropped, elected, summed, trimmed
 from .table import Between, OneOf, Random

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapterhub.factors import Factors, stacked
+from adapterhub.analysis.low_rank import Factors, stacked
 
 
 def cat(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adapterhub.factors import Factors
+from adapterhub.analysis.low_rank import Factors
 from adapterhub.merge.adapters.dense import Tiled
 from adapterhub_converters.errors import UsageError
 

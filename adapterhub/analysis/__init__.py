@@ -1,0 +1,1 @@
+"""Adapters as functions: low-rank algebra, differences, norms."""

@@ -1,0 +1,322 @@
+"""What changed between two adapters: in function, module by module, and in the words of their configs.
+
+Deltas are compared as the matrices they are, whatever their rank, scale and factors (`factors`), so that a conversion,
+rsLoRA under another alpha or a padded rank is no difference. What differs by less than the rounding of float32 counts
+as the same; numbers that are equal give a change of 0 and a cosine of 1, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub.check import Verdict, check
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import convert, peft
+
+from .low_rank import alike, distance, inner, norm, size, terms
+
+SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
+ROUNDING = 1e-6
+"""Relative; half a step of float32 is 6e-8, and a conversion may multiply twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A module in one of the two adapters; `size` is the Frobenius norm of the delta, None where it has no factors."""
+
+    kind: str
+    shape: tuple[int, ...]
+    r: int
+    alpha: float
+    rslora: bool
+    scaling: float
+    dtype: str
+    size: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChange:
+    """A module in both, or in one of them.
+
+    Attributes:
+        change: The norm of the difference of the deltas over the norm of A's; None where that is 0, or not comparable.
+        ratio: The norm of B's over that of A's.
+        cosine: Between the two deltas as long vectors; None where one is 0.
+        distance: The norm of the difference.
+    """
+
+    name: str
+    status: str
+    a: Side | None = None
+    b: Side | None = None
+    change: float | None = None
+    ratio: float | None = None
+    cosine: float | None = None
+    distance: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """A tensor beside the factors: a magnitude, a bias, a replaced weight, rows, a copy."""
+
+    name: str
+    status: str
+    change: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """A key whose values differ; `semantic` when it can change what is computed. Absent is None."""
+
+    key: str
+    a: Any
+    b: Any
+    semantic: bool
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that differs. `modules` and `tensors` have those that are the same as well."""
+
+    modules: tuple[ModuleChange, ...]
+    tensors: tuple[TensorChange, ...]
+    config: tuple[KeyChange, ...]
+    conditions: tuple[KeyChange, ...]
+    """When and on what the adapter acts: not in its tensors, and still part of the function."""
+    verdicts: Mapping[str, tuple[Verdict, Verdict]] = field(default_factory=dict)
+    """Runtimes that would treat the two differently."""
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one function, up to the rounding of float32."""
+        return self._statuses <= {SAME, ROUNDED} and not self.conditions
+
+    @property
+    def identical(self) -> bool:
+        """Whether all numbers are equal."""
+        return self.same and self._statuses <= {SAME}
+
+    @property
+    def _statuses(self) -> set[str]:
+        return {module.status for module in self.modules} | {tensor.status for tensor in self.tensors}
+
+    @property
+    def change(self) -> float | None:
+        """The norm of the difference of all deltas over the norm of all of A's; None where that cannot be said."""
+        if any(module.distance is None for module in self.modules):
+            return None
+        whole = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
+        return math.hypot(*(module.distance for module in self.modules if module.distance)) / whole if whole else None
+
+    def count(self, status: str) -> int:
+        """How many modules have this status."""
+        return sum(module.status == status for module in self.modules)
+
+
+def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
+    """What changed from the adapter `a` to the adapter `b`, each in any format; a base is needed where reading needs one."""
+    first, second = (_read(path, base) for path in (a, b))
+    found = compare(first, second)
+    judged = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
+    differ = {
+        name: (one, two)
+        for name, one in judged[0].items()
+        if (two := judged[1].get(name)) is not None and (one.verdict, one.reasons) != (two.verdict, two.reasons)
+    }
+    return Difference(found.modules, found.tensors, found.config, found.conditions, differ)
+
+
+def _read(path: Path, base: BaseSpec | None) -> Adapter:
+    path = convert.lone_file(path)
+    return peft.read(path, base=base, mapped=True) if convert.sniff(path) == "peft" else convert.read(path, base=base)
+
+
+def compare(a: Adapter, b: Adapter) -> Difference:
+    """What changed from `a` to `b`, verdicts apart."""
+    names = sorted({*a.deltas, *b.deltas}, key=natural)
+    modules = tuple(_module(name, a.deltas.get(name), b.deltas.get(name)) for name in names)
+    return Difference(modules, tuple(_tensors(a, b)), tuple(_config(a, b)), tuple(_conditions(a, b)))
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A key to sort module paths by: layer 2 before layer 10."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in name.split("."))
+
+
+# ---- modules
+
+
+def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
+    sides = _side(a), _side(b)
+    if a is None or b is None:
+        side = sides[0] or sides[1]
+        return ModuleChange(name, ADDED if a is None else REMOVED, *sides, distance=side.size if side else None)
+    if _equal(a, b):
+        nothing = not (sides[0] and sides[0].size)
+        return ModuleChange(name, SAME, *sides, 0.0, 1.0, None if nothing else 1.0, 0.0)
+    if not alike(a, b):
+        return ModuleChange(name, CHANGED, *sides, note=f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}")
+    try:
+        return _measured(name, sides, list(zip(terms(a), terms(b), strict=True)))
+    except RefusedError as error:
+        return ModuleChange(name, UNKNOWN, *sides, note=f"not compared: {error.what}")
+
+
+def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[Any]) -> ModuleChange:
+    sizes = [math.hypot(*(norm(pair[which]) for pair in pairs)) for which in (0, 1)]
+    if not all(map(math.isfinite, sizes)):
+        return ModuleChange(name, UNKNOWN, *sides, note="not compared: NaN or infinity in it")
+    apart = math.hypot(*(distance(one, two) for one, two in pairs))
+    cosine = sum(inner(one, two) for one, two in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
+    if cosine is not None:
+        cosine = 1.0 if not apart else max(-1.0, min(1.0, cosine))
+    change = apart / sizes[0] if sizes[0] else 0.0 if not apart else None
+    status = SAME if not apart else ROUNDED if change is not None and change <= ROUNDING else CHANGED
+    return ModuleChange(name, status, *sides, change, sizes[1] / sizes[0] if sizes[0] else None, cosine, apart)
+
+
+def _side(delta: Delta | None) -> Side | None:
+    if delta is None:
+        return None
+    names = sorted({dtypes.name_of(tensor.dtype) for _, tensor in delta.parts()})
+    kind = type(delta).__name__
+    return Side(kind, delta.shape, delta.r, delta.alpha, delta.rslora, delta.scaling, "/".join(names), size(delta))
+
+
+def _equal(a: Delta, b: Delta) -> bool:
+    """Whether scale and factors are the same numbers, whatever their types."""
+    one, two = dict(a.parts()), dict(b.parts())
+    extra = ("magnitude", "bias")
+    if type(a) is not type(b) or a.scaling != b.scaling or {*one} - {*extra} != {*two} - {*extra}:
+        return False
+    return all(same_numbers(array, two[name]) for name, array in one.items() if name not in extra)
+
+
+def same_numbers(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers; of one type, the same bytes."""
+    if one.shape != two.shape:
+        return False
+    if one.dtype == two.dtype:
+        return one.tobytes() == two.tobytes()
+    return bool(np.array_equal(one.astype(np.float64), two.astype(np.float64)))
+
+
+# ---- tensors beside the factors
+
+
+def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
+    first, second = dict(_others(a)), dict(_others(b))
+    for name in sorted({*first, *second}, key=natural):
+        one, two = first.get(name), second.get(name)
+        if one is None or two is None:
+            yield TensorChange(name, ADDED if one is None else REMOVED)
+        else:
+            yield _tensor(name, one, two)
+    for target in sorted({*a.rows, *b.rows}):
+        yield _rows(target, a.rows.get(target), b.rows.get(target))
+
+
+def _others(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+    for target, delta in adapter.deltas.items():
+        yield from ((f"{target}.{name}", array) for name, array in delta.parts() if name in ("magnitude", "bias"))
+    yield from adapter.replaced.items()
+    yield from ((f"{name} (copy)", array) for name, array in adapter.copies.items())
+
+
+def _tensor(name: str, one: np.ndarray, two: np.ndarray) -> TensorChange:
+    if one.shape != two.shape:
+        return TensorChange(name, CHANGED, note=f"{one.shape} became {two.shape}")
+    if same_numbers(one, two):
+        return TensorChange(name, SAME, 0.0)
+    wide, other = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
+    whole, apart = (float(np.sqrt(np.sum(array * array))) for array in (wide, other - wide))
+    if not (math.isfinite(whole) and math.isfinite(apart)):
+        return TensorChange(name, UNKNOWN, note="not compared: NaN or infinity in it")
+    change = apart / whole if whole else None
+    return TensorChange(name, ROUNDED if change is not None and change <= ROUNDING else CHANGED, change)
+
+
+def _rows(target: str, one: Rows | None, two: Rows | None) -> TensorChange:
+    name = f"{target} (rows)"
+    if one is None or two is None:
+        return TensorChange(name, ADDED if one is None else REMOVED)
+    if one.ids != two.ids:
+        return TensorChange(name, CHANGED, note=f"{len({*two.ids} - {*one.ids})} ids more, {len({*one.ids} - {*two.ids})} less")
+    return _tensor(name, one.values, two.values)
+
+
+# ---- words
+
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_SEMANTIC_THOUGH_SETTLED_BY_TENSORS = {"target_modules", "modules_to_save", "bias", "lora_bias", "use_dora"}
+
+
+def _config(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
+    """Key by key, those that can change what is computed first; null, false and empty are as good as absent."""
+    one, two = (_words(adapter) for adapter in (a, b))
+    if not all(adapter.source and adapter.source.format == "peft" for adapter in (a, b)):
+        one, two = (_facts(adapter) for adapter in (a, b))
+    inert = peft.INERT - _SEMANTIC_THOUGH_SETTLED_BY_TENSORS
+    keys = sorted({*one, *two}, key=lambda key: (key in inert, key))
+    for key in keys:
+        x, y = (_plain(words.get(key)) for words in (one, two))
+        if x != y:
+            yield KeyChange(key, x, y, key not in inert)
+
+
+def _words(adapter: Adapter) -> Mapping[str, Any]:
+    source = adapter.source
+    parsed: dict[str, Any] = json.loads(source.config) if source and source.format == "peft" else {}
+    return parsed
+
+
+def _facts(adapter: Adapter) -> Mapping[str, Any]:
+    """What every format says, in the names PEFT has for it; numbers that differ from module to module are in `modules`."""
+    deltas = list(adapter.deltas.values())
+    numbers: dict[str, list[Any]] = {
+        "r": sorted({delta.r for delta in deltas}),
+        "lora_alpha": sorted({delta.alpha for delta in deltas}),
+        "use_rslora": sorted({delta.rslora for delta in deltas}),
+    }
+    return {
+        "base_model_name_or_path": adapter.meta.base_model,
+        "task_type": adapter.meta.task_type,
+        **{key: found[0] if len(found) == 1 else found for key, found in numbers.items()},
+        "target_modules": sorted({name.rpartition(".")[2] for name in adapter.deltas}),
+        "modules_to_save": peft.saved_modules(adapter),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Without what says nothing: the order of a list of names, and which kind of nothing a value is."""
+    if any(value is nothing or (value == nothing and type(value) is type(nothing)) for nothing in _NOTHING):
+        return None
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return sorted(value)
+    return value
+
+
+def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
+    words = {
+        "init_lora_weights": "init", "alora_invocation_tokens": "invocation", "layer_replication": "layers",
+        "ensure_weight_tying": "ties",
+    }  # fmt: skip
+    for key, name in words.items():
+        one, two = getattr(a.meta, name), getattr(b.meta, name)
+        if one != two:
+            yield KeyChange(key, one, two, semantic=True)
+    one, two = (bool(unmeasured(adapter)) for adapter in (a, b))
+    if one != two:
+        yield KeyChange("use_dora, no magnitudes", one, two, semantic=True)

@@ -1,0 +1,172 @@
+"""Where an adapter acts: the norm of every module's delta, by layer and kind of module, as numbers and as a PNG."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, StackedLowRank
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.base_weights import BaseWeights
+
+from .low_rank import size
+
+_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # as the data flow
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # a whole part of a path
+_GRAY = "#6b7280"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Frobenius norms of the deltas, scales included; under DoRA those of the low-rank part.
+
+    Attributes:
+        layers: Rows: the layer's number, with what comes before it where there are several stacks of layers.
+        kinds: Columns: the module's path in its layer, `self_attn.q_proj`; experts are taken together, `experts.*.up_proj`.
+        values: `values[row][column]`, None where the layer has no such module.
+        others: Of modules in no layer: `lm_head`.
+        left_out: Modules without a norm, and why.
+        relative: The norms are over those of the base's weights.
+    """
+
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    others: Mapping[str, float]
+    left_out: Mapping[str, str]
+    relative: bool = False
+
+    @property
+    def short_kinds(self) -> tuple[str, ...]:
+        """The kinds by the last part of their names, where that tells them apart."""
+        last = [kind.rpartition(".")[2].removesuffix("_proj") for kind in self.kinds]
+        whole = [kind.rpartition(".")[2] for kind in self.kinds]
+        return tuple(next(names for names in (last, whole, self.kinds) if len(set(names)) == len(names)))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the greatest value of a layer; zeros if there is none."""
+        known = [value for row in self.values for value in row if value is not None]
+        return (min(known), max(known)) if known else (0.0, 0.0)
+
+    def folded(self, most: int) -> Heat:
+        """At most `most` rows, each the mean of as many neighbors as that takes."""
+        step = math.ceil(len(self.layers) / most)
+        if step < 2:
+            return self
+        groups = [range(start, min(start + step, len(self.layers))) for start in range(0, len(self.layers), step)]
+        layers = [_folded_name([self.layers[i] for i in group]) for group in groups]
+        values = [
+            tuple(_mean([self.values[i][column] for i in group]) for column in range(len(self.kinds))) for group in groups
+        ]
+        return Heat(tuple(layers), self.kinds, tuple(values), self.others, self.left_out, self.relative)
+
+
+def _folded_name(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1].rpartition('.')[2]}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
+    """The norms of an adapter's deltas, over those of the weights in the Hugging Face folder `base` if there is one."""
+    with contextlib.ExitStack() as stack:
+        weights = stack.enter_context(BaseWeights(base)) if base else None
+        norms: dict[str, tuple[float, float]] = {}  # what is one cell has one key: the experts of a kind in a layer
+        left_out: dict[str, str] = {}
+        for target, delta in adapter.deltas.items():
+            found, key = size(delta), _key(target)
+            if found is None:
+                left_out[target] = f"a {type(delta).__name__} with a core, or with a NaN"
+                continue
+            name = target if isinstance(delta, StackedLowRank) else f"{target}.weight"
+            try:
+                under = _norm(weights.tensor(name)) if weights else 1.0
+            except RefusedError as error:
+                left_out[target] = error.what
+                continue
+            before = norms.get(key, (0.0, 0.0))
+            norms[key] = math.hypot(before[0], found), math.hypot(before[1], under) if weights else 1.0
+    left_out |= {key: "the base's weight is all zeros" for key, (_, two) in norms.items() if not two}
+    cells = {key: one / two for key, (one, two) in norms.items() if two}
+    return _arranged(cells, left_out, relative=base is not None)
+
+
+def _key(target: str) -> str:
+    found = _LAYER.match(target)
+    return f"{found[1]}.{found[2]}.{_NUMBER.sub('*', found[3])}" if found else target
+
+
+def _norm(weight: np.ndarray) -> float:
+    if weight.dtype.kind in "iub":
+        raise RefusedError("base", "its weight is quantized", "Name the base in 16 or 32 bits")
+    norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
+    if not math.isfinite(norm):
+        raise RefusedError("base", "its weight has NaN or Inf in it")
+    return norm
+
+
+def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
+    places = {key: found.groups() for key in cells if (found := _LAYER.match(key))}
+    stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
+    layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
+    kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_in_order))
+    names = tuple(f"{stacks[stack]}.{number}" if len(stacks) > 1 else str(number) for stack, number in layers)
+    values = tuple(tuple(cells.get(f"{stacks[stack]}.{number}.{kind}") for kind in kinds) for stack, number in layers)
+    others = {key: value for key, value in cells.items() if key not in places}
+    return Heat(names, kinds, values, others, dict(left_out), relative)
+
+
+def _in_order(kind: str) -> tuple[int, str]:
+    last = kind.rpartition(".")[2].removesuffix("_proj")
+    return _ORDER.index(last) if last in _ORDER else len(_ORDER), kind
+
+
+def plot(found: Heat, path: Path, *, title: str) -> None:
+    """The heat map as a PNG, whole or not at all; no display is needed, matplotlib is."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = found.folded(80)
+    rows, columns = len(shown.layers), len(shown.kinds)
+    figure = Figure(
+        figsize=(max(5.0, 2.2 + 0.75 * columns), min(9.0, max(3.0, 1.8 + 0.2 * rows))), dpi=150, layout="constrained"
+    )
+    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=24)
+    axes.annotate(subtitle(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=_GRAY, fontsize=9)
+    if rows and columns:
+        grid = np.array([[math.nan if value is None else value for value in row] for row in shown.values])
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+        figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+    axes.set_facecolor("#e5e7eb")
+    axes.set_xticks(range(columns), shown.short_kinds, rotation=0 if columns < 9 else 90)
+    step = max(1, math.ceil(rows / 40))
+    axes.set_yticks(range(0, rows, step), shown.layers[::step])
+    axes.set_ylabel("layer", color=_GRAY)
+    if found.others:
+        others = ", ".join(f"{name} {value:.3g}" for name, value in list(found.others.items())[:4])
+        axes.set_xlabel(f"in no layer: {others}", color=_GRAY, fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=_GRAY, length=0)
+    with atomic.whole(path, folder=False) as temporary:
+        # Matplotlib writes its own version into the file unless told not to.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def subtitle(found: Heat) -> str:
+    """What the numbers are."""
+    return (
+        "norm of the delta over that of the base's weight" if found.relative else "Frobenius norm of the delta, scale included"
+    )

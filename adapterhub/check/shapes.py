@@ -1,0 +1,429 @@
+"""Whether an adapter fits a base: every tensor of the one has its module in the other, and the other way round.
+
+No loader checks both directions (peft 0.21 loads a 2-layer adapter on a 4-layer base without a word), so a wrong base
+of the same width goes unnoticed. Shapes come from headers; see `adapterhub_converters.bases`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping
+from typing import TypeVar
+
+from adapterhub_converters.adapter import Delta, StackedLowRank
+from adapterhub_converters.bases import BaseSpec, BaseTensor
+from adapterhub_converters.bases.renames import in_memory
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import peft
+
+from .contents import Contents, Part, Tensor
+from .module_paths import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, named, stack_of, within
+from .report import Problem
+
+_T = TypeVar("_T")
+
+_MAX_LAYERS = 2_000
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+# Heads that AutoModelFor… puts on a base, and the tasks of peft that do so (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
+_HEADS = ("classifier", "score", "pre_classifier", "qa_outputs", "classification_head")
+_HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+# Hugging Face classes whose linear modules are Conv1D, which stores its weight (in, out).
+_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
+
+
+def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Both directions against a base."""
+    yield from tied(contents, base)
+    for note in base.notes:
+        yield Problem("base-incomplete", "", base.where, note)
+    if not base.tensors and base.names and not base.derived:
+        yield from _by_names(contents, base)
+        return
+    if not base.tensors and not base.packed:
+        what = "no weight files; " + (
+            "shapes are those that its config says" if base.derived else "only its config was compared"
+        )
+        yield Problem("base-without-weights", "", base.where, what)
+        if not base.derived:
+            return
+        base = dataclasses.replace(base, tensors=base.derived)
+    base = yield from _renamed(contents, _replicated(contents, base))
+    missing: list[str] = []
+    for target, parts in contents.pairs.items():
+        weight = weight_of(base, target)
+        if weight is None:
+            missing.append(target)
+        elif isinstance(weight, str):
+            yield Problem("shape-unknown", contents.weights, target, weight)
+        else:
+            yield from _shapes(contents.weights, target, parts, weight, transposed=conv1d(base), known=bool(base.model_type))
+    yield from _others(contents, base, missing)
+    yield from _replaced(contents, base, missing)
+    yield from _rows(contents, base, missing)
+    depths = depths_of(base.tensors) if base.derived else {}
+    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name, depths)])
+    yield from _uncovered(contents, base)
+
+
+def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Both directions as far as names go: modules that are missing, and layers too many or too few."""
+    nothing = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
+    base = yield from _renamed(contents, nothing)
+    wanted = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
+    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base)])
+    yield from _uncovered(contents, base)
+
+
+def _is_named(name: str, base: BaseSpec) -> bool:
+    """Whether a base whose names alone are known has a module or a parameter, or the experts that it stacks."""
+    there = name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None
+    return there or any(known.startswith(f"{_block(name)}.") and ".experts.0." in known for known in base.tensors)
+
+
+def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
+    """The base with its layers repeated as `layer_replication` says (peft/tuners/lora/model.py, `_replicate_layers`)."""
+    ranges = contents.config.get("layer_replication")
+    if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
+        return base
+    sources = [layer for start, end in ranges for layer in range(start, end)]
+    stacks = {stack_of(target) for target in contents.targets} - {""}
+    if len(sources) > _MAX_LAYERS:
+        return base
+    copies: dict[int, list[int]] = {}
+    for new, source in enumerate(sources):
+        copies.setdefault(source, []).append(new)
+    tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
+    for name, tensor in base.tensors.items():
+        if (stack := stack_of(name)) in stacks:
+            rest = name.removeprefix(f"{stack}{layer_of(name)}")
+            tensors |= {f"{stack}{new}{rest}": tensor for new in copies.get(layer_of(name) or 0, ())}
+    return dataclasses.replace(base, tensors=tensors)
+
+
+def _is_range(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
+
+
+def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
+    """The base under the names that the adapter has for its modules, when transformers' own renaming or one exchange of
+    prefixes explains what is missing."""
+    missing = _unmatched(contents, base)
+    swap = _prefix_swap(missing, base)
+    loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
+    if missing and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
+        what = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
+        yield Problem("renamed-modules", contents.weights, "", what)
+        base, missing, swap = loaded, still, _prefix_swap(still, loaded)
+    if swap is None:
+        return base
+    old, new = swap
+    what = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
+    if new == "" and old.count(".") == 1:
+        yield Problem("headless-base", contents.weights, "", what)
+    elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
+        pipeline = base.architecture.endswith("Pipeline")
+        hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
+        yield Problem("headless-adapter", contents.weights, "", what, hint)
+        return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
+    else:
+        yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")
+    return dataclasses.replace(base, tensors=_prefixed(base.tensors, new, old), packed=_prefixed(base.packed, new, old))
+
+
+def _unmatched(contents: Contents, base: BaseSpec) -> list[str]:
+    return [target for target in contents.pairs if weight_of(base, target) is None]
+
+
+def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
+    return {in_memory(name, base.model_type): value for name, value in names.items()}
+
+
+def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+    """What begins with `prefix`, without it: a model without its head."""
+    return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
+
+
+def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]:
+    return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
+
+
+def conv1d(base: BaseSpec) -> bool:
+    """Whether the base's linear modules store `(in, out)`."""
+    return base.model_type in _CONV1D
+
+
+def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
+    """The weight of a module with its logical shape; a reason when that is not known; None when there is no module."""
+    weight = base.tensor(f"{target}.weight")
+    if weight is not None:
+        return weight
+    if base.tied and target.rpartition(".")[2] in OUTPUTS:
+        tables = {name: name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
+        table = next((name for name, module in tables.items() if last_of(module) in EMBEDDINGS), "")
+        return base.tensors.get(table) or base.packed.get(table)
+    return base.packed.get(f"{target}.weight") or base.packed.get(target)
+
+
+def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
+    got = delta_shape(parts)
+    if got is None or len(weight.shape) != 2:
+        return
+    rows, columns = weight.shape
+    wanted = (columns, rows) if transposed and "A" in parts else (rows, columns)
+    if got == wanted:
+        return
+    if not known and got == wanted[::-1]:
+        what = f"the base stores {wanted}; without its config.json it is not known which of them is the input"
+        yield Problem("shape-unknown", file, target, what)
+        return
+    vocabulary = 0 if last_of(target) in (*EMBEDDINGS, *OUTPUTS) else None
+    if vocabulary is not None and got[1] == wanted[1]:
+        what = f"{got[0]} tokens, the base has {wanted[0]}"
+        hint = "Resize the base's vocabulary as it was in training"
+        yield Problem("vocab-differs", file, target, what, hint, str(wanted[0]), str(got[0]))
+        return
+    what = f"lora_B @ lora_A is {got}, the base's weight is {wanted}"
+    yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model", str(wanted), str(got))
+
+
+def delta_shape(parts: Part) -> tuple[int, int] | None:
+    """Rows and columns of what is added to the weight, in the base's orientation; None when the halves make none."""
+    embedding = "embedding_A" in parts
+    first, second = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
+    if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2:
+        return None
+    return (first.shape[1], second.shape[0]) if embedding else (second.shape[0], first.shape[1])
+
+
+def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    for target, delta in contents.others.items():
+        weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target)
+        if weight is None and any(name.startswith(f"{_block(target)}.") and ".experts.0." in name for name in base.tensors):
+            weight = "stored expert by expert; transformers stacks them when it loads"
+        if weight is None:
+            missing.append(target)
+        elif isinstance(weight, str):
+            yield Problem("shape-unknown", contents.weights, target, weight)
+        elif weight.shape not in _either_way(delta):
+            what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
+            hint = "Another size of the model, or another model"
+            yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
+
+
+# What a list of experts calls what transformers 5 stacks as one parameter.
+_LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+
+
+def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
+    """The parameter that transformers 5 makes of experts that the files have one by one."""
+    module, _, name = target.rpartition(".")
+    old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
+    listed = old if f"{old}.0.w1.weight" in base.tensors else module
+    for parts in _LISTED.get(name, ()):
+        found = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
+        shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
+        if len(shapes) == len(parts):
+            experts = 1
+            while f"{listed}.{experts}.{parts[0]}.weight" in base.tensors:
+                experts += 1
+            return BaseTensor((experts, sum(shape[0] for shape in shapes), shapes[0][1]), "")
+    return None
+
+
+def _block(target: str) -> str:
+    """The layer a module is in: `model.layers.0`."""
+    found = re.match(r"(?:.*?\.)?\d+(?=\.)", target)
+    return found.group(0) if found else target
+
+
+def _either_way(delta: Delta) -> set[tuple[int, ...]]:
+    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored (in, out)."""
+    shape = delta.shape
+    turned = (*shape[:-2], shape[-1], shape[-2])
+    if isinstance(delta, StackedLowRank):
+        both = delta.transposed_base is None
+        return {shape, turned} if both else {turned} if delta.transposed_base else {shape}
+    if getattr(delta, "transposed_base", False):
+        return {turned}
+    return {shape}
+
+
+def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    heads: dict[str, Tensor] = {}
+    for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
+        weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
+        if weight is None and _is_head(contents, base, name):
+            heads[name.rpartition(".")[0]] = tensor
+        elif weight is None:
+            missing.append(name)
+        elif isinstance(weight, BaseTensor) and weight.shape != tensor.shape:
+            yield _whole_shape(contents.weights, name, tensor, weight)
+    for head, tensor in heads.items():
+        what = f"the base has none; the model class of its task makes it, and the adapter brings it, {tensor.shape[0]} outputs"
+        yield Problem("new-head", contents.weights, head, what)
+
+
+def _is_head(contents: Contents, base: BaseSpec, name: str) -> bool:
+    """Whether a whole tensor belongs to a head that the class of the adapter's task puts on the base."""
+    top, task = name.split(".", 1)[0], contents.config.get("task_type")
+    if layer_of(name) is not None or any(other.split(".", 1)[0] == top for other in (*base.tensors, *base.packed)):
+        return False
+    return top in contents.names("modules_to_save") and (task in _HEAD_TASKS or (task is None and top in _HEADS))
+
+
+def _whole_shape(file: str, name: str, tensor: Tensor, weight: BaseTensor) -> Problem:
+    vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
+    what = f"shape {tensor.shape}, the base's is {weight.shape}"
+    code = "vocab-differs" if vocabulary else "shape-mismatch"
+    return Problem(code, file, name, what, "", str(weight.shape), str(tensor.shape))
+
+
+def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    for target, tensor in contents.rows.items():
+        weight = weight_of(base, target)
+        if weight is None:
+            missing.append(target)
+        elif isinstance(weight, BaseTensor):
+            outside = [number for number in contents.row_ids[target] if not 0 <= number < weight.shape[0]]
+            if outside:
+                what = f"token {outside[0]} of {weight.shape[0]}"
+                hint, last = "Resize the base's vocabulary as it was in training", weight.shape[0] - 1
+                yield Problem("row-outside", contents.weights, target, what, hint, f"0 to {last}", str(outside[0]))
+            if tensor.shape[1:] != weight.shape[1:]:
+                what = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
+                shapes = (str(weight.shape[1:]), str(tensor.shape[1:]))
+                yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
+
+
+def _unsaid(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
+    """Whether a config says nothing of a parameter: a norm, a bias, a head, an expert under the name that files have."""
+    if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
+        return False
+    whole = name in contents.replaced or name in contents.copies
+    return (
+        whole or layer_of(name) is None or ".experts." in name or f"{in_memory(name, base.model_type)}.weight" in base.tensors
+    )
+
+
+def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Layers that the base lacks are one problem, other modules one each."""
+    depths = depths_of([*base.tensors, *base.packed])
+    deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
+    for stack in sorted({stack_of(target) for target in deep}):
+        inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
+        what = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
+        yield Problem(
+            "base-shallower", file, "", what, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
+        )
+    for target in sorted(set(missing) - set(deep)):
+        yield Problem("no-such-module", file, target, "the base has no such module")
+
+
+def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
+    """The prefix that missing modules have and the one the base has instead, when one exchange explains most of them."""
+    if not missing:
+        return None
+    names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
+    first = min((target for target in missing if layer_of(target) is not None), default=min(missing))
+    parts = first.split(".")
+    for cut in range(len(parts) - 1):
+        tail = ".".join(parts[cut:])
+        heads = [name.removesuffix(tail) for name in names if name == tail or name.endswith(f".{tail}")]
+        if len(heads) == 1:
+            old, new = first.removesuffix(tail), heads[0]
+            if any(part.isdigit() for part in f"{old}{new}".split(".")):  # another layer is not another prefix
+                return None
+            explained = sum(_swapped(name, old, new) in names for name in missing)
+            return (old, new) if old != new and 2 * explained > len(missing) else None
+    return None
+
+
+def _swapped(name: str, old: str, new: str) -> str | None:
+    return new + name.removeprefix(old) if name.startswith(old) else None
+
+
+def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Modules of the base that should have a delta and do not."""
+    try:
+        wanted = _targeted(contents, base)
+    except AdapterhubError as error:
+        yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
+        return
+    missing = wanted - set(contents.targets)
+    ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
+    deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
+    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
+    for stack in sorted(stacks):
+        what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
+        hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
+        yield Problem("base-deeper", contents.weights, "", what, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
+    for target in sorted(missing - deeper):
+        yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors")
+
+
+def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
+    """Lists of which whole paths, which name no layer they lack, cover every layer from 0 on and end before the base does."""
+    if contents.config.get("layers_to_transform") is not None:
+        return set()
+    if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
+        return set()
+    covered: dict[str, set[int | None]] = defaultdict(set)
+    for target in contents.targets:
+        covered[stack_of(target)].add(layer_of(target))
+    return {stack for stack, depth in ours.items() if depth < depths.get(stack, 0) and covered[stack] == set(range(depth))}
+
+
+def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
+    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
+    if contents.format != "peft":
+        return set()
+    matrices = {
+        name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
+    }
+    targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
+    saved, found = frozenset(contents.names("modules_to_save")), set()
+    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    layers = chosen_layers(contents.config)
+    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    listed = any(_EXPERT.search(target) for target in contents.targets)
+    for module in matrices:
+        if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
+            continue
+        if ours is not None and module.split(".", 1)[0] not in ours:
+            continue
+        if within(saved, module):
+            continue
+        if excluded and named(excluded, named_others, module, None):
+            continue
+        if named(targets, named_ones, module, layers):
+            found.add(module)
+    return found
+
+
+def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
+    """Whether the adapter was trained on another class of the model than the one that was saved: other heads, or half of it."""
+    mapping = contents.config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    other = isinstance(trained, str) and trained != base.architecture
+    return other or contents.config.get("task_type") in (*_HEAD_TASKS, "FEATURE_EXTRACTION")
+
+
+def tied(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Changes to one of two tied tables."""
+    if not base.tied:
+        return
+    names: Mapping[str, list[str]] = defaultdict(list)
+    for target in [*contents.pairs, *(name.rpartition(".")[0] for name in contents.replaced), *contents.rows]:
+        last = last_of(target)
+        if last in EMBEDDINGS:
+            names["input"].append(target)
+        elif last in OUTPUTS:
+            names["output"].append(target)
+    if bool(names["input"]) != bool(names["output"]):
+        side = "input" if names["input"] else "output"
+        what = f"the base ties its input and output tables; only the {side} side is changed"
+        yield Problem(
+            "tied-weights", contents.weights, names[side][0], what, "llama.cpp cannot load it; train neither, or untie the base"
+        )

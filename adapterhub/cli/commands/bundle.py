@@ -1,0 +1,154 @@
+"""The command bundle, and what `pull --from` and `--offline` mean: adapters carried where no network is."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.progress import bytes_bar
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.ref import Ref
+    from adapterhub.registry.registry import Registry
+    from adapterhub.remotes.layouts.bundle import Item
+
+_NETWORK = ("http://", "https://", "hf://")
+
+
+@command(
+    "bundle",
+    short="Put versions into one file, for where no network is.",
+    example="""
+    adapterhub bundle team/sql:v2 team/chat:prod -o adapters.tar
+    adapterhub bundle team/merged:v1 --with-parents -o adapters.tar
+    adapterhub pull team/sql:v2 --from adapters.tar --offline""",
+)
+@click.argument("refs", metavar="REF…", nargs=-1, required=True, shell_complete=complete_ref)
+@click.option("-o", "--output", "out", metavar="OUT", required=True, help="What to write: a .tar, or else a folder.")
+@click.option("--with-parents", is_flag=True, help="With all that they were merged or converted from, as far as it is here.")
+@click.pass_obj
+def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents: bool) -> None:
+    """Put versions into one OCI image layout, every byte verified: a .tar of the same bytes for the same versions, or a folder.
+
+    REF is a version in the registry here, or an address. Each keeps its name, so that `pull REF --from OUT` finds it, and
+    skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST) too. `copy layout://OUT:REF NAME` takes one into a registry.
+    """
+    from adapterhub.remotes.layouts import bundle as layout_bundle
+
+    archived = out.lower().endswith(".tar")
+    atomic.check_free(Path(out), folder=not archived)
+    with ExitStack() as stack:
+        items, missing = _items(settings, refs, stack, with_parents=with_parents)
+        with bytes_bar("bundling") as show:
+            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show)
+    for digest in missing:
+        output.say(f"left out: the parent {digest}, which is not in the registry here")
+    versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]
+    document = {"output": out, "size": size, "versions": versions, "missing": missing}
+
+    def text() -> None:
+        for item in items:
+            output.write(f"{item.name or '-'}  {output.size(item.made.size)}  {output.digest(item.made.digest)}")
+        output.write(f"{out}: {output.plural(len(items), 'version')}, {output.size(size)}, verified")
+
+    output.emit(document, as_json=settings.as_json, text=text)
+
+
+def _items(
+    settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
+) -> tuple[list[Item], list[Digest]]:
+    """The versions to bundle, each open until the stack closes, and the digests of parents that are not here."""
+    from adapterhub.remotes.layouts.bundle import ancestors
+    from adapterhub.remotes.location import is_address
+
+    items: list[Item] = []
+    local: list[Ref] = []
+    missing: list[Digest] = []
+    for text in dict.fromkeys(refs):
+        if is_address(text):
+            items.append(_elsewhere(text, stack))
+        else:
+            path, ref = inputs.resolve(text, settings)
+            if ref is None:
+                hint = f"Store it first: `adapterhub push {path} NAMESPACE/NAME`"
+                raise UsageError(text, "is a path; a bundle has versions, by their names", hint)
+            local.append(ref)
+    if with_parents and not local:
+        raise UsageError("--with-parents", "looks in the registry here, and none of these is there", "Leave it out")
+    if local:
+        registry = stack.enter_context(open_registry(settings))
+        found = [_here(registry, ref, stack) for ref in local]
+        if with_parents:
+            parents, missing = ancestors(registry, [item.made.digest for item in found])
+            found += [_here(registry, ref, stack) for ref in parents]
+        items = [*found, *items]
+    return items, missing
+
+
+def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
+    """A version of the registry, called as it was named if that was a tag, else by its number."""
+    from adapterhub.remotes.layouts.bundle import Item
+    from adapterhub.remotes.local import Local
+
+    version = stack.enter_context(registry.reading(ref))
+    output.deprecated(str(version.ref), version.deprecated)
+    source = Local(registry, version.name)
+    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in registry.catalog.tags(ref.name) else str(version.ref)
+    return Item(source, source.manifest(version.digest), name)
+
+
+def _elsewhere(text: str, stack: ExitStack) -> Item:
+    """A version at an address, called by the end of its name there; one of a digest has none."""
+    from adapterhub.remotes.layouts.bundle import Item
+    from adapterhub.remotes.layouts.location import LayoutAddress
+    from adapterhub.remotes.location import parse
+
+    from . import remotes
+
+    place = parse(text)
+    source = stack.enter_context(remotes.opened(text))
+    name = place.tag
+    if not isinstance(place, LayoutAddress) and not place.digest:
+        path = place.repository.partition("://")[2].partition("/")[2]
+        name = f"{'/'.join(path.split('/')[-2:])}:{place.reference}"
+    return Item(source, source.manifest(place.reference), name)
+
+
+def found(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
+    """What a pull takes: `text` itself, or the address of what it means in a bundle. Nothing is asked of a network.
+
+    Raises:
+        UsageError: `offline`, and it would be.
+    """
+    from adapterhub.remotes import location
+    from adapterhub.remotes.layouts import location as layout
+    from adapterhub.remotes.layouts.bundle import named
+
+    if offline:
+        for word in (text, base or ""):
+            near = location.is_address(word) and isinstance(location.parse(word), layout.LayoutAddress)
+            if not near and (location.is_address(word) or word.lower().startswith(_NETWORK)):
+                raise UsageError(
+                    word, "is elsewhere, and --offline asks no network", "Leave --offline out, or name what is here"
+                )
+    if source is None:
+        return text
+    if location.is_address(text):
+        raise UsageError(text, "is an address; with --from it takes the name in the bundle", "Write it like team/sql:v2")
+    address = location.parse(source if location.is_address(source) else f"layout://{source}")
+    if not isinstance(address, layout.LayoutAddress):
+        raise UsageError(source, "is not a bundle", "Name a folder or a .tar; pull the address itself")
+    if address.tag or address.digest:
+        raise UsageError(source, "names a version, and so does the ref", f"Write --from {address.path}")
+    with layout.connect(address) as bundled:
+        name = named(bundled, text)
+    return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"

@@ -1,0 +1,200 @@
+"""`adapterhub find`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.environment import open_registry
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.output import Column
+from adapterhub.cli.progress import bytes_bar
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+from .registry import row_document
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adapterhub.index.search import Holder
+    from adapterhub.index.tensor_search import Share
+    from adapterhub.registry.registry import Registry
+    from adapterhub.store.store import More
+
+_Deprecated = Mapping[tuple[str, int], str]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of one thing that was looked for.
+
+    Attributes:
+        holders: What has it as a whole.
+        tensors: How many it has, where it isn't held as a whole; 0 for what has none.
+        shares: Who has some of these.
+    """
+
+    source: str
+    holders: list[Holder]
+    tensors: int = 0
+    size: int = 0
+    shares: list[Share] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.holders) or bool(self.shares and self.shares[0].count == self.tensors)
+
+
+@command(
+    "find",
+    short="Find the version that holds a file or its tensors.",
+    example="""
+    adapterhub find adapter_model.safetensors
+    adapterhub find ./sql
+    adapterhub find --sha256 5f2c1a…""",
+)
+@click.argument("files", metavar="FILE…", nargs=-1)
+@click.option(
+    "--sha256",
+    "digests",
+    metavar="HEX",
+    multiple=True,
+    help="The digest of a file, of a version or of a tensor's bytes, or its first 6 digits.",
+)
+@click.pass_obj
+def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) -> int:
+    """Find which versions hold a file, by the digest of its bytes; of a folder, which version it is.
+
+    A folder that is no version as a whole is looked for by its weights. Of weights that no version has as a whole, the versions
+    that have their tensors are shown, the nearest 20 first: bytes are compared, whatever the tensors are called. Exits 3
+    unless each was found, as a whole or with all its tensors in one version.
+    """
+    from adapterhub.index.search import parse_digest_prefix
+
+    if not files and not digests:
+        raise UsageError("find", "no FILE and no --sha256", "Name one")
+    with open_registry(settings) as registry:
+        found = [_by_digest(registry, text, parse_digest_prefix(text)) for text in digests]
+        found += [_find(registry, text) for text in files]
+        deprecated = registry.deprecations()
+        unlisted = len(registry.catalog.unlisted())
+    missing = [item for item in found if not item.is_whole]
+    if unlisted and missing:
+        _say_unlisted(unlisted)
+    if not any(item.holders or item.shares for item in found):
+        raise NotFoundError(
+            found[0].source, "no version holds it" if len(found) == 1 else "no version holds it, nor the others"
+        )
+    document = {"found": [_document(item, deprecated) for item in found]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
+    return NotFoundError.exit_code if missing else 0
+
+
+def _say_unlisted(count: int) -> None:
+    files = output.plural(count, "file")
+    output.say(f"not looked at: the tensors of {files} that are in no list; `adapterhub fsck --rebuild-index` lists them")
+
+
+def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
+    from adapterhub.index.search import holders
+    from adapterhub.index.tensor_search import of_tensor
+
+    return _Found(text, [*holders(registry.catalog, prefix), *of_tensor(registry.catalog, registry.store, prefix)])
+
+
+def _find(registry: Registry, text: str) -> _Found:
+    from adapterhub.cli.inputs import existing
+    from adapterhub.index.search import holders
+    from adapterhub.manifest import oci_manifest
+    from adapterhub.manifest.package_files import listing
+    from adapterhub.store.store import told
+
+    path = existing(text)
+    if path.is_dir():
+        whole = holders(registry.catalog, oci_manifest.build(path).digest)
+        if whole:
+            return _Found(text, whole)
+        files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
+    else:
+        files = [path]
+    with bytes_bar("hashing") as progress:
+        return _of_files(registry, text, files, told(progress, sum(file.stat().st_size for file in files)))
+
+
+def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More | None) -> _Found:
+    """Who has these files, or else their tensors."""
+    from adapterhub.index.search import holders
+    from adapterhub.index.tensor_search import nearest
+    from adapterhub.store.store import local_errors
+    from adapterhub.store.tensor_digests import Tensor, digests, is_weights
+
+    held: list[Holder] = []
+    tensors: list[Tensor] = []
+    for path in files:
+        with local_errors(path), open(path, "rb", buffering=0) as file:
+            digest, found = digests(file, path.stat().st_size, more)
+        held += holders(registry.catalog, digest)
+        tensors += found if is_weights(path.name) else ()
+    if held:
+        return _Found(text, held)
+    filled = tuple(tensor for tensor in tensors if tensor.size)
+    size = sum(tensor.size for tensor in filled)
+    return _Found(text, [], len(filled), size, nearest(registry.catalog, registry.store, filled))
+
+
+def _document(found: _Found, deprecated: _Deprecated) -> dict[str, Any]:
+    tensors = None
+    if not found.holders and found.tensors:
+        tensors = {
+            "count": found.tensors,
+            "size": found.size,
+            "holders": [_share(share, deprecated) for share in found.shares],
+        }
+    return {
+        "source": found.source,
+        "holders": [_holder(holder, deprecated) for holder in found.holders],
+        "tensors": tensors,
+    }
+
+
+def _holder(holder: Holder, deprecated: _Deprecated) -> dict[str, Any]:
+    row = row_document(holder.row, deprecated)
+    where = {"path": holder.path or None, "tensor": holder.tensor or None, "digest": holder.digest}
+    return {"ref": row["ref"], "tags": row["tags"], **where, "adapter": row}
+
+
+def _share(share: Share, deprecated: _Deprecated) -> dict[str, Any]:
+    row = row_document(share.row, deprecated)
+    where = {"path": share.path, "digest": share.digest, "count": share.count, "size": share.size}
+    return {"ref": row["ref"], "tags": row["tags"], **where, "adapter": row}
+
+
+def _find_text(found: Sequence[_Found]) -> None:
+    columns = [Column("REF"), Column("TAGS", drop=2), Column("FILE", drop=1)]
+    if any(item.shares for item in found):
+        columns.append(Column("TENSORS"))
+    several = len(found) > 1
+    if several:
+        columns.insert(0, Column("SOURCE"))
+    cells = []
+    for item in found:
+        for row, what, held in _held(item):
+            cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", what, held])
+    for line in output.table(columns, [row[: len(columns)] for row in cells], screen=output.width()):
+        output.write(line)
+    for item in found:
+        if not item.holders:
+            rest = " as a whole" if item.shares else ""
+            output.say(output.one_line(f"{item.source}: no version holds it{rest}"))
+
+
+def _held(found: _Found) -> list[tuple[Any, str, str]]:
+    """Of each version that has it: the version, where, and how much."""
+    whole = [
+        (held.row, ": ".join(filter(None, (held.path, held.tensor))) or "(the whole adapter)", "all") for held in found.holders
+    ]
+    return whole + [(share.row, share.path, f"{share.count} of {found.tensors}") for share in found.shares]

@@ -1,0 +1,242 @@
+"""`adapterhub verify-merge` and `adapterhub extract`: what lies between a base and another model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.output import Column
+from adapterhub.cli.progress import count_bar
+from adapterhub_converters.errors import UsageError
+
+from .merge import weights_of
+from .merge_into import trained_in
+
+if TYPE_CHECKING:
+    from adapterhub.merge.into_base.extract import Extracted, Extraction
+    from adapterhub.merge.into_base.verify import Proof, Proofs
+
+_SHOWN = 12  # rows of a table
+
+
+@command(
+    "verify-merge",
+    short="Prove that a merged model holds its adapter.",
+    example="""
+    adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
+    adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
+)
+@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder.")
+@click.option(
+    "--adapter", "adapters", metavar="SRC", multiple=True, required=True, help="A folder, file or ref; again for more."
+)
+@click.option("--merged", metavar="MODEL", required=True, help="A Hugging Face folder or a .gguf, made by whatever tool.")
+@click.option("--weights", metavar="W,W…", help="What each adapter was to be multiplied by. [default: 1 each]")
+@click.option(
+    "--onto",
+    type=click.Choice(("original", "as-trained")),
+    default="original",
+    help="What it was merged into: BASE as it is, or rounded as training saw it. [default: original]",
+)
+@click.pass_obj
+def verify_merge(
+    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str
+) -> int:
+    """Prove, tensor by tensor, that a merged model is its base plus its adapters, at their full strength.
+
+    Every tensor is compared with what the merge should have made of it: to the bit, up to the rounding of its dtype, or, in
+    a quantized model, by the strength at which the adapter is in it. Exits 0 when all are right, 1 when one is not, or could
+    not be compared.
+    """
+    from adapterhub.merge import Options
+    from adapterhub.merge.into_base import verify
+    from adapterhub_converters import bases as base_model
+    from adapterhub_converters.formats import convert
+
+    factors = weights_of(weights, len(adapters))
+    folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
+    with ExitStack() as stack:
+        found = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
+        spec = base_model.read_hf(folder) if folder.is_dir() else None
+        read = [convert.read(source.path, base=spec) for source in found]
+        options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
+        with count_bar("comparing tensors") as progress:
+            proofs = verify.prove(list(zip(read, factors, strict=True)), folder, model, options=options, progress=progress)
+    output.emit(
+        _proof_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _proof_text(merged, adapters, proofs)
+    )
+    return 0 if proofs.good else 1
+
+
+def _proof_document(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> dict[str, Any]:
+    return {
+        "ok": proofs.good,
+        "merged": merged,
+        "verdicts": dict(sorted(Counter(one.verdict for one in proofs.tensors).items())),
+        "strengths": {
+            name: None if found is None else {"least": found[0], "median": found[1], "largest": found[2]}
+            for name, found in zip(adapters, _strengths(proofs, len(adapters)), strict=True)
+        },
+        "tensors": {
+            one.name: {
+                "verdict": one.verdict,
+                "ok": one.good,
+                "strength": None if one.strength is None else [None if math.isnan(s) else s for s in one.strength],
+                "rest": one.rest if one.rest is None or math.isfinite(one.rest) else None,
+                "note": one.note,
+            }
+            for one in proofs.tensors
+        },
+        "notes": list(proofs.notes),
+    }
+
+
+def _strengths(proofs: Proofs, count: int) -> list[tuple[float, float, float] | None]:
+    found = list(proofs.strengths())
+    return found + [None] * (count - len(found))
+
+
+def _proof_text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
+    counts = Counter(one.verdict for one in proofs.tensors)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
+    output.write(output.one_line(f"{merged}: {output.plural(len(proofs.tensors), 'tensor')}: {summary}"))
+    for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True):
+        said = "in no tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
+        output.write(output.one_line(f"  strength of {name}: {said}"))
+    for note in proofs.notes:
+        output.write(output.one_line(f"  note: {note}"))
+    bad = [one for one in proofs.tensors if not one.good]
+    if bad:
+        output.write()
+        columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
+        for line in output.table(columns, [_proof_row(one) for one in bad[:_SHOWN]], screen=output.width()):
+            output.write(line)
+        if len(bad) > _SHOWN:
+            output.write(f"… and {len(bad) - _SHOWN} more; --json has all")
+    good = "ok: base and adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as they should be"
+    output.write()
+    output.write(output.color(good, "red" if bad else "green"))
+
+
+def _proof_row(one: Proof) -> list[str]:
+    strength = "-" if one.strength is None else " ".join(f"{s:.3f}" for s in one.strength if not math.isnan(s))
+    rest = f"{one.rest:.1%} unexplained" if one.strength and one.rest is not None else ""
+    return [one.name, one.verdict, strength, one.note or rest]
+
+
+@command(
+    "extract",
+    short="Make an adapter of a full fine-tune.",
+    example="""
+    adapterhub extract ./Qwen3-0.6B ./qwen3-finetuned --rank 32 -o ./adapter
+    adapterhub extract ./base ./tuned --energy 0.9 --max-rank 128 --rest -o ./adapter""",
+)
+@click.argument("base", metavar="BASE")
+@click.argument("tuned", metavar="FINETUNED")
+@click.option("-o", "--output", "out", metavar="OUT", required=True, help="The folder to make; it must not be there yet.")
+@click.option("--rank", metavar="K", type=click.IntRange(min=1), help="The rank of every module.")
+@click.option(
+    "--energy",
+    metavar="E",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The least ranks that keep this share of each change.",
+)
+@click.option(
+    "--max-rank", "limit", metavar="K", type=click.IntRange(min=1), default=256, help="What --energy may use. [default: 256]"
+)
+@click.option("--rest", is_flag=True, help="Keep norms, biases and the like as whole tensors (modules_to_save).")
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", help="What to store. [default: f32]")
+@click.pass_obj
+def extract(
+    settings: Settings,
+    *,
+    base: str,
+    tuned: str,
+    out: str,
+    rank: int | None,
+    energy: float | None,
+    limit: int,
+    rest: bool,
+    dtype: str,
+) -> None:
+    """Make an adapter of what a full fine-tune changed: of every weight the nearest matrix of a low rank.
+
+    BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The error that is reported is the
+    true one, of the adapter as it is written; what no low-rank matrix holds is named, or kept whole with --rest.
+    """
+    from adapterhub.manifest import describe
+    from adapterhub.merge.into_base import extract as difference
+    from adapterhub_converters import bases as base_model
+    from adapterhub_converters.containers import atomic
+    from adapterhub_converters.formats import peft
+
+    if (rank is None) == (energy is None):
+        raise UsageError("--rank", "or --energy says how much to keep; one of them", "Add --rank 32, for one")
+    folder, other, target = inputs.weights(base, settings), inputs.weights(tuned, settings), Path(out)
+    atomic.check_free(target)
+    wanted = difference.Wanted(rank, energy, limit, rest, dtype.upper())
+    with count_bar("extracting weights") as progress:
+        adapter, report = difference.extract(folder, other, wanted, progress=progress)
+    with atomic.whole(target) as made:
+        peft.write(adapter, made)
+        describe.write_facts(made, describe.describe(made, base=base_model.read_hf(folder)))
+    document = _extract_document(out, report)
+    output.emit(document, as_json=settings.as_json, text=lambda: _extract_text(out, report, adapter.parameters))
+
+
+def _extract_document(out: str, report: Extraction) -> dict[str, Any]:
+    return {
+        "output": out,
+        "error": report.error,
+        "unchanged": report.unchanged,
+        "weights": {
+            one.name: {
+                "rank": one.rank,
+                "change": one.change if math.isfinite(one.change) else None,
+                "error": one.error,
+                "left_out": one.why or None,
+            }
+            for one in report.weights
+        },
+        "notes": list(report.notes),
+    }
+
+
+def _extract_text(out: str, report: Extraction, parameters: int) -> None:
+    from adapterhub.merge.into_base.extract import ranks
+
+    kept, lost = [one for one in report.weights if not one.why], [one for one in report.weights if one.why]
+    found = ranks(report.weights)
+    said = f"r {found[0]}" if len(found) == 1 else f"r {found[0]} to {found[-1]}" if found else "no low-rank delta"
+    output.write(f"{out}: {output.plural(len(kept), 'weight')}, {said}, {output.number(parameters)} parameters")
+    output.write(f"  relative error of all changes together {report.error:.3g}; {report.unchanged} weights did not change")
+    if lost:
+        most = max(lost, key=lambda one: one.change)
+        output.write(
+            output.one_line(
+                f"  left out: {output.plural(len(lost), 'tensor')} ({', '.join(sorted({one.why for one in lost}))}), "
+                f"{most.name} most: {_change(most)} of its norm; --rest keeps them whole"
+            )
+        )
+    output.write()
+    columns = (Column("WEIGHT"), Column("RANK", right=True), Column("CHANGE", right=True), Column("ERROR", right=True))
+    worst = sorted(kept, key=lambda one: -one.error)
+    for line in output.table(columns, [_extract_row(one) for one in worst[:_SHOWN]], screen=output.width()):
+        output.write(line)
+    if len(worst) > _SHOWN:
+        output.write(f"… and {len(worst) - _SHOWN} with less error; --json has all")
+
+
+def _extract_row(one: Extracted) -> list[str]:
+    return [one.name, str(one.rank) if one.rank else "whole", _change(one), f"{one.error:.3g}"]
+
+
+def _change(one: Extracted) -> str:
+    return f"{one.change:.2%}" if math.isfinite(one.change) else "all"

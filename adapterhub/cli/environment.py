@@ -1,0 +1,263 @@
+"""Which registry, which remote, which hub: what options, the environment, the project and its user say, in that order."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
+
+from .options import Settings
+
+if TYPE_CHECKING:
+    from adapterhub.bases.hub_address import Hub
+    from adapterhub.project.settings import Policy, Settled
+    from adapterhub.registry.registry import Registry
+    from adapterhub.remotes.configured import Remote
+
+ENVIRONMENT = "ADAPTERHUB_REGISTRY"
+REMOTE = "ADAPTERHUB_REMOTE"
+PROJECT = "adapterhub.toml"
+DEFAULT = ""
+"""What --remote is without a name."""
+
+
+def registry_folder(settings: Settings) -> Path:
+    """The folder of the registry to use; it may not be there yet."""
+    from adapterhub.registry.registry import find
+
+    named = named_registry(settings)
+    mine = None if named else user()
+    default = (mine and mine.registry) or data_folder()
+    return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
+
+
+def named_registry(settings: Settings) -> str | None:
+    """The registry that an option, the environment or the project names."""
+    named = settings.registry or os.environ.get(ENVIRONMENT)
+    if not named and (found := project()) and found.registry:
+        return str(found.registry)
+    return named
+
+
+def open_registry(settings: Settings, *, make: bool = False) -> Registry:
+    """The registry to use, open. `make`: a push may be the first thing that happens to it."""
+    from adapterhub.registry.registry import Registry
+
+    folder = registry_folder(settings)
+    try:
+        return Registry.open(folder)
+    except NotFoundError:
+        if make:
+            return Registry.init(folder)
+        raise
+
+
+def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The refs that begin as what was typed, for a shell."""
+    try:
+        with open_registry(context.find_object(Settings) or Settings()) as registry:
+            rows = registry.list()
+    except AdapterhubError:
+        return []
+    refs = {str(row.ref) for row in rows} | {row.name for row in rows}
+    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
+
+
+def hub() -> Hub:
+    """Which Hugging Face Hub, and who asks: by the variables and the file that huggingface_hub reads (`utils/_auth.py`)."""
+    from adapterhub.bases.hub_address import ENDPOINT, Hub
+
+    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
+    endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+        with suppress(OSError, UnicodeDecodeError, RuntimeError):
+            token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text()
+    token = token.replace("\r", "").replace("\n", "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise UsageError("HF_TOKEN", "is not a token: it has characters that none has")
+    return Hub(endpoint, token or None)
+
+
+def _on(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def data_folder() -> Path:
+    """Where the user's own registry lies when no other is named."""
+    return _user_folder("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: quantized bases, digests of large files."""
+    if sys.platform == "darwin" and not os.environ.get("XDG_CACHE_HOME"):
+        return Path.home() / "Library" / "Caches" / "adapterhub"
+    folder = _user_folder("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache")
+    return folder / "cache" if sys.platform == "win32" else folder  # its local data are beside it there
+
+
+def config_folder() -> Path:
+    """Where the user's own remotes and logins are kept."""
+    return _user_folder("XDG_CONFIG_HOME", "APPDATA", ".config")
+
+
+def _user_folder(xdg: str, windows: str, unix: str) -> Path:
+    """Ours among the folders that a system has for programs' files."""
+    if os.environ.get(xdg):
+        return Path(os.environ[xdg]) / "adapterhub"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "adapterhub"
+    if sys.platform == "win32":
+        return Path(os.environ.get(windows) or Path.home()) / "adapterhub"
+    return Path.home() / unix / "adapterhub"
+
+
+def user_file() -> Path:
+    """The user's own settings."""
+    return config_folder() / "config.toml"
+
+
+def logins_file() -> Path:
+    """What `adapterhub login` keeps."""
+    from adapterhub.remotes.oci.login_store import FILE
+
+    return config_folder() / FILE
+
+
+def project_file() -> Path | None:
+    """The nearest adapterhub.toml upwards, whoever owns it."""
+    here = Path.cwd()
+    return next((folder / PROJECT for folder in (here, *here.parents) if (folder / PROJECT).is_file()), None)
+
+
+def lock_file() -> Path:
+    """The lock file of the project, beside its adapterhub.toml; without one, here."""
+    from adapterhub.project.lockfile import FILE
+
+    found = project_file()
+    return (found.parent if found else Path.cwd()) / FILE
+
+
+@functools.cache
+def project() -> Settled | None:
+    """What the project has settled; a file of somebody else's is passed over, and that is said."""
+    path = project_file()
+    if path is None:
+        return None
+    from adapterhub import user_files
+    from adapterhub.project import settings as project
+
+    if not user_files.is_mine(path):
+        from . import output
+
+        output.say(output.one_line(f"warning: {path} belongs to another user and is passed over"))
+        return None
+    return project.read(path)
+
+
+@functools.cache
+def user() -> Settled | None:
+    """What the user has settled for all projects."""
+    path = user_file()
+    if not path.is_file():
+        return None
+    from adapterhub.project import settings as project
+
+    return project.read(path)
+
+
+def policy() -> Policy | None:
+    """What the project asks of adapters that come and go; None: nothing."""
+    found = project()
+    return found.policy if found else None
+
+
+def remotes() -> dict[str, Remote]:
+    """The remotes there are, by name; a project's comes before a user's of the same name."""
+    from adapterhub.remotes.configured import Remote
+
+    found: dict[str, Remote] = {}
+    for settled in (user(), project()):
+        if settled:
+            found |= {name: Remote(name, url, settled.path) for name, url in settled.remotes.items()}
+    return dict(sorted(found.items()))
+
+
+def default_remote() -> str | None:
+    """The name of the remote that is meant where none is named."""
+    settled = [found.remote for found in (project(), user()) if found and found.remote]
+    return os.environ.get(REMOTE) or next(iter(settled), None)
+
+
+def remote(name: str) -> Remote:
+    """A remote by its name, or the default one."""
+    there = remotes()
+    found = name or default_remote()
+    names = f"There are {', '.join(there)}" if there else "`adapterhub remote add NAME URL` makes one"
+    if not found:
+        raise UsageError("--remote", "there is no default remote", f"Name one. {names}")
+    if found not in there:
+        raise NotFoundError(found[:80], "no remote of this name", names)
+    from adapterhub.remotes.configured import check_url
+
+    check_url(there[found].url)
+    return there[found]
+
+
+def at_remote(ref: str, name: str | None) -> str:
+    """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
+    if name is None:
+        return ref
+    from adapterhub.remotes.configured import below
+
+    return below(remote(name).url, ref)
+
+
+def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The remotes that begin as what was typed, for a shell."""
+    try:
+        return [CompletionItem(name) for name in remotes() if name.startswith(typed)]
+    except AdapterhubError:
+        return []
+
+
+def _its_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    # Asked before the arguments are counted: one that was taken for the name would be said to be missing.
+    if value and ("/" in value or ":" in value):
+        raise UsageError(value[:80], "cannot be the name of a remote", "Write --remote last, or --remote NAME")
+    return value
+
+
+remote_option = click.option(
+    "--remote",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value=DEFAULT,
+    is_eager=True,
+    callback=_its_name,
+    shell_complete=complete_remote,
+    help="REF is on this remote; without NAME, on the default one.",
+)
+
+
+@contextmanager
+def hinting(ref: str) -> Iterator[None]:
+    """What is not in the registry here may be on the default remote: the error says how to ask it."""
+    try:
+        yield
+    except NotFoundError as error:
+        with suppress(AdapterhubError):
+            if (name := default_remote()) and name in remotes():
+                error.hint = f"{error.hint}; `--remote` asks {name}" if error.hint else f"`--remote` asks {name}"
+        raise

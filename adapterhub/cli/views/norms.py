@@ -1,0 +1,106 @@
+"""Where an adapter acts, as `adapterhub show` shows it: a picture on a terminal, numbers in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.options import Settings
+from adapterhub.cli.output import Column
+from adapterhub_converters.errors import AdapterhubError
+
+if TYPE_CHECKING:
+    from adapterhub.analysis.norms import Heat
+
+_ROWS = 40  # of a picture; more are folded
+_GAP = "·"
+
+
+def read(source: str, settings: Settings, *, base: str | None, plot: str | None) -> Heat | str:
+    """The norms of an adapter, drawn to `plot` as well; or why there are none, where nothing asked for them by name."""
+    from adapterhub.analysis import norms as picture
+    from adapterhub_converters.containers import atomic
+    from adapterhub_converters.formats import convert
+
+    if plot:
+        atomic.check_free(Path(plot), folder=False)
+    spec = inputs.read_base(base, settings) if base else None
+    try:
+        with inputs.opened(source, settings) as found:
+            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.existing(base) if base else None)
+            where = found.where
+    except AdapterhubError as error:
+        if base or plot:
+            raise
+        return output.one_line(str(error))
+    if plot:
+        picture.plot(norms, Path(plot), title=where)
+    return norms
+
+
+def document(norms: Heat | str) -> dict[str, Any]:
+    """For `--json`; `missing` says why there are no numbers."""
+    return {"missing": norms} if isinstance(norms, str) else {"missing": None, **asdict(norms)}
+
+
+def lines(norms: Heat | str | None) -> Iterator[str]:
+    """What to print after the facts."""
+    if norms is None:
+        return
+    if isinstance(norms, str):
+        yield from output.wrapped(f"norms: not read: {norms}", output.width(), indent=2)
+        return
+    from adapterhub.analysis.norms import subtitle
+
+    yield ""
+    yield subtitle(norms)
+    if norms.layers:
+        yield from _picture(norms) if output.has_blocks() else _numbers(norms)
+    for name, value in list(norms.others.items())[:_ROWS]:
+        yield output.one_line(f"{name} {value:.4g}")
+    for name, why in list(norms.left_out.items())[:3]:
+        yield from output.wrapped(f"left out: {name}: {why}", output.width(), indent=2)
+    if len(norms.left_out) > 3:
+        yield f"… and {len(norms.left_out) - 3} more left out (--json has all)"
+
+
+def _numbers(norms: Heat) -> list[str]:
+    columns = (Column("LAYER"), *(Column(kind, right=True) for kind in norms.short_kinds))
+    rows = [
+        [layer, *("-" if value is None else f"{value:.4g}" for value in row)]
+        for layer, row in zip(norms.layers, norms.values, strict=True)
+    ]
+    return output.table(columns, rows)
+
+
+def _picture(norms: Heat) -> Iterator[str]:
+    """Rows are layers, columns kinds of modules, from the least to the greatest norm."""
+    shown, screen = norms.folded(_ROWS), output.width() or 80
+    label = max(len("layer"), *map(len, shown.layers))
+    names = list(map(output.printable, shown.short_kinds))
+    room = (screen - label) // len(names) - 1
+    if max(map(len, names)) > room:  # numbers for names, which are then listed below
+        names = [str(number + 1) for number in range(len(names))]
+    wide = max(1, min(room, max(4, *map(len, names))))
+    per_row = max(1, (screen - label) // (wide + 1))
+    least, greatest = shown.span
+    for start in range(0, len(names), per_row):
+        part = range(start, min(start + per_row, len(names)))
+        yield " ".join(["layer".ljust(label), *(names[i].ljust(wide) for i in part)]).rstrip()
+        for layer, row in zip(shown.layers, shown.values, strict=True):
+            yield " ".join([output.printable(layer).ljust(label), *(_cell(row[i], least, greatest, wide) for i in part)])
+    if names[0] == "1":
+        listed = ", ".join(f"{number + 1} {kind}" for number, kind in enumerate(shown.short_kinds))
+        yield from output.wrapped(listed, screen, indent=2)
+    ramp = "".join(output.heat(step / 7, 1) for step in range(8))
+    folded = f"; a row is the mean of {-(-len(norms.layers) // _ROWS)} layers" if shown is not norms else ""
+    yield f"{least:.3g} {ramp} {greatest:.3g}{folded}"
+
+
+def _cell(value: float | None, least: float, greatest: float, wide: int) -> str:
+    if value is None:
+        return _GAP.ljust(wide)
+    return output.heat((value - least) / (greatest - least) if greatest > least else 1.0, wide)

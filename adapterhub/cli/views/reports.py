@@ -1,0 +1,272 @@
+"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from adapterhub import __version__
+from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub.cli.output import Column, color, number, one_line, plural, table, wrapped
+from adapterhub_converters.runtimes import APPLIED
+
+_SHOWN = 3  # problems of one code that the text report shows
+_REASONS = 2  # reasons of a verdict that it shows
+_COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
+
+
+def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
+    """For people: problems grouped by code, a verdict per runtime, the sum last; of several, a last line for all."""
+    texts = [_text(report, screen) for report in reports]
+    if len(reports) > 1:
+        bad = sum(not report.ok for report in reports)
+        texts.append(f"{len(reports)} adapters: " + (color(f"{bad} not ok", "red") if bad else color("all ok", "green")))
+    return "\n\n".join(texts)
+
+
+def _text(report: Report, screen: int | None) -> str:
+    lines = [_headline(report), ""]
+    if report.problems:
+        lines += [*_problem_lines(report.problems, screen), ""]
+    if report.format is not None:
+        lines += [*_verdict_lines(report.verdicts.values(), screen), ""]
+    return "\n".join([*lines, _sum(report)])
+
+
+def _headline(report: Report) -> str:
+    facts: Mapping[str, Any] = report.facts
+    if not facts:
+        return one_line(report.where)
+    ranks = facts["r"]
+    rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}" if ranks else "no low-rank pairs"
+    parts = [
+        str(report.format),
+        rank,
+        plural(facts["modules"], "module"),
+        f"{number(facts['parameters'])} parameters",
+        "/".join(facts["dtypes"]),
+    ]
+    base = f"\non {report.base}" if report.base else "\nwithout a base: shapes and identity were not compared (--base)"
+    return one_line(f"{report.where}: {', '.join(parts)}") + base
+
+
+def _problem_lines(problems: Iterable[Problem], screen: int | None) -> list[str]:
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.code, []).append(problem)
+    lines: list[str] = []
+    for code, group in groups.items():
+        lines += _group_lines(code, group, screen)
+    return lines
+
+
+def _group_lines(code: str, group: Sequence[Problem], screen: int | None) -> list[str]:
+    severity, meaning = CODES[code]
+    head = f"{severity}[{code}]"
+    if len(group) == 1:
+        where = f"{group[0].where}: " if group[0].where else ""
+        lines = wrapped(f"{head} {where}{group[0].what}", screen, indent=4)
+    else:
+        files = {problem.file for problem in group}
+        place = f" in {group[0].file}" if len(files) == 1 and group[0].file else ""
+        lines = wrapped(f"{head} {len(group)} times{place}: {meaning}", screen, indent=4)
+        for problem in group[:_SHOWN]:
+            name = problem.name if len(files) == 1 else problem.where
+            lines += wrapped(f"    {name}: {problem.what}" if name else f"    {problem.what}", screen, indent=6)
+        if len(group) > _SHOWN:
+            lines.append(f"    and {len(group) - _SHOWN} more; --format json has them all")
+    lines[0] = color(head, _COLORS[severity]) + lines[0].removeprefix(head)
+    for hint in dict.fromkeys(problem.hint for problem in group[:_SHOWN] if problem.hint):
+        lines += wrapped(f"    hint: {hint}", screen, indent=10)
+    return lines
+
+
+def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
+    rows = [[verdict.runtime, verdict.verdict, _why(verdict)] for verdict in verdicts]
+    return table([Column("RUNTIME"), Column("VERDICT"), Column("WHY", wrap=True)], rows, screen=screen)
+
+
+def _why(verdict: Verdict) -> str:
+    first = [f"after `adapterhub convert --to {verdict.convert_to}`"] if verdict.convert_to else []
+    return one_line("; ".join([*first, *verdict.reasons[:_REASONS]]))
+
+
+def _sum(report: Report) -> str:
+    counts = [plural(report.count(severity), severity) for severity in (ERROR, WARNING, NOTE) if report.count(severity)]
+    if report.ok:
+        return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report")
+    why = "" if report.count(ERROR) else " (--strict)"
+    return color("not ok", "red") + f"{why}: {', '.join(counts)}"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The report with stable keys."""
+    return {
+        "ok": report.ok,
+        "strict": report.strict,
+        "source": report.where,
+        "format": report.format,
+        "base": report.base,
+        "base_facts": dict(report.base_facts) or None,
+        "levels": list(report.levels),
+        "facts": dict(report.facts),
+        "problems": [
+            {
+                "code": problem.code,
+                "severity": problem.severity,
+                "file": problem.file,
+                "name": problem.name,
+                "what": problem.what,
+                "expected": problem.expected,
+                "got": problem.got,
+                "hint": problem.hint,
+            }
+            for problem in report.problems
+        ],
+        "runtimes": {
+            name: {
+                "version": verdict.version,
+                "verdict": verdict.verdict,
+                "reasons": list(verdict.reasons),
+                "convert_to": verdict.convert_to,
+            }
+            for name, verdict in report.verdicts.items()
+        },
+    }
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """The document of the one report, or all of them under `reports`, as text."""
+    if len(reports) == 1:
+        return json.dumps(document(reports[0]), indent=2)
+    return json.dumps(
+        {"ok": all(report.ok for report in reports), "reports": [document(report) for report in reports]}, indent=2
+    )
+
+
+def sarif(reports: Sequence[Report]) -> str:
+    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they want a physical location and a start line."""
+    found = [(report, problem) for report in reports for problem in report.problems]
+    codes = list(dict.fromkeys(problem.code for _, problem in found))
+    rules = [
+        {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
+        for code in codes
+    ]
+    results = [
+        {
+            "ruleId": problem.code,
+            "ruleIndex": codes.index(problem.code),
+            "level": problem.severity,
+            "message": {"text": _sentence(problem)},
+            "locations": [_location(report, problem)],
+        }
+        for report, problem in found
+    ]
+    driver = {"name": "adapterhub", "version": __version__, "rules": rules}
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    schema = "https://json.schemastore.org/sarif-2.1.0.json"
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
+
+
+def _location(report: Report, problem: Problem) -> dict[str, Any]:
+    from urllib.parse import quote
+
+    uri = quote(_file(report, problem).replace("\\", "/"))
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+    if problem.name:
+        location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
+    return location
+
+
+def _file(report: Report, problem: Problem) -> str:
+    return f"{report.where}/{problem.file}" if problem.file and not report.where.endswith(problem.file) else report.where
+
+
+def _sentence(problem: Problem) -> str:
+    name = f"{problem.name}: " if problem.name else ""
+    return one_line(f"{name}{problem.what}. {problem.hint}" if problem.hint else f"{name}{problem.what}")
+
+
+def junit(reports: Sequence[Report]) -> str:
+    """JUnit XML: a suite per adapter and in it a test case per code, so that a test keeps its name whether or not it fails."""
+    suites = [_suite(report) for report in reports]
+    tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f'<testsuites name="adapterhub validate" tests="{tests}" failures="{failures}" errors="0">',
+            *suites,
+            "</testsuites>",
+        ]
+    )
+
+
+def _failing(report: Report) -> set[str]:
+    return {problem.code for problem in report.problems if report.fails(problem)}
+
+
+def _suite(report: Report) -> str:
+    found: dict[str, list[Problem]] = {}
+    for problem in report.problems:
+        found.setdefault(problem.code, []).append(problem)
+    cases = [_case(report, code, found.get(code, [])) for code in CODES]
+    head = f'name={_attribute(report.where)} tests="{len(cases)}" failures="{len(_failing(report))}" errors="0" skipped="0"'
+    return "\n".join([f"  <testsuite {head}>", *cases, "  </testsuite>"])
+
+
+def _case(report: Report, code: str, problems: list[Problem]) -> str:
+    head = f"    <testcase classname={_attribute(report.where)} name={_attribute(f'{code}: {CODES[code][1]}')}"
+    if not problems:
+        return f"{head}/>"
+    message = _attribute(_line(problems[0]))
+    body = _element("\n".join(_line(problem) for problem in problems))
+    if report.fails(problems[0]):
+        return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
+    return f"{head}><system-out>{body}</system-out></testcase>"
+
+
+def _line(problem: Problem) -> str:
+    return one_line(f"{problem.file}: {_sentence(problem)}" if problem.file else _sentence(problem))
+
+
+def _attribute(value: str) -> str:
+    from xml.sax.saxutils import quoteattr  # which imports urllib.request: 15 ms that only this report needs
+
+    return quoteattr(one_line(value))
+
+
+def _element(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def github(reports: Sequence[Report]) -> str:
+    """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped)."""
+    return "\n".join(line for report in reports for line in _github(report))
+
+
+def _github(report: Report) -> Iterator[str]:
+    levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
+    for problem in report.problems:
+        level = "error" if report.fails(problem) else levels[problem.severity]
+        place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
+        yield f"::{level} {place}::{_data(_sentence(problem))}"
+    bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
+    yield f"{one_line(report.where)}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")
+
+
+def _data(value: str) -> str:
+    return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(value: str) -> str:
+    return _data(value).replace(":", "%3A").replace(",", "%2C")
+
+
+RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
+    "text": text,
+    "json": as_json,
+    "sarif": sarif,
+    "junit": junit,
+    "github": github,
+}

@@ -1,0 +1,71 @@
+"""A registry as a tree: namespaces, their names, their versions, and what each was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli import output
+from adapterhub.cli.commands.registry import row_document
+
+if TYPE_CHECKING:
+    from adapterhub.index.database import Row
+
+MOST = 10  # versions of a name, parents of a version, on a terminal; a pipe gets all
+
+
+def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """The tree for programs; `rows` by name, newest first, as lists have them, and what is `deprecated`."""
+    return {
+        "namespaces": [
+            {
+                "namespace": space,
+                "names": [
+                    {"name": name, "versions": [row_document(row, deprecated) for row in versions]} for name, versions in names
+                ],
+            }
+            for space, names in _grouped(rows)
+        ]
+    }
+
+
+def lines(rows: Sequence[Row], *, screen: int | None) -> Iterator[str]:
+    """The tree for people, in `screen` columns; None for no limit, and nothing left out."""
+    refs = {row.digest: str(row.ref) for row in rows}
+    for space, names in _grouped(rows):
+        yield output.cut(f"{space}/  {output.plural(len(names), 'name')}", screen)
+        for name, versions in names:
+            yield output.cut(f"  {name.partition('/')[2]}  {output.plural(len(versions), 'version')}", screen)
+            yield from (output.cut(f"    {line}", screen) for line in _versions(versions, refs, screen))
+
+
+def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
+    by_name = [(name, list(versions)) for name, versions in groupby(rows, lambda row: row.name)]
+    return [(space, list(names)) for space, names in groupby(by_name, lambda item: item[0].partition("/")[0])]
+
+
+def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> Iterator[str]:
+    # A version that has a tag is shown however old it is.
+    shown = [row for n, row in enumerate(rows) if screen is None or n < MOST or row.tags]
+    wide = max(len(str(row.number)) for row in shown) + 1
+    for row in shown:
+        facts = [
+            ", ".join(row.tags),
+            (row.base or "").rpartition("/")[2],
+            row.method if row.method != "lora" else "",
+            f"r {row.r}" if row.r is not None else "",
+            output.size(row.size) if row.size is not None else "",
+            row.time[:10],
+        ]
+        yield output.printable("  ".join(filter(None, [f"v{row.number}".ljust(wide), *facts])))
+        if row.parents:
+            yield f"  from {_parents(row.parents, refs, screen)}"
+    if len(shown) < len(rows):
+        yield f"… {output.plural(len(rows) - len(shown), 'older version')}"
+
+
+def _parents(parents: Sequence[str], refs: dict[str, str], screen: int | None) -> str:
+    told = [output.printable(refs.get(parent) or output.digest(parent)) for parent in parents]
+    more = len(told) - MOST if screen is not None else 0
+    return ", ".join(told if more <= 0 else [*told[:MOST], f"{more} more"])

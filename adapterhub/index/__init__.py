@@ -1,0 +1,1 @@
+"""registry.db, an index of the store in SQLite that can be rebuilt at any time."""

@@ -1,0 +1,92 @@
+"""What was measured of an adapter on data it never saw, as one line of text that a log can hold and an index can read.
+
+A version is immutable, and so is what its adapter.json says; a measurement is somebody's word about it, as a deprecation
+is, and may come again with other data. Its numbers are found under `<name>_<metric>`: `eval_perplexity`, unless it is
+called otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapterhub_converters.errors import UsageError
+
+DEFAULT = "eval"
+METRICS = ("perplexity", "loss", "base_perplexity", "base_loss", "perplexity_ratio", "tokens")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_MAX = 100_000  # characters
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement.
+
+    Attributes:
+        name: What it is called; another one of the same name takes its place.
+        metrics: Of METRICS, name to value.
+        data: Path and digest of what was asked about.
+        base: How the base was held: `quantize`, `dtype`, and its `weights` by digest.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    data: tuple[Mapping[str, Any], ...] = ()
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+    def dump(self) -> str:
+        """Its text."""
+        document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
+        return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        found: dict[str, Any] = json.loads(self.dump())
+        return found
+
+    @property
+    def found_by(self) -> dict[str, float]:
+        """Metrics under the names that a search knows."""
+        return {f"{self.name}_{metric}": value for metric, value in self.metrics.items()}
+
+
+def check_name(name: str, where: str) -> str:
+    """`name`, or a UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(where, f"{name[:60]!r} is no name of an evaluation", "Write letters, digits, - and _, like sql-test")
+    return name
+
+
+def parse(text: str) -> Evaluation | None:
+    """The evaluation in the text of a log; None for what is none, as a log of another's hand may hold anything."""
+    try:
+        document = json.loads(text) if len(text) <= _MAX else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or not isinstance(document.get("name"), str) or not _NAME.fullmatch(document["name"]):
+        return None
+    metrics, data, base = (document.get(key) for key in ("metrics", "data", "base"))
+    if not isinstance(metrics, dict) or not isinstance(data, list) or not isinstance(base, dict):
+        return None
+    numbers = {key: float(value) for key, value in metrics.items() if key in METRICS and _is_number(value)}
+    return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value)
+
+
+def line(text: str) -> str:
+    """The text of a log in a few words for people; what isn't understood is as it is."""
+    found = parse(text)
+    return f"{found.name}: {', '.join(f'{key} {value:g}' for key, value in found.metrics.items())}" if found else text
+
+
+def of_version(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
+    """Those of one version among the marks of its name, sorted by name."""
+    found = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
+    return [item.document() for item in found if item]

@@ -1,0 +1,195 @@
+"""The OCI image manifest that is a version: a pure function of an adapter's files and facts.
+
+One file is one raw layer. Media types are ModelPack's (modelpack/model-spec, `docs/spec.md`), whose config schema
+allows no foreign field, so base and parents are annotations of the manifest. Each layer has its name twice:
+`org.cncf.model.filepath` for ModelPack's tools and `org.opencontainers.image.title` so that a plain `oras pull` writes
+the right file. A manifest from elsewhere is checked before anything in it becomes a path or a size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.digest import Digest, parse_digest, sha256_bytes
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .package_files import LEGAL, MAX_FILES, WEIGHTS, check_paths
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
+WEIGHT_LAYER = "application/vnd.cncf.model.weight.v1.raw"
+CONFIG_LAYER = "application/vnd.cncf.model.weight.config.v1.raw"
+DOC_LAYER = "application/vnd.cncf.model.doc.v1.raw"
+IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
+TITLE = "org.opencontainers.image.title"
+FILEPATH = "org.cncf.model.filepath"
+EPOCH = "1970-01-01T00:00:00Z"
+FACTS = "adapter.json"
+MAX_MANIFEST = 4 << 20  # bytes; what registries take (distribution-spec, "Pushing manifests")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One blob: `size` in bytes; `path` where it belongs in the adapter's folder, empty for the config."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest's bytes and what they say; `config_bytes` is empty when only the manifest was read."""
+
+    digest: Digest
+    raw: bytes
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+    config_bytes: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the adapter's files."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def facts(self) -> Descriptor | None:
+        """The layer that holds adapter.json."""
+        return next((layer for layer in self.layers if layer.path == FACTS), None)
+
+
+def build(folder: Path) -> Manifest:
+    """The manifest of the adapter in `folder`, as a push would make it; nothing is written."""
+    from . import describe
+
+    files = describe.digests(folder)
+    document, raw = describe.settle(folder, files)
+    return assemble({**files, FACTS: (sha256_bytes(raw), len(raw))}, document)
+
+
+def assemble(files: Mapping[str, tuple[Digest, int]], facts: Mapping[str, Any]) -> Manifest:
+    """The manifest of files (path to digest and size, adapter.json among them) that `facts` describe."""
+    layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
+    config_bytes = _canonical(_config(layers, facts))
+    config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
+    annotations = _annotations(facts)
+    raw = _canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPE,
+            "config": {"mediaType": config.media_type, "digest": config.digest, "size": config.size},
+            "layers": [_layer(layer) for layer in layers],
+            "annotations": annotations,
+        }
+    )
+    if len(raw) > MAX_MANIFEST:
+        raise RefusedError(FACTS, f"a manifest of {len(raw)} bytes is over the {MAX_MANIFEST} that registries take")
+    return Manifest(sha256_bytes(raw), raw, config, layers, annotations, config_bytes)
+
+
+def media_type(path: str) -> str:
+    """ModelPack's type of a file: weights, what a runtime needs beside them, or what people read."""
+    name = path.rpartition("/")[2]
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in WEIGHTS:
+        return WEIGHT_LAYER
+    doc = suffix not in (".json", ".toml", ".jinja", ".model", ".txt") or name.upper().startswith((*LEGAL, "README"))
+    return DOC_LAYER if doc else CONFIG_LAYER
+
+
+def _canonical(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _layer(layer: Descriptor) -> dict[str, Any]:
+    names = {TITLE: layer.path, FILEPATH: layer.path}
+    return {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size, "annotations": names}
+
+
+def _config(layers: tuple[Descriptor, ...], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """ModelPack's config (`schema/config-schema.json`). Docker's model runner wants `createdAt`."""
+    descriptor = {
+        "createdAt": (facts["training"] or {}).get("created") or EPOCH,
+        "family": facts["base"]["model_type"],
+        "name": facts["name"],
+        "description": facts["description"],
+        "licenses": [facts["license"]] if facts["license"] else None,
+    }
+    return {
+        "descriptor": {key: value for key, value in descriptor.items() if value},
+        "config": {
+            "format": "gguf" if facts["format"] == "gguf" else "safetensors",
+            "paramSize": str(facts["parameters"]),
+            "precision": facts["dtype"].lower(),
+        },
+        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+    }
+
+
+def _annotations(facts: Mapping[str, Any]) -> dict[str, str]:
+    base = facts["base"]
+    found = {
+        "io.adapterhub.kind": facts["method"],
+        "io.adapterhub.base.repo": base["repo"],
+        "io.adapterhub.base.revision": base["revision"],
+        "io.adapterhub.base.fingerprint": base["fingerprint"],
+        "io.adapterhub.parents": _canonical(facts["parents"]).decode() if facts["parents"] else None,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+# ---- reading one from elsewhere
+
+
+def parse(raw: bytes, where: str) -> Manifest:
+    """The checked manifest in `raw`; FormatError for one whose names or sizes are not to be trusted."""
+    if len(raw) > MAX_MANIFEST:
+        raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
+    document = parse_json(raw, where)
+    kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
+    if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
+        raise FormatError(where, f"not an OCI image manifest but {str(kind)[:80]!r}")
+    if len(layers) > MAX_FILES:
+        raise FormatError(where, f"{len(layers)} files are over the limit of {MAX_FILES}")
+    found = tuple(_descriptor(layer, where, named=True) for layer in layers)
+    check_paths((layer.path for layer in found), where)
+    annotations = document.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
+        raise FormatError(where, "annotations are not a map of strings to strings")
+    return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), found, annotations)
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in the bytes of a blob."""
+    try:
+        return json_file.parse_object(raw.decode(), where)
+    except UnicodeDecodeError as error:
+        raise FormatError(where, "not UTF-8 text") from error
+
+
+def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:
+    if not isinstance(value, dict):
+        raise FormatError(where, "a descriptor is not an object")
+    size, kind = value.get("size"), value.get("mediaType")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
+        raise FormatError(where, "a descriptor has no sensible size or media type")
+    digest = parse_digest(value.get("digest"), where)
+    if not named:
+        return Descriptor(kind, digest, size)
+    annotations = value.get("annotations")
+    path = annotations.get(TITLE) or annotations.get(FILEPATH) if isinstance(annotations, dict) else None
+    if path is None and kind.startswith(IMAGE_LAYER):
+        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.image` looks into it
+    if not isinstance(path, str):
+        raise FormatError(where, f"the layer {digest} has no file name")
+    return Descriptor(kind, digest, size, path)

@@ -1,0 +1,415 @@
+"""The weights of a quantized Hugging Face folder in floats, a tile of rows at a time.
+
+Layouts: bitsandbytes 0.49 `functional.py` (`dequantize_4bit`, `int8_vectorwise_dequant`), GPTQModel and AutoGPTQ
+(`qlinear`, v1 stores a zero point less one), AutoAWQ (`WQLinear_GEMM`, `unpack_awq`), transformers' `finegrained_fp8` and
+`mxfp4`, and compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. What isn't one of these is refused by
+name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.bases.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE
+from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .tensor_io import Buffer, Opened
+
+F32Array = NDArray[np.float32]
+Rows = Callable[[int, int], F32Array]
+"""The numbers of rows from one to before another, `(rows, columns)`."""
+
+_FLOATS = {said: dtype for dtype, said in DTYPES.items()}
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs each four bits of a word are
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stored tensor and its file."""
+
+    path: Path
+    info: TensorInfo
+
+    def load(self, opened: Opened) -> np.ndarray:
+        """All of it."""
+        array = np.empty(self.info.size, np.uint8)
+        opened.read(self.path, array, self.info.offset)
+        return array.view(self._dtype()).reshape(self.info.shape)
+
+    def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
+        """Rows of a matrix."""
+        width = self.info.size // max(1, self.info.shape[0])
+        array = np.empty((stop - start) * width, np.uint8)
+        opened.read(self.path, array, self.info.offset + start * width)
+        return array.view(self._dtype()).reshape(stop - start, -1)
+
+    def _dtype(self) -> np.dtype:
+        if self.info.dtype not in dtypes.NUMPY:
+            raise RefusedError(self.info.name, f"is {self.info.dtype}, which isn't a type to compute with here")
+        return dtypes.NUMPY[self.info.dtype]
+
+
+Leaves = Mapping[str, Place]
+"""What lies in a module, by the last part of its name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """A weight whose numbers are computed from several tensors.
+
+    `make` reads what is needed of them, which is held as long as the tensor is being worked on, and gives its rows.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    make: Callable[[Opened], Rows]
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Rows as the quantized weight has them."""
+        rows: Rows = opened.held(self.name, lambda: self.make(opened))
+        np.copyto(out, rows(start, stop), casting="unsafe")
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """gpt-oss' experts in MXFP4: `blocks` `(experts, out, in / 32, 16)`, two codes a byte, the first in the low half, and
+    `scales` `(experts, out, in / 32)`, powers of two; in floats they are `(experts, in, out)`."""
+
+    name: str
+    blocks: Place
+    scales: Place
+
+    @property
+    def rows(self) -> int:
+        """Of all experts, one after the other."""
+        return self.blocks.info.shape[0] * 32 * self.blocks.info.shape[2]
+
+    @property
+    def columns(self) -> int:
+        """The outputs."""
+        return self.blocks.info.shape[1]
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Rows, which may be of several experts."""
+        per = 32 * self.blocks.info.shape[2]
+        for expert in range(start // per, -(-stop // per)):
+            first, last = max(start, expert * per), min(stop, (expert + 1) * per)
+            held = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
+            np.copyto(out[first - start : last - start], held[first - expert * per : last - expert * per], casting="unsafe")
+
+    def _expert(self, opened: Opened, expert: int) -> np.ndarray:
+        """`(in, out)` in bfloat16, which holds every such number."""
+        raw = self.blocks.rows(opened, expert, expert + 1).reshape(self.columns, -1)
+        powers = self.scales.rows(opened, expert, expert + 1).view(np.uint8).reshape(self.columns, -1).astype(np.int32) - 127
+        codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(self.columns, -1, 32)
+        wide = np.ldexp(_FP4[codes], powers[..., None]).astype(dtypes.BF16)
+        return np.ascontiguousarray(wide.reshape(self.columns, -1).T)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One weight: logical shape, the floats it becomes, where its numbers come from (None: stored as it is, at `place`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place
+    source: Unpacked | Experts | None
+
+
+def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, Found]:
+    """Every parameter of a quantized folder, in the order of its files; `places` has the stored tensors by name.
+
+    Raises:
+        RefusedError: A layout isn't known, or has parts that aren't.
+    """
+    for name, reason in spec.packed.items():
+        raise RefusedError(name, f"{reason}, a layout that isn't known here", "Dequantize it with the program that made it")
+    modules: dict[str, dict[str, Place]] = {}
+    for name, place in places.items():
+        stem, inside, leaf = name.partition(".weight.")
+        module, leaf = (stem, f"weight.{leaf}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
+        modules.setdefault(module, {})[leaf] = place
+    scheme = _Scheme(settings(config), _dtype(config))
+    found: dict[str, Found] = {}
+    for name, tensor in spec.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        leaves = modules.get(module, {})
+        own = places.get(name)
+        if f"{leaf}_blocks" in leaves and tensor.dtype == "MXFP4":
+            blocks, scales = leaves[f"{leaf}_blocks"], leaves[f"{leaf}_scales"]
+            found[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
+        elif leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
+            found[name] = packed
+        elif own and own.info.dtype in dtypes.FLOATS and own.info.shape == tensor.shape:
+            found[name] = Found(tensor.shape, own.info.dtype, own, None)
+        else:
+            what = f"stored as {tensor.dtype} by {spec.quantization}, a layout that isn't known here"
+            raise RefusedError(name, what, "Dequantize it with the program that made it")
+    return found
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config")
+    for place in (config, text if isinstance(text, dict) else {}):
+        said = place.get("dtype") or place.get("torch_dtype")
+        if said in _FLOATS:
+            return _FLOATS[said]
+    return None
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """How a config says that weights are packed, and the floats that they were."""
+
+    config: Mapping[str, Any]
+    dtype: str | None
+
+    def of(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found | None:
+        """A packed weight; None for one that is stored as it is, RefusedError for one that isn't understood."""
+        kind = leaves["weight"].info.dtype if "weight" in leaves else ""
+        known: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
+            kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
+            kind == "I8": self._int8,
+            "weight_packed" in leaves: self._compressed,
+            "qweight" in leaves: self._words,
+            any(STATE in f".{leaf}" for leaf in leaves): _bnb4,
+        }
+        return known[True](name, shape, leaves) if True in known else None
+
+    def _found(self, name: str, shape: tuple[int, ...], place: Place, scale: Place, make: Callable[[Opened], Rows]) -> Found:
+        dtype = self.dtype or (scale.info.dtype if scale.info.dtype in ("BF16", "F16") else "BF16")
+        return Found(shape, dtype, place, Unpacked(name, shape[0], shape[1], make))
+
+    def _int8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        weight, own, theirs = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
+        scale = own or theirs
+        _without(name, leaves, "weight_zero_point", "weight_g_idx")
+        if scale is None or scale.info.size // (dtypes.BITS[scale.info.dtype] // 8) not in (1, shape[0]):
+            raise RefusedError(name, "8-bit integers whose scales are not one for each row or one for all")
+
+        def make(opened: Opened) -> Rows:
+            scales = np.broadcast_to(scale.load(opened).astype(np.float32).reshape(-1, 1), (shape[0], 1))
+            if own:
+                scales = scales * np.float32(1 / 127)
+            return lambda start, stop: weight.rows(opened, start, stop).astype(np.float32) * scales[start:stop]
+
+        return self._found(name, shape, weight, scale, make)
+
+    def _fp8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        weight, block = leaves["weight"], leaves.get("weight_scale_inv")
+        scale = block or leaves.get("weight_scale")
+        if scale is None:
+            raise RefusedError(name, "8-bit floats without a scale beside them")
+        have = scale.info.shape
+        down, across = self._fp8_block(name, shape, have)
+
+        def make(opened: Opened) -> Rows:
+            scales = scale.load(opened).astype(np.float32)
+            scales = scales.reshape(have if len(have) == 2 else (-1, 1))
+
+            def rows(start: int, stop: int) -> F32Array:
+                wide = weight.rows(opened, start, stop).astype(np.float32)
+                some = scales[np.arange(start, stop) // down]
+                wide *= np.repeat(some, across, axis=1)[:, : shape[1]]
+                return wide
+
+            return rows
+
+        return self._found(name, shape, weight, scale, make)
+
+    def _fp8_block(self, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> tuple[int, int]:
+        """How many rows and columns share a scale."""
+        count = math.prod(have)
+        if count == 1:
+            return shape[0], shape[1]
+        if count == shape[0] and (len(have) == 1 or have == (shape[0], 1)):
+            return 1, shape[1]
+        said = self.config.get("weight_block_size")
+        if isinstance(said, list) and len(said) == 2 and len(have) == 2:
+            down, across = said
+            if have == (-(-shape[0] // down), -(-shape[1] // across)):
+                return int(down), int(across)
+        raise RefusedError(name, f"8-bit floats {shape} with scales {have}, a layout that isn't known here")
+
+    def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
+        return self._awq(name, shape, leaves) if "awq" in method else self._gptq(name, shape, leaves)
+
+    def _gptq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        words, zeros, scale, order = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales", "g_idx"))
+        if words is None or zeros is None or scale is None:
+            raise RefusedError(name, "GPTQ without its scales or zero points")
+        out, into = shape
+        bits = words.info.shape[0] * 32 // into
+        if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
+            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, a layout that isn't known here")
+        _integers(name, words, zeros, *([order] if order else []))
+        less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
+        groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
+        if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+            raise RefusedError(name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}")
+        size = -(-into // groups)
+
+        def make(opened: Opened) -> Rows:
+            packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
+            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + less
+            index = order.load(opened) if order and order.info.size else np.arange(into) // size
+            if index.shape != (into,) or index.min() < 0 or index.max() >= groups:
+                raise FormatError(name, "g_idx names groups that there are not")
+
+            def rows(start: int, stop: int) -> F32Array:
+                some = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
+                shifts = np.arange(per, dtype=np.uint32)[None, :, None] * np.uint32(bits)
+                codes = ((some[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(into, stop - start)
+                wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
+                return np.ascontiguousarray(wide.T)
+
+            return rows
+
+        return self._found(name, shape, words, scale, make)
+
+    def _awq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        words, zeros, scale = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales"))
+        out, into = shape
+        version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
+        if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
+            raise RefusedError(name, f"AWQ ({version}, {bits} bits), of which only gemm in 4 bits is known here")
+        _integers(name, words, zeros)
+        groups = scale.info.shape[0] if scale.info.shape else 0
+        fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
+        if not fits or scale.info.shape != (groups, out) or into % groups:
+            raise RefusedError(name, f"AWQ with words {words.info.shape} and scales {scale.info.shape}")
+
+        def make(opened: Opened) -> Rows:
+            packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
+            offsets = _awq_fields(zeros.load(opened).view(np.uint32)).astype(np.float32)
+            index = np.arange(into) // (into // groups)
+
+            def rows(start: int, stop: int) -> F32Array:
+                first, last = start // 8, -(-stop // 8)
+                codes = _awq_fields(packed[:, first:last])[:, start - 8 * first : stop - 8 * first]
+                wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
+                return np.ascontiguousarray(wide.T)
+
+            return rows
+
+        return self._found(name, shape, words, scale, make)
+
+    def _compressed(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        """compressed-tensors' integers, symmetric: words of 32 bits along the inputs, half the range less."""
+        words, scale = leaves["weight_packed"], leaves.get("weight_scale")
+        _without(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
+        bits = self._compressed_bits()
+        per = 32 // bits if bits else 0
+        if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per) != words.info.shape[1]:
+            raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, a layout that isn't known here")
+        if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
+            raise RefusedError(name, f"packed integers with scales {scale.info.shape}")
+
+        def make(opened: Opened) -> Rows:
+            scales = np.broadcast_to(scale.load(opened).astype(np.float32), (shape[0], scale.info.shape[1]))
+            size = shape[1] // scale.info.shape[1]
+
+            def rows(start: int, stop: int) -> F32Array:
+                codes = _fields(words.rows(opened, start, stop).view(np.uint32), bits)[:, : shape[1]]
+                wide = codes.astype(np.float32) - np.float32(2 ** (bits - 1))
+                return wide * np.repeat(scales[start:stop], size, axis=1)
+
+            return rows
+
+        return self._found(name, shape, words, scale, make)
+
+    def _compressed_bits(self) -> int | None:
+        """Of the one kind of integer weights that a config has; None for more than one, or another kind."""
+        groups = self.config.get("config_groups")
+        said = (
+            [group.get("weights") for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+        )
+        kinds = {
+            (one.get("num_bits"), one.get("type"), bool(one.get("symmetric", True))) for one in said if isinstance(one, dict)
+        }
+        (bits, kind, symmetric), *more = kinds or {(None, None, False)}
+        return bits if not more and kind == "int" and symmetric and bits in (4, 8) else None
+
+
+def _without(name: str, leaves: Leaves, *others: str) -> None:
+    for leaf in others:
+        if leaf in leaves:
+            raise RefusedError(name, f"has a {leaf} beside it, which isn't understood here", "Dequantize it elsewhere")
+
+
+def _integers(name: str, *places: Place) -> None:
+    for place in places:
+        if place.info.dtype != "I32":
+            raise RefusedError(name, f"{place.info.name} is {place.info.dtype}, not words of 32 bits")
+
+
+def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
+    """The numbers in the bits of words, the lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    found: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
+    return found.reshape(*words.shape[:-1], -1)
+
+
+def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
+    fields = _fields(words, 4).reshape(*words.shape, 8)
+    found = np.empty_like(fields)
+    found[..., _AWQ_ORDER] = fields
+    return found.reshape(*words.shape[:-1], -1)
+
+
+def _bnb4(name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    state = next(leaf for leaf in leaves if STATE in f".{leaf}")
+    weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
+    nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
+    if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
+        raise RefusedError(name, "bitsandbytes in 4 bits without its map or magnitudes")
+
+    with Opened() as opened:
+        said = json.loads(leaves[state].load(opened).tobytes())
+    block, inner, offset = (
+        said.get("blocksize", BLOCK),
+        said.get("nested_blocksize", NESTED_BLOCK),
+        said.get("nested_offset", 0.0),
+    )
+    count, dtype = math.prod(shape), _FLOATS.get(str(said.get("dtype")))
+    numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
+    blocks = -(-count // block) if numbers else 0
+    fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
+    if not numbers or not fits or dtype is None or len(shape) != 2:
+        raise RefusedError(name, f"bitsandbytes in 4 bits with a state that isn't understood: {str(said)[:80]}")
+
+    def make(opened: Opened) -> Rows:
+        codes, largest = code.load(opened).astype(np.float32), absmax.load(opened)
+        if nested is not None and nested_code is not None:
+            scales = np.repeat(nested.load(opened).astype(np.float32), inner)[: largest.size]
+            largest = nested_code.load(opened).astype(np.float32)[largest.reshape(-1)] * scales + np.float32(offset)
+        magnitudes = largest.astype(np.float32).reshape(-1)
+
+        def rows(start: int, stop: int) -> F32Array:
+            first, last = start * shape[1], stop * shape[1]
+            raw = np.empty(-(-last // 2) - first // 2, np.uint8)
+            opened.read(weight.path, raw, weight.info.offset + first // 2)
+            pairs = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[first % 2 :][: last - first]
+            wide = codes[pairs] * magnitudes[np.arange(first, last) // block]
+            found: F32Array = wide.reshape(stop - start, shape[1])
+            return found
+
+        return rows
+
+    return Found(shape, dtype, weight, Unpacked(name, shape[0], shape[1], make))

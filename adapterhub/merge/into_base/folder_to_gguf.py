@@ -1,0 +1,318 @@
+"""A Hugging Face folder, merged or as it is, written as a GGUF that is llama.cpp's own conversion of it.
+
+Every tensor is made of those that a merge into a folder would write (`hf_out`), laid out as llama.cpp has them
+(`to_gguf`, `laid_out`), and is rounded to its type there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.containers import gguf_file, json_file
+from adapterhub_converters.containers.gguf_file import Value
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.gguf_model import general
+from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
+from adapterhub_converters.formats.gguf_model.complete import check_complete
+from adapterhub_converters.formats.gguf_model.computed import check_computed
+from adapterhub_converters.formats.gguf_model.configured import configured
+from adapterhub_converters.formats.gguf_model.hyperparameters import hyperparameters
+from adapterhub_converters.formats.gguf_model.rope_tensors import rope_tensors
+from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
+from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
+
+from .options import DTYPES, REQUANTIZE, Options
+from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
+from .read_folder import Folder, Weight
+from .tensor_io import Buffer, Kind, Opened, Source, Stored, kind, writable
+from .write_folder import Written
+from .write_gguf import LINEAGE, NEVER_QUANTIZED
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be written: `metadata`, tensors in their order, and `changed`, the folder's tensors that adapters change as
+    they are measured: in the type that they get."""
+
+    metadata: Mapping[str, Value]
+    tensors: Sequence[_Tensor]
+    changed: Sequence[Made]
+    notes: tuple[str, ...]
+
+    def files(self, out: Path) -> tuple[OutFile, ...]:
+        """The one file."""
+        order = [(one.plan.name, one.kind.name, one.plan.shape) for one in self.tensors]
+        head = gguf_file.header_bytes(self.metadata, order)
+        parts: list[Part] = [Text(head, 0)]
+        at = len(head)
+        for tensor in self.tensors:
+            parts += tensor.parts(at)
+            at += tensor.size
+            if padding := -at % gguf_file.ALIGNMENT:
+                parts.append(Text(bytes(padding), at))
+                at += padding
+        return (OutFile(out.name, parts),)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensor:
+    plan: Arranged
+    kind: Kind
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        return self.plan.rows * self.kind.row_size(self.plan.columns)
+
+    def parts(self, at: int) -> list[Part]:
+        """What is written from byte `at` on: as many ranges as it has pieces, where these are as they will be."""
+        plan = self.plan
+        if plan.constant is not None:
+            return [Text(plan.constant.tobytes(), at)]
+        copies = [_copied(piece, self.kind) for piece in self.pieces]
+        if not plan.shift and all(copies):
+            made: list[Part] = []
+            for copy in copies:
+                if copy:
+                    made.append(replace(copy, at=at))
+                    at += copy.size
+            return made
+        source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift)
+        return [Made(plan.name, source, self.kind, at, ())]
+
+
+def _copied(piece: Piece, target: Kind) -> Copy | None:
+    """The bytes of a piece in the base's file, when nothing is to be done to them."""
+    part, source = piece.part, piece.source
+    straight = not part.transposed and part.picks is None and part.columns is None
+    if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
+        return None
+    width = target.row_size(source.columns)
+    return Copy(source.path, source.offset + part.first * width, part.height * width, 0, part.height * width)
+
+
+def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
+    """The GGUF of a folder with edits; RefusedError names what llama.cpp could not have as it is here."""
+    where = str(folder.path)
+    if what.shapes:
+        name = next(iter(what.shapes))
+        hint = "Merge into a folder, put the tokenizer there, and convert that"
+        raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF has the tokenizer in it", hint)
+    architecture = names.by_class(folder.spec.architecture, where)
+    config = configured(folder.config, where)
+    weights = {**folder.weights, **what.added}
+    plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
+    check_complete(architecture, {one.name: one.shape for one in plan.tensors}, config)
+    numbers = hyperparameters(architecture, config)
+    otherwise = check_computed(config)
+    computed, more = rope_tensors(architecture.gguf, config)
+    rows = next((one.shape[0] for one in plan.tensors if one.name == "token_embd.weight"), 0)
+    if rows != config.count("vocab_size"):
+        raise RefusedError(
+            where, f"config.json: vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
+        )
+    tokens, said = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
+    wanted = _wanted(folder, options)
+    sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
+    tensors = [_tensor(one, wanted, options, sources) for one in (*computed, *plan.tensors)]
+    shapes = {one.plan.name: one.plan.shape for one in tensors}
+    metadata = _general(folder, architecture, shapes)
+    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
+    metadata |= general.stored(wanted) | tokens
+    if options.lineage:
+        metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
+    changed = _changed(tensors, what)
+    if folder.method:
+        said = (f"the base's weights were quantized ({folder.method}): here they are the floats that they stand for", *said)
+    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *said))
+
+
+def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+    path = folder.path / "generation_config.json"
+    generation = json_file.read_object(path) if path.is_file() else {}
+    name = (folder.spec.repo or "").rpartition("/")[2] or folder.path.resolve().name
+    return general.general(architecture.gguf, name, shapes, generation)
+
+
+def _wanted(folder: Folder, options: Options) -> str:
+    """The type of most matrices."""
+    if options.requantize:
+        return REQUANTIZE[options.requantize]
+    if options.dtype:
+        return DTYPES[options.dtype]
+    sizes = Counter[str]()
+    for weight in folder.weights.values():
+        sizes[weight.dtype] += weight.rows * weight.columns
+    return sizes.most_common(1)[0][0]
+
+
+def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> Source:
+    """The numbers of a tensor of the merged folder. Where the result is in another type than the base, the sum isn't rounded
+    before it is rounded to that."""
+    edits = what.edits.get(weight.name, ())
+    own = what.sources.get(weight.name) or weight.source()
+    if not edits:
+        return own
+    anew = bool(options.dtype or options.requantize or folder.method)
+    form = kind("F32" if anew else weight.dtype)
+    if form is None:
+        raise RefusedError(weight.name, f"is {weight.dtype}, not bfloat16, float16 or float32", "Dequantize it first")
+    return Merged(Made(weight.name, own, form, 0, edits, stepwise=not anew))
+
+
+def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str, Source]) -> _Tensor:
+    pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
+    return _Tensor(plan, writable(_type(plan, wanted), plan.columns, plan.name), pieces)
+
+
+def _type(plan: Arranged, wanted: str) -> str:
+    """As llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
+    if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
+        return "F32"
+    block = gguf_file.TYPES[wanted][1]
+    return wanted if plan.columns % block == 0 else "F16"
+
+
+def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
+    """Each changed tensor of the folder in the type that it gets, for measuring: the order of rows doesn't matter there."""
+    found: dict[str, Made] = {}
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            made = piece.source.made if isinstance(piece.source, Merged) else None
+            if made and what.edits.get(made.name) and made.name not in found:
+                fits = made.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
+                form = tensor.kind if fits else kind("F16")
+                stepwise = made.stepwise and form is not None and form.name == made.kind.name
+                found[made.name] = replace(made, kind=form or made.kind, stepwise=stepwise)
+    return list(found.values())
+
+
+# ---- A tensor of a GGUF model read out of those of a Hugging Face folder, some rows at a time, with the adapters in
+
+
+F32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A tensor of the folder with its edits, in the type that they leave it in."""
+
+    made: Made
+
+    @property
+    def rows(self) -> int:
+        """As many as the tensor has."""
+        return self.made.source.rows
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+        return self.made.source.columns
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """The rows as a merged folder has them; RefusedError for a number that its type cannot hold."""
+        # Two rows at a time, as a merge into a folder takes them (`product`).
+        first, last = start // 2 * 2, min(self.rows, stop + stop % 2)
+        np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
+
+    def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
+        made, count = self.made, (stop - start) * self.columns
+        ready: Ready = opened.held(f"ready {made.name}", lambda: self._ready(opened))
+        wide = buffer("merged", 4 * count).view(np.float32).reshape(stop - start, self.columns)
+        width = made.kind.row_size(self.columns)
+        raw = buffer("merged raw", (stop - start) * width).reshape(stop - start, width)
+        made.source.read(opened, start, stop, wide, buffer)
+        try:
+            ready.change(wide, raw, start, buffer("merged scratch", 4 * (count + self.columns)).view(np.float32))
+        except UnfitError as unfit:
+            made.source.read(opened, start, stop, wide, buffer)
+            raise explained(made, wide) from unfit
+        made.kind.decode(raw, wide)
+        return wide
+
+    def _ready(self, opened: Opened) -> Ready:
+        """The edits, all rows having been looked at by those that need it."""
+        ready = self.made.ready()
+        Run(None, 0).look(ready, opened)
+        return ready
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a tensor, and where its numbers are."""
+
+    part: SourcePart
+    source: Source
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result."""
+        if self.part.picks is not None:
+            return len(self.part.picks)
+        return self.source.columns if self.part.transposed else self.part.height
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Rows `start` to `stop` of the part."""
+        if self.part.transposed:
+            self._turned(opened, start, stop, out, buffer)
+        elif self.part.picks is not None:
+            self._picked(opened, self.part.picks[start:stop], out, buffer)
+        else:
+            self._straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
+
+    def _straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        if self.part.columns is None:
+            self.source.read(opened, start, stop, out, buffer)
+            return
+        rows = np.empty((stop - start, self.source.columns), np.float32)
+        self.source.read(opened, start, stop, rows, buffer)
+        np.copyto(out, rows[:, self.part.columns])
+
+    def _picked(self, opened: Opened, wanted: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
+        """Rows that follow one another in the file are read together, whatever order they are wanted in."""
+        order = np.argsort(wanted, kind="stable")
+        for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1):
+            first, count = int(wanted[run[0]]), len(run)
+            rows = buffer("picked", 4 * count * self.source.columns).view(np.float32).reshape(count, self.source.columns)
+            self.source.read(opened, self.part.first + first, self.part.first + first + count, rows, buffer)
+            out[run] = rows
+
+    def _turned(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        def load() -> F32Array:
+            slab = np.empty((self.part.height, self.source.columns), np.float32)
+            self.source.read(opened, self.part.first, self.part.first + self.part.height, slab, buffer)
+            return slab
+
+        slab = opened.held(f"turned {self.part.source} {self.part.first}", load)
+        picks = self.part.picks
+        np.copyto(out, (slab[:, start:stop] if picks is None else slab[:, picks[start:stop]]).T)
+
+
+@dataclass(frozen=True, eq=False)
+class LaidOut:
+    """Pieces one below the other, with `shift` added to every number."""
+
+    pieces: Sequence[Piece]
+    rows: int
+    columns: int
+    shift: float = 0.0
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Rows `start` to `stop` of the whole."""
+        at = 0
+        for piece in self.pieces:
+            begin, end = max(start, at), min(stop, at + piece.rows)
+            if begin < end:
+                piece.read(opened, begin - at, end - at, out[begin - start : end - start], buffer)
+            at += piece.rows
+        if self.shift:
+            out += np.float32(self.shift)

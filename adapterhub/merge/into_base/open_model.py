@@ -1,0 +1,243 @@
+"""Whole models as numbers to be read row by row: a Hugging Face folder or a GGUF, under Hugging Face's names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters import bases as base_model
+from adapterhub_converters import dtypes
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
+from adapterhub_converters.formats.gguf_model.configured import configured
+
+from .read_folder import Folder, Weight, read_folder
+from .tensor_io import Opened, Source, Stored, kind
+
+F32Array = NDArray[np.float32]
+
+
+class Model(AbstractContextManager["Model"], Protocol):
+    """The weights of a model; a context manager."""
+
+    where: str
+    names: set[str]
+
+    def dtype(self, name: str) -> str:
+        """What a tensor is stored as: `BF16`, `Q4_K` …"""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+
+    def rows(self, name: str, start: int, stop: int) -> F32Array:
+        """Some of its rows in float32, as `as_matrix` counts them."""
+
+    def shift(self, name: str) -> float:
+        """What was added to a tensor's numbers before they were stored, and is taken off in `rows`."""
+
+    def done(self, name: str) -> None:
+        """Let go of the memory of a tensor."""
+
+
+def open_model(path: Path) -> Model:
+    """The model in a folder or a .gguf file, one that is quantized dequantized.
+
+    Raises:
+        RefusedError: Its weights are quantized in a way that is not read here, or are no safetensors.
+    """
+    if path.is_file() and (path.suffix == ".gguf" or _begins(path) == MAGIC):
+        return GgufModel(path)
+    if path.is_file():
+        raise RefusedError(str(path), "a model is a folder or a GGUF file here", "Name its folder")
+    return FolderModel(read_folder(path, dequantize=True))
+
+
+def _begins(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC))
+
+
+def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
+    """The same, with each tensor of a GGUF that is made of others of the folder's, or of a part of one, under their names."""
+    if not path.is_file() or (path.suffix != ".gguf" and _begins(path) != MAGIC):
+        return open_model(path)
+    try:
+        architecture = names.by_class(folder.spec.architecture, str(folder.path))
+        shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
+        plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
+    except RefusedError:
+        return GgufModel(path)
+    return GgufModel(path, plan.tensors, shapes)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor as it is read here: a vector is a column, of a stack the rows follow one another."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+
+
+class FolderModel:
+    """One in safetensors; with `added`, tensors that a merge adds to it, as they are to begin with; `seen` instead of its own
+    numbers, by name."""
+
+    def __init__(
+        self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, Source] | None = None
+    ) -> None:
+        self._seen = seen or {}
+        self.where, self.spec = str(folder.path), folder.spec
+        self._weights = {**folder.weights, **(added or {})}
+        self._method = folder.method
+        self._opened = Opened()
+        self.names = set(self._weights)
+
+    def dtype(self, name: str) -> str:
+        """As safetensors calls it; how it is quantized, if it is."""
+        weight = self._weights[name]
+        return self._method or "" if weight.unpacked else weight.dtype
+
+    def floats(self, name: str) -> str:
+        """The floats that it has, or had before it was quantized."""
+        return self._weights[name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        return self._weights[name].shape
+
+    def rows(self, name: str, start: int, stop: int) -> F32Array:
+        """Some rows, read from the file."""
+        weight = self._weights[name]
+        out = np.empty((stop - start, weight.columns), np.float32)
+        (self._seen.get(name) or weight.source()).read(
+            self._opened, start, stop, out, lambda _use, size: np.empty(size, np.uint8)
+        )
+        return out
+
+    def shift(self, name: str) -> float:
+        """Nothing."""
+        return 0.0
+
+    def done(self, name: str) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> FolderModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.__exit__()
+
+
+class GgufModel:
+    """One in GGUF, dequantized as it is read, the rows of q and k in Hugging Face's order again.
+
+    With `plan`, how a folder with tensors of these `shapes` becomes a GGUF, experts and the like have the folder's names.
+    """
+
+    def __init__(self, path: Path, plan: Sequence[Arranged] = (), shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self.where = str(path)
+        spec = base_model.read_base(path)
+        self.config: Mapping[str, Any] = spec.config
+        self._file = GGUFFile(path)
+        try:
+            architecture = self._file.header.text("general.architecture")
+            experts = any("_exps." in name for name in self._file.tensors)
+            self._architecture = names.by_gguf(architecture, self.where, experts=experts)
+        except BaseException:
+            self._file.__exit__(None, None, None)
+            raise
+        self._of = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
+        self._parts = self._laid_out(plan)
+        self._shapes = shapes or {}
+        elsewhere = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
+        self._of = {name: own for name, own in self._of.items() if own not in elsewhere}
+        self.names = set(self._of) | set(self._parts)
+        self._opened, self._path = Opened(), path
+        self._held: tuple[str, F32Array] | None = None
+
+    def _laid_out(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, SourcePart]]]:
+        """Of each tensor of the folder that isn't one here under its usual name: where its parts are, and from which row on."""
+        found: dict[str, list[tuple[Arranged, int, SourcePart]]] = {}
+        for tensor in plan:
+            at = 0
+            for part in tensor.parts:
+                found.setdefault(part.source, []).append((tensor, at, part))
+                at += tensor.rows // len(tensor.parts)
+        there = {name: info.shape for name, info in self._file.tensors.items()}
+        return {
+            name: parts
+            for name, parts in found.items()
+            if all(there.get(tensor.name) == tensor.shape for tensor, _, _ in parts)
+            and (len(parts) > 1 or parts[0][2].transposed or self._of.get(name) != parts[0][0].name)
+        }
+
+    def dtype(self, name: str) -> str:
+        """As GGUF calls it."""
+        own = self._parts[name][0][0].name if name in self._parts else self._of[name]
+        return self._file.tensors[own].type_name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape in numpy's order."""
+        return self._shapes[name] if name in self._parts else self._file.tensors[self._of[name]].shape
+
+    def _gathered(self, name: str) -> F32Array:
+        """A tensor of the folder out of its parts, of which no others are read."""
+        whole = np.empty(as_matrix(self._shapes[name]), np.float32)
+        for tensor, at, part in self._parts[name]:
+            info, form = self._file.tensors[tensor.name], kind(self.dtype(name))
+            if form is None:
+                raise RefusedError(tensor.name, f"is {info.type_name}, which holds no weights to compare")
+            rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
+            stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, form)
+            stored.read(self._opened, at, at + len(rows), rows, lambda _use, size: np.empty(size, np.uint8))
+            slab = whole[part.first : part.first + part.height]
+            slab = slab.T if part.transposed else slab
+            slab[slice(None) if part.picks is None else part.picks, part.columns or slice(None)] = rows - np.float32(
+                tensor.shift
+            )
+        return whole
+
+    def rows(self, name: str, start: int, stop: int) -> F32Array:
+        """Some rows of the tensor, which is dequantized as a whole."""
+        if name in self._parts and (self._held is None or self._held[0] != name):
+            self._held = name, self._gathered(name)
+        if self._held is None or self._held[0] != name:
+            tensor = self._file.tensor(self._of[name]).astype(np.float32) - np.float32(self.shift(name))
+            order = self._architecture.order(name.rpartition(".")[0], self.config, self.where)
+            whole = names.unpermuted(tensor, order) if order else tensor
+            self._held = name, whole.reshape(as_matrix(whole.shape))
+        return self._held[1][start:stop].copy()
+
+    def shift(self, name: str) -> float:
+        """1 for the norms of Gemma and Nemotron."""
+        module, _, part = name.rpartition(".")
+        return float(self._architecture.shifted and part == "weight" and self._architecture.is_norm(module))
+
+    def done(self, name: str) -> None:
+        """Forget it."""
+        self._held = None
+
+    def __enter__(self) -> GgufModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.__exit__()
+        self._file.__exit__(None, None, None)
+
+
+def is_float(dtype: str) -> bool:
+    """Whether a tensor of this type holds its numbers as they are."""
+    return dtype in dtypes.FLOATS
+
+
+def renamed(wanted: set[str], have: set[str]) -> dict[str, str]:
+    """What a model calls the tensors of another: the same, or with one leading component more or less, all alike."""
+    heads = sorted({name.partition(".")[0] + "." for name in have | wanted})
+    ways: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
+    more, less = max(ways, key=lambda way: len({way[0] + name.removeprefix(way[1]) for name in wanted} & have))
+    return {name: new for name in wanted if (new := more + name.removeprefix(less)) in have}

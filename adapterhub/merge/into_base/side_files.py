@@ -1,0 +1,111 @@
+"""The files of a model folder beside its weights: which go along into a merged model, and which must not.
+
+Configuration, tokenizer and documents go along. A second copy of the weights would still be the unmerged model, an
+adapter in the folder would be loaded on top by transformers, and a pickle can run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.manifest import card
+from adapterhub_converters.bases import BaseSpec
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
+_ADAPTER = ("adapter_config.json", "adapter.json", "adapter.toml")
+
+
+def companions(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Paths relative to `base` to copy, and those left behind with the reason; hidden files and folders are neither."""
+    take, skipped = [], {}
+    for folder, folders, files in os.walk(base):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in sorted(files):
+            path = Path(folder, name)
+            relative = path.relative_to(base).as_posix()
+            if name.startswith(".") or relative in shards:
+                continue
+            reason = _reason(path, base)
+            if reason:
+                skipped[relative] = reason
+            else:
+                take.append(relative)
+    return tuple(take), skipped
+
+
+def _reason(path: Path, base: Path) -> str | None:
+    """Why a file stays behind; None when it goes along."""
+    name = path.name.lower()
+    if name.endswith(_PICKLES):
+        return "a pickle can run code when it is loaded"
+    if name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name != "model.safetensors.index.json":
+        return "other weights, which would still be the unmerged model"
+    if name in _ADAPTER or path == base / "README.md":
+        return "belongs to an adapter" if name in _ADAPTER else "the merged model has a card of its own"
+    if not path.is_file():
+        return "not a regular file"
+    if path.is_symlink() and not _inside(path.resolve(), base):
+        return "a link that leads out of the model"
+    return None
+
+
+def _inside(target: Path, base: Path) -> bool:
+    # huggingface_hub's cache: snapshots/<revision>/config.json -> ../../blobs/<digest>.
+    real = base.resolve()
+    return target.is_relative_to(real) or target.parent == real.parent.parent / "blobs"
+
+
+def copy_companions(base: Path, folder: Path, names: tuple[str, ...]) -> None:
+    """Copy the contents of files, not their modes: a blob in a cache may be read-only."""
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / name, target)
+
+
+# ---- The README.md of a merged model: what it is made of, for people and for the Hugging Face Hub
+
+
+NAME = "README.md"
+
+
+def written(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tuple[str, ...]) -> str:
+    """The text: a pure function of base, adapters and what was decided, so that a merge is the same twice."""
+    said = {"repo": spec.repo, "revision": spec.revision, "name": base.resolve().name, **lineage.get("base", {})}
+    name = said["repo"] or said["name"]
+    front = {"base_model": name, "base_model_relation": "merge", "tags": ["lora", "merge"]}
+    if spdx := _license(base):
+        front["license"] = spdx
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {name}, merged", "", "A model with adapters merged into its weights by `adapterhub merge`.", ""]
+    lines += ["| | |", "| --- | --- |", f"| base | {_cell(name)} |"]
+    if said["revision"]:
+        lines.append(f"| revision | {_cell(said['revision'])} |")
+    if spec.fingerprint:
+        lines.append(f"| fingerprint of its names and shapes | `{spec.fingerprint}` |")
+    for adapter in lineage.get("adapters", ()):
+        where = f"{adapter['ref']} " if adapter.get("ref") else ""
+        lines.append(f"| adapter, times {adapter['weight']:g} | {_cell(where)}`{adapter['digest']}` |")
+    if notes:
+        lines += ["", *(f"- {_cell(note)}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split()) + (" " if text.endswith(" ") else "")
+
+
+def _license(base: Path) -> str | None:
+    """What the base's own card says."""
+    try:
+        text = (base / NAME).read_text(encoding="utf-8", errors="replace")[: card.MAX_BYTES]
+    except OSError:
+        return None
+    found = card.parse(text).values("license")
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,170 @@
+"""The lock file: which version each adapter of a project is, by digest, and where it was found.
+
+`adapters.lock` is JSON, keys sorted, so that the same content is the same bytes and a change is a small diff. A digest is
+that of the manifest, so it fixes every file's bytes; a tag that moves later changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub import user_files
+from adapterhub.digest import Digest, parse_digest
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.manifest.package_files import check_paths
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError
+
+FILE = "adapters.lock"
+HERE = "registry"
+"""The source of what lies in the registry here."""
+_VERSION = 1
+_BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # as manifest.py annotates them
+_PART = re.compile(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """One adapter.
+
+    Attributes:
+        name: `namespace/name`, or what stands for it elsewhere: a relative path.
+        ref: As it was asked for, which `update` asks for again.
+        source: `HERE`, or the address that the ref was then.
+        digest: Of the manifest.
+        size: Bytes of all files.
+        base: `repo`, `revision` and `fingerprint` of its base, as far as the manifest says them.
+    """
+
+    name: str
+    ref: str
+    source: str
+    digest: Digest
+    size: int
+    base: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {"ref": self.ref, "source": self.source, "digest": self.digest, "size": self.size, "base": dict(self.base)}
+
+
+Lock = dict[str, Locked]
+
+
+def entry(name: str, ref: str, source: str, made: Manifest) -> Locked:
+    """What is kept of a version."""
+    base = {key: made.annotations[label] for key, label in _BASE.items() if label in made.annotations}
+    if not all(value.isprintable() for value in base.values()):
+        raise FormatError(ref, "what its manifest says of its base is no printable text")
+    return Locked(check_name(name, ref), ref, source, made.digest, made.size, base)
+
+
+def name_of(repository: str) -> str:
+    """What an address without a version is called in a lock: the last two parts of its path, as far as there are two."""
+    scheme, _, rest = repository.partition("://")
+    parts = [part for part in rest.split("/") if part]
+    return "/".join((parts if scheme == "hf" else parts[1:])[-2:])
+
+
+def check_name(name: str, where: str) -> str:
+    """`name` itself if a folder below another may be called so anywhere."""
+    if not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise FormatError(where, f"{name[:80]!r} cannot be a name in {FILE}")
+    check_paths([name], where)
+    return name
+
+
+def parse(text: str, where: str) -> Lock:
+    """What a lock file says; the empty text says nothing."""
+    if not text:
+        return {}
+    document = json_file.parse_object(text, where)
+    adapters = document.get("adapters")
+    if document.get("version") != _VERSION or not isinstance(adapters, dict):
+        raise FormatError(where, f"not a lock file of version {_VERSION}", "A newer adapterhub may have written it")
+    check_paths(adapters, where)
+    return {name: _parsed(name, value, where) for name, value in adapters.items()}
+
+
+def _parsed(name: str, value: Any, where: str) -> Locked:
+    where = f"{where}: {name[:80]}"
+    check_name(name, where)
+    if not isinstance(value, dict) or set(value) != {"ref", "source", "digest", "size", "base"}:
+        raise FormatError(where, 'is not an object with "ref", "source", "digest", "size" and "base"')
+    ref, source, size, base = value["ref"], value["source"], value["size"], value["base"]
+    texts = [ref, source, *(base.values() if isinstance(base, dict) else [None])]
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or set(base) - set(_BASE):
+        raise FormatError(where, '"ref", "source" and "base" are not texts')
+    if type(size) is not int or not 0 <= size < 2**63:
+        raise FormatError(where, '"size" is not a number of bytes')
+    return Locked(name, ref, source, parse_digest(value["digest"], where), size, base)
+
+
+def dump(lock: Lock) -> str:
+    """The one spelling of a lock."""
+    document = {"version": _VERSION, "adapters": {name: locked.document() for name, locked in lock.items()}}
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> Lock:
+    """The lock in a file; NotFoundError when there is none."""
+    if not path.exists():
+        raise NotFoundError(str(path), "there is no lock file", "`adapterhub lock REF…` makes one")
+    return parse(user_files.read(path), str(path))
+
+
+def record(path: Path, found: Mapping[str, Locked]) -> bool:
+    """Have the file say what was found, all else as it was; whether that is new."""
+
+    def new(text: str) -> str | None:
+        made = dump({**parse(text, str(path)), **found})
+        return made if made != text else None
+
+    return user_files.change(path, new)
+
+
+def find(lock: Lock, ref: str, path: Path) -> Locked:
+    """The entry that a ref is; RefusedError when there is none, or one for another version."""
+    name = re.split("[:@]", ref.rpartition("://")[2], maxsplit=1)[0]
+    locked = lock.get(name) or next((one for one in lock.values() if ref in (one.ref, one.source)), None)
+    if locked is None:
+        raise RefusedError(
+            ref, f"is not in {path}", f"`adapterhub lock {ref}` puts it there; it has {', '.join(lock) or 'nothing'}"
+        )
+    exact = ref == f"{name}@{locked.digest}"
+    if not exact and ref not in (name, locked.ref, locked.source):
+        raise RefusedError(
+            ref, f"{path} has {locked.ref} ({locked.digest[:19]})", f"`adapterhub lock {ref}` locks that instead"
+        )
+    return locked
+
+
+def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
+    """Some of the entries, all without names."""
+    if unknown := [name for name in names if name not in lock]:
+        raise UsageError(unknown[0][:200], f"is no name in {path}", f"It has {', '.join(lock) or 'nothing'}")
+    return {name: lock[name] for name in names or lock}
+
+
+# ---- what lies there
+
+
+def is_version(folder: Path, digest: Digest) -> bool:
+    """Whether a folder holds the version of that digest, every byte; no network is asked."""
+    from adapterhub.manifest import oci_manifest
+
+    if not _filled(folder):
+        return False
+    try:
+        return oci_manifest.build(folder).digest == digest
+    except AdapterhubError:
+        return False
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and any(folder.iterdir())

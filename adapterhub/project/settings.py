@@ -1,0 +1,251 @@
+"""What a project or its user has settled, in TOML: which registry, which remotes, and what adapters may come and go.
+
+`adapterhub.toml`, the nearest upwards, and config.toml in the user's config folder have one grammar; only a project has a
+policy. A key that isn't known is refused by name: a misspelled rule would be none.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub import user_files
+from adapterhub_converters.errors import RefusedError, UsageError
+
+_TOP = ("registry", "remote", "remotes", "policy")
+_REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+TEMPLATE = """\
+# What this project has settled for adapterhub. Options and variables of the environment come before it, a user's own
+# config.toml after it. Lines with a # are examples.
+
+# registry = "."                  # a folder, or the registry.db in it, from here
+# remote = "team"                 # whom --remote means without a name
+
+# [remotes.team]
+# url = "oci://registry.example/adapters"
+
+# [policy]                        # asked of what is pushed and pulled (exit 6)
+# allow = ["team/*"]              # names
+# max_rank = 64
+# require_base = true             # the base is pinned, as `push --base` does
+# licenses = ["Apache-2.0", "MIT"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What adapters have to be; None and empty ask nothing."""
+
+    where: str = ""
+    max_rank: int | None = None
+    require_base: bool = False
+    licenses: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+    @property
+    def asks_facts(self) -> bool:
+        """Whether a name alone doesn't answer it."""
+        return self.max_rank is not None or self.require_base or bool(self.licenses)
+
+    def check_name(self, name: str) -> None:
+        """RefusedError when `name`, of a ref or a whole address, is none of those that are allowed."""
+        if self.allow and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
+            raise RefusedError(name, f"not a name that {self.where} allows", f"allow = {list(self.allow)}")
+
+    def check_facts(self, facts: Mapping[str, Any], where: str) -> None:
+        """RefusedError with all that an adapter is not."""
+        if reasons := list(self._against(facts)):
+            raise RefusedError(where, f"against the policy of {self.where}: {'; '.join(reasons)}", "", reasons)
+
+    def _against(self, facts: Mapping[str, Any]) -> Iterable[str]:
+        rank = max((r for r in (facts.get("r"), *(one["r"] for one in (facts.get("modules") or {}).values())) if r), default=0)
+        if self.max_rank is not None and rank > self.max_rank:
+            yield f"rank {rank} is over {self.max_rank}"
+        if self.require_base and not (facts.get("base") or {}).get("fingerprint"):
+            yield "its base is not pinned (`push --base` does it)"
+        spdx = facts.get("license")
+        if self.licenses and (spdx or "").lower() not in [one.lower() for one in self.licenses]:
+            yield f"its license is {spdx or 'not declared'}, not {' or '.join(self.licenses)}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One of the files; `registry` as an absolute path."""
+
+    path: Path
+    registry: Path | None = None
+    remote: str | None = None
+    remotes: Mapping[str, str] = field(default_factory=dict)
+    policy: Policy = Policy()
+
+
+def read(path: Path) -> Settled:
+    """What a file says; one that isn't there says nothing. UsageError names what is wrong, and the line."""
+    return parse(user_files.read(path), path)
+
+
+def parse(text: str, path: Path) -> Settled:
+    """What `text`, of the file `path`, says."""
+    document = _Checked(text, path)
+    remotes = document.table("remotes")
+    for name, entry in remotes.items():
+        document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is no remote's name and table")
+        document.known(f"remotes.{name}", ("url",))
+        document.text(f"remotes.{name}", "url", required=True)
+    registry = document.text("", "registry")
+    return Settled(
+        path,
+        path.absolute().parent / Path(registry).expanduser() if registry else None,
+        document.text("", "remote"),
+        {name: entry["url"] for name, entry in remotes.items()},
+        _policy(document, path),
+    )
+
+
+def check_remote_name(name: str) -> str:
+    """`name` itself if a remote may be called so."""
+    if not _REMOTE.fullmatch(name):
+        hint = "Use A-Z a-z 0-9 _ -" + ("; a ref comes before --remote" if "/" in name else "")
+        raise UsageError(name[:80], "cannot be the name of a remote", hint)
+    return name
+
+
+def _policy(document: _Checked, path: Path) -> Policy:
+    rules = document.table("policy")
+    document.known("policy", ("max_rank", "require_base", "licenses", "allow"))
+    rank, base = rules.get("max_rank"), rules.get("require_base", False)
+    document.check(rank is None or (type(rank) is int and rank > 0), "policy", "max_rank", "is not a whole number above 0")
+    document.check(type(base) is bool, "policy", "require_base", "is neither true nor false")
+    lists = {}
+    for key in ("licenses", "allow"):
+        value = rules.get(key, [])
+        right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        document.check(right and (value or key not in rules), "policy", key, "is not a list of texts")
+        lists[key] = tuple(value)
+    return Policy(str(path), rank, base, lists["licenses"], lists["allow"])
+
+
+class _Checked:
+    """A document whose errors say the line."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        self._text, self._path = text, path
+        try:
+            self.document = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise UsageError(str(path), f"not valid TOML ({str(error)[:200]})") from error
+        self.known("", _TOP)
+
+    def table(self, name: str) -> dict[str, Any]:
+        found = self.document
+        for part in name.split(".") if name else ():
+            found = found.get(part, {})
+            self.check(isinstance(found, dict), "", part, "is not a table")
+        return found
+
+    def known(self, table: str, keys: tuple[str, ...]) -> None:
+        for key in self.table(table):
+            self.check(key in keys, table, key, "isn't known", f"Known are {', '.join(keys)}")
+
+    def text(self, table: str, key: str, *, required: bool = False) -> str | None:
+        value = self.table(table).get(key)
+        right = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
+        self.check(right, table, key, "is not there" if value is None else "is not a text of one line")
+        return value
+
+    def check(self, right: object, table: str, key: str, what: str, hint: str = "") -> None:
+        if not right:
+            line = line_of(self._text, table, key)
+            name = f"{table}.{key}" if table else key
+            raise UsageError(f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint)
+
+
+def line_of(text: str, table: str, key: str) -> int | None:
+    """Where a key, or the header of a table of that name, stands in TOML; None where it is written in another way."""
+    inside = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            inside = header[1].replace('"', "").replace(" ", "")
+            if inside == (f"{table}.{key}" if table else key) or (not table and inside.startswith(f"{key}.")):
+                return number
+        elif (found := re.match(r"\s*[\"']?([^\"'=]+?)[\"']?\s*=", line)) and (inside, found[1]) == (table, key):
+            return number
+    return None
+
+
+# ---- changing one, and nothing else of it
+
+
+def with_remote(text: str, name: str, url: str) -> str:
+    """The TOML with one more remote, at its end, or with another URL of one."""
+    if name in tomllib.loads(text).get("remotes", {}):
+        text = without_remote(text, name)
+    block = f"[remotes.{name}]\nurl = {_quoted(url)}\n"
+    return f"{text.rstrip()}\n\n{block}" if text.strip() else block
+
+
+def without_remote(text: str, name: str) -> str:
+    """The TOML without one of its remotes."""
+    lines = text.splitlines(keepends=True)
+    start = line_of(text, "remotes", name)
+    kept = lines[: start - 1] if start else lines
+    if start:
+        end = next((i for i in range(start, len(lines)) if re.match(r"\s*\[", lines[i])), len(lines))
+        while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
+            end -= 1  # what stands above the next table belongs to that
+        kept = lines[: start - 1] + lines[end:]
+        if end == len(lines):  # nor does what stood between it and the end
+            kept[start - 1 :] = []
+            while kept and not kept[-1].strip():
+                kept.pop()
+    return "".join(kept)
+
+
+def with_default(text: str, name: str | None) -> str:
+    """The TOML with another default remote, None for none, where it was or else above the first table."""
+    lines, at = text.splitlines(keepends=True), line_of(text, "", "remote")
+    new = [f"remote = {_quoted(name)}\n"] if name else []
+    if at:
+        return "".join([*lines[: at - 1], *new, *lines[at:]])
+    if not new:
+        return text
+    first = next((i for i, line in enumerate(lines) if re.match(r"\s*\[", line)), len(lines))
+    if lines[first:]:
+        new.append("\n")
+    elif lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    return "".join([*lines[:first], *new, *lines[first:]])
+
+
+def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
+    """The TOML that says these remotes and this default, all else as it was; UsageError where that is beyond us."""
+    old = parse(text, path)
+    new = text
+    for name in old.remotes.keys() - remotes.keys():
+        new = without_remote(new, name)
+    for name, url in remotes.items():
+        if old.remotes.get(name) != url:
+            new = with_remote(new, name, url)
+    if old.remote != remote:
+        new = with_default(new, remote)
+    if not text.startswith("\n"):
+        new = new.lstrip("\n")
+    wanted = {**tomllib.loads(text), "remotes": {name: {"url": url} for name, url in remotes.items()}, "remote": remote}
+    try:
+        said = tomllib.loads(new)
+    except tomllib.TOMLDecodeError:
+        said = {}
+    if {**said, "remotes": said.get("remotes", {}), "remote": said.get("remote")} != wanted:
+        raise UsageError(str(path), "is written in a way that is not changed here", "Edit it by hand")
+    return new
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)  # of printable text, a basic string of TOML as well

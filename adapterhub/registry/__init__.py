@@ -1,0 +1,1 @@
+"""Versions and refs of one registry: the store and its index together."""

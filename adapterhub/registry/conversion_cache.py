@@ -1,0 +1,124 @@
+"""One adapter in many forms: a version converted on its way out, and kept for the next who asks.
+
+What was converted lies in `cache/` of the store under a key of all that decides it, and is believed only if its bytes are
+those that were written. Where the weights of a base went in, which no key names, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub import __version__
+from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest.package_files import adapter_in
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.formats import convert as formats
+from adapterhub_converters.formats import ollama
+
+from . import export
+from .recipe import Conversion, Parent, convert
+
+if TYPE_CHECKING:
+    from adapterhub.ref import Ref
+    from adapterhub_converters.bases import BaseSpec
+
+    from .registry import Registry, Version
+
+
+@dataclass(frozen=True)
+class Form:
+    """A version in another format: where it is now, how its tensors were kept, and whether it was there already."""
+
+    version: Version
+    out: Path
+    loss: dict[str, int]
+    cached: bool
+
+
+def pull(
+    registry: Registry,
+    ref: Ref,
+    out: Path,
+    conversion: Conversion,
+    *,
+    base: BaseSpec | None = None,
+    model: str | None = None,
+) -> Form:
+    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+
+    For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
+    """
+    package = conversion.to in formats.PACKAGES
+    named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
+    conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
+    is_folder = package or conversion.to in formats.FOLDERS
+    atomic.check_free(out, folder=is_folder)
+    version = registry.resolve(ref)
+    kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder, cached = _cached(kept), True
+        if folder is None:
+            folder, cached = Path(temporary) / "made", False
+            source = Path(temporary) / version.name.rpartition("/")[2]
+            export.pull(registry, version.ref, source)
+            path = adapter_in(source)
+            try:
+                convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
+            except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
+                error.where = error.where.replace(str(source), str(version.ref))
+                raise
+            if kept is not None:
+                _keep(folder, kept)
+        document = describe.read_facts(folder) or {}
+        with atomic.whole(out, folder=is_folder) as target:
+            if package:
+                shutil.copyfile(formats.lone_file(folder), target / name)
+                ollama.write(target, named, name)
+            elif is_folder:
+                shutil.copytree(folder, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(formats.lone_file(folder), target)
+    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+
+
+def _weighty(base: BaseSpec | None) -> bool:
+    return base is not None and base.folder is not None
+
+
+def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
+    about: dict[str, Any] = {"source": digest, "by": __version__, **dataclasses.asdict(conversion)}
+    if base is not None:
+        about["base"] = [base.architecture, base.tied, base.fingerprint, dict(base.config)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _cached(kept: Path | None) -> Path | None:
+    """The folder of an earlier conversion if every byte of it is the one that was written; else it is removed."""
+    if kept is None or not kept.is_dir():
+        return None
+    with contextlib.suppress(AdapterhubError, OSError):
+        os.utime(kept)  # when it was last of use; before it is read, as a gc looks at it
+        if (kept / _DIGEST).read_text() == oci_manifest.build(kept / _FILES).digest:
+            return kept / _FILES
+    shutil.rmtree(kept, ignore_errors=True)
+    return None
+
+
+_FILES, _DIGEST = "files", "digest"
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Put a conversion into the cache; a full disk or a read-only registry is no reason to fail."""
+    with contextlib.suppress(LocalIOError, OSError), atomic.whole(kept) as place:
+        shutil.copytree(folder, place / _FILES)
+        (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

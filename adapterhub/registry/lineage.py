@@ -1,0 +1,167 @@
+"""Where an adapter comes from and what came of it: parents, bases, training data, children.
+
+Walked over the digests that each adapter.json names. A parent that this registry does not hold is still a node: its
+digest, and the ref it once had, are all that is known of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.store.store import MERGES
+from adapterhub_converters.errors import AdapterhubError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.ref import Ref
+
+    from .registry import Registry
+
+_MANY = 10_000  # adapters; a chain this long is no lineage but an attack
+
+
+@dataclass(frozen=True)
+class Node:
+    """One adapter. `refs` are where this registry has it, or where it once was; `facts` is empty when it is not here.
+
+    `deprecated` has those of `refs` that should not be used any more, with why.
+    """
+
+    digest: Digest
+    refs: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    deprecated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def how(self) -> str:
+        """How it came to be, in a few words."""
+        recipe = self.facts.get("recipe") or {}
+        parents = self.facts.get("parents") or []
+        if not self.facts:
+            return "not in this registry"
+        if recipe.get("kind") == "convert":
+            return f"converted to {recipe.get('to')}"
+        if parents:
+            method = recipe.get("method") or parents[0].get("method")
+            if method == "train":
+                return "trained further"
+            return f"merged by {method}" if method else "merged"
+        return "trained" if self.facts.get("training") else "origin not recorded"
+
+    @property
+    def base(self) -> str:
+        """The base it is for, as repository and revision; else the beginning of its fingerprint, else empty."""
+        base = self.facts.get("base") or {}
+        if base.get("repo"):
+            return f"{base['repo']}@{base['revision']}" if base.get("revision") else str(base["repo"])
+        return str(base.get("fingerprint") or "")[:19]
+
+    @property
+    def data(self) -> tuple[Mapping[str, Any], ...]:
+        """What it was trained on."""
+        return tuple((self.facts.get("training") or {}).get("data") or ())
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`child` was made from `parent`."""
+
+    parent: Digest
+    child: Digest
+    weight: float | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A merged model, kept as a recipe under a name, that one of the adapters is in."""
+
+    name: str
+    parent: Digest
+    weight: float
+    base: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All ancestors and descendants of one adapter, itself among the nodes, and the models that were made of them."""
+
+    root: Digest
+    nodes: Mapping[Digest, Node]
+    edges: tuple[Edge, ...]
+    models: tuple[Model, ...] = ()
+
+    def parents(self, digest: Digest) -> list[Edge]:
+        """The edges from what an adapter was made of."""
+        return [edge for edge in self.edges if edge.child == digest]
+
+    def children(self, digest: Digest) -> list[Edge]:
+        """The edges to what was made of it."""
+        return [edge for edge in self.edges if edge.parent == digest]
+
+
+def trace(registry: Registry, ref: Ref) -> Lineage:
+    """The lineage of a version."""
+    root = registry.resolve(ref).digest
+    told = registry.deprecations()
+    nodes: dict[Digest, Node] = {}
+    for upwards in (True, False):
+        waiting = [root]
+        seen = set()
+        while waiting and len(nodes) < _MANY:
+            digest = waiting.pop()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            node = nodes.setdefault(digest, _node(registry, digest, told))
+            waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
+    edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
+    return Lineage(
+        root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
+    )
+
+
+def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
+    from . import merge_recipe, merge_recipes  # most registries keep none
+
+    for name in registry.store.shelved(MERGES):
+        with contextlib.suppress(AdapterhubError):  # forgotten, or a matter of fsck's
+            recipe = merge_recipes.get(registry, name).recipe
+            for adapter in recipe["adapters"]:
+                if adapter["digest"] in nodes:
+                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.called(recipe))
+
+
+def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str]) -> Node:
+    rows = registry.holding(digest)
+    found = {str(row.ref): told.get((row.name, row.number), told.get((row.name, 0))) for row in rows}
+    deprecated = {ref: why for ref, why in found.items() if why is not None}
+    try:
+        return Node(digest, tuple(found), registry.facts(digest), deprecated)
+    except AdapterhubError:
+        return Node(digest, tuple(found), deprecated=deprecated)
+
+
+def _parents(node: Node) -> list[Digest]:
+    return [edge.parent for edge in _edges(node)]
+
+
+def _edges(node: Node) -> Iterator[Edge]:
+    for parent in node.facts.get("parents") or ():
+        yield Edge(parent["digest"], node.digest, parent.get("weight"), parent.get("method"))
+
+
+def _called(node: Node, nodes: Mapping[Digest, Node]) -> Node:
+    """A node that is elsewhere, with the refs by which its children knew it."""
+    if node.refs:
+        return node
+    named = {
+        parent["ref"]
+        for child in nodes.values()
+        for parent in child.facts.get("parents") or ()
+        if parent["digest"] == node.digest and parent.get("ref")
+    }
+    return Node(node.digest, tuple(sorted(named)), node.facts)

@@ -1,0 +1,240 @@
+"""A merged model as a recipe of a few kilobytes: what it is made of, and the digests of what has to come of it.
+
+Base, adapters by the digests of their manifests, and options: all that the bytes of a merge depend on, but for the class of
+CPU. Of the numbers that the merge changes some are kept, drawn evenly, so that of a result that differs it can be said how far.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import adapterhub_schemas
+from adapterhub import __version__
+from adapterhub.digest import Digest, is_hex, sha256_file
+from adapterhub.merge import Options
+from adapterhub_converters import dtypes
+from adapterhub_converters.bases import BaseSpec, weight_files
+from adapterhub_converters.bases.gguf import part_paths
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .recipe import Difference, ulps
+
+SCHEMA_ID = "urn:adapterhub:schema:merge:2"
+VERSION = 2
+_MODEL = "model"  # the name that the output has here, whatever it has there
+_SAMPLE = 512  # numbers that are kept of an output
+_OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "as_trained", "trained_in", "force")
+_FLOATS = ("F32", "F16", "BF16")
+_GOLDEN = 0.6180339887498949
+
+Variant = dict[str, Any]
+"""A recipe, under the names of the schema."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An output on the disk: `single` if it is one file; `touched` are the tensors that the merge changes."""
+
+    path: Path
+    single: bool
+    touched: Sequence[str]
+
+
+def document(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> Variant:
+    """The recipe of a merge whose lineage is in its options; with the digests of what it `made`, and of the base's files."""
+    said = options.lineage["base"]
+    return {
+        "$schema": SCHEMA_ID,
+        "schema_version": VERSION,
+        "made_by": {"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
+        "base": {
+            "name": said.get("name") or base.resolve().name,
+            "source": source,
+            "repo": spec.repo,
+            "revision": spec.revision,
+            "fingerprint": spec.fingerprint,
+            "files": [
+                {"path": path.name, "size": path.stat().st_size, "digest": _known(path) if made is None else sha256_file(path)}
+                for path in _weights(base)
+            ],
+        },
+        "adapters": [dict(adapter) for adapter in options.lineage["adapters"]],
+        "options": {name: getattr(options, name) for name in _OPTIONS},
+        "output": {"form": "file" if single else "folder", "files": None if made is None else list(_files(made))},
+    }
+
+
+def options_of(variant: Variant) -> Options:
+    """What the merge was asked for, its lineage as it is written into the output."""
+    base = variant["base"]
+    said = {key: base[key] for key in ("repo", "revision", "fingerprint")}
+    lineage = {"base": said if said["repo"] else {**said, "name": base["name"]}, "adapters": variant["adapters"]}
+    return Options(**variant["options"], lineage=lineage)
+
+
+def dump(variant: Variant) -> bytes:
+    """The bytes that are kept."""
+    return json.dumps(variant, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def parse(text: str, where: str) -> Variant:
+    """The recipe that `text` is, checked against the schema."""
+    import jsonschema
+
+    found = json_file.parse_object(text, where)
+    version = found.get("schema_version")
+    if type(version) is int and version > VERSION and str(found.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
+        raise RefusedError(where, f"schema_version {version} is newer than the {VERSION} known here", "Upgrade adapterhub")
+    found = _upgraded(found)
+    error = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(found)
+    )
+    if error:
+        field = "/".join(str(part) for part in error.absolute_path)
+        message = " ".join(error.message.split())[:120]
+        raise FormatError(
+            where, f"not the recipe of a merge: {field}: {message}" if field else f"not the recipe of a merge: {message}"
+        )
+    return found
+
+
+def _upgraded(found: Variant) -> Variant:
+    """A recipe of schema 1, which spelled two options and one key otherwise, as one of schema 2."""
+    if found.get("$schema") != "urn:adapterhub:schema:merge:1" or not isinstance(found.get("options"), dict):
+        return found
+    options = {_RENAMED.get(key, key): value for key, value in found["options"].items()}
+    return {**found, "$schema": SCHEMA_ID, "schema_version": VERSION, "options": options}
+
+
+_RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}
+
+
+def called(variant: Variant) -> str:
+    """What people call its base."""
+    base = variant["base"]
+    return f"{base['repo']}@{base['revision']}" if base["repo"] and base["revision"] else str(base["repo"] or base["name"])
+
+
+def check_base(variant: Variant, base: Path, spec: BaseSpec) -> None:
+    """RefusedError unless the base can be the recipe's, by its names, shapes and sizes; its bytes are not read."""
+    wanted = variant["base"]
+    if spec.fingerprint != wanted["fingerprint"]:
+        found = f"its names and shapes are {str(spec.fingerprint)[:19]}, not {str(wanted['fingerprint'])[:19]}"
+        raise RefusedError(str(base), f"is not the base of the recipe, {called(variant)}: {found}", _BASE)
+    sizes = [path.stat().st_size for path in _weights(base)]
+    if sizes != [file["size"] for file in wanted["files"]]:
+        raise RefusedError(str(base), f"is not the base of the recipe, {called(variant)}: its weights have other sizes", _BASE)
+
+
+def check_weights(variant: Variant, base: Path) -> bool:
+    """Read the base's weights; RefusedError when they are others than the recipe's, False when it has no digest of some."""
+    known = True
+    for path, wanted in zip(_weights(base), variant["base"]["files"], strict=True):
+        if wanted["digest"] is None:
+            known = False
+        elif sha256_file(path) != wanted["digest"]:
+            raise RefusedError(
+                str(base), f"is not the base of the recipe, {called(variant)}: {path.name} has other numbers", _BASE
+            )
+    return known
+
+
+_BASE = "Name the right one with --base"
+
+
+def _weights(base: Path) -> list[Path]:
+    return list(weight_files(base) if base.is_dir() else part_paths(base))
+
+
+def _known(path: Path) -> Digest | None:
+    """The digest of a file that its name in a cache says: huggingface_hub's blobs."""
+    real = path.resolve()
+    return f"sha256:{real.name}" if real.parent.name == "blobs" and is_hex(real.name) else None
+
+
+# ---- the output
+
+
+def differences(variant: Variant, made: Made) -> list[Difference]:
+    """How what was made anew differs from what the recipe says; empty when every byte is the same."""
+    wanted = {file["path"]: file for file in variant["output"]["files"] or ()}
+    there = dict(_paths(made))
+    found = [
+        Difference(name, "is not there" if name in wanted else "is not in the recipe") for name in wanted.keys() ^ there.keys()
+    ]
+    for name in wanted.keys() & there.keys():
+        if sha256_file(there[name]) != wanted[name]["digest"]:
+            found.append(_difference(name, there[name], wanted[name].get("sample"), made.touched))
+    return sorted(found, key=lambda one: one.name)
+
+
+def _difference(name: str, path: Path, kept: str | None, touched: Sequence[str]) -> Difference:
+    if kept is None:
+        return Difference(name, "bytes differ")
+    try:
+        old = np.frombuffer(base64.b64decode(kept, validate=True), "<f4")
+    except (binascii.Error, ValueError):
+        return Difference(name, "bytes differ; the numbers that the recipe keeps of it can't be read")
+    drawn = list(_sample(path, touched, len(old)))
+    if sum(len(new) for new in drawn) != len(old):
+        return Difference(name, "bytes differ, and which tensors there are")
+    apart, most, at = 0, 0, 0
+    for new in drawn:
+        before = old[at : at + len(new)].astype(new.dtype)
+        apart += int(np.count_nonzero(before != new))
+        most, at = max(most, ulps(before, new)), at + len(new)
+    if not apart:
+        return Difference(name, f"bytes differ, though none of the {len(old)} numbers that the recipe keeps of it does", 0)
+    return Difference(name, f"bytes differ; {apart} of the {len(old)} numbers that the recipe keeps of it do", most)
+
+
+def _files(made: Made) -> Iterator[dict[str, Any]]:
+    weights = [path for _, path in _paths(made) if path.suffix in (".safetensors", ".gguf")]
+    for name, path in _paths(made):
+        entry: dict[str, Any] = {"path": name, "size": path.stat().st_size, "digest": sha256_file(path)}
+        drawn = list(_sample(path, made.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []
+        if drawn:
+            numbers = np.concatenate([one.astype("<f4") for one in drawn])
+            entry["sample"] = base64.b64encode(numbers.tobytes()).decode()
+        yield entry
+
+
+def _paths(made: Made) -> Iterator[tuple[str, Path]]:
+    """Every file under the name that it has in recipes, where the output is called `model`."""
+    if made.single:
+        yield f"{_MODEL}.gguf", made.path
+        return
+    for path in sorted(item for item in made.path.rglob("*") if item.is_file()):
+        name = path.relative_to(made.path).as_posix()
+        ours = name.startswith(f"{made.path.name}-") and path.suffix == ".gguf"
+        yield f"{_MODEL}{name.removeprefix(made.path.name)}" if ours else name, path
+
+
+def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarray]:
+    """Some of the numbers of the tensors that a merge changes in one file, in their own dtypes, drawn by the golden ratio."""
+    with SafetensorsFile(path) if path.suffix == ".safetensors" else GGUFFile(path) as file:
+        kinds = {name: str(getattr(info, "dtype", "") or getattr(info, "type_name", "")) for name, info in file.tensors.items()}
+        changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}  # of a weight in NF4 the scales are floats
+        names = sorted(name for name in changed & kinds.keys() if kinds[name] in _FLOATS)
+        ends = np.cumsum([0, *(math.prod(file.tensors[name].shape) for name in names)])
+        share = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
+        drawn = np.sort((share * ends[-1]).astype(np.int64))
+        for name, start, end in zip(names, ends, ends[1:], strict=False):
+            at = drawn[(drawn >= start) & (drawn < end)] - start
+            if len(at):
+                info = file.tensors[name]
+                numbers = np.memmap(path, dtypes.NUMPY[kinds[name]], "r", info.offset, (math.prod(info.shape),))
+                yield np.array(numbers[at])

@@ -1,0 +1,271 @@
+"""Bytes that come in: hashed as they are received, gone on with where they stopped, whole or not at all.
+
+A blob grows in a `.part` file. Beside it lies a note, renewed every few megabytes: how far the file has come, and the digest of
+that much. A run that was killed is gone on with from there, if what lies there still has that digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adapterhub.digest import CHUNK
+from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.store.store import local_errors
+from adapterhub_converters.errors import ConflictError, IntegrityError
+
+from .protocol import CutError, Reader, Source
+
+NOTED = 8 << 20  # bytes; what a killed run sends again at most, noted twice as often: some are on their way to the disk
+PAUSES = (0.5, 1.0, 2.0)  # seconds
+_NOTE = ".json"
+_AHEAD = 3  # chunks that may have come and not be hashed and written yet
+# Bytes of one write. Large ones make Linux look for large pages of memory, which in a virtual machine are new ones that its
+# host has yet to find: a GiB took 2.6 s of the processor in writes of 1 MiB, 1.0 in these.
+_WRITE = 1 << 15
+
+
+class Steady:
+    """The bytes of a blob from `start` on, asked for again from where they were cut off, as long as some come.
+
+    Attributes:
+        ranged: Whether some were asked for by where they begin.
+    """
+
+    def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
+        self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
+        self._stack = ExitStack()
+        self._reader: Reader | None = None
+        self._failed = 0
+        self.ranged = False
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill as much of `buffer` as comes; 0 at the end."""
+        while True:
+            try:
+                if self._reader is None:
+                    self.ranged |= self._at > 0
+                    self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._at))
+                n = self._reader.readinto(buffer) or 0
+            except CutError as error:
+                self._stack.close()
+                self._reader = None
+                if self._failed == len(self._pauses):
+                    raise CutError(error.where, f"{error.what} ({self._failed + 1} tries)", "Try again later") from error
+                time.sleep(self._pauses[self._failed])
+                self._failed += 1
+                continue
+            self._failed = 0 if n else self._failed
+            self._at += n
+            return n
+
+
+@contextmanager
+def received(
+    source: Source, blob: Descriptor, part: Path, *, pauses: Sequence[float] = PAUSES
+) -> Iterator[tuple[Path, BinaryIO]]:
+    """A file with the bytes of `blob`, all of them and right, at `part`; whoever gets it gives it another name, or leaves it.
+
+    Raises:
+        IntegrityError: The source has other bytes; nothing of them stays.
+        ConflictError: Another process is receiving it there.
+    """
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with local_errors(part), os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
+        if not _locked(file):
+            raise ConflictError(str(part), "another process is receiving it", "Wait for that one")
+        state, done = _picked_up(file, part, blob)
+        for first in (True, False):
+            with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
+                done = _receive(reader, blob, sink)
+            if (done, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
+                break
+            _note_path(part).unlink(missing_ok=True)
+            file.truncate(0)
+            if not first or not reader.ranged:
+                forget(part)
+                what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
+                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
+            file.seek(0)  # there are servers that give another range than they were asked for: all of it, once
+            state, done = hashlib.sha256(), 0
+        yield part, file
+        if not part.exists():
+            _note_path(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def received_beside(source: Source, blob: Descriptor, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """The same, and where another process receives it there a file of our own beside it, gone in the end."""
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(received(source, blob, part))
+        except ConflictError:
+            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
+            stack.callback(forget, own)
+            found = stack.enter_context(received(source, blob, own))
+        yield found
+
+
+def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
+    """Receive what is missing; how many bytes there are then."""
+    at = sink.done
+    while at < blob.size and (n := reader.readinto(sink.room()[: min(CHUNK, blob.size - at)])):
+        sink.put(n)
+        at += n
+    return at
+
+
+class _Sink:
+    """Takes bytes, which are hashed and written while the next ones are received; notes how far it is, at its end as well.
+
+    One thread hashes and one writes, each in the order in which the bytes came; the latter notes, so that a note says of no
+    byte that it is there before it is.
+    """
+
+    def __init__(self, part: Path, file: BinaryIO, state: Any, done: int, size: int) -> None:
+        self.done = self._noted = done
+        self._part, self._file, self._state = part, file, state
+        several = size - done > CHUNK
+        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if several else None
+        length = min(CHUNK, max(size - done, 1))
+        self._free: list[tuple[memoryview, tuple[Future[Any], ...]]] = [
+            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_AHEAD if several else 1)
+        ]
+        self._broken = False
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for _buffer, jobs in self._free:
+                _wait(jobs)
+            if self.done > self._noted:
+                _note(self._part, self.done, self._state.hexdigest())
+        except BaseException:
+            if kind is None:  # else what went wrong first is what is told
+                raise
+        finally:
+            for pool in self._pools or ():
+                pool.shutdown()
+
+    def room(self) -> memoryview:
+        """A buffer to fill for `put`."""
+        buffer, jobs = self._free[0]
+        _wait(jobs)
+        self._free[0] = buffer, _NO_JOBS
+        return buffer
+
+    def put(self, count: int) -> None:
+        """Begin with the first bytes of what `room` gave."""
+        buffer, _ = self._free.pop(0)
+        data = buffer[:count]
+        self.done += count
+        if self._pools:
+            hashing, writing = self._pools
+            jobs: tuple[Future[Any], ...] = hashing.submit(self._state.update, data), writing.submit(self._write, data)
+            if self.done - self._noted >= NOTED // 2:
+                self._noted = self.done
+                digest = hashing.submit(self._state.hexdigest)
+                jobs = (*jobs, writing.submit(self._note, self.done, digest))
+        else:
+            self._state.update(data)
+            self._write(data)
+            jobs = _NO_JOBS
+        self._free.append((buffer, jobs))
+
+    def _write(self, data: memoryview) -> None:
+        if self._broken:
+            return
+        try:
+            while data:
+                data = data[self._file.write(data[:_WRITE]) :]
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _note(self, done: int, digest: Future[str]) -> None:
+        if not self._broken:
+            _note(self._part, done, digest.result())
+
+
+_NO_JOBS: tuple[Future[Any], ...] = ()
+
+
+def _wait(jobs: Iterable[Future[Any]]) -> None:
+    for job in jobs:
+        job.result()
+
+
+def forget(part: Path) -> None:
+    """Remove a part and its note."""
+    part.unlink(missing_ok=True)
+    _note_path(part).unlink(missing_ok=True)
+
+
+def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
+    """The state of the hash of what an earlier run left, and how many bytes that is; the file ends there."""
+    state, size = hashlib.sha256(), 0
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        note = json.loads(_note_path(part).read_bytes()[:4096])
+        wanted, digest = note["size"], note["digest"]
+        if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
+            buffer = memoryview(bytearray(CHUNK))
+            while size < wanted and (n := file.readinto(buffer[: min(CHUNK, wanted - size)])):  # type: ignore[attr-defined]
+                state.update(buffer[:n])
+                size += n
+            if (size, state.hexdigest()) == (wanted, digest):
+                file.truncate(size)
+                return state, size
+    file.seek(0)
+    file.truncate(0)
+    return hashlib.sha256(), 0
+
+
+def _note(part: Path, size: int, digest: str) -> None:
+    path = _note_path(part)
+    text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": digest})
+    with contextlib.suppress(OSError):  # without it, more is sent again
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        os.replace(new, path)
+
+
+def _note_path(part: Path) -> Path:
+    return part.with_name(part.name + _NOTE)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether the file is ours; where there are no locks it is."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def pass_over(reader: Reader, count: int) -> None:
+    """Read `count` bytes that are not wanted."""
+    buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
+    while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
+        count -= n

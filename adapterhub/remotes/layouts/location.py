@@ -1,0 +1,102 @@
+"""An image layout as a place: `layout://PATH[:NAME|@DIGEST]`, or as skopeo writes it, `oci:DIR[:NAME]` and `oci-archive:TAR…`.
+
+NAME is what index.json calls it: `v2`, as skopeo and oras have it, or `team/sql:v2`, as ours. The path ends at its first
+colon, as skopeo reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.digest import Digest, parse_digest
+from adapterhub.ref import LATEST
+from adapterhub_converters.errors import UsageError
+
+from .archive import Archive
+from .folder import LayoutFolder
+
+if TYPE_CHECKING:
+    from adapterhub.remotes.location import Surroundings
+
+_PREFIXES = ("layout://", "oci-archive:", "oci:")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_HINT = "Write it like layout://bundle.tar:team/sql:v2"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutAddress:
+    """A layout on this disk, and what in it is meant: a name, a digest, or neither."""
+
+    prefix: str
+    path: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def host(self) -> str:
+        """The file or folder, without where it lies."""
+        return Path(self.path).name
+
+    @property
+    def title(self) -> str:
+        """The name without namespace and tag, else that of the file."""
+        name = (self.tag or "").rpartition("/")[2].partition(":")[0] if "/" in (self.tag or "") else ""
+        return name or Path(self.path).stem.lstrip(".") or "adapter"
+
+    @property
+    def repository(self) -> str:
+        """The address without a name."""
+        return self.prefix + self.path
+
+    @property
+    def reference(self) -> str:
+        """What is asked for."""
+        return self.digest or self.tag or LATEST
+
+    @property
+    def version(self) -> str:
+        """The address with a name."""
+        return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
+
+    @property
+    def archived(self) -> bool:
+        """Whether it is a tar: as the prefix says, as it lies there, or as its name says."""
+        if self.prefix != "layout://":
+            return self.prefix == "oci-archive:"
+        path = Path(self.path)
+        return path.is_file() or (not path.is_dir() and path.suffix.lower() == ".tar")
+
+    def __str__(self) -> str:
+        return self.repository + (f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag else "")
+
+
+def parse(text: str) -> LayoutAddress:
+    """What an address says."""
+    prefix = next((prefix for prefix in _PREFIXES if text.lower().startswith(prefix)), "")
+    rest = text[len(prefix) :]
+    drive = rest[:2] if _DRIVE.match(rest) else ""
+    path, at, digest = rest.rpartition("@sha256:")
+    if at:
+        digest = parse_digest(f"sha256:{digest}", text)
+        if ":" in path[len(drive) :]:
+            raise UsageError(text, "a name and a digest at once", f"Write {prefix}{path.partition(':')[0]}@{digest}")
+        name = None
+    else:
+        path, colon, name_text = rest[len(drive) :].partition(":")
+        path, digest, name = drive + path, "", name_text if colon else None
+    if not prefix or not path or "\0" in path:
+        raise UsageError(text, "an image layout is a folder or a .tar", _HINT)
+    if name is not None and not _NAME.fullmatch(name):
+        raise UsageError(text, f"{name[:80]!r} cannot be a name in an image layout", _HINT)
+    return LayoutAddress(prefix, path, name, digest or None)
+
+
+def connect(address: LayoutAddress, who: Surroundings | None = None) -> LayoutFolder | Archive:
+    """The layout; nothing of it is read yet."""
+    del who
+    kind = Archive if address.archived else LayoutFolder
+    return kind(Path(address.path), address.repository, any_name=address.tag is None)

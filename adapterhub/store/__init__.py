@@ -1,0 +1,1 @@
+"""Bytes on disk: blobs, the ref log, leases and packs; no SQL."""

@@ -1,0 +1,297 @@
+"""The pack: one file that holds one blob, coded block by block.
+
+    64 bytes    head: magic, size of the blob, place, length and entries of the index, digest of the parent or zeros
+    …           the stored planes of every block, one after the other
+    …           the index, one entry of 48 bytes a block, as zstd
+
+A head alone tells how long the blob is and what else it needs. Reading is by `read_at` and streams: one block at a time, and
+of every parent up the chain two. A pack is believed as little as any file: every length is checked before it is used,
+nothing is allocated for more than a block, and whoever reads compares the digest of what came out.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+
+from . import byte_planes
+from .cutting import MAX_BLOCK, ReadAt, Run
+
+HEAD_SIZE = 64
+MAX_BLOCKS = 1 << 20
+MAX_SIZE = MAX_BLOCKS * MAX_BLOCK
+_MAGIC, _VERSION = b"ahpack\0", 1
+_HEAD = struct.Struct("<7sBQQII32s")
+_ENTRY = np.dtype(
+    [("size", "<u4"), ("width", "u1"), ("delta", "u1"), ("zero", "<u2"), ("parent", "<u8"), ("stored", "<u4", (8,))]
+)
+_CLEARLY = 0.95
+_SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
+_HINT = "Run `adapterhub fsck`"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a pack says first: `size` of the blob in bytes; `parent`, the digest of what it is a difference to, or empty."""
+
+    size: int
+    parent: str
+    index_offset: int
+    index_size: int
+    blocks: int
+
+
+def read_head(raw: bytes, where: str) -> Head:
+    """The head in the first 64 bytes of a pack."""
+    if len(raw) < HEAD_SIZE or not raw.startswith(_MAGIC):
+        raise FormatError(where, "not a pack", _HINT)
+    _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
+    if version > _VERSION:
+        raise RefusedError(where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub")
+    if version != _VERSION or size > MAX_SIZE or blocks > MAX_BLOCKS:
+        raise FormatError(where, "the head of the pack makes no sense", _HINT)
+    return Head(size, f"sha256:{parent.hex()}" if any(parent) else "", offset, length, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a pack came to, in bytes: the whole file, and how much of the blob is coded as a difference."""
+
+    size: int
+    delta: int
+
+
+def write(
+    file: Any,
+    read_at: ReadAt,
+    size: int,
+    blocks: Iterable[Run],
+    *,
+    parent: tuple[str, ReadAt] | None = None,
+    level: int = byte_planes.DEFAULT_LEVEL,
+) -> Written:
+    """Write the pack of a blob of `size` bytes into an empty seekable file.
+
+    Args:
+        file: Where to; it is written from the start, and its head last.
+        read_at: The blob.
+        size: In bytes.
+        blocks: What `cutting.blocks` made of it.
+        parent: Digest and bytes of what the blocks' `parent` are places in.
+        level: zstd's, for what are no numbers.
+    """
+    file.write(bytes(HEAD_SIZE))
+    position, delta, entries = HEAD_SIZE, 0, []
+    smallest = _Smallest(level)
+    for block in blocks:
+        raw = _exactly(read_at, block.offset, block.size)
+        base = _exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
+        stored, is_delta = smallest(raw, block.width, base)
+        for plane in stored:
+            file.write(plane)
+        lengths = [len(plane) for plane in stored]
+        whole = len(stored) == 1 and lengths[0] == block.size
+        entries.append(_entry(block, 1 if whole else block.width, lengths, is_delta=is_delta))
+        position += sum(lengths)
+        delta += block.size if is_delta else 0
+    index = byte_planes.deflate(np.array(entries, _ENTRY).tobytes())
+    file.write(index)
+    digest = bytes.fromhex(parent[0].removeprefix("sha256:")) if parent and delta else bytes(32)
+    file.seek(0)
+    file.write(_HEAD.pack(_MAGIC, _VERSION, size, position, len(index), len(entries), digest))
+    return Written(position + len(index), delta)
+
+
+class _Smallest:
+    """The shortest of the planes of a block, of its difference to the parent, and of the block itself.
+
+    How a block codes alone is not tried where its difference is clearly shorter than the last one that was tried.
+    """
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._alone: dict[int, float] = {}  # width to the share of its size that the last block came to
+
+    def __call__(
+        self, raw: byte_planes.Bytes, width: int, parent: byte_planes.Bytes | None
+    ) -> tuple[list[bytes | byte_planes.Bytes], bool]:
+        """The stored planes, and whether they are those of a difference."""
+        delta = None if parent is None else byte_planes.encode(raw, width, parent, level=self._level)
+        least = len(raw) if delta is None else _length(delta)
+        if delta is not None and least < _CLEARLY * self._alone.get(width, 0.0) * len(raw):
+            return delta, True
+        alone = byte_planes.encode(raw, width, level=self._level)
+        self._alone[width] = _length(alone) / len(raw)
+        if delta is not None and least < _length(alone):
+            return delta, True
+        return ([raw] if _length(alone) >= len(raw) else alone), False
+
+
+def _length(stored: Sequence[bytes | byte_planes.Bytes]) -> int:
+    return sum(map(len, stored))
+
+
+def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tuple[object, ...]:
+    return block.size, width, is_delta, 0, block.parent if is_delta else 0, lengths + [0] * (8 - len(lengths))
+
+
+def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
+    raw = read_at(offset, size)
+    if len(raw) != size:
+        raise IntegrityError("", "ends before its end: it changed while it was read")
+    return np.frombuffer(raw, np.uint8)
+
+
+class Reader(io.RawIOBase):
+    """The blob in a pack: an unbuffered file whose bytes are decoded as they are read.
+
+    Args:
+        file: The pack, which is closed with the reader.
+        where: What errors call it.
+        parent: The blob that the head names, open for reading, or None when it names none; closed with the reader.
+    """
+
+    def __init__(self, file: BinaryIO, where: str, parent: Reader | BinaryIO | None = None) -> None:
+        self._file, self.name, self._parent = file, where, parent
+        self.head = read_head(_read_at(file, 0, HEAD_SIZE), where)
+        self._entries = self._index()
+        self._starts = _before(self._entries["size"])
+        self._places = _before(self._entries["stored"].sum(axis=1, dtype=np.int64)) + HEAD_SIZE
+        self._cache: dict[int, byte_planes.Bytes] = {}
+        self._position = 0
+
+    def _index(self) -> Any:
+        head = self.head
+        self._file.seek(0, io.SEEK_END)
+        if head.index_offset + head.index_size != self._file.tell() or head.index_offset < HEAD_SIZE:
+            raise self._damaged("truncated")
+        try:
+            raw = byte_planes.inflate(_read_at(self._file, head.index_offset, head.index_size), head.blocks * _ENTRY.itemsize)
+        except FormatError as error:
+            raise self._damaged("its index cannot be read") from error
+        entries = np.frombuffer(raw, _ENTRY)
+        if not _sensible(entries, head):
+            raise self._damaged("its index makes no sense")
+        return entries
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Bytes of the blob; fewer only at its end."""
+        out = bytearray(max(0, min(size, self.head.size - offset)))
+        self._copy(memoryview(out), offset)
+        return bytes(out)
+
+    def _copy(self, out: memoryview, offset: int) -> None:
+        at = int(np.searchsorted(self._starts, offset, "right")) - 1
+        while len(out):
+            block = self._block(at)
+            start = offset - int(self._starts[at])
+            part = block[start : start + len(out)]
+            out[: len(part)] = part.data
+            out, offset, at = out[len(part) :], offset + len(part), at + 1
+
+    def _block(self, at: int) -> byte_planes.Bytes:
+        if at not in self._cache:
+            while len(self._cache) >= 2:  # a child's block may begin in one of ours and end in the next
+                del self._cache[next(iter(self._cache))]
+            try:
+                self._cache[at] = self._decoded(at)
+            except FormatError as error:
+                raise self._damaged(f"block {at}: {error.what}") from error
+        return self._cache[at]
+
+    def _decoded(self, at: int) -> byte_planes.Bytes:
+        entry, place = self._entries[at], int(self._places[at])
+        size, width = int(entry["size"]), int(entry["width"])
+        stored = []
+        for length in entry["stored"][:width].tolist():
+            stored.append(_read_at(self._file, place, length))
+            place += length
+        if not entry["delta"]:
+            return byte_planes.decode(stored, width, size // width)
+        parent = self._of_parent(int(entry["parent"]), size)
+        if len(parent) != size:
+            raise FormatError("", "is a difference to bytes that its parent does not have")
+        return byte_planes.decode(stored, width, size // width, np.frombuffer(parent, np.uint8))
+
+    def _of_parent(self, offset: int, size: int) -> bytes:
+        if isinstance(self._parent, Reader):
+            return self._parent.read_at(offset, size)
+        if self._parent is None:
+            raise FormatError("", "is a difference to a parent that the head does not name")
+        return _read_at(self._parent, offset, size)
+
+    def _damaged(self, what: str) -> FormatError:
+        return FormatError(self.name, f"a damaged pack: {what}", _HINT)
+
+    # ---- as a file
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; less only at the end, as an unbuffered file does and a pipe doesn't."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, min(len(view), self.head.size - self._position))]
+        self._copy(view, self._position)
+        self._position += len(view)
+        return len(view)
+
+    def close(self) -> None:
+        """Close the pack and its parent."""
+        self._cache = {}
+        self._file.close()
+        if self._parent is not None:
+            self._parent.close()
+        super().close()
+
+
+def at(file: Any) -> ReadAt:
+    """How to read a blob that is open, plain or packed, at an offset."""
+    return file.read_at if isinstance(file, Reader) else functools.partial(_read_at, file)
+
+
+def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, int]:
+    """What a few of the blocks that have a place in a parent come to: bytes coded alone, and bytes as a difference."""
+    shared = [block for block in blocks if block.parent is not None]
+    alone = delta = 0
+    for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
+        size = min(block.size, _SAMPLE)
+        raw, base = _exactly(read_at, block.offset, size), _exactly(parent, block.parent or 0, size)
+        alone += _length(byte_planes.encode(raw, block.width))
+        delta += _length(byte_planes.encode(raw, block.width, base))
+    return alone, delta
+
+
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _before(sizes: Any) -> Any:
+    """For each the sum of those before it."""
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))[:-1] if len(sizes) else np.zeros(0, np.int64)
+
+
+def _sensible(entries: Any, head: Head) -> bool:
+    size, width, stored = entries["size"], entries["width"], entries["stored"]
+    if not np.isin(width, byte_planes.WIDTHS).all() or (entries["delta"] > 1).any() or (entries["parent"] >= 2**62).any():
+        return False
+    used = np.arange(8) < width[:, None]
+    counts = size // width
+    return bool(
+        ((size > 0) & (size <= MAX_BLOCK) & (size % width == 0)).all()
+        and ((stored > 0) & (stored <= counts[:, None]) | ~used).all()
+        and not stored[~used].any()
+        and not (entries["zero"].any() or (entries["delta"].any() and not head.parent))
+        and int(size.sum(dtype=np.int64)) == head.size
+        and int(stored.sum(dtype=np.int64)) == head.index_offset - HEAD_SIZE
+    )

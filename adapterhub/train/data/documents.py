@@ -1,0 +1,170 @@
+"""Where documents come from: JSON Lines or an array, plain text, Parquet, and what `datasets` saved to disk.
+
+A file or folder becomes records, each with the place that a message about it names, and one digest of the bytes that were
+read. Parquet and `save_to_disk` need pyarrow and nothing else: the latter's folder is Arrow streams that `state.json` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
+
+_TABLES = {".csv", ".tsv"}
+_TABLES_HINT = 'Write JSON Lines with "text", "prompt" and "completion", or "messages"'
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One record, where it stands, and the digest of what it says, which is the same wherever it stands."""
+
+    record: Record
+    where: str
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the record as JSON with sorted keys."""
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True, default=str).encode()).digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What was read: `size` in bytes, `digest` as `sha256:…`."""
+
+    name: str
+    digest: str
+    size: int
+    documents: tuple[Document, ...]
+
+
+def read(path: Path) -> Source:
+    """The documents at `path`.
+
+    Raises:
+        FormatError: A line or a file isn't what its name says.
+        MissingExtraError: Parquet or a folder of `datasets`, and pyarrow isn't installed.
+    """
+    if path.is_dir():
+        return _saved(path)
+    raw = _bytes(path)
+    found = _parquet(raw, path) if path.suffix == ".parquet" else _text(raw, path)
+    documents = tuple(Document(record, where) for where, record in found)
+    return Source(path.name, f"sha256:{hashlib.sha256(raw).hexdigest()}", len(raw), documents)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(str(path), "no such file") from error
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+
+
+def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
+    """Every line of a .jsonl, every item of a .json; of any other file one `text`."""
+    if path.suffix in _TABLES:
+        raise FormatError(str(path), f"{path.suffix} is a table, and which of its columns to learn is not known", _TABLES_HINT)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(str(path), "not UTF-8 text") from error
+    if path.suffix == ".json" and text.lstrip()[:1] == "[":
+        yield from _array(text, path)
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        yield str(path), {"text": text}
+        return
+    # Not splitlines(): a JSON string may hold U+2028, which is no end of a line here.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise FormatError(where, "not valid JSON") from error
+            if not isinstance(record, dict):
+                raise FormatError(where, "not a JSON object")
+            yield where, record
+
+
+def _array(text: str, path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(str(path), "not valid JSON") from error
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict):
+            raise FormatError(f"{path}: item {number}", "not a JSON object")
+        yield f"{path}: item {number}", record
+
+
+def _parquet(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
+    pyarrow = _pyarrow(path)
+    try:
+        batches = pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches()
+        yield from _rows(batches, path)
+    except pyarrow.ArrowException as error:
+        raise FormatError(str(path), f"not a Parquet file ({str(error)[:200]})") from error
+
+
+def _saved(folder: Path) -> Source:
+    """A folder that `Dataset.save_to_disk` wrote."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(part.name for part in folder.iterdir() if (part / "state.json").is_file()))
+        raise RefusedError(str(folder), "holds several splits", f"Name one of its folders: {splits}")
+    if not (folder / "state.json").is_file():
+        raise FormatError(str(folder), "a folder, and not one that `datasets` saved: there is no state.json")
+    state = _bytes(folder / "state.json")
+    try:
+        names = [str(item["filename"]) for item in json.loads(state)["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(str(folder / "state.json"), "does not name the data files") from error
+    if any(Path(name).name != name for name in names):
+        raise FormatError(str(folder / "state.json"), "names files outside its folder")
+    pyarrow = _pyarrow(folder)
+    whole, size, found = hashlib.sha256(), 0, []
+    for name in names:
+        raw = _bytes(folder / name)
+        size += len(raw)
+        whole.update(f"{name} {hashlib.sha256(raw).hexdigest()}\n".encode())
+        try:
+            found += list(_rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), folder / name))
+        except pyarrow.ArrowException as error:
+            raise FormatError(str(folder / name), f"not an Arrow stream ({str(error)[:200]})") from error
+    documents = tuple(Document(record, where) for where, record in found)
+    return Source(folder.name, f"sha256:{whole.hexdigest()}", size, documents)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        hint = 'pip install "adapterhub[data]"'
+        raise MissingExtraError(str(path), "is read with the package pyarrow, which isn't installed", hint) from error
+    return pyarrow
+
+
+def _rows(batches: Any, path: Path) -> Iterator[tuple[str, Record]]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}:{number}", _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that are null: a column of structs gives every row the keys of all rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,310 @@
+"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr, VeRA, CP convolutions, formed without the base.
+
+Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals (`as_low_rank`),
+if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once
+in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adapterhub_converters.errors import RefusedError
+
+from .deltas import HasFactors, LowRank, LowRankConv, Parts
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AdaLora:
+    """`lora_B @ (lora_E * lora_A)` times `alpha / (r + 1e-5)` (arXiv 2303.10512; peft, `tuners/adalora/layer.py`)."""
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    lora_E: np.ndarray
+    alpha: float
+    transposed_base: bool = False
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank that pruning left."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """An `alpha` of 0 or less counts as `r`."""
+        return (self.alpha if self.alpha > 0 else self.r) / (self.r + 1e-5)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_E", self.lora_E))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, `lora_E` multiplied into `lora_A`."""
+        lora_A = _f32(self.lora_A) * _f32(self.lora_E)
+        return LowRank(lora_A, self.lora_B, self.scaling * self.r, transposed_base=self.transposed_base)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PooledLowRank(HasFactors):
+    """QALoRA (arXiv 2309.14717): a pair whose input is the mean over `group` neighbors, times the number of groups.
+
+    `lora_A` is `(r, in_features / group)` (peft, `tuners/lora/variants.py`, `QALoraLinearVariant`).
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    alpha: float
+    group: int
+    rslora: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]) * self.group
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, every column of `lora_A` repeated for its group."""
+        factor = self.lora_A.shape[1] / self.group
+        return LowRank(
+            np.repeat(_f32(self.lora_A) * np.float32(factor), self.group, axis=1), self.lora_B, self.alpha, self.rslora
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Hadamard:
+    """LoHa (arXiv 2108.06098): the product, element by element, of two low-rank matrices.
+
+    `tensors` has `hada_w1_a` `(out, r)`, `hada_w1_b` `(r, in)` and the same of `w2`; a convolution's kernel is
+    flattened into `in`, or, with cores `hada_t1` and `hada_t2` `(r, r, *kernel)`, held apart (`w_a` is then `(r, out)`).
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    alpha: float
+    kernel: tuple[int, ...] = ()
+    """The convolution's kernel that is flattened into `in`, where that is known."""
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank of each of the two."""
+        return int(self.tensors["hada_w1_b"].shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`."""
+        return self.alpha / self.r
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in)` of the delta, or `(out, in, *kernel)` where there are cores."""
+        a, b, core = self.tensors["hada_w1_a"], self.tensors["hada_w1_b"], self.tensors.get("hada_t1")
+        if core is None:
+            return a.shape[0], b.shape[1] // math.prod(self.kernel), *self.kernel
+        return a.shape[1], b.shape[1], *core.shape[2:]
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from self.tensors.items()
+
+    @property
+    def is_low_rank(self) -> bool:
+        """A convolution with a core is not."""
+        return "hada_t1" not in self.tensors
+
+    def as_low_rank(self) -> LowRank | LowRankConv:
+        """Of rank `r * r`: all products of a column of one with a column of the other."""
+        if not self.is_low_rank:
+            raise RefusedError("hada_t1", "a convolution with a core is no low-rank pair")
+        a1, b1, a2, b2 = (_f32(self.tensors[f"hada_{part}"]) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        r = self.r
+        lora_B = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), r * r)
+        lora_A = (b1[:, None, :] * b2[None, :, :]).reshape(r * r, b1.shape[1])
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * r * r), self.kernel)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kronecker:
+    """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or a low-rank pair.
+
+    `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` whichever.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    alpha: float
+    r: int
+    kernel: tuple[int, ...] = ()
+    """The convolution's kernel that is flattened into the second matrix, where that is known."""
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / r`."""
+        return self.alpha / self.r
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in)` of the delta; `(out, in, *kernel)` where a whole second factor says so."""
+        (out1, in1), (out2, *in2) = self._whole(1), self._whole(2)
+        return out1 * out2, in1 * in2[0] // math.prod(self.kernel), *(self.kernel or in2[1:])
+
+    def _whole(self, which: int) -> tuple[int, ...]:
+        whole = self.tensors.get(f"lokr_w{which}")
+        if whole is not None:
+            return tuple(whole.shape)
+        core = self.tensors.get("lokr_t2") if which == 2 else None
+        a, b = self.tensors[f"lokr_w{which}_a"], self.tensors[f"lokr_w{which}_b"]
+        return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from self.tensors.items()
+
+    @property
+    def is_low_rank(self) -> bool:
+        """A convolution is not."""
+        return all(tensor.ndim == 2 for tensor in self.tensors.values())
+
+    def as_low_rank(self) -> LowRank | LowRankConv:
+        """Of rank (that of the first) times (that of the second); a whole matrix counts with its shorter side."""
+        if not self.is_low_rank:
+            raise RefusedError("lokr_w2", "a convolution is no low-rank pair")
+        (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
+        lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * len(lora_A)), self.kernel)
+
+    def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
+        """Left and right factor; a whole matrix beside an identity."""
+        whole = self.tensors.get(f"lokr_w{which}")
+        if whole is None:
+            return _f32(self.tensors[f"lokr_w{which}_a"]), _f32(self.tensors[f"lokr_w{which}_b"])
+        rows, columns = whole.shape
+        if columns <= rows:
+            return _f32(whole), np.eye(columns, dtype=np.float32)
+        return np.eye(rows, dtype=np.float32), _f32(whole)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Vera:
+    """VeRA (arXiv 2310.11454): `diag(lambda_b) @ vera_B[:out] @ diag(lambda_d) @ vera_A[:, :in]`, with a scale of 1.
+
+    All modules share the projections `vera_A` `(r, widest in)` and `vera_B` `(widest out, r)`, and each has the first
+    columns and rows (peft, `tuners/vera/layer.py`). `in_features` is in no file of the adapter: None without the base.
+    """
+
+    lambda_b: np.ndarray
+    lambda_d: np.ndarray
+    vera_A: np.ndarray
+    vera_B: np.ndarray
+    in_features: int | None
+    transposed_base: bool = False
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def r(self) -> int:
+        """The rank of the projections."""
+        return int(self.lambda_d.shape[0])
+
+    @property
+    def alpha(self) -> float:
+        """What makes the scale 1."""
+        return float(self.r)
+
+    @property
+    def scaling(self) -> float:
+        """VeRA has none."""
+        return 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the delta; as wide as the widest module where its own width is not known."""
+        return int(self.lambda_b.shape[0]), self.in_features or int(self.vera_A.shape[1])
+
+    def parts(self) -> Parts:
+        """Its own tensors by name; the projections belong to all modules together."""
+        yield from (("vera_lambda_b", self.lambda_b), ("vera_lambda_d", self.lambda_d))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """As far as is known: with the base's shape."""
+        return self.in_features is not None
+
+    def as_low_rank(self) -> LowRank:
+        """Of the same rank, each projection cut to the module and its vector multiplied into it."""
+        if self.in_features is None:
+            raise RefusedError(
+                "vera_A",
+                "how many of its columns a module has only the base says, and there is none with this module's shape",
+                "Give --base, the model it was trained on",
+            )
+        lora_A = _f32(self.lambda_d)[:, None] * _f32(self.vera_A[:, : self.in_features])
+        lora_B = _f32(self.lambda_b)[:, None] * _f32(self.vera_B[: len(self.lambda_b)])
+        return LowRank(lora_A, lora_B, self.alpha, transposed_base=self.transposed_base)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CpConv(HasFactors):
+    """A convolution in three: `lora_A` `(r, in, 1, 1)`, `lora_mid` `(r, r, *kernel)`, `lora_B` `(out, r, 1, 1)`.
+
+    LyCORIS calls it a Tucker or CP decomposition (its `functional/general.py`, `rebuild_tucker`).
+    """
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    lora_mid: np.ndarray
+    alpha: float
+    rslora: bool = field(default=False, init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out, in, *kernel)` of the delta."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]), *map(int, self.lora_mid.shape[2:])
+
+    def parts(self) -> Parts:
+        """Its tensors by name."""
+        yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_mid", self.lora_mid))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Always."""
+        return True
+
+    def as_low_rank(self) -> LowRankConv:
+        """Of the same rank, the middle multiplied into `lora_A`."""
+        lora_A = np.einsum("ijkl,jc->ickl", _f32(self.lora_mid), _f32(self.lora_A)[:, :, 0, 0])
+        return LowRankConv(np.ascontiguousarray(lora_A), self.lora_B, self.alpha)
+
+
+Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera | CpConv
+
+
+def _of_kernel(pair: LowRank, kernel: tuple[int, ...]) -> LowRank | LowRankConv:
+    """The pair as that of a convolution whose kernel was flattened into its columns."""
+    if not kernel:
+        return pair
+    lora_A = pair.lora_A.reshape(len(pair.lora_A), -1, *kernel)
+    return LowRankConv(lora_A, pair.lora_B.reshape(*pair.lora_B.shape, *(1,) * len(kernel)), pair.alpha)
+
+
+def _f32(array: np.ndarray) -> np.ndarray:
+    result: np.ndarray = array.astype(np.float32)
+    return result

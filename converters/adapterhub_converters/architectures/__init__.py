@@ -1,0 +1,1 @@
+"""Names of modules in Hugging Face models and in llama.cpp."""

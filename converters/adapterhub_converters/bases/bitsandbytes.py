@@ -1,0 +1,48 @@
+"""How bitsandbytes lays a matrix in four bits out among other tensors, as transformers saves and loads it.
+
+`X.weight` has the codes, `.absmax` the magnitudes of blocks and `.quant_map` the code book; with double quantization the
+magnitudes are codes themselves, with `.nested_absmax` and `.nested_quant_map`. `.quant_state.bitsandbytes__nf4` (or `__fp4`)
+has the rest as JSON in bytes (bitsandbytes 0.50: `functional.py`, `QuantState.as_dict`; `nn/modules.py`,
+`_save_to_state_dict`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+STATE = ".quant_state.bitsandbytes__"
+"""What stands in the name of a state, between that of the weight and that of the four bits."""
+NF4_STATE = f"{STATE}nf4"
+BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+"""What else lies beside a weight, after its name and a point."""
+
+BLOCK = 64  # weights that share one magnitude
+NESTED_BLOCK = 256  # magnitudes that share one
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""What a state calls the floats that were quantized, by their names in safetensors."""
+
+# QLoRA (arXiv 2305.14314), appendix E, as bitsandbytes spells the values (`functional.py`, `get_4bit_type`).
+NF4_CODE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The 16 values, float32, ascending."""
+
+QUANTIZATION = {
+    "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True,
+    "load_in_8bit": False, "quant_method": "bitsandbytes",
+}  # fmt: skip
+"""What the `quantization_config` of a model in NF4 says; beside it, the floats to compute in."""
+
+
+def nf4_state(shape: Sequence[int], dtype: str, offset: float | None) -> dict[str, Any]:
+    """The state of a matrix in NF4 that was of `dtype` (`BF16`, `F16` or `F32`).
+
+    `offset`: the mean of the magnitudes; None without double quantization.
+    """
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": DTYPES[dtype], "shape": list(shape)}
+    if offset is not None:
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": offset}
+    return state

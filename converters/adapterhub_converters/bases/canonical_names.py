@@ -1,0 +1,164 @@
+"""One name and one shape for each weight, whichever file it is in: those of the checkpoint on Hugging Face.
+
+Experts are where files differ most. A checkpoint has a tensor for each or, of gpt-oss, one for all; transformers 5 may save
+`experts.gate_up_proj` for all; GGUF has `ffn_gate_exps`, `ffn_up_exps` and `ffn_down_exps`, or fuses the first two. A GGUF may
+fuse q, k and v or split them against its architecture's custom, and splits DeepSeek's kv_b_proj in two (llama.cpp,
+conversion/base.py, `modify_tensors`; conversion/deepseek.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of
+from adapterhub_converters.containers import safetensors_file
+
+from .tensor import BaseTensor
+
+Tensors = Mapping[str, BaseTensor]
+
+
+def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]:
+    """The tensors of a Hugging Face folder under the names of the checkpoint."""
+    found: dict[str, BaseTensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        stems = architecture.stems(name) if architecture.is_stacked(name) and architecture.listed else ()
+        if stems and _is_list(tensor, stems, len(found)):
+            found |= dict(_listed(architecture, stems, tensor))
+        else:
+            found[f"{architecture.first_name(module)}.{kind}" if module else name] = tensor
+    return found
+
+
+def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
+    """The tensors of a GGUF file likewise; one that has no name there keeps its own."""
+    found: dict[str, BaseTensor] = {}
+    stacks: dict[str, dict[str, BaseTensor]] = {}
+    for name, tensor in _customary(architecture, tensors, config).items():
+        stem, _, kind = name.rpartition(".")
+        stack = architecture.stacked_module(stem)
+        if parameter := _falcon(architecture, name, tensors) or architecture.parameter(name):
+            turned = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
+            found[parameter] = BaseTensor(tensor.shape[::-1] if turned else tensor.shape, tensor.dtype)
+        elif stack and architecture.listed and kind == "weight" and _is_list(tensor, (stem,), len(found)):
+            found |= dict(_listed(architecture, (stem,), tensor))
+        elif stack and not architecture.listed:
+            stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
+        else:
+            found[name] = tensor
+    for parameter, parts in stacks.items():
+        if not _fit(parts.values(), axis=1):
+            found |= parts
+            continue
+        turned = bool(architecture.experts and architecture.experts.transposed and not parameter.endswith("_bias"))
+        found[parameter] = _one(list(parts.values()), axis=1, turned=turned)
+    return found
+
+
+def _falcon(architecture: Architecture, name: str, tensors: Tensors) -> str | None:
+    """Falcon's first norm is called otherwise where there are two (transformers, modeling_falcon.py)."""
+    module, _, kind = (architecture.parameter(name) or "").rpartition(".")
+    two = "ln_mlp" in architecture.norms and name.replace(".attn_norm.", ".attn_norm_2.") != name
+    if not two or name.replace(".attn_norm.", ".attn_norm_2.") not in tensors:
+        return None
+    return f"{module.removesuffix('input_layernorm')}ln_mlp.{kind}"
+
+
+def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTensor | None:
+    """The tensor that some version of transformers calls `name`, however `tensors`, under the checkpoint's names, has it."""
+    module, _, kind = name.rpartition(".")
+    if found := tensors.get(f"{architecture.first_name(module)}.{kind}"):
+        return found
+    if not architecture.is_stacked(name):
+        return None
+    parts = [tensors.get(f"{architecture.listed_module(stem, 0)}.weight") for stem in architecture.stems(name)]
+    there = [part for part in parts if part]
+    if len(there) < len(parts):
+        return None
+    first, n = architecture.stems(name)[0], 0
+    while f"{architecture.listed_module(first, n)}.weight" in tensors:
+        n += 1
+    experts = [BaseTensor((n, *part.shape), part.dtype) for part in there]
+    return _one(experts, axis=1, turned=False) if _fit(experts, axis=1) else None
+
+
+def _is_list(tensor: BaseTensor, stems: tuple[str, ...], before: int) -> bool:
+    """Whether it is `(experts, …)` whose rows the stems share, and not more than files can have, as an empty one may claim."""
+    three = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
+    return three and before + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
+
+
+def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
+    """A tensor of each expert, of one that is a list of them."""
+    rows = tensor.shape[1] // len(stems)
+    for expert in range(tensor.shape[0]):
+        for stem in stems:
+            yield f"{architecture.listed_module(stem, expert)}.weight", BaseTensor((rows, tensor.shape[2]), tensor.dtype)
+
+
+def _fit(parts: Iterable[BaseTensor], *, axis: int) -> bool:
+    """Whether tensors can be put end to end along an axis."""
+    shapes = [part.shape for part in parts]
+    return len(shapes[0]) > axis and len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
+
+
+def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
+    """Tensors end to end along an axis, then with their last two exchanged."""
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    if turned:
+        shape[-2:] = shape[:-3:-1]
+    return BaseTensor(tuple(shape), parts[0].dtype)
+
+
+def _customary(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
+    """The tensors split or fused as the architecture mostly has them; one whose parts cannot be told stays as it is."""
+    found = dict(tensors)
+    for name in tensors:
+        stem, _, kind = name.rpartition(".")
+        prefix, _, last = stem.rpartition(".")
+        if last in FUSED and not architecture.has(stem):
+            found |= _split(architecture, name, found, config)
+        whole = next((one for one, parts in FUSED.items() if last == parts[0]), None)
+        if whole and not architecture.has(stem) and architecture.has(f"{prefix}.{whole}"):
+            parts = [f"{prefix}.{part}.{kind}" for part in FUSED[whole]]
+            if all(part in found for part in parts) and _fit([found[part] for part in parts], axis=0):
+                joined = _one([found.pop(part) for part in parts], axis=0, turned=False)
+                found[f"{prefix}.{whole}.{kind}"] = joined
+        other = found.get(f"{prefix}.attn_v_b.weight") if last == "attn_k_b" else None
+        if other and len(found[name].shape) == len(other.shape) == 3:
+            heads, latent, keys = found.pop(name).shape
+            del found[f"{prefix}.attn_v_b.weight"]
+            found[f"{prefix}.attn_kv_b.weight"] = BaseTensor((heads * (keys + other.shape[1]), latent), other.dtype)
+    return found
+
+
+def _split(
+    architecture: Architecture, name: str, found: dict[str, BaseTensor], config: Mapping[str, Any]
+) -> dict[str, BaseTensor]:
+    """The parts of a fused tensor, which is taken out; nothing where they cannot be told."""
+    tensor = found[name]
+    stem, _, kind = name.rpartition(".")
+    prefix, dot, whole = stem.rpartition(".")
+    prefix, parts = prefix + dot, FUSED[whole]
+    axis = 1 if whole.endswith("_exps") else 0
+    if len(tensor.shape) <= axis or not all(architecture.has(prefix + part) for part in parts):
+        return {}
+    rows = _rows(whole, tensor.shape[axis], config)
+    if not rows or min(rows) < 1:
+        return {}
+    del found[name]
+    shapes = [(*tensor.shape[:axis], count, *tensor.shape[axis + 1 :]) for count in rows]
+    return {f"{prefix}{part}.{kind}": BaseTensor(shape, tensor.dtype) for part, shape in zip(parts, shapes, strict=True)}
+
+
+def _rows(whole: str, total: int, config: Mapping[str, Any]) -> list[int] | None:
+    if whole == "ffn_gate_up_exps":
+        return [total // 2, total // 2] if total % 2 == 0 else None
+    counts = [config.get(key) for key in ("num_attention_heads", "num_key_value_heads", "head_dim")]
+    if not all(isinstance(count, int) for count in counts):
+        return None
+    heads, kv_heads, size = (int(count) for count in counts if count is not None)
+    return [heads * size, kv_heads * size, total - (heads + kv_heads) * size]

@@ -1,0 +1,174 @@
+"""A base in GGUF: one file, or all parts of a split one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+
+from . import canonical_names
+from .files import Files, LocalFiles, Ranged
+from .spec import BaseSpec, completed, text_digest
+from .tensor import BaseTensor
+
+# Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
+_GGUF_NUMBERS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "vocab_size": "vocab_size",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.sliding_window": "sliding_window",
+}
+# Tensors that llama.cpp derives from a config and that no Hugging Face model has.
+_DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+# How llama-gguf-split names parts (llama.cpp, `llama_split_path`).
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+def read(files: Files, name: str) -> BaseSpec:
+    """The base in a GGUF file, or in all parts of a split one of which `name` is any."""
+    parts = files.each(lambda part: _header(files, part), _parts(files, name))
+    header, where = parts[0][1], files.label(name)
+    metadata = header.metadata
+    there = _together(parts)
+    experts = any("_exps." in name for name in there)
+    architecture = names.by_gguf(header.text("general.architecture"), where, experts=experts)
+    stored = {name: BaseTensor(tensor.shape, tensor.type_name) for name, tensor in there.items() if name not in _DERIVED}
+    config = _gguf_config(header, architecture, where)
+    tensors = canonical_names.of_gguf(architecture, stored, config)
+    embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
+    if embedding and len(embedding.shape) == 2:
+        config.setdefault("vocab_size", embedding.shape[0])
+    tied = bool(tensors) and "lm_head.weight" not in tensors
+    class_name, model_type = next(iter(architecture.classes.items()))
+    return BaseSpec(
+        where=where,
+        kind="gguf",
+        architecture=class_name,
+        model_type=model_type,
+        config=config | {"tie_word_embeddings": tied},
+        tensors=tensors,
+        stored=stored,
+        tied=tied,
+        quantization=_dominant_type(there),
+        chat_template_digest=text_digest(metadata.get("tokenizer.chat_template")),
+        repo=_gguf_repo(header),
+        size=sum(ranged.size for ranged, _ in parts),
+        notes=tuple(files.notes),
+    )
+
+
+def part_paths(path: Path) -> list[Path]:
+    """The files of a model on the disk of which `path` is one."""
+    return [path.parent / name for name in _parts(LocalFiles(path.parent), path.name)]
+
+
+_Part = tuple[Ranged, gguf_file.GGUFHeader]
+
+
+def _parts(files: Files, name: str) -> list[str]:
+    part = _PART.fullmatch(name)
+    if part is None:
+        return [name]
+    count = int(part["count"])
+    if not 1 <= int(part["part"]) <= count:
+        raise FormatError(files.label(name), "its name says that it is a part which there cannot be")
+    return [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def _header(files: Files, name: str) -> _Part:
+    ranged = files.ranged(name)
+    part = _PART.fullmatch(name)
+    if ranged is None:
+        what = f"no such file: a part of {int(part['count'])}" if part else "no such file"
+        raise NotFoundError(files.label(name), what, "Fetch it: all parts are read together" if part else "")
+    header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
+    if "general.type" in header.metadata and header.text("general.type") != "model":
+        raise FormatError(ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
+    _check_part(header, part, ranged.where)
+    return ranged, header
+
+
+def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where: str) -> None:
+    """That header and name agree on which part of how many it is."""
+    said = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
+    named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
+    if said == named or (said[1] in (0, 1) and named[1] == 1):
+        return
+    says = f"part {said[0]} (from 0) of {said[1]}"
+    hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
+    if not part:
+        raise RefusedError(where, f"{says} of a model, and its name does not say so", hint)
+    raise FormatError(where, f"its header says that it is {says}, its name another", hint)
+
+
+def _number(header: gguf_file.GGUFHeader, key: str, default: int, where: str) -> int:
+    value = header.metadata.get(key, default)
+    if not isinstance(value, int):  # an array would not even compare
+        raise FormatError(where, f"{key} is not a number but {header.kinds[key]}")
+    return value
+
+
+def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
+    tensors: dict[str, gguf_file.GGUFTensor] = {}
+    for ranged, header in parts:
+        twice = next((name for name in header.tensors if name in tensors), None)
+        if twice is not None:
+            raise FormatError(ranged.where, f"tensor {twice!r} is in another part too")
+        tensors |= header.tensors
+    first, header = parts[0]
+    count = _number(header, "split.tensors.count", len(tensors), first.where)
+    if len(parts) > 1 and count != len(tensors):
+        raise FormatError(first.where, f"says {count} tensors in all, the parts have {len(tensors)}")
+    return tensors
+
+
+def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture, where: str) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    arch = architecture.gguf
+    for key, name in _GGUF_NUMBERS.items():
+        value = header.metadata.get(f"{arch}.{key}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FormatError(where, f"{arch}.{key} is {value}")
+        if header.kinds.get(f"{arch}.{key}") == "FLOAT32":
+            config[name] = float(str(np.float32(value)))  # 1e-05 was stored as the nearest float32
+        elif isinstance(value, int | float):
+            config[name] = value
+    if arch == "falcon" and "num_key_value_heads" in config:
+        config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
+    return completed(config)
+
+
+def _dominant_type(tensors: Mapping[str, gguf_file.GGUFTensor]) -> str | None:
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size
+    dominant = max(sizes, key=lambda name: sizes[name], default="F32")
+    return None if dominant in ("F64", "F32", "F16", "BF16") else dominant.lower()
+
+
+def _gguf_repo(header: gguf_file.GGUFHeader) -> str | None:
+    hub = "https://huggingface.co/"
+    for url in (header.text("general.source.repo_url"), header.text("general.repo_url")):
+        if url.startswith(hub):
+            return url.removeprefix(hub).strip("/") or None
+    return None

@@ -1,0 +1,227 @@
+"""A base in Hugging Face's form: `config.json`, and the headers of safetensors files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.errors import FormatError, NotFoundError
+
+from .files import Files, LocalFiles, Ranged, read_object
+from .quantized import logical, parameter, settings, small
+from .shapes import shapes_from_config
+from .spec import BaseSpec, completed, text_digest
+from .tensor import BaseTensor
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"  # what diffusers calls the weights of its models
+
+# What two models of equal shapes can differ in and still compute differently (FORMATS: rope, norms, heads).
+_NUMERICS = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps",
+    "layer_norm_eps", "layer_norm_epsilon", "hidden_act", "hidden_activation", "tie_word_embeddings",
+    "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "sliding_window", "attention_bias",
+    "mlp_bias", "num_kv_heads", "multi_query", "new_decoder_architecture",
+    "alibi", "parallel_attn",
+)  # fmt: skip
+# How save_pretrained names the parts of a model that it splits.
+_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_MAX_PARTS = 10_000
+
+
+def read_hf(folder: Path) -> BaseSpec:
+    """The base in a Hugging Face folder: `config.json`, and the headers of its safetensors files if it has any."""
+    return read(LocalFiles(folder))
+
+
+def read(files: Files, name: str = "") -> BaseSpec:
+    """The base whose weights are `name`: a safetensors file, a part of several, or an index of them.
+
+    Without a `name` they are what a model's folder has under the usual names, if it has any, and there must be a `config.json`.
+    """
+    said = read_object(files, CONFIG)
+    if said is None and not name:
+        raise NotFoundError(files.label(CONFIG), "no such file")
+    config = said or {}
+    quantized = settings(config)
+    merged = completed({**_section(config, "text_config"), **config})
+    weights = _weights(files, name, quantized)
+    if said is None:
+        weights.notes.append("there is no config.json beside it, so its architecture and numbers are not known")
+        _refuse_adapter(files.label(name), weights.tensors)
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        architectures = [config.get("_class_name") or ""]  # diffusers' word for it
+    tokenizer, template = files.sha256("tokenizer.json"), _chat_template_digest(files)
+    return BaseSpec(
+        where=files.label(name),
+        kind="hf",
+        architecture=str(architectures[0]),
+        model_type=str(config.get("model_type", "")),
+        config={key: merged[key] for key in _NUMERICS if merged.get(key) is not None},
+        tensors=weights.tensors,
+        names=weights.names,
+        tied=_tied(merged, weights.tensors or weights.names),
+        quantization=_quantization(quantized) if quantized else None,
+        packed=weights.packed,
+        derived={} if weights.tensors or weights.packed else _derived(merged, str(architectures[0])),
+        tokenizer_digest=tokenizer,
+        chat_template_digest=template,
+        repo=repo if isinstance(repo := config.get("_name_or_path"), str) and repo else None,
+        size=weights.size,
+        folder=files.local if said is not None and _usual(files, name, weights) else None,
+        notes=(*weights.notes, *files.notes),
+    )
+
+
+def _section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What the headers say; `names` alone where only an index was there. `packed`: of which no shape is known, and why."""
+
+    tensors: Mapping[str, BaseTensor]
+    packed: Mapping[str, str]
+    names: frozenset[str]
+    size: int
+    notes: list[str]
+
+
+def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
+    shards, index = _shards(files, name)
+    headers = files.each(lambda shard: _header(files, shard), shards)
+    missing = [shard for shard, found in zip(shards, headers, strict=True) if found is None]
+    if missing and index is not None and len(missing) == len(shards):
+        known = frozenset(own for stored in index if (own := parameter(stored)) and not own.endswith(_BUFFER))
+        note = f"none of the {len(shards)} files that the index names is there: names are known, shapes are not"
+        return _Weights({}, {}, known, 0, [note])
+    if missing:
+        rest = f": {len(missing)} of {len(shards)} files are missing" if len(shards) > 1 else ""
+        raise NotFoundError(
+            files.label(missing[0]), f"no such file{rest}", "Fetch it, or name the index alone" if index else ""
+        )
+    there = [found for found in headers if found is not None]
+    infos = _together(there)
+    wanted = [(there[number][0], info) for name in small(infos) for number, info in [infos[name]]]
+    texts = files.each(lambda item: item[0].read_at(item[1].offset, item[1].size), wanted)
+    read = {info.name: text for (_, info), text in zip(wanted, texts, strict=True)}
+    found, packed = logical({name: info for name, (_, info) in infos.items()}, quantized, read.__getitem__, files.label(name))
+    # A buffer that old checkpoints saved is no weight.
+    tensors = {name: BaseTensor(*tensor) for name, tensor in found.items() if not name.endswith(_BUFFER)}
+    return _Weights(tensors, packed, frozenset(), sum(ranged.size for ranged, _ in there), _contradictions(index, infos))
+
+
+_BUFFER = ".rotary_emb.inv_freq"
+_Header = tuple[Ranged, safetensors_file.Header]
+
+
+def _header(files: Files, shard: str) -> _Header | None:
+    ranged = files.ranged(shard)
+    return None if ranged is None else (ranged, safetensors_file.read_header(ranged.read_at, ranged.size, ranged.where))
+
+
+def _together(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInfo]]:
+    """Every tensor, and which of the files it is in."""
+    infos: dict[str, tuple[int, TensorInfo]] = {}
+    for number, (ranged, header) in enumerate(headers):
+        for name, info in header.tensors.items():
+            _, other = infos.setdefault(name, (number, info))
+            if (other.dtype, other.shape) != (info.dtype, info.shape):
+                what = f"tensor {name!r} is {info.dtype} {info.shape}, in another file {other.dtype} {other.shape}"
+                raise FormatError(ranged.where, what)
+    return infos
+
+
+def _contradictions(index: Collection[str] | None, infos: Collection[str]) -> list[str]:
+    lacking = [name for name in index or () if name not in infos]
+    return [f"the index names {len(lacking)} tensors that its files do not have: {lacking[0]}"] if lacking else []
+
+
+def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
+    """The names of the safetensors files, and what the index says of them if there is one."""
+    if name.endswith(".json") or not name:
+        index = read_object(files, name or INDEX)
+        if index is not None:
+            weight_map = _weight_map(index, files.label(name or INDEX))
+            return list(dict.fromkeys(weight_map.values())), weight_map
+        if name:
+            raise NotFoundError(files.label(name), "no such file")
+        found = [single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None]
+        return _shards(files, found[0]) if found and found[0] != SINGLE else (found, None)
+    part = _PART.fullmatch(name)
+    if part is None:
+        return [name], None
+    count = int(part["count"])
+    if not 1 <= int(part["part"]) <= count <= _MAX_PARTS:
+        raise FormatError(files.label(name), "its name says that it is a part which there cannot be")
+    return [f"{part['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)], None
+
+
+def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError(where, "weight_map is not a map of tensor names to file names")
+    for name in set(weight_map.values()):
+        if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
+            raise FormatError(where, f"shard name {name[:80]!r} is not a plain file name")
+    if len(set(weight_map.values())) > _MAX_PARTS:
+        raise FormatError(where, f"names more than {_MAX_PARTS} files")
+    return weight_map
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in the order of its index; names in the index cannot leave the folder."""
+    for single in (SINGLE, _DIFFUSERS):
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            weight_map = _weight_map(json_file.read_object(index), str(index))
+            return [folder / name for name in dict.fromkeys(weight_map.values())]
+        if (folder / single).exists():
+            return [folder / single]
+    return []
+
+
+def _usual(files: Files, name: str, weights: _Weights) -> bool:
+    """Whether whoever reads the folder's weights reads these: they lie under the usual names, not only under `name`."""
+    if files.local is None or not weights.tensors:
+        return False
+    return name in ("", INDEX) or (name == SINGLE and not (files.local / INDEX).exists())
+
+
+def _refuse_adapter(where: str, tensors: Collection[str]) -> None:
+    if any(".lora_A." in name or name.endswith(".lora_a") for name in tensors):
+        raise FormatError(where, "not a base model: its tensors are an adapter's")
+
+
+def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTensor]:
+    return {name: BaseTensor(shape, "") for name, shape in shapes_from_config(config, architecture).items()}
+
+
+def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
+    # transformers ties by default where the config is silent, but only stored weights settle it.
+    if tensors and "lm_head.weight" not in tensors and any(f"{name}.weight" in tensors for name in names.EMBEDDINGS):
+        return True
+    return bool(config.get("tie_word_embeddings", not tensors))
+
+
+def _quantization(config: Mapping[str, Any]) -> str:
+    method = str(config.get("quant_method") or ("mlx" if "group_size" in config else "unknown"))
+    return str(config.get("bnb_4bit_quant_type", method)) if config.get("load_in_4bit") else method
+
+
+def _chat_template_digest(files: Files) -> str | None:
+    """Of the exact text: a template that differs by one newline tokenizes differently."""
+    own = files.sha256("chat_template.jinja")
+    return own or text_digest((read_object(files, "tokenizer_config.json") or {}).get("chat_template"))

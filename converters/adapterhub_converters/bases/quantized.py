@@ -1,0 +1,257 @@
+"""The shapes a quantized checkpoint stands for, from its headers.
+
+Each scheme packs a weight in its own way beside tensors of scales; an adapter sees the model before that. A layout that
+is not known, or whose tensors do not agree with one another, is said to be packed, never guessed. Sources: bitsandbytes
+`functional.py` (`quantize_4bit`, `QuantState.as_dict`), GPTQModel's and AutoAWQ's packings, compressed-tensors
+`pack_quantized.py`, transformers `integrations/mxfp4.py`, mlx `mlx/nn/layers/quantized.py`, NVIDIA ModelOpt's export.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.errors import FormatError
+
+from .bitsandbytes import BESIDE, STATE
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Parameter name to logical shape and dtype as stored."""
+Leaves = Mapping[str, TensorInfo]
+"""What lies in one module, by the last part of its name."""
+Shape = tuple[int, ...] | None
+Read = Callable[[str], bytes]
+
+_MAX_STATE = 100_000  # bytes; a real one has about 200
+# What lies beside a weight, whatever packs it.
+_BESIDE = {
+    *(f"weight.{part}" for part in BESIDE), "SCB", "weight_format",
+    "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx",
+    "weight_global_scale", "input_global_scale", "input_scale", "output_scale", "activation_scale", "k_scale", "v_scale",
+    "qzeros", "scales", "g_idx", "qweight", "weight_packed",
+}  # fmt: skip
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
+# Bits and group of MLX's modes where the config leaves them out (mlx/ops.cpp, `quantization_params_from_mode`).
+_MLX_GROUPS = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
+
+
+def parameter(name: str) -> str | None:
+    """The parameter that a stored tensor is, by its name alone; None when it only lies beside one."""
+    module, leaf = _split(name)
+    if STATE in name:
+        return None
+    if leaf in ("qweight", "weight_packed"):
+        return _join(module, "weight")
+    return None if leaf in _BESIDE else name
+
+
+def small(tensors: Iterable[str]) -> list[str]:
+    """The tensors whose bytes `logical` asks for."""
+    return [name for name in tensors if STATE in name or name.endswith(".weight_shape")]
+
+
+def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a `config.json` says that its weights are quantized; empty when it does not."""
+    text = config.get("text_config")
+    for place in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            if isinstance(found := place.get(key), dict):
+                return found
+    return {}
+
+
+def logical(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, where: str
+) -> tuple[Shapes, dict[str, str]]:
+    """Names and shapes before quantization, and beside them those whose shape is not known, with the reason.
+
+    `read` gives the bytes of a small tensor. FormatError when a packed tensor contradicts its own description.
+    """
+    found: Shapes = {}
+    packed: dict[str, str] = {}
+    for module, leaves in _modules(tensors).items():
+        if config or _is_packed(leaves):
+            shapes, reasons = _module(module, leaves, config, read)
+            found |= shapes
+            packed |= reasons
+        else:
+            found.update(
+                {_join(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _BESIDE}
+            )
+    for name in tensors:
+        weight, state, kind = name.partition(STATE)
+        if state and weight in tensors:
+            found[weight] = (_bnb_shape(tensors, weight, name, read, where), kind.upper())
+            packed.pop(weight, None)
+    return found, packed
+
+
+def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        if STATE in name:
+            continue
+        module, leaf = _split(name)
+        modules.setdefault(module, {})[leaf] = info
+    return modules
+
+
+def _split(name: str) -> tuple[str, str]:
+    module, inside, leaf = name.rpartition(".weight.")
+    if inside:
+        return module, f"weight.{leaf}"
+    module, _, leaf = name.rpartition(".")
+    return module, leaf
+
+
+def _join(module: str, leaf: str) -> str:
+    return f"{module}.{leaf}" if module else leaf
+
+
+def _is_packed(leaves: Leaves) -> bool:
+    weight = leaves.get("weight")
+    return weight.dtype in _INTEGERS if weight else any(leaf in leaves for leaf in ("qweight", "weight_packed"))
+
+
+def _module(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shapes, dict[str, str]]:
+    """What lies in one module of a quantized checkpoint: what is known of it, and what is not."""
+    found: Shapes = {}
+    packed: dict[str, str] = {}
+    method, weight = str(config.get("quant_method") or config.get("mode") or "packed"), _join(module, "weight")
+    beside = _BESIDE | ({"biases"} if _is_packed(leaves) else set())
+    for leaf, info in leaves.items():
+        stack = leaf.removesuffix("_blocks")
+        if stack != leaf and f"{stack}_scales" in leaves:
+            if (shape := _mxfp4_stack(info, leaves[f"{stack}_scales"])) is not None:
+                found[_join(module, stack)] = (shape, "MXFP4")
+            else:
+                packed[_join(module, stack)] = f"stored as {method} {info.shape}"
+        elif leaf in beside or leaf.startswith("weight.") or leaf.endswith(("_scales", "_scale_inv", "_scale")):
+            continue
+        elif leaf != "weight" or info.dtype not in _INTEGERS:
+            found[_join(module, leaf)] = (info.shape, info.dtype)
+    if weight not in found:
+        shape, kind = _weight_shape(module, leaves, config, read)
+        first = next((info for leaf, info in leaves.items() if _may_be_a_weight(leaf, info)), None)
+        if shape is not None:
+            found[weight] = (shape, kind)
+        elif first:
+            packed[weight] = f"stored as {method} {first.shape}"
+    return found, packed
+
+
+def _may_be_a_weight(leaf: str, info: TensorInfo) -> bool:
+    small = info.dtype in _INTEGERS or info.dtype.startswith("F8")
+    return not leaf.endswith(("_scales", "_blocks")) and (small or "weight" in leaf or "qdata" in leaf)
+
+
+def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shape, str]:
+    pairs, scales = leaves.get("weight", leaves.get("weight_packed")), leaves.get("weight_scale")
+    if pairs and scales and pairs.dtype == "U8":
+        return _fp4_shape(pairs, scales)
+    if weight := leaves.get("weight"):
+        if weight.dtype == "U32" and "scales" in leaves:
+            return _mlx_shape(weight, leaves["scales"], _mlx_settings(module, config)), "MLX"
+        # LLM.int8 and compressed-tensors' int-quantized keep (out, in).
+        whole = "SCB" in leaves or (scales and config.get("quant_method") == "compressed-tensors")
+        return (weight.shape if weight.dtype == "I8" and whole else None), weight.dtype
+    if words := leaves.get("qweight"):
+        return _words_shape(words, leaves, config)
+    words = leaves.get("weight_packed")
+    return (_compressed_shape(words, leaves.get("weight_shape"), read) if words else None), "PACKED"
+
+
+def _words_shape(words: TensorInfo, leaves: Leaves, config: Mapping[str, Any]) -> tuple[Shape, str]:
+    """Of words of 32 bits: GPTQ packs the inputs of a weight that it keeps transposed, AWQ the outputs."""
+    method = str(config.get("quant_method", ""))
+    method += str(config.get("packing_format", "")) if "round" in method else ""
+    scales = leaves.get("scales")
+    if words.dtype != "I32" or len(words.shape) != 2 or scales is None or len(scales.shape) != 2:
+        return None, ""
+    if "awq" in method:
+        return _awq_shape(words, scales, config), "AWQ"
+    return _gptq_shape(words, scales, leaves.get("g_idx"), {**config, "quant_method": method}), "GPTQ"
+
+
+def _awq_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any]) -> Shape:
+    (rows, columns), bits = words.shape, config.get("bits", config.get("w_bit"))
+    if bits not in (4, 8):
+        return None
+    if str(config.get("version", "gemm")).lower() == "gemv":
+        return (rows, columns * 32 // bits) if scales.shape[0] == rows else None
+    return (scales.shape[1], rows) if columns * 32 == scales.shape[1] * bits else None
+
+
+def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None, config: Mapping[str, Any]) -> Shape:
+    (rows, columns), bits, group = words.shape, config.get("bits"), config.get("group_size")
+    if str(config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2") or scales.shape[1] != columns:
+        return None
+    if order is not None and len(order.shape) == 1 and order.shape[0]:
+        return (columns, order.shape[0]) if rows * 32 / order.shape[0] in (2, 3, 4, 8) else None
+    # GPTQModel's `dynamic` gives a module bits of its own, which nothing in its tensors shows.
+    if "gptq" not in str(config["quant_method"]) or bits not in (2, 3, 4, 8) or config.get("dynamic") or rows * 32 % bits:
+        return None
+    reads = rows * 32 // bits
+    grouped = isinstance(group, int) and group > 0
+    return (columns, reads) if not grouped or -(-reads // group) == scales.shape[0] else None
+
+
+def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: Read) -> Shape:
+    """`weight_shape` says what padding hides; it is believed where the packed tensor has room for just that."""
+    if shape is None or shape.shape != (2,) or shape.dtype not in ("I64", "I32") or len(words.shape) != 2:
+        return None
+    raw, width = read(shape.name), shape.size // 2
+    out, into = (int.from_bytes(raw[start : start + width], "little", signed=True) for start in (0, width))
+    fits = words.dtype == "I32" and words.shape[0] == out and into > 0
+    return (out, into) if fits and any(-(-into // (32 // bits)) == words.shape[1] for bits in range(1, 9)) else None
+
+
+def _fp4_shape(pairs: TensorInfo, scales: TensorInfo) -> tuple[Shape, str]:
+    """Two numbers a byte; NVFP4 has a scale for 16 of them, MXFP4 one for 32."""
+    group, kind = (16, "NVFP4") if scales.dtype == "F8_E4M3" else (32, "MXFP4")
+    if len(pairs.shape) < 2 or scales.dtype not in ("F8_E4M3", "U8", "F8_E8M0"):
+        return None, kind
+    shape = (*pairs.shape[:-1], 2 * pairs.shape[-1])
+    return (shape if scales.shape == (*shape[:-1], -(-shape[-1] // group)) else None), kind
+
+
+def _mxfp4_stack(blocks: TensorInfo, scales: TensorInfo) -> Shape:
+    """Of gpt-oss: `(experts, out, in / 32, 16)`, which transformers unpacks to `(experts, in, out)`."""
+    if blocks.dtype != "U8" or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
+        return None
+    return blocks.shape[0], 32 * blocks.shape[2], blocks.shape[1]
+
+
+def _mlx_settings(module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    own = config.get(module)
+    return own if isinstance(own, dict) else config
+
+
+def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any]) -> Shape:
+    group = config.get("group_size") or _MLX_GROUPS.get(str(config.get("mode", "affine")))
+    if not isinstance(group, int) or len(words.shape) < 2 or scales.shape[:-1] != words.shape[:-1] or not scales.shape[-1]:
+        return None
+    reads, bits = scales.shape[-1] * group, config.get("bits")
+    stored = words.shape[-1] * 32 / reads
+    return (*words.shape[:-1], reads) if stored in (2, 3, 4, 5, 6, 8) and bits in (None, stored) else None
+
+
+def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, where: str) -> tuple[int, ...]:
+    if tensors[state].size > _MAX_STATE:
+        raise FormatError(where, f"{state}: {tensors[state].size} bytes are no quantization state")
+    try:
+        text = read(state).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(where, f"{state}: not UTF-8") from error
+    shape = json_file.parse_object(text, f"{where}: {state}").get("shape")
+    if not isinstance(shape, list) or not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
+        raise FormatError(where, f"{state}: says no shape")
+    # Two numbers a byte, in whole elements of whatever dtype bnb_4bit_quant_storage says.
+    width, size = dtypes.BITS[tensors[weight].dtype] // 8, tensors[weight].size
+    if abs(size - (math.prod(shape) + 1) // 2) >= max(width, 1):
+        raise FormatError(where, f"{weight}: {size} bytes are not {shape} in four bits")
+    return tuple(shape)

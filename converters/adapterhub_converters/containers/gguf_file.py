@@ -1,0 +1,477 @@
+"""GGUF files: a bounded reader of headers from anywhere, and a writer whose bytes are reproducible.
+
+The header is read through an injected `read_at(offset, n)` in large pieces, so that a file, bytes in memory and an
+HTTP range look the same. Every count and length is checked against what is left of the file before anything is
+allocated: the gguf package (0.19) hangs on a file of 43 bytes whose array claims 2^63 elements. The format is that
+of ggml's `docs/gguf.md`; where that is silent the rules are those of llama.cpp's `gguf.cpp`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError
+
+from .open_file import OpenFile
+from .safetensors_file import byte_view, release
+
+ReadAt = Callable[[int, int], bytes]
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = 32  # bytes; what a file without `general.alignment` has
+MAX_ALIGNMENT = 65_536
+MAX_HEADER = 100_000_000  # bytes
+MAX_TENSORS = 1_000_000
+MAX_NAME = 64  # bytes of a tensor's name
+MAX_KEY = 65_535  # bytes
+MAX_DIMS = 4
+_CHUNK = 1 << 20  # bytes read at once: a header of SmolLM2 is one or two of these, over HTTP as well
+
+# Value types of metadata (gguf.md, `gguf_metadata_value_type`).
+_SCALARS: dict[int, tuple[str, np.dtype]] = {
+    0: ("UINT8", np.dtype("u1")),
+    1: ("INT8", np.dtype("i1")),
+    2: ("UINT16", np.dtype("<u2")),
+    3: ("INT16", np.dtype("<i2")),
+    4: ("UINT32", np.dtype("<u4")),
+    5: ("INT32", np.dtype("<i4")),
+    6: ("FLOAT32", np.dtype("<f4")),
+    7: ("BOOL", np.dtype("?")),
+    10: ("UINT64", np.dtype("<u8")),
+    11: ("INT64", np.dtype("<i8")),
+    12: ("FLOAT64", np.dtype("<f8")),
+}
+_STRING, _ARRAY = 8, 9
+_VALUE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"STRING": _STRING}
+
+# Tensor types: id, then elements and bytes of a block (ggml.c, `type_traits`). Types that ggml uses only while it
+# computes (Q8_1, Q8_K) or has removed are no types of files.
+TYPES: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
+    "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ1_S": (19, 256, 50),
+    "IQ4_NL": (20, 32, 18),
+    "IQ3_S": (21, 256, 110),
+    "IQ2_S": (22, 256, 82),
+    "IQ4_XS": (23, 256, 136),
+    "I8": (24, 1, 1),
+    "I16": (25, 1, 2),
+    "I32": (26, 1, 4),
+    "I64": (27, 1, 8),
+    "F64": (28, 1, 8),
+    "IQ1_M": (29, 256, 56),
+    "BF16": (30, 1, 2),
+    "TQ1_0": (34, 256, 54),
+    "TQ2_0": (35, 256, 66),
+    "MXFP4": (39, 32, 17),
+    "NVFP4": (40, 64, 36),
+}
+_TYPE_NAMES = {number: name for name, (number, _, _) in TYPES.items()}
+_NATIVE = {name for name, (_, block, _) in TYPES.items() if block == 1}  # named as in safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """One tensor of a header: `shape` in numpy order, `offset` and `size` in bytes, absolute in the file."""
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a GGUF file says of itself.
+
+    Attributes:
+        metadata: Key to value: numbers, text, a numpy array (numbers) or a list (text).
+        kinds: Key to the type of its value, `UINT32`, `STRING`, `[STRING]`, …
+        tensors: Name to tensor, in file order.
+        alignment: In bytes.
+        data_start: Where the first tensor may begin.
+    """
+
+    version: int
+    metadata: dict[str, Any]
+    kinds: dict[str, str]
+    tensors: dict[str, GGUFTensor]
+    alignment: int
+    data_start: int
+
+    def text(self, key: str) -> str:
+        """The text under `key`; empty when there is none or it is no text."""
+        return str(self.metadata[key]) if self.kinds.get(key) == "STRING" else ""
+
+
+class _Cursor:
+    """Reads forward, a chunk at a time; nothing is read or allocated that the file could not hold."""
+
+    def __init__(self, read_at: ReadAt, size: int, where: str) -> None:
+        self.where = where
+        self._read_at = read_at
+        self._limit = min(size, MAX_HEADER)
+        self._over = size > MAX_HEADER
+        self._buffer = b""
+        self._start = 0  # where the buffer lies in the file
+        self._next = 0  # where in the buffer we are
+
+    @property
+    def position(self) -> int:
+        return self._start + self._next
+
+    def need(self, n: int, what: str) -> None:
+        """Refuse if fewer than `n` bytes are left."""
+        left = self._limit - self.position
+        if n > left and self._over:
+            raise FormatError(self.where, f"{what} ends beyond the limit of {MAX_HEADER} bytes for a header")
+        if n > left:
+            raise FormatError(self.where, f"truncated: {what} takes {n} bytes, the file has {left} left")
+
+    def _fill(self, n: int, what: str) -> None:
+        """Have at least `n` bytes in the buffer from the position on."""
+        self.need(n, what)
+        rest = self._buffer[self._next :]
+        end = self.position + len(rest)
+        more = self._read_at(end, min(max(n, _CHUNK), self._limit - end))
+        self._start, self._next, self._buffer = self.position, 0, rest + more
+        if len(self._buffer) < n:
+            raise FormatError(self.where, f"truncated: the file ended while {what} was read")
+
+    def take(self, n: int, what: str) -> bytes:
+        if n > len(self._buffer) - self._next:
+            self._fill(n, what)
+        self._next += n
+        return self._buffer[self._next - n : self._next]
+
+    def integer(self, n: int, what: str) -> int:
+        return int.from_bytes(self.take(n, what), "little")
+
+    def text(self, limit: int, what: str) -> str:
+        length = self.integer(8, what)
+        if length > limit:
+            raise FormatError(self.where, f"{what} of {length} bytes is over the limit of {limit}")
+        return self._decoded(self.take(length, what), what)
+
+    def _decoded(self, raw: bytes, what: str) -> str:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(self.where, f"{what} is not UTF-8") from error
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """`count` strings; those that lie whole in the buffer are cut out of it without a call each."""
+        self.need(count * 8, what)
+        found: list[str] = []
+        length_at = struct.Struct("<Q").unpack_from
+        while len(found) < count:
+            buffer, at, end = self._buffer, self._next, len(self._buffer)
+            raw: list[bytes] = []
+            for _ in range(count - len(found)):
+                if at + 8 > end:
+                    break
+                stop = at + 8 + length_at(buffer, at)[0]
+                if stop > end:
+                    break
+                raw.append(buffer[at + 8 : stop])
+                at = stop
+            self._next = at
+            try:
+                found += [item.decode() for item in raw]
+            except UnicodeDecodeError as error:
+                raise FormatError(self.where, f"{what} is not UTF-8") from error
+            if len(found) < count:
+                found.append(self.text(MAX_HEADER, what))
+        return found
+
+
+def read_header(read_at: ReadAt, size: int, where: str) -> GGUFHeader:
+    """The checked header of a GGUF file of `size` bytes; FormatError says what is wrong with it."""
+    cursor = _Cursor(read_at, size, where)
+    if size < 24 or cursor.take(4, "the magic") != MAGIC:
+        raise FormatError(where, "not a GGUF file")
+    version = cursor.integer(4, "the version")
+    if version not in VERSIONS:
+        kind = "big-endian" if version >> 24 in VERSIONS and version & 0xFFFFFF == 0 else f"version {version}"
+        raise FormatError(where, f"GGUF {kind} is not read, only little-endian versions 2 and 3")
+    n_tensors, n_keys = cursor.integer(8, "the counts"), cursor.integer(8, "the counts")
+    if n_tensors > MAX_TENSORS:
+        raise FormatError(where, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
+    cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
+    metadata: dict[str, Any] = {}
+    kinds: dict[str, str] = {}
+    for _ in range(n_keys):
+        key = cursor.text(MAX_KEY, "a key")
+        if key in metadata or not key:
+            raise FormatError(where, f"key {key[:80]!r} is empty or there twice")
+        kinds[key], metadata[key] = _value(cursor, f"key {key[:80]!r}")
+    alignment = _alignment(metadata, kinds, where)
+    infos = [_info(cursor) for _ in range(n_tensors)]
+    data_start = _aligned(cursor.position, alignment)
+    return GGUFHeader(version, metadata, kinds, _placed(infos, data_start, alignment, size, where), alignment, data_start)
+
+
+def _value(cursor: _Cursor, what: str) -> tuple[str, Any]:
+    number = cursor.integer(4, what)
+    if number == _STRING:
+        return "STRING", cursor.text(MAX_HEADER, what)
+    if number != _ARRAY:
+        kind, array = _numbers(cursor, number, 1, what)
+        return kind, array[0].item()
+    inner, count = cursor.integer(4, what), cursor.integer(8, what)
+    if inner == _ARRAY:
+        raise FormatError(cursor.where, f"{what} is an array of arrays")
+    if inner == _STRING:
+        return "[STRING]", cursor.texts(count, what)
+    kind, array = _numbers(cursor, inner, count, what)
+    return f"[{kind}]", array
+
+
+def _numbers(cursor: _Cursor, number: int, count: int, what: str) -> tuple[str, np.ndarray]:
+    if number not in _SCALARS:
+        raise FormatError(cursor.where, f"{what} has the unknown type {number}")
+    kind, dtype = _SCALARS[number]
+    raw = cursor.take(count * dtype.itemsize, what)
+    if kind == "BOOL" and raw.strip(b"\0\1"):
+        raise FormatError(cursor.where, f"{what} is a boolean that is neither 0 nor 1")
+    return kind, np.frombuffer(raw, dtype)
+
+
+def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> int:
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if kinds.get("general.alignment", "UINT32") != "UINT32":
+        raise FormatError(where, "general.alignment is not a UINT32")
+    if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise FormatError(where, f"general.alignment {alignment} is not a power of two up to {MAX_ALIGNMENT}")
+    return int(alignment)
+
+
+def _info(cursor: _Cursor) -> GGUFTensor:
+    """A tensor whose offset is still relative to the data."""
+    name = cursor.text(MAX_NAME, "a tensor's name")
+    what = f"tensor {name!r}"
+    if not name or not name.isprintable():
+        raise FormatError(cursor.where, f"tensor name {name!r} is empty or unprintable")
+    n_dims = cursor.integer(4, what)
+    if n_dims > MAX_DIMS:
+        raise FormatError(cursor.where, f"{what} has {n_dims} dimensions, more than {MAX_DIMS}")
+    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, what))[::-1]
+    number, offset = struct.unpack("<IQ", cursor.take(12, what))
+    if number not in _TYPE_NAMES:
+        raise FormatError(cursor.where, f"{what} has the unknown type {number}")
+    type_name = _TYPE_NAMES[number]
+    return GGUFTensor(name, type_name, shape, offset, _size(what, type_name, shape, cursor.where))
+
+
+def _size(what: str, type_name: str, shape: Sequence[int], where: str) -> int:
+    _, block, width = TYPES[type_name]
+    if block > 1 and (not shape or shape[-1] % block):
+        raise FormatError(where, f"{what}: rows of {shape[-1] if shape else 1} are no whole blocks of {type_name} ({block})")
+    count = 1
+    for dim in shape:
+        count *= dim
+    # ggml counts elements and bytes in signed 64 bits; a dim of 0 must not excuse the others.
+    if count // block * width >= 2**63 or any(dim >= 2**63 for dim in shape):
+        raise FormatError(where, f"{what} is too large for any file")
+    return count // block * width
+
+
+def _placed(infos: list[GGUFTensor], data_start: int, alignment: int, size: int, where: str) -> dict[str, GGUFTensor]:
+    tensors: dict[str, GGUFTensor] = {}
+    position = data_start
+    for info in sorted(infos, key=lambda info: (info.offset, info.size)):
+        offset = data_start + info.offset
+        if info.offset % alignment:
+            raise FormatError(where, f"tensor {info.name!r} does not begin at a multiple of {alignment}")
+        if offset < position:
+            raise FormatError(where, f"tensor {info.name!r} overlaps the one before it")
+        position = offset + info.size
+        if position > size:
+            raise FormatError(where, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
+    for info in infos:
+        if info.name in tensors:
+            raise FormatError(where, f"tensor {info.name!r} is there twice")
+        tensors[info.name] = GGUFTensor(info.name, info.type_name, info.shape, data_start + info.offset, info.size)
+    return tensors
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return position + -position % alignment
+
+
+class GGUFFile(OpenFile):
+    """An open file: its header is checked at once, each tensor is read when asked for. A context manager."""
+
+    header: GGUFHeader
+
+    def _parse(self, size: int) -> None:
+        self.header = read_header(self._read_at, size, self.where)
+
+    @property
+    def tensors(self) -> dict[str, GGUFTensor]:
+        """Name to tensor, in file order."""
+        return self.header.tensors
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor in its own dtype, or dequantized to float32 (needs the gguf package), in numpy order."""
+        info = self.header.tensors[name]
+        if info.type_name not in _NATIVE:
+            return _dequantized(self.raw(name), info, self.where)
+        array = np.empty(info.shape, dtypes.NUMPY[info.type_name])
+        self._fill(byte_view(array), info.offset, name)
+        return array
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor as they are in the file: `(size,)`, uint8."""
+        info = self.header.tensors[name]
+        array = np.empty(info.size, np.uint8)
+        self._fill(array.data, info.offset, name)
+        return array
+
+
+def _dequantized(raw: np.ndarray, info: GGUFTensor, where: str) -> np.ndarray:
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError as error:
+        raise MissingExtraError(where, f"reading {info.type_name} needs the gguf package", "pip install gguf") from error
+    _, block, width = TYPES[info.type_name]
+    rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * width)
+    result: np.ndarray = quants.dequantize(rows, GGMLQuantizationType[info.type_name])
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A metadata value with the type it is written as: readers abort on an integer where they expect a float."""
+
+    kind: str
+    value: Any
+
+
+def string(value: str) -> Value:
+    """Text."""
+    return Value("STRING", value)
+
+
+def strings(values: Sequence[str]) -> Value:
+    """A list of texts."""
+    return Value("[STRING]", list(values))
+
+
+def u32(value: int) -> Value:
+    """An unsigned integer of 32 bits, the usual type of counts."""
+    return Value("UINT32", value)
+
+
+def f32(value: float) -> Value:
+    """A float of 32 bits."""
+    return Value("FLOAT32", value)
+
+
+def boolean(value: bool) -> Value:
+    """True or false."""
+    return Value("BOOL", value)
+
+
+def header_bytes(
+    metadata: Mapping[str, Value], tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment: int = ALIGNMENT
+) -> bytes:
+    """Everything before the data of a version 3 file with `tensors` (name, type, numpy shape) in the order given.
+
+    An `alignment` that isn't the usual one must be what `metadata` says.
+    """
+    infos: list[bytes] = []
+    offset = 0
+    for name, type_name, shape in tensors:
+        number, _, _ = TYPES[type_name]
+        infos.append(_packed(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
+        offset = _aligned(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(metadata))]
+    parts += [_packed(key) + _packed_value(value) for key, value in metadata.items()]
+    head = b"".join(parts + infos)
+    return head + b"\0" * (-len(head) % alignment)
+
+
+def _packed(text: str) -> bytes:
+    raw = text.encode()
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _packed_value(value: Value) -> bytes:
+    if not value.kind.startswith("["):
+        return _VALUE_IDS[value.kind].to_bytes(4, "little") + _packed_items(value.kind, [value.value])
+    kind = value.kind[1:-1]
+    head = struct.pack("<IIQ", _ARRAY, _VALUE_IDS[kind], len(value.value))
+    return head + _packed_items(kind, value.value)
+
+
+def _packed_items(kind: str, items: Sequence[Any]) -> bytes:
+    if kind == "STRING":
+        return b"".join(map(_packed, items))
+    return np.asarray(items, _SCALARS[_VALUE_IDS[kind]][1]).tobytes()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Packed:
+    """A quantized tensor: its type, its logical shape in numpy order, and its blocks."""
+
+    type_name: str
+    shape: tuple[int, ...]
+    blocks: np.ndarray
+
+
+def write(
+    path: Path,
+    metadata: Mapping[str, Value],
+    tensors: Mapping[str, np.ndarray | Packed],
+    late: Callable[[], Mapping[str, Value]] | None = None,
+) -> None:
+    """Write a version 3 file, keys and tensors in the order given, nothing else in it; `path` must not matter if we
+    are killed. Tensors are floats or integers of a dtype that GGUF has, or quantized already.
+
+    `late` is asked when the tensors are written: values of keys in `metadata` in whose place others of the same size stood.
+    """
+    order = [
+        (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
+        for name, tensor in tensors.items()
+    ]
+    try:
+        with open(path, "wb") as file:
+            head = header_bytes(metadata, order)
+            file.write(head)
+            for tensor in tensors.values():
+                array = tensor.blocks if isinstance(tensor, Packed) else tensor
+                data = byte_view(np.ascontiguousarray(array))
+                file.write(data)
+                file.write(b"\0" * (-len(data) % ALIGNMENT))
+                release(array)
+            complete = header_bytes({**metadata, **late()}, order) if late else head
+            if complete != head:
+                if len(complete) != len(head):
+                    raise ValueError("a late value has another size than what stood in its place")
+                file.seek(0)
+                file.write(complete)
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error

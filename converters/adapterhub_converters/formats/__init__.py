@@ -1,0 +1,1 @@
+"""Adapter formats, each read to and written from the canonical form."""

@@ -1,0 +1,222 @@
+"""Which block of which tensor of a GGUF adapter holds which delta, and back.
+
+Mostly one module is one pair of tensors. But llama.cpp stacks the experts of a layer into one tensor, its conversion may
+fuse q, k and v, and transformers keeps the gate and up projections of all experts in one parameter. So a delta is laid
+out in parts: rows of its `lora_B`, at a row, a column and an expert of a stem's `lora_b`, and its `lora_A` at the same
+columns and expert of `lora_a`. What no part covers is zero: experts without a delta, ranks below the largest, and the
+off-diagonal blocks of a fused tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Architecture, layer_of
+from adapterhub_converters.errors import RefusedError
+
+ALL = -1
+"""In place of the number of an expert: all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What of a delta decides where it goes: its rank, its rows and, when it is one of all experts, their number."""
+
+    r: int
+    rows: int
+    experts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`count` rows of a target's `lora_B`, from `start` in steps of `step`, and where they are in the pair `stem`."""
+
+    stem: str
+    expert: int | None
+    column: int
+    row: int
+    start: int
+    step: int
+    count: int
+
+
+@dataclass
+class Layout:
+    """Where everything goes: the parts of each target, and the rank, rows and experts of each stem."""
+
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    rank: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    experts: dict[str, int] = field(default_factory=dict)
+    members: dict[str, list[str]] = field(default_factory=dict)
+
+    def is_whole(self, target: str) -> bool:
+        """Whether a target is all of a pair, and nothing else is in it."""
+        parts = self.parts[target]
+        stem = parts[0].stem
+        alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
+        return alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
+
+    def rank_of(self, target: str) -> int:
+        """The rank that llama.cpp divides alpha by where a target is; all its parts have the same."""
+        return self.rank[self.parts[target][0].stem]
+
+
+def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
+    """The size of a delta."""
+    if isinstance(delta, StackedLowRank):
+        return Size(delta.r, delta.shape[1], delta.shape[0])
+    return Size(delta.r, delta.lora_B.shape[0])
+
+
+def arranged(
+    architecture: Architecture, sizes: Mapping[str, Size], n_experts: int, rows: Mapping[str, int], where: str
+) -> Layout:
+    """The layout of deltas of these sizes; RefusedError names one that has no place.
+
+    Args:
+        architecture: Of the base; every target is known to it.
+        sizes: In the order of the file.
+        n_experts: Of a layer of the base, 0 when it isn't known or there are none.
+        rows: Rows of each tensor of the base, by stem, or of those of the file; empty when not known, and then every
+            module is taken to be as the architecture has it.
+        where: For errors.
+    """
+    layout = Layout()
+    columns: dict[tuple[str, int | None], int] = {}
+    for target, size in sorted(sizes.items(), key=lambda item: _within(architecture, item[0])):
+        expert = ALL if size.experts else architecture.expert(target)
+        if expert is not None and expert != ALL and expert >= n_experts:
+            raise RefusedError(where, f"{target}: the base has {n_experts or 'an unknown number of'} experts", "Pass --base")
+        parts = _parts(architecture, target, size, rows, where)
+        free = {part[0]: columns.get((part[0], expert), 0) for part in parts}
+        for stem, row, start, step, count in parts:
+            columns[stem, expert] = free[stem] + size.r
+            layout.parts.setdefault(target, []).append(Part(stem, expert, free[stem], row, start, step, count))
+            layout.rank[stem] = max(layout.rank.get(stem, 0), columns[stem, expert])
+            fused = rows.get(stem, 0) if stem.rpartition(".")[2] in FUSED else 0
+            layout.rows[stem] = max(layout.rows.get(stem, 0), fused, row + count)
+            layout.experts[stem] = 0 if expert is None else n_experts if expert != ALL else size.experts
+            if target not in layout.members.setdefault(stem, []):
+                layout.members[stem].append(target)
+    _check(layout, where)
+    layout.parts = {target: layout.parts[target] for target in sizes}
+    return layout
+
+
+def _within(architecture: Architecture, target: str) -> tuple[int, str, int]:
+    """Order in which the deltas of a fused tensor follow one another."""
+    layer = layer_of(target)
+    stem = str(architecture.stem(target)).rpartition(".")[2]
+    whole, parts = FUSED_IN.get(stem, (stem, (stem,)))
+    return -1 if layer is None else layer, whole, parts.index(stem)
+
+
+_Rows = tuple[str, int, int, int, int]
+
+
+def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[str, int], where: str) -> list[_Rows]:
+    """Stem, row there, and start, step and count of the rows of each part."""
+    found: list[_Rows] = []
+    stems = architecture.stems(target)
+    count = size.rows // len(stems)
+    interleaved = bool(architecture.experts and architecture.experts.interleaved)
+    for number, stem in enumerate(stems):
+        start, step = (number, len(stems)) if interleaved else (number * count, 1)
+        prefix, _, name = stem.rpartition(".")
+        prefix += "." if prefix else ""
+        whole = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
+        pieces = [f"{prefix}{piece}" for piece in FUSED.get(name, ())]
+        if stem not in rows and whole in rows:
+            found.append((whole, _row(name, count, rows[whole], f"{where}: {target}"), start, step, count))
+        elif stem not in rows and pieces and all(piece in rows for piece in pieces):
+            for piece in pieces:
+                found.append((piece, 0, start, 1, rows[piece]))
+                start += rows[piece]
+            if start != size.rows:
+                raise RefusedError(where, f"{target}: {size.rows} rows are not those of {', '.join(pieces)} together")
+        else:
+            found.append((stem, 0, start, step, count))
+    return found
+
+
+def _row(name: str, count: int, total: int, where: str) -> int:
+    """Where the rows of a tensor begin in one of `total` rows that fuses it; k and v are as many, gate and up too."""
+    row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0, "ffn_up_exps": count}[name]
+    if name.endswith("_exps"):
+        fits = total == 2 * count
+    else:
+        keys = (total - count) // 2 if name == "attn_q" else count
+        queries = total - 2 * keys
+        fits = keys >= 1 and queries >= keys and (name != "attn_q" or queries == count)
+    if not fits:
+        raise RefusedError(where, f"{count} rows do not fit into the {total} rows that fuse them with others")
+    return row
+
+
+def _check(layout: Layout, where: str) -> None:
+    ends: dict[tuple[str, int | None], list[tuple[int, int, str]]] = {}
+    for target, parts in layout.parts.items():
+        if len({layout.rank[part.stem] for part in parts}) > 1:
+            raise RefusedError(where, f"{target}: its parts meet different ranks in llama.cpp's tensors")
+        for part in parts:
+            ends.setdefault((part.stem, part.expert), []).append((part.row, part.row + part.count, target))
+    for (stem, expert), spans in ends.items():
+        spans.sort()
+        clash = next((two for one, two in pairwise(spans) if two[0] < one[1]), None)
+        if clash or (expert != ALL and (stem, ALL) in ends):
+            raise RefusedError(where, f"{(clash or spans[0])[2]}: more than one delta for the same rows of {stem}")
+
+
+Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Target to `lora_A` and to `lora_B` with its rows in llama.cpp's order."""
+
+
+def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """`lora_a` and `lora_b` of a stem: the arrays themselves where one target is all of it, else zeros around them."""
+    targets = layout.members[stem]
+    if layout.is_whole(targets[0]):
+        return arrays[targets[0]]
+    stack = (layout.experts[stem],) if layout.experts[stem] else ()
+    columns, r = arrays[targets[0]][0].shape[-1], layout.rank[stem]
+    lora_a = np.zeros((*stack, r, columns), _common([arrays[target][0] for target in targets]))
+    lora_b = np.zeros((*stack, layout.rows[stem], r), _common([arrays[target][1] for target in targets]))
+    for target in targets:
+        lora_A, lora_B = arrays[target]
+        for part in layout.parts[target]:
+            if part.stem == stem:
+                a, b = _blocks(part, lora_a, lora_b, lora_A.shape[-2])
+                a[...] = lora_A
+                b[...] = lora_B[..., part.start :: part.step, :][..., : part.count, :]
+    return lora_a, lora_b
+
+
+def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `assembled`, for one target; `tensors` by stem."""
+    first = layout.parts[target][0]
+    if layout.is_whole(target):
+        return tensors[first.stem]
+    stack = (size.experts,) if size.experts else ()
+    lora_B = np.zeros((*stack, size.rows, size.r), tensors[first.stem][1].dtype)
+    for part in layout.parts[target]:
+        lora_B[..., part.start :: part.step, :][..., : part.count, :] = _blocks(part, *tensors[part.stem], size.r)[1]
+    return _blocks(first, *tensors[first.stem], size.r)[0].copy(), lora_B
+
+
+def _blocks(part: Part, lora_a: np.ndarray, lora_b: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+    if part.expert is not None and part.expert != ALL:
+        lora_a, lora_b = lora_a[part.expert], lora_b[part.expert]
+    columns = slice(part.column, part.column + r)
+    return lora_a[..., columns, :], lora_b[..., part.row : part.row + part.count, columns]
+
+
+def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
+    """The dtype of all arrays, or float32, which holds every element of the 16-bit ones."""
+    found = {array.dtype for array in arrays}
+    return found.pop() if len(found) == 1 else dtypes.F32

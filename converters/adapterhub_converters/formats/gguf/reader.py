@@ -1,0 +1,201 @@
+"""A GGUF file to an `Adapter`: the source's own where its config rode along, else what llama.cpp computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, Meta
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.formats import source_config
+
+from . import checks, foreign, payload
+from .layout import Arrays, Layout, Size, arranged, assembled, taken_apart
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a GGUF file that calls itself an adapter; a malformed GGUF counts, for reading says why."""
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != gguf_file.MAGIC:
+                return False
+    except OSError:
+        return False
+    try:
+        with GGUFFile(path) as opened:
+            return opened.header.text("general.type") == "adapter"
+    except FormatError:
+        return True
+
+
+def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+    """The adapter in a GGUF file: the source's own where its config rode along, else under the base's names.
+
+    Without a rider an architecture that permutes q and k needs `base` for its number of heads.
+    """
+    with GGUFFile(path) as file:
+        header = file.header
+        _check_kind(header, str(path))
+        alpha = _alpha(header, str(path))
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    digest = payload.digest(header.text("general.architecture"), alpha, tensors)
+    if source_config.belongs(header.metadata, digest):
+        return _ridden(header, alpha, tensors, str(path))
+    return _foreign(header, alpha, tensors, base, str(path))
+
+
+def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
+    for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
+        found = header.text(key)
+        if found != value:
+            raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
+    if "adapter.alora.invocation_tokens" in header.metadata:
+        raise RefusedError(where, "aLoRA, which acts only after its invocation tokens, is not read yet")
+
+
+def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
+    """The file's alpha; 0 when it has none, as llama.cpp takes it."""
+    kind = header.kinds.get("adapter.lora.alpha", "FLOAT32")
+    if kind != "FLOAT32":
+        raise FormatError(where, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on all but FLOAT32")
+    alpha = float(header.metadata.get("adapter.lora.alpha", 0.0))
+    if not math.isfinite(alpha):
+        raise FormatError(where, f"adapter.lora.alpha is {alpha}")
+    return alpha
+
+
+def _ridden(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+    architecture = _architecture(header, where)
+    lines = source_config.lines_of(header.metadata, where)
+    pairs = _pairs(tensors, where)
+    for line in lines:
+        if line.stem not in pairs:
+            raise FormatError(where, "the source's list of tensors is not that of the file")
+        if not architecture.stems(line.target):
+            raise FormatError(where, f"{line.stem!r} is not what llama.cpp calls {line.target!r}")
+    taken = _all_taken(architecture, lines, pairs, where)
+
+    def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
+        lora_A, lora_B = taken[line.target]
+        kind = tuple if architecture.grouped else int
+        if architecture.is_reordered(line.target) != bool(line.order) or not isinstance(line.order or kind(), kind):
+            raise FormatError(where, f"{line.target}: the source's config gives its rows the order {line.order}")
+        if not names.divides(line.order, lora_B.shape[-2]):
+            raise FormatError(where, f"{line.stem}: lora_b {lora_B.shape} does not have {line.order} heads")
+        return lora_A, names.unpermuted(lora_B, line.order)
+
+    return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
+
+
+def _all_taken(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, where: str) -> Arrays:
+    """The factors of each line, in llama.cpp's order; FormatError when the file is not laid out as its lines say."""
+    sizes = {line.target: _size(line, *pairs[line.stem]) for line in lines}
+    n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
+    rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
+    layout = arranged(architecture, sizes, n_experts, rows, where)
+    if set(layout.members) != set(pairs) or any(line.stem != layout.parts[line.target][0].stem for line in lines):
+        raise FormatError(where, "the source's list of tensors is not that of the file")
+    for stem, (lora_a, lora_b) in pairs.items():
+        stack = (layout.experts[stem],) if layout.experts[stem] else ()
+        r, found = layout.rank[stem], layout.rows[stem]
+        if lora_a.shape[:-1] != (*stack, r) or lora_b.shape != (*stack, found, r):
+            raise FormatError(where, f"{stem}: {lora_a.shape} and {lora_b.shape} do not hold what the source's config says")
+    taken = {line.target: _taken(layout, line, sizes[line.target], pairs, where) for line in lines}
+    for stem in layout.members:
+        again = assembled(layout, stem, taken)
+        if any(not _same(one, other) for one, other in zip(again, pairs[stem], strict=True)):
+            raise FormatError(where, f"{stem} holds more than the source's config says")
+    return taken
+
+
+def _size(line: source_config.Line, lora_a: np.ndarray, lora_b: np.ndarray) -> Size:
+    if line.block:
+        return Size(line.block.r, line.block.rows, line.block.experts)
+    return Size(lora_b.shape[-1], lora_b.shape[-2], lora_a.shape[0] if lora_a.ndim == 3 else 0)
+
+
+def _taken(layout: Layout, line: source_config.Line, size: Size, pairs: Arrays, where: str) -> tuple[np.ndarray, np.ndarray]:
+    lora_A, lora_B = taken_apart(layout, line.target, size, pairs)
+    if line.block is None or line.block.rank != layout.rank_of(line.target):
+        if line.block:
+            raise FormatError(where, f"{line.target}: its rank in the file is {layout.rank_of(line.target)}")
+        return lora_A, lora_B
+    with np.errstate(over="ignore"):
+        return lora_A.astype(dtypes.NUMPY[line.block.dtype_A], copy=False), lora_B
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or one.astype(other.dtype, copy=False).tobytes() == np.ascontiguousarray(other).tobytes()
+
+
+def _architecture(header: gguf_file.GGUFHeader, where: str) -> Architecture:
+    experts = any("_exps." in name or "ffn_gate_inp." in name for name in header.tensors)
+    return names.by_gguf(header.text("general.architecture"), where, experts=experts)
+
+
+def _foreign(
+    header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], base: BaseSpec | None, where: str
+) -> Adapter:
+    architecture = _architecture(header, where)
+    if base is not None:
+        of_base = names.by_class(base.architecture, base.where)
+        if of_base.gguf != architecture.gguf:
+            raise RefusedError(where, f"made for {architecture.gguf}, the base is a {base.architecture} ({base.where})")
+        architecture = of_base
+    deltas = foreign.deltas(_pairs(tensors, where), alpha, architecture, base, where)
+    for target, delta in deltas.items():
+        for problem in checks.against_base(target, delta, base, architecture) if base else ():
+            raise RefusedError(where, f"{target}: {problem}")
+    return Adapter(dict(deltas), meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
+
+
+def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
+    if source_config.there(header.metadata):
+        yield source_config.IGNORED
+    quantized = sorted({info.type_name for info in header.tensors.values()} - set(_FLOATS))
+    if quantized:
+        yield f"stored as {', '.join(quantized)}: the factors are what that stands for, in float32"
+
+
+def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    halves: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in tensors.items():
+        full, _, half = name.rpartition(".")
+        stem = full.removesuffix(".weight")
+        if half not in ("lora_a", "lora_b") or stem == full:
+            raise RefusedError(where, f"tensor {name!r} is no half of a low-rank pair; llama.cpp ignores or refuses it")
+        if array.dtype.kind in "iu":
+            raise FormatError(where, f"tensor {name!r} holds integers, no factor does")
+        if array.ndim != (3 if stem.endswith("_exps") else 2) or 0 in array.shape:
+            raise RefusedError(where, f"tensor {name!r} of shape {array.shape} is none that llama.cpp multiplies")
+        halves.setdefault(stem, {})[half] = array
+    for stem, pair in halves.items():
+        if len(pair) < 2:
+            raise FormatError(where, f"{stem!r} has {next(iter(pair))} alone, its other half is missing")
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for stem, pair in halves.items():
+        lora_a, lora_b = pair["lora_a"], pair["lora_b"]
+        if stem == "token_embd":
+            lora_a = np.ascontiguousarray(lora_a.T)
+        if lora_a.shape[:-2] != lora_b.shape[:-2] or lora_a.shape[-2] != lora_b.shape[-1]:
+            raise FormatError(where, f"{stem}: lora_a {lora_a.shape} and lora_b {lora_b.shape} do not share a rank")
+        pairs[stem] = lora_a, lora_b
+    return pairs
+
+
+def _base_model(header: gguf_file.GGUFHeader) -> str | None:
+    url = header.text("general.base_model.0.repo_url")
+    return url.removeprefix(payload.HUB) if url.startswith(payload.HUB) else header.text("general.base_model.0.name") or None

@@ -1,0 +1,169 @@
+"""An `Adapter` to a GGUF file that llama.cpp loads to the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, FactorPair, Kept, Loss, LossReport, factor_pairs
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.architecture import FUSED_IN
+from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import Value
+from adapterhub_converters.errors import RefusedError, refused
+from adapterhub_converters.formats import file_alpha, source_config
+
+from . import checks, payload, storage
+from .layout import Layout, arranged, assembled, size_of
+
+NEVER = 1e-38
+"""An alpha that does nothing: llama.cpp reads 0 as a scale of 1, and this vanishes in any sum of float32."""
+
+
+def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: str = "source") -> LossReport:
+    """Write the file `path` for the base's architecture; RefusedError names whatever llama.cpp would get wrong.
+
+    `dtype` is one of `storage.CHOICES`: what all tensors are stored as, by default as they are.
+    """
+    if base is None:
+        raise RefusedError("gguf", "a GGUF adapter depends on the base's architecture and heads", "Pass --base")
+    architecture = names.by_class(base.architecture, base.where)
+    problems = checks.problems(adapter, base, architecture)
+    if problems:
+        raise refused("gguf", problems)
+    sizes = {
+        target: size_of(delta) for target, delta in sorted(factor_pairs(adapter).items(), key=lambda item: _file_order(item[0]))
+    }
+    n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base)
+    layout = arranged(architecture, sizes, n_experts, rows, base.where)
+    plan = _plan(adapter, layout)
+    orders = {target: architecture.order(target, base.config, base.where) for target in sizes}
+    writing = _Writing(adapter, layout, plan, orders=orders, dtype=dtype)
+    metadata = _metadata(adapter, base, architecture, plan.common)
+    notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
+    try:
+        riding = source_config.keys(adapter, writing.lines, source_config.NO_DIGEST, writing.ulps)
+    except RefusedError as error:
+        riding = {}
+        notes.append(f"no config rides along for the way back: {error}")
+    metadata |= {key: gguf_file.string(text) for key, text in riding.items()}
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing, and neither holds the interpreter's lock
+        digest = beside.submit(payload.digest, architecture.gguf, plan.common, writing.seen)
+        late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if riding else None
+        gguf_file.write(path, metadata, writing.tensors, late)
+    return LossReport(tuple(writing.kept), tuple(notes))
+
+
+class _Writing:
+    """The tensors of a file, what becomes of each of the source's, and how to undo it."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        layout: Layout,
+        plan: file_alpha.Plan,
+        *,
+        orders: Mapping[str, names.Order],
+        dtype: str,
+    ) -> None:
+        self.tensors: dict[str, np.ndarray | gguf_file.Packed] = {}
+        self.seen: dict[str, np.ndarray] = {}
+        self.kept: list[Kept] = []
+        self.lines: list[source_config.Line] = []
+        self.ulps: list[np.ndarray] = []
+        self._stored: dict[str, storage.Stored] = {}
+        self._layout, self._plan = layout, plan
+        deltas = factor_pairs(adapter)
+        folded = {
+            target: file_alpha.folded(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target])
+            for target in layout.parts
+        }
+        arrays = {
+            target: (deltas[target].lora_A, names.permuted(fold.lora_B, orders[target])) for target, fold in folded.items()
+        }
+        for target, parts in layout.parts.items():
+            for part in parts:
+                if f"{part.stem}.weight.lora_a" not in self.tensors:
+                    self._store(part.stem, assembled(layout, part.stem, arrays), dtype)
+            self._line(target, deltas[target], folded[target], orders[target])
+
+    def _store(self, stem: str, pair: tuple[np.ndarray, np.ndarray], dtype: str) -> None:
+        for half, array in zip("ab", pair, strict=True):
+            name = f"{stem}.weight.lora_{half}"
+            turned = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
+            stored = storage.stored(name, turned, dtype)
+            self.tensors[name], self.seen[name], self._stored[name] = stored.data, stored.seen, stored
+
+    def _line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
+        layout, stem = self._layout, self._layout.parts[target][0].stem
+        halves = [self._worst(target, half) for half in "ab"]
+        a_type, b_type = (dtypes.name_of(array.dtype) for array in (delta.lora_A, delta.lora_B))
+        ulps = folded.ulps
+        if halves[0].error:
+            a_type = dtypes.name_of(halves[0].seen.dtype)
+        if halves[1].error:
+            b_type = dtypes.name_of(halves[1].seen.dtype) if self._plan.factors[target] == 1.0 else "F32"
+            ulps = None
+        size = size_of(delta)
+        block = None
+        if not layout.is_whole(target) or a_type != dtypes.name_of(halves[0].seen.dtype):
+            block = source_config.Block(size.r, size.rows, size.experts, a_type, layout.rank_of(target))
+        factor = self._plan.factors[target]
+        self.lines.append(source_config.Line(stem, target, factor, b_type, order, ulps is not None, block))
+        self.ulps += [] if ulps is None else [ulps]
+        self.kept += [_kept(Kept(f"{target}.lora_A", Loss.EXACT), halves[0]), _kept(folded.kept, halves[1])]
+
+    def _worst(self, target: str, half: str) -> storage.Stored:
+        stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
+        return max(stored, key=lambda one: one.error)
+
+
+def _kept(kept: Kept, stored: storage.Stored) -> Kept:
+    note = "; ".join(filter(None, (kept.note, stored.note)))
+    return Kept(kept.name, Loss.ROUNDED if stored.error else kept.loss, note)
+
+
+def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
+    """What is taken for granted of a GGUF of the base that isn't there to be looked at."""
+    if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
+        yield "for a GGUF of the base made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
+
+
+def _file_order(target: str) -> tuple[int, str]:
+    layer = names.layer_of(target)
+    return (-1 if layer is None else layer, target)
+
+
+def _plan(adapter: Adapter, layout: Layout) -> file_alpha.Plan:
+    deltas = factor_pairs(adapter)
+    needed = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
+    nothing = file_alpha.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file says 1e-38, which has no effect",))
+    return file_alpha.plan(needed, np.dtype(np.float32), "alpha") or nothing
+
+
+def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alpha: float) -> dict[str, Value]:
+    metadata = {
+        "general.architecture": gguf_file.string(architecture.gguf),
+        "general.type": gguf_file.string("adapter"),
+        "adapter.type": gguf_file.string("lora"),
+        "adapter.lora.alpha": gguf_file.f32(alpha),
+    }
+    name = adapter.meta.base_model or base.repo
+    if name:
+        metadata["general.base_model.count"] = gguf_file.u32(1)
+        metadata["general.base_model.0.name"] = gguf_file.string(name)
+        if _is_repo(name):
+            metadata["general.base_model.0.repo_url"] = gguf_file.string(payload.HUB + name)
+    if base.fingerprint:
+        metadata["adapterhub.base.fingerprint"] = gguf_file.string(base.fingerprint)
+    return metadata
+
+
+def _is_repo(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(part for part in name.split("/"))

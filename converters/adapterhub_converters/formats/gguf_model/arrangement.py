@@ -1,0 +1,218 @@
+"""Which tensor of a GGUF model is made of what of a Hugging Face one: whole, permuted, in part, or of many.
+
+The names and orders are those of `architectures`, in which llama.cpp's adapters are converted too; what its conversion does
+beside that (`conversion/*.py`, `modify_tensors`) is here: the 1 in norms, stacks of experts, DeepSeek's latent keys.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.architecture import Architecture, layer_of
+from adapterhub_converters.errors import RefusedError
+
+from .configured import Config
+
+Shape = tuple[int, ...]
+_UNUSED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
+"""Buffers that old checkpoints saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourcePart:
+    """Rows of a GGUF tensor that come from one Hugging Face tensor, seen as a matrix (a vector is a column).
+
+    Attributes:
+        source: Its name.
+        first: The row that a slab of it begins with.
+        height: How many rows the slab has.
+        transposed: Whether the slab is turned first.
+        picks: Which of its rows are taken, in their order; None for all as they are.
+        columns: Which of its columns are taken; None for all.
+    """
+
+    source: str
+    first: int
+    height: int
+    transposed: bool = False
+    picks: NDArray[np.int64] | None = None
+    columns: slice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """A tensor of a GGUF model: its parts one below the other, or numbers computed from the config.
+
+    `shift`: what is added to every number.
+    """
+
+    name: str
+    shape: Shape
+    parts: tuple[SourcePart, ...]
+    shift: float = 0.0
+    constant: NDArray[np.float32] | None = None
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows seen as a matrix."""
+        return math.prod(self.shape) // max(1, self.columns)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """All tensors, in the order of the Hugging Face ones; and what was left out, one line each."""
+
+    tensors: tuple[Arranged, ...]
+    notes: tuple[str, ...] = ()
+
+
+def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
+    """The tensors of the GGUF for those of a folder; RefusedError names one that llama.cpp has no place for."""
+    work = _Work(architecture, shapes, config)
+    made = [tensor for name, shape in shapes.items() for tensor in work.of(name, shape)]
+    made += work.stacks()
+    for name, count in Counter(one.name for one in made).items():
+        if count > 1:
+            raise RefusedError(config.where, f"more than one tensor for llama.cpp's {name}")
+    work.check()
+    return Arrangement(tuple(made), tuple(work.notes))
+
+
+class _Work:
+    """Gathers the experts that are stacked at the end."""
+
+    def __init__(self, architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> None:
+        self._architecture, self._config, self._where = architecture, config, config.where
+        self._experts: dict[str, dict[int, tuple[str, Shape]]] = {}
+        self._shapes = shapes
+        self._layers = config.count("num_hidden_layers")
+        self._prefix = next(iter(architecture.top)).partition(".")[0] + "."
+        self.notes: list[str] = []
+
+    def of(self, name: str, shape: Shape) -> Iterator[Arranged]:
+        known = self._architecture
+        if _UNUSED.fullmatch(name) or self._left_out(name):
+            return
+        own = self._own_name(name)
+        module, _, kind = own.rpartition(".")
+        if known.expert(module) is not None and kind == "weight":
+            self._experts.setdefault(str(known.stem(module)), {})[int(str(known.expert(module)))] = name, shape
+        elif known.is_stacked(own) or known.is_stacked(own.removesuffix("_bias")):
+            yield from self._stacked(own, name, shape)
+        elif (layer_of(own) is not None) and own.endswith(".self_attn.kv_b_proj.weight") and known.gguf == "deepseek2":
+            yield from self._latent(own, name, shape)
+        else:
+            yield self._plain(own, name, shape)
+
+    def _own_name(self, name: str) -> str:
+        """Old checkpoints of GPT-2 and Bloom have no prefix."""
+        if self._prefix != "model." and not name.startswith((self._prefix, "lm_head.")):
+            return self._prefix + name
+        return name
+
+    def _left_out(self, name: str) -> bool:
+        head = name == "lm_head.weight" and not self._architecture.head
+        tied = name == "lm_head.weight" and self._architecture.gguf == "deepseek2" and self._config.get("tie_word_embeddings")
+        layer = layer_of(name)
+        ahead = layer is not None and layer >= self._layers and self._architecture.gguf == "deepseek2"
+        if head or tied:
+            self.notes.append("lm_head.weight was left out: llama.cpp takes the table of embeddings")
+        if ahead:
+            self.notes.append("the layers that predict more than one token were left out: llama.cpp has none for this model")
+        return bool(head or tied or ahead)
+
+    def _plain(self, own: str, name: str, shape: Shape) -> Arranged:
+        known = self._architecture
+        module, _, kind = own.rpartition(".")
+        target = self._target(own, module, kind)
+        if target is None:
+            raise RefusedError(self._where, f"{name} {shape}: llama.cpp's {known.gguf} has no place for it that is known here")
+        order = known.order(module, self._config.values, self._where)
+        if order and known.gguf == "olmo" and kind == "bias":
+            raise RefusedError(self._where, f"{name}: llama.cpp leaves the rows of this bias as they are")
+        turned = known.transposed and len(shape) == 2 and layer_of(own) is not None
+        rows = shape[-1] if turned else shape[0] if shape else 1
+        if not names.divides(order, rows):
+            raise RefusedError(self._where, f"{name}: {rows} rows are not those of {order} heads")
+        picks = names.permuted(np.arange(rows), order) if order else None
+        height = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
+        shift = 1.0 if known.shifted and own.endswith("norm.weight") else 0.0
+        return Arranged(target, shape[::-1] if turned else shape, (SourcePart(name, 0, height, turned, picks),), shift)
+
+    def _target(self, own: str, module: str, kind: str) -> str | None:
+        known, layer = self._architecture, layer_of(own)
+        if layer is not None and layer >= self._layers:
+            return None
+        inner = own.removeprefix(f"{known.layers}.{layer}.")
+        if layer is not None and inner in known.aside:
+            return f"blk.{layer}.{known.aside[inner]}"
+        stem = known.stem(module) if kind in ("weight", "bias") else None
+        if stem and stem.endswith(".attn_norm") and f"{known.layers}.{layer}.ln_mlp.weight" in self._shapes:
+            stem += "_2" if module.endswith(".ln_attn") else ""
+        return f"{stem}.{kind}" if stem else None
+
+    def _stacked(self, own: str, name: str, shape: Shape) -> Iterator[Arranged]:
+        experts = self._architecture.experts
+        stems = self._architecture.stems(own.removesuffix("_bias"))
+        if experts is None or len(shape) != 2 + (not own.endswith("_bias")):
+            raise RefusedError(self._where, f"{name} {shape}: not a stack of experts")
+        count = len(stems)
+        if own.endswith("_bias"):
+            for number, stem in enumerate(stems):
+                per = shape[1] // count
+                take = slice(number, None, count) if experts.interleaved else slice(number * per, (number + 1) * per)
+                yield Arranged(f"{stem}.bias", (shape[0], per), (SourcePart(name, 0, shape[0], columns=take),))
+            return
+        rows, columns = (shape[2], shape[1]) if experts.transposed else (shape[1], shape[2])
+        per = rows // count
+        for number, stem in enumerate(stems):
+            picks = np.arange(number, rows, count) if experts.interleaved else np.arange(number * per, (number + 1) * per)
+            parts = tuple(
+                SourcePart(name, e * shape[1], shape[1], experts.transposed, picks if count > 1 else None)
+                for e in range(shape[0])
+            )
+            yield Arranged(f"{stem}.weight", (shape[0], per, columns), parts)
+
+    def _latent(self, own: str, name: str, shape: Shape) -> Iterator[Arranged]:
+        """The keys of every head turned, for llama.cpp multiplies the query by them, and its values (`deepseek.py`)."""
+        heads, keys, values = (self._config.count(key) for key in ("num_key_value_heads", "qk_nope_head_dim", "v_head_dim"))
+        per, prefix = keys + values, f"blk.{layer_of(own)}.attn_"
+        if shape[0] != heads * per:
+            raise RefusedError(self._where, f"{name}: {shape[0]} rows are not those of {heads} heads of {per}")
+        turned = tuple(SourcePart(name, head * per, keys, transposed=True) for head in range(heads))
+        rest = tuple(SourcePart(name, head * per + keys, values) for head in range(heads))
+        yield Arranged(f"{prefix}k_b.weight", (heads, shape[1], keys), turned)
+        yield Arranged(f"{prefix}v_b.weight", (heads, values, shape[1]), rest)
+
+    def stacks(self) -> Iterator[Arranged]:
+        """The experts that the checkpoint has one by one."""
+        for stem, found in self._experts.items():
+            shapes = {shape for _, shape in found.values()}
+            if sorted(found) != list(range(len(found))) or len(shapes) != 1:
+                raise RefusedError(self._where, f"{stem}: the experts are not as many as their numbers say, or differ in shape")
+            shape = shapes.pop()
+            parts = tuple(SourcePart(found[number][0], 0, shape[0]) for number in range(len(found)))
+            yield Arranged(f"{stem}.weight", (len(found), *shape), parts)
+
+    def check(self) -> None:
+        """RefusedError for a model whose output layer would be lost."""
+        if (
+            not self._architecture.head
+            and "lm_head.weight" in self._shapes
+            and self._config.get("tie_word_embeddings") is False
+        ):
+            what = f"an output layer of its own, and llama.cpp's {self._architecture.gguf} has none but the table of embeddings"
+            raise RefusedError(self._where, what)

@@ -1,0 +1,202 @@
+"""A byte-level BPE vocabulary out of a tokenizer.json (llama.cpp, `conversion/base.py`, `get_vocab_base`).
+
+llama.cpp splits a text before the merges by one of its own rules, which has a name (src/llama-vocab.cpp, `llm_tokenizer_bpe`).
+Its conversion finds the name by a hash of the ids of a text, which only vocabularies that it has seen give; here it is found
+by the rules that tokenizer.json itself has, which is what the name stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.containers.gguf_file import Value, string, strings
+from adapterhub_converters.errors import RefusedError
+
+from .special_tokens import Tokenizer
+from .token_keys import CONTROL, NORMAL, UNUSED, USER_DEFINED
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASES = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|"
+)
+_SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a text is split: the rules one after the other, and what llama.cpp calls them.
+
+    Attributes:
+        rules: Expressions whose matches stand alone; `words` is GPT-2's, which the step to bytes applies itself.
+        whole: Whether a piece that is a token is taken before any merge.
+        name: Of the rules in llama.cpp.
+        of: Names that split alike, of architectures whose tokenizers it knows under them.
+        adds: Whether llama.cpp puts the first token before a text unless it is told otherwise.
+    """
+
+    rules: tuple[str, ...]
+    whole: bool
+    name: str
+    of: Mapping[str, str]
+    adds: bool = False
+
+
+_DEEPSEEK = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _WORDS + r"\p{N}{1,3}|" + _REST
+SPLITS = (
+    Split(("digit", "words"), False, "smollm", {"starcoder2": "starcoder", "command-r": "command-r", "granite": "refact"}),
+    Split(("words",), False, "gpt-2", {"olmo": "olmo"}),
+    Split((_LLAMA3,), True, "llama-bpe", {"glm4": "glm4"}, adds=True),
+    Split((_LLAMA3,), False, "dbrx", {"llama": "smaug-bpe", "glm4": "chatglm-bpe"}),
+    Split((_WORDS + r"\p{N}|" + _REST,), False, "qwen2", {"stablelm": "stablelm2"}),
+    Split((_CASES % ("", "") + r"\p{N}|" + _SLASHED,), True, "tekken", {}, adds=True),
+    Split((_CASES % (_CONTRACTED, _CONTRACTED) + r"\p{N}{1,3}|" + _SLASHED,), False, "gpt-4o", {}),
+    Split((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK), False, "deepseek-v3", {}),
+    Split((" ?[^(\\s|[.,!?…。，、।۔،])]+",), False, "bloom", {}),
+)
+
+
+def vocabulary(tokenizer: Tokenizer, gguf: str, size: int) -> dict[str, Value]:
+    """Tokens, their types and the merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
+    model = tokenizer.json.get("model") or {}
+    split = _split(tokenizer, model)
+    tokens, types = _tokens(tokenizer, model, size)
+    made = {
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.pre": string(split.of.get(gguf, split.name)),
+        "tokenizer.ggml.tokens": strings(tokens),
+        "tokenizer.ggml.token_type": Value("[INT32]", types),
+        "tokenizer.ggml.merges": strings(_merges(tokenizer, model)),
+    }
+    return made | ({"tokenizer.ggml.add_bos_token": Value("BOOL", False)} if split.adds else {})
+
+
+def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
+    if (
+        model.get("type", "BPE") != "BPE"
+        or model.get("byte_fallback")
+        or not isinstance(model.get("vocab"), dict)
+        or not model.get("merges")
+    ):
+        kind = "BPE with byte fallback" if model.get("byte_fallback") else str(model.get("type"))[:40]
+        hint = "Put the tokenizer.model that it was made of beside it" if kind in ("Unigram", "BPE with byte fallback") else ""
+        raise RefusedError(tokenizer.where, f"tokenizer.json: a vocabulary of the kind {kind}, not of bytes with merges", hint)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise RefusedError(tokenizer.where, f"tokenizer.json: {key} is {str(model[key])[:40]}, which llama.cpp has not")
+    normalizer = tokenizer.json.get("normalizer")
+    if normalizer not in (None, {"type": "NFC"}, {"type": "Sequence", "normalizers": []}):
+        what = f"tokenizer.json: a normalizer {str(normalizer)[:60]}, which llama.cpp does not apply"
+        raise RefusedError(tokenizer.where, what)
+    rules, whole = _rules(tokenizer), bool(model.get("ignore_merges"))
+    found = next((split for split in SPLITS if split.rules == rules and split.whole == whole), None)
+    if found is None:
+        shown = " then ".join(repr(rule[:60]) for rule in rules)
+        known = ", ".join(sorted({split.name for split in SPLITS}))
+        what = f"tokenizer.json: texts are split by {shown}{' and whole tokens' * whole}, no rule of llama.cpp's known here"
+        raise RefusedError(tokenizer.where, what, f"Known: {known}")
+    return found
+
+
+def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The steps of the pre-tokenizer in the terms of `Split`; others as they are, which is none of them."""
+    first = tokenizer.json.get("pre_tokenizer") or {}
+    steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
+    rules = []
+    for number, step in enumerate(steps):
+        kind, pattern = step.get("type"), step.get("pattern") or {}
+        if kind == "ByteLevel" and number == len(steps) - 1 and not step.get("add_prefix_space"):
+            rules += ["words"] if step.get("use_regex", True) else []
+        elif (kind == "Digits" and step.get("individual_digits")) or (kind == "Split" and pattern == {"Regex": r"\p{N}"}):
+            rules.append("digit")
+        elif (
+            kind == "Split"
+            and step.get("behavior") == "Isolated"
+            and not step.get("invert")
+            and isinstance(pattern.get("Regex"), str)
+        ):
+            rules.append(pattern["Regex"].replace("\r", r"\r").replace("\n", r"\n"))  # files have either
+        else:
+            rules.append(f"the step {str(step)[:60]}")
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        rules.append("no step to bytes")
+    return tuple(rules)
+
+
+def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+    by_id: dict[int, str] = {number: token for token, number in model["vocab"].items()}
+    added = {one["id"]: one for one in (tokenizer.json.get("added_tokens") or [])}
+    by_id |= {number: one["content"] for number, one in added.items()}
+    _check_config(tokenizer, added)
+    if max(by_id, default=0) >= size:
+        what = f"tokenizer.json has a token {max(by_id)}, and the model {size} rows of embeddings"
+        raise RefusedError(tokenizer.where, what)
+    tokens, types = [], []
+    for number in range(size):
+        if number not in by_id:
+            tokens.append(f"[PAD{number}]")
+            types.append(UNUSED)
+        elif number in added:
+            text, kind = added_token(tokenizer, added[number])
+            tokens.append(text)
+            types.append(kind)
+        else:
+            tokens.append(by_id[number])
+            types.append(NORMAL)
+    if len(set(tokens)) != len(tokens):
+        raise RefusedError(tokenizer.where, "tokenizer.json: two tokens of the vocabulary are the same text")
+    return tokens, types
+
+
+def _check_config(tokenizer: Tokenizer, added: Mapping[int, Mapping[str, Any]]) -> None:
+    """transformers would add what tokenizer_config.json alone has."""
+    for number, one in (tokenizer.config.get("added_tokens_decoder") or {}).items():
+        if int(number) not in added or added[int(number)]["content"] != one["content"]:
+            what = f"tokenizer_config.json has an added token {number} that tokenizer.json has not"
+            raise RefusedError(tokenizer.where, what)
+
+
+def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, int]:
+    """The text and the type of an added token; of one that isn't normalized as it comes out of its own encoding."""
+    text = str(token["content"])
+    if not token.get("normalized") and not _is_plain(text):
+        what = f"tokenizer.json: the added token {text[:40]!r} has characters that stand for bytes"
+        raise RefusedError(tokenizer.where, what)
+    if token.get("special") or looks_special(text):
+        return text, CONTROL
+    return text.replace("\u2581", " "), USER_DEFINED
+
+
+def _is_plain(text: str) -> bool:
+    """Whether decoding leaves it: in the alphabet of bytes only ASCII characters stand for themselves."""
+    return all("!" <= c <= "~" for c in text) or any(not _stands_for_byte(c) for c in text)
+
+
+def _stands_for_byte(character: str) -> bool:
+    # GPT-2's alphabet: the printable bytes of Latin-1, and 68 characters from U+0100 on for the others.
+    code = ord(character)
+    return 0x21 <= code <= 0x7E or 0xA1 <= code <= 0xAC or 0xAE <= code <= 0xFF or 0x100 <= code < 0x144
+
+
+def looks_special(text: str) -> bool:
+    """Tokens that models mark as usual ones and that control (`does_token_look_special`)."""
+    framed = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
+    unused = text.startswith("<unused") and text.endswith(">")
+    return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or framed or unused
+
+
+def _merges(tokenizer: Tokenizer, model: Mapping[str, Any]) -> list[str]:
+    merges = [
+        merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge) for merge in model["merges"]
+    ]
+    if any(merge.count(" ") != 1 for merge in merges):
+        raise RefusedError(tokenizer.where, "tokenizer.json: a merge that is not of two parts")
+    return merges

@@ -1,0 +1,145 @@
+"""A SentencePiece vocabulary out of a tokenizer.model (llama.cpp, `conversion/base.py`, `_create_vocab_sentencepiece`).
+
+The file is a protobuf message, `ModelProto` of sentencepiece_model.proto: pieces in field 1 (text, score, type), the trainer's
+settings in 2 (the kind of model in 3), the normalizer's in 3 (whether a space is put before a text in 3).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import Value, string, strings
+from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
+
+from .byte_level import looks_special
+from .special_tokens import Tokenizer
+from .token_keys import CONTROL, NORMAL, UNUSED, USER_DEFINED
+
+NAME = "tokenizer.model"
+_BPE = 2  # TrainerSpec.ModelType
+_USER_DEFINED_PIECE = 4  # ModelProto.SentencePiece.Type; the others are numbered as llama.cpp's types are
+_MAX = 64 << 20  # bytes; a quarter of a million pieces take 5 MB
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a tokenizer.model says: text, score and type of each piece, and whether a space is put before a text."""
+
+    pieces: tuple[tuple[str, float, int], ...]
+    prefixed: bool
+
+
+def read_pieces(tokenizer: Tokenizer) -> Pieces:
+    """The pieces of the file in the tokenizer's folder; RefusedError for a model of another kind than BPE."""
+    path = tokenizer.folder / NAME
+    try:
+        if path.stat().st_size > _MAX:
+            raise FormatError(str(path), f"more than {_MAX} bytes: not a tokenizer")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+    pieces, kind, prefixed = [], 1, True
+    for field, value in _fields(raw, str(path)):
+        if field == 1:
+            pieces.append(_piece(value, str(path)))
+        elif field == 2:
+            kind = next((number for inner, number in _fields(value, str(path)) if inner == 3), kind)
+        elif field == 3:
+            prefixed = bool(next((number for inner, number in _fields(value, str(path)) if inner == 3), prefixed))
+    if not pieces:
+        raise FormatError(str(path), "not a SentencePiece model: it has no pieces")
+    if kind != _BPE:
+        raise RefusedError(str(path), "not a BPE model, and llama.cpp would merge it as one")
+    return Pieces(tuple(pieces), prefixed)
+
+
+def _piece(raw: Any, where: str) -> tuple[str, float, int]:
+    found = dict(_fields(raw, where))
+    text, score, kind = found.get(1, b""), found.get(2, 0.0), found.get(3, NORMAL)
+    if not isinstance(text, bytes) or not isinstance(score, float) or not isinstance(kind, int) or not 1 <= kind <= 6:
+        raise FormatError(where, "a piece that is none")
+    try:
+        return text.decode(), score, NORMAL if kind == _USER_DEFINED_PIECE else kind
+    except UnicodeDecodeError as error:
+        raise FormatError(where, "a piece that is not UTF-8") from error
+
+
+def _fields(raw: Any, where: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of the fields of a message: an integer, a float, or bytes."""
+    if not isinstance(raw, bytes):
+        raise FormatError(where, "a number where a message should be")
+    at = 0
+    while at < len(raw):
+        key, at = _varint(raw, at, where)
+        wire = key & 7
+        value: Any = None
+        if wire == 0:
+            value, at = _varint(raw, at, where)
+        elif wire == 2:
+            size, at = _varint(raw, at, where)
+            value, at = raw[at : at + size], at + size
+        elif wire in (1, 5):
+            width = 8 if wire == 1 else 4
+            if at + width <= len(raw):
+                value = struct.unpack("<d" if wire == 1 else "<f", raw[at : at + width])[0]
+            at += width
+        if value is None or at > len(raw):
+            raise FormatError(where, "truncated, or not a SentencePiece model")
+        yield key >> 3, value
+
+
+def _varint(raw: bytes, at: int, where: str) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(raw):
+            break
+        byte = raw[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise FormatError(where, "truncated, or not a SentencePiece model")
+
+
+def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = False) -> dict[str, Value]:
+    """Tokens, scores and types for a model with `size` rows of embeddings; Phi-3's added tokens are never taken for special."""
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    scores, types = [-10000.0] * size, [UNUSED] * size
+    for number, piece in enumerate(pieces.pieces[:size]):
+        tokens[number], scores[number], types[number] = piece
+    for number, text, kind in _added(tokenizer, phi=phi):
+        if not 0 <= number < size:
+            raise RefusedError(tokenizer.where, f"an added token {number}, and the model has {size} rows of embeddings")
+        tokens[number], scores[number], types[number] = text, -1000.0, kind
+    return {
+        "tokenizer.ggml.model": string("llama"),
+        "tokenizer.ggml.pre": string("default"),
+        "tokenizer.ggml.tokens": strings(tokens),
+        "tokenizer.ggml.scores": Value("[FLOAT32]", scores),
+        "tokenizer.ggml.token_type": Value("[INT32]", types),
+    }
+
+
+def _added(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str, int]]:
+    path = tokenizer.folder / "added_tokens.json"
+    if path.is_file():
+        for text, number in json_file.read_object(path).items():
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise FormatError(str(path), f"the id of {text[:40]!r} is {str(number)[:40]!r}, not a number")
+            yield number, text, USER_DEFINED
+    decoder = tokenizer.config.get("added_tokens_decoder") or {}
+    for number, one in decoder.items():
+        yield int(number), *_kind(one, phi=phi)
+    for one in (tokenizer.json.get("added_tokens") or []) if phi else []:
+        yield int(one["id"]), *_kind(one, phi=True)
+
+
+def _kind(token: Mapping[str, Any], *, phi: bool) -> tuple[str, int]:
+    text = str(token["content"])
+    if token.get("special") or (not phi and looks_special(text)):
+        return text, CONTROL
+    return (text if phi else text.replace("\u2581", " ")), USER_DEFINED

@@ -1,0 +1,239 @@
+"""Which tokens begin and end a text, whether they are added, and the chat template (gguf-py, `vocab.py`, `SpecialVocab`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings, u32
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .token_keys import id_key
+
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
+_ADDED = ("bos", "eos", "sep")  # there are keys for
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The documents of a tokenizer: empty where there is no file."""
+
+    folder: Path
+    json: Mapping[str, Any]
+    config: Mapping[str, Any]
+    model: Mapping[str, Any]
+    """config.json."""
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return str(self.folder)
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """What lies in a model's folder of a tokenizer."""
+    tokenizer, said = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    found = [_read(path) if path.is_file() else {} for path in (tokenizer, said)]
+    return Tokenizer(folder, found[0], found[1], config)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = json_file.parse_object(json_file.read_text(path, _MAX), str(path))
+    for name, good in (_JSON if path.name == "tokenizer.json" else _CONFIG).items():
+        if not good(document.get(name)):
+            raise FormatError(str(path), f"{name} is not what a tokenizer has there")
+    return document
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _is_token(value: Any) -> bool:
+    number = value.get("id", 0) if isinstance(value, dict) else None
+    return isinstance(number, int) and number >= 0 and isinstance(value.get("content"), str)
+
+
+def _is_model(value: Any) -> bool:
+    if not isinstance(value, dict | None):
+        return False
+    vocabulary, merges = (value or {}).get("vocab") or {}, (value or {}).get("merges") or []
+    numbered = isinstance(vocabulary, dict) and all(isinstance(one, int) and one >= 0 for one in vocabulary.values())
+    listed = isinstance(vocabulary, list)  # of unigrams, which are refused by name
+    paired = isinstance(merges, list) and all(
+        isinstance(one, str) or (isinstance(one, list) and all(isinstance(part, str) for part in one)) for one in merges
+    )
+    return (numbered or listed) and paired
+
+
+def _is_step(value: Any) -> bool:
+    if value is None:
+        return True
+    inner = (
+        [value.get(key, []) for key in ("pretokenizers", "processors", "single", "pair")] if isinstance(value, dict) else [0]
+    )
+    nested = all(_objects(one) for one in inner) and isinstance(value.get("pattern"), dict | None)
+    return nested and all(_is_step(one) for key in ("pretokenizers", "processors") for one in value.get(key, []))
+
+
+_JSON = {
+    "model": _is_model,
+    "added_tokens": lambda value: value is None or (isinstance(value, list) and all(map(_is_token, value))),
+    "pre_tokenizer": _is_step,
+    "post_processor": _is_step,
+}
+_CONFIG = {
+    "added_tokens_decoder": lambda value: (
+        value is None or (isinstance(value, dict) and all(key.isdecimal() and _is_token(one) for key, one in value.items()))
+    ),
+    "chat_template": lambda value: value is None or isinstance(value, str) or _objects(value),
+}
+
+
+_MAX = 256 << 20  # bytes of a tokenizer.json; those of a quarter of a million tokens take 30 MB
+
+
+@dataclass
+class _Special:
+    """What is gathered; `texts` are those that tokenizer_config.json has or that are read out of the template."""
+
+    texts: dict[str, Any]
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+
+    def set(self, kind: str, number: Any, count: int | None) -> None:
+        """The first that is said of a kind holds."""
+        known = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < (1 << 32 if count is None else count)
+        if known and kind not in self.ids:
+            self.ids[kind] = number
+
+
+def special_tokens(tokenizer: Tokenizer, count: int | None, more: Mapping[str, int] | None = None) -> dict[str, Value]:
+    """The keys of special tokens, each id below `count`; `more` are ids that hold where none is said."""
+    found = _Special(dict(tokenizer.config))
+    kinds: tuple[str, ...] = _KINDS
+    if tokenizer.json:
+        kinds += _processed(tokenizer, found)
+    if tokenizer.config:
+        _configured(tokenizer, found, kinds, count)
+    for kind in kinds:
+        found.set(kind, tokenizer.model.get(f"{kind}_token_id"), count)
+    for kind, number in (more or {}).items():
+        found.set(kind, number, None)
+    made = {id_key(kind): u32(number) for kind, number in found.ids.items()}
+    made |= {f"tokenizer.ggml.add_{kind}_token": boolean(found.add[kind]) for kind in _ADDED if kind in found.add}
+    return made | _templates(tokenizer)
+
+
+def _configured(tokenizer: Tokenizer, found: _Special, kinds: Sequence[str], count: int | None) -> None:
+    added = {token.get("content"): token.get("id") for token in reversed(tokenizer.json.get("added_tokens") or [])}
+    for kind in kinds:
+        if isinstance(found.texts.get(f"add_{kind}_token"), bool):
+            found.add.setdefault(kind, found.texts[f"add_{kind}_token"])
+        entry = found.texts.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str):
+            found.set(kind, added.get(text), count)
+
+
+def _processed(tokenizer: Tokenizer, found: _Special) -> tuple[str, ...]:
+    """What the post-processor of tokenizer.json adds; the kinds that come with it."""
+    for kind, other in (("bos", "cls"), ("eos", "sep")):
+        if found.texts and not found.texts.get(f"{kind}_token") and found.texts.get(f"{other}_token"):
+            found.texts[f"{kind}_token"] = found.texts[f"{other}_token"]
+    processor = tokenizer.json.get("post_processor") or {}
+    more: tuple[str, ...] = ()
+    for one in processor.get("processors", [processor] if processor else []):
+        if one.get("type") == "ByteLevel":
+            found.add.setdefault("bos", False)
+            found.add.setdefault("eos", False)
+        elif one.get("type") == "TemplateProcessing":
+            more += _template(tokenizer, one, found)
+        else:
+            what = f"tokenizer.json: a post-processor {str(one.get('type'))[:40]!r}, and what it adds isn't known"
+            raise RefusedError(tokenizer.where, what)
+    return more
+
+
+def _template(tokenizer: Tokenizer, processor: Mapping[str, Any], found: _Special) -> tuple[str, ...]:
+    """`<s> A </s>`: which special token comes first, and which last."""
+    single = processor.get("single", [])
+    inner = [part for part in single if "Sequence" in part]
+    first = _special(single[0]) if len(single) > 1 else None
+    last = _special(single[-1]) if len(single) > 1 else None
+    if len(inner) != 1 or len(single) != 1 + bool(first) + bool(last):
+        raise RefusedError(tokenizer.where, "tokenizer.json: a template that adds more than one token before or after a text")
+    more: tuple[str, ...] = ()
+    if first:
+        if not _text(found, "bos"):
+            found.texts["bos_token"] = first
+        found.add["bos"] = first in (_text(found, "bos"), _text(found, "cls"))
+    if last:
+        if found.texts and last != _text(found, "eos"):
+            more = ("eot",)
+            found.texts["eot_token"], found.texts["eos_token"] = found.texts.get("eos_token"), last
+        found.add["eos"] = True
+    if first and not found.add["bos"]:
+        raise RefusedError(tokenizer.where, f"tokenizer.json: {first!r} is put before a text and isn't the first token of one")
+    _separated(processor, first, last, found)
+    return more
+
+
+def _special(part: Mapping[str, Any]) -> str | None:
+    """The special token that a part of a template is, if it is one."""
+    token = part.get("SpecialToken")
+    return str(token["id"]) if isinstance(token, dict) and "id" in token else None
+
+
+def _separated(processor: Mapping[str, Any], first: str | None, last: str | None, found: _Special) -> None:
+    """Whether a token is put between two texts; said only where something lies there."""
+    ids = [_special(part) for part in processor.get("pair", [])]
+    ids = ids[bool(first and ids and ids[0] == first) : len(ids) - bool(last and ids and ids[-1] == last)]
+    between = ids[1:-1]
+    if between and ids[0] is None and ids[-1] is None:
+        ends = [_text(found, "sep"), _text(found, "eos")]
+        one = between[0] in ends and not last
+        found.add["sep"] = bool(one or (len(between) == 2 and between[1] in ends))
+        if found.add["sep"] and found.texts and not found.texts.get("sep_token"):
+            found.texts["sep_token"] = found.texts.get("eos_token")
+
+
+def _text(found: _Special, kind: str) -> Any:
+    entry = found.texts.get(f"{kind}_token")
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
+    """The chat template, or several with their names; none without a tokenizer_config.json, as llama.cpp has it."""
+    if not tokenizer.config:
+        return {}
+    said = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _beside(tokenizer.folder)
+    if said is None or isinstance(said, str):
+        return {"tokenizer.chat_template": string(said)} if said is not None else {}
+    if not _objects(said):
+        raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of them")
+    made: dict[str, Value] = {}
+    named = []
+    for one in said:
+        name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(one.get("name", "")))
+        if name and one.get("template") is not None:
+            key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"
+            made[key] = string(str(one["template"]))
+            named += [name] if name != "default" else []
+    return made | ({"tokenizer.chat_templates": strings(named)} if named else {})
+
+
+def _beside(folder: Path) -> Any:
+    jinja, document = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja.is_file():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        text = json_file.read_text(jinja)
+        if not others:
+            return text
+        return [{"name": "default", "template": text}] + [
+            {"name": path.stem, "template": json_file.read_text(path)} for path in others
+        ]
+    return json_file.read_object(document).get("chat_template") if document.is_file() else None

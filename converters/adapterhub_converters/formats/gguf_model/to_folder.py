@@ -1,0 +1,275 @@
+"""A GGUF base model dequantized to a Hugging Face folder, so that it can be trained and merged.
+
+All numbers come from the file's metadata; what isn't understood is refused by name rather than guessed. The
+tokenizer is written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
+`llm_tokenizer_bpe`), so that training sees the ids that llama.cpp will see. llama.cpp's converter permutes the
+rows of q and k for its rotary embedding (`conversion/llama.py`, `permute`); here they go back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.errors import RefusedError
+
+from .token_keys import CONTROL, USER_DEFINED, id_key
+
+_IDS = {f"{kind}_token_id": id_key(kind) for kind in ("bos", "eos", "pad")}  # of config.json
+
+
+@dataclass(frozen=True)
+class GGUFBase:
+    """An open GGUF file, seen as a model of the llama architecture."""
+
+    where: str
+    file: GGUFFile
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's key-value pairs."""
+        return self.file.header.metadata
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to its shape in numpy order."""
+        return {name: tensor.shape for name, tensor in self.file.tensors.items()}
+
+    def number(self, key: str) -> Any:
+        """A metadata value under the architecture's prefix; RefusedError when it is missing."""
+        name = f"{self.metadata['general.architecture']}.{key}"
+        if name not in self.metadata:
+            raise RefusedError(self.where, f"there is no {name}, which the model's config needs")
+        value = self.metadata[name]
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number")
+        return value
+
+
+def to_hf(gguf: Path, out: Path) -> None:
+    """Write the base in `gguf` as the folder `out`: config, weights in bf16, tokenizer and chat template.
+
+    `out` appears whole or not at all, and must not hold anything yet. Memory is bounded by one tensor in float32.
+    Raises RefusedError for an architecture, a tensor or a pre-tokenizer that isn't understood.
+    """
+    atomic.check_free(out)
+    with GGUFFile(gguf) as file:
+        _write(GGUFBase(str(gguf), file), out)
+
+
+def documents(base: GGUFBase) -> dict[str, str]:
+    """Name and text of the files that a Hugging Face folder has beside the weights."""
+    return {
+        "config.json": _json(config(base)),
+        "generation_config.json": _json(_generation_config(base)),
+        **tokenizer_files(base),
+    }
+
+
+def _write(base: GGUFBase, out: Path) -> None:
+    texts = documents(base)
+    with atomic.whole(out) as folder:
+        for name, text in texts.items():
+            json_file.write_text(folder / name, text)
+        _write_weights(base, folder / "model.safetensors")
+
+
+def tokenizer_files(base: GGUFBase) -> dict[str, str]:
+    """The text of each file of the tokenizer, the chat template among them."""
+    texts = {
+        "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
+        "tokenizer_config.json": _json(_tokenizer_config(base)),
+    }
+    template = base.metadata.get("tokenizer.chat_template")
+    return texts | ({"chat_template.jinja": str(template)} if template else {})
+
+
+def config(base: GGUFBase) -> dict[str, Any]:
+    """The `config.json` of a Llama, every number from the file's metadata."""
+    architecture = base.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise RefusedError(base.where, f"architecture {architecture!r} isn't turned into a Hugging Face model yet, only llama")
+    for key in ("rope.scaling.type", "expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
+        value = base.metadata.get(f"llama.{key}")
+        if value not in (None, 0, "none"):
+            raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and isn't carried over yet")
+    heads, hidden = base.number("attention.head_count"), base.number("embedding_length")
+    kv_heads = base.metadata.get("llama.attention.head_count_kv", heads)
+    if not isinstance(heads, int) or not isinstance(kv_heads, int):
+        raise RefusedError(base.where, "its layers differ in their number of heads, which a Hugging Face llama cannot")
+    head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
+    if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+        raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
+    ids = {name: base.metadata.get(key) for name, key in _IDS.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "dtype": "bfloat16",
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": int(base.number("feed_forward_length")),
+        "max_position_embeddings": int(base.number("context_length")),
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": int(base.number("block_count")),
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": _shortest(base.number("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _shortest(base.metadata.get("llama.rope.freq_base", 10000.0)),
+        "tie_word_embeddings": "output.weight" not in base.shapes,
+        "vocab_size": int(base.shapes["token_embd.weight"][0]),
+        **{name: int(value) for name, value in ids.items() if value is not None},
+    }
+
+
+def _shortest(value: float) -> float:
+    # GGUF holds float32: 9.999999747378752e-06 there is the 1e-05 that the model's own config said.
+    return float(str(np.float32(value)))
+
+
+def _generation_config(base: GGUFBase) -> dict[str, Any]:
+    return {name: value for name, value in config(base).items() if name in _IDS}
+
+
+class GGUFWeights:
+    """The tensors of a model under their Hugging Face names, each dequantized and put in order when asked for."""
+
+    def __init__(self, base: GGUFBase) -> None:
+        self._base, self._numbers = base, config(base)
+        self._architecture = names.by_gguf("llama", base.where)
+        self._sources: dict[str, str] = {}
+        for name in base.shapes:
+            stem, _, kind = name.rpartition(".")
+            module = self._architecture.module(stem)
+            if module is None or kind != "weight":
+                raise RefusedError(base.where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
+            self._sources[f"{module}.weight"] = name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape, in the file's order."""
+        return {name: self._base.shapes[source] for name, source in self._sources.items()}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """float32, in C order."""
+        rows = self._architecture.order(name.removesuffix(".weight"), self._numbers, self._base.where)
+        return np.ascontiguousarray(names.unpermuted(self._base.file.tensor(self._sources[name]), rows))
+
+
+def _write_weights(base: GGUFBase, path: Path) -> None:
+    weights = GGUFWeights(base)
+    order = safetensors_file.layout((name, "BF16", shape) for name, shape in weights.shapes.items())
+    with open(path, "wb") as file:
+        file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        for name, _, _ in order:
+            file.write(safetensors_file.byte_view(weights.tensor(name).astype(dtypes.BF16)))
+
+
+# The splitting rules of a pre-tokenizer, applied one after the other (`llm_tokenizer_bpe`, `regex_exprs`), in terms
+# of the tokenizers library: every digit alone, then GPT-2's expression, which is what ByteLevel applies.
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "smollm": [
+        {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+    "gpt-2": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}],
+}
+
+
+def tokenizer(base: GGUFBase) -> dict[str, Any]:
+    """The `tokenizer.json` that gives llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
+    model, pre = base.metadata.get("tokenizer.ggml.model"), base.metadata.get("tokenizer.ggml.pre")
+    if model != "gpt2":
+        raise RefusedError(base.where, f"tokenizer model {model!r} isn't turned into a tokenizer.json yet, only gpt2")
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        raise RefusedError(base.where, f"pre-tokenizer {pre!r} isn't known, only {known}; another one would split differently")
+    tokens = base.metadata["tokenizer.ggml.tokens"]
+    types = [int(kind) for kind in base.metadata["tokenizer.ggml.token_type"]]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise RefusedError(base.where, "two tokens of the vocabulary are the same text; tokenizer.json cannot say that")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(number, token, special=kind == CONTROL)
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (CONTROL, USER_DEFINED)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "post_processor": _post_processor(base, tokens),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [merge.split(" ", 1) for merge in base.metadata["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": number, "content": content, **flags}
+
+
+def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
+    """A template that adds what llama.cpp adds: `add_bos_token` and `add_eos_token`, both off for gpt2 unless said."""
+    ids = {
+        kind: int(base.metadata[id_key(kind)])
+        for kind in ("bos", "eos")
+        if base.metadata.get(f"tokenizer.ggml.add_{kind}_token") and id_key(kind) in base.metadata
+    }
+    if not ids:
+        return None
+    special = {kind: {"SpecialToken": {"id": tokens[number], "type_id": 0}} for kind, number in ids.items()}
+    sequence = [special[kind] for kind in ("bos",) if kind in special]
+    sequence += [{"Sequence": {"id": "A", "type_id": 0}}]
+    sequence += [special[kind] for kind in ("eos",) if kind in special]
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence,
+        "pair": [*sequence, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            tokens[number]: {"id": tokens[number], "ids": [number], "tokens": [tokens[number]]} for number in ids.values()
+        },
+    }
+
+
+def _tokenizer_config(base: GGUFBase) -> dict[str, Any]:
+    tokens = base.metadata["tokenizer.ggml.tokens"]
+    special = {
+        f"{kind}_token": tokens[base.metadata[id_key(kind)]]
+        for kind in ("bos", "eos", "pad", "unk")
+        if id_key(kind) in base.metadata
+    }
+    return {
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(base.number("context_length")),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+    }
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,0 +1,84 @@
+"""The vocabulary of a model folder in GGUF's keys, by the file that it is in and what its architecture does with it.
+
+As llama.cpp's `set_vocab` of each class (`conversion/*.py`) has it. A folder without a tokenizer becomes a model that
+llama.cpp runs on ids of tokens alone, and that is said.
+"""
+
+from __future__ import annotations
+
+from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.containers.gguf_file import Value, boolean, string, u32
+from adapterhub_converters.errors import RefusedError
+
+from . import byte_level, sentencepiece
+from .special_tokens import Tokenizer, special_tokens
+
+_LLAMA = ("llama", "arcee", "smollm3", "granite")
+_PIECES_ONLY = ("gemma", "gemma2", "nemotron", "ernie4_5")
+_EITHER = (*_LLAMA, "qwen2", "qwen3", "gemma3", "phi3")
+_NO_SPACE = ("gemma", "gemma2", "gemma3")
+_CODE_LLAMA, _SMALL_CODE = 32016, 49152  # rows of embeddings by which llama.cpp knows models
+NOTHING = "the folder has no tokenizer: llama.cpp runs the model on ids of tokens, and not on text"
+
+
+def vocabulary(architecture: Architecture, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """The keys `tokenizer.*` for a model with `size` rows of embeddings, and what is to be said; RefusedError by name."""
+    gguf, folder = architecture.gguf, tokenizer.folder
+    pieces = (folder / sentencepiece.NAME).is_file()
+    if not pieces and not tokenizer.json:
+        others = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
+        if others:
+            raise RefusedError(str(folder), f"a tokenizer in {others[0]} alone", "Save it as tokenizer.json")
+        return {"tokenizer.ggml.model": string("none"), f"{gguf}.vocab_size": u32(size)}, (NOTHING,)
+    if pieces and (gguf in _PIECES_ONLY or (gguf in _EITHER and not _is_gpt2(gguf, tokenizer))):
+        return _of_pieces(gguf, tokenizer, size), ()
+    if gguf in _PIECES_ONLY or not tokenizer.json:
+        wanted = sentencepiece.NAME if gguf in _PIECES_ONLY else "tokenizer.json"
+        raise RefusedError(str(folder), f"llama.cpp's {gguf} takes its vocabulary from {wanted}, which is not there")
+    return _of_bytes(gguf, tokenizer, size), ()
+
+
+def _is_gpt2(gguf: str, tokenizer: Tokenizer) -> bool:
+    return gguf == "phi3" and tokenizer.config.get("tokenizer_class") == "GPT2Tokenizer"
+
+
+def _of_pieces(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
+    pieces = sentencepiece.read_pieces(tokenizer)
+    made = sentencepiece.vocabulary(tokenizer, pieces, size, phi=gguf == "phi3")
+    # llama.cpp says so of every Gemma, for the sake of those for code (conversion/gemma.py).
+    made |= special_tokens(tokenizer, size, {"eot": 107} if gguf == "gemma" else None)
+    if gguf == "nemotron":
+        made |= {"tokenizer.ggml.padding_token_id": u32(0), "tokenizer.ggml.unknown_token_id": u32(1)}
+    made |= _spaced(gguf, tokenizer)
+    prefixed = made.get("tokenizer.ggml.add_space_prefix")
+    if pieces.prefixed != (prefixed is None or bool(prefixed.value)):
+        what = f"{sentencepiece.NAME} {'puts a' if pieces.prefixed else 'puts no'} space before a text, and llama.cpp would"
+        raise RefusedError(tokenizer.where, f"{what}{' not' if pieces.prefixed else ''}")
+    return made | _llama(gguf, tokenizer, size)
+
+
+def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
+    more = {}
+    if gguf == "glm4":
+        added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
+        if not {"<|endoftext|>", "<|user|>"} <= set(added):
+            raise RefusedError(tokenizer.where, "a GLM-4 without the tokens <|endoftext|> and <|user|>")
+        more = dict.fromkeys(("eos", "unk", "bos"), added["<|endoftext|>"]) | {"eot": added["<|user|>"]}
+    made = byte_level.vocabulary(tokenizer, gguf, size) | special_tokens(tokenizer, None, more)
+    return made | _spaced(gguf, tokenizer) | _llama(gguf, tokenizer, size)
+
+
+def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
+    """Whether a space is put before a text, where the class of llama.cpp's conversion says so."""
+    if gguf in _NO_SPACE:
+        return {"tokenizer.ggml.add_space_prefix": boolean(False)}
+    said = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5") else None
+    return {"tokenizer.ggml.add_space_prefix": boolean(bool(said))} if said is not None else {}
+
+
+def _llama(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
+    if gguf not in _LLAMA or size not in (_CODE_LLAMA, _SMALL_CODE):
+        return {}
+    if size == _SMALL_CODE:
+        return {"tokenizer.ggml.add_bos_token": boolean(False)}
+    return {"tokenizer.ggml.eot_token_id": u32(32010)}

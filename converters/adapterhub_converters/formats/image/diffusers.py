@@ -1,0 +1,199 @@
+"""diffusers' `pytorch_lora_weights.safetensors`: peft's factors, each name after the model of the pipeline it is in.
+
+`unet.….to_q.lora_A.weight` and `transformer.…` are what it writes now, with peft's config of each model in the header
+(`lora_adapter_metadata`; `loaders/lora_base.py`); it wrote `unet.….processor.to_q_lora.down.weight` and
+`text_encoder.….lora_linear_layer.down.weight` before, and those are read. Without a config and without an alpha beside
+the factors the alpha is the rank, as diffusers itself takes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankConv, Meta
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.bases.pipeline import PARTS
+from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.formats import peft
+
+from . import carried, parts, pipeline, tables
+
+CONFIG_KEY = "lora_adapter_metadata"
+"""Key of the header's metadata: peft's config of every model, each key after the model."""
+_PREFIX = "base_model.model."
+# What diffusers' modules are called and LLMs' aren't; a GPT-2's targets begin with `transformer.` too.
+_DIFFUSERS = re.compile(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
+_OLD = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
+_HALVES = {"down": "lora_A", "up": "lora_B"}
+_PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias", "magnitude": ".lora_magnitude_vector"}
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a safetensors file with a LoRA under diffusers' names."""
+    if not path.is_file():
+        return False
+    try:
+        with SafetensorsFile(path) as file:
+            return CONFIG_KEY in file.header.metadata or any(map(_is_ours, file.tensors))
+    except FormatError:
+        return False
+
+
+def _is_ours(name: str) -> bool:
+    if _OLD.search(name):
+        return True
+    found = parts.split(_modern(name))
+    if found is None:
+        return False
+    part, _, rest = found[0].partition(".")
+    if part != "transformer":
+        return part in PARTS
+    return bool(_DIFFUSERS.search(rest)) or any(table.part == part and table.written(rest) for table in tables.TABLES)
+
+
+def _modern(name: str) -> str:
+    """The name that diffusers now gives a tensor."""
+    name = name.replace(".processor.", ".")
+    old = _OLD.search(name)
+    if old:
+        text = name.startswith("text_encoder")
+        module = f"{old[1]}_proj" if text else f"to_{old[1]}" + (".0" if old[1] == "out" else "")
+        name = f"{name[: old.start()]}.{module}.{_HALVES[old[2]]}.weight"
+        name = name if text or name.startswith("unet.") else f"unet.{name}"
+    return name.replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
+
+
+def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is one model alone."""
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        metadata = dict(file.header.metadata)
+    where = str(path)
+    grouped = _grouped(tensors, where)
+    configs = _configs(metadata, where)
+    bare = "" in configs and not any(pipeline.part_of(target) for target in grouped)
+    found = _read_bare(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
+    meta = dataclasses.replace(found.meta, header=pipeline.carried_header(_without(metadata)))
+    adapter = carried.restored(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
+    return pipeline.fitted(adapter, base, where)
+
+
+def _without(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in metadata.items() if key != CONFIG_KEY}
+
+
+def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, parts.Parts]:
+    grouped: dict[str, parts.Parts] = {}
+    unknown = []
+    for name, array in tensors.items():
+        found = parts.split(_modern(name))
+        if found is None:
+            unknown.append(f"tensor {name!r}: is of no kind that is read yet")
+        elif found[1] in grouped.setdefault(found[0], {}):
+            raise FormatError(where, f"tensor {name!r} is there under two names")
+        else:
+            grouped[found[0]][found[1]] = array
+    if unknown:
+        raise refused(where, unknown)
+    return grouped
+
+
+def _configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
+    """peft's config of each model; under the empty name that of a file with one model and no name of it."""
+    if CONFIG_KEY not in metadata:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in json_file.parse_object(metadata[CONFIG_KEY], f"{where}: {CONFIG_KEY}").items():
+        part = pipeline.part_of(key)
+        found.setdefault(part, {})[key.removeprefix(f"{part}.") if part else key] = value
+    return found
+
+
+def _read_bare(grouped: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
+    return _by_config(grouped, config, where)
+
+
+def _read_parts(grouped: Mapping[str, parts.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
+    models: dict[str, dict[str, parts.Parts]] = {}
+    strangers = [target for target in grouped if not pipeline.part_of(target)]
+    if strangers:
+        raise refused(
+            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PARTS)})" for target in strangers]
+        )
+    for target, part in grouped.items():
+        model = pipeline.part_of(target)
+        models.setdefault(model, {})[target.removeprefix(f"{model}.")] = part
+    deltas: dict[str, Delta] = {}
+    notes: list[str] = []
+    meta = Meta()
+    for model, modules in models.items():
+        if model in configs:
+            found = _by_config(modules, configs[model], where)
+            meta, inner = found.meta, found.deltas
+            notes += [f"{model}: {note}" for note in found.notes]
+        else:
+            inner = {target: parts.delta(target, part, (), where) for target, part in modules.items()}
+            if any("alpha" not in part for part in modules.values()):
+                notes.append(f"{model}: nothing says its alpha: it is the rank, as diffusers takes it")
+        deltas |= {f"{model}.{target}": delta for target, delta in inner.items()}
+    return Adapter(deltas, meta=dataclasses.replace(meta, parts=tuple(sorted(models))), notes=tuple(notes))
+
+
+def _by_config(modules: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
+    """As peft computes with a config."""
+    state: dict[str, np.ndarray] = {}
+    for target, part in modules.items():
+        for name, array in part.items():
+            if name == "alpha":
+                raise RefusedError(
+                    where, f"{target}: there is an alpha beside it and a config in the header, of which one may be wrong"
+                )
+            if name not in _PARTS_IN_PEFT:
+                raise RefusedError(where, f"{target}: {name} beside a config of peft's is not read")
+            state[f"{_PREFIX}{target}{_PARTS_IN_PEFT[name]}"] = array
+    return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, where=where)
+
+
+# ---- the way there
+
+
+def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
+    """Write the file `path`; RefusedError names what diffusers' words do not say."""
+    if problems := list(pipeline.problems(adapter, "diffusers'", _problem)):
+        raise refused("diffusers", problems)
+    named = pipeline.named(adapter, base, "diffusers")
+    names = dict(zip(named.deltas, adapter.deltas, strict=True))
+    tensors: dict[str, np.ndarray] = {}
+    config: dict[str, Any] = {}
+    for model in sorted({pipeline.part_of(target) for target in named.deltas}):
+        inner = {t.removeprefix(f"{model}."): d for t, d in named.deltas.items() if pipeline.part_of(t) == model}
+        alone = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
+        config |= {f"{model}.{key}": value for key, value in json.loads(peft.config_text(alone)).items()}
+        tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
+    own = pipeline.own_header(named)
+    # The header of a trainer's own file is kept as it was, for the way back; sd-scripts' says no format.
+    again = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in own else {"format": "pt"}
+    header = again | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
+    header |= {pipeline.NAMES_KEY: own[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in own else {}
+    safetensors_file.write(path, tensors, header | carried.keys(adapter, names, tensors))
+    kept = [
+        Kept(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
+        for target, delta in sorted(named.deltas.items())
+        for name, _ in delta.parts()
+    ]
+    return LossReport(tuple(kept), adapter.notes)
+
+
+def _problem(delta: Delta) -> str:
+    if isinstance(delta, LowRank | LowRankConv):
+        return ""
+    return f"a delta of the kind {type(delta).__name__} cannot be said in diffusers' words"

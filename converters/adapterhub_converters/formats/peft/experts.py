@@ -1,0 +1,189 @@
+"""`target_parameters`: LoRA on parameters that hold all experts of a layer, in the layouts that peft has saved them in.
+
+For a parameter `(experts, d1, d2)` the file has A `(r * experts, ·)`, experts slow, and B `(·, r * experts)`, experts
+fast (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 goes with which factor changed from version to
+version: A has the columns the expert reads since 0.19.1, the other ones in 0.19.0, and d1's before that. A file whose
+factors are in each other's place is called *turned* here. What tells: the base's shape; the shapes of gate_up_proj
+and down_proj together, as one's output is the other's input; and then peft_version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters.adapter.deltas import StackedLowRank
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import FormatError, RefusedError
+
+# The order in which transformers' expert modules define their parameters: peft wraps the first innermost.
+_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+# Bases that store `(experts, in, out)`, and those among them that say so (`is_transposed`).
+_FLAGGED = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
+_UNFLAGGED = {"llama4", "llama4_text"}
+_UNFLAGGED_MODULE = "feed_forward.experts"  # llama4's, and nobody else's
+WRITTEN = "0.19.1"  # the peft_version to write: the first of the layout that is written
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Halves:
+    """The two factors of a stack as a file has them, and the rank of one expert."""
+
+    lora_A: np.ndarray
+    lora_B: np.ndarray
+    r: int
+
+    @property
+    def experts(self) -> int:
+        """How many experts there are."""
+        return int(self.lora_A.shape[0]) // self.r
+
+
+def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
+    """The parameters of one module to the names by which peft wraps them: the first innermost, `.base_layer` each."""
+    ordered = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    unknown = [name for name in ordered if name not in _ORDER]
+    if unknown and len(ordered) > 1:
+        raise RefusedError(
+            module, f"target_parameters {', '.join(ordered)}: which is the outer one isn't known for {unknown[0]}"
+        )
+    return {name: module + ".base_layer" * (len(ordered) - 1 - depth) for depth, name in enumerate(ordered)}
+
+
+def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> dict[str, str]:
+    """The wrapped names in a file to the parameters that `target_parameters` means by them."""
+    wanted = config.get("target_parameters") or []
+    if not isinstance(wanted, list) or not all(isinstance(name, str) and name for name in wanted):
+        raise FormatError(where, '"target_parameters" is not a list of names')
+    depth: dict[str, int] = {}
+    for name in modules:
+        module = re.sub(r"(\.base_layer)+$", "", name)
+        depth[module] = max(depth.get(module, 0), name.count(".base_layer"))
+    found: dict[str, str] = {}
+    for module, deepest in depth.items():
+        owned = {entry.rpartition(".")[2] for entry in wanted if _owns(module, entry.rpartition(".")[0], deepest)}
+        if not owned:
+            if deepest:
+                raise RefusedError(where, f"{module}.base_layer has a delta, and target_parameters does not say of what")
+            continue
+        if len(owned) != deepest + 1:
+            if deepest or len(owned) > 1:
+                what = f"{module}: {deepest + 1} deltas for the parameters {', '.join(sorted(owned))} of target_parameters"
+                raise RefusedError(where, what)
+            continue
+        found |= {stem: f"{module}.{parameter}" for parameter, stem in stems(module, owned).items()}
+    return found
+
+
+def _owns(module: str, owner: str, deepest: int) -> bool:
+    # peft writes a parameter's bare name for transformers 5's experts: it owns whatever module has such a parameter.
+    if not owner:
+        return bool(deepest) or module.endswith(".experts")
+    return module == owner or module.endswith(f".{owner}")
+
+
+def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, where: str) -> Halves:
+    """The two factors of a stack, checked against the rank in the config, which alone says how many experts there are."""
+    if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
+        raise FormatError(where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
+    if 0 in lora_A.shape or 0 in lora_B.shape:
+        raise FormatError(where, f"{target}: an empty tensor, as ZeRO-3 saves when weights were not gathered")
+    if r < 1 or lora_A.shape[0] % r:
+        raise FormatError(where, f"{target}: {lora_A.shape[0]} rows of lora_A are not those of whole experts of rank {r}")
+    return Halves(lora_A, lora_B, r)
+
+
+def turned(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, where: str) -> bool:
+    """Whether the file holds the factors of a stack in each other's place."""
+    stack = stacks[target]
+    by_shape = _by_base(target, stack, base)
+    if by_shape is None:
+        by_shape = _by_neighbor(target, stacks)
+    if by_shape is not None:
+        return by_shape
+    by_version = _by_version(target, _parsed(version), base)
+    if by_version is None:
+        what = f"{target}: which factor of the experts is which depends on how the base stores them"
+        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", "Give --base")
+    return by_version
+
+
+def transposed_base(stack_turned: bool, version: object, base: BaseSpec | None) -> bool | None:
+    """Whether the base stores `(experts, in, out)`, if anything says so."""
+    if base is not None and base.model_type:
+        return base.model_type in _FLAGGED | _UNFLAGGED
+    known = _parsed(version)
+    return not stack_turned if known is not None and known < (0, 19, 0) else None
+
+
+def _by_base(target: str, stack: Halves, base: BaseSpec | None) -> bool | None:
+    weight = base.tensor(target) if base else None
+    if base is None or weight is None or len(weight.shape) != 3 or weight.shape[1] == weight.shape[2]:
+        return None
+    reads, gives = weight.shape[:0:-1] if base.model_type not in _FLAGGED | _UNFLAGGED else weight.shape[1:]
+    have = stack.lora_A.shape[1], stack.lora_B.shape[0]
+    return False if have == (reads, gives) else True if have == (gives, reads) else None
+
+
+def _by_neighbor(target: str, stacks: Mapping[str, Halves]) -> bool | None:
+    """gate_up_proj gives two of what down_proj reads, and down_proj gives what gate_up_proj reads."""
+    module = target.rpartition(".")[0]
+    up, down = stacks.get(f"{module}.gate_up_proj"), stacks.get(f"{module}.down_proj")
+    if up is None or down is None or not target.endswith(("gate_up_proj", "down_proj")):
+        return None
+    a, b, c, d = up.lora_A.shape[1], up.lora_B.shape[0], down.lora_A.shape[1], down.lora_B.shape[0]
+    return False if (a, b) == (d, 2 * c) else True if (b, a) == (c, 2 * d) else None
+
+
+def _by_version(target: str, version: tuple[int, int, int] | None, base: BaseSpec | None) -> bool | None:
+    kind = base.model_type if base is not None else ""
+    if version is None:
+        return None
+    if version >= (0, 19, 1):
+        return kind in _UNFLAGGED or target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+    if version >= (0, 19, 0):
+        return kind not in _UNFLAGGED and not target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+    return None if not kind else kind not in _FLAGGED | _UNFLAGGED
+
+
+def _parsed(version: object) -> tuple[int, int, int] | None:
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version) if isinstance(version, str) else None
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, transposed: bool | None) -> StackedLowRank:
+    """The canonical delta of what a file holds."""
+    rows = stack.lora_A.reshape(stack.experts, stack.r, -1)  # (experts, r, columns of A)
+    columns = stack.lora_B.reshape(-1, stack.r, stack.experts).transpose(2, 0, 1)  # (experts, rows of B, r)
+    lora_A, lora_B = (columns.swapaxes(1, 2), rows.swapaxes(1, 2)) if is_turned else (rows, columns)
+    return StackedLowRank(lora_A, lora_B, alpha, rslora, transposed)
+
+
+def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The A and B of the file: the inverse of `stacked`."""
+    rows, columns = delta.lora_A, delta.lora_B
+    if is_turned:
+        rows, columns = columns.swapaxes(1, 2), rows.swapaxes(1, 2)
+    r = delta.r
+    return (
+        np.ascontiguousarray(rows.reshape(-1, rows.shape[2])),
+        np.ascontiguousarray(columns.transpose(1, 2, 0).reshape(columns.shape[1], r * len(columns))),
+    )
+
+
+def written_turned(target: str) -> bool:
+    """Whether the newest peft expects this stack turned: where a base stores `(in, out)` and does not say so."""
+    return target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+
+
+def by_module(targets: Sequence[str]) -> dict[str, str]:
+    """Stacked targets to the names by which peft wraps them."""
+    modules: dict[str, list[str]] = {}
+    for target in targets:
+        module, _, parameter = target.rpartition(".")
+        modules.setdefault(module, []).append(parameter)
+    return {f"{m}.{p}": stem for m, parameters in modules.items() for p, stem in stems(m, parameters).items()}

@@ -1,0 +1,93 @@
+"""What some programs leave in PEFT files that peft itself would not: read as it is meant, and said; refused where it can't be.
+
+Unsloth names a base in 4 bits; mergekit-extract-lora has biases that the config doesn't mention (`lora_B.bias`); Gemma 4's
+wrapped layers are called `….linear` by some and not by others; torchtune's export keeps DoRA's magnitudes of q and k in an
+order of its own, and turns the rows of a Qwen2; ai-toolkit has an alpha that is always the rank, and doesn't say it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adapterhub_converters.adapter import Adapter, unmeasured
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import RefusedError
+
+from .keys import classify
+
+_FOUR_BITS = re.compile(r"(.+?)(?:-unsloth)?-bnb-4bit")
+_WRAPPED = re.compile(r"\.linear(?=\.lora_)")
+# What torchtune's recipes write, and nothing else (`recipes/lora_finetune_single_device.py`).
+_TORCHTUNES = {"r", "lora_alpha", "target_modules", "peft_type"}
+_TURNED = (".q_proj", ".k_proj")
+
+Parts = Mapping[str, Mapping[str, Any]]
+"""Module to what it has: `A`, `B`, `bias`, `magnitude`."""
+
+
+def unwrapped(files: Mapping[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
+    """peft's name of every tensor to its name in the file, without the `.linear` that a known base has no module of; and
+    what there is to say."""
+    odd = {name: _WRAPPED.sub("", name) for name in files if _WRAPPED.search(name)}
+    if not odd:
+        return dict(files), []
+    known = base.tensors if base is not None else {}
+    wrong = {name for name, plain in odd.items() if _module(name) not in known and _module(plain) in known}
+    if not known:
+        return dict(files), [f"{len(odd)} tensors are of modules called .linear: --base says whether it has such"]
+    taken = [odd[name] for name in wrong if odd[name] in files]
+    if not wrong or taken:
+        return dict(files), []
+    first = min(wrong)
+    note = f"{len(wrong)} tensors are of modules called .linear, and the base has none: {first} is read as {odd[first]}"
+    return {odd[name] if name in wrong else name: key for name, key in files.items()}, [note]
+
+
+def _module(name: str) -> str:
+    return f"{classify(name)[1]}.weight"
+
+
+def refuse(config: Mapping[str, Any], parts: Parts, where: str) -> None:
+    """RefusedError for what cannot be read right: DoRA as torchtune exports it."""
+    turned = [target for target, part in parts.items() if "magnitude" in part and target.endswith(_TURNED)]
+    if turned and _is_torchtunes(config):
+        reason = f"{turned[0]}: torchtune's export has the magnitudes of q and k in another order than their rows"
+        raise RefusedError(where, reason, "Convert the adapter_model.pt beside it, with --unsafe-pickle and --base")
+
+
+def _is_torchtunes(config: Mapping[str, Any]) -> bool:
+    return set(config) - {"base_model_name_or_path"} == _TORCHTUNES
+
+
+def lengths(adapter: Adapter) -> Iterator[str]:
+    """What is to be said of DoRA that isn't all there."""
+    if bare := unmeasured(adapter):
+        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft takes the norms of the base for one'
+
+
+def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
+    """What is worth saying of an adapter that was read."""
+    name = config.get("base_model_name_or_path")
+    match = _FOUR_BITS.fullmatch(name) if isinstance(name, str) else None
+    if match:
+        yield f"its base {name} is in 4 bits; {match[1]}, or what that was made from, is the same model in 16"
+    for part, key, what in (("bias", "lora_bias", "a lora_B.bias"), ("magnitude", "use_dora", "a magnitude")):
+        found = [target for target, own in parts.items() if part in own]
+        if found and not config.get(key):
+            yield f'{len(found)} modules have {what} and "{key}" is not true: peft leaves them out; `adapterhub fix` sets it'
+    architecture = base.architecture if base is not None else ""
+    qwen = architecture == "Qwen2ForCausalLM" or (base is None and isinstance(name, str) and "qwen2" in name.lower())
+    if qwen and _is_torchtunes(config) and any(target.endswith(_TURNED) for target in parts):
+        yield "if torchtune exported it, the rows of q and k are turned, though its Qwen2 has none turned: convert its .pt"
+
+
+def alpha_is_rank(metadata: Mapping[str, str]) -> bool:
+    """Whether ai-toolkit wrote a file of peft's names: then alpha is the rank, whatever it trained with."""
+    try:
+        software = json.loads(metadata.get("software", "null"))
+    except ValueError:
+        return False
+    return isinstance(software, dict) and software.get("name") == "ai-toolkit"

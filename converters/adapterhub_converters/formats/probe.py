@@ -1,0 +1,153 @@
+"""What each format can do, found by doing it: a tiny adapter written, read, and taken there and back between all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+
+from . import convert, peft
+
+BYTES, FUNCTION, NO = "bytes", "function", "no"
+"""What comes back of a file that went through another format: its bytes, its function, or nothing."""
+T = TypeVar("T")
+_NAME = "NAME"
+_LLAMA = {
+    "model.layers.0.self_attn.q_proj": (8, 8),
+    "model.layers.0.self_attn.k_proj": (4, 8),
+    "model.layers.0.mlp.down_proj": (8, 12),
+}
+_FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.net.2": (8, 32)}
+_OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one format can do.
+
+    Attributes:
+        name: As `--to` has it.
+        files: What it is on the disk, with NAME for the name it is given.
+        reads: Whether it is read.
+        writes: Whether it is written.
+        base: Whether writing it needs a base.
+        back: Every other format, and what comes back from there of a file of this one.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    reads: bool
+    writes: bool
+    base: bool
+    back: dict[str, str]
+
+
+def tried() -> list[Row]:
+    """A row for each format, of an ordinary adapter of a Llama, or of FLUX.1 where a format is for image models."""
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        return _Probe(Path(temporary)).rows()
+
+
+def _adapter(shapes: Mapping[str, tuple[int, int]]) -> Adapter:
+    rng = np.random.default_rng(0)
+    return Adapter({
+        target: LowRank(
+            rng.normal(size=(2, into)).astype(np.float32), rng.normal(size=(out, 2)).astype(np.float32), 4.0
+        )
+        for target, (out, into) in shapes.items()
+    })  # fmt: skip
+
+
+def _base(*names: str) -> BaseSpec:
+    if any(name in _OF_IMAGES for name in names):
+        return BaseSpec("a tiny FLUX.1", "hf", "FluxTransformer2DModel", "", {})
+    config = {
+        "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 2, "vocab_size": 16, "tie_word_embeddings": False,
+    }  # fmt: skip
+    return BaseSpec("a tiny Llama", "hf", "LlamaForCausalLM", "llama", config)
+
+
+class _Probe:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        for name, shapes in (("llama", _LLAMA), ("flux", _FLUX)):
+            (folder / name).mkdir()
+            peft.write(_adapter(shapes), folder / name)
+        self._names = (*convert.FORMATS, *convert.PACKAGES)
+
+    def rows(self) -> list[Row]:
+        return [self._row(name) for name in self._names]
+
+    def _row(self, name: str) -> Row:
+        path = self._made(name)
+        files = () if path is None else (f"{_NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
+        reads = path is not None and _or_none(lambda: convert.read(_inside(path), base=_base(name))) is not None
+        back = {other: self._back(name, other) for other in self._names if other != name}
+        return Row(name, files, reads, path is not None, self._needs_base(name), back)
+
+    def _made(self, name: str, *others: str) -> Path | None:
+        """A file of this format, of an adapter that the others know as well."""
+        base = _base(name, *others)
+        source = self._folder / ("llama" if base.model_type else "flux")
+        return _or_none(lambda: self._written(source, name, base))
+
+    def _needs_base(self, name: str) -> bool:
+        try:
+            self._written(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
+        except RefusedError as error:
+            return "--base" in error.hint
+        return False
+
+    def _back(self, name: str, other: str) -> str:
+        base, path = _base(name, other), self._made(name, other)
+        there = None if path is None else _or_none(lambda: self._written(_inside(path), other, base))
+        again = None if there is None else _or_none(lambda: self._written(_inside(there), name, base))
+        if path is None or again is None:
+            return NO
+        return BYTES if _contents(again) == _contents(path) else FUNCTION if _same(path, again, base) else NO
+
+    def _written(self, source: Path, to: str, base: BaseSpec | None) -> Path:
+        self._count += 1
+        folder = self._folder / str(self._count)
+        folder.mkdir()
+        target = folder / f"{_NAME}{convert.ENDINGS.get(to, '')}"
+        model = "a-tiny-llama" if to in convert.PACKAGES else None
+        convert.convert(source, target, to=to, base=base, model=model)
+        return target
+
+
+def _inside(path: Path) -> Path:
+    """The file to read of a package."""
+    return next(iter(path.glob("*.gguf")), path) if path.is_dir() else path
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    return {item.name: item.read_bytes() for item in path.iterdir()} if path.is_dir() else {"": path.read_bytes()}
+
+
+def _same(one: Path, other: Path, base: BaseSpec) -> bool:
+    found, wanted = (convert.read(_inside(path), base=base) for path in (one, other))
+    return {t: _dense(d) for t, d in found.deltas.items()} == {t: _dense(d) for t, d in wanted.deltas.items()}
+
+
+def _dense(delta: object) -> bytes | None:
+    if not isinstance(delta, LowRank):
+        return None
+    product: np.ndarray = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A
+    return product.round(5).tobytes()
+
+
+def _or_none(make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except AdapterhubError:
+        return None

@@ -1,0 +1,259 @@
+"""The source's config inside a file of a format that cannot say it, so that the way back needs no base and is exact.
+
+GGUF and MLX have no word for PEFT's names, patterns, rsLoRA or dtypes. They ride as `adapterhub.source.*` in the
+file's own metadata, which other readers ignore, with a digest of everything they belong to; never the source's tensors.
+A rider comes from a stranger like the rest of the file: what it says is checked against what the file would run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.safetensors_file import byte_view, release
+from adapterhub_converters.errors import FormatError
+
+from . import peft
+from .file_alpha import unfolded
+from .peft import experts
+
+_KEY = "adapterhub.source"
+PAYLOAD = f"{_KEY}.payload"
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one pair was written; undone, it is the source's again.
+
+    Attributes:
+        stem: What the file calls the module, `blk.0.attn_q`.
+        target: What the base calls it.
+        factor: What `lora_B` was multiplied by.
+        dtype: What `lora_B` was before.
+        order: How its rows were reordered.
+        ulps: Whether the last places of `lora_B` ride along too.
+        block: When the pair is a block of a larger one, or `lora_A` was stored as another type.
+    """
+
+    stem: str
+    target: str
+    factor: float
+    dtype: str
+    order: names.Order = 0
+    ulps: bool = False
+    block: Block | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the file alone doesn't say of a pair in a block of a larger one: its rank, its rows, its experts (0: it isn't
+    one of all experts), what type `lora_A` was, and the rank of the larger pair."""
+
+    r: int
+    rows: int
+    experts: int
+    dtype_A: str
+    rank: int
+
+
+def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np.ndarray] = ()) -> dict[str, str]:
+    """The metadata that a file whose payload has `digest` carries; `ulps` of the lines that have them, in their order."""
+    source = adapter.source if adapter.source and adapter.source.format == "peft" else None
+    config = source.config if source else peft.config_text(adapter)
+    metadata = dict(source.metadata) if source else {"format": "pt"}
+    rows = [_row(line) for line in lines]
+    return {
+        f"{_KEY}.config": config,
+        f"{_KEY}.metadata": json.dumps(metadata, separators=(",", ":")),
+        f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
+        PAYLOAD: digest,
+        **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
+        **_said(adapter),
+    }
+
+
+def _said(adapter: Adapter) -> dict[str, str]:
+    """What a PEFT file says in other ways than peft now does: names of tensors, and stacks with turned factors."""
+    source = adapter.source if adapter.source and adapter.source.format == "peft" else None
+    stacks = any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
+    turned = source.turned if source else frozenset(t for t in adapter.deltas if experts.written_turned(t))
+    return {
+        **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
+        **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(turned), True))} if stacks else {}),
+    }
+
+
+def _row(line: Line) -> list[object]:
+    row: list[object] = [line.stem, line.target, line.factor, line.dtype, line.order, line.ulps]
+    if line.block:
+        row.append([line.block.r, line.block.rows, line.block.experts, line.block.dtype_A, line.block.rank])
+    return row
+
+
+def _packed(ulps: Sequence[np.ndarray]) -> str:
+    """Each of -1, 0, 1 in two bits. Not compressed: two builds of zlib give different bytes."""
+    codes = np.concatenate([array.reshape(-1) for array in ulps]).astype(np.int8) + 1
+    quads = np.append(codes, np.zeros(-len(codes) % 4, np.int8)).reshape(-1, 4).astype(np.uint8)
+    packed = quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
+    return base64.b64encode(packed.tobytes()).decode()
+
+
+def _unpacked(text: str, size: int, where: str) -> np.ndarray:
+    """`size` of -1, 0, 1 as int8."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise FormatError(where, "the source's last places are not base64") from error
+    if len(raw) != -(-size // 4):
+        raise FormatError(where, f"the source's last places are {len(raw)} bytes, not {-(-size // 4)}")
+    packed = np.frombuffer(raw, np.uint8)
+    codes = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)[:size].astype(np.int8)
+    return codes - np.int8(1)
+
+
+NO_DIGEST = f"sha256:{'0' * 64}"
+"""What stands in the place of a payload's digest until that is known."""
+
+
+def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
+    """sha256 of the names, dtypes, shapes and bytes of `tensors` in their order, and of `facts` that give them meaning."""
+    digest = hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode())
+    for name, array in tensors.items():
+        digest.update(f"{name}\t{dtypes.name_of(array.dtype)}\t{','.join(map(str, array.shape))}\n".encode())
+        digest.update(byte_view(np.ascontiguousarray(array)))
+        release(array)
+    return "sha256:" + digest.hexdigest()
+
+
+def there(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file carries a rider."""
+    return PAYLOAD in metadata
+
+
+def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
+    """Whether the rider is that of a payload of this digest."""
+    payload = metadata.get(PAYLOAD)
+    return isinstance(payload, str) and payload == digest
+
+
+IGNORED = "the tensors or their scale have changed since the conversion: the source's config was ignored"
+
+
+def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
+    """How each pair of the file was written."""
+    text = _text(metadata, "tensors", where)
+    rows = json_file.parse_object(f'{{"rows":{text}}}', f"{where}: {_KEY}.tensors").get("rows")
+    lines: list[Line] = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        match row:
+            case [str(stem), str(target), int() | float() as factor, str(dtype), order, bool(ulps), *rest] if (
+                dtype in _FLOATS and 1e-300 < abs(factor) < 1e300 and len(rest) <= 1
+            ):
+                block = _block(rest[0], where) if rest else None
+                lines.append(Line(stem, target, float(factor), dtype, _order(order, where), ulps, block))
+            case _:
+                raise _malformed(row, where)
+    if len({line.target for line in lines}) < len(lines):
+        raise FormatError(where, "the source's list of tensors names a module twice")
+    return lines
+
+
+def _malformed(row: object, where: str) -> FormatError:
+    return FormatError(where, f"the source's list of tensors has the malformed line {str(row)[:80]}")
+
+
+def _order(value: object, where: str) -> names.Order:
+    match value:
+        case bool():
+            pass
+        case int() if 0 <= value < _MANY:
+            return value
+        case [int(groups), int(queries)] if 0 < groups < _MANY and 0 < queries < _MANY:
+            return groups, queries
+    raise _malformed(value, where)
+
+
+def _block(value: object, where: str) -> Block:
+    match value:
+        case [int(r), int(rows), int(experts), str(dtype), int(rank)] if (
+            0 < r < _MANY and 0 < rows < _MANY and 0 <= experts < _MANY and dtype in _FLOATS and 0 < rank < _MANY
+        ):
+            return Block(r, rows, experts, dtype, rank)
+    raise _malformed(value, where)
+
+
+_MANY = 1 << 31
+Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
+"""The canonical `lora_A` and, still multiplied by its factor, `lora_B` of a line."""
+
+
+def restored(
+    metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], where: str
+) -> Adapter:
+    """The source's adapter, from a file that scales a pair of rank r by `scale(r)`."""
+    deltas: dict[str, Delta] = {}
+    pairs = [(line, *pair(line)) for line in lines]
+    size = sum(lora_B.size for line, _, lora_B in pairs if line.ulps)
+    ulps = _unpacked(_text(metadata, "ulps", where), size, where) if size else np.empty(0, np.int8)
+    for line, lora_A, folded_B in pairs:
+        own: np.ndarray | None = None
+        if line.ulps:
+            own, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
+        kind = StackedLowRank if folded_B.ndim == 3 else LowRankEmbedding if _is_table(line.target) else LowRank
+        deltas[line.target] = kind(lora_A, _source_b(line, folded_B, own, where), 1.0)
+    header = json_file.parse_object(_text(metadata, "metadata", where), f"{where}: {_KEY}.metadata")
+    if not all(isinstance(value, str) for value in header.values()):
+        raise FormatError(where, "the source's header is not a map of text to text")
+    text = _text(metadata, "config", where)
+    own_names, turned = (_map(metadata, key, where) for key in ("names", "turned"))
+    source = Source("peft", text, header, turned=frozenset(turned))
+    named = peft.state_dict(Adapter(deltas, source=source))
+    state = {str(own_names.get(name, name)): tensor for name, tensor in named.items()}
+    if len(state) < len(named):
+        raise FormatError(where, "the source's config gives two tensors one name")
+    adapter = peft.parse(text, state, header, where=where, turned=frozenset(turned))
+    if set(adapter.deltas) != set(deltas):
+        raise FormatError(where, "the source's config gives the tensors other names")
+    for line in lines:
+        delta = adapter.deltas[line.target]
+        wanted, runs = delta.scaling, scale(line.block.rank if line.block else delta.r) * line.factor
+        if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
+            raise FormatError(where, f"{line.target}: the file scales by {runs:g}, the source's config by {wanted:g}")
+    return adapter
+
+
+def _is_table(target: str) -> bool:
+    return any(target == name or target.endswith(f".{name.rpartition('.')[2]}") for name in names.EMBEDDINGS)
+
+
+def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: str) -> np.ndarray:
+    if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
+        return lora_B
+    if ulps is not None and line.dtype != "F32":
+        raise FormatError(where, f"{line.target}: last places of a {line.dtype}, only F32 can have them")
+    return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
+
+
+def _map(metadata: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    if f"{_KEY}.{key}" not in metadata:
+        return {}
+    return json_file.parse_object(_text(metadata, key, where), f"{where}: {_KEY}.{key}")
+
+
+def _text(metadata: Mapping[str, Any], key: str, where: str) -> str:
+    value = metadata.get(f"{_KEY}.{key}")
+    if not isinstance(value, str):
+        raise FormatError(where, f"{_KEY}.{key} is not text")
+    return value

@@ -1,0 +1,1 @@
+"""Formats of trainers that build LoRA into the model: torchtune, litgpt, Megatron."""

@@ -1,0 +1,250 @@
+"""litgpt's adapters: `transformer.h.0.attn.qkv.lora_A`, one module for queries, keys and values.
+
+litgpt saves a pickle, `lit_model.pth.lora`, with its options in `hyperparameters.yaml` beside it. Of q, k and v those that
+have a LoRA lie one after another: `lora_A` is `(r * how many, in)`, `lora_B` `(their rows, r)` (litgpt 0.5.13, `lora.py`,
+`LoRAQKVLinear`); which they are the options say, and shapes alone mostly not. Before 0.5.7 the module was `attn.attn`,
+whose base has the rows of each group of heads together: there `lora_B` acts on rows in that order if all three have a LoRA.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
+from adapterhub_converters.architectures import names
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.formats import source_config
+
+from . import fused as uniform
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MODULES = {
+    **dict.fromkeys(_QKV, "attn.qkv"), "self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.fc_1",
+    "mlp.up_proj": "mlp.fc_2", "mlp.down_proj": "mlp.proj", "lm_head": "lm_head",
+}  # fmt: skip
+_KINDS = {own: kind for kind, own in _MODULES.items() if kind not in _QKV}
+_CLASSES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
+)  # fmt: skip
+# Its options: which kinds of module each gives a LoRA.
+_OPTIONS = {
+    "lora_query": (_QKV[0],), "lora_key": (_QKV[1],), "lora_value": (_QKV[2],), "lora_projection": ("self_attn.o_proj",),
+    "lora_mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_head": ("lm_head",),
+}  # fmt: skip
+_KEY = re.compile(
+    r"(?:transformer\.h\.(0|[1-9][0-9]{0,5})\.)?(attn\.qkv|attn\.attn|attn\.proj|mlp\.fc_1|mlp\.fc_2|mlp\.proj|lm_head)\.lora_([AB])"
+)
+_OPTIONS_FILE = "hyperparameters.yaml"
+
+
+def sniff(path: Path) -> bool:
+    """Whether `path` is a safetensors file with litgpt's names of factors."""
+    found = uniform.names_in(path)
+    return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in found) or set(found) == {
+        "lm_head.lora_A", "lm_head.lora_B",
+    }  # fmt: skip
+
+
+def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
+    """Write the file `path`; RefusedError names what litgpt cannot say."""
+    base = uniform.known_base(base, "litgpt", "litgpt", _CLASSES)
+    found = uniform.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
+    if found:
+        raise refused("litgpt", found)
+    made = uniform.uniform(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
+    made = uniform.everywhere(made, base, _OPTIONS.values(), "litgpt")
+    stems: dict[str, list[uniform.Pair]] = {}
+    for target in sorted(made.pairs, key=_place):
+        stems.setdefault(_stem(target), []).append(made.pairs[target])
+    tensors: dict[str, np.ndarray] = {}
+    for stem, pairs in stems.items():
+        tensors[f"{stem}.lora_A"] = _one_dtype([pair.lora_A for pair in pairs])
+        tensors[f"{stem}.lora_B"] = _one_dtype([pair.lora_B for pair in pairs])
+    kinds = {uniform.kind_of(target) for target in made.pairs}
+    settings = {"lora_r": made.rank, "lora_alpha": int(made.alpha)}
+    settings |= {option: bool(kinds & set(of)) for option, of in _OPTIONS.items()}
+    uniform.write(path, tensors, adapter, made, settings)
+    said = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
+    return LossReport(made.kept, (*made.notes, f"litgpt has to be told: {said}"))
+
+
+def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
+    """One after another; where their types differ, in float32, which has the numbers of the others."""
+    dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.dtype(np.float32)
+    return np.concatenate([part.astype(dtype, copy=False) for part in parts])
+
+
+def _place(target: str) -> tuple[int, int]:
+    return names.layer_of(target) or 0, list(_MODULES).index(uniform.kind_of(target))
+
+
+def _stem(target: str) -> str:
+    own, layer = _MODULES[uniform.kind_of(target)], names.layer_of(target)
+    return own if layer is None else f"transformer.h.{layer}.{own}"
+
+
+def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+    """The adapter in a file: the source's own where its config rode along, else with a `base` that says the heads."""
+    file = uniform.opened(path)
+    stems = _stems(file)
+    if file.ridden:
+        return _ridden(file, uniform.settled_alpha(file, "lora_alpha", {}, alpha))
+    base = uniform.known_base(base, file.where, "litgpt", _CLASSES)
+    options = uniform.scalars(path.with_name(_OPTIONS_FILE))
+    beside = uniform.numbers(options, r="lora_r", alpha="lora_alpha")
+    number = uniform.settled_alpha(file, "lora_alpha", beside, alpha)
+    deltas: dict[str, Delta] = {}
+    for stem in stems:
+        lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
+        if not stem.endswith((".qkv", ".attn.attn")):
+            pair = uniform.pair(stem, lora_A, lora_B, file.where)
+            uniform.check_rank(file, stem, len(pair[0]), beside.get("r"))
+            deltas[_target(stem)] = LowRank(*pair, number)
+            continue
+        uniform.check_rank(file, stem, lora_B.shape[-1], beside.get("r"))
+        layer = stem.split(".")[2]
+        legacy = stem.endswith(".attn.attn")
+        for kind, one_A, one_B in _split(file, stem, _enabled(file, stem, options, base), base, legacy=legacy):
+            deltas[f"model.layers.{layer}.{kind}"] = LowRank(one_A, one_B, number * len(one_A) / lora_B.shape[1])
+    return uniform.adapter_of(file, dict(sorted(deltas.items())), base)
+
+
+def _stems(file: uniform.File) -> list[str]:
+    parts: dict[str, set[str]] = {}
+    odd = []
+    for name in file.tensors:
+        match = _KEY.fullmatch(name)
+        if not match or (match[1] is None) != (match[2] == "lm_head"):
+            odd.append(f"tensor {name!r}: no module that litgpt is known to have a LoRA on here")
+        else:
+            parts.setdefault(name[: -len(".lora_A")], set()).add(match[3])
+    if odd:
+        raise refused(file.where, odd)
+    for stem, halves in parts.items():
+        if halves != {"A", "B"}:
+            raise FormatError(file.where, f"{stem} has lora_{min(halves)} alone, its other half is missing")
+    return sorted(parts)
+
+
+def _target(stem: str) -> str:
+    parts = stem.split(".", 3)
+    return f"model.layers.{parts[2]}.{_KINDS[parts[3]]}" if parts[0] == "transformer" else stem
+
+
+def _rows(base: BaseSpec) -> dict[str, int]:
+    queries, keys, size = uniform.heads(base)
+    return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
+
+
+def _enabled(file: uniform.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+    """Which of q, k and v a fused module has: as the options say, else the only ones that have as many rows."""
+    lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
+    rows = _rows(base)
+    if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) % lora_B.shape[1]:
+        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are no pair")
+    count = len(lora_A) // lora_B.shape[1]
+    fits = [kinds for kinds in _choices() if len(kinds) == count and sum(rows[kind] for kind in kinds) == len(lora_B)]
+    said = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if _says(file, options, option)]
+    if said and said not in fits:
+        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not those of {_list(said)} of this base")
+    if said or len(fits) == 1:
+        return said or fits[0]
+    if not fits:
+        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not those of heads of this base")
+    could = " or ".join(_list(kinds) for kinds in fits)
+    raise RefusedError(file.where, f"{stem}: it may be of {could}", f"Put litgpt's {_OPTIONS_FILE} beside it")
+
+
+def _choices() -> Iterator[list[str]]:
+    for mask in range(1, 8):
+        yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
+
+
+def _says(file: uniform.File, options: Mapping[str, str], option: str) -> bool:
+    value = file.settings.get(option)
+    return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
+
+
+def _list(kinds: Iterable[str]) -> str:
+    return " and ".join(kind.removeprefix("self_attn.").removesuffix("_proj") for kind in kinds)
+
+
+def _split(
+    file: uniform.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Each kind's own pair of a fused module."""
+    lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
+    r, rows = lora_B.shape[1], _rows(base)
+    if legacy and len(kinds) == 3:
+        yield from _interleaved(lora_A, lora_B, base)
+        return
+    start = 0
+    for place, kind in enumerate(kinds):
+        yield kind, lora_A[place * r : (place + 1) * r], lora_B[start : start + rows[kind]]
+        start += rows[kind]
+
+
+def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The three of an old fused module, whose rows are group after group and take `lora_A` in three runs: all of rank 3 r."""
+    queries, keys, _ = uniform.heads(base)
+    r = lora_B.shape[1]
+    wide = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
+    start = 0
+    for place, rows in enumerate(_rows(base).values()):
+        wide[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
+        start += rows
+    wide = names.permuted(wide, (keys, queries // keys))
+    start = 0
+    for kind, rows in _rows(base).items():
+        yield kind, lora_A, np.ascontiguousarray(wide[start : start + rows])
+        start += rows
+
+
+def _ridden(file: uniform.File, alpha: float) -> Adapter:
+    lines = source_config.lines_of(file.metadata, file.where)
+    fused: dict[str, list[source_config.Line]] = {}
+    for line in lines:
+        kind = uniform.kind_of(line.target)
+        if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
+            raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
+        fused.setdefault(line.stem, []).append(line)
+    places = {stem: _places(file, stem, own) for stem, own in fused.items()}
+
+    def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
+        of_A, of_B = places[line.stem][line.target]
+        return uniform.pair(
+            line.stem, file.tensor(f"{line.stem}.lora_A", of_A), file.tensor(f"{line.stem}.lora_B", of_B), file.where
+        )
+
+    return uniform.restored(file, padded, alpha=alpha, tail=".lora_B")
+
+
+def _places(file: uniform.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+    """Where in a module's tensors each of its lines is; the options of the header say which other ones lie between."""
+    blocks = {uniform.kind_of(line.target): (line, line.block) for line in lines if line.block}
+    if not stem.endswith(".qkv"):
+        return {line.target: (slice(None), slice(None)) for line in lines}
+    kinds = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if file.settings.get(option) is True]
+    total = file.tensors[f"{stem}.lora_B"].shape[0] if f"{stem}.lora_B" in file.tensors else 0
+    of_keys = next((block.rows for kind in _QKV[1:] if kind in blocks for _, block in [blocks[kind]]), None)
+    of_queries = blocks[_QKV[0]][1].rows if _QKV[0] in blocks else None
+    if of_queries is None:
+        of_queries = total - (len(kinds) - 1) * (of_keys or 0)
+    if of_keys is None:
+        of_keys = (total - of_queries) // max(1, len(kinds) - 1)
+    rows = {kind: of_queries if kind == _QKV[0] else of_keys for kind in _QKV}
+    found: dict[str, tuple[slice, slice]] = {}
+    start = 0
+    for place, kind in enumerate(kinds):
+        if kind in blocks:
+            line, block = blocks[kind]
+            found[line.target] = (slice(place * block.rank, (place + 1) * block.rank), slice(start, start + rows[kind]))
+        start += rows[kind]
+    if start != total or set(found) != {line.target for line in lines}:
+        raise FormatError(file.where, f"the source's list of tensors doesn't fit {stem!r}")
+    return found

@@ -1,0 +1,157 @@
+"""The shards of a Megatron checkpoint put together: `mp_rank_TT`, `mp_rank_TT_PPP` or `mp_rank_TT_PPP_EEE`, a folder each.
+
+Megatron splits a matrix over its tensor ranks, its layers over the pipeline ranks and its experts over the expert ranks, and
+each rank counts its own layers and experts from 0 (Megatron-Core, `training/checkpointing.py`, `get_checkpoint_name`).
+`linear_in` before a column-parallel module and every `linear_out` are cut along their rows, `linear_in` before a
+row-parallel one along its columns (Megatron-Bridge, `peft/utils.py`, `ParallelLinearAdapter`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from . import fused
+
+_RANK = re.compile(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
+_LAYER = re.compile(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
+_EXPERT = re.compile(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
+_WRAPPED = re.compile(r"^(?:module\.|model\.)+")
+
+Rank = tuple[int, int, int]
+"""Its places among the tensor, pipeline and expert ranks."""
+
+
+def files(path: Path) -> dict[Rank, Path]:
+    """The one safetensors file of each rank's folder."""
+    found: dict[Rank, Path] = {}
+    for folder in sorted(path.iterdir()) if path.is_dir() else ():
+        match = _RANK.fullmatch(folder.name)
+        inside = sorted(folder.glob("*.safetensors")) if match and folder.is_dir() else []
+        if match and inside:
+            if len(inside) > 1:
+                raise RefusedError(str(folder), f"{inside[0].name} and {inside[1].name} are two files of one rank")
+            found[int(match[1]), int(match[2] or 0), int(match[3] or 0)] = inside[0]
+    return found
+
+
+def refuse_distributed(path: Path) -> None:
+    """RefusedError for what Megatron and NeMo save by default: a distributed checkpoint, in a folder or in an archive."""
+    if path.is_dir():
+        inside = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
+        what = None if inside is None else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not read"
+    else:
+        what = "a NeMo archive, a tar with a distributed checkpoint in it, is not read" if path.suffix == ".nemo" else None
+    if what:
+        raise RefusedError(str(path), what, "Export it with Megatron-Bridge (AutoBridge.export_adapter_ckpt), as PEFT's files")
+
+
+def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The same without the `module.` that wrappers put before names."""
+    found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}
+    if len(found) < len(tensors):
+        raise FormatError(where, "a tensor is there both with module. before its name and without")
+    return found
+
+
+def experts(base: BaseSpec) -> int:
+    """How many experts a layer of the base has."""
+    return fused.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
+
+
+def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
+    """All tensors of the shards in the folder `path`, whole, under the names they have in the whole model."""
+    shards = files(path)
+    for folder in path.iterdir():
+        if _RANK.fullmatch(folder.name) and folder.is_dir() and not any(file.parent == folder for file in shards.values()):
+            raise FormatError(str(folder), "has no safetensors file, and the other ranks have one")
+    sizes = tuple(max(rank[place] for rank in shards) + 1 for place in range(3))
+    missing = [
+        (tp, pp, ep)
+        for tp in range(sizes[0]) for pp in range(sizes[1]) for ep in range(sizes[2])
+        if (tp, pp, ep) not in shards
+    ]  # fmt: skip
+    if missing:
+        raise FormatError(
+            str(path), f"the shard of mp_rank_{missing[0][0]:02}_{missing[0][1]:03}_{missing[0][2]:03} is missing"
+        )
+    read = {rank: _tensors(file) for rank, file in shards.items()}
+    whole: dict[str, np.ndarray] = {}
+    for pp in range(sizes[1]):
+        for ep in range(sizes[2]):
+            ranks = [read[tp, pp, ep] for tp in range(sizes[0])]
+            if len({frozenset(rank) for rank in ranks}) > 1:
+                raise FormatError(str(path), f"the tensor ranks of pipeline rank {pp} have other tensors than one another")
+            stage = {name: _joined(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
+            found, own_experts = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
+            layers = _offset(found, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers") if found else 0
+            own = _offset(own_experts, (ep, sizes[2]), experts(base), "experts") if own_experts else 0
+            for name, array in stage.items():
+                _add(whole, _moved(_moved(name, _LAYER, layers), _EXPERT, own), array, stacks=sizes[2] > 1, where=str(path))
+    return whole
+
+
+def _tensors(file: Path) -> dict[str, np.ndarray]:
+    with safetensors_file.SafetensorsFile(file) as opened:
+        return unwrapped({name: opened.tensor(name) for name in opened.tensors}, str(file))
+
+
+def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
+    """One tensor of all tensor ranks."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = name.endswith(".linear_in.weight") and (".linear_proj." in name or ".linear_fc2." in name)
+    axis = parts[0].ndim - (1 if columns else 2)
+    if any(part.ndim != parts[0].ndim or part.ndim not in (2, 3) or part.dtype != parts[0].dtype for part in parts):
+        raise FormatError(where, f"{name}: its shards are not parts of one tensor")
+    if len({(part.shape[:axis], part.shape[axis + 1 :]) for part in parts}) > 1:
+        raise FormatError(where, f"{name}: its shards are not parts of one tensor")
+    if name.endswith(".linear_fc1.adapter.linear_out.weight"):
+        if any(part.shape[axis] % 2 for part in parts):
+            raise FormatError(where, f"{name}: a shard has no halves for gate and up")
+        halves = [np.split(part, 2, axis) for part in parts]
+        return np.concatenate([half[place] for place in (0, 1) for half in halves], axis)
+    return np.concatenate(list(parts), axis)
+
+
+def _numbers(stage: Mapping[str, np.ndarray], pattern: re.Pattern[str]) -> list[int]:
+    return [int(match[2]) for name in stage if (match := pattern.fullmatch(name))]
+
+
+def _offset(found: Sequence[int], rank: tuple[int, int], total: int, what: str) -> int:
+    """What to add to the numbers of a rank of so many: they count from 0, or are those of the whole model already."""
+    each, odd = divmod(total, rank[1])
+    if odd:
+        reason = f"{total} {what} are not shared out evenly to {rank[1]} ranks: which are whose is not known"
+        raise RefusedError(f"rank {rank[0]}", reason)
+    if all(number < each for number in found):
+        return rank[0] * each
+    if all(rank[0] * each <= number < (rank[0] + 1) * each for number in found):
+        return 0
+    reason = f"it has {what} {min(found)} to {max(found)}, its share of {total} are {each}"
+    raise FormatError(f"rank {rank[0]} of {rank[1]}", reason)
+
+
+def _moved(name: str, pattern: re.Pattern[str], by: int) -> str:
+    match = pattern.fullmatch(name)
+    return f"{match[1]}{int(match[2]) + by}{match[3]}" if match and by else name
+
+
+def _add(whole: dict[str, np.ndarray], name: str, array: np.ndarray, *, stacks: bool, where: str) -> None:
+    there = whole.get(name)
+    if there is None:
+        whole[name] = array
+    elif stacks and ".mlp.experts.linear_fc" in name:
+        # One matrix for all experts of a rank, or one for each: a stack of them all.
+        if array.ndim != 3 or there.ndim != 3:
+            raise RefusedError(where, f"{name}: each expert rank has one delta for its experts, which is not read yet")
+        whole[name] = np.concatenate([there, array])
+    elif there.dtype != array.dtype or there.shape != array.shape or there.tobytes() != array.tobytes():
+        raise FormatError(where, f"{name}: two ranks have it and differ")

@@ -1,0 +1,78 @@
+"""The child process of `pickles`: a pickle of tensors to a safetensors file, under limits. Never imported by another module."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.containers import safetensors_file
+
+_SLACK = 512 << 20  # bytes of address space beside the tensors
+_SECONDS = 60  # of CPU time, and one more for each 10 MB
+
+
+def main() -> None:
+    """`SRC DST` from the arguments; one line of JSON and code 1 if it cannot be."""
+    src, dst = Path(sys.argv[1]), Path(sys.argv[2])
+    size = src.stat().st_size
+    _limit("CPU", _SECONDS + size // 10_000_000)
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        _fail("version", f"torch {torch.__version__} is too old: weights_only can be deceived before 2.6 (CVE-2025-32434)")
+    torch.set_num_threads(1)
+    _limit("AS", _address_space() + 4 * size + _SLACK)
+    _limit("FSIZE", 2 * size + (1 << 20))
+    _limit("CORE", 0)
+    _limit("NPROC", 0)
+    try:
+        state = torch.load(src, map_location="cpu", weights_only=True)
+        tensors = _tensors(state, torch, limit=2 * size)
+    except (MemoryError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        _fail("malformed", str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - UnpicklingError, whose module is not imported here, and whatever else a pickle can raise
+        _fail("refused", (str(error) or type(error).__name__).partition("\n")[0])
+    safetensors_file.write(dst, tensors, {"format": "pt"})
+
+
+def _limit(name: str, value: int) -> None:
+    try:
+        import resource
+
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    except (ImportError, AttributeError, ValueError, OSError):
+        return  # a system that has no such limit
+
+
+def _address_space() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 64 << 30
+
+
+def _tensors(state: Any, torch: Any, *, limit: int) -> dict[str, Any]:
+    if isinstance(state, dict) and set(state) == {"model"} and isinstance(state["model"], dict):
+        state = state["model"]  # litgpt's
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise ValueError("it is not a map of names to tensors")
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if total > limit:
+        raise ValueError(f"its tensors are {total} bytes, more than twice the file: some repeat their elements")
+    return {name: _array(tensor, torch) for name, tensor in state.items()}
+
+
+def _array(tensor: Any, torch: Any) -> Any:
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(dtypes.BF16)
+    return tensor.numpy()
+
+
+def _fail(kind: str, reason: str) -> None:
+    print(json.dumps({"kind": kind, "reason": reason}), flush=True)  # noqa: T201 - the answer to the parent
+    os._exit(1)

@@ -1,0 +1,250 @@
+"""What changed between two adapters, against dense matrices and peft's own deltas."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapterhub.analysis.diff import compare, diff
+from adapterhub_converters.adapter import (
+    Adapter,
+    Delta,
+    LowRank,
+    LowRankConv,
+    LowRankEmbedding,
+    Meta,
+    PooledLowRank,
+    Rows,
+    StackedLowRank,
+)
+from adapterhub_converters.formats import convert
+from tests.cli.test_commands import document, terminal
+from tests.conftest import Run, need_module
+from tests.support import tiny
+from tests.support.folders import adapter, base, pairs
+
+RNG = np.random.default_rng(0)
+
+
+def factors(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    return [RNG.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def linear(r: int, alpha: float = 4, *, rslora: bool = False) -> LowRank:
+    return LowRank(*factors((r, 9), (7, r)), alpha, rslora)
+
+
+def embedding(r: int) -> LowRankEmbedding:
+    return LowRankEmbedding(*factors((r, 11), (6, r)), 3.0)
+
+
+def experts(r: int) -> StackedLowRank:
+    return StackedLowRank(*factors((3, r, 9), (3, 7, r)), 5.0)
+
+
+def convolution(r: int) -> LowRankConv:
+    return LowRankConv(*factors((r, 4, 3, 3), (6, r, 1, 1)), 2.0)
+
+
+def pooled(r: int) -> PooledLowRank:
+    return PooledLowRank(*factors((r, 3), (7, r)), 2.0, 3)
+
+
+def dense(delta: Delta) -> np.ndarray:
+    """By the definitions in `deltas`, with nothing of ours but the scale."""
+    if isinstance(delta, PooledLowRank):
+        delta = delta.as_low_rank()
+    a, b = delta.lora_A.astype(np.float64), delta.lora_B.astype(np.float64)
+    if isinstance(delta, LowRankConv):
+        return delta.scaling * np.einsum("or,r...->o...", b[:, :, 0, 0], a)
+    return delta.scaling * (b @ a)
+
+
+KINDS = [
+    (lambda: linear(2), lambda: linear(2)),
+    (lambda: linear(2), lambda: linear(5)),
+    (lambda: linear(4, 8), lambda: linear(3, 8, rslora=True)),
+    (lambda: embedding(2), lambda: embedding(3)),
+    (lambda: experts(2), lambda: experts(3)),
+    (lambda: convolution(2), lambda: convolution(3)),
+    (lambda: pooled(2), lambda: linear(3)),
+]
+
+
+@pytest.mark.parametrize("make", KINDS, ids=["linear", "ranks", "rslora", "embedding", "experts", "conv", "qalora"])
+def test_change_size_and_cosine_are_those_of_the_dense_matrices(make: tuple[Callable[[], Delta], ...]) -> None:
+    a, b = (one() for one in make)
+    found = compare(Adapter({"m": a}), Adapter({"m": b})).modules[0]
+    x, y = dense(a), dense(b)
+    assert found.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-9)
+    assert found.ratio == pytest.approx(np.linalg.norm(y) / np.linalg.norm(x), rel=1e-9)
+    assert found.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-9)
+    assert found.status == "changed"
+
+
+@pytest.mark.parametrize("make", [kinds[0] for kinds in KINDS], ids=[str(number) for number in range(len(KINDS))])
+def test_the_same_numbers_are_no_change_exactly(make: Callable[[], Delta]) -> None:
+    delta = make()
+    found = compare(Adapter({"m": delta}), Adapter({"m": delta}))
+    assert (found.modules[0].change, found.modules[0].cosine, found.change) == (0.0, 1.0, 0.0)
+    assert found.identical
+
+
+def test_other_factors_of_the_same_matrix_are_no_change() -> None:
+    one = linear(3, 6)
+    turn = np.linalg.qr(RNG.normal(size=(3, 3)))[0]
+    wide = [array.astype(np.float64) for array in (one.lora_A, one.lora_B)]
+    for other in (
+        LowRank(one.lora_A, one.lora_B, one.scaling * math.sqrt(3), rslora=True),
+        LowRank(one.lora_A * 2, one.lora_B / 2, one.alpha),
+        LowRank(one.lora_A, one.lora_B / 8, one.alpha * 8),
+        LowRank(turn @ wide[0], wide[1] @ turn.T, one.alpha),
+        LowRank(np.pad(one.lora_A, ((0, 2), (0, 0))), np.pad(one.lora_B, ((0, 0), (0, 2))), one.alpha * 5 / 3),
+    ):
+        found = compare(Adapter({"m": one}), Adapter({"m": other}))
+        assert found.same
+        assert found.modules[0].change is not None
+        assert found.modules[0].change < 1e-13
+        assert found.modules[0].cosine == pytest.approx(1, abs=1e-12)
+
+
+def test_a_small_change_is_measured_as_exactly_as_a_large_one() -> None:
+    one = LowRank(*(array.astype(np.float64) for array in factors((3, 40), (30, 3))), 3.0)
+    step = RNG.normal(size=one.lora_B.shape)
+    for size in (1e-2, 1e-5, 1e-9):
+        other = LowRank(one.lora_A, one.lora_B + size * step, 3.0)
+        wanted = size * np.linalg.norm(step @ one.lora_A) / np.linalg.norm(one.lora_B @ one.lora_A)
+        assert compare(Adapter({"m": one}), Adapter({"m": other})).modules[0].change == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_is_there_once_is_added_or_removed() -> None:
+    found = compare(Adapter({"a": linear(2), "b": linear(2)}), Adapter({"b": linear(2), "c": linear(2)}))
+    assert [(module.name, module.status) for module in found.modules] == [("a", "removed"), ("b", "changed"), ("c", "added")]
+    assert not found.same
+
+
+def test_another_shape_is_said_and_not_measured() -> None:
+    found = compare(Adapter({"m": linear(2)}), Adapter({"m": experts(2)})).modules[0]
+    assert (found.status, found.change) == ("changed", None)
+    assert found.note == "LowRank (7, 9) became StackedLowRank (3, 7, 9)"
+
+
+def test_nan_is_said_and_not_measured() -> None:
+    bad = linear(2)
+    bad.lora_A[0, 0] = np.nan
+    found = compare(Adapter({"m": linear(2)}), Adapter({"m": bad}))
+    assert (found.modules[0].status, found.same, found.change) == ("unknown", False, None)
+    assert compare(Adapter({"m": bad}), Adapter({"m": bad})).identical
+
+
+def test_tensors_beside_the_factors() -> None:
+    delta, (weight, rows, magnitude) = linear(2), factors((4, 4), (2, 6), (7,))
+
+    def made(weight: np.ndarray, ids: tuple[int, ...], magnitude: np.ndarray) -> Adapter:
+        dora = LowRank(delta.lora_A, delta.lora_B, delta.alpha, magnitude=magnitude)
+        return Adapter({"m": dora}, {"head.weight": weight}, {"table": Rows(ids, rows)})
+
+    one = made(weight, (1, 2), magnitude)
+    found = compare(one, made(weight * 2, (1, 3), magnitude + 1e-3))
+    statuses = {tensor.name: tensor.status for tensor in found.tensors}
+    assert statuses == {"head.weight": "changed", "m.magnitude": "changed", "table (rows)": "changed"}
+    assert found.tensors[0].change == pytest.approx(1.0)
+    assert found.modules[0].status == "same"
+    assert not found.same
+    assert compare(one, made(weight.copy(), (1, 2), magnitude.copy())).identical
+
+
+def test_when_an_adapter_acts_is_part_of_what_it_does() -> None:
+    delta = linear(2)
+    found = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(invocation=(7, 8))))
+    assert [key.key for key in found.conditions] == ["alora_invocation_tokens"]
+    assert not found.same
+
+
+def test_keys_that_change_the_function_come_first_and_nothings_are_alike(tmp_path: Path) -> None:
+    a = adapter(tmp_path / "a", pairs(1), use_dora=None, new_key=None, revision="1", target_modules=["q_proj", "v_proj"])
+    b = adapter(tmp_path / "b", pairs(1), use_dora=False, lora_alpha=8, revision="2", target_modules=["v_proj", "q_proj"])
+    found = diff(a, b)
+    assert [(key.key, key.a, key.b, key.semantic) for key in found.config] == [
+        ("lora_alpha", 4, 8, True),
+        ("revision", "1", "2", False),
+    ]
+    assert found.modules[0].ratio == pytest.approx(2)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx", "raw"])
+def test_a_conversion_is_no_difference(tmp_path: Path, to: str) -> None:
+    spec = base(tmp_path / "base", 3)
+    name = "model.layers.{}.self_attn.q_proj"
+    a = adapter(tmp_path / "a", pairs(3), alpha_pattern={name.format(1).replace(".", r"\."): 3}, use_rslora=True)
+    convert.convert(a, tmp_path / "b", to=to, base=spec)
+    found = diff(a, tmp_path / "b", base=spec)
+    assert found.same
+    assert found.modules[0].status in ("same", "rounded")
+    assert not found.config
+
+
+def test_verdicts_that_differ(tmp_path: Path) -> None:
+    found = diff(adapter(tmp_path / "a", pairs(1)), adapter(tmp_path / "b", pairs(1, r=32), r=32))
+    assert found.verdicts["vllm"][0].verdict == "applied"
+    assert "vllm" in found.verdicts
+    assert "peft" not in found.verdicts
+
+
+@pytest.mark.peer
+def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
+    for name in ("torch", "transformers", "peft"):
+        need_module(name)
+    targets = ["q_proj", "down_proj", "embed_tokens"]
+    made = [
+        tiny.adapter(tiny.model(), tmp_path / name, strength=strength, target_modules=targets, **config)
+        for name, strength, config in (("a", 0.1, {"r": 4}), ("b", 0.2, {"r": 6, "use_rslora": True}))
+    ]
+    found = {module.name: module for module in diff(tmp_path / "a", tmp_path / "b").modules}
+    assert len(found) == 5
+    for target, module in found.items():
+        x, y = (
+            model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach().numpy() for model in made
+        )
+        assert module.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-5)
+        assert module.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-6)
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", pairs(30))
+    adapter(
+        tmp_path / "b",
+        pairs(30),
+        lambda _, array: array * 2,
+        lora_alpha=8,
+        peft_version="0.21.2",
+        target_modules=["self_attn.q_proj"],
+    )
+    assert run("diff", "a", "a", "--exit-code").stdout == "a -> a: the same, 30 modules, every number equal\n"
+    done = run("diff", "a", "b", "--exit-code", code=1)
+    assert done.stdout.startswith("a -> b: different: 30 of 30 modules changed; the whole by 700.0%\n")
+    assert "… and 18 more (--json has all)" in done.stdout
+    found = document(run, "diff", "a", "b")
+    assert (found["same"], len(found["modules"])) == (False, 30)
+    assert found["modules"]["model.layers.3.self_attn.q_proj"]["change"] == pytest.approx(7)
+    run("push", "a", "team/a")
+    run("push", "b", "team/a")
+    assert document(run, "diff", "team/a:v1", "team/a:v2")["b"] == "team/a:v2"
+    assert document(run, "diff", "team/a:v1", "a")["identical"] is True
+
+
+def test_the_command_fits_a_terminal(tmp_path: Path) -> None:
+    name = "model.language_model.layers.{}.self_attn.q_proj"
+    adapter(tmp_path / "a", pairs(30, module=name))
+    adapter(tmp_path / "b", pairs(30, module=name), lambda _, array: array * 2, auto_mapping={"a": "b" * 100}, bias="all")
+    shown = terminal([sys.executable, "-m", "adapterhub", "diff", "a", "b"], tmp_path, 80).replace("\r", "")
+    plain = [line for line in shown.splitlines() if "\x1b" not in line]
+    assert len(plain) > 20
+    assert all(len(line) <= 80 for line in plain)
+    assert json.dumps("b" * 100)[:20] not in shown

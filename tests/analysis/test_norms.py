@@ -1,0 +1,130 @@
+"""Where an adapter acts: numbers against dense matrices, the picture on a terminal, the PNG."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapterhub.analysis.norms import heat
+from adapterhub_converters.adapter import Adapter, LowRank, StackedLowRank
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.formats import convert
+from tests.cli.test_commands import document, terminal
+from tests.cli.test_process import PATH
+from tests.conftest import Run, need_module
+from tests.support.folders import adapter, base, pairs
+
+RNG = np.random.default_rng(0)
+Q, MLP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.up_proj"
+
+
+def linear() -> LowRank:
+    return LowRank(RNG.normal(size=(2, 5)).astype(np.float32), RNG.normal(size=(4, 2)).astype(np.float32), 6.0)
+
+
+def dense(delta: LowRank | StackedLowRank) -> float:
+    return float(np.linalg.norm(delta.scaling * (delta.lora_B.astype(float) @ delta.lora_A.astype(float))))
+
+
+def test_norms_by_layer_and_kind() -> None:
+    deltas = {Q.format(n): linear() for n in (0, 2, 10)} | {MLP.format(2): linear(), "lm_head": linear()}
+    found = heat(Adapter(deltas))
+    assert (found.layers, found.kinds, found.short_kinds) == (
+        ("0", "2", "10"), ("self_attn.q_proj", "mlp.up_proj"), ("q", "up"),
+    )  # fmt: skip
+    assert found.values[0] == (pytest.approx(dense(deltas[Q.format(0)])), None)
+    assert found.values[1][1] == pytest.approx(dense(deltas[MLP.format(2)]))
+    assert found.others == {"lm_head": pytest.approx(dense(deltas["lm_head"]))}
+
+
+def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
+    each = [linear() for _ in range(3)]
+    apart = heat(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(each)}))
+    stack = StackedLowRank(np.stack([d.lora_A for d in each]), np.stack([d.lora_B for d in each]), 6.0)
+    together = heat(Adapter({"model.layers.0.mlp.experts.up_proj": stack}))
+    assert apart.kinds == ("mlp.experts.*.up_proj",)
+    assert apart.values[0][0] == pytest.approx(together.values[0][0])
+    assert together.values[0][0] == pytest.approx(dense(stack))
+
+
+def test_two_stacks_of_layers_are_told_apart_and_a_nan_is_left_out() -> None:
+    bad = linear()
+    bad.lora_A[0, 0] = np.nan
+    found = heat(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
+    assert found.layers == ("encoder.layers.0", "decoder.layers.0")
+    assert set(found.left_out) == {"x"}
+
+
+def test_folding_takes_means_of_neighbors() -> None:
+    found = heat(Adapter({Q.format(n): linear() for n in range(5)}))
+    folded = found.folded(3)
+    assert folded.layers == ("0-1", "2-3", "4")
+    assert folded.values[0][0] == pytest.approx(sum(row[0] or 0 for row in found.values[:2]) / 2)
+    assert found.folded(5) is found
+
+
+def test_norms_over_those_of_the_base(tmp_path: Path) -> None:
+    base(tmp_path / "base", 2)
+    path = adapter(tmp_path / "a", pairs(2))
+    zeros = heat(convert.read(path), base=tmp_path / "base")
+    assert (zeros.layers, len(zeros.left_out)) == ((), 2)
+    weights = {f"{Q.format(n)}.weight": np.full((8, 8), n + 1, np.float32) for n in (0, 1)}
+    safetensors_file.write(tmp_path / "base/model.safetensors", weights)
+    over, plain = heat(convert.read(path), base=tmp_path / "base"), heat(convert.read(path))
+    assert over.relative
+    assert [row[0] for row in over.values] == [pytest.approx(row[0] / 8 / n) for n, row in enumerate(plain.values, 1) if row[0]]
+
+
+def test_show_has_numbers_for_programs_and_pipes(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", pairs(60) | pairs(60, module=MLP))
+    found = document(run, "show", "a")["norms"]
+    assert (len(found["layers"]), found["missing"], found["relative"]) == (60, None, False)
+    shown = run("show", "a").stdout
+    assert len([line for line in shown.splitlines() if line[:1].isdigit()]) == 60
+    assert "\x1b" not in shown
+    assert "norms" not in document(run, "show", "a", "--headers-only")
+    run("push", "a", "team/a")
+    assert document(run, "show", "team/a")["norms"] == found
+
+
+def test_show_draws_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [f"model.layers.{{}}.a_rather_long_name_of_a_block.module_number_{n}" for n in range(14)]
+    adapter(tmp_path / "a", pairs(60) | {name: shape for kind in kinds for name, shape in pairs(60, module=kind).items()})
+    command = [sys.executable, "-m", "adapterhub", "show", "a"]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    assert "\x1b[38;5;" in terminal(command, tmp_path, 80)
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = terminal(command, tmp_path, 80).replace("\r", "")
+    assert "\x1b" not in shown
+    assert "█" in shown
+    assert "a row is the mean of 2 layers" in shown
+    picture = shown[shown.index("layer ") :].partition("FILE")[0].splitlines()
+    assert all(len(line) <= 80 for line in picture)
+    assert len(picture) < 50
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    assert "█" not in terminal(command, tmp_path, 80)
+
+
+def test_a_plot_is_a_png_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
+    need_module("matplotlib")
+    adapter(tmp_path / "a", pairs(3))
+    run("show", "a", "--plot", "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "already exists" in run("show", "a", "--plot", "a.png", code=2).stderr
+    assert "Leave it out" in run("show", "a", "--plot", "b.png", "--headers-only", code=2).stderr
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", pairs(3))
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
+    done = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
+    assert done.stderr == "error: this needs matplotlib, which isn't installed. pip install 'adapterhub[train]'\n"
+    assert not (tmp_path / "a.png").exists()

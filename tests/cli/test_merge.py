@@ -1,0 +1,144 @@
+"""`adapterhub merge` of adapters, from the words typed to the version in the registry, made again from its recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.manifest import oci_manifest
+from adapterhub.merge import METHODS
+from adapterhub.registry import recipe
+from tests.conftest import Run, need_module
+from tests.support.folders import adapter, base, pairs
+
+TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
+
+
+@pytest.fixture
+def team(run: Run, tmp_path: Path) -> Path:
+    """team/a and team/b in a registry, and as folders."""
+    base(tmp_path / "base", 2)
+    random = np.random.default_rng(0)
+    for name in "ab":
+        adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+        run("push", name, f"team/{name}", "--base", "base")
+    return tmp_path
+
+
+def document(run: Run, *args: object, **options: Any) -> Any:
+    return json.loads(run(*args, "--json", **options).stdout)
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
+    folder = tmp_path_factory.mktemp("parents")
+    random = np.random.default_rng(0)
+    for name in "ab":
+        adapter(folder / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+    return [recipe.Parent(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"]
+
+
+@pytest.mark.parametrize("method", TWO)
+def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
+    _, made = recipe.merge(parents, tmp_path / "both", method=method, seed=3)
+    assert made["recipe"]["method"] == method
+    assert set(made["recipe"].get("parameters", {})) == set(METHODS[method].parameters)
+    assert made["recipe"].get("seed") in ((3,) if METHODS[method].random else (None, 3))
+    recipe.again(tmp_path / "both", parents, tmp_path / "again")
+    assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
+    assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--method", "svd", "--rank", "1"], {"rank": 1}),
+        (["--method", "linear", "--energy", "0.9"], {"energy": 0.9, "rank": None}),
+        (["--method", "iso_c", "--rank-budget", "1000", "--lambda", "2"], {"budget": 1000, "parameters": {"lambda": 2.0}}),
+        (["--method", "nuslerp", "--by", "rows", "--weights", "1,3"], {"parameters": {"by": "rows"}}),
+        (["--method", "ties", "--density", "0.4"], {"parameters": {"density": 0.4, "lambda": 1.0}, "seed": 0}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_all_that_was_asked_for_is_in_the_recipe(run: Run, team: Path, options: list[str], wanted: dict[str, Any]) -> None:
+    run("merge", "team/a", "team/b", *options, "-o", "team/both:x")
+    found = document(run, "lineage", "team/both")["nodes"][0]["recipe"]
+    assert {key: found[key] for key in wanted} == wanted
+    assert document(run, "rebuild", "team/both")["same"] is True
+
+
+def test_the_result_in_a_registry_is_the_one_in_a_folder(run: Run, team: Path) -> None:
+    how = ["team/a", "team/b", "--method", "dare_ties", "--density", "0.6"]
+    there, here = document(run, "merge", *how, "-o", "team/both:x"), document(run, "merge", *how, "-o", "both")
+    assert document(run, "show", "both")["digest"] == there["digest"]
+    assert {**there, "output": 0, "ref": 0, "digest": 0} == {**here, "output": 0, "ref": 0, "digest": 0}
+    assert [parent["ref"] for parent in there["parents"]] == ["team/a:v1", "team/b:v1"]
+
+
+def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> None:
+    (team / "team").mkdir()
+    says = run("merge", "a", "b", "-o", "team/both", code=2).stderr
+    assert "may be a folder or an adapter. Write ./team/both for the folder, team/both:latest for the adapter" in says
+    assert document(run, "merge", "a", "b", "-o", "./team/both")["ref"] is None
+    assert (team / "team/both/adapter.json").is_file()
+    assert document(run, "merge", "a", "b", "-o", "team/both:latest")["ref"] == "team/both:v1"
+    assert document(run, "merge", "a", "b", "--method", "svd", "-o", "other/both")["ref"] == "other/both:v1"
+    assert "names a version, and a merge makes a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
+    assert "is elsewhere" in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
+
+
+def test_the_report_says_how_far_the_adapters_are_apart(run: Run, team: Path) -> None:
+    found = document(run, "merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "both")
+    [module, _] = found["modules"].values()
+    assert module["cosines"][0][1] == module["cosines"][1][0] != 1
+    assert 0 < module["sign_disagreement"] < 1
+    assert module["sign_disagreement_exact"] is True
+    assert module["error"] ** 2 == pytest.approx(module["lost_energy"], rel=1e-3)
+    text = run("merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "again").stdout
+    assert "again: svd, 2 modules, r 2" in text
+    assert "MODULE" in text
+    assert "model.layers.1.self_attn.q_proj" in text
+
+
+def test_the_report_as_a_picture(run: Run, team: Path) -> None:
+    need_module("matplotlib")
+    run("merge", "a", "b", "--method", "ties", "-o", "both", "--plot", "both.png")
+    assert (team / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert "already exists" in run("merge", "a", "b", "-o", "both3", "--plot", "both.png", code=2).stderr
+    assert not (team / "both3").exists()
+
+
+def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
+    assert [method["name"] for method in document(run, "merge", "--method", "list")["methods"]] == list(METHODS)
+    assert "ties  " in run("merge", "--method", "list").stdout
+    text = run("merge", "--explain", "della").stdout
+    assert "Paper: DELLA-Merging" in text
+    assert "--epsilon: from 0 to 1, by default 0.1" in text
+    assert "Did you mean ties?" in run("merge", "--explain", "tie", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["-o", "out"], "SRC: is missing"),
+        (["a", "b"], "-o: is missing"),
+        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: svd takes none"),
+        (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
+        (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
+        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for adapters into an adapter"),
+        (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for adapters into an adapter"),
+        (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
+        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes none, but --t"),
+        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
+        (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2, and 1 were given"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage(run: Run, team: Path, args: list[str], says: str) -> None:
+    assert says in run("merge", *args, code=2).stderr
+    assert not (team / "out").exists()

@@ -1,0 +1,87 @@
+"""The fuzz targets run: some thousand inputs each time, with atheris where it is installed; and configs that were found odd."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import mlx, peft
+from tests.conftest import ROOT, need_module
+from tests.fuzz import fuzz_headers
+
+TARGET, COMMANDS = ROOT / "tests/fuzz/fuzz_headers.py", ROOT / "tests/fuzz/fuzz_commands.py"
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+TENSORS = {f"{Q}.lora_A.weight": np.ones((2, 4), np.float32), f"{Q}.lora_B.weight": np.ones((3, 2), np.float32)}
+
+
+def test_every_seed_is_read_or_refused_and_some_are_read() -> None:
+    for seed in fuzz_headers.seeds():
+        fuzz_headers.PARSERS[seed[0]](seed[1:])  # good inputs: nothing is raised
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mutations_are_read_or_refused(seed: int) -> None:
+    fuzz_headers.plain(3_000, seed)
+
+
+def test_the_target_runs_with_atheris(tmp_path: Path) -> None:
+    need_module("atheris")
+    done = subprocess.run(
+        [sys.executable, str(TARGET), "-runs=2000", str(tmp_path)],
+        check=False, capture_output=True, text=True, timeout=300, env=dict(os.environ), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Done 2000" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_broken_files_never_break_the_command_line(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(COMMANDS), "400", "--seed", str(seed), "--seconds", "120"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": "8"}, {"r": True}, {"r": 1e400}, {"r": None}, {"lora_alpha": []}, {"lora_alpha": 2**1000}, {"lora_alpha": {}},
+        {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"(": 2}},
+        {"rank_pattern": {"(?=(a+)+b)q": 2}},
+        {"alpha_pattern": {"q" * 2000: 2}}, {"alpha_pattern": {"[": 1}}, {"alpha_pattern": "x"}, {"use_rslora": "yes"},
+        {"peft_type": None}, {"peft_type": ["LORA"]}, {"target_modules": 3, "frobnicate": {"a": 1}}, {"lora_dropout": "0"},
+        {"init_lora_weights": {"a": 1}}, {"base_model_name_or_path": 4}, {"revision": []}, {"fan_in_fan_out": 1.5},
+        {"trainable_token_indices": {"embed": "x"}, "use_bdlora": True}, {"task_type": {}},
+    ],
+)  # fmt: skip
+def test_a_peft_config_that_makes_no_sense_is_refused_in_one_line(change: dict[str, Any]) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4} | change
+    with pytest.raises(AdapterhubError) as caught:
+        peft.parse(json.dumps(config).replace("Infinity", "1e999"), TENSORS, {}, where="x")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"", b"null", b"[]", b"{", b'{"a":1,"a":2}', b"\xff\xfe", b'{"lora_parameters": NaN}', b"[" * 100_000,
+        b'{"lora_parameters": {"rank": 2, "scale": 1e999}}', b'{"lora_parameters": {"rank": 2, "scale": "2"}}',
+        b'{"fine_tune_type": ["lora"], "lora_parameters": {"scale": 1}}', b'{"lora_parameters": []}',
+    ],
+)  # fmt: skip
+def test_an_mlx_config_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path, config: bytes) -> None:
+    (tmp_path / mlx.CONFIG).write_bytes(config)
+    with pytest.raises(AdapterhubError) as caught:
+        mlx.read(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,428 @@
+"""GGUF adapters: llama.cpp computes what peft computes, and the way back to PEFT loses no byte."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
+from adapterhub_converters.architectures import names
+from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import GGUFFile, Value, f32, string
+from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.formats import gguf as gguf_lora
+from adapterhub_converters.formats import peft
+from examples import llama_cpp
+from tests.conftest import need_module
+from tests.support import tiny
+
+TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "lora_alpha": 4},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 8}},
+    "alpha_pattern": {"alpha_pattern": {"k_proj": 16, "v_proj": 2}},
+    "uneven_alpha": {"alpha_pattern": {"k_proj": 11, "v_proj": 3}},
+    "rslora_ranks": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"down_proj": 5}},
+    "half_of_it_off": {"alpha_pattern": {"mlp.*": 0}},
+    "negative": {"lora_alpha": -8},
+    "some_modules": {"target_modules": ["q_proj", "k_proj"], "r": 16, "lora_alpha": 32},
+    "head": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+}
+
+
+def peft_logits(wrapped: Any) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        logits: np.ndarray = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
+    return logits
+
+
+def same_bytes(one: Path, other: Path) -> None:
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def back_to_peft(gguf: Path, folder: Path, base: BaseSpec | None = None) -> Path:
+    folder.mkdir()
+    peft.write(gguf_lora.read(gguf, base=base), folder)
+    return folder
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(kind, "float32") for kind in ADAPTERS]
+    + [
+        (kind, dtype)
+        for kind in ("plain", "uneven_alpha", "rslora_ranks", "half_of_it_off")
+        for dtype in ("float16", "bfloat16")
+    ],
+)
+def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype: str) -> None:
+    need_module("llama_cpp_py_sync")
+    need_module("peft")
+    made = tiny.model()
+    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
+    wrapped = tiny.adapter(made, tmp_path / "peft", dtype=dtype, **ADAPTERS[kind])
+    report = gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
+
+    expected = peft_logits(wrapped)
+    with wrapped.disable_adapter():
+        effect = np.abs(expected - peft_logits(wrapped)).max()
+    found = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
+    error = np.abs(found - expected).max()
+    print(f"{kind} {dtype}: error {error:.2g}, effect {effect:.2g}")
+    assert effect > 1
+    # With factors in 16 bits llama.cpp rounds the activations they meet to 16 bits as well.
+    assert error < {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}[dtype] * max(1, effect)
+
+    assert report.worst == Loss.EXACT
+    same_bytes(tmp_path / "peft", back_to_peft(tmp_path / "a.gguf", tmp_path / "again"))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "name",
+    [name for item in names.ARCHITECTURES for name in item.classes if item.gguf in tiny.GGUF and not item.experts],
+)
+def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: str) -> None:
+    need_module("llama_cpp_py_sync")
+    need_module("peft")
+    made = tiny.model(name)
+    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
+    plain = llama_cpp.logits(tmp_path / "base.gguf", TOKENS)
+    assert np.abs(plain - peft_logits(made)).max() < 1e-3
+    wrapped = tiny.adapter(made, tmp_path / "peft", alpha_pattern={"o_proj": 3}, use_rslora=True)
+    gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
+    expected = peft_logits(wrapped)
+    effect = np.abs(expected - plain).max()
+    assert effect > 0.5
+    assert np.abs(llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf") - expected).max() < 1e-3 * max(
+        1, effect
+    )
+
+
+@pytest.mark.peer
+def test_alpha_0_has_no_effect_in_llama_cpp(tmp_path: Path) -> None:
+    need_module("llama_cpp_py_sync")
+    made = tiny.model()
+    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
+    tiny.adapter(made, tmp_path / "peft", lora_alpha=0)
+    gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
+    found = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
+    assert np.array_equal(found, llama_cpp.logits(tmp_path / "base.gguf", TOKENS))
+    same_bytes(tmp_path / "peft", back_to_peft(tmp_path / "a.gguf", tmp_path / "again"))
+
+
+# Without peers
+
+
+def llama(**config: Any) -> BaseSpec:
+    """A base known from its config alone: four heads of eight, two of them for keys."""
+    numbers = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, **config}
+    return BaseSpec("base", "hf", "LlamaForCausalLM", "llama", numbers)
+
+
+def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, **more: Any) -> LowRank:
+    rng = np.random.default_rng(seed)
+    lora_A, lora_B = rng.normal(size=(2, 32)).astype(dtype), rng.normal(size=(rows, 2)).astype(dtype)
+    return LowRank(lora_A, lora_B, alpha, **more)
+
+
+Q, K, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.up_proj"
+ADAPTER = Adapter({Q: delta(seed=1), K: delta(16, seed=2, alpha=7), UP: delta(48, seed=3, alpha=6, dtype=ml_dtypes.bfloat16)})
+
+
+def test_the_layout_of_the_file(tmp_path: Path) -> None:
+    gguf_lora.write(ADAPTER, tmp_path / "a.gguf", base=llama())
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        stems = ("blk.0.attn_q", "blk.1.ffn_up", "blk.1.attn_k")
+        assert set(file.tensors) == {f"{stem}.weight.lora_{half}" for stem in stems for half in "ab"}
+        assert file.header.kinds["adapter.lora.alpha"] == "FLOAT32"
+        assert file.header.metadata["general.type"] == "adapter"
+        assert file.tensors["blk.0.attn_q.weight.lora_a"].shape == (2, 32)
+        assert file.tensors["blk.0.attn_q.weight.lora_b"].shape == (32, 2)
+
+
+def test_tiny_bytes(tmp_path: Path) -> None:
+    rows = np.arange(16, dtype=np.float32).reshape(16, 1)
+    small = LowRank(rows.T / 4, rows, 1.0)
+    spec = llama(hidden_size=16, num_attention_heads=2)
+    gguf_lora.write(Adapter({Q: small}, meta=Meta(base_model="a/b")), tmp_path / "a.gguf", base=spec)
+    assert (tmp_path / "a.gguf").read_bytes() == (Path(__file__).parent / "golden" / "tiny_adapter.gguf").read_bytes()
+
+
+def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    strip(path, path)
+    again = gguf_lora.read(path, base=llama())
+    assert set(again.deltas) == set(ADAPTER.deltas)
+    for target, original in ADAPTER.deltas.items():
+        found = again.deltas[target]
+        assert np.array_equal(found.lora_A, original.lora_A)
+        one, other = found.scaling * found.lora_B.astype(np.float64), original.scaling * original.lora_B.astype(np.float64)
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    with pytest.raises(RefusedError, match="the order of its rows depends on the number of heads.*Pass --base"):
+        gguf_lora.read(path)
+
+
+def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_file.Value) -> None:
+    """The file again as somebody else would have written it."""
+    with GGUFFile(source) as file:
+        kept = {
+            key: gguf_file.Value(file.header.kinds[key], value)
+            for key, value in file.header.metadata.items()
+            if not key.startswith(without)
+        }
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    changed = {key.replace("/", ".") if "/" in key else key.replace("_", "."): value for key, value in changes.items()}
+    gguf_file.write(path, kept | changed, tensors)
+
+
+@pytest.mark.parametrize("change", ["tensor", "alpha"])
+def test_a_rider_of_another_payload_is_ignored_and_reported(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    if change == "alpha":
+        strip(path, path, without="never", adapter_lora_alpha=gguf_file.f32(64.0))
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[-40] ^= 1
+        path.write_bytes(raw)
+    again = gguf_lora.read(path, base=llama())
+    assert "have changed since the conversion" in again.notes[0]
+    assert again.source is None
+
+
+def test_a_rider_that_lies_about_the_scale_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    with GGUFFile(path) as file:
+        config = str(file.header.metadata["adapterhub.source.config"])
+    strip(
+        path,
+        path,
+        without="never",
+        adapterhub_source_config=gguf_file.string(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
+    )
+    with pytest.raises(AdapterhubError, match="the file scales by 3.5, the source's config by 4.5"):
+        gguf_lora.read(path)
+
+
+def test_alpha_absent_means_a_scale_of_1(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_lora.write(Adapter({UP: delta(48)}), path, base=llama())
+    for change in ({}, {"adapter_lora_alpha": gguf_file.f32(0.0)}):
+        strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_file.string("adapter"))
+        strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_file.string("lora"), **change)
+        assert gguf_lora.read(tmp_path / "b.gguf").deltas[UP].scaling == 1.0
+
+
+TABLE = {"model.embed_tokens.weight": BaseTensor((10, 32), "F32"), f"{Q}.weight": BaseTensor((64, 32), "F32")}
+EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float32), 4)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base", "says"),
+    [
+        (Adapter({}), llama(), "there is no low-rank delta"),
+        (Adapter({Q: delta(magnitude=np.ones(32, np.float32))}), llama(), "q_proj: DoRA cannot be said"),
+        (Adapter({Q: delta(bias=np.ones(32, np.float32))}), llama(), "q_proj: lora_bias cannot be said"),
+        (Adapter({Q: delta()}, replaced={"lm_head.weight": np.ones((2, 2))}), llama(), "lm_head.weight: a replaced parameter"),
+        (Adapter({Q: delta()}, rows={"model.embed_tokens": Rows((1,), np.ones((1, 2)))}), llama(), "replaced rows"),
+        (Adapter({Q: delta()}, meta=Meta(init="pissa")), llama(), "its factors began as pissa"),
+        (Adapter({"model.embed_tokens": EMBED}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on a LoRA"),
+        (Adapter({"lm_head": delta()}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on a LoRA"),
+        (Adapter({"model.layers.0.input_layernorm": delta()}), llama(), "llama.cpp ignores a LoRA on a normalization"),
+        (Adapter({"model.layers.0.mlp.qkv_proj": delta()}), llama(), "qkv_proj: not a module that llama.cpp's 'llama' has"),
+        (Adapter({"model.layers.7.mlp.up_proj": delta()}), llama(), "the base has only 2 layers (base)"),
+        (Adapter({UP: delta()}), dataclasses.replace(llama(), tensors=TABLE), "the base has no such module (base)"),
+        (
+            Adapter({K: delta(16)}),
+            dataclasses.replace(llama(), tensors=TABLE | {"blk.1.attn_qkv.weight": BaseTensor((64, 32), "F32")}),
+            "k_proj: the base has no such module (base), but blk.1.attn_qkv.weight, which may fuse it with others",
+        ),
+        (
+            Adapter({Q: delta()}),
+            dataclasses.replace(llama(), tensors=TABLE),
+            "the delta is (32, 32), the base's weight (64, 32)",
+        ),
+        (Adapter({Q: delta(30)}), llama(), "30 rows are not those of 4 heads"),
+        (Adapter({Q: delta(dtype=np.float64)}), llama(), "llama.cpp does not multiply float64"),
+        (Adapter({"model.embed_tokens": delta()}), llama(), "an embedding delta on a module that is no embedding"),
+        (
+            Adapter({Q: delta()}),
+            llama(num_attention_heads=None),
+            "depends on the number of heads, which is not known. Pass --base",
+        ),
+        (Adapter({Q: delta()}), dataclasses.replace(llama(), architecture="MambaForCausalLM"), "no verified mapping"),
+        (Adapter({Q: delta()}), None, "depends on the base's architecture and heads. Pass --base"),
+        (Adapter({Q: delta(magnitude=np.ones(32)), K: delta(dtype=np.float64)}), llama(), "(and 2 more like it)"),
+        (Adapter({Q: delta(alpha=1e-35)}), llama(), "is no number that a float32 can hold"),
+        (Adapter({Q: delta(), K: delta(16), UP: delta(alpha=1e45)}), llama(), "does not fit into float32"),
+    ],
+)
+def test_what_llama_cpp_would_get_wrong_is_refused_by_name(
+    tmp_path: Path, adapter: Adapter, base: BaseSpec | None, says: str
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
+    assert says in str(caught.value)
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def string_keys(**values: str) -> dict[str, gguf_file.Value]:
+    return {key.replace("_", "."): gguf_file.string(value) for key, value in values.items()}
+
+
+KIND = string_keys(general_type="adapter", general_architecture="qwen2", adapter_type="lora")
+PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "says"),
+    [
+        (KIND | string_keys(general_type="model"), PAIR, "general.type is 'model', not 'adapter'"),
+        (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
+        (KIND | {"adapter.lora.alpha": gguf_file.u32(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
+        (KIND | {"adapter.lora.alpha": gguf_file.f32(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
+        (KIND | {"adapter.alora.invocation_tokens": gguf_file.Value("[UINT32]", [1])}, PAIR, "aLoRA"),
+        (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
+        (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
+        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 3), np.float32)}, "do not share a rank"),
+        (KIND, PAIR | {"blk.0.attn_norm.weight": np.ones(8, np.float32)}, "is no half of a low-rank pair"),
+        (
+            KIND,
+            PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((2, 6, 2), np.float32)},
+            "of shape (2, 6, 2) is none that llama.cpp multiplies",
+        ),
+        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.int32)}, "holds integers"),
+        (KIND, {name.replace("ffn_up", "ffn_gate_inp"): array for name, array in PAIR.items()}, "has no verified name"),
+        (KIND, {name.replace("ffn_up", "ffn_up_exps"): array for name, array in PAIR.items()}, "is none that llama.cpp"),
+    ],
+)
+def test_malformed_adapters_are_refused_in_one_line(
+    tmp_path: Path, metadata: dict[str, gguf_file.Value], tensors: dict[str, np.ndarray], says: str
+) -> None:
+    gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
+    with pytest.raises(AdapterhubError) as caught:
+        gguf_lora.read(tmp_path / "a.gguf")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    return path
+
+
+@given(st.data())
+def test_mutated_adapters_are_read_or_refused(written: Path, data: st.DataObject) -> None:
+    raw = bytearray(written.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = written.with_name("mutated.gguf")
+    path.write_bytes(raw)
+    with contextlib.suppress(AdapterhubError):
+        gguf_lora.read(path, base=llama())
+
+
+KEYS = [
+    "general.type", "general.architecture", "adapter.type", "adapter.lora.alpha", "general.base_model.0.name", "split.count",
+    "general.base_model.0.repo_url", "general.repo_url", "llama.block_count", "llama.rope.freq_base",
+    "llama.attention.head_count", "llama.embedding_length", "tokenizer.chat_template", "adapterhub.source.payload",
+    "adapterhub.source.config", "adapterhub.source.metadata", "adapterhub.source.tensors",
+]  # fmt: skip
+ODD = st.sampled_from(
+    [
+        Value("STRING", "x"), Value("[STRING]", ["a", "b"]), Value("[UINT32]", [1, 2]), Value("[UINT32]", []),
+        f32(float("nan")), f32(float("inf")), Value("INT64", -1), Value("UINT32", 0), Value("BOOL", True),
+        Value("FLOAT64", 1e300),
+    ]
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ODD, min_size=1, max_size=4))
+def test_keys_of_another_type_are_read_or_refused(written: Path, changes: dict[str, Value]) -> None:
+    path = written.with_name("odd.gguf")
+    strip(written, path, without="never", **{key.replace(".", "/"): value for key, value in changes.items()})
+    for reader in (lambda: gguf_lora.read(path, base=llama()), lambda: read_base(path)):
+        with contextlib.suppress(AdapterhubError):
+            reader()
+    model = {"general/type": string("model"), "general/architecture": string("llama")}
+    strip(written, path, without="never", **({key.replace(".", "/"): value for key, value in changes.items()} | model))
+    with contextlib.suppress(AdapterhubError):
+        assert read_base(path).kind == "gguf"
+
+
+SCRAPS = st.sampled_from(
+    ["blk.0.attn_q", "blk.1.ffn_up", Q, K, UP, "F32", "BF16", "", 0, 1, 2, 4, -1, 1.5, 1e-310, True, None, []]
+)
+
+
+@given(
+    key=st.sampled_from(["config", "metadata", "tensors", "ulps", "names", "turned"]),
+    text=st.lists(st.lists(SCRAPS, min_size=6, max_size=6), max_size=3).map(json.dumps)
+    | st.text(max_size=20)
+    | st.fixed_dictionaries({"peft_type": st.just("LORA")}, optional={"r": SCRAPS, "lora_alpha": SCRAPS}).map(json.dumps),
+)
+def test_hostile_riders_are_refused(written: Path, key: str, text: str) -> None:
+    path = written.with_name("hostile.gguf")
+    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string(text)})
+    with contextlib.suppress(AdapterhubError):
+        gguf_lora.read(path, base=llama())
+
+
+@given(
+    alpha=st.floats(1e-3, 1e6),
+    values=st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=2.0**-60, max_value=2.0**60),
+        min_size=2,
+        max_size=20,
+    ),
+    signs=st.integers(0, 2**20),
+    dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
+)
+def test_any_alpha_comes_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, alpha: float, values: list[float], signs: int, dtype: Any
+) -> None:
+    lora_B = np.array([-x if signs >> n & 1 else x for n, x in enumerate(values)]).astype(np.float32).clip(-6e4, 6e4)
+    odd = LowRank(np.ones((1, 8), dtype), lora_B.astype(dtype).reshape(-1, 1), alpha)
+    path = tmp_path_factory.mktemp("alpha") / "a.gguf"
+    gguf_lora.write(Adapter({UP: odd, Q: delta(), K: delta(16)}), path, base=llama())
+    again = gguf_lora.read(path)
+    assert again.deltas[UP].lora_B.tobytes() == odd.lora_B.tobytes()
+    assert again.deltas[UP].alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("AAAA", "are 3 bytes, not 16"), ("A" * 4_000_000, "bytes, not 16"), ("=!", "are not base64")]
+)
+def test_last_places_of_another_size_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    gguf_lora.write(ADAPTER, tmp_path / "a.gguf", base=llama())
+    strip(tmp_path / "a.gguf", tmp_path / "b.gguf", without="never", adapterhub_source_ulps=gguf_file.string(text))
+    with pytest.raises(FormatError) as caught:
+        gguf_lora.read(tmp_path / "b.gguf")
+    assert says in str(caught.value)
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        gguf_lora.write(ADAPTER, tmp_path / name, base=llama())
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

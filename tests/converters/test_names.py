@@ -1,0 +1,112 @@
+"""Names of modules: gguf-py and transformers agree with every one that we know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.names import ARCHITECTURES, Architecture
+from adapterhub_converters.errors import RefusedError
+from tests.conftest import ROOT, need_module
+from tests.support import tiny
+
+# What no LoRA is put on: sinks, biases of experts and of the routing.
+NO_LINEAR = ("self_attn.sinks", "_proj_bias", "e_score_correction_bias")
+TINY: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.gguf)
+def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) -> None:
+    need_module("gguf")
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+    theirs = get_tensor_name_map(arch, 12)
+    inner = [
+        f"{architecture.layers}.{layer}.{path}" for layer in (0, 11) for path in (*architecture.linear, *architecture.norms)
+    ]
+    for module in [*architecture.top, *inner]:
+        stem = architecture.stem(module)
+        if not architecture.head and architecture.top.get(module) == "output":
+            assert stem is None
+            continue
+        # The conversions of BLOOM and a few others take a prefix away before they look a name up.
+        assert (theirs.get_name(module) or theirs.get_name(module.removeprefix("transformer."))) == stem
+        assert stem is not None
+        again = architecture.module(stem)
+        assert again == module or (again and architecture.stem(again) == stem)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("architecture", "name"), [(item, name) for item in ARCHITECTURES for name in item.classes], ids=lambda part: str(part)[:30]
+)
+def test_every_parameter_of_a_transformers_model_has_a_name(architecture: Architecture, name: str) -> None:
+    need_module("transformers")
+    import torch
+    import transformers
+
+    cls = getattr(transformers, name)
+    more = {"tie_word_embeddings": True} if not architecture.head else {}
+    numbers = {**TINY, **tiny.CONFIGS.get(name, {}), **more}
+    with torch.device("meta"):
+        model = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None}))
+    assert model.config.model_type == architecture.classes[name]
+    for parameter, _ in model.named_parameters():
+        module = parameter.rpartition(".")[0] or parameter
+        known = architecture.stem(module) or architecture.stem(parameter) or architecture.why_unseen(module)
+        assert known or parameter.endswith(NO_LINEAR), parameter
+
+
+@given(heads=st.integers(1, 4), half=st.integers(1, 4), r=st.integers(1, 3))
+def test_permutation_has_an_inverse(heads: int, half: int, r: int) -> None:
+    rows = np.arange(heads * 2 * half * r).reshape(heads * 2 * half, r)
+    assert np.array_equal(names.unpermuted(names.permuted(rows, heads), heads), rows)
+
+
+def test_permutation_pairs_the_halves_of_each_head() -> None:
+    assert names.permuted(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_unknown_architectures_are_refused_by_name() -> None:
+    with pytest.raises(RefusedError, match="b: MambaForCausalLM has no verified mapping to llama.cpp"):
+        names.by_class("MambaForCausalLM", "b")
+    with pytest.raises(RefusedError, match="llama.cpp's 'mamba' has no verified mapping"):
+        names.by_gguf("mamba", "b")
+
+
+def test_heads_that_are_not_known_are_asked_for() -> None:
+    llama = names.by_class("LlamaForCausalLM", "b")
+    assert llama.order("model.layers.0.self_attn.k_proj", {"num_attention_heads": 9, "num_key_value_heads": 3}, "b") == 3
+    assert llama.order("model.layers.0.self_attn.v_proj", {}, "b") == 0
+    with pytest.raises(RefusedError, match="Pass --base"):
+        llama.order("model.layers.0.self_attn.q_proj", {}, "b")
+
+
+def table() -> str:
+    """What docs/formats.md says of every architecture, from the data."""
+    lines = ["| llama.cpp | Hugging Face | of its modules | takes no LoRA |", "| --- | --- | --- | --- |"]
+    for one in ARCHITECTURES:
+        said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
+        said += ["weights stored (in, out)"] * one.transposed
+        said += ["gate and up one" for path in one.linear if path.endswith("gate_up_proj")]
+        said += ["q, k, v one" for stem in one.linear.values() if stem == "attn_qkv" and not one.grouped]
+        if one.experts:
+            said.append("experts stacked" if one.experts.listed else "experts interleaved")
+        unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
+        classes = ", ".join(f"`{name}`" for name in one.classes)
+        lines.append(f"| `{one.gguf}` | {classes} | {'; '.join(said) or 'renamed'} | {', '.join(unseen) or '—'} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_architectures_is_the_data() -> None:
+    assert table() in (ROOT / "docs" / "formats.md").read_text()

@@ -1,0 +1,294 @@
+"""PEFT folders: read to the canonical form and back without losing a byte."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_converters.adapter import factored_out, plain_pairs
+from adapterhub_converters.bases import BaseSpec, BaseTensor
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import convert, peft
+from adapterhub_converters.formats.peft import config
+
+
+def folder(path: Path, tensors: dict[str, tuple[int, ...]], **config: object) -> Path:
+    """A PEFT folder with tensors of the given shapes, filled with numbers that differ."""
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {f"base_model.model.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    safetensors_file.write(path / peft.WEIGHTS, arrays, {"format": "pt"})
+    (path / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}))
+    return path
+
+
+PAIR = {"l.0.q.lora_A.weight": (2, 8), "l.0.q.lora_B.weight": (6, 2)}
+
+
+def test_writing_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", PAIR)
+    (tmp_path / "b").mkdir()
+    peft.write(peft.read(source), tmp_path / "b")
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_config_written_anew_gives_every_module_the_same_scale(tmp_path: Path) -> None:
+    tensors = {f"l.{n}.q.lora_{half}.weight": (3, 8) if half == "A" else (6, 3) for n in (1, 10) for half in "AB"}
+    adapter = peft.read(folder(tmp_path / "a", tensors | PAIR, alpha_pattern={"l.1.q": 5}, use_rslora=True))
+    (tmp_path / "b").mkdir()
+    peft.write(dataclasses.replace(adapter, source=None), tmp_path / "b")
+    again = peft.read(tmp_path / "b")
+    assert {t: (d.r, d.scaling) for t, d in again.deltas.items()} == {t: (d.r, d.scaling) for t, d in adapter.deltas.items()}
+
+
+def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, alpha_pattern={"q": 1, "l.0.q": 100}))
+    assert adapter.deltas["l.0.q"].alpha == 1
+    assert "both match and differ" in adapter.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not read yet"),
+        ({"use_bdlora": True}, "use_bdlora = true: changes what the adapter computes"),
+        ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
+        ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
+        ({"frobnicate": 3}, "frobnicate = 3: changes what the adapter computes"),
+        ({"r": "eight"}, '"r" is "eight"'),
+        ({"alpha_pattern": {"(?=(a+)+b)q": 1}}, "could take for ever"),
+        ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
+        ({"alpha_pattern": [1]}, '"alpha_pattern" is not a map'),
+    ],
+)
+def test_refused_configs(tmp_path: Path, config: dict[str, object], says: str) -> None:
+    with pytest.raises(AdapterhubError, match="adapter_config.json: ") as caught:
+        peft.read(folder(tmp_path / "a", PAIR, **config))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"l.0.q.lora_A.weight": (2, 8)}, "lora_B is missing"),
+        ({**PAIR, "l.0.q.lora_B.weight": (6, 3)}, "do not share a rank"),
+        ({**PAIR, "l.0.q.lora_A.weight": (0, 8), "l.0.q.lora_B.weight": (6, 0)}, "empty tensor"),
+        ({"l.0.q.lora_E": (2, 1)}, "is of no kind that is read yet"),
+    ],
+)
+def test_refused_tensors(tmp_path: Path, tensors: dict[str, tuple[int, ...]], says: str) -> None:
+    with pytest.raises(AdapterhubError, match="adapter_model.safetensors: ") as caught:
+        peft.read(folder(tmp_path / "a", tensors))
+    assert says in str(caught.value)
+
+
+def test_all_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
+    tensors = {**PAIR, "l.0.q.odd": (2,), "l.1.q.odder": (2,)}
+    with pytest.raises(RefusedError, match="adapter_config.json: frobnicate = 3: changes.*and 3 more like it") as caught:
+        peft.read(folder(tmp_path / "a", tensors, frobnicate=3, use_bdlora=True))
+    assert [item.partition(": ")[0] for item in caught.value.items] == [
+        "frobnicate = 3",
+        "use_bdlora = true",
+        "tensor 'base_model.model.l.0.q.odd'",
+        "tensor 'base_model.model.l.1.q.odder'",
+    ]
+
+
+def test_every_delta_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="and 1 more like it") as caught:
+        peft.read(folder(tmp_path / "a", {**PAIR, "l.0.k.lora_E": (2, 1), "l.0.v.hada_w1_a": (2, 1)}))
+    assert [item.partition(" ")[0] for item in caught.value.items] == ["l.0.k.lora_E", "l.0.v.hada_w1_a"]
+
+
+def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", PAIR)
+    (source / peft.WEIGHTS).rename(source / "adapter_model.bin")
+    with pytest.raises(RefusedError, match="a pickle can run code"):
+        peft.read(source)
+
+
+@pytest.mark.parametrize(
+    ("key", "read_as"),
+    [
+        ("base_model.model.l.q.lora_{}.default.weight", "l.q"),
+        ("base_model.model.l.q.lora_{}.my-adapter.weight", "l.q"),
+        ("base_model.model.base_model.model.l.q.lora_{}.weight", "l.q"),
+        ("module.base_model.model.l.q.lora_{}.weight", "l.q"),
+        ("base_model.model._orig_mod.l.q.lora_{}.weight", "l.q"),
+        ("_orig_mod.base_model.model.l._checkpoint_wrapped_module.q.lora_{}.weight", "l.q"),
+    ],
+)
+def test_what_trainers_leave_in_names_is_taken_off_and_comes_back(tmp_path: Path, key: str, read_as: str) -> None:
+    source = tmp_path / "a"
+    source.mkdir()
+    arrays = {key.format("A"): np.ones((2, 8), np.float32), key.format("B"): np.ones((6, 2), np.float32)}
+    safetensors_file.write(source / peft.WEIGHTS, arrays, {"format": "pt"})
+    (source / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    adapter = peft.read(source)
+    assert list(adapter.deltas) == [read_as]
+    assert "names that peft would skip" in adapter.notes[0]
+    assert list(peft.state_dict(adapter)) == [f"base_model.model.{read_as}.lora_{half}.weight" for half in "AB"]
+    (tmp_path / "b").mkdir()
+    peft.write(adapter, tmp_path / "b")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
+
+
+def test_the_magnitudes_of_older_files_keep_their_names(tmp_path: Path) -> None:
+    tensors = {**PAIR, "l.0.q.lora_magnitude_vector.weight": (6,)}
+    source = folder(tmp_path / "a", tensors, use_dora=True)
+    (tmp_path / "b").mkdir()
+    adapter = peft.read(source)
+    assert not adapter.notes
+    peft.write(adapter, tmp_path / "b")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
+
+
+def test_shards_are_read_as_one_adapter(tmp_path: Path) -> None:
+    whole = peft.read(folder(tmp_path / "whole", PAIR))
+    source = folder(tmp_path / "a", {})
+    (source / peft.WEIGHTS).unlink()
+    shards = {}
+    for number, (key, array) in enumerate(peft.state_dict(whole).items()):
+        shards[key] = f"adapter_model-{number}.safetensors"
+        safetensors_file.write(source / shards[key], {key: array}, {"format": "pt"})
+    (source / peft.INDEX).write_text(json.dumps({"weight_map": shards}))
+    convert.convert(source, tmp_path / "b", to="peft")
+    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (tmp_path / "whole" / peft.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "missing.safetensors"])
+def test_an_index_cannot_name_what_is_not_there(tmp_path: Path, shard: str) -> None:
+    source = folder(tmp_path / "a", {})
+    (source / peft.WEIGHTS).unlink()
+    (source / peft.INDEX).write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(AdapterhubError, match="not a plain file name|no such file"):
+        peft.read(source)
+
+
+def test_the_folder_above_an_adapter_hints_at_it(tmp_path: Path) -> None:
+    folder(tmp_path / "checkpoint-10", PAIR)
+    with pytest.raises(AdapterhubError, match="Did you mean .*checkpoint-10"):
+        convert.read(tmp_path)
+
+
+def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_said(tmp_path: Path) -> None:
+    tensors = {"e.lora_embedding_A": (2, 12), "e.lora_embedding_B": (8, 2), "e.base_layer.weight": (12, 8)}
+    adapter = peft.read(folder(tmp_path / "a", tensors))
+    assert list(adapter.copies) == ["e.weight"]
+    assert "copies of the base's weights ride along: e.weight" in adapter.notes
+    with pytest.raises(RefusedError, match="e.weight: a copy of the base's weight rides along"):
+        plain_pairs(adapter)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"alora_invocation_tokens": [1]}, "acts only after certain tokens"),
+        ({"layer_replication": [[0, 1]]}, "a base with repeated layers"),
+        ({"ensure_weight_tying": True}, "is done to the layer tied to it"),
+    ],
+)
+def test_what_only_peft_can_say_is_refused_elsewhere(tmp_path: Path, config: dict[str, object], says: str) -> None:
+    with pytest.raises(RefusedError, match=says):
+        plain_pairs(peft.read(folder(tmp_path / "a", {**PAIR, "l.n.weight": (8,)}, **config)))
+
+
+def test_a_rank_that_only_the_tensors_know_is_reported(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, rank_pattern={"q": 4, "l.0.q": 2, "typo": 3}))
+    assert adapter.deltas["l.0.q"].r == 2
+    assert 'rank_pattern "q" and "l.0.q" both match and differ' in adapter.notes[0]
+    assert "rank 2 by its tensors, 4.0 by the config" in adapter.notes[1].replace(" 4 ", " 4.0 ")
+    assert adapter.notes[2] == 'rank_pattern "typo" matches no module of the adapter'
+
+
+LAMBDAS = {"l.0.q.vera_lambda_b": (6,), "l.0.q.vera_lambda_d": (2,)}
+
+
+def vera(path: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> Path:
+    """A VeRA adapter; `vera_A` and `vera_B` are named as peft names them."""
+    path.mkdir()
+    arrays = {
+        f"base_model.{name}" if name in ("vera_A", "vera_B") else f"base_model.model.{name}": np.ones(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+    safetensors_file.write(path / peft.WEIGHTS, arrays, {"format": "pt"})
+    (path / peft.CONFIG).write_text(json.dumps({"peft_type": "VERA", "r": 2, **config}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "says"),
+    [
+        (LAMBDAS, {"save_projection": False}, "vera_A and vera_B were not saved.*Save it again with save_projection=True"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)}, {"save_projection": False}, "are in the file and peft makes others"),
+        (LAMBDAS | {"vera_A": (2, 8)}, {}, "base_model.vera_B is missing"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 3)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (2, 0), "vera_B": (6, 2)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (16,), "vera_B": (6, 2)}, {}, "do not share a rank"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (5, 2)}, {}, "do not fit vera_A"),
+        (LAMBDAS | {"vera_A": (3, 8), "vera_B": (6, 3)}, {}, "do not fit vera_A"),
+        (LAMBDAS | {"l.0.q.vera_lambda_b": (6, 1), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "do not fit vera_A"),
+        ({"l.0.q.vera_lambda_b": (6,), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "vera_lambda_d is missing"),
+        ({"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "projections and no module that uses them"),
+        (LAMBDAS | PAIR | {"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "a VeRA delta of A, B, vera_lambda_b, vera_lambda_d"),
+        (PAIR | {"vera_A": (2, 8)}, {"peft_type": "LORA"}, "in another adapter than VeRA"),
+        (LAMBDAS, {"peft_type": "LORA"}, "is of no kind that is read yet"),
+    ],
+)
+def test_vera_that_makes_no_sense_is_refused(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], config: dict[str, object], says: str
+) -> None:
+    with pytest.raises(AdapterhubError, match=says):
+        peft.read(vera(tmp_path / "a", shapes, **config))
+
+
+@pytest.mark.parametrize("weight", [None, (5, 8), (6, 9), (6,)])
+def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weight: tuple[int, ...] | None) -> None:
+    tensors = {} if weight is None else {"l.0.q.weight": BaseTensor(weight, "F32")}
+    base = BaseSpec("base", "hf", "", "", {}, tensors)
+    source = vera(tmp_path / "a", LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)})
+    with pytest.raises(RefusedError, match="how many of its columns a module has only the base says.*Give --base"):
+        factored_out(peft.read(source, base=base))
+
+
+def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, use_qalora=True, qalora_group_size=4))
+    x = np.random.default_rng(1).normal(size=32).astype(np.float32)
+    pooled = adapter.deltas["l.0.q"]
+    wide = factored_out(adapter).deltas["l.0.q"]
+    groups = x.reshape(8, 4).mean(1) * 8  # peft, QALoraLinearVariant.forward
+    want = pooled.scaling * (pooled.lora_B @ (pooled.lora_A @ groups))
+    np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
+
+
+KEYS = sorted(config.READ | config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
+SCRAPS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["l.0.q", "pissa", "LORA", "q"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("l.0.q"), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), SCRAPS, min_size=1, max_size=4), st.booleans())
+def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: dict[str, object], rows: bool) -> None:
+    arrays = {f"base_model.model.{name}": np.ones(shape, np.float32) for name, shape in PAIR.items()}
+    if rows:
+        arrays["base_model.model.l.e.token_adapter.trainable_tokens_delta"] = np.ones((2, 4), np.float32)
+    with contextlib.suppress(AdapterhubError):
+        text = json.dumps({"peft_type": "LORA", **config})
+        adapter = peft.parse(text, arrays, {}, where="a")
+        peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, where="b")

@@ -1,0 +1,68 @@
+"""`adapterhub formats`: what it says is what conversions do, and what docs/formats.md says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cli.commands import convert
+from adapterhub_converters.formats import convert as formats
+from adapterhub_converters.formats import probe
+from adapterhub_converters.formats.probe import Row
+from tests.conftest import ROOT, Run
+from tests.converters import trained
+from tests.converters.trained import LLAMA
+
+MARKS = {probe.BYTES: "=", probe.FUNCTION: "~", probe.NO: "-"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return probe.tried()
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = ["| from, and back | " + " | ".join(f"`{row.name}`" for row in rows) + " |", "| --- |" + " --- |" * len(rows)]
+    for row in rows:
+        marks = [MARKS[row.back[other.name]] if other is not row else "" for other in rows]
+        lines.append(f"| `{row.name}` | " + " | ".join(marks) + " |")
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_docs_is_what_conversions_do(rows: list[Row]) -> None:
+    found = markdown(rows)
+    assert found in (ROOT / "docs/formats.md").read_text(), f"docs/formats.md should have:\n{found}"
+
+
+def test_every_format_is_read_and_written(rows: list[Row]) -> None:
+    assert [row.name for row in rows] == [*formats.FORMATS, *formats.PACKAGES]
+    assert all(row.reads and row.writes for row in rows)
+
+
+def test_convert_offers_every_format(rows: list[Row]) -> None:
+    assert set(convert._FORMATS) == {row.name for row in rows} | {"hf"}
+
+
+def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:
+    found = {row.name: row.files for row in rows}
+    assert found["ollama"] == ("Modelfile", "NAME.gguf")
+    assert found["torchtune"] == ("NAME.safetensors",)
+
+
+def test_the_command_says_the_same(run: Run, rows: list[Row]) -> None:
+    document = json.loads(run("formats", "--json").stdout)["formats"]
+    assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
+    text = run("formats").stdout
+    assert all(row.name in text for row in rows)
+
+
+@pytest.mark.parametrize("name", ["torchtune", "litgpt", "megatron"])
+@pytest.mark.parametrize("kinds", [(), ("q_proj", "k_proj", "v_proj")])
+def test_a_trainers_own_tensors_come_back_from_peft(tmp_path: Path, name: str, kinds: tuple[str, ...]) -> None:
+    formats.convert(trained.folder(trained.full(*kinds), tmp_path / "a"), tmp_path / "b", to=name, base=LLAMA)
+    plain = trained.stripped(tmp_path / "b")
+    formats.convert(plain, tmp_path / "peft", to="peft", base=LLAMA, alpha=4)
+    formats.convert(tmp_path / "peft", tmp_path / "again", to=name, base=LLAMA)
+    assert trained.stripped(tmp_path / "again").read_bytes() == plain.read_bytes()

@@ -1,0 +1,155 @@
+"""safetensors files: the library's own bytes, and malformed ones refused at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import Header, SafetensorsFile
+from adapterhub_converters.errors import FormatError, NotFoundError
+from tests.conftest import need_module
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.int64, np.bool_, np.uint16, np.int32]
+
+
+def read(raw: bytes) -> Header:
+    return safetensors_file.read_header(lambda offset, n: raw[offset : offset + n], len(raw), "x.safetensors")
+
+
+def file(header: object, data: int = 0) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + bytes(data)
+
+
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+NAMES = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=15).filter(lambda name: name != "__metadata__")
+ARRAYS = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=4), st.integers(0, 100)).map(
+    lambda parts: np.random.default_rng(parts[2]).integers(0, 2, parts[1]).astype(parts[0])
+)
+FILES = st.tuples(st.dictionaries(NAMES, ARRAYS, max_size=6), st.dictionaries(NAMES, st.text(max_size=9), max_size=3))
+
+
+@given(FILES)
+def test_what_was_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, content: tuple[dict[str, np.ndarray], dict[str, str]]
+) -> None:
+    tensors, metadata = content
+    path = tmp_path_factory.mktemp("st") / "x.safetensors"
+    safetensors_file.write(path, tensors, metadata)
+    with SafetensorsFile(path) as opened:
+        assert opened.header.metadata == metadata
+        assert set(opened.tensors) == set(tensors)
+        for name, array in tensors.items():
+            again = opened.tensor(name)
+            assert (again.dtype, again.shape, again.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@pytest.mark.peer
+@given(FILES)
+def test_the_library_writes_the_same_bytes_and_reads_ours(
+    tmp_path_factory: pytest.TempPathFactory, content: tuple[dict[str, np.ndarray], dict[str, str]]
+) -> None:
+    need_module("safetensors")
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    tensors, metadata = content
+    metadata = dict(list(metadata.items())[:1])  # the library keeps metadata in a hash map: more than one has no order
+    path = tmp_path_factory.mktemp("st") / "x.safetensors"
+    safetensors_file.write(path, tensors, metadata)
+    assert path.read_bytes() == save(tensors, metadata=metadata or None)
+    with safe_open(path, framework="numpy") as theirs:
+        assert set(theirs.keys()) == set(tensors)
+
+
+BASE = {"t": entry()}
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "0 bytes are fewer than its length field has"),
+        (b"1234567", "7 bytes are fewer"),
+        ((2**63).to_bytes(8, "little"), "header of 9223372036854775808 bytes is over the limit"),
+        ((100).to_bytes(8, "little") + b"{}", "truncated: the header says 100 bytes, the file has 2 left"),
+        (file(b" {}"), "the header does not start with {"),
+        (file(b"{\xff}"), "the header is not UTF-8"),
+        (file(b"{"), "not valid JSON"),
+        (file(b'{"a":' + b"[" * 100_000), "not valid JSON"),
+        (file(b'{"t":1,"t":2}'), "duplicate key 't'"),
+        (file({"t": 1}), "does not have exactly dtype, shape and data_offsets"),
+        (file({"t": entry() | {"more": 1}}, 8), "does not have exactly dtype, shape and data_offsets"),
+        (file({"t": entry("F99")}, 8), "has an unknown dtype 'F99'"),
+        (file({"t": entry(["F32"])}, 8), "has an unknown dtype"),
+        (file({"t": entry(shape=[-2])}, 8), "has a malformed shape"),
+        (file({"t": entry(shape=[True, 2])}, 8), "has a malformed shape"),
+        (file({"t": entry(shape=[2**63])}, 8), "has a malformed shape"),
+        (file({"t": entry(shape=[2**62, 2**62, 16])}, 8), "is not the 8 bytes of its offsets"),
+        (file({"t": entry(shape=[1] * 17)}, 8), "has a malformed shape"),
+        (file({"t": entry(offsets=[0])}, 8), "has malformed data_offsets"),
+        (file({"t": entry(offsets=[0.0, 8])}, 8), "has malformed data_offsets"),
+        (file({"t": entry(offsets=[8, 0])}, 8), "is not the -8 bytes of its offsets"),
+        (file({"t": entry(), "u": entry()}, 16), "overlaps the one before it"),
+        (file({"t": entry(offsets=[8, 16])}, 16), "leaves a hole before it"),
+        (file(BASE, 4), "truncated: the tensors end at byte"),
+        (file(BASE, 9), "1 bytes after the last tensor belong to no tensor"),
+        (file({"": entry()}, 8), "is empty, too long or unprintable"),
+        (file({"a\0b": entry()}, 8), "is empty, too long or unprintable"),
+        (file({"n" * 2000: entry()}, 8), "is empty, too long or unprintable"),
+        (file({"__metadata__": {"a": 1}}), "__metadata__ is not a map of strings to strings"),
+        (file({"__metadata__": []}), "__metadata__ is not a map of strings to strings"),
+        (file(b'{"t":NaN}'), "NaN is not JSON"),
+        (file(b'{"t":' + b"9" * 5000 + b"}"), "not valid JSON"),
+    ],
+)
+def test_malformed_files_are_refused_in_one_line(raw: bytes, says: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        read(raw)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_may_be_null_as_mlx_writes_it() -> None:
+    assert read(file({"__metadata__": None, "t": entry()}, 8)).metadata == {}
+
+
+GOOD = file({"__metadata__": {"format": "pt"}, "a": entry(), "b": entry("F16", [2, 3], [8, 20])}, 20)
+
+
+@given(st.data())
+def test_mutated_files_are_valid_or_refused(data: st.DataObject) -> None:
+    raw = bytearray(GOOD[: data.draw(st.integers(0, len(GOOD)))] if data.draw(st.booleans()) else GOOD)
+    for _ in range(data.draw(st.integers(0, 4))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(FormatError):
+        read(bytes(raw))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_any_json_is_valid_or_refused(document: object) -> None:
+    with contextlib.suppress(FormatError):
+        read(file({"t": document} if not isinstance(document, dict) else document, 8))
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no such file"):
+        SafetensorsFile(tmp_path / "x")

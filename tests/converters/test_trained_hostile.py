@@ -1,0 +1,79 @@
+"""Whatever is done to a file of a trainer's format, reading it says what is wrong in one line, or reads what it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import AdapterhubError, FormatError
+from adapterhub_converters.formats import convert
+from adapterhub_converters.formats.trainers import fused, litgpt, megatron, torchtune
+from tests.converters import trained
+from tests.converters.trained import LLAMA
+
+MODULES: dict[str, Any] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
+VALUES = st.sampled_from([0, -1, 3, 10**400, 1e300, True, None, "x", [], [4, 4], {}, [[]], 2**40])
+
+
+def parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with safetensors_file.SafetensorsFile(path) as file:
+        return {name: file.tensor(name) for name in file.tensors}, dict(file.header.metadata)
+
+
+def signed(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """The file with a digest that fits whatever it says: a stranger can do that too."""
+    text = metadata.get(fused.SETTINGS, "")
+    digest = fused.source_config.payload_digest(dict(sorted(tensors.items())), text)
+    safetensors_file.write(path, tensors, metadata | {"adapterhub.source.payload": digest})
+
+
+@pytest.mark.parametrize("name", MODULES)
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_lie_in_the_header_is_a_traceback(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("h")
+    MODULES[name].write(trained.full("q_proj", "k_proj", "down_proj"), folder / "a.safetensors", base=LLAMA)
+    tensors, metadata = parts(folder / "a.safetensors")
+    rows = json.loads(metadata["adapterhub.source.tensors"])
+    row = rows[data.draw(st.integers(0, len(rows) - 1))]
+    place = data.draw(st.integers(0, len(row) - 1))
+    if place == 6 and data.draw(st.booleans()):
+        row[6][data.draw(st.integers(0, 4))] = data.draw(VALUES)
+    else:
+        row[place] = data.draw(VALUES)
+    options = json.loads(metadata[fused.SETTINGS])
+    options[data.draw(st.sampled_from(sorted(options)))] = data.draw(VALUES)
+    changed = {"adapterhub.source.tensors": json.dumps(rows), fused.SETTINGS: json.dumps(options)}
+    if data.draw(st.booleans()):
+        tensors.pop(data.draw(st.sampled_from(sorted(tensors))))
+    signed(folder / "b.safetensors", tensors, metadata | changed)
+    assert "\n" not in said(folder / "b.safetensors")
+
+
+def said(path: Path) -> str:
+    """What reading it says: an error that is ours, or nothing."""
+    try:
+        convert.read(path, base=LLAMA)
+    except AdapterhubError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_list_that_hides_a_tensor_is_refused(tmp_path: Path, name: str) -> None:
+    MODULES[name].write(trained.full("q_proj", "k_proj"), tmp_path / "a.safetensors", base=LLAMA)
+    tensors, metadata = parts(tmp_path / "a.safetensors")
+    config = json.loads(metadata["adapterhub.source.config"])
+    config["target_modules"].remove(trained.K)
+    rows = [row for row in json.loads(metadata["adapterhub.source.tensors"]) if row[1] != trained.K]
+    lies = {"adapterhub.source.tensors": json.dumps(rows), "adapterhub.source.config": json.dumps(config)}
+    signed(tmp_path / "b.safetensors", tensors, metadata | lies)
+    with pytest.raises(FormatError, match="lacks"):
+        convert.read(tmp_path / "b.safetensors")

@@ -1,0 +1,381 @@
+"""Finding adapters: any text is a query, the index is what a rebuild makes it, and filters mean what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapterhub.digest import sha256_file
+from adapterhub.index import migrations, search
+from adapterhub.index.search import Query
+from adapterhub.manifest import card, oci_manifest
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.store.store import Entry
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
+from adapterhub_converters.formats import peft
+from tests.support.adapters import write_adapter
+
+Make = Callable[..., Path]
+
+SQL_CARD = """---
+license: mit
+language:
+- en
+- "de"
+tags: [text2sql, 'lora']
+base_model: other/unread
+---
+# Text to SQL
+Answers questions about café tables. C++ "quoted".
+"""
+
+
+def adapter(path: Path, seed: int, toml: str, text: str = "# A card\n", **config: object) -> Path:
+    write_adapter(path, seed, **config)
+    (path / "adapter.toml").write_text(toml)
+    (path / "README.md").write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """team/sql in two versions, of which the older is tagged prod; other/poems."""
+    root = tmp_path_factory.mktemp("search")
+    metrics = "[training.metrics]\neval_loss = {}\n"
+    sql, better, poems = root / "sql", root / "better", root / "poems"
+    with Registry.init(root / "registry") as registry:
+        registry.push(adapter(sql, 1, metrics.format(0.5), SQL_CARD), Ref.parse("team/sql:prod"))
+        registry.push(adapter(better, 2, 'name = "Quarry"\n' + metrics.format(0.7), SQL_CARD), Ref.parse("team/sql"))
+        poems_toml = 'description = "Writes sonnets, not sql."\nlicense = "Apache-2.0"\n'
+        registry.push(adapter(poems, 3, poems_toml, base_model_name_or_path="big/llama-7b"), Ref.parse("other/poems"))
+        yield registry
+
+
+def found(registry: Registry, words: str = "", **query: Any) -> list[str]:
+    return [str(row.ref) for row in search.search(registry.catalog, Query(words, **query)).rows]
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("words", "refs"),
+    [
+        ("sql", ["team/sql:v2", "other/poems:v1"]),  # a hit in the name is worth more than one in the description
+        ("SQL ta", ["team/sql:v2"]),
+        ("sonn", ["other/poems:v1"]),
+        ("quarr", ["team/sql:v2"]),
+        ("cafe", ["team/sql:v2"]),
+        ("llama-7b", ["other/poems:v1"]),
+        ("big/llama", ["other/poems:v1"]),
+        ("q_proj poems", ["other/poems:v1"]),
+        ("apache", ["other/poems:v1"]),
+        ("text2sql de", ["team/sql:v2"]),
+        ("prod", ["team/sql:v1"]),
+        ('c++ "quoted"', ["team/sql:v2"]),
+        ("sql nowhere", []),
+        ("!!!", []),
+        ("sonnets NOT sql", ["other/poems:v1"]),  # NOT is a word
+    ],
+)
+def test_words_find_what_they_are_in(filled: Registry, words: str, refs: list[str]) -> None:
+    assert found(filled, words) == refs
+
+
+def test_without_words_the_newest_of_each_name_is_listed(filled: Registry) -> None:
+    assert sorted(found(filled)) == ["other/poems:v1", "team/sql:v2"]
+    assert sorted(found(filled, all_versions=True)) == ["other/poems:v1", "team/sql:v1", "team/sql:v2"]
+    short = search.search(filled.catalog, Query(limit=1))
+    assert (len(short.rows), short.total) == (1, 2)
+
+
+ODD = ['"', "'", "a AND", "NEAR(a b, 2)", "^a", "{name}: a", "name : a", "a*", "-a", "a + b", "(", "\0", "\ud800", "a" * 10_000]
+
+
+@given(words=st.one_of(st.text(st.characters()), st.sampled_from(ODD), st.text("\"'*()^:{}+-AND ORT\0", max_size=30)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+def test_any_text_is_a_valid_query(filled: Registry, words: str) -> None:
+    result = search.search(filled.catalog, Query(words, facets=(("target", words),), tags=(words,)), facets=True)
+    assert result.total == len(result.rows)
+    search.search(filled.catalog, Query(words), facets=True)
+
+
+def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
+    assert found(filled, " ".join(f"w{n}" for n in range(3000))) == []
+
+
+# ---- facts
+
+
+@pytest.mark.parametrize(
+    ("query", "refs"),
+    [
+        ({"facets": [("base", "org/base")]}, ["team/sql:v2"]),
+        ({"facets": [("base", "LLAMA-7B")]}, ["other/poems:v1"]),
+        ({"facets": [("base", "other/unread")]}, []),  # adapter.json knows better than the card
+        ({"facets": [("license", "apache-2.0")]}, ["other/poems:v1"]),
+        ({"facets": [("license", "MIT")]}, ["team/sql:v2"]),
+        ({"facets": [("target", "q_proj"), ("target", "v_proj"), ("language", "de")]}, ["team/sql:v2"]),
+        ({"facets": [("target", "k_proj")]}, []),
+        ({"facets": [("method", "dora")]}, []),
+        ({"tags": ["prod"]}, ["team/sql:v1"]),
+        ({"tags": ["text2sql"]}, ["team/sql:v2"]),
+        ({"metrics": [("eval_loss", "<0.6")]}, ["team/sql:v1"]),
+        ({"metrics": [("eval_loss", "0.6..0.8")]}, ["team/sql:v2"]),
+        ({"metrics": [("accuracy", ">0")]}, []),
+        ({"bounds": [("r", "2")], "words": "poems"}, ["other/poems:v1"]),
+        ({"bounds": [("r", "3..")]}, []),
+        ({"bounds": [("size", "<1kB")]}, []),
+    ],
+)
+def test_filters(filled: Registry, query: dict[str, Any], refs: list[str]) -> None:
+    for key in ("metrics", "bounds"):
+        query[key] = [(name, search.parse_bounds(text, "", size=name == "size")) for name, text in query.get(key, ())]
+    assert found(filled, **query) == refs
+
+
+def test_facets_count_all_that_match(filled: Registry) -> None:
+    counts = search.search(filled.catalog, Query(limit=0), facets=True).facets
+    assert counts["base"] == {"big/llama-7b": 1, "org/base": 1}
+    assert counts["target"] == {"q_proj": 2, "v_proj": 2}
+    assert counts["r"] == {"2": 2}
+    assert counts["language"] == {"de": 1, "en": 1}
+    assert tuple(counts) == search.FACETS
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "bounds"),
+    [
+        ("8", False, [("=", 8.0)]),
+        ("4..16", False, [(">=", 4.0), ("<=", 16.0)]),
+        ("..16", False, [("<=", 16.0)]),
+        ("< 0.5", False, [("<", 0.5)]),
+        ("==-1e-3", False, [("=", -0.001)]),
+        ("<10MB", True, [("<", 1e7)]),
+        ("1 KiB..2g", True, [(">=", 1024.0), ("<=", 2e9)]),
+    ],
+)
+def test_bounds_as_they_are_typed(text: str, size: bool, bounds: list[tuple[str, float]]) -> None:
+    assert [(bound.operator, bound.value) for bound in search.parse_bounds(text, "", size=size)] == bounds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", False), ("..", False), ("x", False), ("<", False), ("nan", False), ("8", True)]
+)
+def test_bounds_that_say_nothing_are_refused(text: str, size: bool) -> None:
+    with pytest.raises(UsageError):
+        search.parse_bounds(text, "--rank", size=size)
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
+    for call in (search.parse_bounds, search.parse_metric):
+        with contextlib.suppress(UsageError):
+            call(text, "there")
+
+
+# ---- bytes
+
+
+def test_the_holder_of_a_file_is_found_by_its_digest(filled: Registry) -> None:
+    sql = filled.root.parent / "sql"
+    digest = sha256_file(sql / peft.WEIGHTS)
+    assert [(str(holder.row.ref), holder.path) for holder in search.holders(filled.catalog, digest)] == [
+        ("team/sql:v1", peft.WEIGHTS)
+    ]
+    assert search.holders(filled.catalog, digest[:20]) == search.holders(filled.catalog, digest)
+    config = search.holders(filled.catalog, sha256_file(sql / peft.CONFIG))
+    assert [str(holder.row.ref) for holder in config] == ["team/sql:v2", "team/sql:v1"]
+    whole = search.holders(filled.catalog, oci_manifest.build(sql).digest)
+    assert [(str(holder.row.ref), holder.path) for holder in whole] == [("team/sql:v1", "")]
+    assert search.holders(filled.catalog, "sha256:" + "0" * 64) == []
+
+
+# ---- the index
+
+
+def everything(registry: Registry) -> dict[str, list[Any]]:
+    """All that the index says, in terms that a rebuild doesn't change."""
+    select = registry.catalog.select
+    named = {version: (name, number) for version, name, number in select("SELECT id, name, number FROM versions")}
+    result: dict[str, list[Any]] = {"rows": registry.list(), "names": registry.catalog.names()}
+    result["tags"] = select("SELECT * FROM tags ORDER BY name, tag")
+    for table in ("facets", "metrics", "files"):
+        columns = [name for _, name, *_ in select(f"PRAGMA table_info({table})") if name != "version"]
+        rows = select(f"SELECT version, {', '.join(columns)} FROM {table}")
+        result[table] = sorted((named[version], *rest) for version, *rest in rows)
+    result["tensors"] = select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY digest, key")
+    result["facet_counts"] = select("SELECT kind, lower(value), n FROM facet_counts WHERE n > 0 ORDER BY kind, lower(value)")
+    result["weights"] = select("SELECT digest FROM weights ORDER BY digest")
+    result["search"] = sorted((named[version], *rest) for version, *rest in select("SELECT rowid, * FROM search"))
+    registry.catalog.select("INSERT INTO search (search) VALUES ('integrity-check')")
+    return result
+
+
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("push"), st.integers(0, 2), st.integers(0, 3), st.sampled_from(["", ":prod", ":blessed"])),
+        st.tuples(st.just("tag"), st.integers(0, 2), st.integers(1, 3), st.sampled_from(["prod", "blessed"])),
+        st.tuples(st.just("rm"), st.integers(0, 2), st.just(0), st.sampled_from(["", ":prod"])),
+    ),
+    max_size=8,
+)
+
+
+@given(moves=MOVES)
+@settings(deadline=None, max_examples=25)
+def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("moves")
+    folders = [adapter(root / str(n), n, f"[training.metrics]\nloss = {n}\n", SQL_CARD) for n in range(4)]
+    with Registry.init(root / "registry") as registry:
+        for op, name, number, tag in moves:
+            ref = f"team/n{name}"
+            try:
+                if op == "push":
+                    registry.push(folders[number], Ref.parse(ref + tag), restore=True)
+                elif op == "tag":
+                    registry.tag(Ref.parse(f"{ref}:v{number}"), tag)
+                else:
+                    registry.rm(Ref.parse(ref + tag))
+            except (NotFoundError, ConflictError):
+                pass
+        kept = everything(registry)
+        registry.rebuild_index()
+        assert everything(registry) == kept
+        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+
+
+def test_an_older_database_is_rebuilt_on_the_way(make: Make, tmp_path: Path) -> None:
+    with Registry.init(tmp_path / "registry") as registry:
+        registry.push(make(), Ref.parse("team/sql:prod"))
+        before = everything(registry)
+    path = tmp_path / "registry" / "registry.db"
+    path.unlink()
+    with sqlite3.connect(path, isolation_level=None) as db:
+        db.execute("PRAGMA application_id = 0x41644862")
+        db.execute("PRAGMA journal_mode = WAL")
+        migrations.MIGRATIONS[0](db)
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO names VALUES ('team/stale', 1, '', 1, 0)")
+    db.close()
+    with Registry.open(tmp_path / "registry") as registry:
+        assert everything(registry) == before
+
+
+def test_tables_are_strict_and_the_database_has_a_write_ahead_log(filled: Registry) -> None:
+    listed = filled.catalog.select("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
+    assert {name for name, strict in listed if not strict} == {"sqlite_schema"}
+    assert filled.catalog.select("PRAGMA journal_mode") == [("wal",)]
+
+
+def test_facts_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path) -> None:
+    facts = {
+        "name": 3, "base": {"repo": ["x"], "model_type": "\0"}, "targets": ["q", 4, None], "parents": [1, {"ref": 2}],
+        "training": {
+            "metrics": {"a": "b", "c": True, "d": 10**300, "f": 2}, "data": [3, {"name": []}],
+        },
+    }  # fmt: skip
+    with Registry.init(tmp_path) as registry:
+        digest, size = registry.store.put_bytes(json.dumps(facts).encode())
+        card_digest, card_size = registry.store.put_bytes(b"\xff\0---\n# Odd\n")
+        layers = [
+            {"mediaType": "x", "digest": d, "size": s, "annotations": {oci_manifest.TITLE: path}}
+            for d, s, path in ((digest, size, "adapter.json"), (card_digest, card_size, "README.md"))
+        ]
+        made = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers}).encode()
+        manifest_digest, manifest_size = registry.store.put_bytes(made)
+        registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
+        registry.resolve(Ref.parse("team/sql"))
+        assert found(registry, "odd", facets=(("target", "q"),)) == ["team/sql:v1"]
+        assert registry.catalog.select("SELECT name, value FROM metrics ORDER BY name") == [("d", 1e300), ("f", 2.0)]
+
+
+# ---- cards
+
+
+SQL_FIELDS = {
+    "license": ("mit",),
+    "language": ("en", "de"),
+    "tags": ("text2sql", "lora"),
+    "base_model": ("other/unread",),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "title"),
+    [
+        ("", {}, ""),
+        ("# Title\ntext", {}, "Title"),
+        (SQL_CARD, SQL_FIELDS, "Text to SQL"),
+        ("---\na: 1 # why\nb:\n  - x: y\n  c: d\n- z\ne: |\n  text\nf: {}\ng: null\n---\n", {"a": ("1",), "b": ("z",)}, ""),
+        ("---\nnever: closed", {}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_read_of_a_card(text: str, fields: dict[str, Any], title: str) -> None:
+    parsed = card.parse(text)
+    assert (parsed.fields, parsed.title) == (fields, title)
+
+
+@given(st.text() | st.text("-:[]\n ab'\"#").map(lambda text: f"---\n{text}"))
+@settings(deadline=None)
+def test_any_text_is_a_card(text: str) -> None:
+    parsed = card.parse(text)
+    assert len(parsed.prose) <= card.MAX_PROSE
+    assert all(values and all(values) for values in parsed.fields.values())
+
+
+def test_a_newer_catalog_is_not_touched(filled: Registry, tmp_path: Path) -> None:
+    with Registry.init(tmp_path / "r") as registry:
+        registry.catalog.select(f"PRAGMA user_version = {len(migrations.MIGRATIONS) + 1}")
+    with pytest.raises(AdapterhubError, match="Upgrade adapterhub"):
+        Registry.open(tmp_path / "r")
+
+
+# ---- words that very many have
+
+
+@pytest.fixture
+def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """Twelve versions of six names that all have `lora`; more than eight have what is common here."""
+    monkeypatch.setattr(search, "COMMON", 8)
+    with Registry.init(tmp_path / "registry") as registry:
+        for n in range(12):
+            title = "# About lora\n" if n in (0, 1, 7) else "# A card\n\nlora\n"
+            registry.push(adapter(tmp_path / str(n), n, f'description = "rare{n} lora"\n', title), Ref.parse(f"team/n{n % 6}"))
+        yield registry
+
+
+def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry) -> None:
+    """v2 of n0 has another title than v1, and v2 is what there is of n0."""
+    assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
+    assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
+    result = search.search(crowded.catalog, Query("lora", limit=4))
+    assert (result.total, result.more) == (6, True)
+    counted = search.search(crowded.catalog, Query("lora", limit=4), facets=True)
+    assert (counted.total, counted.more, counted.facets["r"]) == (6, False, {"2": 6})
+
+
+def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None:
+    for limit in (7, 20):
+        result = search.search(crowded.catalog, Query("lora", limit=limit))
+        assert (len(result.rows), result.total, result.more) == (6, 6, False)
+    assert found(crowded, "lora rare3") == ["team/n3:v1"]
+    assert found(crowded, "lora", bounds=(("r", search.parse_bounds("3", "")),)) == []
+
+
+def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: Registry) -> None:
+    crowded.rm(Ref.parse("team/n5"))
+    everything_there = search.search(crowded.catalog, Query(), facets=True)
+    counted = search.search(crowded.catalog, Query("lora"), facets=True)
+    assert (everything_there.total, everything_there.facets) == (counted.total, counted.facets)
+    assert {str(row.ref) for row in everything_there.rows} == {str(row.ref) for row in counted.rows}

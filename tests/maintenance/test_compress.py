@@ -1,0 +1,633 @@
+"""A packed registry is the same registry: every version reads as before, whatever happens while it is packed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapterhub.maintenance import compress, disk_usage, retention
+from adapterhub.manifest import describe, oci_manifest
+from adapterhub.ref import Ref
+from adapterhub.registry import export
+from adapterhub.registry.registry import Registry
+from adapterhub.store.packs import chains
+from adapterhub_converters import dtypes
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
+from adapterhub_converters.formats import peft
+from tests.conftest import Run, need_program
+from tests.registry.forks import finished, fork, under_strace
+from tests.support import folders
+
+SQL = Ref.parse("team/sql")
+Trained = Callable[..., Path]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Trained:
+    """Make an adapter of some 130 kB in bfloat16, as a training of `seed` leaves it after `step` small steps."""
+
+    def call(name: str, seed: int = 0, step: int = 0) -> Path:
+        path = tmp_path / name
+        path.mkdir()
+        rng, later = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+        tensors = {}
+        for n in range(2):
+            for module in ("q_proj", "v_proj"):
+                for half, shape in (("A", (8, 1024)), ("B", (1024, 8))):
+                    values = rng.normal(size=shape) * 0.02 + sum(later.normal(size=shape) * 1e-4 for _ in range(step))
+                    key = f"base_model.model.model.layers.{n}.self_attn.{module}.lora_{half}.weight"
+                    tensors[key] = values.astype(np.float32).astype(dtypes.BF16)
+        safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": 8,
+            "lora_alpha": 16,
+            "base_model_name_or_path": "org/base",
+        }
+        (path / peft.CONFIG).write_text(json.dumps(config))
+        return path
+
+    return call
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry.init(tmp_path / "registry")
+
+
+def blobs(registry: Registry) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in registry.store.blobs()}
+
+
+def weights(registry: Registry, ref: str) -> str:
+    """The digest of a version's weights."""
+    layers = registry.files(registry.resolve(Ref.parse(ref)))
+    return next(layer.digest for layer in layers if layer.path == peft.WEIGHTS)
+
+
+def check_whole(registry: Registry) -> None:
+    for row in registry.list():
+        assert registry.verify(row.ref) == []
+    assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+
+
+# ---- the same registry
+
+
+def test_a_packed_version_is_pulled_byte_for_byte_under_its_old_digest(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    source = trained("a")
+    version = registry.push(source, SQL)
+    before = blobs(registry)
+    (change,) = [change for change in compress.pack(registry) if change.outcome == "packed"]
+    assert (change.ref, change.path, change.digest) == ("team/sql:v1", peft.WEIGHTS, weights(registry, "team/sql"))
+    assert change.stored == registry.store.stored(change.digest) < 0.7 * change.size
+    assert not registry.store.blob_path(change.digest).exists()
+    assert export.pull(registry, SQL, tmp_path / "out").digest == version.digest
+    for path in source.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert registry.fsck() == registry.verify(SQL) == []
+    assert not registry.push(source, SQL).new  # a push finds the packed blob and writes no second one
+    assert not registry.store.blob_path(change.digest).exists()
+    assert [change.outcome for change in compress.unpack(registry)] == ["unpacked"]
+    assert blobs(registry) == before
+    assert list(registry.store.packs.digests()) == []
+
+
+def test_checkpoints_become_differences_to_near_ones_and_no_chain_is_long(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    for step in range(7):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    other = registry.push(trained("other", seed=5), Ref.parse("team/other"))
+    changes = [change for change in compress.pack(registry, ["team"]) if change.outcome == "packed"]
+    assert {change.ref for change in changes if not change.parent} == {"team/other:v1", "team/sql:v1"}
+    assert all(change.stored < 0.45 * change.size for change in changes if change.parent)
+    parents = registry.store.packs.parents()
+    assert max(len(chains.chain(digest, parents)) for digest in parents) == chains.MAX_DEPTH
+    check_whole(registry)
+    export.pull(registry, SQL, tmp_path / "out")
+    assert (tmp_path / "out" / peft.WEIGHTS).read_bytes() == (tmp_path / "s6" / peft.WEIGHTS).read_bytes()
+    compress.unpack(registry, ["team/sql:v1"])  # a parent of others
+    check_whole(registry)
+    assert registry.resolve(Ref.parse("team/other")).digest == other.digest
+    # Plain again, v1 finds a near one in v2, but v2 is a difference to it.
+    assert [change.parent for change in compress.pack(registry, ["team/sql:v1"]) if change.path == peft.WEIGHTS] == [""]
+
+
+def test_another_run_of_the_namespace_may_be_the_parent(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a", step=1), Ref.parse("team/step1"))
+    registry.push(trained("b", step=2), Ref.parse("team/step2"))
+    registry.push(trained("c", step=2, seed=3), Ref.parse("elsewhere/step2"))
+    parents = {change.ref: change.parent for change in compress.pack(registry) if change.path == peft.WEIGHTS}
+    assert parents == {"elsewhere/step2:v1": "", "team/step1:v1": "", "team/step2:v1": weights(registry, "team/step1")}
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_be(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a"), SQL)
+    registry.push(trained("b", step=1), SQL)
+    before = blobs(registry)
+    said = compress.pack(registry, dry_run=True)
+    assert blobs(registry) == before
+    assert list(registry.store.packs.digests()) == []
+    assert compress.pack(registry) == said
+
+
+def test_a_name_that_is_not_there_is_one_line(registry: Registry) -> None:
+    for act in (compress.pack, compress.unpack):
+        with pytest.raises(NotFoundError, match="no adapter of this name or namespace"):
+            act(registry, ["team/none"])
+
+
+def test_use_counts_a_shared_file_once(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a"), SQL)
+    registry.push(tmp := trained("b", step=1), SQL)
+    registry.push(tmp, Ref.parse("team/copy"))
+    compress.pack(registry)
+    report = disk_usage.usage(registry)
+    assert [(found.name, found.versions) for found in report.names] == [("team/copy", 1), ("team/sql", 2)]
+    total = report.total
+    on_disk = sum(path.stat().st_size for path in (*registry.store.blobs(), *registry.store.packs.files()))
+    assert total.stored == on_disk
+    assert total.files == sum(found.files for found in report.names)
+    assert total.files - total.shared - total.saved == total.stored
+    assert total.shared > (tmp / peft.WEIGHTS).stat().st_size
+    assert [(base.repo, base.usage.adapters) for base in report.bases] == [("org/base", 2)]
+
+
+# ---- what is damaged or missing
+
+
+def test_a_blob_that_is_damaged_already_stays_as_it_is(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a"), SQL)
+    path = registry.store.blob_path(weights(registry, "team/sql"))
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(raw)
+    with pytest.raises(IntegrityError, match="its bytes are not those of its name, so it was not packed"):
+        compress.pack(registry)
+    assert path.read_bytes() == raw
+    assert list(registry.store.packs.digests()) == []
+    assert list((registry.store.root / "tmp").iterdir()) == []
+
+
+def test_a_difference_without_its_parent_is_missing_until_both_are_pushed_again(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    folders = [trained("a"), trained("b", step=1)]
+    for folder in folders:
+        registry.push(folder, SQL)
+    compress.pack(registry)
+    parent, child = weights(registry, "team/sql:v1"), weights(registry, "team/sql:v2")
+    registry.store.packs.path(parent).unlink()
+    assert registry.store.size(child) is None
+    assert {finding.code for finding in registry.fsck()} == {"missing", "broken-pack", "damaged"}
+    assert [finding.code for finding in registry.verify(Ref.parse("team/sql:v2"))] == ["missing"]
+    with pytest.raises(IntegrityError, match=parent):
+        export.pull(registry, SQL, tmp_path / "out")
+    registry.push(folders[0], SQL)
+    check_whole(registry)
+
+
+def test_a_pack_that_is_a_difference_to_itself_ends_in_one_line(registry: Registry, trained: Trained) -> None:
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    compress.pack(registry)
+    parent, child = weights(registry, "team/sql:v1"), weights(registry, "team/sql:v2")
+    for digest in (parent, child):
+        path = registry.store.packs.path(digest)
+        raw = bytearray(path.read_bytes())
+        raw[32:64] = bytes.fromhex(child[7:])
+        path.chmod(0o644)
+        path.write_bytes(raw)
+    assert registry.store.size(child) is None
+    assert {finding.code for finding in registry.fsck()} >= {"broken-pack"}
+    assert [finding.code for finding in registry.verify(SQL)] == ["missing"]
+
+
+def test_the_parent_of_a_needed_blob_is_no_orphan(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a"), Ref.parse("team/first"))
+    registry.push(trained("b", step=1), Ref.parse("team/second"))
+    compress.pack(registry)
+    parent, child = weights(registry, "team/first"), weights(registry, "team/second")
+    assert registry.store.packs.parents() == {child: parent}
+    registry.rm(Ref.parse("team/first"))
+    (orphans,) = registry.fsck()
+    assert orphans.what.startswith("3 blobs")  # what only the first version has: not the weights, which the second needs
+    registry.rm(Ref.parse("team/second"))
+    everything = len(blobs(registry)) + len(registry.store.packs.files())
+    assert registry.fsck()[0].what.startswith(f"{everything} blobs")
+    order = chains.children_first([parent, child], registry.store.packs.parents())
+    assert order == [child, parent]
+
+
+def test_what_a_killed_writer_leaves_twice_is_tidied(registry: Registry, trained: Trained) -> None:
+    registry.push(trained("a"), SQL)
+    digest = weights(registry, "team/sql")
+    plain = registry.store.blob_path(digest)
+    kept = plain.read_bytes()
+    compress.pack(registry)
+    plain.write_bytes(kept)
+    check_whole(registry)
+    assert [change.outcome for change in compress.pack(registry)] == ["kept", "already"]
+    assert not plain.exists()
+    plain.write_bytes(kept)
+    compress.unpack(registry)
+    assert plain.read_bytes() == kept
+    assert not registry.store.packs.path(digest).exists()
+    registry.store.packs.path(digest).write_bytes(b"half a pack of nobody")
+    compress.pack(registry)
+    assert not plain.exists()
+    check_whole(registry)
+
+
+# ---- while others look
+
+
+def test_readers_see_every_version_while_it_is_packed_and_unpacked(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    for step in range(3):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    done = threading.Event()
+
+    def turn() -> None:
+        with Registry.open(registry.root) as mine:
+            for _ in range(6):
+                compress.pack(mine)
+                compress.unpack(mine)
+        done.set()
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    n = 0
+    while not done.is_set():
+        n += 1
+        export.pull(registry, Ref.parse(f"team/sql:v{n % 3 + 1}"), tmp_path / f"out{n}")
+        assert registry.store.size(weights(registry, "team/sql")) is not None
+        shutil.rmtree(tmp_path / f"out{n}")
+    thread.join()
+    check_whole(registry)
+
+
+def test_two_packers_at_once_lose_nothing(registry: Registry, trained: Trained) -> None:
+    for step in range(4):
+        registry.push(trained(f"s{step}", step=step), SQL)
+
+    def turn(level: int) -> None:
+        with Registry.open(registry.root) as mine:
+            compress.pack(mine, level=level)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(turn, [1, 3]))
+    assert len(list(registry.store.packs.digests())) == 4
+    check_whole(registry)
+
+
+# ---- killed, or out of disk, anywhere
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture(params=["pack", "unpack"])
+def work(request: pytest.FixtureRequest, registry: Registry, trained: Trained) -> str:
+    """What is done to a registry of two versions, of which the second packs as a difference to the first."""
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    if request.param == "unpack":
+        compress.pack(registry)
+    registry.close()
+    return str(request.param)
+
+
+def done(root: Path, work: str) -> None:
+    with Registry.open(root) as registry:
+        getattr(compress, work)(registry)
+
+
+def check_survived(root: Path, work: str) -> None:
+    with Registry.open(root) as registry:
+        check_whole(registry)
+        getattr(compress, work)(registry)
+        check_whole(registry)
+        packed = list(registry.store.packs.digests())
+        assert len(packed) == (2 if work == "pack" else 0)
+        assert not any(registry.store.blob_path(digest).exists() for digest in packed)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=ENOSPC"])
+def test_killed_or_refused_at_any_system_call_every_version_stays(
+    registry: Registry, work: str, fault: str, tmp_path: Path
+) -> None:
+    calls = {
+        "fsync": range(1, 10),
+        "rename": range(1, 4),
+        "unlink": range(1, 8),
+        "write": range(2, 25, 4),
+        "mkdir": range(1, 3),
+    }
+
+    def one(inject: str) -> int:
+        root = tmp_path / inject.replace(":", "-")
+        shutil.copytree(registry.root, root)
+        status = under_strace(inject, lambda: done(root, work))
+        check_survived(root, work)
+        shutil.rmtree(root)
+        return status
+
+    statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
+    failed = -signal.SIGKILL if "KILL" in fault else LocalIOError.exit_code
+    assert set(statuses) <= {0, failed}
+    assert statuses.count(failed) >= 8
+
+
+def test_killed_at_random_times_every_version_stays(registry: Registry, work: str, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for n in range(8):
+        root = tmp_path / f"r{n}"
+        shutil.copytree(registry.root, root)
+        child = fork(lambda root=root: done(root, work))  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        finished([child])
+        check_survived(root, work)
+
+
+# ---- others, and the command line
+
+
+@pytest.mark.peer
+def test_skopeo_reads_plain_versions_beside_packed_ones_and_packed_ones_once_unpacked(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    skopeo = need_program("skopeo")
+    registry.push(trained("a"), SQL)
+    registry.push(trained("b", seed=9), Ref.parse("team/plain"))
+    compress.pack(registry, ["team/sql"])
+
+    def copy(tag: str) -> int:
+        command = [skopeo, "copy", f"oci:{registry.store.root}:{tag}", f"oci:{tmp_path}/out:x"]
+        return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+
+    assert copy("team/plain:v1") == 0
+    assert copy("team/sql:v1") != 0
+    compress.unpack(registry, ["team/sql"])
+    assert copy("team/sql:v1") == 0
+
+
+def test_the_commands_say_what_they_did(registry: Registry, trained: Trained, run: Run, tmp_path: Path) -> None:
+    registry.push(trained("a"), SQL)
+    registry.push(trained("b", step=1), SQL)
+    registry.close()
+    at = ("--registry", registry.root)
+    dry = json.loads(run("pack", "--dry-run", "--json", *at).stdout)
+    done = json.loads(run("pack", "team/sql", "--json", *at).stdout)
+    assert (dry.pop("dry_run"), done.pop("dry_run")) == (True, False)
+    assert dry == done
+    assert [file["outcome"] for file in done["files"]] == ["kept", "packed", "packed"]
+    assert "0 files packed; 2 files packed already; 1 file gain too little" in run("pack", *at).stdout
+    table = run("du", *at).stdout
+    assert "team/sql" in table
+    assert "org/base: 2 versions of 1 adapter in" in table
+    found = json.loads(run("du", "team", "--json", *at).stdout)
+    assert found["total"]["stored"] < found["total"]["files"]
+    assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte is right")
+    assert "2 files unpacked" in run("unpack", *at).stdout
+    for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
+        assert run(*command, *at, code=3).stderr.startswith("error: team/x")
+
+
+def test_use_beside_whole_models_counts_those_that_name_that_base(
+    registry: Registry, trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    spec = folders.base(tmp_path / "base")
+    for n, source in enumerate((trained("a"), trained("b", seed=1), trained("c", seed=2))):
+        if n < 2:
+            describe.write_facts(source, describe.describe(source, base=spec))
+        registry.push(source, Ref.parse(f"team/a{n}"))
+    registry.close()
+    at = ("--registry", registry.root)
+    found = json.loads(run("du", "--base", tmp_path / "base", "--json", *at).stdout)["bases"]
+    size = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert {base["fingerprint"]: (base["versions"], base["whole_models"]) for base in found} == {
+        spec.fingerprint: (2, 2 * size),
+        None: (1, None),
+    }
+    assert "; as whole models" in run("du", "--base", tmp_path / "base", *at).stdout
+    assert "; as whole models" not in run("du", *at).stdout
+    run("base", "add", "tiny", tmp_path / "base", *at)
+    assert json.loads(run("du", "--json", *at).stdout)["bases"] == found
+    assert "; as whole models" in run("du", *at).stdout
+    folders.base(tmp_path / "another", size=16)
+    said = run("du", "--base", tmp_path / "another", *at).stderr
+    assert "another: no version here says that it was trained on this" in said
+
+
+def test_without_zstandard_one_line_says_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+    registry.push(trained("a"), SQL)
+    compress.pack(registry)
+    registry.push(trained("b", seed=2), Ref.parse("team/plain"))
+    registry.close()
+    (tmp_path / "zstandard.py").write_text("raise ImportError")
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub.cli import main; main()"
+    for words in (["pack"], ["pull", "team/sql"]):
+        command = [sys.executable, "-c", code, tmp_path, *words, "--registry", registry.root]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)
+        assert (done.returncode, "Run `pip install zstandard`" in done.stderr) == (9, True), done.stderr
+
+
+def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+    registry.push(trained("a"), SQL)
+    compress.pack(registry)
+    path = registry.store.packs.path(weights(registry, "team/sql"))
+    kept, rng = path.read_bytes(), random.Random(0)
+    path.chmod(0o644)
+    for n in range(40):
+        raw = bytearray(kept)
+        raw[rng.randrange(len(raw)) if n % 2 else rng.randrange(64)] ^= 1 << rng.randrange(8)
+        path.write_bytes(raw)
+        for act in (
+            lambda: export.pull(registry, SQL, tmp_path / "out"),
+            lambda: compress.unpack(registry),
+            registry.fsck,
+            lambda: registry.verify(SQL),
+        ):
+            with contextlib.suppress(AdapterhubError):  # never anything else
+                act()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        registry.store.blob_path(weights(registry, "team/sql")).unlink(missing_ok=True)
+    path.write_bytes(kept)
+    check_whole(registry)
+
+
+# ---- what goes, and what is put back
+
+
+def old(registry: Registry) -> None:
+    for path in registry.store.root.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_a_collection_keeps_what_a_packed_blob_needs_and_takes_the_rest_in_order(
+    registry: Registry, trained: Trained, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr("adapterhub.maintenance.gc._BATCH", batch)
+    registry.push(trained("a"), Ref.parse("team/first"))
+    registry.push(trained("b", step=1), Ref.parse("team/second"))
+    compress.pack(registry)
+    parent, child = weights(registry, "team/first"), weights(registry, "team/second")
+    registry.rm(Ref.parse("team/first"))
+    assert retention.gc(registry, grace=0).blobs == 3  # all but the weights
+    assert registry.store.size(parent) is not None
+    assert registry.fsck() == []
+    registry.rm(Ref.parse("team/second"))
+    old(registry)
+    os.utime(registry.store.packs.path(child))  # a young one keeps what it is a difference to
+    for path in (registry.store.root / "refs").rglob("*.json"):
+        os.utime(path, (1e9, 1e9))
+    assert retention.gc(registry).waiting == 2
+    assert registry.store.size(child) is not None
+    dry = retention.gc(registry, grace=0, dry_run=True)
+    done = retention.gc(registry, grace=0)
+    assert (dry.blobs, dry.size, dry.waiting) == (done.blobs, done.size, done.waiting) == (2, done.size, 0)
+    assert registry.store.packs.files() == []
+    assert blobs(registry) == {}
+
+
+def test_a_pack_that_cannot_be_read_keeps_a_collection_from_all(registry: Registry, trained: Trained) -> None:
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    compress.pack(registry)
+    path = registry.store.packs.path(weights(registry, "team/sql:v2"))
+    path.chmod(0o644)
+    path.write_bytes(b"no pack")
+    registry.store.put_bytes(b"nobody's")
+    with pytest.raises(IntegrityError, match="so it isn't known what it is a difference to; nothing was removed"):
+        retention.gc(registry, grace=0)
+    registry.rm(SQL)
+    retention.gc(registry, grace=0)
+    assert (registry.store.packs.files(), blobs(registry)) == ([], {})
+
+
+@pytest.mark.parametrize("damaged", ["parent", "child", "both", "parent beside a plain one"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_damaged_packs_are_healed(registry: Registry, trained: Trained, tmp_path: Path, damaged: str, packed: bool) -> None:
+    for step in range(2):
+        registry.push(trained(f"s{step}", step=step), SQL)
+    shutil.copytree(registry.root, tmp_path / "copy")
+    compress.pack(registry)
+    parent, child = weights(registry, "team/sql:v1"), weights(registry, "team/sql:v2")
+    if "plain" in damaged:
+        registry.store.make_plain(parent, registry.store.size(parent) or 0)
+    for digest in (parent, child):
+        path = registry.store.packs.path(digest)
+        if damaged.startswith("both" if damaged == "both" else "parent" if digest == parent else "child"):
+            raw = bytearray(path.read_bytes())
+            raw[len(raw) // 3] ^= 1
+            path.chmod(0o644)
+            path.write_bytes(raw)
+    assert any(finding.code == "broken-pack" for finding in registry.fsck())
+    if packed:
+        with Registry.open(tmp_path / "copy") as copy:
+            compress.pack(copy)
+    assert retention.repair(registry, tmp_path / "copy")
+    assert registry.fsck() == []
+    check_whole(registry)
+
+
+def test_a_parent_that_only_a_pack_needs_is_healed_too(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+    registry.push(trained("a"), Ref.parse("team/first"))
+    registry.push(trained("b", step=1), Ref.parse("team/second"))
+    compress.pack(registry)
+    parent = weights(registry, "team/first")
+    registry.rm(Ref.parse("team/first"))
+    registry.store.packs.path(parent).unlink()
+    assert retention.repair(registry, tmp_path / "a")[0] == parent
+    check_whole(registry)
+
+
+def test_one_packs_while_another_unpacks_and_nothing_is_lost(registry: Registry, trained: Trained) -> None:
+    for step in range(3):
+        registry.push(trained(f"s{step}", step=step), SQL)
+
+    def turn(work: Callable[[Registry], object]) -> None:
+        with Registry.open(registry.root) as mine:
+            for _ in range(8):
+                work(mine)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(turn, [compress.pack, compress.unpack, compress.unpack]))
+    check_whole(registry)
+
+
+def test_an_unpacked_blob_stays_when_its_pack_came_to_be_the_only_one(registry: Registry, trained: Trained) -> None:
+    """As when one who packs removes the plain file between the two steps of one who unpacks, and the other way round."""
+    registry.push(trained("a"), SQL)
+    compress.pack(registry)
+    digest = weights(registry, "team/sql")
+    registry.store.make_plain(digest, registry.store.size(digest) or 0)
+    compress.pack(registry)
+    registry.store.drop_pack(digest)
+    check_whole(registry)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_packing_beside_pushes_removals_and_collections_loses_nothing(trained: Trained, tmp_path: Path) -> None:
+    """ADAPTERHUB_SOAK=SECONDS has it run that long instead of a few rounds."""
+    steps = [trained(f"s{step}", step=step) for step in range(4)]
+    digests = [oci_manifest.build(folder).digest for folder in steps]
+    root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
+    Registry.init(root).close()
+
+    def one(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
+        what, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
+        if what == "push":
+            assert registry.push(steps[step], ref, restore=True).digest == digests[step]
+        elif what == "gc":
+            retention.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+        elif what == "rm":
+            registry.rm(ref)
+        elif what == "pull":
+            pulled = export.pull(registry, ref, out)
+            assert oci_manifest.build(out).digest == pulled.digest
+            shutil.rmtree(out)
+        else:
+            (compress.pack if what == "pack" else compress.unpack)(registry)
+
+    def worker(seed: int) -> Callable[[], None]:
+        rng = random.Random(seed)
+
+        def work() -> None:
+            n = 0
+            while n < 20 or time.monotonic() < until:
+                n += 1
+                with Registry.open(root) as registry, contextlib.suppress(NotFoundError):  # not pushed yet, or removed
+                    one(registry, Ref(f"team/{rng.choice('ab')}"), rng, tmp_path / f"out{seed}-{n}")
+
+        return work
+
+    assert finished([fork(worker(seed)) for seed in range(3)]) == [0, 0, 0]
+    with Registry.open(root) as registry:
+        check_whole(registry)
+        retention.gc(registry, grace=0)
+        assert registry.fsck() == []

@@ -1,0 +1,224 @@
+"""The ways out: bytes put back, a database that cannot be used, media that cannot be written, file systems without locks."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.index.migrations import MIGRATIONS
+from adapterhub.maintenance import retention
+from adapterhub.ref import Ref
+from adapterhub.registry import export
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
+from tests.conftest import Run
+from tests.registry.test_registry import bytes_of, errors, flip
+from tests.support.adapters import Make
+from tests.support.aged import age
+
+SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
+
+
+@pytest.fixture
+def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
+    with Registry.init(tmp_path / "registry") as made:
+        made.push(make("a", 1), SQL)
+        made.push(make("b", 2), PROD)
+        yield made
+
+
+# ---- bytes
+
+
+def broken(registry: Registry, *, flipped: bool) -> None:
+    for path in registry.store.blobs():
+        path.chmod(0o644)
+        flip(path) if flipped else path.unlink()
+    assert errors(registry)
+
+
+@pytest.mark.parametrize("flipped", [True, False])
+@pytest.mark.parametrize("kind", ["registry", "database", "layout"])
+def test_blobs_are_put_back_from_another_registry(registry: Registry, tmp_path: Path, flipped: bool, kind: str) -> None:
+    shutil.copytree(registry.root, tmp_path / "copy")
+    before, rows = bytes_of(registry.store.root / "blobs"), registry.list()
+    broken(registry, flipped=flipped)
+    source = {"registry": ".", "database": "registry.db", "layout": ".adapterhub"}[kind]
+    assert len(retention.repair(registry, tmp_path / "copy" / source)) == len(before)
+    assert registry.fsck() == []
+    assert (bytes_of(registry.store.root / "blobs"), registry.list()) == (before, rows)
+    assert retention.repair(registry, tmp_path / "copy") == []
+
+
+def test_blobs_are_put_back_from_the_adapters_own_folder(registry: Registry, tmp_path: Path) -> None:
+    registry.rebuild_index()
+    rows = registry.list()
+    broken(registry, flipped=False)
+    registry.rebuild_index()  # what lists show is lost with the bytes
+    assert registry.list()[0].size is None
+    assert len(retention.repair(registry, tmp_path / "a")) == 6
+    assert len(retention.repair(registry, tmp_path / "b")) == 4  # README.md and the config are in both
+    assert registry.list() == rows
+    assert registry.fsck() == []
+
+
+def test_files_of_what_is_no_whole_adapter_do_as_well(registry: Registry, tmp_path: Path) -> None:
+    weights = next(layer for layer in registry.files(registry.resolve(SQL)) if layer.path.endswith(".safetensors"))
+    flip(registry.store.blob_path(weights.digest))
+    (tmp_path / "some").mkdir()
+    shutil.copy(tmp_path / "b" / "adapter_model.safetensors", tmp_path / "some" / "anything.safetensors")
+    assert retention.repair(registry, tmp_path / "some") == [weights.digest]
+    assert registry.fsck() == []
+
+
+def test_wrong_bytes_put_nothing_back(registry: Registry, tmp_path: Path) -> None:
+    shutil.copytree(registry.root, tmp_path / "copy")
+    with Registry.open(tmp_path / "copy") as copy:
+        broken(copy, flipped=True)
+    broken(registry, flipped=False)
+    assert retention.repair(registry, tmp_path / "copy") == []
+    assert not list(registry.store.blobs())
+    assert not list((registry.store.root / "tmp").iterdir())
+    with pytest.raises(NotFoundError, match="no such file or folder"):
+        retention.repair(registry, tmp_path / "nowhere")
+
+
+def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path) -> None:
+    broken(registry, flipped=True)
+    registry.close()
+    at = ("--registry", registry.root)
+    assert "fsck --repair --from" in run("fsck", *at, code=1).stdout
+    run("fsck", "--repair", "--from", tmp_path / "a", *at, code=1)
+    done = run("fsck", "--repair", "--from", tmp_path / "b", *at)
+    assert done.stderr == f"put back 4 blobs from {tmp_path / 'b'}\n"
+    for args in (["--repair"], ["--from", "a"]):
+        assert "go together" in run("fsck", *args, *at, code=2).stderr
+    assert "no such option" in run("fsck", "--rebuild", *at, code=2).stderr.lower()
+
+
+# ---- the database
+
+
+def damage(path: Path, kind: str) -> None:
+    if kind == "newer":
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA user_version = 99")
+        db.close()
+    elif kind == "foreign":
+        path.unlink()
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE t (x)")
+        db.close()
+    else:
+        raw = bytearray(path.read_bytes())
+        start = 4096 if kind == "pages" else 0
+        raw[start:] = b"\xff" * (len(raw) - start)
+        path.write_bytes(raw if kind != "empty" else b"")
+
+
+@pytest.mark.parametrize("kind", ["newer", "foreign", "pages", "garbage", "empty"])
+def test_a_database_that_cannot_be_used_is_set_aside_and_made_anew(registry: Registry, kind: str) -> None:
+    rows = registry.list()
+    registry.close()
+    path = registry.root / "registry.db"
+    damage(path, kind)
+    raw = path.read_bytes()
+    with pytest.raises(AdapterhubError, match="fsck --rebuild-index"), Registry.open(path) as opened:
+        opened.list()
+    again, findings = Registry.rebuilt(path)
+    with again:
+        assert (again.list(), findings, again.fsck()) == (rows, [], [])
+    assert (registry.root / "registry.db.old").read_bytes() == raw or kind == "pages"
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_an_older_database_is_brought_up_to_date(registry: Registry, version: int) -> None:
+    registry.protect(PROD)
+    rows = registry.list()
+    registry.close()
+    age(registry.root / "registry.db", version)
+    with Registry.open(registry.root) as again:
+        assert (again.list(), again.show(PROD)["protected"], again.fsck()) == (rows, ["prod"], [])
+
+
+# ---- places that cannot be written
+
+
+@pytest.fixture
+def read_only(registry: Registry, tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """Copy the registry to a file system that is then mounted for reading only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount() -> Path:
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True)
+        if made.returncode:
+            pytest.skip("only root can mount a file system")
+        shutil.copytree(registry.root, disk / "registry")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        return disk / "registry"
+
+    yield mount
+    subprocess.run(["umount", disk], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("state", ["at rest", "in use", "no database", "garbage", "newer", "older", "behind"])
+def test_every_reading_command_works_on_read_only_media(
+    registry: Registry, read_only: Callable[[], Path], tmp_path: Path, state: str
+) -> None:
+    path, rows = registry.root / "registry.db", registry.list()
+    if state != "in use":  # then some of it is in the write-ahead log only
+        registry.close()
+    if state == "no database":
+        path.unlink()
+    elif state == "behind":
+        shutil.copy(path, tmp_path / "old.db")
+        with Registry.open(registry.root) as later:
+            later.tag(Ref.parse("team/sql:v1"), "dev")
+            rows = later.list()
+        shutil.copy(tmp_path / "old.db", path)
+    elif state not in ("at rest", "in use"):
+        damage(path, state)
+    with Registry.open(read_only()) as found:
+        assert found.list() == rows
+        assert found.resolve(PROD).number == 2
+        assert found.show(PROD)["tags"] == ["latest", "prod"]
+        assert [finding for finding in found.fsck() if finding.severity == "error"] == []
+        assert found.verify(SQL) == []
+        assert [entry.op for entry in found.log(PROD)] == ["push"]
+        assert retention.gc(found, dry_run=True).blobs == 0
+        export.pull(found, SQL, tmp_path / "out")
+        for call in (lambda: found.tag(SQL, "new"), lambda: found.rm(PROD), lambda: found.push(tmp_path / "a", PROD)):
+            with pytest.raises(LocalIOError, match="Read-only file system"):
+                call()
+        assert found.list() == rows
+
+
+def test_a_file_system_without_shared_memory_gets_a_rollback_journal(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own `unix-dotfile` locks by files and has no shared memory, as on a network file system."""
+    connect, rows = sqlite3.connect, registry.list()
+    registry.close()
+
+    def without(database: str, **options: object) -> sqlite3.Connection:
+        uri = str(database).startswith("file:")
+        return connect(f"{database}&vfs=unix-dotfile" if uri else database, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", without)
+    for _ in range(2):
+        with Registry.open(registry.root) as here:
+            assert here.list() == rows
+    with Registry.open(registry.root) as here, Registry.open(registry.root) as there:
+        assert here.push(make("c", 3), SQL).number == 3
+        assert there.push(make("d", 4), SQL).number == 4
+        assert here.fsck() == there.fsck() == []
+    header = (registry.root / "registry.db").read_bytes()[:20]
+    assert header[18:] == b"\1\1"
+    with Registry.init(registry.root.parent / "new") as new:
+        assert new.push(make("c", 3), SQL).number == 1

@@ -1,0 +1,148 @@
+"""The manifest is a pure function of the files; one from elsewhere cannot make us write where we shouldn't."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.manifest import describe, oci_manifest, package_files
+from adapterhub_converters.errors import FormatError, RefusedError
+
+Make = Callable[..., Path]
+DIGEST = "sha256:" + "0" * 64
+
+
+def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
+    one, two = oci_manifest.build(make("a")), oci_manifest.build(make("b"))
+    assert one == two
+    assert one.digest != oci_manifest.build(make("c", seed=1)).digest
+
+
+def test_the_facts_may_lie_beside_the_files_or_not(make: Make) -> None:
+    source = make()
+    before = oci_manifest.build(source)
+    describe.write_facts(source, describe.describe(source))
+    assert oci_manifest.build(source) == before
+
+
+def test_what_the_manifest_says(make: Make) -> None:
+    source = make(revision="abc")
+    (source / "LICENSE").write_text("free")
+    (source / "adapter.toml").write_text('license = "MIT"\nname = "sql"\n[training]\ncreated = "2026-01-31T12:00:00Z"')
+    built = oci_manifest.build(source)
+    types = {layer.path: layer.media_type.rpartition("model.")[2] for layer in built.layers}
+    assert types == {
+        "LICENSE": "doc.v1.raw",
+        "README.md": "doc.v1.raw",
+        "adapter.json": "weight.config.v1.raw",
+        "adapter.toml": "weight.config.v1.raw",
+        "adapter_config.json": "weight.config.v1.raw",
+        "adapter_model.safetensors": "weight.v1.raw",
+    }
+    assert built.annotations == {
+        "io.adapterhub.kind": "lora", "io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc",
+    }  # fmt: skip
+    config = json.loads(built.config_bytes)
+    assert config["descriptor"] == {"createdAt": "2026-01-31T12:00:00Z", "licenses": ["MIT"], "name": "sql"}
+    assert config["modelfs"]["diffIds"] == [layer.digest for layer in built.layers]
+    assert config["config"] == {"format": "safetensors", "paramSize": "128", "precision": "f32"}
+
+
+def test_a_manifest_reads_back(make: Make) -> None:
+    built = oci_manifest.build(make())
+    again = oci_manifest.parse(built.raw, "x")
+    assert (again.digest, again.layers, again.config, again.annotations) == (
+        built.digest, built.layers, built.config, built.annotations,
+    )  # fmt: skip
+
+
+BAD_NAMES = [
+    "../x", "/etc/x", "a/../../x", "a//b", "C:x", "a\\b", "..", ".", "", ".git/config", "a/.ssh", "a\0b", "%2e%2e/x",
+    "con.json", "a/nul", "x.", "x ", "x\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_climb_are_refused(name: str) -> None:
+    with pytest.raises(FormatError):
+        oci_manifest.parse(document(names=["ok.json", name]), "x")
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["a", "a/b"], ["a/b", "a"], ["a/b", "A/c"]])
+def test_names_that_collide_are_refused(names: list[str]) -> None:
+    with pytest.raises(FormatError, match="collides"):
+        oci_manifest.parse(document(names=names), "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schemaVersion": 1}, {"layers": {}}, {"layers": [3]}, {"config": None}, {"mediaType": "text/plain"},
+        {"annotations": {"a": 3}}, {"layers": [{"mediaType": "x", "digest": DIGEST, "size": 1}]},
+        {"config": {"mediaType": "x", "digest": "sha256:../../x", "size": 1}},
+        {"config": {"mediaType": "x", "digest": DIGEST, "size": -1}},
+        {"config": {"mediaType": "x", "digest": DIGEST.upper(), "size": 1}},
+        {"config": {"mediaType": "x", "digest": DIGEST, "size": True}},
+    ],
+)  # fmt: skip
+def test_malformed_manifests_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        oci_manifest.parse(document(**change), "x")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"\xff", b"{" * 10_000, b" " * (5 << 20)])
+def test_bytes_that_are_no_manifest_are_refused(raw: bytes) -> None:
+    with pytest.raises(FormatError):
+        oci_manifest.parse(raw, "x")
+
+
+def document(names: list[str] | None = None, **change: Any) -> bytes:
+    layers = [
+        {"mediaType": "x", "digest": DIGEST, "size": 1, "annotations": {oci_manifest.TITLE: name}} for name in names or []
+    ]
+    config = {"mediaType": "x", "digest": DIGEST, "size": 1}
+    return json.dumps({"schemaVersion": 2, "config": config, "layers": layers, **change}).encode()
+
+
+# ---- which files of a folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("training_args.bin", b"x", "a pickle can run code"),
+        ("optimizer.PT", b"x", "a pickle can run code"),
+        ("adapter2.safetensors", b"\x80\x02}q\x00....", "not a safetensors file, whatever its name says"),
+        ("model.gguf", b"PK\x03\x04", "not a GGUF file, whatever its name says"),
+        ("notes.json", b"\x80\x04\x95", "a pickle or an archive, whatever its name says"),
+        ("run.py", b"x", "files of type '.py' are not packaged"),
+        ("Makefile", b"x", "files of type 'Makefile' are not packaged"),
+        ("aux.json", b"{}", "cannot be written safely everywhere"),
+    ],
+)
+def test_refused_files(make: Make, name: str, content: bytes, says: str) -> None:
+    source = make()
+    (source / name).write_bytes(content)
+    with pytest.raises(RefusedError) as caught:
+        package_files.listing(source)
+    assert name in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_links_are_refused_and_dotfiles_skipped_by_name(make: Make) -> None:
+    source = make()
+    (source / ".git").mkdir()
+    (source / ".git" / "x.py").write_text("")
+    (source / "sub").mkdir()
+    (source / "sub" / "more.json").write_text("{}")
+    (source / "sub" / ".hidden").write_text("")
+    found = package_files.listing(source)
+    assert found.skipped == (".git", "sub/.hidden")
+    assert "sub/more.json" in found.files
+    (source / "link.json").symlink_to("/etc/passwd")
+    with pytest.raises(RefusedError, match=r"link.json: a symbolic link"):
+        package_files.listing(source)

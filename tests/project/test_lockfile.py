@@ -1,0 +1,270 @@
+"""The lock file: pulled byte for byte whatever the tags say by then, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.manifest import oci_manifest
+from adapterhub.project import lockfile
+from adapterhub.project.lockfile import Locked
+from adapterhub_converters.errors import FormatError, RefusedError
+from tests.conftest import Run
+from tests.support.folders import adapter, base, pairs
+from tests.support.proxy import Exchange, Proxy
+
+Make = Callable[..., Path]
+DIGEST = "sha256:" + "0" * 64
+ONE = Locked("team/sql", "team/sql:v2", "oci://host/team/sql:v2", DIGEST, 12, {"repo": "org/base"})
+TEXT = f"""\
+{{
+  "adapters": {{
+    "team/sql": {{
+      "base": {{
+        "repo": "org/base"
+      }},
+      "digest": "{DIGEST}",
+      "ref": "team/sql:v2",
+      "size": 12,
+      "source": "oci://host/team/sql:v2"
+    }}
+  }},
+  "version": 1
+}}
+"""
+
+
+def said(run: Run, *words: object, **options: Any) -> Any:
+    return json.loads(run(*words, "--json", **options).stdout)
+
+
+def test_a_lock_has_one_spelling_and_says_what_was_written() -> None:
+    assert lockfile.dump({"team/sql": ONE}) == TEXT
+    assert lockfile.parse(TEXT, "x") == {"team/sql": ONE}
+    assert lockfile.parse("", "x") == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"team/sql":', '"../sql":'),
+        ('"team/sql":', '"/etc/sql":'),
+        ('"team/sql":', '"a//c":'),
+        ('"team/sql":', '"team/nul":'),
+        ('"team/sql":', '"team/.sql":'),
+        ('"team/sql":', '"":'),
+        (DIGEST, "sha256:12"),
+        ("12,", "-1,"),
+        ("12,", "true,"),
+        ('"source"', '"sauce"'),
+        ('"repo"', '"repos"'),
+        ('"org/base"', "3"),
+        ('"version": 1', '"version": 2'),
+        ("}\n", "}}\n"),
+        ('"ref": "team/sql:v2"', '"ref": 2'),
+        ('"base": {\n        "repo": "org/base"\n      }', '"base": []'),
+    ],
+)
+def test_a_hostile_or_broken_lock_is_refused(old: str, new: str) -> None:
+    with pytest.raises(FormatError):
+        lockfile.parse(TEXT.replace(old, new, 1), "adapters.lock")
+
+
+def test_names_that_would_become_one_folder_are_refused() -> None:
+    with pytest.raises(FormatError, match="collides"):
+        lockfile.parse(
+            lockfile.dump({name: Locked(name, "x", "registry", DIGEST, 1) for name in ("team/sql", "Team/sql")}), "x"
+        )
+    with pytest.raises(FormatError, match="collides"):
+        lockfile.parse(lockfile.dump({name: Locked(name, "x", "registry", DIGEST, 1) for name in ("team", "team/sql")}), "x")
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("oci://host/team/sql", "team/sql"),
+        ("oci://host/a/b/team/sql", "team/sql"),
+        ("oci://host:5000/sql", "sql"),
+        ("hf://team/sql", "team/sql"),
+        ("s3://bucket/team/sql", "team/sql"),
+    ],
+)
+def test_an_address_has_a_name(address: str, name: str) -> None:
+    assert lockfile.name_of(address) == name
+
+
+def test_only_what_is_locked_is_found() -> None:
+    there, path = {"team/sql": ONE}, Path("adapters.lock")
+    for ref in ("team/sql", "team/sql:v2", f"team/sql@{DIGEST}", "oci://host/team/sql:v2"):
+        assert lockfile.find(there, ref, path) == ONE
+    for ref in ("team/sql:v3", "team/other", "sql", f"team/sql@{DIGEST[:-1]}1", "oci://host/team/sql:v3"):
+        with pytest.raises(RefusedError, match=r"adapters\.lock"):
+            lockfile.find(there, ref, path)
+
+
+@pytest.fixture
+def team(run: Run, host: str, tmp_path: Path) -> str:
+    """A remote of that name, a namespace of its own on it, and two versions of an adapter in folders."""
+    run("remote", "add", "team", f"oci://{host}/{tmp_path.name.lower().replace('_', '-')}", "--default")
+    base(tmp_path / "base")
+    adapter(tmp_path / "one", pairs(2))
+    adapter(tmp_path / "two", pairs(2), lambda _, array: array * 2)
+    return host
+
+
+def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str, tmp_path: Path) -> None:
+    run("push", "one", "team/sql:prod", "--remote", "--base", "base")
+    run("push", "two", "team/local:prod")
+    done = run("lock", "team/sql:prod", "--remote")
+    assert done.stderr == "locked in adapters.lock\n"
+    run("lock", "team/local:prod")
+    text = (tmp_path / "adapters.lock").read_text()
+    document = json.loads(text)["adapters"]
+    assert document["team/sql"]["base"]["fingerprint"].startswith("sha256:")
+    assert (document["team/sql"]["ref"], document["team/local"]["source"]) == ("team/sql:prod", "registry")
+    assert run("lock", "team/sql:prod", "--remote").stderr == "already so in adapters.lock\n"
+    assert (tmp_path / "adapters.lock").read_text() == text
+
+    assert run("lock", "--check").stdout == "ok: 2 adapters, none moved\n"
+    digest = said(run, "push", "two", "team/sql:prod", "--remote")["digest"]
+    run("push", "one", "team/local:prod")
+    checked = said(run, "lock", "--check", code=1)
+    assert [(row["name"], row["moved"]) for row in checked["adapters"]] == [("team/local", True), ("team/sql", True)]
+    assert checked["adapters"][1]["now"] == digest
+    assert "team/sql: team/sql:prod is sha256:" in run("lock", "--check", "team/sql", code=1).stdout
+
+    run("pull", "--locked")
+    for name in ("team/sql", "team/local"):
+        assert oci_manifest.build(tmp_path / "adapters" / name).digest == document[name]["digest"]
+    assert said(run, "pull", "--locked", "team/sql", "-o", "alone")["adapters"][0]["new"] is True
+    assert [one["new"] for one in said(run, "pull", "--locked")["adapters"]] == [False, False]
+
+    run("lock", "--update", "team/sql")
+    after = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
+    assert (after["team/sql"]["digest"], after["team/local"]) == (digest, document["team/local"])
+    assert "already exists" in run("pull", "--locked", code=2).stderr
+    run("lock", "--update")
+    assert run("lock", "--check").stdout == "ok: 2 adapters, none moved\n"
+    assert "team/sql    team/sql:prod" in run("lock").stdout
+
+
+def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> None:
+    run("push", "one", "team/sql:prod", "--remote")
+    run("push", "one", "team/here")
+    run("pull", "team/sql:prod", "--remote", "-o", "a", "--lock")
+    run("pull", "team/here", "-o", "b", "--lock")
+    there = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
+    assert {name: one["digest"] for name, one in there.items()} == dict.fromkeys(
+        ("team/sql", "team/here"), oci_manifest.build(tmp_path / "one").digest
+    )
+    address = there["team/sql"]["source"]
+    run("pull", address, "-o", "c", "--lock")
+    assert json.loads((tmp_path / "adapters.lock").read_text())["adapters"]["team/sql"]["ref"] == address
+    run("pull", "team/here", "--as", "mlx", "--lock", code=2)
+
+
+def test_the_lock_lies_beside_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:
+    deep = tmp_path / "p/deep"
+    deep.mkdir(parents=True)
+    run("init", "--project", tmp_path / "p")
+    run("push", "one", "team/sql")
+    run("lock", "team/sql", cwd=deep)
+    assert (tmp_path / "p/adapters.lock").exists()
+    run("pull", "--locked", cwd=deep)
+    assert (deep / "adapters/team/sql/adapter_config.json").exists()
+
+
+def test_what_is_there_already_is_not_asked_for(run: Run, team: str, tmp_path: Path) -> None:
+    with Proxy(team) as server:
+        run("remote", "add", "counted", f"oci://{server.address}/counted")
+        run("push", "one", "team/sql:v1", "--remote", "counted")
+        run("lock", "team/sql:v1", "--remote", "counted")
+        run("pull", "--locked")
+        server.seen.clear()
+        assert run("pull", "--locked").stdout.startswith("already there: adapters/team/sql: ")
+        assert server.seen == []
+
+
+def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_code(
+    run: Run, team: str, tmp_path: Path
+) -> None:
+    with Proxy(team) as server:
+        run("remote", "add", "odd", f"oci://{server.address}/odd-{tmp_path.name.lower().replace('_', '-')}")
+        run("push", "one", "team/sql:v1", "--remote", "odd")
+        run("pull", "--locked", code=3)
+        run("lock", "team/sql:v1", "--remote", "odd")
+        path = tmp_path / "adapters.lock"
+        text = path.read_text()
+        digest = json.loads(text)["adapters"]["team/sql"]["digest"]
+
+        assert "is not in" in run("pull", "--locked", "team/other", code=6).stderr
+        assert "has team/sql:v1" in run("pull", "--locked", "team/sql:v2", code=6).stderr
+        run("pull", "--locked", "--remote", "odd", code=2)
+        run("pull", code=2)
+
+        path.write_text(text.replace(digest, "sha256:" + "0" * 64))
+        assert "no such version" in run("pull", "--locked", code=3).stderr
+        path.write_text(text)
+
+        def other(found: Exchange) -> None:
+            if "/blobs/" in found.path and found.method == "GET":
+                found.data = bytes([found.data[0] ^ 1]) + found.data[1:]
+
+        server.after = other
+        run("pull", "--locked", code=4)
+
+        def another(found: Exchange) -> None:
+            if "/manifests/" in found.path:
+                found.data = found.data.replace(b"application/vnd.cncf", b"application/vnd.cncg")
+                found.answer.pop("docker-content-digest", None)
+
+        server.after = another
+        run("pull", "--locked", code=4)
+        assert not (tmp_path / "adapters").exists() or not any((tmp_path / "adapters").rglob("*.safetensors"))
+        server.after = lambda _: None
+        run("pull", "--locked")
+
+        # A tag that is gone is a finding, a registry that is gone an error.
+        server.before = lambda found: setattr(found, "status", 404 if "/manifests/v1" in found.path else 0)
+        assert "team/sql:v1 is gone" in run("lock", "--check", code=1).stdout
+    run("lock", "--check", code=5)
+
+
+def test_a_folder_that_was_changed_is_never_called_right(run: Run, team: str, tmp_path: Path) -> None:
+    run("push", "one", "team/sql", "--remote")
+    run("lock", "team/sql", "--remote")
+    run("pull", "--locked")
+    folder = tmp_path / "adapters/team/sql"
+    weights = folder / "adapter_model.safetensors"
+    right = weights.read_bytes()
+    weights.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    run("pull", "--locked", code=2)
+    weights.write_bytes(right)
+    (folder / "more.txt").write_text("more")
+    run("pull", "--locked", code=2)
+    shutil.rmtree(folder)
+    run("pull", "--locked")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["lock", "--check", "--update"], "changes nothing"),
+        (["lock", "--check", "--remote"], "is in the lock file already"),
+        (["lock", "--update", "team/x"], "is no name in"),
+        (["pull", "--locked", "--lock"], "has what and from where in the lock file"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_line(run: Run, tmp_path: Path, words: list[str], expected: str) -> None:
+    (tmp_path / "adapters.lock").write_text(TEXT)
+    assert expected in run(*words, code=2).stderr
+
+
+def test_there_is_no_lock_without_a_line_that_says_how_to_make_one(run: Run) -> None:
+    for words in (["lock"], ["lock", "--check"], ["lock", "--update"], ["pull", "--locked"]):
+        assert "`adapterhub lock REF…` makes one" in run(*words, code=3).stderr

@@ -1,0 +1,175 @@
+"""The project's file: one grammar, errors with the line, and changes that change nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub import user_files
+from adapterhub.project import settings
+from adapterhub.project.settings import Policy
+from adapterhub_converters.errors import LocalIOError, RefusedError, UsageError
+
+WHOLE = """\
+# ours
+registry = "store"  # beside this file
+remote = "team"
+
+[remotes.team]
+url = "oci://registry.example/adapters"
+
+# read by everybody
+[remotes.free]
+url = "oci://free.example"
+
+[policy]
+max_rank = 16
+require_base = true
+licenses = ["Apache-2.0", "MIT"]
+allow = ["team/*", "oci://registry.example/*"]
+"""
+
+
+def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
+    found = settings.parse(WHOLE, tmp_path / "adapterhub.toml")
+    assert (found.registry, found.remote) == (tmp_path / "store", "team")
+    assert dict(found.remotes) == {"team": "oci://registry.example/adapters", "free": "oci://free.example"}
+    where = str(tmp_path / "adapterhub.toml")
+    assert found.policy == Policy(where, 16, True, ("Apache-2.0", "MIT"), ("team/*", "oci://registry.example/*"))
+
+
+def test_the_template_says_nothing_yet_and_all_of_its_examples_are_right(tmp_path: Path) -> None:
+    assert settings.parse(settings.TEMPLATE, tmp_path / "x").remotes == {}
+    lines = [line.removeprefix("# ") for line in settings.TEMPLATE.splitlines()[3:]]
+    assert settings.parse("\n".join(lines), tmp_path / "x").policy.max_rank == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("registri = 'x'", 1, "'registri' isn't known"),
+        ("\n\n[polizy]\nx = 1", 3, "'polizy' isn't known"),
+        ("[policy]\nmax_rank = 8\nmaxrank = 8", 3, "'policy.maxrank' isn't known"),
+        ("[remotes.team]\nurl = 'oci://x'\nuser = 'me'", 3, "'remotes.team.user' isn't known"),
+        ("[remotes.team]\n", 1, "'remotes.team.url' is not there"),
+        ("[remotes.'a b']\nurl = 'oci://x'", None, "'remotes.a b' is no remote's name"),
+        ("[policy]\nmax_rank = true", 2, "not a whole number above 0"),
+        ("[policy]\nmax_rank = 0", 2, "not a whole number above 0"),
+        ("[policy]\nallow = []", 2, "not a list of texts"),
+        ("[policy]\nlicenses = 'MIT'", 2, "not a list of texts"),
+        ("[policy]\nrequire_base = 1", 2, "neither true nor false"),
+        ("remotes = 3", 1, "'remotes' is not a table"),
+        ("registry = 3", 1, "not a text of one line"),
+        ("remote = ", None, "not valid TOML"),
+        ("a = " + "[" * 5000, None, "not valid TOML"),
+    ],
+)
+def test_what_isn_t_known_or_right_is_refused_with_its_line(tmp_path: Path, text: str, line: int | None, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings.parse(text, tmp_path / "x.toml")
+    assert words in str(caught.value)
+    assert line is None or caught.value.where.endswith(f"x.toml:{line}") or "is not there" in words
+
+
+def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    old = settings.parse(WHOLE, path)
+    same = settings.changed(WHOLE, path, remotes=old.remotes, remote=old.remote)
+    assert same == WHOLE
+    more = settings.changed(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
+    assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
+    less = settings.changed(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
+    assert "# read by everybody\n[remotes.free]" in less
+    assert "team]" not in less
+    assert settings.changed("", path, remotes={"a": "oci://x"}, remote="a") == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
+
+
+_NAMES = st.sampled_from(["a", "b", "team-1", "X_y"])
+
+
+@given(st.lists(st.tuples(_NAMES, st.sampled_from(["", "oci://x", "oci://y/z"]), st.booleans())))
+def test_any_series_of_changes_says_what_was_asked(steps: list[tuple[str, str, bool]]) -> None:
+    path, text = Path("x.toml"), "# mine\nregistry = 'here' # kept\n\n# rules\n[policy]\nmax_rank = 3 # low\n"
+    remotes: dict[str, str] = {}
+    remote = None
+    for name, url, default in steps:
+        remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
+        remote = name if default and url else remote if remote in remotes else None
+        text = settings.changed(text, path, remotes=remotes, remote=remote)
+        said = tomllib.loads(text)
+        assert {key: value["url"] for key, value in said.get("remotes", {}).items()} == remotes
+        assert said.get("remote") == remote
+        assert all(f"# {word}" in text for word in ("mine", "kept", "rules", "low"))
+
+
+@pytest.mark.parametrize(
+    "text", ["remotes = {team = {url = 'oci://x'}}", "[remotes]\nteam = {url = 'oci://x'}\nfree = {url = 'oci://y'}"]
+)
+def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="Edit it by hand"):
+        settings.changed(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
+
+
+FACTS = {"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}, "base": {"fingerprint": None}, "license": None}
+
+
+def test_a_policy_says_all_that_is_against_it() -> None:
+    with pytest.raises(RefusedError) as caught:
+        Policy("p", 16, True, ("MIT",)).check_facts(FACTS, "team/sql")
+    assert caught.value.items == (
+        "rank 32 is over 16", "its base is not pinned (`push --base` does it)", "its license is not declared, not MIT",
+    )  # fmt: skip
+    Policy("p", 32, False, ("mit",)).check_facts({**FACTS, "license": "MIT"}, "team/sql")
+    Policy("p", 1).check_facts({"r": None, "modules": {}}, "without a rank")
+    Policy("p", allow=("team/*",)).check_name("team/sql")
+    for name in ("teams/sql", "oci://host/team/sql", "Team/sql"):
+        with pytest.raises(RefusedError, match="not a name that p allows"):
+            Policy("p", allow=("team/*",)).check_name(name)
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    path, link = tmp_path / "x", tmp_path / "link"
+    assert user_files.change(path, lambda text: text + "1")
+    path.chmod(0o604)
+    link.symlink_to(path)
+    assert user_files.change(link, lambda text: text + "2")
+    assert link.is_symlink()
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("12", 0o604)
+    assert not user_files.change(path, lambda _: None)
+    assert sorted(os.listdir(tmp_path)) == ["link", "x"]
+
+
+def _more(path: Path) -> None:
+    for _ in range(20):
+        user_files.change(path, lambda text: text + "x")
+
+
+def test_two_processes_lose_no_change_of_each_other(tmp_path: Path) -> None:
+    both = [multiprocessing.get_context("fork").Process(target=_more, args=(tmp_path / "x",)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert (tmp_path / "x").read_text() == "x" * 40
+
+
+def test_a_private_file_is_its_owner_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    user_files.change(path, lambda _: "secret", private=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    for act in (lambda: user_files.read(path, private=True), lambda: user_files.change(path, lambda _: "", private=True)):
+        with pytest.raises(LocalIOError, match="others may read it"):
+            act()
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+        with pytest.raises(LocalIOError, match="another user"):
+            user_files.read(path, private=True)
+        assert not user_files.is_mine(path)

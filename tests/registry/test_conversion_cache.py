@@ -1,0 +1,89 @@
+"""`push --as` and `pull --as`: every format that convert writes, as a version of its own or on the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest import describe
+from adapterhub.ref import Ref
+from adapterhub.registry import conversion_cache, export, recipe
+from adapterhub.registry.registry import Registry
+from adapterhub_converters import bases
+from adapterhub_converters.errors import UsageError
+from adapterhub_converters.formats import convert
+from tests.conftest import Run
+from tests.converters import trained
+from tests.support.images import FLUX, files, peft_folder
+
+FLUX_BASE = bases.BaseSpec("flux", "hf", "FluxTransformer2DModel", "", {})
+OF_IMAGES = ("kohya", "diffusers")
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with team/sql, of a Llama, and team/style, of FLUX.1, beside their folders."""
+    folder = tmp_path_factory.mktemp("forms")
+    trained.folder(trained.full("q_proj", "v_proj"), folder / "sql")
+    peft_folder(folder / "style", FLUX)
+    with Registry.init(folder) as registry:
+        for name in ("sql", "style"):
+            registry.push(folder / name, Ref.parse(f"team/{name}"))
+    return folder
+
+
+@pytest.mark.parametrize("to", convert.FORMATS)
+def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Path, to: str) -> None:
+    source, spec = ("style", FLUX_BASE) if to in OF_IMAGES else ("sql", trained.LLAMA)
+    with Registry.open(team) as registry:
+        parent = registry.resolve(Ref.parse(f"team/{source}"))
+        out = tmp_path / f"out{convert.ENDINGS.get(to, '')}"
+        first = conversion_cache.pull(registry, parent.ref, out, recipe.Conversion(to), base=spec)
+        assert (out.is_dir(), first.cached) == (to in convert.FOLDERS, False)
+        again = tmp_path / f"again{convert.ENDINGS.get(to, '')}"
+        assert conversion_cache.pull(registry, parent.ref, again, recipe.Conversion(to), base=spec).cached
+        assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
+
+        given = recipe.Parent(team / source, team / source, parent.digest)
+        recipe.convert(given, tmp_path / "made", recipe.Conversion(to), name="made", base=spec)
+        version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
+        known = describe.read_facts(tmp_path / "made")
+        assert known is not None
+        assert (known["format"], known["recipe"]["to"], known["parents"][0]["digest"]) == (to, to, parent.digest)
+        conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
+        export.pull(registry, version.ref, tmp_path / "kept")
+    recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
+    assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
+    found = files(tmp_path / "back")
+    assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {
+        name: data for name, data in files(team / source).items() if name != "adapter.json"
+    }
+
+
+def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:
+    with Registry.open(team) as registry:
+        ref = registry.resolve(Ref.parse("team/sql")).ref
+        with pytest.raises(UsageError, match="--model: is missing: which base should Ollama take"):
+            conversion_cache.pull(registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA)
+        conversion_cache.pull(
+            registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"
+        )
+        kept = conversion_cache.pull(registry, ref, tmp_path / "sql.gguf", recipe.Conversion("gguf"), base=trained.LLAMA)
+    assert sorted(files(tmp_path / "mine")) == ["Modelfile", "mine.gguf"]
+    assert (tmp_path / "mine/Modelfile").read_text() == "FROM llama3.2:1b\nADAPTER ./mine.gguf\n"
+    assert kept.cached
+    assert (tmp_path / "sql.gguf").read_bytes() == (tmp_path / "mine/mine.gguf").read_bytes()
+
+
+def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
+    model = tmp_path / "base"
+    model.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG}
+    (model / "config.json").write_text(json.dumps(config))
+    run("push", "team/sql", "team/litgpt", "--as", "litgpt", "--base", model, cwd=team)
+    run("pull", "team/litgpt", "--as", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
+    assert (tmp_path / "mine/Modelfile").read_text().startswith(f"FROM {model}\n")
+    assert "--model: is for --as ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
+    assert "--model: raw names no base" in run("pull", "team/sql", "--as", "raw", "--model", "x", code=2, cwd=team).stderr

@@ -1,0 +1,467 @@
+"""How bytes move: several blobs at once, held back, told of, gone on with after a kill, and not at all where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.remotes.copy import copy
+from adapterhub.remotes.download import NOTED
+from adapterhub.remotes.folders import LARGE, AdapterFolder, download
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import PIECE, Oci
+from adapterhub.remotes.oci.uploads import Begun, Uploads
+from adapterhub.remotes.parallel import Move, Pace
+from adapterhub.remotes.protocol import Reader
+from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
+from tests.cli.test_process import PATH
+from tests.conftest import Run
+from tests.remotes.test_contract import Bytes, blob_of
+from tests.support import uploads
+from tests.support.adapters import write_adapter
+from tests.support.proxy import Exchange, Proxy
+
+pytestmark = pytest.mark.peer
+MIB = 1 << 20
+KILLS = 20
+
+
+def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> Oci:
+    return Oci(Address.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept)
+
+
+def write_large(folder: Path, size: int, seed: int = 0) -> Path:
+    write_adapter(folder)
+    (folder / "README.md").write_bytes(random.Random(seed).randbytes(size // 2).hex().encode())
+    return folder
+
+
+class Program:
+    """`adapterhub ARGS…` as a process that can be killed."""
+
+    def __init__(self, tmp_path: Path, *args: str) -> None:
+        self._cwd = tmp_path
+        self._command = [sys.executable, "-m", "adapterhub", *args]
+        self._env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "XDG_DATA_HOME": str(tmp_path / "xdg")}
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, cwd=self._cwd, env=self._env, stdout=subprocess.DEVNULL)
+
+    def killed_when(self, far: Callable[[], bool]) -> bool:
+        """Run it until `far`; False when it had ended before."""
+        process = self.start()
+        while process.poll() is None and not far():
+            time.sleep(0.002)
+        process.kill()
+        return process.wait() != 0
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self._command, cwd=self._cwd, env=self._env, check=True, capture_output=True, text=True)
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+class Later:
+    """Some time after the first request."""
+
+    def __init__(self, proxy: Proxy, seconds: float) -> None:
+        self._proxy, self._seconds = proxy, seconds
+        self._began, self._seen = 0.0, len(proxy.seen)
+
+    def __call__(self) -> bool:
+        if not self._began and len(self._proxy.seen) > self._seen:
+            self._began = time.monotonic()
+        return bool(self._began) and time.monotonic() > self._began + self._seconds
+
+
+# ---- killed
+
+
+def test_a_pull_killed_20_times_receives_at_most_8_MiB_again_each_time(host: str, tmp_path: Path) -> None:
+    folder, dice = write_large(tmp_path / "sql", 8 * NOTED), random.Random(1)
+    with remote(host, "killed") as to:
+        made = copy(AdapterFolder(folder), "latest", to, "latest").manifest
+    big = max(made.layers, key=lambda layer: layer.size)
+    part = tmp_path / f".out.pull-{made.digest[7:19]}" / f"{big.digest[7:]}.part"
+    had = []
+    with Proxy(host) as proxy:
+        pull = Program(tmp_path, "pull", f"oci://{proxy.address}/moving/killed", "-o", "out", "--limit-rate", "60M")
+        for _ in range(KILLS):
+            goal = size_of(part) + dice.randrange(2 * MIB)
+            assert pull.killed_when(lambda goal=goal: size_of(part) > goal)  # type: ignore[misc]
+            assert not (tmp_path / "out").exists()
+            had.append(size_of(part))
+        pull.run()
+    asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
+    starts = [int(text[6:-1]) if text else 0 for text in asked]
+    assert len(starts) == KILLS + 1
+    assert all(start > size - NOTED for start, size in zip(starts[1:], had, strict=True))
+    assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
+
+
+def test_a_push_killed_20_times_goes_on_where_the_registry_keeps_what_came(tmp_path: Path) -> None:
+    folder, there, dice = write_large(tmp_path / "sql", LARGE + 5000), uploads.Uploads(), random.Random(2)
+    with Proxy() as proxy:
+        proxy.before = there.answer
+        address = f"oci://{proxy.address}/moving/killed"
+        slow = Program(tmp_path, "push", "sql", address, "--limit-rate", "20M")
+        for _ in range(KILLS):
+            slow.killed_when(Later(proxy, dice.uniform(0, 0.2)))
+        Program(tmp_path, "push", "sql", address).run()
+    assert there.manifests["latest"] == oci_manifest.build(folder).raw
+    for layer in oci_manifest.build(folder).layers:
+        assert hashlib.sha256(there.blobs[layer.digest]).hexdigest() == layer.digest[7:]
+    assert 0 <= there.sent - sum(map(len, there.blobs.values())) <= PIECE  # the first piece of a file not yet hashed
+    assert list((tmp_path / "xdg").rglob("*.json")) == []
+
+
+def test_a_killed_push_to_docker_registry_sends_no_finished_blob_again(host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    (folder / "second.md").write_bytes(random.Random(9).randbytes(LARGE // 2 + 5000).hex().encode())
+    with Proxy(host) as proxy:
+        push = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/finished", "--jobs", "1", "--json")
+
+        def finished(found: Exchange) -> bool:
+            return found.method == "PUT" and "digest=" in found.path and found.status == 201
+
+        assert push.killed_when(lambda: any(map(finished, list(proxy.seen))))
+        sent = json.loads(push.run().stdout)["sent"]
+    assert sent < 2 * LARGE
+    with remote(host, "finished") as there:
+        assert there.manifest("latest").digest == oci_manifest.build(folder).digest
+
+
+# ---- gone on with
+
+
+@pytest.fixture
+def fixed() -> Iterator[tuple[Proxy, uploads.Uploads]]:
+    there = uploads.Uploads()
+    with Proxy() as proxy:
+        proxy.before = there.answer
+        yield proxy, there
+
+
+class Failing(Bytes):
+    """Bytes whose source fails after some of them."""
+
+    def __init__(self, data: bytes, upto: int) -> None:
+        super().__init__(data)
+        self._upto = upto
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        with super().open_blob(blob, start) as reader:
+            at = start
+
+            class Stops:
+                def readinto(inner, buffer: memoryview) -> int:
+                    nonlocal at
+                    if at >= self._upto:
+                        raise RemoteError("bytes", "stopped")
+                    n = int(reader.readinto(buffer[: self._upto - at]) or 0)
+                    at += n
+                    return n
+
+            yield Stops()
+
+
+def test_an_upload_is_gone_on_with_only_if_its_bytes_are_the_same(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path) -> None:
+    proxy, there = fixed
+    data = random.Random(3).randbytes(6 * MIB)
+    with remote(proxy.address, "on", tmp_path / "kept") as to, pytest.raises(RemoteError):
+        to.put_blob(blob_of(data), Failing(data, 3 * MIB))
+    assert there.sent == 3 * MIB
+    with remote(proxy.address, "on", tmp_path / "kept") as to:
+        assert to.put_blob(blob_of(data), Bytes(data)) == 3 * MIB
+        assert to.has(blob_of(data))
+    assert there.sent == 6 * MIB
+
+    # One that nobody knew the digest of, and then another file of the same size.
+    other = b"x" + data[1:]
+    with remote(proxy.address, "two", tmp_path / "kept") as to:
+        with pytest.raises(RemoteError):
+            to.put_unnamed(6 * MIB, "README.md", Failing(data, 3 * MIB))
+        assert to.put_blob(blob_of(other), Bytes(other)) == 6 * MIB
+        assert to.put_blob(blob_of(data), Bytes(data)) == 3 * MIB
+    assert there.blobs[blob_of(other).digest] == other
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"url": 3}', '{"url": "ftp://x/", "size": 6291456, "digest": "", "sent": 1}'])
+def test_a_note_that_makes_no_sense_is_passed_over(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
+    proxy, _ = fixed
+    data = bytes(6 * MIB)
+    kept = Uploads(tmp_path, f"oci://{proxy.address}/moving/on")
+    with kept.new() as made:
+        made.write(Begun("http://127.0.0.1:1/", 6 * MIB, "", MIB, "sha256:0"))
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(note)
+    with remote(proxy.address, "on", tmp_path) as to:
+        assert to.put_blob(blob_of(data), Bytes(data)) == 6 * MIB
+
+
+def test_notes_are_for_this_user_s_eyes_and_go_with_the_manifest(host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", 6 * MIB)
+    with remote(host, "eyes", tmp_path / "kept") as to:
+        source = AdapterFolder(folder)
+        big = max(source.manifest("latest").layers, key=lambda layer: layer.size)
+        to.put_blob(big, source)
+        (note,) = (tmp_path / "kept").rglob("*.json")
+        assert [path.stat().st_mode & 0o077 for path in (note, note.parent)] == [0, 0]
+        assert not to.is_new()
+        copy(source, "latest", to, "latest")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+# ---- several at once
+
+
+def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    with Proxy(host) as proxy:
+        done = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead", "--json").stdout)
+        first = [found.method for found in proxy.seen if "/blobs/" in found.path][:3]
+        assert first == ["POST", "PATCH", "PATCH"]
+        assert (done["digest"], done["sent"] > done["size"] - 1) == (oci_manifest.build(folder).digest, True)
+        proxy.seen.clear()
+        again = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead:two", "--json").stdout)
+        assert (again["sent"], [found for found in proxy.seen if found.method == "PATCH"]) == (0, [])
+
+
+def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--as", "image", "--json").stdout)
+    assert LARGE < done["sent"] < 2 * LARGE
+
+
+def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
+    with Proxy(host) as proxy:
+        assert "rank 2 is over 1" in run("push", folder, f"oci://{proxy.address}/moving/refused", code=6).stderr
+        assert [found.method for found in proxy.seen if found.method not in ("GET", "HEAD")] == []
+
+
+def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", 4 * MIB)
+    with remote(host, "first") as to:
+        made = copy(AdapterFolder(folder), "latest", to, "latest").manifest
+    big = max(made.layers, key=lambda layer: layer.size)
+    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+    half = threading.Event()
+    with Proxy(host) as proxy:
+
+        def after(found: Exchange) -> None:
+            if big.digest in found.path and not half.is_set():
+                found.cut, found.wait = 2 * MIB, threading.Event()  # says no more, and nobody wakes it
+                half.set()
+            if weights.digest in found.path:
+                half.wait(60)
+                found.data = b"x" * len(found.data)
+
+        proxy.after = after
+        with remote(proxy.address, "first") as source:
+            with pytest.raises(IntegrityError, match="safetensors"):
+                download(source, "latest", tmp_path / "out", jobs=4)
+            assert not (tmp_path / "out").exists()
+            proxy.after = lambda _: None
+            download(source, "latest", tmp_path / "out")
+    asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
+    assert asked[0] is None
+    assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
+
+
+def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, fixed: tuple[Proxy, uploads.Uploads]) -> None:
+    proxy, there = fixed
+    write_adapter(tmp_path / "sql")
+
+    def before(found: Exchange) -> None:
+        there.answer(found)
+        if found.method == "POST":
+            found.status, found.answer = 429, {"retry-after": "100"}
+
+    proxy.before = before
+    program = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/wait")
+    process = program.start()
+    while not any(found.method == "POST" for found in list(proxy.seen)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+class Waiting:
+    """A place with something to wait for."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def stop(self, *, on: bool) -> None:
+        (self.ended.set if on else self.ended.clear)()
+
+    def work(self, _blob: Descriptor) -> bool:
+        self.begun.set()
+        return self.ended.wait(60)
+
+
+class Interrupted(list[Descriptor]):
+    """Blobs with a signal after the first, once work has begun on it."""
+
+    def __init__(self, place: Waiting) -> None:
+        super().__init__([Descriptor("", "sha256:a", 0), Descriptor("", "sha256:b", 0)])
+        self._place = place
+
+    def __iter__(self) -> Iterator[Descriptor]:
+        yield self[0]
+        assert self._place.begun.wait(60)
+        raise KeyboardInterrupt
+
+
+def test_a_signal_while_the_first_begin_ends_those_that_wait() -> None:
+    place = Waiting()
+    with pytest.raises(KeyboardInterrupt):
+        Move([], None).each(place.work, Interrupted(place), place)
+    assert place.ended.is_set()  # still: a thread of which the pool was not told in time may be about to wait
+
+
+def test_a_place_waits_again_after_a_signal_once_it_is_used_again() -> None:
+    place, waited = Waiting(), []
+    with pytest.raises(KeyboardInterrupt):
+        Move([], None).each(place.work, Interrupted(place), place)
+    Move([], None).each(lambda _: waited.append(not place.ended.is_set()), [Descriptor("", "sha256:a", 0)] * 2, place)
+    assert waited == [True, True]
+
+
+def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", 5 * MIB)
+    for job in (1, 4):
+        seen: list[tuple[int, int]] = []
+        with remote(host, f"progress-{job}") as to:
+            copy(AdapterFolder(folder), "latest", to, "latest", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
+            download(to, "latest", tmp_path / f"out-{job}", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
+        halves = [n for n in range(1, len(seen)) if seen[n][1] != seen[n - 1][1]]
+        for part in (seen[: halves[0]], seen[halves[0] :]):
+            assert [done for done, _ in part] == sorted(done for done, _ in part)
+            assert part[-1][0] == part[-1][1]
+            assert len(part) > 5
+
+
+def test_a_pace_asks_for_as_much_time_as_its_rate_takes() -> None:
+    pace = Pace(1000.0)
+    assert [round(pace.spend(500), 1) for _ in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert Pace().spend(10**9) == 0.0
+
+
+def test_what_is_not_wanted_any_more_is_not_begun(host: str) -> None:
+    blobs = [Descriptor("", f"sha256:{n:064}", 1) for n in range(50)]
+    begun_: list[str] = []
+
+    def work(blob: Descriptor) -> None:
+        begun_.append(blob.digest)
+        raise NotFoundError("here", "no")
+
+    with pytest.raises(NotFoundError):
+        Move(blobs, None, 2).each(work, blobs)
+    assert len(begun_) < 50
+
+
+# ---- told of
+
+
+def test_events_are_JSON_lines_and_a_pipe_gets_nothing_else(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", 2 * MIB)
+    assert run("push", folder, f"oci://{host}/moving/events").stderr == ""
+    done = run("pull", f"oci://{host}/moving/events", "-o", "out", "--events", "--json")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "done"]
+    assert events[-1]["done"] == events[-1]["total"] == json.loads(done.stdout)["size"]
+    assert {event["event"] for event in events[1:-1]} == {"progress"}
+    failed = run("pull", f"oci://{host}/moving/nothing", "-o", "no", "--events", code=3)
+    assert [line[:9] for line in failed.stderr.splitlines()] == ['{"event":', '{"event":', "error: oc"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_sees_bytes_speed_and_time_left_unless_it_is_to_be_quiet(host: str, tmp_path: Path, quiet: bool) -> None:
+    folder = write_large(tmp_path / "sql", 2_000_000)
+    with remote(host, f"terminal-{int(quiet)}") as to:
+        copy(AdapterFolder(folder), "latest", to, "latest")
+    ours, theirs = pty.openpty()
+    words = ["pull", f"oci://{host}/moving/terminal-{int(quiet)}", "-o", "out", "--limit-rate", "3M"]
+    command = [sys.executable, "-m", "adapterhub", *words, *(["-q"] if quiet else [])]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": PATH}, stderr=theirs, stdout=-3, check=True)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while piece := os.read(ours, 1 << 16):
+            seen += piece
+    os.close(ours)
+    text = seen.decode()
+    assert (not text) if quiet else ("MB/s" in text and " left" in text and "of 2.0 MB" in text)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "fast", "1T", "1e3", ""])
+def test_a_rate_that_is_none_is_a_usage_error(run: Run, rate: str) -> None:
+    assert "write it like 500k or 10M" in run("pull", "oci://localhost/a/b", "--limit-rate", rate, code=2).stderr
+
+
+# ---- there already
+
+
+def test_a_pull_of_what_is_there_asks_once_and_says_so(run: Run, host: str, tmp_path: Path) -> None:
+    folder = write_large(tmp_path / "sql", 2 * MIB)
+    run("push", folder, f"oci://{host}/moving/there")
+    with Proxy(host) as proxy:
+        words = ("pull", f"oci://{proxy.address}/moving/there", "-o", "out")
+        run(*words)
+        proxy.seen.clear()
+        done = run(*words)
+        assert done.stdout.startswith("already there: ")
+        assert [found.method for found in proxy.seen] == ["GET"]
+        assert json.loads(run(*words, "--json").stdout)["new"] is False
+        for change in ("README.md", "more.txt", "adapter.json"):
+            path = tmp_path / "out" / change
+            before = path.read_bytes() if path.exists() else None
+            path.write_bytes(b"x" * len(before or b"x"))
+            assert "already exists" in run(*words, code=2).stderr
+            assert path.read_bytes() == b"x" * len(before or b"x")
+            path.write_bytes(before) if before else path.unlink()
+        run(*words)
+
+
+def test_what_others_made_without_facts_is_there_with_the_facts_that_follow(host: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "sql")
+    with remote(host, "plain") as to:
+        source = AdapterFolder(folder)
+        made = source.manifest("latest")
+        document = oci_manifest.parse_json(made.raw, "")
+        document["layers"] = [layer for layer in document["layers"] if oci_manifest.FACTS not in str(layer)]
+        plain = oci_manifest.parse(oci_manifest._canonical(document), "")
+        for blob in (*plain.layers, plain.config):
+            to.put_blob(blob, source)
+        to.put_manifest(plain, "latest")
+        found: list[bool] = []
+        for _ in range(2):
+            download(to, "latest", tmp_path / "out", found=lambda: found.append(True))
+        assert found == [True]
+        (tmp_path / "out/adapter.json").write_text("{}")
+        with pytest.raises(OutputExistsError):
+            download(to, "latest", tmp_path / "out")

@@ -1,0 +1,243 @@
+"""What the log of a name can say and undo: protection, deprecation, every move, and who was first."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.ref import Ref, RefError
+from adapterhub.registry.registry import ABSENT, Registry
+from adapterhub.store.store import Entry, Store
+from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, NotFoundError, RefusedError
+from tests.conftest import Run
+from tests.support.adapters import Make
+
+SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
+
+
+@pytest.fixture
+def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
+    """Three versions, `prod` at the first."""
+    with Registry.init(tmp_path / "registry") as made:
+        made.push(make("a", 1), PROD)
+        for seed in (2, 3):
+            made.push(make(f"a{seed}", seed), SQL)
+        yield made
+
+
+def v(number: int) -> Ref:
+    return Ref("team/sql", number=number)
+
+
+def replayed(registry: Registry) -> None:
+    """What the catalog says is what the log says."""
+    before = (
+        registry.list(),
+        registry.deprecations(),
+        [registry.catalog.marks(kind, "team/sql") for kind in ("protect", "keep")],
+    )
+    assert registry.rebuild_index() == []
+    after = registry.list(), registry.deprecations(), [registry.catalog.marks(kind, "team/sql") for kind in ("protect", "keep")]
+    assert before == after
+    assert {finding.code for finding in registry.fsck()} <= {"orphans"}
+
+
+def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) -> None:
+    assert registry.protect(PROD).number == 1
+    one, says = registry.list()[-1], r"team/sql:prod: is protected. Run `adapterhub tag team/sql:prod --unprotect` first"
+    for call in (
+        lambda: registry.tag(v(2), "prod"),
+        lambda: registry.push(make("new", 9), PROD),
+        lambda: registry.push(make("a2", 2), PROD),
+        lambda: registry.rm(PROD),
+        lambda: registry.rm(SQL),
+        lambda: registry.put_back(PROD, 1) and registry.tag(v(2), "prod"),
+    ):
+        with pytest.raises(RefusedError, match=says):
+            call()
+    assert registry.tag(v(1), "prod").number == 1  # no move
+    assert registry.push(make("a", 1), PROD).number == 1
+    assert registry.show(PROD)["protected"] == ["prod"]
+    assert registry.list()[-1] == one
+    replayed(registry)
+    registry.protect(PROD, on=False)
+    registry.rm(PROD)
+    registry.tag(v(2), "prod")
+    assert [entry.op for entry in registry.log(PROD)] == ["tag", "untag", "unprotect", "protect", "push"]
+    replayed(registry)
+
+
+def test_only_a_tag_that_is_there_can_be_protected(registry: Registry) -> None:
+    with pytest.raises(NotFoundError, match="no such tag"):
+        registry.protect(Ref.parse("team/sql:dev"))
+    with pytest.raises(RefusedError, match="is always the newest push"):
+        registry.protect(Ref.parse("team/sql:latest"))
+    with pytest.raises(RefError, match="names no tag. Write team/sql:TAG"):
+        registry.protect(v(1))
+
+
+def test_the_last_move_of_a_tag_is_undone_and_so_is_the_undoing(registry: Registry) -> None:
+    registry.tag(v(2), "prod")
+    assert registry.put_back(PROD).number == 1
+    assert registry.put_back(PROD).number == 2
+    registry.rm(PROD)
+    assert registry.put_back(PROD).number == 2
+    assert registry.put_back(PROD, 1).number == 1
+    assert [(entry.op, entry.number) for entry in registry.log(PROD)] == [
+        ("tag", 1), ("tag", 2), ("untag", 0), ("tag", 2), ("tag", 1), ("tag", 2), ("push", 1)
+    ]  # fmt: skip
+    replayed(registry)
+
+
+def test_what_cannot_be_put_back_is_said(registry: Registry) -> None:
+    registry.tag(v(2), "dev")
+    for text, seq, says in [
+        ("team/sql:dev", None, "team/sql:dev: was not there before entry 4"),
+        ("team/sql:dev", 2, "was not there at entry 2"),
+        ("team/sql:dev", 99, "there is no entry 99; the log has 1 to 4"),
+        ("team/sql:never", None, "this tag was never set"),
+        ("team/none:prod", None, "no such adapter"),
+    ]:
+        with pytest.raises(NotFoundError, match=says):
+            registry.put_back(Ref.parse(text), seq)
+    registry.rm(SQL)
+    with pytest.raises(NotFoundError, match="was deleted"):
+        registry.put_back(PROD)
+
+
+def test_a_deprecation_is_of_a_version_or_of_all(registry: Registry) -> None:
+    assert registry.deprecate(v(1), "old") == 1
+    assert registry.deprecate(SQL, "moved to team/sql2") == 0
+    assert [registry.resolve(v(n)).deprecated for n in (1, 2)] == ["old", "moved to team/sql2"]
+    assert registry.show(PROD)["deprecated"] == "old"
+    replayed(registry)
+    registry.deprecate(SQL, undo=True)
+    assert registry.deprecations() == {("team/sql", 1): "old"}
+    registry.deprecate(PROD, undo=True)
+    registry.deprecate(PROD, undo=True)
+    assert registry.deprecations() == {}
+    assert [entry.op for entry in registry.log(SQL)][:4] == ["undeprecate", "undeprecate", "deprecate", "deprecate"]
+    registry.deprecate(v(2), "\udcff\x1b[31m")
+    assert registry.resolve(v(2)).deprecated == "?\x1b[31m"
+    with pytest.raises(RefError, match="over 1000 characters"):
+        registry.deprecate(v(2), "x" * 1001)
+    replayed(registry)
+
+
+def test_the_log_outlives_the_name(registry: Registry) -> None:
+    registry.rm(SQL)
+    assert [entry.op for entry in registry.log(SQL)] == ["delete", "push", "push", "push"]
+    with pytest.raises(NotFoundError, match="no such adapter"):
+        registry.log(Ref.parse("team/none"))
+    with pytest.raises(NotFoundError, match="this tag was never set"):
+        registry.log(Ref.parse("team/sql:never"))
+
+
+def test_who_expects_something_else_learns_who_won(registry: Registry, make: Make) -> None:
+    one, two = (registry.resolve(v(n)).digest for n in (1, 2))
+    for call in (
+        lambda: registry.tag(v(3), "prod", expect=two),
+        lambda: registry.rm(PROD, expect=two),
+        lambda: registry.push(make("new", 9), PROD, expect=two[:20]),
+        lambda: registry.tag(v(3), "prod", expect=ABSENT),
+    ):
+        with pytest.raises(ConflictError, match=f"team/sql:prod: moved meanwhile: it is {one}, not "):
+            call()
+    with pytest.raises(ConflictError, match="it is absent, not sha256"):
+        registry.tag(v(1), "dev", expect=one)
+    with pytest.raises(ConflictError, match="team/sql: moved meanwhile"):
+        registry.rm(SQL, expect=one)
+    with pytest.raises(RefError, match="is not a digest"):
+        registry.rm(PROD, expect="v1")
+    registry.tag(v(2), "prod", expect=one[:13])
+    registry.tag(v(2), "dev", expect=ABSENT)
+    registry.rm(PROD, expect=two)
+    assert registry.catalog.tags("team/sql") == {"dev": 2, "latest": 3}
+
+
+NEWER: list[dict[str, Any]] = [
+    {"op": "push"},
+    {"numbers": [-1]},
+    {"numbers": ["1"]},
+    {"numbers": [True]},
+    {"keep": -1},
+    {"message": 1},
+]
+
+
+@pytest.mark.parametrize("change", NEWER)
+def test_a_malformed_entry_of_the_second_version_is_refused(change: dict[str, Any]) -> None:
+    entry = Entry("team/sql", 1, "deprecate", "t", number=1, message="x")
+    assert Entry.parse(entry.dump(), "") == entry
+    with pytest.raises(AdapterhubError):
+        Entry.parse(json.dumps({**json.loads(entry.dump()), **change}).encode(), "")
+
+
+def test_entries_that_older_programs_know_are_written_as_they_were() -> None:
+    assert Entry("team/sql", 1, "untag", "t", tags=("prod",)).dump() == (
+        b'{"digest":"","name":"team/sql","number":0,"op":"untag","previous":"","seq":1,"size":0,"tags":["prod"],"time":"t",'
+        b'"version":1}\n'
+    )
+
+
+# ---- the same, typed
+
+
+def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
+    registry.close()
+    at = ("--registry", registry.root)
+
+    def document(*args: str) -> Any:
+        return json.loads(run(*args, "--json", *at).stdout)
+
+    assert "team/sql:prod is team/sql:v1, protected" in run("tag", "team/sql:prod", "--protect", *at).stdout
+    assert "is protected" in run("tag", "team/sql:v2", "prod", *at, code=6).stderr
+    assert "is protected" in run("rm", "team/sql:prod", *at, code=6).stderr
+    assert document("tag", "team/sql:v2", "prod", "--unprotect")["number"] == 2
+    assert document("tag", "team/sql:prod", "--restore")["number"] == 1
+    assert document("tag", "team/sql:prod", "--restore", "5")["number"] == 1
+    assert "it is sha256:" in run("tag", "team/sql:v3", "prod", "--expect", "sha256:" + "0" * 64, *at, code=7).stderr
+    assert "it is sha256:" in run("rm", "team/sql:prod", "--expect", "absent", *at, code=7).stderr
+    entries = document("log", "team/sql:prod")["entries"]
+    assert [(entry["seq"], entry["op"], entry["number"]) for entry in entries] == [
+        (7, "tag", 1), (6, "tag", 2), (5, "unprotect", None), (4, "protect", None), (1, "push", 1)
+    ]  # fmt: skip
+    run("deprecate", "team/sql:v1", "use\nv3", *at)
+    assert document("show", "team/sql:prod")["deprecated"] == "use\nv3"
+    assert [row["deprecated"] for row in document("list")["adapters"]] == [None, None, "use\nv3"]
+    for args in (["list"], ["show", "team/sql:v1"], ["pull", "team/sql:v1", "-o", "out"], ["validate", "team/sql:v1"]):
+        assert "warning: team/sql:v1 is deprecated: use v3\n" in run(*args, *at, code=None).stderr
+    assert "deprecate  v1" in run("log", "team/sql", *at).stdout
+    run("deprecate", "team/sql:v1", "--undo", *at)
+    assert run("list", *at).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["tag", "team/sql:v1"], "the TAG that should point there is missing. Write `adapterhub tag team/sql:v1 TAG`"),
+        (["tag", "team/sql:v1", "prod", "--restore"], "--restore: takes NAME:TAG alone"),
+        (["tag", "team/sql:v1", "--restore"], "names no tag. Write team/sql:TAG"),
+        (["deprecate", "team/sql:v1", "why", "--undo"], "--undo: takes no MESSAGE"),
+    ],
+)
+def test_usage(run: Run, registry: Registry, args: list[str], says: str) -> None:
+    assert says in run(*args, "--registry", registry.root, code=2).stderr
+
+
+def test_a_move_whose_index_cannot_follow_says_that_it_is_done(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_write_index", full)
+        with pytest.raises(LocalIOError, match="No space left on device; but team/sql has moved"):
+            registry.tag(v(2), "prod")
+    with Registry.open(registry.root) as again:
+        assert again.resolve(PROD).number == 2
+        assert again.fsck() == []

@@ -1,0 +1,33 @@
+"""Tiny real adapters: PEFT folders of rank 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.formats import peft
+
+Make = Callable[..., Path]
+
+
+def write_adapter(path: Path, seed: int = 0, **config: object) -> Path:
+    """A PEFT folder of rank 2 on two 8x8 layers, with a README."""
+    path.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        f"base_model.model.model.layers.{n}.self_attn.{module}.lora_{half}.weight": rng.normal(
+            size=(2, 8) if half == "A" else (8, 2)
+        ).astype(np.float32)
+        for n in range(2)
+        for module in ("q_proj", "v_proj")
+        for half in "AB"
+    }
+    safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base"}
+    (path / peft.CONFIG).write_text(json.dumps({**settings, **config}))
+    (path / "README.md").write_text("# A test\n")
+    return path

@@ -1,0 +1,149 @@
+"""`adapterhub ARGS…` as a process forked from one that has imported it already.
+
+A process in all that a test can see (its folder, environment, streams, signals and exit code), without the tenth of a second to
+several that Python takes to import what a command needs. What is about the start itself wants an interpreter of its own.
+
+    python -m tests.forked SOCKET MODULE…      # serves until its stdin is closed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What the interpreter, or a library as it is loaded, reads once.
+_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_")
+_LIBRARIES = ("HF_", "TRANSFORMERS_", "MPL")  # read as those who train are imported
+
+
+class Forked:
+    """A server of processes, started when it is first asked for one: `run`, in several threads at once if they like."""
+
+    def __init__(self, environment: Mapping[str, str], modules: Sequence[str], open_until: contextlib.ExitStack) -> None:
+        self._environment, self._modules, self._open_until = environment, modules, open_until
+        self._names = (*_AT_START, *(_LIBRARIES if "torch" in modules else ()))
+
+    def can(self, environment: Mapping[str, str]) -> bool:
+        """Whether an interpreter that started in this environment would be like the server's."""
+        return self._read_at_start(environment) == self._read_at_start(self._environment)
+
+    def _read_at_start(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return {key: value for key, value in environment.items() if key.startswith(self._names)}
+
+    @functools.cached_property
+    def _address(self) -> str:
+        return self._open_until.enter_context(_serving(self._environment, self._modules))
+
+    def run(
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one to its end; `first` is Python that it executes before."""
+        asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
+        with (
+            socket.socket(socket.AF_UNIX) as server,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            server.settimeout(300)
+            server.connect(self._address)
+            socket.send_fds(server, [len(asked).to_bytes(8, "little")], [out.fileno(), err.fileno()])
+            server.sendall(asked)
+            code = int(server.makefile().readline())
+            out.seek(0)
+            err.seek(0)
+            texts = [io.TextIOWrapper(file, encoding="utf-8").read() for file in (out, err)]
+        return subprocess.CompletedProcess(list(args), code, *texts)
+
+
+@contextlib.contextmanager
+def _serving(environment: Mapping[str, str], modules: Sequence[str]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # the address of a socket has to be short
+        command = [sys.executable, "-m", "tests.support.forked", f"{folder}/s", *modules]
+        with subprocess.Popen(command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            yield f"{folder}/s"
+            process.stdin.close()
+
+
+# ---- the server
+
+
+def _ours() -> None:
+    """Import all of ours that does without torch, so that nothing is left to import but what a command never should."""
+    import adapterhub
+    import adapterhub_converters
+
+    for package in (adapterhub, adapterhub_converters):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
+            if not found.name.endswith("__main__") and not found.name.startswith("adapterhub.train"):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(found.name)
+
+
+def _asked(connection: socket.socket) -> dict[str, Any]:
+    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
+    asked: dict[str, Any] = json.loads(connection.makefile("rb").read(int.from_bytes(size, "little")))
+    return asked
+
+
+def _serve(listener: socket.socket) -> dict[str, Any] | None:
+    """In each process that was asked for, what was asked; None in the server at its end."""
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        with connection:
+            if os.fork():
+                continue
+            listener.close()
+            asked = _asked(connection)
+            child = os.fork()
+            if child:
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                connection.sendall(f"{code}\n".encode())
+                os._exit(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["cwd"])
+        return asked
+    return None
+
+
+if __name__ == "__main__":
+    address, *modules = sys.argv[1:]
+    for module in modules:
+        with contextlib.suppress(ImportError):  # of an extra that isn't installed
+            importlib.import_module(module)
+    _ours()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(16)
+    print("ready", flush=True)
+    gc.freeze()  # else a collection writes to every page that is shared
+    asked = _serve(listener)
+    if asked is not None:
+        sys.argv[1:] = asked["args"]
+        exec(asked["first"], {})
+        runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)

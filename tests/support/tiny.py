@@ -1,0 +1,154 @@
+"""Tiny random models, as a Hugging Face folder and as GGUF for llama.cpp, and LoRA adapters made by peft itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters.architectures import names
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import Value, f32, string, u32
+
+CONFIG: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+# What a GGUF of each architecture says beside the numbers that all have (llama.cpp, conversion/*.py, set_gguf_parameters).
+EXTRAS: dict[str, dict[str, Value]] = {
+    "granite": {
+        "attention.scale": f32(0.25), "embedding_scale": f32(2.0), "residual_scale": f32(0.5), "logit_scale": f32(2.0),
+    },
+    "gemma2": {
+        "attn_logit_softcapping": f32(50.0), "final_logit_softcapping": f32(30.0), "attention.sliding_window": u32(4096),
+    },
+    "gemma3": {"attention.sliding_window": u32(4096)},
+    "phi3": {"rope.scaling.original_context_length": u32(256), "attention.sliding_window": u32(256)},
+}  # fmt: skip
+# What write_gguf can write without llama.cpp's own conversion.
+GGUF = (
+    "llama", "granite", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3", "starcoder2",
+)  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "GraniteForCausalLM": {
+        "attention_multiplier": 0.25, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
+    },
+    "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48,
+    },
+    "Qwen3MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    "GPT2LMHeadModel": {"n_ctx": 256, "tie_word_embeddings": True},
+    "FalconForCausalLM": {
+        "head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True, "intermediate_size": None,
+        "tie_word_embeddings": True,
+    },
+    "BloomForCausalLM": {"tie_word_embeddings": True},
+    "CohereForCausalLM": {"tie_word_embeddings": True, "logit_scale": 0.5, "eos_token_id": 1, "bos_token_id": 2},
+    "GptOssForCausalLM": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "DeepseekV2ForCausalLM": {
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32,
+    },
+    "DeepseekV3ForCausalLM": {
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
+    },
+    "Cohere2ForCausalLM": {
+        "tie_word_embeddings": True, "logit_scale": 0.5, "eos_token_id": 1, "bos_token_id": 2, "rotary_pct": 1.0,
+    },
+    "GemmaForCausalLM": {"tie_word_embeddings": True},
+    "Gemma2ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
+    "Gemma3ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
+}  # fmt: skip
+
+
+def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Any:
+    """A random model in float32 whose weights are large enough that every module matters."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, name)
+    torch.manual_seed(seed)
+    numbers = {**CONFIG, **CONFIGS.get(name, {}), **config}
+    made = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None})).eval()
+    with torch.no_grad():
+        for path, parameter in made.named_parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(path)))
+            parameter.copy_(
+                noise * 0.1 + (("norm" in path or ".ln_" in path) and parameter.ndim == 1 and "gemma" not in name.lower())
+            )
+    return made
+
+
+def write_gguf(made: Any, path: Path) -> Path:
+    """`made` as a GGUF model in float32 with no tokenizer, enough for llama.cpp to run token ids."""
+    config = made.config.to_dict()
+    architecture = names.by_class(config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny")
+    metadata: dict[str, Value] = {
+        "general.architecture": string(architecture.gguf),
+        "general.type": string("model"),
+        "general.name": string("tiny"),
+    }
+    numbers: dict[str, Value] = {
+        "block_count": u32(config["num_hidden_layers"]),
+        "context_length": u32(config["max_position_embeddings"]),
+        "embedding_length": u32(config["hidden_size"]),
+        "feed_forward_length": u32(config["intermediate_size"]),
+        "attention.head_count": u32(config["num_attention_heads"]),
+        "attention.head_count_kv": u32(config["num_key_value_heads"]),
+        "attention.key_length": u32(made.config.head_dim),
+        "attention.value_length": u32(made.config.head_dim),
+        "rope.dimension_count": u32(made.config.head_dim),
+        "rope.freq_base": f32(_rope_theta(config)),
+        "attention.layer_norm_rms_epsilon": f32(config.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_epsilon": f32(config.get("norm_epsilon", 1e-5)),
+        "vocab_size": u32(config["vocab_size"]),
+    } | EXTRAS.get(architecture.gguf, {})
+    metadata |= {f"{architecture.gguf}.{key}": value for key, value in numbers.items()}
+    metadata["tokenizer.ggml.model"] = string("none")
+    tensors: dict[str, np.ndarray] = {}
+    for name, parameter in made.named_parameters():
+        module, _, kind = name.rpartition(".")
+        array = parameter.detach().numpy()
+        if architecture.is_norm(module) and architecture.gguf.startswith("gemma"):
+            array = array + 1  # llama.cpp's Gemma norms include the 1 (conversion/gemma.py)
+        tensors[f"{architecture.stem(module)}.{kind}"] = names.permuted(array, architecture.order(module, config, "tiny"))
+    gguf_file.write(path, metadata, tensors)
+    return path
+
+
+def _rope_theta(config: dict[str, Any]) -> float:
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
+
+
+def adapter(made: Any, path: Path, *, dtype: str = "float32", strength: float = 0.1, **config: Any) -> Any:
+    """A random LoRA on `made`, saved by peft as `path`; returns the peft model, in float32, ready to be asked."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0, **config}
+    wrapped = get_peft_model(made, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.copy_((torch.randn(parameter.shape) * strength).to(getattr(torch, dtype)))
+    kept = {name: parameter.data.clone() for name, parameter in wrapped.named_parameters() if "lora_" in name}
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    wrapped.save_pretrained(str(path), save_embedding_layers=False)
+    for name, parameter in wrapped.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
+    return wrapped
