@@ -15,6 +15,10 @@ OPTIONS = {
 # Code to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
     "base-required": "Pass --base BASE",
+    "config-key": "`adapterhub train --explain` lists them",
+    "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
+    "training-memory": "{change}. --plan shows what needs how much memory, --force starts anyway",
+    "training-stopped": "Run the same command to resume",
 }
 
 
