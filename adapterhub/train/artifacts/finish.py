@@ -51,7 +51,7 @@ def finish(
         peft.write(adapters.trained_adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
-        json_file.write_text(folder / "README.md", card(config, training))
+        json_file.write_text(folder / "README.md", model_card(config, training))
         _write_facts(config, spec, training, folder, parents)
 
 
@@ -121,17 +121,17 @@ def _write_facts(
 ) -> None:
     from adapterhub.manifest import describe
 
-    declared = {"license": config.card.license, "description": config.card.description or None}
-    base = {"repo": config.base.name, "revision": config.base.revision}
-    base["quantization"] = config.base.quantize if config.base.quantize != "none" else None
-    declared = {key: value for key, value in declared.items() if value}
-    declared_base = {key: value for key, value in base.items() if value}
-    declared = {**declared, "base": declared_base}
+    card, base = config.card, config.base
+    quantization = base.quantize if base.quantize != "none" else None
+    names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
+    texts = {"license": card.license, "description": card.description}
+    declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
+    declared["base"] = {key: value for key, value in names.items() if value}
     document = describe.describe(folder, base=spec, training=training, parents=parents, declared=declared)
     describe.write_facts(folder, document)
 
 
-def card(config: TrainConfig, training: Mapping[str, Any]) -> str:
+def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
     """Return the model card: the front matter that the Hugging Face Hub reads, and a summary for people."""
     title = config.card.title or "LoRA adapter"
     front: dict[str, Any] = {

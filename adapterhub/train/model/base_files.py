@@ -6,7 +6,6 @@ base gets its `spec` handed on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -206,7 +205,7 @@ class _HeldFiles:
         if file is None:
             return None
         file.seek(0)
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return copy_hashing(file, None)[0]
 
     def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Apply `do` to one item after the other."""
