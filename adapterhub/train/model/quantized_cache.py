@@ -3,7 +3,7 @@
 An entry is a folder as bitsandbytes serializes a model, with config and tokenizer, so that transformers loads it too. It is
 written whole or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, compared
 when it is read; an entry that is damaged, or another base's, is removed and written again. This protects against disk errors
-and crashes only: whoever can write into the folder can change a base as well.
+and crashes only: anyone who can write into the folder can change a base as well.
 """
 
 from __future__ import annotations

@@ -262,10 +262,10 @@ def conversions(model: Any, names: Iterable[str]) -> dict[str, Conversion]:
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    known = model.state_dict()
+    parameters = model.state_dict()
     gathered: dict[str, list[tuple[str, str | None]]] = {}
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         gathered.setdefault(target, []).append((name, pattern))
     found: dict[str, Conversion] = {}
     for target, sources in gathered.items():
