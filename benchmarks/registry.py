@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import random
 import resource
 import sqlite3
@@ -34,9 +35,11 @@ from adapterhub.digest import sha256_bytes  # noqa: E402
 from adapterhub.index import search  # noqa: E402
 from adapterhub.index.search import Query  # noqa: E402
 from adapterhub.manifest import describe, oci_manifest  # noqa: E402
+from adapterhub.manifest.document import FileEntry, Training  # noqa: E402
 from adapterhub.ref import Ref  # noqa: E402
 from adapterhub.registry.registry import Registry  # noqa: E402
 from adapterhub.store.store import Entry, Store  # noqa: E402
+from adapterhub_converters.file_names import ADAPTER_JSON  # noqa: E402
 from tests.registry.conftest import write_adapter  # noqa: E402
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
@@ -83,17 +86,17 @@ def fill(store: Store, count: int, scratch: Path) -> None:
     for n, (card, declared) in enumerate(cards(count)):
         name, number = f"team{n // PER_NAME % 100:02}/adapter-{n // PER_NAME}", n % PER_NAME + 1
         files = {**common, "README.md": put(card.encode())}
-        document = {
-            **template,
-            "description": declared["description"],
-            "r": declared["r"],
-            "targets": declared["targets"],
-            "base": {**template["base"], "repo": declared["base"]},
-            "training": {"metrics": {"eval_loss": declared["loss"]}},
-            "files": [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items())],
-        }
-        files[oci_manifest.FACTS] = put(describe.dump(document))
-        made = oci_manifest.assemble(files, document)
+        manifest = dataclasses.replace(
+            template,
+            description=declared["description"],
+            r=declared["r"],
+            targets=tuple(declared["targets"]),
+            base=dataclasses.replace(template.base, repo=declared["base"]),
+            training=Training(metrics={"eval_loss": declared["loss"]}),
+            files=tuple(FileEntry(path, digest, size) for path, (digest, size) in sorted(files.items())),
+        )
+        files[ADAPTER_JSON] = put(manifest.dump())
+        made = oci_manifest.assemble(files, manifest)
         put(made.config_bytes)
         put(made.raw)
         previous = head if number > 1 else ""

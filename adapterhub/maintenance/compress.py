@@ -28,6 +28,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import byte_planes, chains, container, cutting
 from adapterhub.store.store import local_errors
 from adapterhub_converters.errors import IntegrityError, NotFoundError
+from adapterhub_converters.file_names import ADAPTER_JSON
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
 _NEAR = 4  # versions back, and as many of other names, that are looked at for a parent
@@ -114,7 +115,7 @@ def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) ->
     found: dict[Digest, tuple[Row, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
-            if layer.path != oci_manifest.FACTS:
+            if layer.path != ADAPTER_JSON:
                 found.setdefault(layer.digest, (row, layer))
     done, total = 0, sum(layer.size for _, layer in found.values())
     for row, layer in found.values():

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import __version__
-from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
@@ -79,7 +80,7 @@ def pull(
                 raise
             if kept is not None:
                 _keep(folder, kept)
-        document = describe.read_facts(folder) or {}
+        manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
                 shutil.copyfile(formats.lone_file(folder), target / name)
@@ -88,7 +89,8 @@ def pull(
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
                 shutil.copyfile(formats.lone_file(folder), target)
-    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+    recipe = manifest.recipe if manifest else None
+    return Form(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 def _weighty(base: BaseSpec | None) -> bool:

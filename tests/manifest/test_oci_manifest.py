@@ -25,7 +25,7 @@ def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
 def test_the_facts_may_lie_beside_the_files_or_not(make: Make) -> None:
     source = make()
     before = oci_manifest.build(source)
-    describe.write_facts(source, describe.describe(source))
+    describe.describe(source).write(source)
     assert oci_manifest.build(source) == before
 
 

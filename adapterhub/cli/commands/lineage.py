@@ -59,19 +59,7 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> Non
 def _document(found: Lineage) -> dict[str, Any]:
     return {
         "digest": found.root,
-        "nodes": [
-            {
-                "digest": node.digest,
-                "refs": list(node.refs),
-                "here": bool(node.facts),
-                "deprecated": dict(node.deprecated),
-                "how": node.how,
-                "base": node.facts.get("base"),
-                "data": [dict(item) for item in node.data],
-                "recipe": node.facts.get("recipe"),
-            }
-            for node in found.nodes.values()
-        ],
+        "nodes": [_node(node) for node in found.nodes.values()],
         "edges": [
             {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
         ],
@@ -81,13 +69,27 @@ def _document(found: Lineage) -> dict[str, Any]:
     }
 
 
+def _node(node: Node) -> dict[str, Any]:
+    manifest = node.manifest.to_dict() if node.manifest else {}
+    return {
+        "digest": node.digest,
+        "refs": list(node.refs),
+        "here": node.manifest is not None,
+        "deprecated": dict(node.deprecated),
+        "how": node.how,
+        "base": manifest.get("base"),
+        "data": (manifest.get("training") or {}).get("data") or [],
+        "recipe": manifest.get("recipe"),
+    }
+
+
 def name_of(node: Node) -> str:
     """The first of its refs, else its digest, shortened."""
     return node.refs[0] if node.refs else output.digest(node.digest)
 
 
 def _about(node: Node) -> str:
-    rank = node.facts.get("r")
+    rank = node.manifest.r if node.manifest else None
     parts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
     return ", ".join(part for part in parts if part)
 
@@ -129,15 +131,15 @@ def _weight(edge: Edge) -> str:
 
 def _data(node: Node, indent: str) -> Iterator[str]:
     for item in node.data:
-        name = item.get("name") or item.get("path") or "data"
-        yield output.printable(f"{indent}   data {name}  {output.digest(item.get('digest') or '')}".rstrip())
+        name = item.name or item.path or "data"
+        yield output.printable(f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip())
 
 
 def _dot(found: Lineage) -> Iterator[str]:
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
     for node in found.nodes.values():
-        style = "" if node.facts else ", style=dashed"
+        style = "" if node.manifest else ", style=dashed"
         bold = ", penwidth=2" if node.digest == found.root else ""
         label = _quoted(f"{name_of(node)}: {_about(node)}")
         yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"
@@ -199,15 +201,16 @@ def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
     from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export, recipe
 
-    for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
-        held = registry.holding(parent["digest"])
+    manifest = registry.adapter_manifest(digest)
+    for number, parent in enumerate(manifest.parents if manifest else ()):
+        held = registry.holding(parent.digest)
         if not held:
-            called = parent.get("ref") or parent["digest"]
+            called = parent.ref or parent.digest
             raise NotFoundError(called, "a parent that this registry does not hold", "Push or pull it here first")
         place = folder / f"{number}"
         export.pull(registry, held[0].ref, place)
-        weight = parent.get("weight", 1.0)
-        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
+        weight = 1.0 if parent.weight is None else parent.weight
+        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
 
 
 def _difference(found: Difference) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from adapterhub.cli.progress import count_bar
 from adapterhub_converters.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
     from adapterhub.merge import Merged, MergeReport
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
@@ -71,7 +72,7 @@ def into_adapter(
     base = _common_base(found)
     parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
-    def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
+    def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with count_bar("merging") as progress:
             return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
 
@@ -86,7 +87,7 @@ def into_adapter(
     where = str(version.ref if version else target)
     if plot:
         merge_plot.draw(report, Path(plot), title=where)
-    document = _document(where, version, report, made["parents"])
+    document = _document(where, version, report, made)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(_lines(where, made, report))))
 
 
@@ -99,22 +100,22 @@ def _pushed(folder: Path, target: Ref, settings: Settings) -> Version:
         return registry.push(folder, target)
 
 
-def _common_base(found: Sequence[inputs.Source]) -> dict[str, Any] | None:
-    """The base that the adapters were trained on, by what their facts pin; RefusedError when they pin two."""
-    from adapterhub.manifest import describe
+def _common_base(found: Sequence[inputs.Source]) -> BaseInfo | None:
+    """The base that the adapters' manifests pin; RefusedError when they pin two."""
+    from adapterhub.manifest.document import AdapterManifest
 
-    pinned: dict[str, dict[str, Any]] = {}
+    pinned: dict[str, BaseInfo] = {}
     for source in found:
-        document = describe.read_facts(source.folder)
-        if document and document["base"].get("fingerprint"):
-            pinned.setdefault(document["base"]["fingerprint"], document["base"])
+        manifest = AdapterManifest.read(source.folder)
+        if manifest and manifest.base.fingerprint:
+            pinned.setdefault(manifest.base.fingerprint, manifest.base)
     if len(pinned) > 1:
-        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
+        names = " and ".join(base.repo or fingerprint[:19] for fingerprint, base in pinned.items())
         raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
     return next(iter(pinned.values()), None)
 
 
-def _document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _document(where: str, version: Version | None, report: MergeReport, made: AdapterManifest) -> dict[str, Any]:
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -123,7 +124,7 @@ def _document(where: str, version: Version | None, report: MergeReport, parents:
         "parameters": dict(report.parameters),
         "seed": report.seed,
         "error": report.error,
-        "parents": list(parents),
+        "parents": made.to_dict()["parents"],
         "modules": {
             name: {
                 "ranks": list(module.ranks),
@@ -140,12 +141,12 @@ def _document(where: str, version: Version | None, report: MergeReport, parents:
     }
 
 
-def _lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
+def _lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[str]:
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made['parameters'])} parameters"
+    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")

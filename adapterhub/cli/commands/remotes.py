@@ -222,7 +222,7 @@ def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple
     there: list[bool] = []
     with bytes_bar(f"pulling from {host}") as show:
         made = folders.download(Unpacked(remote), reference, target, show, found=lambda: there.append(True), **transfers.how())
-    if made.facts is None:
+    if made.adapter_json is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made, not there
 
@@ -309,7 +309,7 @@ def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> 
         address = parse(source)
         with _open(address) as remote:
             made = remote.manifest(address.reference)
-            if made.facts is not None:
+            if made.adapter_json is not None:
                 rules.fits(remote, made.digest, source)
                 return _admitted(registry, remote, made.digest, ref)
     elif (found := inputs.ref_of(source, settings)) is not None:

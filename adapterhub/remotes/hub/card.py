@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+
+from adapterhub.manifest.document import AdapterManifest
 
 NAME = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
@@ -54,15 +55,15 @@ _TASKS = {
 }
 
 
-def completed(readme: bytes, facts: Mapping[str, Any]) -> bytes:
+def completed(readme: bytes, manifest: AdapterManifest) -> bytes:
     """A README with what a hub needs; itself where it says all of it, or where it isn't understood."""
     keys, card = _keys(readme), readme
     if keys is None or len(readme) > MAX_CARD:
         return readme
-    if facts["base"]["repo"] and "base_model" in keys and (path := _path(readme)):
+    if manifest.base.repo and "base_model" in keys and (path := _path(readme)):
         keys.discard("base_model")
         card = readme[: path.start()] + _WAS + readme[path.start() :]
-    lines = [line for key, text in _fields(facts) if key not in keys for line in text]
+    lines = [line for key, text in _fields(manifest) if key not in keys for line in text]
     if not lines:
         return readme
     fence = _FENCE.match(card)
@@ -98,15 +99,15 @@ def _end(readme: bytes) -> int:
     return last.start() if last else 0
 
 
-def written(title: str, facts: Mapping[str, Any]) -> bytes:
+def written(title: str, manifest: AdapterManifest) -> bytes:
     """A card for an adapter that has none."""
-    base, name = facts["base"]["repo"], _line(facts["name"] or title)
-    kind = {"lora": "LoRA adapter", "dora": "DoRA adapter"}.get(facts["method"], "adapter")
-    rank = f" of rank {facts['r']}" if facts["r"] else ""
+    base, name = manifest.base.repo, _line(manifest.name or title)
+    kind = {"lora": "LoRA adapter", "dora": "DoRA adapter"}.get(manifest.method, "adapter")
+    rank = f" of rank {manifest.r}" if manifest.r else ""
     about = f" for {_line(base)}" if base else ""
-    described = [str(facts["description"]), ""] if facts["description"] else []
-    fields = [line for _, text in _fields(facts) for line in text]
-    body = [f"# {name}", "", *described, f"A {kind}{rank}{about}. Its facts are in `adapter.json`.", ""]
+    described = [manifest.description, ""] if manifest.description else []
+    fields = [line for _, text in _fields(manifest) for line in text]
+    body = [f"# {name}", "", *described, f"A {kind}{rank}{about}. Its manifest is `adapter.json`.", ""]
     return _OURS + "\n".join([*fields, "---", "", *body]).encode()
 
 
@@ -115,16 +116,16 @@ def is_written(card: bytes) -> bool:
     return card.startswith(_OURS)
 
 
-def _fields(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _fields(manifest: AdapterManifest) -> Iterator[tuple[str, list[str]]]:
     """What a hub wants to know: each key with its lines of YAML."""
-    base, spdx = facts["base"]["repo"], facts["license"]
+    base, spdx = manifest.base.repo, manifest.license
     if base:
         yield "base_model", [f"base_model: {_yaml(base)}"]
         yield "base_model_relation", ["base_model_relation: adapter"]
-    yield "library_name", [f"library_name: {_yaml(facts['format'])}"]
-    if facts["task"] in _TASKS:
-        yield "pipeline_tag", [f"pipeline_tag: {_TASKS[facts['task']]}"]
-    tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(facts["method"], [])
+    yield "library_name", [f"library_name: {_yaml(manifest.format)}"]
+    if manifest.task in _TASKS:
+        yield "pipeline_tag", [f"pipeline_tag: {_TASKS[manifest.task]}"]
+    tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(manifest.method, [])
     if tags:
         yield "tags", ["tags:", *(f"- {tag}" for tag in tags)]
     if spdx:

@@ -15,9 +15,11 @@ from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import FACTS, Manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, check_names
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .api import Entry, Listing
 
@@ -37,12 +39,8 @@ def same(entry: Entry | None, data: bytes) -> bool:
 
 def assembled(raw: bytes, where: str) -> Manifest:
     """The manifest that an adapter.json makes of the files that it lists and of itself."""
-    document = oci_manifest.parse_json(raw, where)
-    files = {**listed(document, where), FACTS: (sha256_bytes(raw), len(raw))}
-    try:
-        made = oci_manifest.assemble(files, document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(where, f"not the facts of an adapter ({type(error).__name__}: {str(error)[:80]})") from error
+    files = {**listed(oci_manifest.parse_json(raw, where), where), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
+    made = oci_manifest.assemble(files, AdapterManifest.parse(raw, where))
     checked = oci_manifest.parse(made.raw, where)
     return dataclasses.replace(checked, config_bytes=made.config_bytes)
 
@@ -53,7 +51,7 @@ def listed(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, i
     found: dict[str, tuple[Digest, int]] = {}
     for entry in listed if isinstance(listed, list) else []:
         path, size = (entry.get("path"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(path, str) or type(size) is not int or size < 0 or path == FACTS or path in found:
+        if not isinstance(path, str) or type(size) is not int or size < 0 or path == ADAPTER_JSON or path in found:
             raise FormatError(where, "its list of files is none")
         found[path] = (parse_digest(entry.get("digest"), where), size)
     if not found or len(found) > MAX_FILES:
@@ -62,7 +60,7 @@ def listed(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, i
 
 
 def bare(files: Mapping[str, tuple[Digest, int]], where: str) -> Manifest:
-    """A manifest of files without facts."""
+    """An OCI manifest of files without an adapter.json."""
     layers = [
         {
             "mediaType": oci_manifest.media_type(path),
@@ -83,7 +81,7 @@ def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
     there = listing.files
     if _CONFIG not in there and not any(path.endswith(".gguf") for path in there):
         hint = "A model without adapter_config.json is a base; name it with --base"
-        raise NotFoundError(where, f"no adapter in this repository: neither {FACTS}, {_CONFIG} nor a GGUF file", hint)
+        raise NotFoundError(where, f"no adapter in this repository: neither {ADAPTER_JSON}, {_CONFIG} nor a GGUF file", hint)
     if _PICKLE in there and _SAFE not in there:
         hint = "Ask its owner for safetensors, or convert it with peft where that may run"
         raise RefusedError(f"{where}: {_PICKLE}", "a pickle can run code when it is loaded", hint)

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from adapterhub.bases.client import origin
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.protocol import Reader, Source
@@ -36,6 +37,7 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
+from adapterhub_converters.file_names import ADAPTER_JSON
 
 from . import card as hf_card
 from . import contents as hf_contents
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
 _HELD = 64 << 20  # bytes of small files that are held for the commit
-_MAX_FACTS = 16 << 20  # bytes of an adapter.json
+_MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file that the hub keeps no digest of; hubs take some 10 MB as such
 _MAX_READ = 256 << 20  # bytes of all such files of a repository that is no adapter of ours
 _BRANCHES, _HEADS = 10, 50  # that are looked through for a digest
@@ -131,7 +133,7 @@ class HubRepository:
     def _version(self, listing: Listing) -> _Version:
         found = self._versions.get(listing.commit)
         if found is None:
-            made = self._made(listing) if FACTS in listing.files else self._imported(listing)
+            made = self._made(listing) if ADAPTER_JSON in listing.files else self._imported(listing)
             found = self._versions[listing.commit] = _Version(listing, made)
             for layer in made.layers:
                 self._places.setdefault(layer.digest, (listing.commit, layer.path))
@@ -144,16 +146,16 @@ class HubRepository:
     def _made(self, listing: Listing) -> Manifest:
         """The manifest that adapter.json makes; IntegrityError where the files are others, as far as the listing says."""
         where = self.address.at(listing.commit)
-        raw = self._small(listing, FACTS, _MAX_FACTS)
-        made = hf_contents.assembled(raw, f"{where}: {FACTS}")
+        raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
+        made = hf_contents.assembled(raw, f"{where}: {ADAPTER_JSON}")
         for layer in made.layers:
             entry = listing.files.get(layer.path)
             if entry is None:
-                raise IntegrityError(f"{where}: {layer.path}", f"is gone, and {FACTS} lists it", "Push it again")
+                raise IntegrityError(f"{where}: {layer.path}", f"is gone, and {ADAPTER_JSON} lists it", "Push it again")
             own = layer.path != hf_card.NAME  # which may have been completed; its bytes will tell
             other = (entry.digest or layer.digest) != layer.digest or entry.size not in (None, layer.size)
-            if own and other and layer.path != FACTS:
-                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {FACTS} was written", "Push it again")
+            if own and other and layer.path != ADAPTER_JSON:
+                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {ADAPTER_JSON} was written", "Push it again")
         self._bytes[sha256_bytes(raw)] = raw
         return made
 
@@ -236,7 +238,7 @@ class HubRepository:
             if sha256_bytes(data) == blob.digest:
                 self._keep(blob.digest, data)
                 return data
-        what = f"has changed on the hub since {FACTS} was written"
+        what = f"has changed on the hub since {ADAPTER_JSON} was written"
         raise IntegrityError(f"{self.where}: {hf_card.NAME}", what, "Push the adapter again, or take the change into it")
 
     def tags(self) -> list[str]:
@@ -268,7 +270,7 @@ class HubRepository:
                     if entry.digest:
                         self._places[entry.digest] = listing.commit, path
                         self._large.add(entry.digest)
-                if FACTS in listing.files:
+                if ADAPTER_JSON in listing.files:
                     self._version(listing)
                 return
 
@@ -307,7 +309,7 @@ class HubRepository:
         if not blob.size:
             return False
         suffix = os.path.splitext(blob.path)[1].lower()
-        limit = {FACTS: _MAX_FACTS, hf_card.NAME: hf_card.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
+        limit = {ADAPTER_JSON: _MAX_ADAPTER_JSON, hf_card.NAME: hf_card.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
         held = sum(map(len, self._bytes.values()))
         return suffix in WEIGHTS or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
 
@@ -327,7 +329,7 @@ class HubRepository:
             ConflictError: Somebody else committed meanwhile.
             RefusedError: The version cannot be had back from its files, or `tag` is a tag, which doesn't move.
         """
-        facts = self._facts(made)
+        manifest = self._manifest(made)
         branch = tag or MAIN
         if COMMIT.fullmatch(branch):
             raise UsageError(self.address.at(branch), "a commit stays what it is", "Push to a branch")
@@ -337,11 +339,11 @@ class HubRepository:
             self._tagged(branch, made)
             return
         new = branch not in refs.branches and not branch.startswith("refs/")
-        start, changes = self._start(branch, made, facts, new=new)
+        start, changes = self._start(branch, made, manifest, new=new)
         if new:
             self._branch(branch, start.commit)
         try:
-            self.commit_id = self._committed(branch, start, made, facts, changes) if changes else start.commit
+            self.commit_id = self._committed(branch, start, made, manifest, changes) if changes else start.commit
         except BaseException:
             if new:
                 self._unbranch(branch, start.commit)
@@ -361,18 +363,18 @@ class HubRepository:
             if self._api.refs().branches.get(name) == commit:
                 self._api.drop_branch(name)
 
-    def _facts(self, made: Manifest) -> dict[str, Any]:
-        """The facts of a version whose blobs are all here, and whose manifest they make."""
+    def _manifest(self, made: Manifest) -> AdapterManifest:
+        """The adapter manifest of a version whose blobs are all here, and whose OCI manifest they make."""
         missing = [layer for layer in made.layers if not self.has(layer)]
         if missing:
             raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
-        if made.facts is None:
-            raise RefusedError(self.where, f"there is no {FACTS} in it", "Pull it into a folder, and push that")
-        raw = self._content(made.facts)
-        if hf_contents.assembled(raw, f"{self.where}: {FACTS}").digest != made.digest:
+        if made.adapter_json is None:
+            raise RefusedError(self.where, f"there is no {ADAPTER_JSON} in it", "Pull it into a folder, and push that")
+        raw = self._content(made.adapter_json)
+        if hf_contents.assembled(raw, f"{self.where}: {ADAPTER_JSON}").digest != made.digest:
             what = "its manifest is not the one that its files make, and a hub keeps only files"
             raise RefusedError(self.where, what, "Pull it into a folder, and push that")
-        return oci_manifest.parse_json(raw, self.where)
+        return AdapterManifest.parse(raw, self.where)
 
     def _ensure(self) -> Refs:
         """The refs of the repository, which is made if there is none."""
@@ -393,16 +395,16 @@ class HubRepository:
             raise RefusedError(self.address.at(tag), "is a tag, and a tag of a repository stays where it is", hint)
         self.commit_id = version.listing.commit
 
-    def _start(self, branch: str, made: Manifest, facts: Mapping[str, Any], *, new: bool) -> tuple[Listing, _Changes]:
+    def _start(self, branch: str, made: Manifest, manifest: AdapterManifest, *, new: bool) -> tuple[Listing, _Changes]:
         """The commit to go on from, and what has to change in it. A new branch may begin at the same version elsewhere."""
         if new:
             for version in list(self._versions.values()):
-                if version.made.digest == made.digest and not self._changes(version.listing, made, facts):
+                if version.made.digest == made.digest and not self._changes(version.listing, made, manifest):
                     return version.listing, {}
         start = self._api.listing(MAIN if new else branch)
-        return start, self._changes(start, made, facts)
+        return start, self._changes(start, made, manifest)
 
-    def _changes(self, listing: Listing, made: Manifest, facts: Mapping[str, Any]) -> _Changes:
+    def _changes(self, listing: Listing, made: Manifest, manifest: AdapterManifest) -> _Changes:
         """Path to bytes, to a large file, or to None for a file to remove."""
         found: _Changes = {}
         for layer in made.layers:
@@ -413,49 +415,49 @@ class HubRepository:
                 continue
             data = self._content(layer)
             if layer.path == hf_card.NAME:
-                data = hf_card.completed(data, facts)
+                data = hf_card.completed(data, manifest)
             if not hf_contents.same(entry, data):
                 found[layer.path] = data
         paths = {layer.path for layer in made.layers}
         if hf_card.NAME not in paths:
-            card = self._card(listing, facts)
+            card = self._card(listing, manifest)
             if not hf_contents.same(listing.files.get(hf_card.NAME), card):
                 found[hf_card.NAME] = card
         stale = self._listed(listing) & set(listing.files) - paths - {hf_card.NAME}
         return {**found, **dict.fromkeys(sorted(stale))}
 
-    def _card(self, listing: Listing, facts: Mapping[str, Any]) -> bytes:
+    def _card(self, listing: Listing, manifest: AdapterManifest) -> bytes:
         """The card of an adapter that has none: what people wrote on the hub, completed, or one that is written."""
         if hf_card.NAME in listing.files:
             there = self._small(listing, hf_card.NAME, 2 * hf_card.MAX_CARD)
             if not hf_card.is_written(there):
-                return hf_card.completed(hf_card.original(there), facts)
-        return hf_card.written(self.address.title, facts)
+                return hf_card.completed(hf_card.original(there), manifest)
+        return hf_card.written(self.address.title, manifest)
 
     def _listed(self, listing: Listing) -> set[str]:
         """The files of the version that is in a commit, which go when the next one hasn't got them; nobody else's."""
-        if FACTS not in listing.files:
+        if ADAPTER_JSON not in listing.files:
             return set()
         try:
-            raw = self._small(listing, FACTS, _MAX_FACTS)
+            raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
             return set(hf_contents.listed(oci_manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()
 
-    def _committed(self, branch: str, start: Listing, made: Manifest, facts: Mapping[str, Any], changes: _Changes) -> str:
+    def _committed(self, branch: str, start: Listing, made: Manifest, manifest: AdapterManifest, changes: _Changes) -> str:
         """The commit with these changes, looked at again."""
         operations = self._operations(start.commit, changes)
         try:
             commit = self._api.commit(branch, start.commit, f"Version {made.digest}", operations)
         except ConflictError:  # perhaps with our own commit, of which the answer was lost
             there = self._api.listing(branch)
-            if self._changes(there, made, facts):
+            if self._changes(there, made, manifest):
                 raise
             commit = there.commit
         listing = self._api.listing(commit)
-        wrong = self._changes(listing, made, facts)
+        wrong = self._changes(listing, made, manifest)
         if wrong or self._version(listing).made.digest != made.digest:
-            what = f"the hub has other bytes than were sent: {next(iter(wrong), FACTS)}"
+            what = f"the hub has other bytes than were sent: {next(iter(wrong), ADAPTER_JSON)}"
             raise IntegrityError(self.address.at(commit), what, "Push it again")
         return commit
 
