@@ -43,7 +43,8 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
     address = _address(host)
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
-    with Host(address, lambda: who, "Nothing was kept; look at the name and the password") as server:
+    hint = "Nothing was kept; look at the name and the password"
+    with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
         server.check_login()
     where = login_store.write(environment.logins_file(), _key(address), who)
     document = {"host": address.host, "user": who.user, "kept_in": where}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import environment, inputs, output, transfers
-from adapterhub.cli.environment import complete_ref, data_folder, hub, logins_file, open_registry
+from adapterhub.cli.environment import complete_ref, data_folder, hub, logins_file, open_registry, proxy
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import UsageError
@@ -34,7 +35,7 @@ def surroundings() -> Surroundings:
 
     folder = os.environ.get("DOCKER_CONFIG")
     docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads")
+    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads", proxy)
 
 
 def _open(place: Place) -> Connected:
@@ -281,7 +282,8 @@ def list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: b
         raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
     place = Address.parse(below(found.url, prefix or NOBODY))
     who = surroundings()
-    with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
+    find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+    with Host(place, find, proxy=who.proxy) as host:
         root = place.name.removesuffix(prefix or NOBODY)
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
     names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]
