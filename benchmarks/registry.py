@@ -30,7 +30,7 @@ from adapterhub.manifest.document import FileEntry, Training
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry, Store
-from adapterhub_converters.file_names import ADAPTER_JSON
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from tests.support.adapters import write_adapter
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]

@@ -11,8 +11,8 @@ from typing import Any
 
 from adapterhub.digest import sha256_file
 from adapterhub.manifest.document import AdapterManifest, BaseInfo
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.file_names import ADAPTER_JSON, ADAPTER_TOML
 
 from .contents import Contents
 from .report import Problem

@@ -18,7 +18,7 @@ from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
-from adapterhub.store.tensor_digests import is_weights
+from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import AdapterhubError
 
 COLUMNS: dict[str, type] = {

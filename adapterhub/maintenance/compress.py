@@ -22,13 +22,12 @@ from adapterhub.index import tensor_search
 from adapterhub.index.database import Row
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import byte_planes, chains, container, cutting
 from adapterhub.store.store import local_errors
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
 _NEAR = 4  # versions back, and as many of other names, that are looked at for a parent
@@ -275,7 +274,7 @@ class _Packer:
 
     def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
         """The same file in versions that may be near, each once: those it would make no circle or long chain with."""
-        if os.path.splitext(layer.path)[1].lower() not in WEIGHTS:
+        if not is_weights(layer.path):
             return []
         found: dict[Digest, Descriptor] = {}
         for other in self._kin(row):

@@ -23,8 +23,8 @@ from adapterhub.manifest.package_files import listing
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.packs.chains import with_parents
 from adapterhub.store.store import BASES, MERGES, More, Progress, Store, local_errors, open_regular, told
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import Head

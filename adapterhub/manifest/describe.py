@@ -22,9 +22,9 @@ import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.file_names import ADAPTER_JSON, ADAPTER_TOML
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import peft
 
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
@@ -139,31 +139,14 @@ def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     if peft.sniff(folder):
         return "peft", peft.read_shapes(folder)
-    return _look_whole(folder)
+    from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
-
-def look_whole(folder: Path) -> Adapter:
-    """The adapter of a folder, with the numbers in its tensors."""
-    return _look_whole(folder)[1]
-
-
-def _look_whole(folder: Path) -> Seen:
-    candidates = [folder, *sorted(folder.glob("*.gguf")), *sorted(folder.glob("*.safetensors"))]
-    from adapterhub_converters.formats import convert
-
-    # raw takes any file, so it is asked last, about one that is alone; it reads those that say their alpha.
-    known = {name: module for name, module in convert.FORMATS.items() if name != "raw"}
-    found = [(name, path) for path in candidates for name, module in known.items() if module.sniff(path)]
-    if not found and len(candidates) == 2 and convert.FORMATS["raw"].sniff(candidates[1]):
-        found = [("raw", candidates[1])]
-    if not found:
-        raise NotFoundError(
-            str(folder), f"no adapter in it: neither {peft.CONFIG} nor a file that is one", "Name an adapter's folder"
-        )
-    if len(found) > 1:
-        names = " and ".join(path.name for _, path in found[:2])
-        raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")
-    name, path = found[0]
+    path = adapter_in(folder)
+    try:
+        name = convert.sniff(path)
+    except FormatError as error:
+        what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
+        raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
     return name, convert.FORMATS[name].read(path)
 
 

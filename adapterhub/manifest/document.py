@@ -20,9 +20,9 @@ from typing import Any
 
 import adapterhub_schemas
 from adapterhub.digest import Digest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 SCHEMA_VERSION = 2
 SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .document import AdapterManifest
-from .package_files import LEGAL, MAX_FILES, WEIGHTS, check_paths
+from .package_files import CONFIGS, LEGAL, MAX_FILES, check_paths
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
@@ -101,10 +101,9 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
 def media_type(path: str) -> str:
     """ModelPack's type of a file: weights, files that a runtime needs with them, or documents for people."""
     name = path.rpartition("/")[2]
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix in WEIGHTS:
+    if is_weights(name):
         return WEIGHT_LAYER
-    doc = suffix not in (".json", ".toml", ".jinja", ".model", ".txt") or name.upper().startswith((*LEGAL, "README"))
+    doc = os.path.splitext(name)[1].lower() not in CONFIGS or name.upper().startswith((*LEGAL, "README"))
     return DOC_LAYER if doc else CONFIG_LAYER
 
 

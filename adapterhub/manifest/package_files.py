@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.adapter_files import HEAD, WEIGHT_SUFFIXES, is_pickle_name, starts_like_pickle
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
-WEIGHTS = {".safetensors", ".gguf"}
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
-HEAD = 16  # bytes of a file that say what it is
 # A registry may have been made in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
@@ -95,15 +93,21 @@ def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
 def _why_not_name(path: str) -> tuple[str, str] | None:
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in PICKLES:
+    if is_pickle_name(name):
         return "a pickle can run code when it is loaded", "Save weights as safetensors and leave the file out"
-    if not (suffix in WEIGHTS | CONFIGS | DOCS or name.upper().startswith(LEGAL)):
-        allowed = " ".join(sorted(WEIGHTS | CONFIGS | DOCS))
+    if not is_packaged(name):
+        allowed = " ".join(sorted(WEIGHT_SUFFIXES | CONFIGS | DOCS))
         return (
             f"files of type {suffix or name!r} are not packaged",
             f"Move it out of the folder; packaged are {allowed} and licenses",
         )
     return None
+
+
+def is_packaged(name: str) -> bool:
+    """True for a file name that may be part of an adapter, by its suffix or as a license text."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in WEIGHT_SUFFIXES | CONFIGS | DOCS or name.upper().startswith(LEGAL)
 
 
 def check_names(paths: Iterable[str], where: str) -> None:
@@ -127,7 +131,7 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
         return None if head[8:9] == b"{" else ("not a safetensors file, whatever its name says", hint)
     if suffix == ".gguf":
         return None if head.startswith(b"GGUF") else ("not a GGUF file, whatever its name says", hint)
-    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
+    if starts_like_pickle(head):
         return "a pickle or an archive, whatever its name says; it can run code when it is loaded", hint
     return None
 
@@ -162,13 +166,3 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
 
 def _safe(part: str) -> bool:
     return bool(_COMPONENT.fullmatch(part)) and part[0] not in ". " and part[-1] not in ". " and not _DEVICES.fullmatch(part)
-
-
-def adapter_in(path: Path) -> Path:
-    """The adapter in a folder: the folder itself, or the one GGUF file it has; UsageError when it has several."""
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if not found or (path / "adapter_config.json").exists():
-        return path
-    if len(found) > 1:
-        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
-    return found[0]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub import __version__
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub.manifest.package_files import adapter_in
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.formats import convert as formats
@@ -83,12 +83,12 @@ def pull(
         manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
-                shutil.copyfile(formats.lone_file(folder), target / name)
+                shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)
             elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.lone_file(folder), target)
+                shutil.copyfile(adapter_in(folder), target)
     recipe = manifest.recipe if manifest else None
     return Form(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 

@@ -23,8 +23,8 @@ from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.store.store import Entry, Store
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 
 @dataclass(frozen=True)

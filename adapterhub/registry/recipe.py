@@ -17,9 +17,9 @@ from adapterhub import digest
 from adapterhub.manifest import describe, document
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
 from adapterhub.merge import MergeReport, Progress, combine
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.lossy import Allowed
@@ -188,7 +188,7 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
 
 
 def _stem(folder: Path) -> str:
-    file = formats.lone_file(folder)
+    file = adapter_in(folder)
     return file.stem if file.is_file() else folder.name
 
 
@@ -209,14 +209,12 @@ def differences(kept: Path, made: Path) -> list[Difference]:
         if not (kept / name).is_file():
             found.append(Difference(name, "is not there"))
         elif digest.sha256_file(path) != digest.sha256_file(kept / name):
-            found += (
-                list(_tensors(kept, made)) if path.suffix in (".safetensors", ".gguf") else [Difference(name, "bytes differ")]
-            )
+            found += list(_tensors(kept, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
     return found
 
 
 def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
-    one, other = (dict(describe.look_whole(folder).tensors()) for folder in (kept, made))
+    one, other = (dict(formats.read(folder).tensors()) for folder in (kept, made))
     for name in sorted(one.keys() | other.keys()):
         if name not in one or name not in other:
             yield Difference(name, "is in one of them only")

@@ -21,9 +21,9 @@ from adapterhub.manifest.package_files import check_names, listing
 from adapterhub.ref import LATEST
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors, open_regular
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .download import PAUSES, received
 from .parallel import JOBS, Move, Pace

@@ -9,12 +9,12 @@ from typing import cast
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import HEAD, check_file
+from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
 from adapterhub.store.store import local_errors
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .download import pass_over, received_beside
 from .protocol import Reader, Source

@@ -6,9 +6,9 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.project.settings import Policy
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, RefusedError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .protocol import Source
 

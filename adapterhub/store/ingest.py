@@ -9,11 +9,11 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import listing
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .store import Progress, Store, local_errors, open_regular, told
-from .tensor_digests import Hashing, is_weights
+from .tensor_digests import Hashing
 
 _Stamp = tuple[int, int, int]
 

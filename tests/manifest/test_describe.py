@@ -14,10 +14,10 @@ import pytest
 
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest, ModuleShape, Training, TrainingData
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from adapterhub_converters.formats import convert, peft
 
 Make = Callable[..., Path]

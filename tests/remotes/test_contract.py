@@ -28,8 +28,8 @@ from adapterhub.remotes.objects.store import Objects
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.protocol import Reader, Source, Target
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from tests.support.adapters import write_adapter
 
 Make = Callable[..., Path]

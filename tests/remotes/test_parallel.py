@@ -28,8 +28,8 @@ from adapterhub.remotes.oci.repository import PIECE, Oci
 from adapterhub.remotes.oci.uploads import Begun, Uploads
 from adapterhub.remotes.parallel import Move, Pace
 from adapterhub.remotes.protocol import Reader
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from tests.cli.test_process import PATH
 from tests.conftest import Run
 from tests.remotes.test_contract import Bytes, blob_of

@@ -10,9 +10,9 @@ from typing import Any
 
 from adapterhub.check.module_paths import chosen_layers, named
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import quirks
 from adapterhub_converters.patterns import Patterns

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub.manifest.package_files import CONFIGS, DOCS, LEGAL, WEIGHTS
+from adapterhub.manifest.package_files import is_packaged
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.file_names import ADAPTER_JSON
 from adapterhub_converters.formats import peft
 
 from .draft import State
@@ -38,8 +38,7 @@ def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
     for item in sorted(source.iterdir()):
         if item.name in own or item.name.startswith("."):
             continue
-        packaged = item.suffix.lower() in WEIGHTS | CONFIGS | DOCS or item.name.upper().startswith(LEGAL)
-        if item.is_file() and not item.is_symlink() and packaged:
+        if item.is_file() and not item.is_symlink() and is_packaged(item.name):
             shutil.copyfile(item, folder / item.name)
         else:
             left_out.append(item.name)

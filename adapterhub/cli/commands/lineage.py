@@ -198,8 +198,8 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export, recipe
+    from adapterhub_converters.adapter_files import adapter_in
 
     manifest = registry.adapter_manifest(digest)
     for number, parent in enumerate(manifest.parents if manifest else ()):

@@ -169,7 +169,7 @@ def pinned(folder: Path, base: BaseSpec | None) -> Iterator[Path]:
     from adapterhub.manifest import describe
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.package_files import listing
-    from adapterhub_converters.file_names import ADAPTER_JSON
+    from adapterhub_converters.adapter_files import ADAPTER_JSON
 
     manifest = AdapterManifest.read(folder) or describe.describe(folder)
     pinned = describe.describe(folder, base=base).base

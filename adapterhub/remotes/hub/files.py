@@ -24,14 +24,13 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, check_names
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, PEFT_WEIGHTS, pickled_weights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from .client import Entry, Listing
 
 CARD = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
-_PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-\d+/")
 _EMPTY = b"{}"
 _BEGIN, _WHOLE, _END = (
@@ -123,12 +122,14 @@ def bare(files: Mapping[str, tuple[Digest, int]], where: str) -> Manifest:
 def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
     """Sort the files of a repository without an adapter.json into those that an adapter may have, and others."""
     there = listing.files
-    if _CONFIG not in there and not any(path.endswith(".gguf") for path in there):
+    if ADAPTER_CONFIG not in there and not any(path.endswith(".gguf") for path in there):
         hint = "A model without adapter_config.json is a base model"
-        raise NotFoundError(where, f"no adapter in this repository: neither {ADAPTER_JSON}, {_CONFIG} nor a GGUF file", hint)
-    if _PICKLE in there and _SAFE not in there:
+        raise NotFoundError(
+            where, f"no adapter in this repository: neither {ADAPTER_JSON}, {ADAPTER_CONFIG} nor a GGUF file", hint
+        )
+    if (pickles := pickled_weights(there)) and PEFT_WEIGHTS not in there:
         hint = "Ask its owner for safetensors, or convert it with peft in a sandbox"
-        raise RefusedError(f"{where}: {_PICKLE}", "a pickle can run code when it is loaded", hint)
+        raise RefusedError(f"{where}: {pickles[0]}", "a pickle can run code when it is loaded", hint)
     names: list[str] = []
     left: list[str] = []
     for path in sorted(there):

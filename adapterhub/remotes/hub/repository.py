@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,9 +23,9 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.protocol import Reader, Source
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -37,7 +36,6 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
-from adapterhub_converters.file_names import ADAPTER_JSON
 
 from . import files as hub_files
 from .client import COMMIT, HubAddress, HubClient, Listing, Refs
@@ -318,10 +316,9 @@ class HubRepository:
     def _is_large(self, blob: Descriptor) -> bool:
         if not blob.size:
             return False
-        suffix = os.path.splitext(blob.path)[1].lower()
         limit = {ADAPTER_JSON: _MAX_ADAPTER_JSON, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
         held = sum(map(len, self._bytes.values()))
-        return suffix in WEIGHTS or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
+        return is_weights(blob.path) or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
 
     def _content(self, blob: Descriptor) -> bytes:
         """The bytes of a small file."""
