@@ -1,4 +1,4 @@
-"""`AdapterManifest`: the document adapter.json as a typed value, in both directions and across its schemas.
+"""`AdapterManifest`: adapter.json as a typed value, read, checked and written, across the versions of its schema.
 
 Two ways to read one. `AdapterManifest.parse` checks the text against the JSON Schema and refuses what does not fit.
 `AdapterManifest.salvage` takes the fields that fit from a document that nobody checked, so that a version that was copied

@@ -1,8 +1,8 @@
-"""Which files of a folder are the adapter, and which paths may ever be written.
+"""The allow-list of files that may be packaged, and the check of paths before anything is written to them.
 
 An allow-list, because scanners that look for bad files are evaded (19 of 22 ways to hide a pickle went unseen,
-"Hide and Seek"): formats that cannot run code pass, pickles are refused by extension and by their first bytes, links
-and devices are refused, and whatever is left out is named.
+"Hide and Seek"): formats that cannot run code pass, pickles are refused by suffix and by their first bytes, links
+and devices are refused, and every file that is skipped is named.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
-# A registry may have been made in the adapter's own folder.
+# A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
-# What Windows or a shell would take for something else, and control characters.
+# No character that is special to Windows or a shell, and no control character.
 _COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of an adapter, relative with forward slashes and sorted, and what of the folder is not one of them."""
+    """The files of an adapter and those that were skipped; relative paths with forward slashes, sorted."""
 
     files: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
 
 def listing(folder: Path) -> Listing:
-    """What of `folder` is the adapter. Dotfiles are skipped; RefusedError names what must not be there at all."""
+    """List the files in `folder` that are packaged. Dotfiles are skipped; RefusedError names a file that must not be there."""
     files: list[str] = []
     skipped: list[str] = []
     refused: list[tuple[str, str, str]] = []
@@ -62,7 +62,7 @@ def listing(folder: Path) -> Listing:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Relative path and mode of everything but folders; a dot-folder counts as one thing. Links aren't followed."""
+    """Relative path and mode of everything but folders; a dot-folder counts as one entry. Links are not followed."""
     try:
         entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
         modes = [entry.stat(follow_symlinks=False).st_mode for entry in entries]
@@ -81,12 +81,12 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
-    """Why a file may not be part of an adapter, and what to do about it; None if it may."""
+    """The reason why a file may not be part of an adapter, and the way to fix it; None if it may."""
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        return f"{kind}: what it points to is not the adapter's own", "Put the file itself there"
+        return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
     return _why_not_name(path) or _why_not_content(_first_bytes(folder / path), suffix)
 
 
@@ -111,14 +111,14 @@ def is_packaged(name: str) -> bool:
 
 
 def check_names(paths: Iterable[str], where: str) -> None:
-    """RefusedError for the first of the names of files elsewhere that no adapter's file has, before any of them is fetched."""
+    """Raise RefusedError for the first name that no file of an adapter may have, before remote files are fetched."""
     for path in paths:
         if reason := _why_not_name(path):
             raise RefusedError(f"{where}: {path[:120]}", reason[0])
 
 
 def check_file(path: str, head: bytes, where: str) -> None:
-    """RefusedError where a file elsewhere, of which the first `HEAD` bytes are at hand, is none that an adapter has."""
+    """Raise RefusedError if a remote file with these first `HEAD` bytes may not be part of an adapter."""
     check_names([path], where)
     if reason := _why_not_content(head, os.path.splitext(path)[1].lower()):
         raise RefusedError(f"{where}: {path[:120]}", reason[0])
@@ -128,11 +128,11 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
     hint = "Save weights as safetensors and leave the file out"
     if suffix == ".safetensors":
         # Its length field may begin like a pickle, so the byte after the field decides.
-        return None if head[8:9] == b"{" else ("not a safetensors file, whatever its name says", hint)
+        return None if head[8:9] == b"{" else ("not a safetensors file, in spite of its name", hint)
     if suffix == ".gguf":
-        return None if head.startswith(b"GGUF") else ("not a GGUF file, whatever its name says", hint)
+        return None if head.startswith(b"GGUF") else ("not a GGUF file, in spite of its name", hint)
     if starts_like_pickle(head):
-        return "a pickle or an archive, whatever its name says; it can run code when it is loaded", hint
+        return "a pickle or an archive, in spite of its name; it can run code when it is loaded", hint
     return None
 
 
@@ -145,10 +145,10 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
-    """`paths` again if each may be written below a folder on any system and none gets in another's way, else `error`.
+    """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
-    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two that differ only in case or in how
-    an accent is written, as macOS and Windows would write them to one file; no file that is another's folder.
+    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two paths that differ only in case or
+    in the normalization of accents, which macOS and Windows would write to one file; no file with the path of a folder.
     """
     result = list(paths)
     seen: dict[str, tuple[str, bool]] = {}

@@ -55,7 +55,7 @@ def pull(
     base: BaseSpec | None = None,
     model: str | None = None,
 ) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its manifest.
 
     For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
     """

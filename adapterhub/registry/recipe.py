@@ -74,7 +74,7 @@ class Parent:
 def convert(
     parent: Parent, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
 ) -> tuple[Path, LossReport]:
-    """Convert `parent` into the new or empty folder `out`, with the facts that say so; the adapter's path, and the losses.
+    """Convert `parent` into the new or empty folder `out`, with a manifest that records it; the adapter's path and the losses.
 
     A format that is one file is called `name` with its ending.
     """

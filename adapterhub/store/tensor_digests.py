@@ -110,7 +110,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
     """The digest of an unbuffered file of `size` bytes that is at its start, and its tensors; none in what has none."""
     hashing = Hashing.of(file, size)
-    digest, _ = copy_hashing(file, None, beside=hashing, more=more)
+    digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
     return digest, hashing.result() or ()
 
 

@@ -172,7 +172,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     [
         (["--gate", "bleu>1"], "nothing that is measured", 2),
         (["--gate", "ppl"], "is not a comparison", 2),
-        (["--name", "A b"], "no name of an evaluation", 2),
+        (["--name", "A b"], "not a valid name for an evaluation", 2),
         (["--base", "nowhere"], "no such file or folder", 3),
     ],
 )
