@@ -44,7 +44,7 @@ def evaluate(
             weights = base_files.digests
         adapters.put(model, found)
         read = partial(data.load, files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
-        dataset = read(pack_rows=_table(_training(found).get("config"), "data").get("pack") is not False)
+        dataset = read(pack_rows=_table(found.training.config if found.training else None, "data").get("pack") is not False)
         if share_rows(dataset.rows) and not isolates_documents(model):
             dataset = read(pack_rows=False)
         rows = dataset.rows if options.tokens is None else data.sample(dataset.rows, options.tokens)
@@ -71,7 +71,7 @@ def evaluate(
 
 def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, Any]:
     """Return the options, and for those that are None the values of the adapter's training, else a training's defaults."""
-    config: Any = _training(found).get("config") or {}
+    config: Any = found.training.config if found.training else None
     optim = _table(config, "train")
     recorded = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantize": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
@@ -85,10 +85,6 @@ def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, 
     return settings
 
 
-def _training(found: adapters.Factors) -> dict[str, Any]:
-    return found.facts.get("training") or {}
-
-
 def _table(config: Any, key: str) -> dict[str, Any]:
     value = config.get(key) if isinstance(config, dict) else None
     return value if isinstance(value, dict) else {}
@@ -96,6 +92,6 @@ def _table(config: Any, key: str) -> dict[str, Any]:
 
 def _trained_on(found: adapters.Factors, dataset: data.Dataset) -> list[str]:
     """Return a note for each file that the adapter was trained on."""
-    files = _training(found).get("data") or ()
-    digests = {item.get("digest") for item in files if item.get("split", "train") == "train"}
+    files = (found.training.data if found.training else None) or ()
+    digests = {item.digest for item in files if item.split in (None, "train")}
     return [f"{file.path} was trained on: its perplexity proves nothing" for file in dataset.files if file.digest in digests]

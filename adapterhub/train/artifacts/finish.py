@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training, TrainingData
 from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.cost.memory import flops, parameters
@@ -52,7 +54,7 @@ def finish(
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", model_card(config, training))
-        _write_facts(config, spec, training, folder, parents)
+        _write_manifest(config, spec, training, folder, parents)
 
 
 def metrics(state: State) -> dict[str, float]:
@@ -116,19 +118,25 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
     loss_curve(state.log, path, kept_step=state.kept_step, title=title, subtitle=subtitle)
 
 
-def _write_facts(
+def _write_manifest(
     config: TrainConfig, spec: BaseSpec, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]
 ) -> None:
-    from adapterhub.manifest import describe
-
     card, base = config.card, config.base
     quantization = base.quantize if base.quantize != "none" else None
     names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
     texts = {"license": card.license, "description": card.description}
     declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
     declared["base"] = {key: value for key, value in names.items() if value}
-    document = describe.describe(folder, base=spec, training=training, parents=parents, declared=declared)
-    describe.write_facts(folder, document)
+    record = Training(
+        **{
+            **training,
+            "data": tuple(TrainingData(**item) for item in training["data"]),
+            "weights": tuple(FileEntry(**item) for item in training["weights"]),
+            "curve": tuple(LossPoint(**point) for point in training["curve"]),
+        }
+    )
+    described = [Parent(**parent) for parent in parents]
+    describe.describe(folder, base=spec, training=record, parents=described, declared=declared).write(folder)
 
 
 def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:

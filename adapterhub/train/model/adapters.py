@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, Training
 from adapterhub.train.config import LoRAConfig, TrainConfig
 from adapterhub.train.events import InitialAdapter
 from adapterhub.train.layers.embeddings import LoRAEmbedding, TokenRows, token_rows
@@ -58,14 +58,19 @@ class Factors:
     Attributes:
         pairs: Its low-rank deltas by module.
         adapter: The whole adapter.
-        facts: Its adapter.json; empty without one.
+        manifest: Its adapter.json, if it has one.
         where: The adapter, in messages.
     """
 
     pairs: Mapping[str, FactorPair]
     adapter: Adapter
-    facts: Mapping[str, Any]
+    manifest: AdapterManifest | None
     where: str
+
+    @property
+    def training(self) -> Training | None:
+        """The record of its training."""
+        return self.manifest.training if self.manifest else None
 
     @property
     def dora(self) -> bool:
@@ -103,7 +108,7 @@ def read(initial: InitialAdapter) -> Factors:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:
         raise RefusedError(f"{initial.where}: {error.where}", error.what, error.hint) from error
-    found = Factors(pairs, adapter, describe.read_facts(initial.folder) or {}, initial.where)
+    found = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.where)
     for part in ("magnitude", "bias"):
         linear = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]
         without = [target for target in linear if getattr(pairs[target], part) is None]
@@ -122,17 +127,17 @@ def check_base(found: Factors, spec: BaseSpec, name: str | None) -> None:
     Raises:
         RefusedError: With the code `other-base-shapes` and the fields `adapter` and `base`, where names or shapes differ.
     """
-    recorded = found.facts.get("base") or {}
-    if recorded.get("fingerprint") and recorded["fingerprint"] != spec.fingerprint:
+    recorded = found.manifest.base if found.manifest else BaseInfo()
+    if recorded.fingerprint and recorded.fingerprint != spec.fingerprint:
         what = f"is for a base with other tensor names or shapes than {spec.where}"
         raise RefusedError(found.where, what, code="other-base-shapes", adapter=found.where, base=spec.where)
-    if name and recorded.get("repo") and recorded["repo"] != name:
-        raise RefusedError(found.where, f"was trained on {recorded['repo']}, not on {name}", "Set that base")
+    if name and recorded.repo and recorded.repo != name:
+        raise RefusedError(found.where, f"was trained on {recorded.repo}, not on {name}", "Set that base")
 
 
 def other_weights(found: Factors, weights: list[dict[str, Any]]) -> list[str]:
     """Return a note where the base has the shapes but not the bytes that the adapter was trained on."""
-    recorded = {item["digest"] for item in (found.facts.get("training") or {}).get("weights") or ()}
+    recorded = {item.digest for item in (found.training.weights if found.training else None) or ()}
     if recorded and recorded != {item["digest"] for item in weights}:
         return [f"the base's weights differ from those that {found.where} was trained on"]
     return []
