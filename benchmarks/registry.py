@@ -31,13 +31,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(
 from _pairs import timed  # noqa: E402
 
 from adapterhub.digest import sha256_bytes  # noqa: E402
-from adapterhub.index import search  # noqa: E402
+from adapterhub.index import queries, search  # noqa: E402
 from adapterhub.index.search import Query  # noqa: E402
 from adapterhub.manifest import describe, oci_manifest  # noqa: E402
 from adapterhub.ref import Ref  # noqa: E402
 from adapterhub.registry.registry import Registry  # noqa: E402
 from adapterhub.store.store import Entry, Store  # noqa: E402
-from tests.registry.conftest import write_adapter  # noqa: E402
+from tests.support.adapters import write_adapter  # noqa: E402
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
 BASES = [f"org{n % 7}/model-{n}-{size}b" for n in range(20) for size in (1, 7)]
@@ -99,7 +99,7 @@ def fill(store: Store, count: int, scratch: Path) -> None:
         previous = head if number > 1 else ""
         made_at = f"2026-01-{n % 28 + 1:02}T00:00:00Z"
         entry = Entry(name, number, "push", made_at, made.digest, len(made.raw), number, ("latest",), previous)
-        path = store.entry_path(name, number)
+        path = store.log.path(name, number)
         if number == 1:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(entry.dump())
@@ -139,7 +139,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE cards (name TEXT, text TEXT)")
     db.execute("CREATE VIRTUAL TABLE words USING fts5 (name, text)")
-    texts = registry.catalog.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM search")
+    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM texts")
     for table in ("cards", "words"):
         db.executemany(f"INSERT INTO {table} VALUES (?, ?)", texts)
     db.commit()
@@ -147,7 +147,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
 
 
 def library(registry: Registry, peer: sqlite3.Connection, runs: int) -> None:
-    catalog, some = registry.catalog, words()
+    catalog, some = registry.index, words()
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
     match = "SELECT name FROM words WHERE words MATCH ? ORDER BY rank LIMIT 20"
     print(f"{'in the library, ms of wall and CPU time':40}{'hits':>8}{'ours':>18}{'FTS5 alone':>18}{'LIKE':>18}")
@@ -191,13 +191,13 @@ def processes(root: Path, runs: int) -> None:
 def pushes(registry: Registry, scratch: Path, runs: int) -> None:
     print(f"\n{'in the library':48}{'wall':>9}{'CPU':>9}")
     folders = iter([write_adapter(scratch / f"push{n}", n) for n in range(1, runs + 2)])
-    name = f"team07/new-{len(registry.catalog.names())}"
+    name = f"team07/new-{len(queries.names(registry.index))}"
     print(f"{'push a tiny adapter':48}{cost(lambda: registry.push(next(folders), Ref.parse(name)), runs)}")
     tags = iter([f"t{n}" for n in range(runs + 1)])
     print(f"{'tag':48}{cost(lambda: registry.tag(Ref.parse(name), next(tags)), runs)}")
 
     def anew() -> None:
-        registry.store.write_index(registry.catalog.index())
+        registry.store.index_file.write(queries.ref_lines(registry.index))
 
     print(f"{'index.json made anew, as each push did once':48}{cost(anew, min(runs, 5))}")
     size = (registry.store.root / "index.json").stat().st_size

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.index import queries
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.registry import Registry
 from adapterhub.semver import highest, parse, parse_range
@@ -81,4 +82,4 @@ def test_a_range_is_for_reading_only(make: Make, tmp_path: Path) -> None:
                 registry.rm(Ref.parse(text))
         with pytest.raises(RefError, match="is a range of versions, not a tag"):
             registry.tag(Ref.parse("team/sql"), "^1.2")
-        assert registry.catalog.tags("team/sql") == {"1.2.0": 1, "latest": 1}
+        assert queries.tags(registry.index, "team/sql") == {"1.2.0": 1, "latest": 1}

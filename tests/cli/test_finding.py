@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.views import tree
-from adapterhub.index.database import Row
+from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
 from tests.cli.test_commands import terminal
 from tests.conftest import Run

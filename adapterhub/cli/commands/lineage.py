@@ -175,12 +175,12 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     and by how many units in the last place at most, as another kind of CPU can make them.
     """
     from adapterhub.ref import Ref
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
 
     spec = inputs.read_base(base, settings) if base else None
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         kept = Path(temporary) / "kept"
-        version = export.pull(registry, Ref.parse(ref), kept)
+        version = registry.pull(Ref.parse(ref), kept)
         output.deprecated(str(version.ref), version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
         made = Path(out) if out else Path(temporary) / "made"
@@ -197,7 +197,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
     from adapterhub.manifest.package_files import adapter_in
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
 
     for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
         held = registry.holding(parent["digest"])
@@ -205,7 +205,7 @@ def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
             called = parent.get("ref") or parent["digest"]
             raise NotFoundError(called, "a parent that this registry does not hold", "Push or pull it here first")
         place = folder / f"{number}"
-        export.pull(registry, held[0].ref, place)
+        registry.pull(held[0].ref, place)
         weight = parent.get("weight", 1.0)
         yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
 

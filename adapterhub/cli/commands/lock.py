@@ -112,12 +112,11 @@ def _pull(settings: Settings, locked: Locked, target: Path) -> bool:
         return False
     if locked.source == lockfile.HERE:
         from adapterhub.ref import Ref
-        from adapterhub.registry import export
 
         ref = Ref(locked.name, digest=locked.digest)
         rules.ref_fits(settings, str(ref))
         with environment.open_registry(settings) as registry:
-            export.pull(registry, ref, target)
+            registry.pull(ref, target)
         return True
     from adapterhub.remotes import location
 

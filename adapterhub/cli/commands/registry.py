@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import at_remote, complete_ref, hinting, open_registry, registry_folder, remote_option
+from adapterhub.cli.errors import hint_of
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
@@ -21,7 +23,7 @@ from . import forms, rules
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
     from adapterhub.maintenance.fsck import Finding
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Registry, Version
@@ -281,13 +283,12 @@ def pull(
 
 def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
     from adapterhub.ref import Ref
-    from adapterhub.registry import export
 
     wanted = Ref.parse(ref)
     target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
     with open_registry(settings) as registry:
         with bytes_bar("writing") as progress:
-            version = export.pull(registry, wanted, target, progress)
+            version = registry.pull(wanted, target, progress)
         files = [layer.path for layer in registry.files(version)]
     if lock:
         from .lock import keep_version
@@ -547,6 +548,7 @@ def verify(settings: Settings, source: str) -> int:
 
     Exits 0 when every byte is right, 1 when one is not.
     """
+    from adapterhub.maintenance import fsck
     from adapterhub.maintenance.fsck import Finding, verify_folder
 
     ref = inputs.ref_of(source, settings)
@@ -560,7 +562,7 @@ def verify(settings: Settings, source: str) -> int:
                 findings = verify_folder(Path(source), progress)
             else:
                 with open_registry(settings) as registry:
-                    findings = list(registry.verify(ref, progress))
+                    findings = fsck.verify(registry, ref, progress)
     except IntegrityError as error:  # the very document that names the digests
         findings = [Finding("unreadable", "error", error.where, error.what, error.hint)]
     return _findings(settings, source, findings, good="every byte is right")
@@ -590,19 +592,18 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
     harms nothing is a note.
     """
-    from adapterhub.registry.registry import Registry
+    from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
         raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
     if rebuild:
-        with bytes_bar("listing tensors") as progress:
-            registry, findings = Registry.rebuilt(registry_folder(settings), progress)
+        registry, findings = checks.rebuilt(registry_folder(settings))
     else:
         registry, findings = open_registry(settings), []
     with registry:
         healed = _repaired(registry, source) if source else []
         with bytes_bar("checking") as progress:
-            findings += registry.fsck(quick=quick, progress=progress)
+            findings += checks.fsck(registry, quick=quick, progress=progress)
         root = str(registry.root)
     if source:
         output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
@@ -610,15 +611,15 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
 
 
 def _repaired(registry: Registry, source: str) -> list[str]:
-    from adapterhub.maintenance import retention
+    from adapterhub.maintenance.repair import repair
     from adapterhub.remotes.location import is_address
 
     if not is_address(source):
-        return retention.repair(registry, Path(source))
+        return repair(registry, Path(source))
     from . import remotes
 
     with remotes.opened(source) as remote:
-        return retention.repair(registry, remote.find)
+        return repair(registry, remote.find)
 
 
 def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:
@@ -632,7 +633,7 @@ def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, go
                 "severity": finding.severity,
                 "where": finding.where,
                 "what": finding.what,
-                "hint": finding.hint,
+                "hint": hint_of(finding),
             }
             for finding in findings
         ],
@@ -640,7 +641,11 @@ def _findings(settings: Settings, where: str, findings: Sequence[Finding], *, go
 
     def text() -> None:
         for finding in findings:
-            for line in output.wrapped(f"{finding.severity}[{finding.code}] {finding}", output.width(), indent=4):
+            for line in output.wrapped(
+                f"{finding.severity}[{finding.code}] {dataclasses.replace(finding, hint=hint_of(finding))}",
+                output.width(),
+                indent=4,
+            ):
                 output.write(line)
         output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
 
