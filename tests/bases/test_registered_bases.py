@@ -153,7 +153,7 @@ def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) ->
     raw = blob.read_bytes()
     blob.unlink()
     assert [(finding.code, finding.where) for finding in errors(registry)] == [("missing", "base:tiny")]
-    assert "adapterhub base add tiny" in errors(registry)[0].hint
+    assert "Add the base tiny again" in errors(registry)[0].hint
     blob.write_bytes(raw[:-1] + b"?")
     assert {finding.code for finding in errors(registry)} == {"flipped", "damaged"}
     blob.unlink()

@@ -58,7 +58,7 @@ def test_no_words_are_an_error(run: Run, registry: Path, words: list[str]) -> No
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--size", "10MB"], "'10MB' is one size. Write '<10MB'"),
+        (["--size", "10MB"], "'10MB' is an exact size. Write '<10MB'"),
         (["--rank", "many"], "'many' is not a number"),
         (["--metric", "loss"], "Write it like 'accuracy>0.8'"),
         (["--limit", "-1"], "--limit"),
