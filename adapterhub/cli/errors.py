@@ -17,11 +17,14 @@ OPTIONS = {
     "conversion": "--to",
     "runtimes": "--for",
 }
-# Code to hint; `{name}` is a field of the error.
+# Code of an error, or remedy of a finding, to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
+    "add-base": "Add it again: `adapterhub base add NAME … --force`",
     "base-required": "Pass --base BASE",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
     "check-registry": "Run `adapterhub fsck`",
+    "collect-garbage": "`adapterhub gc` removes what is old enough",
+    "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "has-children": "--force removes it all the same",
     "look-at-log": "Run `adapterhub log {ref}`",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
@@ -31,15 +34,9 @@ HINTS: dict[str, str] = {
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
     "protected": "Run `adapterhub tag {ref} --unprotect` first",
+    "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
     "recipe-base-required": "Pass it as --base",
     "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --forget {name}`",
-}
-# Remedy of a finding to hint.
-REMEDIES: dict[str, str] = {
-    "add-base": "Add it again: `adapterhub base add NAME … --force`",
-    "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
-    "gc": "`adapterhub gc` removes what is old enough",
-    "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
     "repair": (
         "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same"
         " files again"
@@ -52,7 +49,7 @@ REMEDIES: dict[str, str] = {
 
 def hint_of(finding: Finding) -> str:
     """Return the hint of a finding, with the command that helps."""
-    return REMEDIES.get(finding.remedy, finding.hint)
+    return HINTS.get(finding.remedy, finding.hint)
 
 
 def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubError | None:

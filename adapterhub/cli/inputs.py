@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
-from . import output
+from . import output, remotes
 from .environment import hub, open_registry
 from .options import Settings
 
@@ -46,12 +46,10 @@ class Source:
 @contextmanager
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.remotes.location import is_address
+    from adapterhub_converters.adapter_files import adapter_in
 
     if is_address(text):
-        from .commands import remotes
-
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             folder, digest = remotes.fetch(text, Path(temporary))
             with naming(folder, text):
@@ -262,3 +260,8 @@ def _read_base(text: str, settings: Settings) -> BaseSpec:
         hint = on_hub or "`adapterhub base list` says which names there are"
         raise NotFoundError(text, "no such file or folder, and no base of this name", hint)
     return bases.read_base(path)
+
+
+def here(base: str | None) -> str | None:
+    """Where a base lies on this machine; None of one that doesn't."""
+    return str(Path(base).resolve()) if base and Path(base).exists() else None

@@ -18,6 +18,7 @@ from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.index import queries
 from adapterhub.index.database import Index
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import listing
 from adapterhub.ref import Ref
@@ -25,6 +26,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.packs.chains import with_parents
 from adapterhub.store.store import BASES, MERGES, More, Progress, Store, counter, local_errors, open_regular
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Finding:
         where: File or ref.
         what: What is wrong with it.
         hint: How to fix it.
-        remedy: Stable name of the hint, for which the command line has its own words; empty where `hint` is all.
+        remedy: Stable name of the hint, like the `code` of an error; empty where none is needed.
     """
 
     code: str
@@ -58,7 +60,7 @@ class Finding:
 Findings = list[Finding]
 
 # Hint and its stable name.
-_GC = ("A gc removes what is old enough", "gc")
+_GC = ("A gc removes what is old enough", "collect-garbage")
 _REPAIR = (
     "Repair it from another registry or the adapter's folder, or delete the file and push the same files again",
     "repair",
@@ -95,7 +97,7 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
 def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Findings:
     """Compare the bytes of a version's blobs with their digests."""
     version = registry.resolve(ref)
-    made = registry.manifest(version)
+    made = registry.oci_manifest(version)
     blobs = (made.config, *made.layers)
     more = counter(progress, sum(blob.size for blob in blobs))
     findings = []
@@ -120,19 +122,19 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     """Compare the bytes of an adapter's folder with its adapter.json; a file that this does not list is a note."""
     from adapterhub.manifest import describe  # needs numpy
 
-    document = describe.read_facts(folder)
-    if document is None:
-        raise NotFoundError(str(folder), f"there is no {describe.NAME} to check its files against", "Pull it, or push it first")
+    manifest = AdapterManifest.read(folder)
+    if manifest is None:
+        raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")
     found = describe.digests(folder, counter(progress, sum(_size_of(folder / path) for path in listing(folder).files)))
     findings = []
-    for entry in document["files"]:
-        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
+    for entry in manifest.files:
+        path, digest = entry.path, found.get(entry.path, ("", 0))[0]
         if not digest:
             findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
-        elif digest != entry["digest"]:
+        elif digest != entry.digest:
             what = "does not have the digest in adapter.json"
             findings.append(Finding("flipped", "error", f"{folder}/{path}", what, "Pull it again"))
-    named = {entry["path"] for entry in document["files"]} | {describe.NAME}
+    named = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
     findings += [
         Finding("unlisted", "note", f"{folder}/{path}", "not listed in adapter.json") for path in sorted(set(found) - named)
     ]

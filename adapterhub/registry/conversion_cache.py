@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import __version__
-from adapterhub.manifest import describe, oci_manifest
-from adapterhub.manifest.package_files import adapter_in
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
 from adapterhub_converters.formats import convert as formats
@@ -53,7 +54,7 @@ def pull(
     base: BaseSpec | None = None,
     model: str | None = None,
 ) -> Converted:
-    """Write a version in another format as `out`, completely or not at all: a file, or a folder with its adapter.json.
+    """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
     For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model.
     """
@@ -80,16 +81,17 @@ def pull(
                 raise
             if kept is not None:
                 _keep(folder, kept)
-        document = describe.read_facts(folder) or {}
+        manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
-                shutil.copyfile(formats.lone_file(folder), target / name)
+                shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)
             elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.lone_file(folder), target)
-    return Converted(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+                shutil.copyfile(adapter_in(folder), target)
+    recipe = manifest.recipe if manifest else None
+    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 def _has_weights(base: BaseSpec | None) -> bool:

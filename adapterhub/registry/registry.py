@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from adapterhub.digest import Digest
-from adapterhub.index import queries, tensors
+from adapterhub.index import queries, rows, tensors
 from adapterhub.index.database import Index
 from adapterhub.index.queries import Name, Row
 from adapterhub.manifest import measurement, oci_manifest
-from adapterhub.manifest.document import upgrade
+from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store import ingest
 from adapterhub.store.export import export
 from adapterhub.store.store import Entry, Progress, Store, counter
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -137,11 +138,11 @@ class Registry:
         return queries.versions(self.index, prefix=prefix)
 
     def show(self, ref: Ref) -> dict[str, Any]:
-        """Return everything about a version: its refs, its facts (adapter.json) and its manifest."""
+        """Return a version as JSON: its refs, its manifest (adapter.json in today's schema) and its OCI manifest."""
         row = self.row(ref)
         raw = self.store.read_document(row.digest)
         made = oci_manifest.parse(raw, str(row.ref))
-        facts = self.store.read_document(made.facts.digest) if made.facts else b"{}"
+        manifest = self.store.read_document(made.adapter_json.digest) if made.adapter_json else b"{}"
         return {
             "ref": str(row.ref),
             "name": row.name,
@@ -153,8 +154,8 @@ class Registry:
             "size": made.size,
             "time": row.time,
             "evaluations": measurement.of_version(queries.marks(self.index, "evaluate", row.name), row.number),
-            "facts": upgrade(oci_manifest.parse_json(facts, f"{row.ref}/{oci_manifest.FACTS}")),
-            "manifest": oci_manifest.parse_json(raw, str(row.ref)),
+            "manifest": upgrade(oci_manifest.parse_json(manifest, f"{row.ref}/{ADAPTER_JSON}")),
+            "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
         }
 
     def deprecations(self) -> dict[tuple[str, int], str]:
@@ -169,18 +170,17 @@ class Registry:
         """Return the versions that were made from the manifest `digest`."""
         return queries.versions(self.index, parent=digest)
 
-    def facts(self, digest: Digest) -> dict[str, Any]:
-        """Return the adapter.json of the manifest `digest`; empty if it has none."""
-        made = oci_manifest.parse(self.store.read_document(digest), digest)
-        return upgrade(oci_manifest.parse_json(self.store.read_document(made.facts.digest), digest)) if made.facts else {}
+    def adapter_manifest(self, digest: Digest) -> AdapterManifest | None:
+        """Return the usable part of the adapter.json of a version, by its OCI manifest `digest`; None if it has none."""
+        return rows.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
 
-    def manifest(self, version: Version) -> Manifest:
+    def oci_manifest(self, version: Version) -> Manifest:
         """Return the OCI manifest of a version."""
         return oci_manifest.parse(self.store.read_document(version.digest), str(version.ref))
 
     def files(self, version: Version) -> tuple[Descriptor, ...]:
         """Return the files of a version, sorted by path; each file is the blob of its digest."""
-        return self.manifest(version).layers
+        return self.oci_manifest(version).layers
 
     @contextmanager
     def reading(self, ref: Ref) -> Iterator[Version]:

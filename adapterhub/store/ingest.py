@@ -10,6 +10,7 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import listing
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError
 
 from .store import Progress, Store, counter, local_errors, open_regular
@@ -43,13 +44,13 @@ def ingest(
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
     for path in found.files:
-        if path == oci_manifest.FACTS:  # `settle` reads it; its bytes may change
+        if path == ADAPTER_JSON:  # `settle` reads it; its bytes may change
             stamps[path] = _stamp(folder / path)
             continue
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(file.fileno())
             files[path] = store.put_stream(file, more=more)
-    document, raw = describe.settle(folder, files, seen)
+    manifest, raw = describe.settle(folder, files, seen)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = _stamp(folder / path)
@@ -57,8 +58,8 @@ def ingest(
             raise IntegrityError(
                 f"{folder}/{path}", "changed while it was read", "Try again when no other program writes to the folder"
             )
-    files[oci_manifest.FACTS] = store.put_bytes(raw)
-    made = oci_manifest.assemble(files, document)
+    files[ADAPTER_JSON] = store.put_bytes(raw)
+    made = oci_manifest.assemble(files, manifest)
     store.put_bytes(made.config_bytes)
     store.put_bytes(made.raw)
     store.sync_blobs()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
-from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .atomic import Files, write_all
@@ -43,11 +42,6 @@ class Tensor:
 
 Tensors = tuple[Tensor, ...]
 """The tensors of one file, in file order."""
-
-
-def is_weights(path: str) -> bool:
-    """Return True if a file of this name contains tensors."""
-    return os.path.splitext(path)[1].lower() in WEIGHTS
 
 
 class Hashing:
@@ -120,7 +114,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
     """Return the digest of an unbuffered file of `size` bytes, at its start, and its tensors (empty for a file without any)."""
     hashing = Hashing.of(file, size)
-    digest, _ = copy_hashing(file, None, beside=hashing, more=more)
+    digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
     return digest, hashing.result() or ()
 
 

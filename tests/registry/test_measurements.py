@@ -122,7 +122,7 @@ def test_gates() -> None:
         assert measurements.parse_gate(text, "--gate").passes(METRICS) is passes, text
     with pytest.raises(UsageError, match="'accuracy' is not measured. Choose one of ppl, perplexity, loss"):
         measurements.parse_gate("accuracy>0.8", "--gate")
-    with pytest.raises(UsageError, match="'a b' is no name of an evaluation"):
+    with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
 
 

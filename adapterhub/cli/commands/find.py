@@ -13,9 +13,8 @@ from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.views.versions import row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
-
-from .registry import row_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +121,7 @@ def _find(registry: Registry, text: str) -> _Found:
     from adapterhub.manifest import oci_manifest
     from adapterhub.manifest.package_files import listing
     from adapterhub.store.store import counter
-    from adapterhub.store.tensor_digests import is_weights
+    from adapterhub_converters.adapter_files import is_weights
 
     path = existing(text)
     if path.is_dir():
