@@ -60,11 +60,10 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
         path = existing(text) if path is None else path
         yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
         return
-    from adapterhub.registry import export
 
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
-        version = export.pull(registry, ref, folder)
+        version = registry.pull(ref, folder)
         output.deprecated(str(version.ref), version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
@@ -205,7 +204,7 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
 
 def base_name(text: str, settings: Settings) -> str | None:
     """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.lower().startswith(_ADDRESSES):
         return None
@@ -214,7 +213,7 @@ def base_name(text: str, settings: Settings) -> str | None:
     path = Path(text)
     there = path.exists() or path.is_symlink()
     try:
-        parse_base_name(name, text)
+        parse_document_name(name, text)
     except UsageError:
         if explicit and not there:
             raise

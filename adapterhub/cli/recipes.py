@@ -53,7 +53,7 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
             )
         raw = merge_recipe.dump(found)
         if name:
-            merge_recipes.keep(registry, name, found)
+            merge_recipes.store(registry, name, found)
         else:
             with atomic.whole(beside, folder=False) as inside:
                 json_file.write_text(inside, raw.decode())
@@ -66,12 +66,12 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
 
 def _name(text: str) -> str | None:
     """The name in the registry that OUT is; None for a file."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.endswith(".json"):
         return None
     try:
-        return parse_base_name(text, text)
+        return parse_document_name(text, text)
     except UsageError as error:
         hint = f"Write {text}.json, or one word for a name in the registry"
         raise UsageError(text, "a recipe is a .json file, or has a name of one word", hint) from error
