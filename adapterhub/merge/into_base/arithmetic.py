@@ -1,15 +1,20 @@
-"""`B @ A` in float32 with every bit defined, whatever BLAS numpy was built with.
+"""`B @ A` in float32 with every bit defined, independent of the CPU and of the BLAS that numpy was built with.
 
-A merge that is to be bit-identical to peft's needs the product that torch computes, and a float32 sum depends on
-its order. torch's product on x86 (oneMKL 2024.2, in the wheels of torch 2.13) turned out to be one chain of fused
-multiply-adds per element, in the order of the rank, from zero:
+A merge that is bit-identical to peft's needs the product that torch computes, and a float32 sum depends on its order. torch's
+product on x86 (oneMKL 2024.2, in the wheels of torch 2.13) is one chain of fused multiply-adds per element, in the order of the
+rank, from zero:
 
     acc = fma(B[i, 0], A[0, j], 0); acc = fma(B[i, 1], A[1, j], acc); ...
 
-in panels of at most 192 ranks, whose sums are added in turn (193 to 384: of half the rank). Measured on an AMD EPYC with
-AVX-512, one and two threads, r = 1 to 1024, shapes up to 5632 x 2048: equal in every bit as soon as the result has at
-least 4 rows and 12 columns, except for 7 or 9 rows. Below that oneMKL takes other kernels; another vendor's CPU may
-too. That order is the definition here.
+in panels of at most `PANEL` ranks, whose sums are added in turn. Measured on an AMD EPYC and an Intel Xeon (Sapphire
+Rapids), both with AVX-512, with one and two threads, shapes up to 5632 x 2048: equal in every bit as soon as the result has
+at least 4 rows and 12 columns, except on the EPYC for 7 or 9 rows. Below that oneMKL uses other kernels.
+
+The length of a panel depends on the CPU: oneMKL sums at most 192 ranks at once on the EPYC (r = 193 to 384: two halves),
+and 384 on the Xeon (r = 385 to 768: two halves). The order defined here has 192, on every CPU, so that a merge has the same
+bits wherever it runs. Up to rank 192 these are peft's bits on both CPUs. Above, they are peft's on the EPYC; on the Xeon
+last bits differ, and the sum here is the more accurate one because its chains are shorter (r = 200: 0.7 of the error of
+peft's).
 
 OpenBLAS, which numpy uses, keeps the same chain with its AVX-512 kernels, but not with its Haswell and Zen kernels
 for r >= 8 (1.5 to 5 % of the elements differ in the last bit, around the edges of its blocks). A product of *two*
