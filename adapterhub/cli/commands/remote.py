@@ -210,10 +210,10 @@ def _access(url: str, place: Place) -> Access | None:
             return host.access()
     scheme, _, rest = url.partition("://")
     if scheme == "hf":
-        from adapterhub.remotes.hub import host as hub_host
+        from adapterhub.remotes.hub import writer
 
         hub = environment.hub()
-        return hub_host.access(hub.endpoint, hub.token, rest)
+        return writer.access(hub.endpoint, hub.token, rest)
     return None
 
 
