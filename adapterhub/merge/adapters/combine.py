@@ -102,7 +102,7 @@ def combine(
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
-    unmerged.check_beside(adapters, how)
+    unmerged.check_unmerged(adapters, how)
     plain = [factored_out(adapter) for adapter in adapters]
     meta, notes = _meta(plain)
     work = _Work(how, cut, settled, seed)

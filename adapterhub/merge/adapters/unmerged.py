@@ -20,7 +20,7 @@ Weighted = Sequence[tuple[Adapter, float]]
 _INTO_BASE = "Fuse it into the base"
 
 
-def check_beside(adapters: Iterable[Adapter], method: Method) -> None:
+def check_unmerged(adapters: Iterable[Adapter], method: Method) -> None:
     """Refuse what the method cannot merge, by name."""
     for adapter in adapters:
         for target, delta in adapter.deltas.items():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.into_base.arithmetic import chained, keeps_order, panels, product
+from adapterhub.merge.into_base.product import chained, keeps_order, panels, product
 from adapterhub.merge.into_base.verify import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
@@ -153,7 +153,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(Adapter({K: low_rank(8, bias=np.ones(8, np.float32))}), 1)], {}, "the base has none"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is no sum"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(4, np.float32))}), 1)], {}, "a DoRA magnitude of 4 numbers for 16"),
-        ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "isn't known to store it transposed"),
+        ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "is not known to store it transposed"),
         ([(dataclasses.replace(PLAIN, meta=Meta(init="olora")), 1)], {}, "initialized by olora"),
         ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: has NaN or Inf"),
         ([(PLAIN, float("nan"))], {}, "nan is not a number"),
@@ -190,7 +190,7 @@ def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:
         (lambda base: (base / "config.json").unlink(), "no such file"),
         (
             lambda base: (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model.safetensors"}}'),
-            "says that tensor 'x' is in model.safetensors, which it is not",
+            "maps tensor 'x' to model.safetensors, which does not contain it",
         ),
     ],
 )
@@ -261,7 +261,7 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     left = rng.normal(size=(24, r)).astype(np.float32)
     right = rng.normal(size=(r, 700)).astype(np.float32)
     if not fast:
-        monkeypatch.setattr("adapterhub.merge.into_base.arithmetic.keeps_order", lambda columns, r: False)
+        monkeypatch.setattr("adapterhub.merge.into_base.product.keeps_order", lambda columns, r: False)
     wanted = sum(chained(left[:, a:b], right[a:b]) for a, b in panels(r))
     np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
 
@@ -272,7 +272,7 @@ def test_a_large_product_is_the_chain_in_every_column(r: int, fast: bool, monkey
     rng = np.random.default_rng(0)
     left, right = (rng.normal(size=size).astype(np.float32) for size in ((374, r), (r, 1405)))
     if not fast:
-        monkeypatch.setattr("adapterhub.merge.into_base.arithmetic.out_of_order", lambda columns, r: None)
+        monkeypatch.setattr("adapterhub.merge.into_base.product.out_of_order", lambda columns, r: None)
     found = product(left, right, np.empty((374, 1405), np.float32))
     rows = [*range(14), *range(366, 374)]
     np.testing.assert_array_equal(found[rows], chained(left[rows], right))

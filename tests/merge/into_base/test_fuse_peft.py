@@ -1,6 +1,6 @@
 """peft and transformers as the oracle: `fuse` writes, bit for bit, what `merge_and_unload` returns.
 
-Above rank 192 that holds on CPUs where torch sums a product in the order that `arithmetic.product` defines; elsewhere the test
+Above rank 192 that holds on CPUs where torch sums a product in the order that `product.product` defines; elsewhere the test
 finds out the order and holds `fuse` to it.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.into_base import arithmetic
+from adapterhub.merge.into_base import product
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
@@ -81,8 +81,8 @@ def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch:
     wanted = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
     for panel in (192, 384):
         with monkeypatch.context() as patched:
-            patched.setattr(arithmetic, "PANEL", panel)
-            if np.array_equal(arithmetic.product(left, right, np.empty_like(wanted)), wanted):
+            patched.setattr(product, "PANEL", panel)
+            if np.array_equal(product.product(left, right, np.empty_like(wanted)), wanted):
                 return panel
     return None
 
@@ -97,11 +97,11 @@ def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_thi
     theirs, before, after = merged_by_peft(base, adapter), read_all(base), read_all(tmp_path / "out")
     factors = [(delta.lora_B.astype(np.float32), delta.lora_A.astype(np.float32)) for delta in ours.deltas.values()]
     (panel,) = {panel_of_torch(torch, *pair, monkeypatch) for pair in factors}
-    if panel == arithmetic.PANEL:
+    if panel == product.PANEL:
         assert differing(after, theirs, torch) == {}
     elif panel:
         with monkeypatch.context() as patched:
-            patched.setattr(arithmetic, "PANEL", panel)
+            patched.setattr(product, "PANEL", panel)
             fuse([(ours, 1.0)], base, tmp_path / "in-the-order-of-torch")
         assert differing(read_all(tmp_path / "in-the-order-of-torch"), theirs, torch) == {}
     for (target, delta), (lora_B, lora_A) in zip(ours.deltas.items(), factors, strict=True):

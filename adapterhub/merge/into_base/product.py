@@ -16,12 +16,12 @@ bits wherever it runs. Up to rank 192 these are peft's bits on both CPUs. Above,
 last bits differ, and the sum here is the more accurate one because its chains are shorter (r = 200: 0.7 of the error of
 peft's).
 
-OpenBLAS, which numpy uses, keeps the same chain with its AVX-512 kernels, but not with its Haswell and Zen kernels
-for r >= 8 (1.5 to 5 % of the elements differ in the last bit, around the edges of its blocks). A product of *two*
-rows at a time goes through a simpler kernel that keeps it; older ones (Sandybridge, Nehalem) do not even then. So small
-matrices are multiplied two rows at a time, checked once per width and rank against the chain spelled out in float64, and
-where the check fails the chain spelled out is what runs. Large ones are multiplied twelve rows at a time, in half the time:
-which columns that sums in another order is found by the same check, and those are made anew, two rows at a time.
+OpenBLAS, which numpy uses, sums in the same order with its AVX-512 kernels, but not with its Haswell and Zen kernels for r
+>= 8 (1.5 to 5 % of the elements differ in the last bit, around the edges of its blocks). A product of *two* rows at a time
+uses a simpler kernel that keeps the order, except on older CPUs (Sandybridge, Nehalem). So small matrices are multiplied
+two rows at a time; each width and rank is checked once against the chain written out in float64, and where the check fails
+that chain is used. Large matrices are multiplied twelve rows at a time, in half the time; the columns that are then summed
+in another order are found by the same check and computed again, two rows at a time.
 """
 
 from __future__ import annotations
@@ -32,23 +32,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters import dtypes
-
 F32Array = NDArray[np.float32]
 
-PANEL = 192  # ranks summed before the next sum is started
+PANEL = 192  # ranks in one sum
 _SINGLE_THREAD = 4 * 65536  # multiplications in a product that OpenBLAS does not split over threads (interface/gemm.c)
 _PAIR, _DOZEN = 2, 12  # rows at a time
-_LARGE = 1 << 18  # elements of a product that twelve rows at a time are worth their check for
+_LARGE = 1 << 18  # elements of a product from which on twelve rows at a time are worth their check
 _KERNEL = 320  # columns in a block of OpenBLAS's Haswell and Zen kernels, whose first and last eight are out of order
-_BLOCK = 16_384  # elements of the spelled-out chain at a time: its float64 temporaries then fit in the cache
+_BLOCK = 16_384  # elements of the written-out chain at a time: its float64 temporaries then fit in the cache
 
 
 def product(left: F32Array, right: F32Array, out: F32Array) -> F32Array:
-    """`left @ right` in the order above.
+    """`left @ right` in the order that the module defines.
 
     Args:
-        left: `(rows, r)`, C-contiguous; rows even (an odd last row would go through another kernel).
+        left: `(rows, r)`, C-contiguous; an even number of rows (an odd last row would use another kernel).
         right: `(r, columns)`, C-contiguous.
         out: `(rows, columns)`, C-contiguous; overwritten and returned.
     """
@@ -61,7 +59,7 @@ def product(left: F32Array, right: F32Array, out: F32Array) -> F32Array:
 
 
 def panels(r: int) -> Iterator[tuple[int, int]]:
-    """Where the ranks are split: one panel up to 192, halves up to 384 (an odd one left over), else panels of 192."""
+    """Ranges of ranks: one panel up to 192, two halves up to 384 (and a third panel of one if r is odd), else panels of 192."""
     step = r // 2 if PANEL < r <= 2 * PANEL else PANEL
     yield from ((start, min(start + step, r)) for start in range(0, r, step))
 
@@ -69,7 +67,7 @@ def panels(r: int) -> Iterator[tuple[int, int]]:
 def _panel(left: F32Array, right: F32Array, out: F32Array) -> None:
     r, columns = right.shape
     if r == 1:
-        np.multiply(left, right, out=out)  # not started from zero: a product of -0 stays -0, as in oneMKL
+        np.multiply(left, right, out=out)  # not added to zero: a product of -0 stays -0, as in oneMKL
         return
     tall = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
     if tall:
@@ -94,12 +92,12 @@ def _dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
             continue
         _stacked(left, some, target, _DOZEN)
         if again:
-            anew = np.concatenate([some[:, run] for run in again], axis=1)
-            fixed = np.empty((len(left), anew.shape[1]), np.float32)
-            _in_order(left, anew, fixed)
+            columns_again = np.concatenate([some[:, run] for run in again], axis=1)
+            fixed = np.empty((len(left), columns_again.shape[1]), np.float32)
+            _in_order(left, columns_again, fixed)
             ends = np.cumsum([run.stop - run.start for run in again])
-            for run, columns_of in zip(again, np.split(fixed, ends[:-1], axis=1), strict=True):
-                target[:, run] = columns_of
+            for run, part in zip(again, np.split(fixed, ends[:-1], axis=1), strict=True):
+                target[:, run] = part
 
 
 def _in_order(left: F32Array, right: F32Array, out: F32Array) -> None:
@@ -119,10 +117,10 @@ def _stacked(left: F32Array, right: F32Array, out: F32Array, height: int) -> Non
 
 @lru_cache(maxsize=1024)
 def keeps_order(columns: int, r: int) -> bool:
-    """Whether this numpy's BLAS sums products of two rows in order: tried on 12 rows of random numbers.
+    """Whether this numpy's BLAS sums products of two rows in order, by a test on 12 rows of random numbers.
 
-    All pairs of rows take the same way through the BLAS, and another order shows in a quarter to nine tenths of the
-    elements, so that twelve full rows leave no room for luck.
+    All pairs of rows use the same kernel, and another order changes a quarter to nine tenths of the elements, so that
+    twelve rows cannot agree by chance.
     """
     got, wanted = _tried(columns, r, _PAIR, 12)
     return np.array_equal(got, wanted)
@@ -130,10 +128,10 @@ def keeps_order(columns: int, r: int) -> bool:
 
 @lru_cache(maxsize=1024)
 def out_of_order(columns: int, r: int) -> list[slice] | None:
-    """The columns that this numpy's BLAS sums in another order, twelve rows at a time; None when making them anew is no gain.
+    """The columns that this numpy's BLAS sums in another order, twelve rows at a time; None if they are too many to be a gain.
 
-    In such a column at least half of the rows are out of order, and of those at least a quarter of the elements show it: all
-    of 48 rows in order by luck is less than one column in a thousand. They come in eights, so that one tells of its neighbors.
+    In such a column at least half of the rows are out of order, and at least a quarter of these elements differ: that all of 48
+    rows agree by chance happens in less than one column of a thousand. Such columns come in eights, which are found together.
     """
     got, wanted = _tried(columns, r, _DOZEN, 48)
     eights = np.unique(np.flatnonzero((got != wanted).any(axis=0)) // 8)
@@ -146,7 +144,7 @@ def out_of_order(columns: int, r: int) -> list[slice] | None:
 
 
 def _tried(columns: int, r: int, height: int, rows: int) -> tuple[F32Array, F32Array]:
-    """A product of random numbers, so many rows at a time, and as it should be."""
+    """A product of random numbers, `height` rows at a time, and the same as the chain defines it."""
     rng = np.random.default_rng(r)
     left = rng.standard_normal((rows, r), dtype=np.float32)
     right = rng.standard_normal((r, columns), dtype=np.float32)
@@ -162,11 +160,11 @@ def _chained(left: F32Array, right: F32Array, out: F32Array) -> None:
 
 
 def chained(left: F32Array, right: F32Array) -> F32Array:
-    """The chain of fused multiply-adds spelled out, without FMA in the processor: slow, and right everywhere.
+    """The chain of fused multiply-adds written out, without FMA instructions: slow, and right on every CPU.
 
-    float64 holds a product of two float32 exactly. Adding to it rounds once and the conversion to float32 a second
-    time; rounding the sum to odd (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the
-    two the same as rounding once.
+    float64 holds a product of two float32 exactly. The sum rounds once and the conversion to float32 a second time;
+    rounding the sum to odd (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the two equal to
+    rounding once.
     """
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     total = np.zeros((left.shape[0], right.shape[1]), np.float32)
@@ -177,91 +175,12 @@ def chained(left: F32Array, right: F32Array) -> F32Array:
 
 
 def _sum_to_odd(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum rounded to odd: of the two nearest numbers, the one with an odd last bit, unless the sum is exact."""
     rounded = a + b
     back = rounded - a
     error = (a - (rounded - back)) + (b - back)  # exact (Knuth, TwoSum)
     bits = rounded.view(np.int64)
     inexact_and_even = (error != 0) & ((bits & 1) == 0)
-    # Toward the exact sum: one step away from zero when the error has the sum's sign, else one step to zero.
+    # Toward the exact sum: a step away from zero if the error has the sign of the sum, else a step to zero.
     step = np.where((error > 0) == (rounded > 0), 1, -1)
     return (bits + np.where(inexact_and_even, step, 0)).view(np.float64)
-
-
-# ---- From the dtype of a base to float32 and back, as torch rounds: to nearest, ties to even
-
-
-# The smallest magnitude that rounds to infinity: half a step over the largest finite number.
-_OVERFLOW = {
-    dtypes.BF16: (2 - 2**-8) * 2.0**127,
-    dtypes.F16: (2 - 2**-11) * 2.0**15,
-    dtypes.F32: np.inf,
-}
-LARGEST = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
-
-
-def computable(dtype: np.dtype | None) -> bool:
-    """Whether a base of this dtype can be merged into without a scale of its own."""
-    return dtype in _OVERFLOW
-
-
-def fits(tile: F32Array, dtype: np.dtype) -> bool:
-    """Whether every number stays finite in `dtype`; a NaN does not."""
-    limit = _OVERFLOW[dtype]
-    return not tile.size or bool(tile.max() < limit and tile.min() > -limit)
-
-
-def narrow(tile: F32Array, out: np.ndarray) -> None:
-    """Write `tile` into `out`, rounded to its dtype."""
-    np.copyto(out, tile, casting="unsafe")
-
-
-def widen(raw: np.ndarray, out: F32Array) -> None:
-    """Write `raw` into `out`; exact."""
-    np.copyto(out, raw, casting="safe")
-
-
-# ---- The mean of float32 numbers with torch's every bit, in numpy
-
-
-_LANES = 8  # float32 numbers in a vector
-_CHAINS = 4  # vectors that are added up side by side
-_LEAST = 4  # the logarithm of the shortest block
-
-
-def mean(values: F32Array) -> np.float32:
-    """The mean of `values`, flat and not empty."""
-    return np.float32(_total(values) / np.float32(values.size))
-
-
-def _total(values: F32Array) -> np.float32:
-    if values.size < _LANES:
-        return np.float32(_in_chains(values.reshape(-1, 1))[0])
-    whole = values.size // _LANES * _LANES
-    lanes = _in_chains(values[:whole].reshape(-1, _LANES))
-    return np.float32(_one_by_one(np.concatenate([values[whole:], lanes])))
-
-
-def _in_chains(vectors: F32Array) -> F32Array:
-    """The sum of `(n, width)` over n."""
-    count = len(vectors) // _CHAINS
-    first, *others = _cascade(vectors[: count * _CHAINS].reshape(count, _CHAINS, vectors.shape[1]))
-    return _one_by_one(np.stack([first, *vectors[count * _CHAINS :], *others]))
-
-
-def _cascade(rows: F32Array) -> F32Array:
-    """The sum over rows, in blocks of blocks of blocks; what fills no block is added up on its own on every level."""
-    step = 1 << max(_LEAST, (len(rows) - 1).bit_length() // 4)
-    rests = []
-    for _ in range(3):
-        whole = len(rows) // step * step
-        rests.append(_one_by_one(rows[whole:]))
-        rows = _one_by_one(np.moveaxis(rows[:whole].reshape(-1, step, *rows.shape[1:]), 1, 0))
-    return _one_by_one(np.stack([*rests, _one_by_one(rows)]))
-
-
-def _one_by_one(rows: F32Array) -> F32Array:
-    """The sum over the first axis from its first row to its last; zeros where there is none."""
-    total: F32Array = np.zeros(rows.shape[1:], np.float32)
-    for row in rows:
-        total = total + row
-    return total
