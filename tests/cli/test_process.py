@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.options import COMMANDS
+from adapterhub.cli.main import COMMANDS
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, base, pairs
 
-HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes", "huggingface_hub"}
+HEAVY = {"urllib3", "torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"} | {
+    "huggingface_hub"
+}
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")])
 
 

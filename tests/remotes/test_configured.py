@@ -255,7 +255,7 @@ def tree(folder: Path) -> list[str]:
 def test_remote_test_says_who_and_what_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{behind}/some/prefix")
     nobody = run("remote", "test", "team", code=5)
-    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: it takes a login. Log in with `adapterhub login {behind}`\n"
+    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: login required. Log in with `adapterhub login {behind}`\n"
     right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", behind).parent)}
     before = tree(tmp_path / "behind")
     found = said(run, "remote", "test", "team", env=right)

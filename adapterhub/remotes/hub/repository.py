@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.bases.client import origin
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
+from adapterhub.http.client import PAUSES
+from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.protocol import Reader, Source
-from adapterhub.remotes.wire import PAUSES
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -62,8 +62,8 @@ def connect(address: HubAddress, who: Surroundings) -> HubRepository:
     """Open a repository, with the token of the user if it is on the hub that the token is for."""
     hub = who.hub()
     endpoint = address.endpoint or hub.endpoint
-    at_home = origin(endpoint, address.repository) == origin(hub.endpoint, hub.endpoint)
-    return HubRepository(address, endpoint, hub.token if at_home else None)
+    at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
+    return HubRepository(address, endpoint, hub.token if at_home else None, proxy=hub.proxy)
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,19 @@ class HubRepository:
     """
 
     def __init__(
-        self, address: HubAddress, endpoint: str, token: str | None = None, *, pauses: Sequence[float] = PAUSES
+        self,
+        address: HubAddress,
+        endpoint: str,
+        token: str | None = None,
+        *,
+        pauses: Sequence[float] = PAUSES,
+        proxy: ProxyOf = no_proxy,
     ) -> None:
         self.address, self.commit_id = address, ""
         self.notes: list[str] = []
         self.commits: dict[str, str] = {}
         self.private = False
-        self._client = HubClient(endpoint, address.name, self.where, token, pauses)
+        self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy)
         self._pauses = pauses
         self._lock = threading.RLock()  # several blobs are put at once
         self._versions: dict[str, _Version] = {}
