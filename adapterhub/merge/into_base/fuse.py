@@ -73,12 +73,13 @@ class Merge:
 
     Attributes:
         report: What it does.
+        base: The model that it merges into.
         single: Whether the output is one file, not a folder.
     """
 
     report: FuseReport
+    base: Base
     single: bool
-    _base: Base
     _job: Callable[[], str]
     _files: Callable[[Path], Sequence[OutFile]]
     _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
@@ -97,13 +98,13 @@ class Merge:
         several = not self.single and len(self._files(out)) > 1
         job = self._job() if several else ""
         left = None if self.single else resume.left_over(out, job)
-        with self._base, atomic.whole(out, folder=not self.single) as inside:
+        with self.base, atomic.whole(out, folder=not self.single) as inside:
             files = self._files(inside)
             if several:
                 self._write_resumable(run, files, resume.Finished(job, inside), left)
             else:
                 self._write_side_files(inside)
-                run.write(files, inside.parent if self.single else inside, self._base.opened)
+                run.write(files, inside.parent if self.single else inside, self.base.opened)
         return replace(self.report, out=out)
 
     def _write_resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
@@ -114,7 +115,7 @@ class Merge:
             self._write_side_files(finished.folder)
             run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
             rest = [file for file in files if file.name not in taken]
-            run.write(rest, finished.folder, self._base.opened, finished.record)
+            run.write(rest, finished.folder, self.base.opened, finished.record)
         except (KeyboardInterrupt, SystemExit):
             finished.keep()
             raise
@@ -160,7 +161,7 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options) -> Merge:
     tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
     report = _report(files, changes, steps.notes, tensors=tensors)
     job = partial(resume.job, adapters, base.path, options)
-    return Merge(report, not options.shard_size, base, job, lambda out: gguf_files(steps, out, options))
+    return Merge(report, base, not options.shard_size, job, lambda out: gguf_files(steps, out, options))
 
 
 def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
@@ -185,7 +186,7 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
         write_texts(target, texts)
 
     job = partial(resume.job, adapters, folder.path, options)
-    return Merge(report, False, folder, job, lambda out: files, write_side_files)
+    return Merge(report, folder, False, job, lambda out: files, write_side_files)
 
 
 def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Merge:
@@ -205,7 +206,7 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Mer
     files = model.files(Path("out.gguf"))
     report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
     report = replace(report, touched_size=sum(made.size for made in model.changed))
-    return Merge(report, True, folder, partial(resume.job, adapters, folder.path, options), model.files)
+    return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
 
 
 def _refuse_two_types(options: Options) -> None:

@@ -1,10 +1,11 @@
-"""A base on the disk: a Hugging Face folder or a GGUF model, with its headers, and its files open for as long as they are used.
+"""A base on the disk, a Hugging Face folder or a GGUF model: its headers, and its files, open while they are used.
 
-A base is a context manager. Inside its `with` each weights file is opened once, for its header and for its numbers alike:
+The files stay open from the reading of the headers to the end of the first `with` that the base is used in, and are opened
+again for a later one. So a merge opens each of them twice: for the headers and the estimate, and for the output.
 
-    with read_base(path) as base:
-        adapters = [(convert.read(file, base=base.spec), 1.0)]
-        prepared(adapters, base).write(out)
+    base = read_base(path)
+    adapters = [(convert.read(file, base=base.spec), 1.0)]
+    prepared(adapters, base).write(out)
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise NotFoundError(str(path), "no such folder")
     files = _Files(path)
-    spec = bases.read_files(files, "")
+    spec = bases.read_files(files, "") if (path / CONFIG).is_file() else bases.read_base(path)
     shards = []
     for name in _weight_files(files):
         ranged = files.weights.get(name)
@@ -219,7 +220,7 @@ def read_gguf(path: Path) -> GGUFBase:
 
 
 class _Files(LocalFiles):
-    """The files of a folder, with the large ones opened once and the small ones read once.
+    """The files of a folder, of which the large ones are opened once and the small ones read once.
 
     Attributes:
         opened: The large files.
@@ -237,6 +238,10 @@ class _Files(LocalFiles):
         if name not in self._texts:
             self._texts[name] = super().whole(name, limit)
         return self._texts[name]
+
+    def sha256(self, name: str) -> str | None:
+        """The digest of a small file; None for the tokenizer, whose digest a merge does not need."""
+        return None if name == "tokenizer.json" else super().sha256(name)
 
     def document(self, name: str) -> dict[str, Any]:
         """The JSON object in a file that was read; empty without one."""

@@ -99,12 +99,12 @@ class Proofs:
 
 
 def prove(
-    adapters: Weighted, base: Path, merged: Path, *, options: Options | None = None, progress: Progress | None = None
+    adapters: Weighted, base: Path | Folder, merged: Path, *, options: Options | None = None, progress: Progress | None = None
 ) -> Proofs:
     """Compare every tensor of a merged model with base and adapters, merged as `fuse` would.
 
     Args:
-        base: A Hugging Face folder.
+        base: A Hugging Face folder: its path, or what `read_folder` returned.
         merged: A folder or a GGUF file.
         options: Only `as_trained` counts: whether the base was first rounded as training saw it.
 
@@ -112,10 +112,10 @@ def prove(
         RefusedError: The adapters cannot be merged into this base at all.
         NotFoundError: A file or folder is missing.
     """
-    if base.is_file():
+    if isinstance(base, Path) and base.is_file():
         what = "is a file, and the base of a comparison is a Hugging Face folder"
         raise RefusedError(str(base), what, "Name the folder that it was made of")
-    folder = read_folder(base)
+    folder = read_folder(base) if isinstance(base, Path) else base
     with folder:
         steps = plan(adapters, folder)
         owners = _owners(adapters, folder, steps)
