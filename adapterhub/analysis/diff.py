@@ -19,11 +19,12 @@ import numpy as np
 from adapterhub.check import Verdict, check
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .low_rank import alike, distance, inner, norm, size, terms
+from .low_rank import Factors, alike, distance, inner, norm, size, terms
 
 SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
 ROUNDING = 1e-6
@@ -139,7 +140,7 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
 
 
 def _read(path: Path, base: BaseSpec | None) -> Adapter:
-    path = convert.lone_file(path)
+    path = adapter_in(path)
     return peft.read(path, base=base, mapped=True) if convert.sniff(path) == "peft" else convert.read(path, base=base)
 
 
@@ -171,7 +172,7 @@ def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
         return ModuleChange(name, UNKNOWN, *sides, note=f"not compared: {error.what}")
 
 
-def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[Any]) -> ModuleChange:
+def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
     sizes = [math.hypot(*(norm(pair[which]) for pair in pairs)) for which in (0, 1)]
     if not all(map(math.isfinite, sizes)):
         return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")

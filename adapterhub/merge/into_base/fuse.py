@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from adapterhub.merge.checks import Weighted
 from adapterhub_converters.containers import atomic
@@ -44,10 +43,10 @@ class FuseReport:
         tensors: The number of tensors of the base.
         size: Bytes of all weights written.
         touched_size: Bytes of the changed tensors.
-        copied: Other files that are copied.
-        skipped: Files that are not copied, with the reason.
         notes: Decisions, one line each.
         warnings: What the user may not have intended, one line each.
+        copied: Other files that are copied.
+        skipped: Files that are not copied, with the reason.
     """
 
     out: Path | None
@@ -55,10 +54,10 @@ class FuseReport:
     tensors: int
     size: int
     touched_size: int
-    copied: tuple[str, ...]
-    skipped: Mapping[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def _no_side_files(folder: Path) -> None:
@@ -178,7 +177,7 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
     files, texts = folder_files(folder, written, options)
     changes = estimate_all(files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in seen})
     tensors = len(folder.weights) + len(steps.added)
-    report = _report(files, changes, steps.notes, tensors=tensors, copied=copied, skipped=skipped)
+    report = replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
     texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
 
     def write_side_files(target: Path) -> None:
@@ -215,18 +214,17 @@ def _refuse_two_types(options: Options) -> None:
         raise RefusedError(options.dtype, what, "Name one type", code="two-types")
 
 
-def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], **more: Any) -> FuseReport:
+def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], *, tensors: int) -> FuseReport:
     parts = [part for file in files for part in file.parts]
     touched = (part for part in parts if isinstance(part, Made) and part.name in changes)
-    more = {"copied": (), "skipped": {}, **more}
     return FuseReport(
         out=None,
         touched=changes,
-        warnings=warnings(changes),
+        tensors=tensors,
         size=sum(_size(part) for part in parts),
         touched_size=sum(part.size for part in touched),
         notes=tuple(notes),
-        **more,
+        warnings=warnings(changes),
     )
 
 

@@ -208,8 +208,7 @@ class ThroughNF4:
                 raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold")
             return largest, quantized(largest).restored()
 
-        found: tuple[F32Array, F32Array] = opened.held(f"nf4 {self.name}", load)
-        return found
+        return opened.held(f"nf4 {self.name}", load)
 
 
 def mean(values: F32Array) -> np.float32:

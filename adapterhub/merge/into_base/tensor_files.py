@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from adapterhub_converters.errors import FormatError, LocalIOError
 from .tensor_types import Kind
 
 F32Array = NDArray[np.float32]
+T = TypeVar("T")
 
 _HELD = 3  # tensors whose scales are kept in memory
 _CHUNK = 1 << 20  # bytes copied at a time where the kernel cannot copy
@@ -46,7 +47,7 @@ class Opened:
         self._holding = threading.RLock()  # `load` may itself call `held`
         self._depth = 0
 
-    def held(self, key: str, load: Callable[[], Any]) -> Any:
+    def held(self, key: str, load: Callable[[], T]) -> T:
         """The result of `load`, cached until a few other keys were used: tensors are processed one after another."""
         with self._holding:
             if key not in self._held:
@@ -54,7 +55,8 @@ class Opened:
                 while len(self._held) > _HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
-            return self._held[key]
+            found: T = self._held[key]
+            return found
 
     def fd(self, path: Path) -> int:
         """The descriptor of a file."""

@@ -311,7 +311,7 @@ TABLE = np.ones((128, 64), np.float32)
         (Adapter({Q: low_rank(64, 32)}), "F32", "of shape (64, 32), the base's blk.0.attn_q.weight is (64, 64)"),
         (Adapter({Q: low_rank(bias=np.ones(64, np.float32))}), "F32", "no blk.0.attn_q.bias"),
         (Adapter({Q: low_rank(magnitude=np.ones(3, np.float32))}), "F32", "a DoRA magnitude of 3 numbers for 64"),
-        (Adapter({Q: low_rank(scale=np.nan)}), "F32", "has NaN or Inf"),
+        (Adapter({Q: low_rank(scale=np.nan)}), "F32", "contains NaN or Inf"),
         (Adapter({}, replaced={"lm_head.weight": TABLE[:5]}), "F32", "The vocabulary was resized"),
         (Adapter({}, replaced={"lm_head.what": TABLE}), "F32", "the base has no output.what"),
         (Adapter({}, rows={"model.embed_tokens": Rows((128,), TABLE[:1])}), "F32", "do not fit token_embd.weight"),

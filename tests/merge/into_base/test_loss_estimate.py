@@ -1,4 +1,4 @@
-"""What is said before anything is written: how much of the adapter is kept, and what each choice of base costs."""
+"""What a merge reports before anything is written: how much of the adapter is kept, and the error on each choice of base."""
 
 from __future__ import annotations
 
