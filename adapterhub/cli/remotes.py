@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output, policy
-from adapterhub.cli.environment import data_folder, hub, logins_file
+from adapterhub.cli.environment import data_folder, hub, logins_file, proxy
 from adapterhub_converters.errors import UsageError
 
 from .options import JOBS, RATE
@@ -29,7 +29,7 @@ def surroundings() -> Surroundings:
 
     folder = os.environ.get("DOCKER_CONFIG")
     docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads")
+    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads", proxy)
 
 
 def connect(place: Place) -> Connected:

@@ -18,7 +18,9 @@ from adapterhub_converters import errors
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, base, pairs
 
-HEAVY = {"torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"}
+HEAVY = {"urllib3", "torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"} | {
+    "huggingface_hub"
+}
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")])
 
 

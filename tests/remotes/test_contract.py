@@ -18,7 +18,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.copy import copy, unique
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub.remotes.layouts.archive import Archive
 from adapterhub.remotes.layouts.folder import LayoutFolder

@@ -22,7 +22,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -420,13 +420,13 @@ def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_pa
     def push(seed: int) -> None:
         source = AdapterFolder(write_adapter(tmp_path / f"n{seed}", seed))
         with remote(hub.host) as to:
-            commit = to._api.commit
+            commit = to._writer.commit
 
             def together(*args: Any) -> str:
                 barrier.wait(20)
                 return commit(*args)
 
-            to._api.commit = together  # type: ignore[method-assign]
+            to._writer.commit = together  # type: ignore[method-assign]
             try:
                 results.append(copy(source, "latest", to, "main").manifest.digest)
             except ConflictError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,14 +200,15 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.oci.host import Host
 
         who = remotes.surroundings()
-        with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
+        find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+        with Host(place, find, proxy=who.proxy) as host:
             return host.access()
     scheme, _, rest = url.partition("://")
     if scheme == "hf":
-        from adapterhub.remotes.hub import host as hub_host
+        from adapterhub.remotes.hub import writer
 
         hub = environment.hub()
-        return hub_host.access(hub.endpoint, hub.token, rest)
+        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
     return None
 
 
