@@ -86,4 +86,7 @@ def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
     run("pull", "team/litgpt", "--to", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
     assert (tmp_path / "mine/Modelfile").read_text().startswith(f"FROM {model}\n")
     assert "--model: is for --to ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
-    assert "--model: raw names no base" in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    assert (
+        "--model: the format raw records no name of a base"
+        in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    )

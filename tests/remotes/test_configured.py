@@ -103,7 +103,7 @@ def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
     assert said(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
     assert said(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
     run("remote", "add", "free", "oci://free.example")
-    assert "means oci://free.example already" in run("remote", "add", "free", "oci://other.example", code=7).stderr
+    assert "already has the URL oci://free.example" in run("remote", "add", "free", "oci://other.example", code=7).stderr
     run("remote", "add", "free", "oci://other.example", "--force")
     assert run("remote", "default").stdout == "team  oci://registry.example/a\n"
     rows = said(run, "remote", "list")["remotes"]
@@ -279,7 +279,7 @@ def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str)
         server.before = denied
         run("remote", "add", "team", f"oci://{server.address}")
         done = run("remote", "test", "team", code=5)
-        assert "read       yes\nwrite      no\n" in done.stdout
+        assert "read    yes\nwrite   no\n" in done.stdout
         assert "may not be written to: HTTP 403: forbidden" in done.stderr
 
 

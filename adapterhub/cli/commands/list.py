@@ -23,7 +23,6 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     from adapterhub.index.database import Row
 
-
 _LIST = (
     Column("REF"),
     Column("TAGS", drop=1),
@@ -84,8 +83,7 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
             output.write(line)
         return
     cells = [[*row_cells(row), row.time[:10]] for row in rows]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:

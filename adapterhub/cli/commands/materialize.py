@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from adapterhub.registry.merge_recipes import Kept
     from adapterhub.registry.recipe import Difference
 
-
 _SHOWN = 10  # files that differ
 
 
@@ -183,7 +182,7 @@ def _list(settings: Settings) -> int:
             output.say("no recipes yet; store one with `adapterhub merge … --into BASE --recipe-only -o NAME`")
         elif found:
             rows = [_row(one) for one in found]
-            output.write("\n".join(output.table(_LIST, rows, screen=output.width())))
+            output.write_table(_LIST, rows)
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if damaged else 0

@@ -93,8 +93,7 @@ def _list_text(found: list[Remote], default: str | None) -> None:
         output.say("no remotes yet; add one with `adapterhub remote add NAME URL`")
         return
     cells = [[one.name, one.url, "*" if one.name == default else "", str(one.path)] for one in found]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 @remote.command(
@@ -169,7 +168,7 @@ def test(settings: Settings, name: str) -> None:
         "read": _yes(document["read"]),
         "write": _yes(document["write"]),
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _lines(lines))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_pairs(lines))
     if False in (document["read"], document["write"]):
         what = "read" if document["read"] is False else "written to"
         login = "hf auth login" if found.url.startswith("hf:") else f"adapterhub login {found.name}"
@@ -214,11 +213,6 @@ def _access(url: str, place: Place) -> Access | None:
 
 def _yes(answer: bool | None) -> str:
     return "unknown: cannot be tested without writing" if answer is None else "yes" if answer else "no"
-
-
-def _lines(lines: dict[str, str]) -> None:
-    for line in output.pairs(lines, screen=output.width()):
-        output.write(line)
 
 
 def _file(project: bool) -> Path:

@@ -90,8 +90,7 @@ def _query(given: Mapping[str, Any]) -> Query:
 def _search_text(found: Found, *, facets: bool) -> None:
     cells = [[*row_cells(row), " ".join((row.description or "-").split())] for row in found.rows]
     if cells:
-        for line in output.table(_SEARCH, cells, screen=output.width()):
-            output.write(line)
+        output.write_table(_SEARCH, cells)
     if not found.total and not cells:
         output.say("no matches")
     elif found.total > len(cells) or found.more:
@@ -100,5 +99,4 @@ def _search_text(found: Found, *, facets: bool) -> None:
     if counted:
         output.write()
         text = {kind: ", ".join(f"{value} {count}" for value, count in counts.items()) for kind, counts in counted.items()}
-        for line in output.pairs(text, screen=output.width()):
-            output.write(line)
+        output.write_pairs(text)

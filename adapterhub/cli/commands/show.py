@@ -89,8 +89,7 @@ def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
     if files:
         output.write()
         columns = (Column("FILE"), Column("SIZE", right=True), Column("DIGEST", drop=1))
-        for line in output.table(columns, files, screen=output.width()):
-            output.write(line)
+        output.write_table(columns, files)
 
 
 def _pairs(document: Mapping[str, Any]) -> dict[str, str]:

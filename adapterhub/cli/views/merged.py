@@ -1,4 +1,4 @@
-"""A merge of adapters: how far the parents disagreed, what was lost; and what the methods do."""
+"""The report of a merge of adapters, and descriptions of the methods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from adapterhub.merge import Merged, MergeReport
     from adapterhub.registry.registry import Version
 
-
 _WORST = 10  # modules that a terminal shows
 
 
 def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A merge for programs."""
+    """The report with stable keys."""
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -46,7 +45,7 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
 
 
 def lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
-    """A merge for people."""
+    """Lines of the report."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
@@ -111,11 +110,11 @@ def explain(settings: Settings, name: str | None) -> None:
 
     if name is None:
         rows = [[method.name, method.summary] for method in METHODS.values()]
-        columns = (Column("METHOD"), Column("WHAT IT DOES", wrap=True))
+        columns = (Column("METHOD"), Column("DESCRIPTION", wrap=True))
         listed = {"methods": [described(method) for method in METHODS.values()]}
 
         def text() -> None:
-            output.write("\n".join(output.table(columns, rows, screen=output.width())))
+            output.write_table(columns, rows)
             output.say("See `adapterhub merge --explain METHOD`.")
 
         output.emit(listed, as_json=settings.as_json, text=text)
