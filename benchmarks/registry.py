@@ -12,6 +12,7 @@ FTS5 table without facts, filters or versions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import sqlite3
 import time
@@ -25,9 +26,11 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.index import search
 from adapterhub.index.search import Query
 from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest.document import FileEntry, Training
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry, Store
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from tests.support.adapters import write_adapter
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
@@ -74,17 +77,17 @@ def filled(root: str, count: int) -> None:
     for n, (card, declared) in enumerate(cards(count)):
         name, number = f"team{n // PER_NAME % 100:02}/adapter-{n // PER_NAME}", n % PER_NAME + 1
         files = {**common, "README.md": put(card.encode())}
-        document = {
-            **template,
-            "description": declared["description"],
-            "r": declared["r"],
-            "targets": declared["targets"],
-            "base": {**template["base"], "repo": declared["base"]},
-            "training": {"metrics": {"eval_loss": declared["loss"]}},
-            "files": [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items())],
-        }
-        files[oci_manifest.FACTS] = put(describe.dump(document))
-        made = oci_manifest.assemble(files, document)
+        manifest = dataclasses.replace(
+            template,
+            description=declared["description"],
+            r=declared["r"],
+            targets=tuple(declared["targets"]),
+            base=dataclasses.replace(template.base, repo=declared["base"]),
+            training=Training(metrics={"eval_loss": declared["loss"]}),
+            files=tuple(FileEntry(path, digest, size) for path, (digest, size) in sorted(files.items())),
+        )
+        files[ADAPTER_JSON] = put(manifest.dump())
+        made = oci_manifest.assemble(files, manifest)
         put(made.config_bytes)
         put(made.raw)
         previous = head if number > 1 else ""

@@ -46,8 +46,8 @@ class Source:
 @contextmanager
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.remotes.location import is_address
+    from adapterhub_converters.adapter_files import adapter_in
 
     if is_address(text):
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:

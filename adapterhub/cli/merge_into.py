@@ -77,13 +77,14 @@ def run(
 
 def _of_other_bases(found: Sequence[inputs.Source], spec: BaseSpec, typed: str) -> list[str]:
     """A warning for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
-    from adapterhub.manifest import describe
+    from adapterhub.manifest.document import AdapterManifest
 
     lines = []
     for source in found:
-        pinned = (describe.read_facts(source.folder) or {"base": {}})["base"]
-        if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
-            trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
+        manifest = AdapterManifest.read(source.folder)
+        pinned = manifest.base.fingerprint if manifest else None
+        if manifest and spec.fingerprint and pinned not in (None, spec.fingerprint):
+            trained_on = manifest.base.repo or f"the base {str(pinned)[:19]}"
             lines.append(
                 f"{source.where} was trained on {trained_on}, and {typed} has tensors of other names or shapes; "
                 f"see `adapterhub validate {source.where} --base {typed}`"
@@ -118,9 +119,9 @@ def _bytes(text: str) -> int:
 
 def trained_in(found: Sequence[inputs.Source]) -> str | None:
     """The quantization of the base in training, by adapter.json; None if none or more than one is recorded."""
-    from adapterhub.manifest import describe
+    from adapterhub.manifest.document import AdapterManifest
 
-    said = {(describe.read_facts(source.folder) or {"base": {}})["base"].get("quantization") for source in found}
+    said = {manifest.base.quantization if (manifest := AdapterManifest.read(source.folder)) else None for source in found}
     return said.pop() if len(said) == 1 else None
 
 

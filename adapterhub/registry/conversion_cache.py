@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import __version__
-from adapterhub.manifest import describe, oci_manifest
-from adapterhub.manifest.package_files import adapter_in
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.formats import convert as formats
@@ -54,7 +55,7 @@ def pull(
     base: BaseSpec | None = None,
     model: str | None = None,
 ) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its manifest.
 
     For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
     """
@@ -79,16 +80,17 @@ def pull(
                 raise
             if kept is not None:
                 _keep(folder, kept)
-        document = describe.read_facts(folder) or {}
+        manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
-                shutil.copyfile(formats.lone_file(folder), target / name)
+                shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)
             elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.lone_file(folder), target)
-    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+                shutil.copyfile(adapter_in(folder), target)
+    recipe = manifest.recipe if manifest else None
+    return Form(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 def _weighty(base: BaseSpec | None) -> bool:

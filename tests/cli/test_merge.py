@@ -45,9 +45,10 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
     _, made = recipe.merge(parents, tmp_path / "both", method=method, seed=3)
-    assert made["recipe"]["method"] == method
-    assert set(made["recipe"].get("parameters", {})) == set(METHODS[method].parameters)
-    assert made["recipe"].get("seed") in ((3,) if METHODS[method].random else (None, 3))
+    assert made.recipe is not None
+    assert made.recipe.method == method
+    assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
+    assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
     recipe.again(tmp_path / "both", parents, tmp_path / "again")
     assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest

@@ -422,7 +422,7 @@ def test_use_beside_whole_models_counts_those_that_name_that_base(
     spec = folders.base(tmp_path / "base")
     for n, source in enumerate((trained("a"), trained("b", seed=1), trained("c", seed=2))):
         if n < 2:
-            describe.write_facts(source, describe.describe(source, base=spec))
+            describe.describe(source, base=spec).write(source)
         registry.push(source, Ref.parse(f"team/a{n}"))
     registry.close()
     at = ("--registry", registry.root)

@@ -16,6 +16,7 @@ from adapterhub.bases import registered
 from adapterhub.index import search
 from adapterhub.maintenance import retention
 from adapterhub.manifest import describe
+from adapterhub.manifest.document import Parent
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import conversion_cache, export
 from adapterhub.registry.recipe import Conversion
@@ -299,8 +300,7 @@ def test_the_commands(run: Run, registry: Registry, make: Make) -> None:
 def made_from(make: Make, name: str, seed: int, *parents: Version) -> Path:
     """An adapter that says it was made from others."""
     folder = make(name, seed)
-    named = [{"digest": parent.digest, "ref": str(parent.ref), "weight": 1.0, "method": "cat"} for parent in parents]
-    describe.write_facts(folder, {**describe.describe(folder), "parents": named})
+    describe.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
     return folder
 
 

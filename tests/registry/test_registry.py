@@ -187,8 +187,8 @@ def test_show_has_facts_and_manifest(registry: Registry, make: Make) -> None:
     version = registry.push(make(), SQL)
     shown = registry.show(SQL)
     assert (shown["ref"], shown["digest"], shown["tags"]) == ("team/sql:v1", version.digest, ["latest"])
-    assert shown["facts"]["base"]["repo"] == "org/base"
-    assert len(shown["manifest"]["layers"]) == len(registry.files(version)) == 4
+    assert shown["manifest"]["base"]["repo"] == "org/base"
+    assert len(shown["oci_manifest"]["layers"]) == len(registry.files(version)) == 4
 
 
 def test_list_takes_a_name_or_a_namespace(registry: Registry, make: Make) -> None:

@@ -82,7 +82,7 @@ def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> 
         address = parse(source)
         with remotes.connect(address) as remote:
             made = remote.manifest(address.reference)
-            if made.facts is not None:
+            if made.adapter_json is not None:
                 policy.fits(remote, made.digest, source)
                 return _admitted(registry, remote, made.digest, ref)
     elif (found := inputs.ref_of(source, settings)) is not None:

@@ -121,7 +121,8 @@ def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More |
     from adapterhub.index.search import holders
     from adapterhub.index.tensor_search import nearest
     from adapterhub.store.store import local_errors
-    from adapterhub.store.tensor_digests import Tensor, digests, is_weights
+    from adapterhub.store.tensor_digests import Tensor, digests
+    from adapterhub_converters.adapter_files import is_weights
 
     held: list[Holder] = []
     tensors: list[Tensor] = []

@@ -261,8 +261,8 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
 @contextmanager
 def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
     """An adapter from the registry, else from the address in the recipe."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export
+    from adapterhub_converters.adapter_files import adapter_in
 
     digest, ref = adapter["digest"], adapter.get("ref", "")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:

@@ -64,18 +64,18 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export, recipe
+    from adapterhub_converters.adapter_files import adapter_in
 
-    for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
-        held = registry.holding(parent["digest"])
+    manifest = registry.adapter_manifest(digest)
+    for number, parent in enumerate(manifest.parents if manifest else ()):
+        held = registry.holding(parent.digest)
         if not held:
-            called = parent.get("ref") or parent["digest"]
-            raise NotFoundError(called, "this parent is not in the registry", "Push or pull it here first")
+            raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
         place = folder / f"{number}"
         export.pull(registry, held[0].ref, place)
-        weight = parent.get("weight", 1.0)
-        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
+        weight = 1.0 if parent.weight is None else parent.weight
+        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
 
 
 def _verdict(ref: str, found: list[Difference]) -> Iterator[str]:
