@@ -31,7 +31,7 @@ _SHOWN = 12  # rows of a table
 @output_option("new folder for the adapter.", required=True)
 @rank_option("every module.")
 @energy_option
-@max_rank_option(" with --energy. [default: 256]", default=256)
+@max_rank_option("the limit of --energy. [default: 256]", default=256)
 @click.option("--rest", is_flag=True, help="Store norms, biases and other tensors whole (modules_to_save).")
 @dtype_option(("f32", "bf16", "f16"), "the adapter", default="f32", show_default=True)
 @click.pass_obj

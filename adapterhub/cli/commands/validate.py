@@ -35,7 +35,7 @@ _PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetens
     help="Fail unless this runtime can apply the adapter; repeatable.",
 )
 @click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
-@max_rank_option("; fail above it, like vLLM's --max-lora-rank.")
+@max_rank_option("fail above it, like vLLM's --max-lora-rank.")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @headers_only_option("fast, but misses NaNs and zeros.")
 @click.pass_obj
