@@ -72,7 +72,7 @@ GROUPS = {
     "Find": {
         "list": "List versions.",
         "show": "Show an adapter.",
-        "search": "Search adapters by words and facts.",
+        "search": "Search adapters by words and manifest fields.",
         "find": "Find the version that contains a file or its tensors.",
         "lineage": "Show what an adapter was made from, and what from it.",
         "log": "Show the history of a name.",

@@ -202,7 +202,7 @@ def test_the_base_is_named_where_something_says_it(tmp_path: Path) -> None:
     assert not {"files-changed"} & codes(tmp_path / "out")
 
 
-def test_facts_of_other_files_are_left_out_and_said(tmp_path: Path) -> None:
+def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
     describe.describe(path).write(path)
     configured(path, lambda config: config.update(r=5))

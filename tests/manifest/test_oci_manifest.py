@@ -22,7 +22,7 @@ def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
     assert one.digest != oci_manifest.build(make("c", seed=1)).digest
 
 
-def test_the_facts_may_lie_beside_the_files_or_not(make: Make) -> None:
+def test_the_manifest_may_be_in_the_folder_or_not(make: Make) -> None:
     source = make()
     before = oci_manifest.build(source)
     describe.describe(source).write(source)

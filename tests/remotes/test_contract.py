@@ -280,7 +280,7 @@ def test_a_copy_says_how_far_it_is(places: Places, adapter: Path, kind: str) -> 
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_the_local_registry_refuses_facts_of_other_files(places: Places, adapter: Path) -> None:
+def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, adapter: Path) -> None:
     place, source = places.target("local"), AdapterFolder(adapter)
     made = source.manifest("latest")
     for blob in unique(made):

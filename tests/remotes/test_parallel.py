@@ -448,7 +448,7 @@ def test_a_pull_of_what_is_there_asks_once_and_says_so(run: Run, host: str, tmp_
         run(*words)
 
 
-def test_what_others_made_without_facts_is_there_with_the_facts_that_follow(host: str, tmp_path: Path) -> None:
+def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(host: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
     with remote(host, "plain") as to:
         source = AdapterFolder(folder)

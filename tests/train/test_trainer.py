@@ -95,7 +95,7 @@ def test_twice_gives_the_same_bytes(trained, tmp_path: Path) -> None:  # type: i
     assert contents(tmp_path / "again") == contents(out)
 
 
-def test_the_facts_name_base_data_and_outcome(trained) -> None:  # type: ignore[no-untyped-def]
+def test_the_manifest_names_base_data_and_outcome(trained) -> None:  # type: ignore[no-untyped-def]
     out, path, _, result = trained
     known = AdapterManifest.read(out)
     assert known is not None
@@ -353,7 +353,7 @@ def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[n
     assert all(isinstance(event, train.Event) for event in events)
 
 
-def test_the_facts_have_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, _, events, _ = trained
     known = AdapterManifest.read(out)
     assert known is not None

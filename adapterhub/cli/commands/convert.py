@@ -21,6 +21,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
 
 
@@ -128,7 +129,7 @@ def _is_model(path: Path) -> bool:
     """True for a folder with a whole model and no adapter."""
     from adapterhub_converters import bases
 
-    if not (path / "config.json").is_file() or (path / "adapter_config.json").exists():
+    if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).exists():
         return False
     return bool(bases.weight_files(path))
 

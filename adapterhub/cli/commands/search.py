@@ -49,9 +49,9 @@ _SEARCH = (
 @click.option("--facets", is_flag=True, help="Count bases, ranks, targets … of all matches.")
 @click.pass_obj
 def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
-    """Search adapters by words and by recorded facts, the best match first.
+    """Search adapters by words and by the fields of their manifests, the best match first.
 
-    Words are matched against names, tags, descriptions, facts (base, targets, license, languages) and model cards; each may be
+    Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be
     the beginning of a longer word, and all must match. Without words the newest come first. The newest matching version of each
     name is shown. For words that over a thousand versions contain, names and titles come first, then the latest versions.
     """
