@@ -83,7 +83,7 @@ def _here(
     from adapterhub.ref import Ref
 
     if is_image(conversion):
-        raise UsageError("--as image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
+        raise UsageError("--to image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
     if private:
         raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
     target = Ref.parse(ref)
