@@ -19,7 +19,7 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
 from adapterhub_converters.formats import gguf, peft
-from adapterhub_converters.formats.gguf import storage
+from adapterhub_converters.formats.gguf import writer
 from tests.conftest import need_module
 
 D, FF = 32, 48
@@ -408,7 +408,7 @@ def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path,
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("dtype", storage.CHOICES)
+@pytest.mark.parametrize("dtype", writer.CHOICES)
 def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
     need_module("gguf")
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
@@ -457,7 +457,7 @@ def test_a_number_too_large_for_16_bits_never_becomes_infinite(tmp_path: Path) -
 @pytest.mark.peer
 def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
-    found = storage.stored("x", np.full((4, 2), 1e5, np.float32), "q8_0")
+    found = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
     assert found.seen.dtype == np.float32
     assert found.note == "rows of 2 are no whole blocks of Q8_0 (32): stays F32"
 

@@ -19,7 +19,7 @@ from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.image import diffusers, kohya, parts, rows, table, tables
+from adapterhub_converters.formats.image import diffusers, factors, kohya, table, tables
 from adapterhub_converters.formats.lossy import Allowed
 from tests.conftest import Run
 from tests.support.images import FLUX, SDXL, Numbers, dense, files, kohya_file, pair, peft_folder
@@ -322,9 +322,9 @@ def test_apart_and_together_again_is_the_same_function(kind: str, order: list[st
         )
         for name in "qkv"
     }
-    whole: Any = rows.together("x", {name: deltas[name] for name in order}, reading)
+    whole: Any = factors.together("x", {name: deltas[name] for name in order}, reading)
     np.testing.assert_allclose(dense(whole), np.concatenate([dense(deltas[name]) for name in "qkv"]), rtol=1e-6, atol=1e-6)
-    again = rows.apart("x", whole, reading, "x")
+    again = factors.apart("x", whole, reading, "x")
     for name, delta in deltas.items():
         found: Any = again[name]
         assert (found.lora_A.tobytes(), found.lora_B.tobytes()) == (delta.lora_A.tobytes(), delta.lora_B.tobytes())
@@ -623,10 +623,10 @@ def test_malformed_ones_are_refused_in_one_line(
 )), st.lists(st.integers(0, 3), max_size=4), min_size=1))  # fmt: skip
 def test_any_parts_of_any_shapes_are_read_or_refused(given_parts: dict[str, list[int]]) -> None:
 
-    named = {parts.split(f"x.{name}"): np.ones(shape, np.float32) for name, shape in given_parts.items()}
+    named = {factors.split_name(f"x.{name}"): np.ones(shape, np.float32) for name, shape in given_parts.items()}
     for kernel in ((), (3, 3)):
         try:
-            delta = parts.delta("x", {key[1]: array for key, array in named.items() if key}, kernel, "x")
+            delta = factors.delta_of("x", {key[1]: array for key, array in named.items() if key}, kernel, "x")
         except AdapterhubError:
             continue
         assert all(size > 0 for size in delta.shape)

@@ -13,8 +13,8 @@ from adapterhub_converters import bases
 from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Meta, Rows
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats import approximate, peft
 from adapterhub_converters.formats import convert as formats
+from adapterhub_converters.formats import lossy, peft
 from adapterhub_converters.formats.lossy import Allowed
 from tests.conftest import Run
 
@@ -128,14 +128,14 @@ def test_a_large_matrix_is_approximated_as_well_as_it_can_be() -> None:
     matrix = rng.normal(size=(700, 900)).astype(np.float32) * 0.01
     matrix += (rng.normal(size=(700, 8)) @ rng.normal(size=(8, 900))).astype(np.float32)
     values = np.linalg.svd(matrix, compute_uv=False)
-    _, _, error = approximate.nearest(matrix, 8, np.dtype(np.float32))
+    _, _, error = lossy.nearest(matrix, 8, np.dtype(np.float32))
     assert error == pytest.approx(np.sqrt((values[8:] ** 2).sum() / (values**2).sum()), rel=1e-3)
-    again = approximate.nearest(matrix, 8, np.dtype(np.float32))
-    assert again[0].tobytes() == approximate.nearest(matrix, 8, np.dtype(np.float32))[0].tobytes()
+    again = lossy.nearest(matrix, 8, np.dtype(np.float32))
+    assert again[0].tobytes() == lossy.nearest(matrix, 8, np.dtype(np.float32))[0].tobytes()
 
 
 def test_factors_too_large_for_their_type_become_float32() -> None:
-    lora_A, lora_B, error = approximate.nearest(np.full((4, 4), 1e12, np.float32), 1, np.dtype(np.float16))
+    lora_A, lora_B, error = lossy.nearest(np.full((4, 4), 1e12, np.float32), 1, np.dtype(np.float16))
     assert lora_A.dtype == lora_B.dtype == np.float32
     assert error < 1e-6
 

@@ -12,16 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.adapter import (
-    Adapter,
-    Loss,
-    LossReport,
-    LowRank,
-    LowRankEmbedding,
-    Meta,
-    Rows,
-    StackedLowRank,
-)
+from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, LowRankEmbedding, Meta, Rows, StackedLowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError

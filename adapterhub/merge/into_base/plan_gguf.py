@@ -13,15 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub.merge.checks import Weighted, check_adapter
-from adapterhub_converters.adapter import (
-    Adapter,
-    LowRank,
-    LowRankEmbedding,
-    Rows,
-    StackedLowRank,
-    factor_pairs,
-    factored_out,
-)
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank, factor_pairs, factored_out
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.bases.gguf import part_paths

@@ -214,7 +214,7 @@ def refuse_conditions(adapter: Adapter) -> None:
         )
 
 
-def beside_deltas(adapter: Adapter, words: str) -> list[str]:
+def beyond_deltas(adapter: Adapter, words: str) -> list[str]:
     """What a format cannot say of an adapter that knows deltas alone; `words` are those in which it cannot be said."""
     found = [] if adapter.deltas else ["there is no low-rank delta to write"]
     if adapter.meta.init != "default":

@@ -31,7 +31,7 @@ from adapterhub_converters.adapter import (
     LowRankEmbedding,
     Meta,
     StackedLowRank,
-    beside_deltas,
+    beyond_deltas,
 )
 from adapterhub_converters.architectures.names import in_layer
 from adapterhub_converters.bases import BaseSpec
@@ -112,7 +112,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    found = beside_deltas(adapter, "an mlx-lm adapter")
+    found = beyond_deltas(adapter, "an mlx-lm adapter")
     dora = bool(_magnitudes(adapter))
     for target, delta in sorted(adapter.deltas.items()):
         found += [f"{target}: {reason}" for reason in (*_one(target, delta, dora=dora), *_table(target, adapter, base))]

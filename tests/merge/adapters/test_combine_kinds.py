@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import METHODS, combine
-from adapterhub_converters.adapter import (  # fmt: skip
+from adapterhub_converters.adapter import (
     Adapter,
     Hadamard,
     LowRank,

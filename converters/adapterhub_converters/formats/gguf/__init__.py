@@ -10,7 +10,6 @@ alpha it belongs to. As long as they are unchanged, reading gives back the sourc
 """
 
 from .reader import read, sniff
-from .storage import CHOICES
-from .writer import NEVER, write
+from .writer import CHOICES, NEVER, write
 
 __all__ = ["CHOICES", "NEVER", "read", "sniff", "write"]

@@ -19,6 +19,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Architecture, layer_of
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import source_config
 
 ALL = -1
 """In place of the number of an expert: all of them."""
@@ -220,3 +221,14 @@ def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
     """The dtype of all arrays, or float32, which holds every element of the 16-bit ones."""
     found = {array.dtype for array in arrays}
     return found.pop() if len(found) == 1 else dtypes.F32
+
+
+# ---- What of a GGUF adapter decides what llama.cpp computes, and so what the source's config belongs to
+
+
+HUB = "https://huggingface.co/"
+
+
+def file_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray]) -> str:
+    """Digest of all that decides what llama.cpp computes."""
+    return source_config.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex())

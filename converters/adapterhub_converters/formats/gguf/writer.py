@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import Value
-from adapterhub_converters.errors import RefusedError, refused
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError, refused
 from adapterhub_converters.formats import file_alpha, source_config
 
-from . import checks, payload, storage
-from .layout import Layout, arranged, assembled, size_of
+from . import checks
+from .layout import HUB, Layout, arranged, assembled, file_digest, size_of
 
 NEVER = 1e-38
 """An alpha that does nothing: llama.cpp reads 0 as a scale of 1, and this vanishes in any sum of float32."""
@@ -54,7 +55,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
         notes.append(f"no config rides along for the way back: {error}")
     metadata |= {key: gguf_file.string(text) for key, text in riding.items()}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing, and neither holds the interpreter's lock
-        digest = beside.submit(payload.digest, architecture.gguf, plan.common, writing.seen)
+        digest = beside.submit(file_digest, architecture.gguf, plan.common, writing.seen)
         late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if riding else None
         gguf_file.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.kept), tuple(notes))
@@ -77,7 +78,7 @@ class _Writing:
         self.kept: list[Kept] = []
         self.lines: list[source_config.Line] = []
         self.ulps: list[np.ndarray] = []
-        self._stored: dict[str, storage.Stored] = {}
+        self._stored: dict[str, Stored] = {}
         self._layout, self._plan = layout, plan
         deltas = factor_pairs(adapter)
         folded = {
@@ -97,7 +98,7 @@ class _Writing:
         for half, array in zip("ab", pair, strict=True):
             name = f"{stem}.weight.lora_{half}"
             turned = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
-            stored = storage.stored(name, turned, dtype)
+            stored = as_dtype(name, turned, dtype)
             self.tensors[name], self.seen[name], self._stored[name] = stored.data, stored.seen, stored
 
     def _line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
@@ -119,12 +120,12 @@ class _Writing:
         self.ulps += [] if ulps is None else [ulps]
         self.kept += [_kept(Kept(f"{target}.lora_A", Loss.EXACT), halves[0]), _kept(folded.kept, halves[1])]
 
-    def _worst(self, target: str, half: str) -> storage.Stored:
+    def _worst(self, target: str, half: str) -> Stored:
         stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
         return max(stored, key=lambda one: one.error)
 
 
-def _kept(kept: Kept, stored: storage.Stored) -> Kept:
+def _kept(kept: Kept, stored: Stored) -> Kept:
     note = "; ".join(filter(None, (kept.note, stored.note)))
     return Kept(kept.name, Loss.ROUNDED if stored.error else kept.loss, note)
 
@@ -159,7 +160,7 @@ def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alph
         metadata["general.base_model.count"] = gguf_file.u32(1)
         metadata["general.base_model.0.name"] = gguf_file.string(name)
         if _is_repo(name):
-            metadata["general.base_model.0.repo_url"] = gguf_file.string(payload.HUB + name)
+            metadata["general.base_model.0.repo_url"] = gguf_file.string(HUB + name)
     if base.fingerprint:
         metadata["adapterhub.base.fingerprint"] = gguf_file.string(base.fingerprint)
     return metadata
@@ -167,3 +168,63 @@ def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alph
 
 def _is_repo(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(part for part in name.split("/"))
+
+
+# ---- A tensor in the type that was asked for, with the largest error that this made
+
+
+CHOICES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
+_BLOCK = 32  # elements; of Q8_0 and Q4_0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stored:
+    """A tensor as the file has it, the floats a reader sees, and the largest absolute error of any element."""
+
+    data: np.ndarray | gguf_file.Packed
+    seen: np.ndarray
+    error: float
+    note: str = ""
+
+
+def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
+    """`array` as `dtype`, one of CHOICES; RefusedError where a number would become infinite."""
+    if dtype not in CHOICES:
+        raise UsageError("", f"no dtype {dtype!r} for GGUF", f"One of {', '.join(CHOICES)}")
+    if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():
+        return Stored(array, array, 0.0)
+    if dtype in ("q8_0", "q4_0"):
+        if array.shape[-1] % _BLOCK == 0:
+            return _quantized(name, array, dtype.upper())
+        why = f"rows of {array.shape[-1]} are no whole blocks of {dtype.upper()} ({_BLOCK}): "
+        try:
+            found = as_dtype(name, array, "f16")
+        except RefusedError:
+            found = as_dtype(name, array, "f32")
+        return Stored(found.data, found.seen, found.error, why + (found.note or f"stays {dtypes.name_of(array.dtype)}"))
+    with np.errstate(over="ignore", under="ignore"):
+        result = array.astype(dtypes.NUMPY[dtype.upper()])
+    return _measured(name, array, result, result, dtype.upper())
+
+
+def _measured(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed, seen: np.ndarray, kind: str) -> Stored:
+    exact, found = array.astype(np.float64), seen.astype(np.float64)
+    finite = np.isfinite(exact)
+    if not np.isfinite(found[finite]).all():
+        largest = float(np.abs(exact[finite]).max())
+        raise RefusedError(name, f"{largest:g} does not fit into {kind}", "Choose another dtype, such as bf16 or f32")
+    error = float(np.abs(exact[finite] - found[finite]).max(initial=0.0))
+    return Stored(data, seen, error, f"as {kind}" + (f", no element off by more than {error:.3g}" if error else ", exactly"))
+
+
+def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError as error:
+        raise MissingExtraError(name, f"writing {kind} needs the gguf package", "pip install gguf") from error
+    if not np.isfinite(array).all():
+        raise RefusedError(name, f"{kind} cannot hold numbers that are not finite")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
+        seen = quants.dequantize(raw, GGMLQuantizationType[kind])
+    return _measured(name, array, gguf_file.Packed(kind, array.shape, raw), seen, kind)

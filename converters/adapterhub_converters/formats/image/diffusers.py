@@ -25,7 +25,7 @@ from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.formats import peft
 
-from . import carried, parts, pipeline, tables
+from . import factors, pipeline, tables
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, each key after the model."""
@@ -51,7 +51,7 @@ def sniff(path: Path) -> bool:
 def _is_ours(name: str) -> bool:
     if _OLD.search(name):
         return True
-    found = parts.split(_modern(name))
+    found = factors.split_name(_modern(name))
     if found is None:
         return False
     part, _, rest = found[0].partition(".")
@@ -83,7 +83,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     bare = "" in configs and not any(pipeline.part_of(target) for target in grouped)
     found = _read_bare(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
     meta = dataclasses.replace(found.meta, header=pipeline.carried_header(_without(metadata)))
-    adapter = carried.restored(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
+    adapter = pipeline.with_source(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
     return pipeline.fitted(adapter, base, where)
 
 
@@ -91,11 +91,11 @@ def _without(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key != CONFIG_KEY}
 
 
-def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, parts.Parts]:
-    grouped: dict[str, parts.Parts] = {}
+def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, factors.Parts]:
+    grouped: dict[str, factors.Parts] = {}
     unknown = []
     for name, array in tensors.items():
-        found = parts.split(_modern(name))
+        found = factors.split_name(_modern(name))
         if found is None:
             unknown.append(f"tensor {name!r}: is of no kind that is read yet")
         elif found[1] in grouped.setdefault(found[0], {}):
@@ -118,12 +118,12 @@ def _configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any
     return found
 
 
-def _read_bare(grouped: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
+def _read_bare(grouped: Mapping[str, factors.Parts], config: Mapping[str, Any], where: str) -> Adapter:
     return _by_config(grouped, config, where)
 
 
-def _read_parts(grouped: Mapping[str, parts.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
-    models: dict[str, dict[str, parts.Parts]] = {}
+def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
+    models: dict[str, dict[str, factors.Parts]] = {}
     strangers = [target for target in grouped if not pipeline.part_of(target)]
     if strangers:
         raise refused(
@@ -141,14 +141,14 @@ def _read_parts(grouped: Mapping[str, parts.Parts], configs: Mapping[str, Mappin
             meta, inner = found.meta, found.deltas
             notes += [f"{model}: {note}" for note in found.notes]
         else:
-            inner = {target: parts.delta(target, part, (), where) for target, part in modules.items()}
+            inner = {target: factors.delta_of(target, part, (), where) for target, part in modules.items()}
             if any("alpha" not in part for part in modules.values()):
                 notes.append(f"{model}: nothing says its alpha: it is the rank, as diffusers takes it")
         deltas |= {f"{model}.{target}": delta for target, delta in inner.items()}
     return Adapter(deltas, meta=dataclasses.replace(meta, parts=tuple(sorted(models))), notes=tuple(notes))
 
 
-def _by_config(modules: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
+def _by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], where: str) -> Adapter:
     """As peft computes with a config."""
     state: dict[str, np.ndarray] = {}
     for target, part in modules.items():
@@ -184,7 +184,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     again = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in own else {"format": "pt"}
     header = again | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     header |= {pipeline.NAMES_KEY: own[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in own else {}
-    safetensors_file.write(path, tensors, header | carried.keys(adapter, names, tensors))
+    safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))
     kept = [
         Kept(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
         for target, delta in sorted(named.deltas.items())

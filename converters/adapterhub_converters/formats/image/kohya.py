@@ -33,7 +33,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 
-from . import carried, naming, parts, pipeline, rows, tables
+from . import factors, naming, pipeline, tables
 from .table import Reading
 
 
@@ -49,7 +49,7 @@ def sniff(path: Path) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return naming.is_ours(name) and (parts.split(name) is not None or name.startswith(naming.TRAINERS))
+    return naming.is_ours(name) and (factors.split_name(name) is not None or name.startswith(naming.TRAINERS))
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
@@ -59,13 +59,13 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         metadata = dict(file.header.metadata)
     where = str(path)
     grouped, notes = _grouped(tensors, where)
-    outlines = {stem: parts.outline(part) for stem, part in grouped.items()}
+    outlines = {stem: factors.outline(part) for stem, part in grouped.items()}
     found, names = naming.targets(outlines, metadata, base, where)
     deltas, failed = _deltas(grouped, found, base, where)
     if failed:
         raise refused(where, failed)
     meta = dataclasses.replace(Adapter({}).meta, parts=_parts(deltas), header=pipeline.carried_header(metadata, names))
-    adapter = carried.restored(Adapter(deltas, meta=meta, notes=tuple(notes)), metadata, tensors, where)
+    adapter = pipeline.with_source(Adapter(deltas, meta=meta, notes=tuple(notes)), metadata, tensors, where)
     return pipeline.fitted(adapter, base, where)
 
 
@@ -73,12 +73,12 @@ def _parts(targets: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({pipeline.part_of(target) for target in targets}))
 
 
-def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, parts.Parts], list[str]]:
+def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, factors.Parts], list[str]]:
     """The tensors of each module by what they are; differences of zero, which add nothing, are left out and said."""
-    grouped: dict[str, parts.Parts] = {}
+    grouped: dict[str, factors.Parts] = {}
     unknown, zeros = [], 0
     for name, array in tensors.items():
-        found = parts.split(name)
+        found = factors.split_name(name)
         if found is None:
             unknown.append(f"tensor {name!r}: is of no kind that is read yet")
         elif found[1] in ("diff", "diff_b") and not np.any(array):
@@ -98,7 +98,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, p
 
 
 def _deltas(
-    grouped: Mapping[str, parts.Parts], found: Mapping[str, Reading], base: BaseSpec | None, where: str
+    grouped: Mapping[str, factors.Parts], found: Mapping[str, Reading], base: BaseSpec | None, where: str
 ) -> tuple[dict[str, Delta], list[str]]:
     deltas: dict[str, Delta] = {}
     failed: list[str] = []
@@ -108,8 +108,8 @@ def _deltas(
         shape = pipeline.weight_shape(base, target)
         kernel = shape[2:] if shape else tables.kernel(target)
         try:
-            delta = _as_base(parts.delta(target if len(reading.targets) == 1 else stem, part, kernel, where), shape)
-            own = rows.apart(stem, delta, reading, where)
+            delta = _as_base(factors.delta_of(target if len(reading.targets) == 1 else stem, part, kernel, where), shape)
+            own = factors.apart(stem, delta, reading, where)
         except RefusedError as error:
             failed.append(error.what)
             continue
@@ -142,16 +142,16 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
-        delta = rows.together(stem, members, reading)
-        found, alpha = parts.tensors(delta)
+        delta = factors.together(stem, members, reading)
+        found, alpha = factors.tensors_of(delta)
         outlines[stem] = (delta.shape[0], delta.shape[1])
         tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in found.items()}
         if alpha is not None:
-            tensors[f"{stem}.alpha"] = parts.alpha_tensor(alpha, next(iter(found.values())).dtype)
+            tensors[f"{stem}.alpha"] = factors.alpha_tensor(alpha, next(iter(found.values())).dtype)
         alone = len(members) == 1 and len(reading.targets) == 1
         for target, member in members.items():
             kept += _kept(names[target], member, None if alone else stem, _is_rounded(alpha, tensors, stem))
-    ride = {} if kept_rounded(kept) else carried.keys(adapter, names, tensors)
+    ride = {} if kept_rounded(kept) else pipeline.source_keys(adapter, names, tensors)
     if ride:  # all that was rewritten comes back to the bit
         kept = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in kept]
     header, notes = _header(adapter, tensors, path)
@@ -209,7 +209,7 @@ def _kept(own: str, delta: Delta, stem: str | None, rounded: bool) -> list[Kept]
 
 
 def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: str) -> bool:
-    return alpha is not None and abs(alpha) > parts.TINY and float(tensors[f"{stem}.alpha"]) != alpha
+    return alpha is not None and abs(alpha) > factors.TINY and float(tensors[f"{stem}.alpha"]) != alpha
 
 
 def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, str], list[str]]:

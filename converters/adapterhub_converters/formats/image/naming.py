@@ -13,7 +13,7 @@ from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError, refused
 
-from . import families, pipeline, tables
+from . import pipeline, tables
 from .table import Reading, Table
 
 # Prefix to the model; "" for the one that is no text encoder.
@@ -82,9 +82,9 @@ def targets(
 def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], where: str) -> str:
     """Which encoder the third is: FLUX.1 has two, of which sd-scripts numbers the second as the third."""
     said = {chosen} if chosen else set(_tables_of(metadata) or ())
-    if said & {families.FLUX, families.XLABS}:
+    if said & {tables.FLUX, tables.XLABS}:
         return "text_encoder_2"
-    if families.SD3 in said or "text_encoder_3" in base or stem.startswith("text_encoders."):
+    if tables.SD3 in said or "text_encoder_3" in base or stem.startswith("text_encoders."):
         return "text_encoder_3"
     if "text_encoder_2" in base:
         return "text_encoder_2"
@@ -245,8 +245,8 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Table | Non
 # Of each family its text encoders; those of the others have no names that a tool is known to read.
 _ENCODERS = {
     tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-    families.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
-    families.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
+    tables.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
+    tables.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
 }
 
 
@@ -277,7 +277,7 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
     said = _said(bare, adapter, base)
     if said in usual:
         return said
-    known = " and ".join("Qwen-Image" if table is families.TRANSFORMER else table.name for table in usual)
+    known = " and ".join("Qwen-Image" if table is tables.TRANSFORMER else table.name for table in usual)
     hint = "Give --base, the model's or pipeline's folder, whose config says which it is"
     raise RefusedError("kohya", f"its modules may be those of {known} or of another, which kohya calls otherwise", hint)
 
@@ -291,7 +291,7 @@ def _said(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table
     if named:
         return tables.SDXL if tables.SDXL in named else named[0]
     if any(".img_m" in path or ".txt_m" in path for path in bare):
-        return families.TRANSFORMER
+        return tables.TRANSFORMER
     modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
     if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL

@@ -3,10 +3,9 @@
 from .config import CONFIG, INERT, READ, residual_init, saved_modules
 from .config import check as check_config
 from .config import text as config_text
-from .keys import classify
+from .keys import classify, state_dict
 from .quirks import alpha_is_rank
 from .reader import INDEX, WEIGHTS, nested, parse, read, read_shapes, sniff, weight_files
-from .state_dict import state_dict
 from .writer import write
 
 __all__ = [

@@ -38,8 +38,7 @@ from . import experts, quirks
 from .config import CONFIG, Scales
 from .config import check as check_config
 from .config import meta as meta_of
-from .keys import PREFIX, classify, cleaned
-from .state_dict import What, tensor_names
+from .keys import PREFIX, What, classify, cleaned, tensor_names
 
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"

@@ -10,9 +10,8 @@ from adapterhub_converters.containers import json_file, safetensors_file
 
 from .config import CONFIG
 from .config import text as config_text
-from .keys import classify
+from .keys import classify, state_dict
 from .reader import WEIGHTS
-from .state_dict import state_dict
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:

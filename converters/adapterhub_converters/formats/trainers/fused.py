@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LowRank, Meta, beside_deltas
+from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LowRank, Meta, beyond_deltas
 from adapterhub_converters.architectures.names import Order, in_layer, layer_of
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
@@ -100,7 +100,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Uniform:
+class FusedAdapter:
     """An adapter as pairs of one rank under one scale of `alpha / rank`, and how to have the source again."""
 
     pairs: Mapping[str, Pair]
@@ -117,7 +117,7 @@ def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool, 
 
     `tied`: whether the base has its output layer in its embedding table, and `maker` then no LoRA there.
     """
-    found = beside_deltas(adapter, f"{maker}'s adapters")
+    found = beyond_deltas(adapter, f"{maker}'s adapters")
     if tied and "lm_head" in adapter.deltas:
         found.append(f"lm_head: the base ties it to the embedding table, and {maker} has no LoRA on such a layer")
     known = frozenset(kinds)
@@ -151,7 +151,7 @@ Named = Callable[[str], tuple[str, Order]]
 """What a file calls a module, and the order that it has its rows in."""
 
 
-def uniform(adapter: Adapter, named: Named, reorder: Callable[[np.ndarray, Order], np.ndarray], *, whole: bool) -> Uniform:
+def fuse(adapter: Adapter, named: Named, reorder: Callable[[np.ndarray, Order], np.ndarray], *, whole: bool) -> FusedAdapter:
     """An adapter without `problems` as pairs of one rank and one alpha; `whole` if that alpha has to be a whole number."""
     deltas = {t: d for t, d in sorted(adapter.deltas.items()) if isinstance(d, LowRank)}
     rank = max(delta.r for delta in deltas.values())
@@ -174,7 +174,7 @@ def uniform(adapter: Adapter, named: Named, reorder: Callable[[np.ndarray, Order
         lora_A, lora_B = _filled(delta.lora_A, rank, 0), _filled(folded.lora_B, rank, 1)
         magnitude = None if delta.magnitude is None else reorder(delta.magnitude.reshape(-1), order)
         pairs[target] = Pair(lora_A, reorder(lora_B, order), magnitude)
-    return Uniform(pairs, rank, plan.common, tuple(kept), (*adapter.notes, *plan.notes), tuple(lines), tuple(ulps))
+    return FusedAdapter(pairs, rank, plan.common, tuple(kept), (*adapter.notes, *plan.notes), tuple(lines), tuple(ulps))
 
 
 def _plan(needed: Mapping[str, float], *, whole: bool) -> file_alpha.Plan:
@@ -202,7 +202,7 @@ def _filled_up(line: Kept, rank: int) -> Kept:
     return Kept(line.name, max(line.loss, Loss.REWRITTEN), note, line.error)
 
 
-def everywhere(made: Uniform, base: BaseSpec, groups: Iterable[tuple[str, ...]], maker: str) -> Uniform:
+def everywhere(made: FusedAdapter, base: BaseSpec, groups: Iterable[tuple[str, ...]], maker: str) -> FusedAdapter:
     """The same with a pair of zeros wherever `maker` has one: for each group of kinds of which any layer has one."""
     kinds = {kind_of(target) for target in made.pairs}
     layers = number(base, "num_hidden_layers")
@@ -233,7 +233,7 @@ def everywhere(made: Uniform, base: BaseSpec, groups: Iterable[tuple[str, ...]],
 
 
 def write(
-    path: Path, tensors: Mapping[str, np.ndarray], adapter: Adapter, made: Uniform, settings: Mapping[str, object]
+    path: Path, tensors: Mapping[str, np.ndarray], adapter: Adapter, made: FusedAdapter, settings: Mapping[str, object]
 ) -> None:
     """The file, with the options that its trainer needs and the source's config in the header."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))

@@ -20,7 +20,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.formats import source_config
 
-from . import fused as uniform
+from . import fused
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MODULES = {
@@ -44,7 +44,7 @@ _OPTIONS_FILE = "hyperparameters.yaml"
 
 def sniff(path: Path) -> bool:
     """Whether `path` is a safetensors file with litgpt's names of factors."""
-    found = uniform.names_in(path)
+    found = fused.names_in(path)
     return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in found) or set(found) == {
         "lm_head.lora_A", "lm_head.lora_B",
     }  # fmt: skip
@@ -52,23 +52,23 @@ def sniff(path: Path) -> bool:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what litgpt cannot say."""
-    base = uniform.known_base(base, "litgpt", "litgpt", _CLASSES)
-    found = uniform.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
+    base = fused.known_base(base, "litgpt", "litgpt", _CLASSES)
+    found = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
     if found:
         raise refused("litgpt", found)
-    made = uniform.uniform(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
-    made = uniform.everywhere(made, base, _OPTIONS.values(), "litgpt")
-    stems: dict[str, list[uniform.Pair]] = {}
+    made = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
+    made = fused.everywhere(made, base, _OPTIONS.values(), "litgpt")
+    stems: dict[str, list[fused.Pair]] = {}
     for target in sorted(made.pairs, key=_place):
         stems.setdefault(_stem(target), []).append(made.pairs[target])
     tensors: dict[str, np.ndarray] = {}
     for stem, pairs in stems.items():
         tensors[f"{stem}.lora_A"] = _one_dtype([pair.lora_A for pair in pairs])
         tensors[f"{stem}.lora_B"] = _one_dtype([pair.lora_B for pair in pairs])
-    kinds = {uniform.kind_of(target) for target in made.pairs}
+    kinds = {fused.kind_of(target) for target in made.pairs}
     settings = {"lora_r": made.rank, "lora_alpha": int(made.alpha)}
     settings |= {option: bool(kinds & set(of)) for option, of in _OPTIONS.items()}
-    uniform.write(path, tensors, adapter, made, settings)
+    fused.write(path, tensors, adapter, made, settings)
     said = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
     return LossReport(made.kept, (*made.notes, f"litgpt has to be told: {said}"))
 
@@ -80,41 +80,41 @@ def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _place(target: str) -> tuple[int, int]:
-    return names.layer_of(target) or 0, list(_MODULES).index(uniform.kind_of(target))
+    return names.layer_of(target) or 0, list(_MODULES).index(fused.kind_of(target))
 
 
 def _stem(target: str) -> str:
-    own, layer = _MODULES[uniform.kind_of(target)], names.layer_of(target)
+    own, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
     return own if layer is None else f"transformer.h.{layer}.{own}"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
     """The adapter in a file: the source's own where its config rode along, else with a `base` that says the heads."""
-    file = uniform.opened(path)
+    file = fused.opened(path)
     stems = _stems(file)
     if file.ridden:
-        return _ridden(file, uniform.settled_alpha(file, "lora_alpha", {}, alpha))
-    base = uniform.known_base(base, file.where, "litgpt", _CLASSES)
-    options = uniform.scalars(path.with_name(_OPTIONS_FILE))
-    beside = uniform.numbers(options, r="lora_r", alpha="lora_alpha")
-    number = uniform.settled_alpha(file, "lora_alpha", beside, alpha)
+        return _ridden(file, fused.settled_alpha(file, "lora_alpha", {}, alpha))
+    base = fused.known_base(base, file.where, "litgpt", _CLASSES)
+    options = fused.scalars(path.with_name(_OPTIONS_FILE))
+    beside = fused.numbers(options, r="lora_r", alpha="lora_alpha")
+    number = fused.settled_alpha(file, "lora_alpha", beside, alpha)
     deltas: dict[str, Delta] = {}
     for stem in stems:
         lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
         if not stem.endswith((".qkv", ".attn.attn")):
-            pair = uniform.pair(stem, lora_A, lora_B, file.where)
-            uniform.check_rank(file, stem, len(pair[0]), beside.get("r"))
+            pair = fused.pair(stem, lora_A, lora_B, file.where)
+            fused.check_rank(file, stem, len(pair[0]), beside.get("r"))
             deltas[_target(stem)] = LowRank(*pair, number)
             continue
-        uniform.check_rank(file, stem, lora_B.shape[-1], beside.get("r"))
+        fused.check_rank(file, stem, lora_B.shape[-1], beside.get("r"))
         layer = stem.split(".")[2]
         legacy = stem.endswith(".attn.attn")
         for kind, one_A, one_B in _split(file, stem, _enabled(file, stem, options, base), base, legacy=legacy):
             deltas[f"model.layers.{layer}.{kind}"] = LowRank(one_A, one_B, number * len(one_A) / lora_B.shape[1])
-    return uniform.adapter_of(file, dict(sorted(deltas.items())), base)
+    return fused.adapter_of(file, dict(sorted(deltas.items())), base)
 
 
-def _stems(file: uniform.File) -> list[str]:
+def _stems(file: fused.File) -> list[str]:
     parts: dict[str, set[str]] = {}
     odd = []
     for name in file.tensors:
@@ -137,11 +137,11 @@ def _target(stem: str) -> str:
 
 
 def _rows(base: BaseSpec) -> dict[str, int]:
-    queries, keys, size = uniform.heads(base)
+    queries, keys, size = fused.heads(base)
     return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
 
 
-def _enabled(file: uniform.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+def _enabled(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
     """Which of q, k and v a fused module has: as the options say, else the only ones that have as many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
@@ -165,7 +165,7 @@ def _choices() -> Iterator[list[str]]:
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 
 
-def _says(file: uniform.File, options: Mapping[str, str], option: str) -> bool:
+def _says(file: fused.File, options: Mapping[str, str], option: str) -> bool:
     value = file.settings.get(option)
     return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
 
@@ -175,7 +175,7 @@ def _list(kinds: Iterable[str]) -> str:
 
 
 def _split(
-    file: uniform.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
+    file: fused.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Each kind's own pair of a fused module."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
@@ -191,7 +191,7 @@ def _split(
 
 def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The three of an old fused module, whose rows are group after group and take `lora_A` in three runs: all of rank 3 r."""
-    queries, keys, _ = uniform.heads(base)
+    queries, keys, _ = fused.heads(base)
     r = lora_B.shape[1]
     wide = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
     start = 0
@@ -205,28 +205,28 @@ def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iter
         start += rows
 
 
-def _ridden(file: uniform.File, alpha: float) -> Adapter:
+def _ridden(file: fused.File, alpha: float) -> Adapter:
     lines = source_config.lines_of(file.metadata, file.where)
-    fused: dict[str, list[source_config.Line]] = {}
+    modules: dict[str, list[source_config.Line]] = {}
     for line in lines:
-        kind = uniform.kind_of(line.target)
+        kind = fused.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
             raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
-        fused.setdefault(line.stem, []).append(line)
-    places = {stem: _places(file, stem, own) for stem, own in fused.items()}
+        modules.setdefault(line.stem, []).append(line)
+    places = {stem: _places(file, stem, own) for stem, own in modules.items()}
 
     def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         of_A, of_B = places[line.stem][line.target]
-        return uniform.pair(
+        return fused.pair(
             line.stem, file.tensor(f"{line.stem}.lora_A", of_A), file.tensor(f"{line.stem}.lora_B", of_B), file.where
         )
 
-    return uniform.restored(file, padded, alpha=alpha, tail=".lora_B")
+    return fused.restored(file, padded, alpha=alpha, tail=".lora_B")
 
 
-def _places(file: uniform.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+def _places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
     """Where in a module's tensors each of its lines is; the options of the header say which other ones lie between."""
-    blocks = {uniform.kind_of(line.target): (line, line.block) for line in lines if line.block}
+    blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):
         return {line.target: (slice(None), slice(None)) for line in lines}
     kinds = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if file.settings.get(option) is True]

@@ -59,7 +59,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     ]
     if found:
         raise refused("torchtune", found)
-    made = fused.uniform(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
+    made = fused.fuse(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
     made = fused.everywhere(made, base, _GROUPS, "torchtune")
     tensors: dict[str, np.ndarray] = {}
     for target, pair in made.pairs.items():
@@ -73,7 +73,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     return LossReport(made.kept, (*made.notes, f"torchtune has to be told: {said}"))
 
 
-def _settings(made: fused.Uniform) -> dict[str, Any]:
+def _settings(made: fused.FusedAdapter) -> dict[str, Any]:
     kinds = {fused.kind_of(target) for target in made.pairs}
     attention = [_MODULES[kind].partition(".")[2] for kind in _MODULES if kind in kinds and kind.startswith("self_attn.")]
     dora = any(pair.magnitude is not None for pair in made.pairs.values())
