@@ -23,7 +23,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import FORMATS, peft
 
 from .document import SCHEMA_ID, SCHEMA_VERSION, upgrade
 from .package_files import listing
@@ -137,7 +137,7 @@ def _files(files: Files) -> list[dict[str, Any]]:
 
 def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
-    if peft.sniff(folder):
+    if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     return _look_whole(folder)
 
@@ -149,12 +149,10 @@ def look_whole(folder: Path) -> Adapter:
 
 def _look_whole(folder: Path) -> Seen:
     candidates = [folder, *sorted(folder.glob("*.gguf")), *sorted(folder.glob("*.safetensors"))]
-    from adapterhub_converters.formats import convert
-
     # raw takes any file, so it is asked last, about one that is alone; it reads those that say their alpha.
-    known = {name: module for name, module in convert.FORMATS.items() if name != "raw"}
+    known = {name: module for name, module in FORMATS.items() if name != "raw"}
     found = [(name, path) for path in candidates for name, module in known.items() if module.sniff(path)]
-    if not found and len(candidates) == 2 and convert.FORMATS["raw"].sniff(candidates[1]):
+    if not found and len(candidates) == 2 and FORMATS["raw"].sniff(candidates[1]):
         found = [("raw", candidates[1])]
     if not found:
         raise NotFoundError(
@@ -164,7 +162,7 @@ def _look_whole(folder: Path) -> Seen:
         names = " and ".join(path.name for _, path in found[:2])
         raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")
     name, path = found[0]
-    return name, convert.FORMATS[name].read(path)
+    return name, FORMATS[name].read(path)
 
 
 def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:

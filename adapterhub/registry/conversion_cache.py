@@ -22,8 +22,8 @@ from adapterhub.manifest import describe, oci_manifest
 from adapterhub.manifest.package_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import ollama
 
 from . import export
 from .recipe import Conversion, Parent, convert
@@ -58,10 +58,10 @@ def pull(
 
     For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
     """
-    package = conversion.to in formats.PACKAGES
-    named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
+    package = conversion.to in PACKAGES
+    named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
-    is_folder = package or conversion.to in formats.FOLDERS
+    is_folder = package or FORMATS[conversion.to].folder
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
     kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)

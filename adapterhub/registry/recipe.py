@@ -18,8 +18,8 @@ from adapterhub.manifest import describe
 from adapterhub.merge import MergeReport, Progress, combine
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.lossy import Allowed
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def convert(
     A format that is one file is called `name` with its ending.
     """
     with atomic.whole(out) as folder:
-        target = folder if conversion.to in formats.FOLDERS else folder / f"{name}{formats.ENDINGS[conversion.to]}"
+        target = folder if FORMATS[conversion.to].folder else folder / f"{name}{FORMATS[conversion.to].suffix}"
         report = formats.convert(
             parent.path,
             target,

@@ -173,7 +173,7 @@ def test_a_header_that_is_no_config_is_refused(tmp_path: Path, text: str) -> Non
     [
         (Adapter({}), "there is no low-rank delta to write"),
         (Adapter({"unet.x": LowRank(A, B, 1.0)}, meta=Meta(init="pissa")), "its factors began as pissa"),
-        (Adapter({"unet.x": LowRank(A, B, 1.0)}, {"unet.y": A}), "unet.y: a replaced parameter cannot be said"),
+        (Adapter({"unet.x": LowRank(A, B, 1.0)}, {"unet.y": A}), "unet.y: a replaced parameter cannot be expressed"),
         (Adapter({"unet.x": LowRank(A, B, 1.0, transposed_base=True)}), "unet.x: a module whose weight is stored transposed"),
         (Adapter({"x": LowRank(A, B, 1.0)}), "x: no module that is known of an image model"),
     ],

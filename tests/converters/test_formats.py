@@ -61,7 +61,7 @@ def test_there_and_back_again_is_the_same_bytes(tmp_path: Path, source: Path, pa
         there = tmp_path / str(n) / name_of(kind)
         report = convert.convert(here, there, to=kind, base=BASE)
         assert report.worst == Loss.EXACT
-        assert len(report.kept) == 12
+        assert len(report.losses) == 12
         assert convert.sniff(there) == kind
         here = there
     assert {file.name: file.read_bytes() for file in here.iterdir()} == {

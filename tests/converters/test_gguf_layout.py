@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub_converters import formats
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, BaseTensor, canonical_names
@@ -408,7 +409,7 @@ def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path,
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("dtype", writer.CHOICES)
+@pytest.mark.parametrize("dtype", formats.DTYPES)
 def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
     need_module("gguf")
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
@@ -426,7 +427,7 @@ def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, 
     assert types["blk.0.ffn_up.weight.lora_a"] == dtype.upper()
     assert types["blk.0.ffn_up.weight.lora_b"] == ("F16" if quantized else dtype.upper())
     assert types["blk.0.ffn_down.weight.lora_b"] == dtype.upper()
-    kept = {line.name: line for line in report.kept}
+    kept = {line.name: line for line in report.losses}
     assert report.worst == Loss.ROUNDED
     error = np.abs(tensors["blk.0.ffn_up.weight.lora_a"].astype(np.float64) - adapter.deltas[up].lora_A).max()
     assert f"no element off by more than {error:.3g}" in kept[f"{up}.lora_A"].note

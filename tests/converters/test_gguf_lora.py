@@ -240,8 +240,8 @@ EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float
     ("adapter", "base", "says"),
     [
         (Adapter({}), llama(), "there is no low-rank delta"),
-        (Adapter({Q: delta(magnitude=np.ones(32, np.float32))}), llama(), "q_proj: DoRA cannot be said"),
-        (Adapter({Q: delta(bias=np.ones(32, np.float32))}), llama(), "q_proj: lora_bias cannot be said"),
+        (Adapter({Q: delta(magnitude=np.ones(32, np.float32))}), llama(), "q_proj: DoRA cannot be expressed"),
+        (Adapter({Q: delta(bias=np.ones(32, np.float32))}), llama(), "q_proj: lora_bias cannot be expressed"),
         (Adapter({Q: delta()}, replaced={"lm_head.weight": np.ones((2, 2))}), llama(), "lm_head.weight: a replaced parameter"),
         (Adapter({Q: delta()}, rows={"model.embed_tokens": Rows((1,), np.ones((1, 2)))}), llama(), "replaced rows"),
         (Adapter({Q: delta()}, meta=Meta(init="pissa")), llama(), "its factors began as pissa"),

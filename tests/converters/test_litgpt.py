@@ -147,7 +147,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
     [
         (trained.full(), None, "depends on the base. Pass --base"),
         (trained.full(), trained.base("Phi3ForCausalLM"), "no verified mapping to litgpt's names"),
-        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in litgpt's adapters"),
+        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in litgpt's adapters"),
     ],
 )
 def test_what_litgpt_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:

@@ -94,7 +94,7 @@ def test_every_reason_is_in_the_one_error(tmp_path: Path, model: Path, to: str) 
 def test_what_is_allowed_is_done_and_reported(tmp_path: Path, model: Path) -> None:
     source = save(EVERYTHING, tmp_path / "a")
     target, report = convert(source, model, approx=True, drop=["norms", "biases"])
-    lost = {line.name: line.loss for line in report.kept}
+    lost = {line.name: line.loss for line in report.losses}
     assert lost[NORM] == lost[f"{Q}.lora_B.bias"] == Loss.DROPPED
     assert lost["lm_head.weight"] == lost[f"{Q}.lora_A"] == lost[f"{Q}.magnitude"] == Loss.APPROXIMATED
     assert lost[f"{EMBED}.rows"] == Loss.ROUNDED
@@ -116,8 +116,8 @@ def test_the_error_of_an_approximated_dora_is_the_true_one(tmp_path: Path, model
         error = np.linalg.norm(wanted - found) / np.linalg.norm(wanted)
         best = np.sqrt((np.linalg.svd(wanted)[1][rank or 4 :] ** 2).sum()) / np.linalg.norm(wanted)
         assert error == pytest.approx(best, rel=1e-4, abs=1e-5)
-        assert {line.error for line in report.kept} == {report.kept[0].error}
-        assert report.kept[0].error == pytest.approx(error, rel=1e-4, abs=1e-5)
+        assert {line.error for line in report.losses} == {report.losses[0].error}
+        assert report.losses[0].error == pytest.approx(error, rel=1e-4, abs=1e-5)
         errors.append(error)
         target.unlink()
     assert errors[0] > errors[1] > 100 * errors[2]
@@ -169,14 +169,14 @@ def test_approximating_without_weights_says_what_is_missing(tmp_path: Path, mode
 def test_a_name_a_pattern_or_a_kind_is_dropped(tmp_path: Path, model: Path, drop: list[str], gone: str) -> None:
     source = save(Adapter({Q: plain()}, replaced={"lm_head.weight": normal(24, 32)}), tmp_path / "a")
     _, report = convert(source, model, drop=drop)
-    assert [line.name for line in report.kept if line.loss == Loss.DROPPED] == [gone]
+    assert [line.name for line in report.losses if line.loss == Loss.DROPPED] == [gone]
 
 
 def test_what_the_format_can_say_is_never_dropped_nor_approximated(tmp_path: Path, model: Path) -> None:
     source = save(Adapter({Q: plain(), K: LowRank(normal(4, 32), normal(16, 4), 8.0)}), tmp_path / "a")
     _, report = convert(source, model, approx=True, drop=["norms", "biases", "weights", "rows", "*"])
     assert report.worst == Loss.EXACT
-    assert len(report.kept) == 4
+    assert len(report.losses) == 4
 
 
 def test_a_module_the_base_lacks_can_be_dropped_by_name(tmp_path: Path, model: Path) -> None:
@@ -196,7 +196,7 @@ def test_copies_of_the_base_can_be_dropped(tmp_path: Path, model: Path) -> None:
     with pytest.raises(RefusedError, match="a copy of the base's weight"):
         convert(source, model, "mlx")
     _, report = convert(source, model, "mlx", drop=["copies"])
-    assert {line.name for line in report.kept if line.loss == Loss.DROPPED} == set(copies)
+    assert {line.name for line in report.losses if line.loss == Loss.DROPPED} == set(copies)
 
 
 @pytest.mark.parametrize("to", ["gguf", "mlx"])
@@ -244,7 +244,10 @@ def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: P
     assert len(done.stderr.splitlines()) == 1
     assert "more like it" in done.stderr
     refused = json.loads(run(*words, "--json", code=6).stdout)["error"]["refused"]
-    assert {"name": NORM, "reason": "a replaced parameter (modules_to_save, bias) cannot be said in a GGUF adapter"} in refused
+    assert {
+        "name": NORM,
+        "reason": "a replaced parameter (modules_to_save, bias) cannot be expressed in a GGUF adapter",
+    } in refused
     words += ["--allow-approx", "--allow-drop", "norms,biases"]
     text = run(*words).stdout.splitlines()
     assert text[0] == "out.gguf: 11 tensors: 4 exact, 1 rounded, 4 approximated, 2 dropped"

@@ -338,7 +338,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: Tensors
     [
         (trained.full(), None, "depends on the base. Pass --base"),
         (trained.full(), trained.base("GPT2LMHeadModel"), "no verified mapping to Megatron's names"),
-        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in Megatron's adapters"),
+        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in Megatron's adapters"),
         (shared(), trained.base(num_key_value_heads=4), "model.layers.0.self_attn.k_proj: (8, 16), the base has (16, 16)"),
     ],
 )

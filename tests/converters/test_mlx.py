@@ -99,13 +99,13 @@ def test_what_came_without_our_keys_or_was_changed_reads_to_the_same_function(tm
         (Adapter({}), "there is no low-rank delta"),
         (Adapter({Q: delta(), UP: delta(magnitude=np.ones(6))}), "q_proj: an mlx-lm adapter is DoRA in all its modules or in"),
         (Adapter({f"{EXPERT}.0.up_proj": delta(magnitude=np.ones(6))}), "and never in experts"),
-        (Adapter({Q: delta(bias=np.ones(6))}), "q_proj: a bias cannot be said"),
+        (Adapter({Q: delta(bias=np.ones(6))}), "q_proj: a bias cannot be expressed"),
         (Adapter({f"{EXPERT}.0.odd_proj": delta()}), "not a module whose name mlx-lm is known to share"),
         (Adapter({f"{EXPERT}.0.up_proj": delta(), f"{EXPERT}.1.up_proj": delta(dtype=np.float16)}), "of different dtypes"),
         (Adapter({"transformer.h.0.attn.c_attn": delta()}), "not a module whose name mlx-lm is known to share"),
         (Adapter({Q: delta(transposed_base=True)}), "an embedding or transposed module"),
-        (Adapter({Q: delta()}, replaced={"lm_head.weight": np.ones((2, 2))}), "a replaced parameter cannot be said"),
-        (Adapter({Q: delta()}, rows={"model.embed_tokens": Rows((1,), np.ones((1, 2)))}), "replaced rows cannot be said"),
+        (Adapter({Q: delta()}, replaced={"lm_head.weight": np.ones((2, 2))}), "a replaced parameter cannot be expressed"),
+        (Adapter({Q: delta()}, rows={"model.embed_tokens": Rows((1,), np.ones((1, 2)))}), "replaced rows cannot be expressed"),
         (Adapter({Q: delta()}, meta=Meta(init="olora")), "its factors began as olora"),
     ],
 )
@@ -216,7 +216,7 @@ def test_every_kind_comes_back_to_the_byte(tmp_path: Path, name: str) -> None:
 
 
 def test_smaller_ranks_are_filled_with_zeros_and_reported(tmp_path: Path) -> None:
-    found = {line.name: line for line in report(VARIANTS["ranks"], tmp_path / "a").kept}
+    found = {line.name: line for line in report(VARIANTS["ranks"], tmp_path / "a").losses}
     assert found[f"{UP}.lora_A"].loss == Loss.EXACT
     assert found[f"{Q}.lora_A"].loss == Loss.REWRITTEN
     assert "filled with zeros to rank 3" in found[f"{Q}.lora_B"].note

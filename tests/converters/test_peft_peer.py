@@ -315,7 +315,7 @@ def test_vera_goes_to_every_format_and_raw_gives_it_back(tmp_path: Path) -> None
     base = read_base(base_folder(llama(), tmp_path / "base"))
     for to in ("gguf", "mlx"):
         report = convert.convert(tmp_path / "a", tmp_path / to, to=to, base=base)
-        assert {line.loss for line in report.kept} == {Loss.ROUNDED}
+        assert {line.loss for line in report.losses} == {Loss.ROUNDED}
         assert_deltas(convert.read(tmp_path / to, base=base), wrapped)
     convert.convert(tmp_path / "a", tmp_path / "lone.safetensors", to="raw")
     convert.convert(tmp_path / "lone.safetensors", tmp_path / "b", to="peft")

@@ -102,7 +102,7 @@ def test_asked_to_it_is_read_to_the_bit(tmp_path: Path, dtype: str, zipped: bool
         for name, array in expected.items():
             assert np.array_equal(file.tensor(name).astype(np.float32), array)
     assert json.loads((tmp_path / "out" / peft.CONFIG).read_text()) == CONFIG
-    assert len(report.kept) == 2
+    assert len(report.losses) == 2
 
 
 @pytest.mark.peer

@@ -142,7 +142,7 @@ def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: P
         (trained.full(), trained.base("Phi3ForCausalLM"), "Phi3ForCausalLM has no verified mapping to torchtune's names"),
         (trained.full(), trained.base(num_hidden_layers=1), "model.layers.1.mlp.down_proj: the base has 1 layers"),
         (Adapter({}), LLAMA, "there is no low-rank delta to write"),
-        (Adapter({Q: trained.delta(bias=np.ones(16))}), LLAMA, "q_proj: a bias cannot be said in torchtune's adapters"),
+        (Adapter({Q: trained.delta(bias=np.ones(16))}), LLAMA, "q_proj: a bias cannot be expressed in torchtune's adapters"),
         (Adapter({Q: trained.delta(), K: trained.delta(K, magnitude=np.ones(8))}), LLAMA, "DoRA in all its modules or in none"),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "layers.1.self_attn.q_proj: has no delta"),
         (
@@ -155,7 +155,7 @@ def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: P
         (
             Adapter({Q: trained.delta()}, replaced={"lm_head.weight": np.ones((2, 2))}),
             LLAMA,
-            "a replaced parameter cannot be said",
+            "a replaced parameter cannot be expressed",
         ),
         (Adapter({Q: trained.delta()}, meta=Meta(init="olora")), LLAMA, "its factors began as olora"),
     ],

@@ -10,13 +10,12 @@ import click
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.options import Settings, command
+from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import Kept, LossReport
+    from adapterhub_converters.adapter import LossReport, TensorLoss
 
-DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
-_FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
 _SHOWN = 5  # tensors of one loss that the text names
 
 
@@ -31,18 +30,20 @@ _SHOWN = 5  # tensors of one loss that the text names
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--to", "style", required=True, type=click.Choice(_FORMATS), help="The format to write.")
+@click.option(
+    "--to", "style", required=True, type=click.Choice((*formats.names(), *formats.MODELS)), help="The format to write."
+)
 @click.option(
     "--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder, a file or a URL."
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default="source", help="What a GGUF stores its numbers as.")
+@click.option("--dtype", type=click.Choice(formats.DTYPES), default="source", help="What a GGUF stores its numbers as.")
 @click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
 @click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
 @click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
 @click.option("--alpha", type=float, help="The alpha of a lone .safetensors file that doesn't say it.")
 @click.option("--rslora", is_flag=True, help="… and that it scales by alpha / sqrt(r).")
 @click.option("--unsafe-pickle", is_flag=True, help="Take a pickle, loaded in a process of its own under limits (needs torch).")
-@click.option("--from", "model", metavar="MODEL", help="What Ollama calls the base, with --to ollama; else the path of --base.")
+@click.option("--model", metavar="MODEL", help="What Ollama calls the base, with --to ollama; else the path of --base.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @click.pass_obj
 def convert(
@@ -75,17 +76,17 @@ def convert(
         return
     if style == "gguf" and _is_model(Path(source)):
         meant = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
-        _refuse({**meant, "rslora": rslora, "unsafe-pickle": unsafe_pickle, "from": model})
+        _refuse({**meant, "rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model})
         _model_to_gguf(settings, Path(source), Path(target), dtype)
         return
-    from adapterhub_converters.formats import convert as formats
+    from adapterhub_converters.formats import convert as conversion
     from adapterhub_converters.formats.lossy import Allowed
 
     words = [word.strip() for given in allow_drop for word in given.split(",") if word.strip()]
     allowed = Allowed(approx=allow_approx, drop=words, rank=rank)
     spec = inputs.read_base(base, settings) if base else None
     with inputs.opened(source, settings) as found:
-        report = formats.convert(
+        report = conversion.convert(
             found.path,
             Path(target),
             to=style,
@@ -166,7 +167,8 @@ def loss_document(report: LossReport) -> dict[str, object]:
         "worst": report.worst.name.lower(),
         "summary": report.summary,
         "tensors": [
-            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error} for line in report.kept
+            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error}
+            for line in report.losses
         ],
         "notes": list(report.notes),
     }
@@ -179,14 +181,14 @@ _WORDS = {"rewritten": "exact in another form"}
 def loss_line(report: LossReport) -> str:
     """`420 tensors: 418 exact, 2 rounded`."""
     parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
-    return f"{output.plural(len(report.kept), 'tensor')}: {parts}"
+    return f"{output.plural(len(report.losses), 'tensor')}: {parts}"
 
 
 def write_losses(report: LossReport, write: Callable[[str], None], *, verbose: bool = False) -> None:
     """A line for each way in which tensors are not exact, with some of their names (all, each on its own line, if
     `verbose`), and the notes."""
     if verbose:
-        for line in report.kept:
+        for line in report.losses:
             loss = _WORDS.get(line.loss.name.lower(), line.loss.name.lower())
             error = "" if line.error is None else f" (error {line.error:.3g})"
             write(output.one_line(f"  {loss}: {line.name}" + (f": {line.note}{error}" if line.note else error)))
@@ -197,8 +199,8 @@ def write_losses(report: LossReport, write: Callable[[str], None], *, verbose: b
 
 
 def _write_groups(report: LossReport, write: Callable[[str], None]) -> None:
-    groups: dict[tuple[str, str], list[Kept]] = {}
-    for line in report.kept:
+    groups: dict[tuple[str, str], list[TensorLoss]] = {}
+    for line in report.losses:
         if line.loss > 0:
             groups.setdefault((line.loss.name.lower(), line.note), []).append(line)
     for (loss, note), lines in groups.items():

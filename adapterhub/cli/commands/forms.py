@@ -13,15 +13,15 @@ import click
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings
+from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
-from .convert import DTYPES, here
+from .convert import here
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
     from adapterhub_converters.bases import BaseSpec
 
-_FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron")
 _IMAGE = "image"  # no format of adapters, but what an adapter is packaged as elsewhere
 
 
@@ -39,13 +39,15 @@ def options(help_of_as: str, *, more: tuple[str, ...] = ()) -> Callable[[Callabl
 
         for option in reversed(_OPTIONS):
             call = option(call)
-        return click.option("--as", "style", type=click.Choice((*_FORMATS, *more)), help=help_of_as)(call)
+        return click.option("--as", "style", type=click.Choice((*formats.FORMATS, *more)), help=help_of_as)(call)
 
     return decorate
 
 
 _OPTIONS = (
-    click.option("--dtype", type=click.Choice(DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
+    click.option(
+        "--dtype", type=click.Choice(formats.DTYPES), default="source", help="With --as gguf: what it stores numbers as."
+    ),
     click.option("--allow-approx", is_flag=True, help="With --as: as convert has it."),
     click.option("--allow-drop", metavar="WHAT", multiple=True, help="With --as: as convert has it."),
 )
@@ -88,15 +90,20 @@ def pull(settings: Settings, ref: str, out: str | None, base: str | None, conver
     """What `pull --as` does."""
     from adapterhub.ref import Ref
     from adapterhub.registry import conversion_cache
-    from adapterhub_converters.formats import convert
 
-    if model and conversion.to not in convert.PACKAGES:
+    if model and conversion.to not in formats.PACKAGES:
         raise UsageError("--model", f"{conversion.to} names no base", "Leave it out")
     wanted = Ref.parse(ref)
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + convert.ENDINGS.get(conversion.to, ""))
+    target = (
+        Path(out)
+        if out
+        else Path(
+            wanted.name.rpartition("/")[2] + (formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else "")
+        )
+    )
     spec = inputs.read_base(base, settings) if base else None
     with open_registry(settings) as registry:
-        named = model or (here(base) if conversion.to in convert.PACKAGES else None)
+        named = model or (here(base) if conversion.to in formats.PACKAGES else None)
         form = conversion_cache.pull(registry, wanted, target, conversion, base=spec, model=named)
     document = {
         "ref": str(form.version.ref),

@@ -1,4 +1,7 @@
-"""The tensors of one module, under the words of kohya, LyCORIS and diffusers, and the delta they make."""
+"""The tensors of one module under the names of kohya, LyCORIS and diffusers, and the delta that they make.
+
+A trainer's module may be several of the base's with their rows concatenated: it is split when reading and joined when writing.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,17 @@ _ENDS = {
     **{f".{name}": name for name in _LYCORIS},
 }  # fmt: skip
 _BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
-TINY = 1e-38  # a normal float32; times any factor it adds nothing to any weight
+TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum with any weight
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """The module's name in that of a tensor, and which part of a delta it is; None for no part of any."""
+    """The module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
     end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
     return (name.removesuffix(end), _ENDS[end]) if end else None
 
 
 def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-    """Rows and columns of the weight of a module, a kernel aside; None where the tensors don't say them at a glance."""
+    """Rows and columns of the weight of a module, without its kernel; None if they do not follow directly from the tensors."""
     matrices = {name: array for name, array in part.items() if array.ndim > 1 and 0 not in array.shape}
     for up, down in (("B", "A"), ("diff", "diff"), ("hada_w1_a", "hada_w1_b")):
         if up in matrices and down in matrices and "hada_t1" not in matrices:
@@ -57,14 +60,22 @@ def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, in
 
 
 def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
-    """What the tensors of one module make. RefusedError for what isn't read, FormatError for what makes no sense.
+    """The delta that the tensors of one module make; a missing alpha, or 0, means the rank (sd-scripts, `networks/lora.py`).
 
-    An alpha that is missing or 0 counts as the rank (sd-scripts, `networks/lora.py`).
+    Args:
+        target: The module, for errors.
+        given: Part (as `split_name` calls it) to tensor.
+        kernel: That of the base's convolution, if it is one.
+        where: The file, for errors.
+
+    Raises:
+        RefusedError: The kind is not supported.
+        FormatError: The tensors do not fit together.
     """
     part = dict(given)
     for name, array in part.items():
         if name != "alpha" and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
-            raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which no factor is")
+            raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
     alpha = _alpha(target, part.pop("alpha", None), where)
     if any(name.startswith("hada_") for name in part):
         return _hadamard(target, part, alpha, kernel, where)
@@ -76,12 +87,12 @@ def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ..
 
 
 def _alpha(target: str, array: np.ndarray | None, where: str) -> float:
-    """0 where it is the rank."""
+    """The alpha; 0 if it is the rank."""
     if array is None:
         return 0.0
     value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
     if not math.isfinite(value) or abs(value) > 2**40:
-        raise FormatError(where, f"{target}: alpha is {array.dtype} {array.shape}, not a number that makes sense")
+        raise FormatError(where, f"{target}: alpha is {array.dtype} {array.shape}, not a number in range")
     return value
 
 
@@ -90,40 +101,40 @@ def _pair(target: str, part: Parts, alpha: float, where: str) -> Delta:
     if lora_A is None or lora_B is None:
         there = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
         if lora_A is None and lora_B is None:
-            raise RefusedError(where, f"{target}: {there} alone, without a pair of factors, is not read")
-        raise FormatError(where, f"{target} has {there} alone, its other half is missing")
+            raise RefusedError(where, f"{target}: {there} alone, without a pair of factors, is not supported")
+        raise FormatError(where, f"{target} has {there} alone; its counterpart is missing")
     shapes = f"lora_down {lora_A.shape} and lora_up {lora_B.shape}"
     if lora_A.ndim != lora_B.ndim or not 2 <= lora_A.ndim <= 5 or lora_A.shape[0] != lora_B.shape[1]:
-        raise FormatError(where, f"{target}: {shapes} are no pair")
+        raise FormatError(where, f"{target}: {shapes} are not a pair")
     if any(size != 1 for size in lora_B.shape[2:]):
-        raise FormatError(where, f"{target}: {shapes}: the second of two convolutions is 1 by 1")
+        raise FormatError(where, f"{target}: {shapes}: the second of two convolutions must be 1 by 1")
     r = len(lora_A)
     alpha = alpha or float(r)
     if mid is not None:
         if part:
-            raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside lora_mid is not read")
+            raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with lora_mid is not supported")
         if lora_A.ndim != 4 or lora_A.shape[2:] != (1, 1) or mid.ndim != 4 or mid.shape[:2] != (r, r):
             raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
         return CpConv(lora_A, lora_B, mid, alpha)
     magnitude = _magnitude(target, part, lora_B, where)
     bias = _bias(target, part, lora_B, alpha / r, where)
     if part:
-        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside a pair of factors is not read")
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with a pair of factors is not supported")
     if lora_A.ndim == 2:
         return LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
     return LowRankConv(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
 
 
 def _magnitude(target: str, part: Parts, lora_B: np.ndarray, where: str) -> np.ndarray | None:
-    """DoRA's: one number for each output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight."""
+    """DoRA's magnitude: one number per output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight."""
     own, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
     found = own if own is not None else scale
     if found is None:
         return None
     rows = len(lora_B)
     if found.size != rows or (found.ndim > 1 and found.shape.index(rows) != (1 if own is not None and found.ndim > 2 else 0)):
-        reason = f"{target}: a DoRA scale of the shape {found.shape} is not one number for each of {rows} outputs"
-        raise RefusedError(where, f"{reason}; scales of inputs, as LyCORIS first had them, are another function")
+        reason = f"{target}: a DoRA scale of shape {found.shape} is not one number for each of {rows} outputs"
+        raise RefusedError(where, f"{reason}; scales of inputs, as in early LyCORIS, are a different function")
     return found.reshape(rows) if lora_B.ndim == 2 else found.reshape(1, rows, *lora_B.shape[2:])
 
 
@@ -133,9 +144,7 @@ def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: s
     if found is None:
         return None
     if found.shape != lora_B.shape[:1] or (own is not None and added is not None):
-        raise FormatError(
-            where, f"{target}: a bias of the shape {found.shape} is not one number for each of {len(lora_B)} outputs"
-        )
+        raise FormatError(where, f"{target}: a bias of shape {found.shape} is not one number for each of {len(lora_B)} outputs")
     if own is not None or scaling == 1:
         return found
     result: np.ndarray = (found.astype(np.float64) / scaling).astype(np.float32)
@@ -143,15 +152,15 @@ def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: s
 
 
 def _difference(target: str, part: Parts, where: str) -> Delta:
-    """A whole difference as the pair of itself and an identity."""
+    """A full difference of weights as the pair of itself and an identity."""
     diff = part.pop("diff")
     if part:
-        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} beside diff is not read")
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
     if not 2 <= diff.ndim <= 5:
-        raise RefusedError(where, f"{target}: a difference of the shape {diff.shape}, as of a norm, is not read")
+        raise RefusedError(where, f"{target}: a difference of shape {diff.shape}, as of a norm, is not supported")
     flat = diff.reshape(len(diff), -1)
     out, width = flat.shape
-    # The identity is on the shorter side: no larger than the difference, whatever shape a file claims.
+    # The identity is on the shorter side, so that it is not larger than the difference, whatever shape a file claims.
     lora_A, lora_B = (np.eye(width, dtype=diff.dtype), flat) if width < out else (flat, np.eye(out, dtype=diff.dtype))
     alpha = float(min(out, width))
     if diff.ndim == 2:
@@ -162,62 +171,43 @@ def _difference(target: str, part: Parts, where: str) -> Delta:
 
 def _hadamard(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
     shapes = {name: array.shape for name, array in part.items()}
-    wanted, cores = {f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"}, {"hada_t1", "hada_t2"} & set(part)
-    if set(part) - wanted - cores:
-        raise RefusedError(where, f"{target}: {', '.join(sorted(set(part) - wanted - cores))} beside LoHa is not read")
-    fits = wanted <= set(part) and len(cores) != 1 and all(len(shapes[name]) == 2 for name in wanted)
-    if fits:
-        r = shapes["hada_w1_b"][0]
-        fits = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
-        fits = fits and shapes["hada_w1_a"][0 if cores else 1] == r and all(shapes[core][:2] == (r, r) for core in cores)
-    if not fits:
-        raise FormatError(where, f"{target}: {_said(shapes)} make no LoHa delta")
-    flat = () if cores else _flat(target, kernel, shapes["hada_w1_b"][1], where)
-    return Hadamard(part, alpha or float(r), flat)
+    if other := sorted(name for name in part if not name.startswith("hada_")):
+        raise RefusedError(where, f"{target}: {', '.join(other)} with LoHa is not supported")
+    if not Hadamard.fits(shapes):
+        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoHa delta")
+    rank, columns = shapes["hada_w1_b"]
+    return Hadamard(part, alpha or float(rank), () if "hada_t1" in part else _flat(target, kernel, columns, where))
 
 
 def _kronecker(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
     shapes = {name: array.shape for name, array in part.items()}
     if other := sorted(name for name in part if not name.startswith("lokr_")):
-        raise RefusedError(where, f"{target}: {', '.join(other)} beside LoKr is not read")
+        raise RefusedError(where, f"{target}: {', '.join(other)} with LoKr is not supported")
     whole = [f"lokr_w{n}" in part for n in (1, 2)]
-    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if len(shapes.get(f"lokr_w{n}_b", ())) == 2}
-    if not _is_kronecker(shapes) or (len(ranks) != 1) != all(whole):
-        raise FormatError(where, f"{target}: {_said(shapes)} make no LoKr delta")
-    if all(whole):  # nothing has a rank: LyCORIS and ComfyUI then scale by 1, whatever alpha says
+    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if f"lokr_w{n}_b" in part}
+    if not Kronecker.fits(shapes) or (len(ranks) != 1) != all(whole):
+        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoKr delta")
+    if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
         return Kronecker(part, 1.0, 1)
     r = ranks.pop()
     flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], where)
     return Kronecker(part, alpha or float(r), r, flat)
 
 
-def _is_kronecker(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(_is_factor(n, *(shapes.get(f"lokr_{end}") for end in (f"w{n}", f"w{n}_a", f"w{n}_b", f"t{n}"))) for n in (1, 2))
-
-
-def _is_factor(n: int, whole: Shape, a: Shape, b: Shape, core: Shape) -> bool:
-    """Whether one of LoKr's two is there whole, or as a pair of one rank, with a core that fits if it has one."""
-    if whole is not None:
-        return not (a or b or core) and len(whole) in ((2,) if n == 1 else (2, 4))
-    if not a or not b or len(a) != 2 or len(b) != 2:
-        return False
-    return a[1] == b[0] if core is None else len(core) == 4 and core[:2] == (a[0], b[0])
-
-
 def _flat(target: str, kernel: tuple[int, ...], columns: int, where: str) -> tuple[int, ...]:
     if columns % math.prod(kernel):
-        raise FormatError(where, f"{target}: {columns} columns are no convolution of {kernel}")
+        raise FormatError(where, f"{target}: {columns} columns are not those of a convolution with kernel {kernel}")
     return kernel
 
 
-def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def tensors_of(given: Delta) -> tuple[Parts, float | None]:
-    """The tensors of a delta that has them in these formats, without its alpha, and the alpha, None where it has none.
+    """The tensors of a delta in these formats without its alpha, and the alpha; None if it has none.
 
-    PEFT's alpha of 0 does nothing, kohya's is the rank; a tiny one does nothing in both.
+    An alpha of 0 has no effect in PEFT and means the rank in kohya; a tiny one has no effect in both.
     """
     if isinstance(given, Hadamard):
         return dict(given.tensors), given.alpha or TINY
@@ -225,7 +215,7 @@ def tensors_of(given: Delta) -> tuple[Parts, float | None]:
         ranks = [given.tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in given.tensors]
         return dict(given.tensors), (given.scaling * ranks[0] or TINY) if ranks else None
     if not isinstance(given, LowRank | LowRankConv | CpConv):
-        raise RefusedError("", f"a delta of the kind {type(given).__name__} cannot be said in these words")
+        raise RefusedError("", f"a delta of kind {type(given).__name__} cannot be expressed in this format")
     alpha = given.scaling * given.r or TINY
     found: Parts = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B}
     if isinstance(given, CpConv):
@@ -240,25 +230,25 @@ def tensors_of(given: Delta) -> tuple[Parts, float | None]:
 
 
 def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
-    """A 0-d tensor of `alpha`, in `dtype` where that holds it exactly, else in float32."""
+    """A 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
     own = np.asarray(alpha, dtype)
     return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
 
 
-# ---- One module of a trainer that is several of the base's, its rows one below the other: apart, and together again
+# ---- Modules that are several of the base's
 
 
 def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, Delta]:
     """The delta of each of the base's modules.
 
-    Factors that are blocks of the whole's, as trainers of the modules apart write them, come out as those blocks.
+    Block-diagonal factors, as written for modules that were trained separately, are split into their blocks.
     """
     if isinstance(delta, Hadamard | Kronecker) and len(reading.targets) > 1:
         return _products(stem, delta, reading, where)
     if not isinstance(delta, LowRank):
         if len(reading.targets) > 1 or reading.is_turned(*delta.shape[:2]):
-            what = f"a delta of the kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
-            raise RefusedError(where, f"{stem}: {what} is not read")
+            what = f"a delta of kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
+            raise RefusedError(where, f"{stem}: {what} is not supported")
         return {reading.targets[0]: delta}
     if len(reading.targets) == 1:
         return {reading.targets[0]: _turned(stem, delta, where) if reading.is_turned(*delta.shape) else delta}
@@ -269,7 +259,7 @@ def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, De
     found: dict[str, Delta] = {}
     for target, (lora_A, lora_B), magnitude, bias in zip(reading.targets, own or factors, *blocks[1:], strict=True):
         if own and not np.any(lora_A) and not np.any(lora_B) and magnitude is None and bias is None:
-            continue  # zeros: what nobody trained
+            continue  # zeros: it was not trained
         alpha = delta.alpha * len(lora_A) / delta.r
         found[target] = LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
     return found
@@ -280,13 +270,13 @@ def _by_row(delta: LowRank) -> tuple[np.ndarray | None, ...]:
 
 
 def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: str) -> dict[str, Delta]:
-    """Rows of LoHa are those of its first factors; of LoKr, as many together as the second has, those of the first."""
+    """Split LoHa by the rows of its first factors, and LoKr by those of its first matrix, each of which covers the second."""
     sizes = _checked_sizes(stem, delta, reading, where)
     cut = [name for name in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a") if name in delta.tensors]
     step = delta.shape[0] // len(delta.tensors[cut[0]])
     if not delta.is_low_rank or any(size % step for size in sizes):
         raise RefusedError(
-            where, f"{stem}: a {type(delta).__name__} product whose rows are not those of {reading.targets[0]} alone"
+            where, f"{stem}: a {type(delta).__name__} product whose rows cannot be split at those of {reading.targets[0]}"
         )
     ends = np.cumsum(sizes)[:-1] // step
     pieces = {name: np.split(delta.tensors[name], ends) for name in cut}
@@ -300,20 +290,20 @@ def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> lis
     sizes = _sizes(delta.shape[1], reading)
     if sum(sizes) != delta.shape[0]:
         several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
-        reason = f"{delta.shape[0]} rows for {delta.shape[1]} columns are not those of {several}"
+        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {several}"
         raise RefusedError(where, f"{stem}: {reason}")
     return sizes
 
 
 def _sizes(columns: int, reading: Reading) -> list[int]:
-    """How many rows each of its modules has; none where they don't come out even."""
+    """The number of rows of each of its modules; empty if they are not whole numbers."""
     rows = columns * (reading.ratio or Fraction(0))
     sizes = [rows * share / sum(reading.shares) for share in reading.shares]
     return [int(size) for size in sizes] if all(size.denominator == 1 for size in sizes) else []
 
 
 def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """The blocks, if each row block uses columns of its own; None if they share them."""
+    """The blocks, if each block of rows has columns of its own; None if they share any."""
     count, r = len(factors), factors[0][1].shape[1]
     if r % count or not any(np.any(rows) for _, rows in factors):
         return None
@@ -328,9 +318,9 @@ def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np
 
 
 def _turned(stem: str, delta: LowRank, where: str) -> LowRank:
-    """The two halves of all rows in each other's place."""
+    """The delta with the two halves of its rows swapped."""
     if delta.shape[0] % 2:
-        raise FormatError(where, f"{stem}: {delta.shape[0]} rows have no halves")
+        raise FormatError(where, f"{stem}: {delta.shape[0]} rows cannot be halved")
     magnitude, bias = (None if rows is None else _swapped(rows) for rows in (delta.magnitude, delta.bias))
     return dataclasses.replace(delta, lora_B=_swapped(delta.lora_B), magnitude=magnitude, bias=bias)
 
@@ -340,23 +330,24 @@ def _swapped(rows: np.ndarray) -> np.ndarray:
 
 
 def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
-    """The one delta of the trainer's module; `deltas` are those of `reading.targets` that there are.
+    """The one delta of the trainer's module, made of `deltas`, which are those of some or all of `reading.targets`.
 
-    RefusedError names what it can't be: one module has one scale and one magnitude.
+    Raises:
+        RefusedError: They cannot be joined: one module has one scale and one magnitude.
     """
     first = next(iter(deltas.values()))
     if len(reading.targets) == 1 and not reading.is_turned(*first.shape[:2]):
         return first
     members = {target: d for target in reading.targets if isinstance(d := deltas.get(target), LowRank)}  # in their order
     if len(members) < len(deltas):
-        raise RefusedError(stem, f"a delta of the kind {type(first).__name__} is not written for rows of a larger module")
+        raise RefusedError(stem, f"a delta of kind {type(first).__name__} cannot be part of a larger module")
     if len(reading.targets) == 1:
         return _turned(stem, members[reading.targets[0]], stem)
     if len({delta.scaling for delta in members.values()}) > 1:
-        raise RefusedError(stem, f"{', '.join(members)} are one module there, with one scale, and have several")
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, with one scale, but have several")
     kinds = {(delta.magnitude is None, delta.bias is None) for delta in members.values()}
     if kinds != {(True, True)} and (len(kinds) > 1 or len(members) < len(reading.targets)):
-        what = "are one module there, which is DoRA or has a bias whole or not at all"
+        what = "are one module in this format, which has DoRA or a bias for all rows or for none"
         raise RefusedError(stem, f"{', '.join(members)} {what}")
     return _stacked(stem, members, reading)
 
@@ -365,17 +356,17 @@ def _stacked(stem: str, members: Mapping[str, LowRank], reading: Reading) -> Low
     several = list(members.values())
     width, dtype = several[0].lora_A.shape[1], several[0].lora_A.dtype
     if {delta.lora_A.shape[1] for delta in several} != {width} or len({d.lora_B.dtype for d in several} | {dtype}) > 1:
-        raise RefusedError(stem, f"{', '.join(members)} are one module there and differ in columns or dtypes")
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but differ in columns or dtypes")
     magnitude, bias = (_concatenated([getattr(delta, name) for delta in several]) for name in ("magnitude", "bias"))
     sizes = _sizes(width, reading)
     there = [members.get(target) for target in reading.targets]
     if not sizes or any(delta is not None and delta.shape[0] != size for delta, size in zip(there, sizes, strict=True)):
-        raise RefusedError(stem, f"{', '.join(members)} have other numbers of rows than modules that are one there")
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but have other numbers of rows")
     scaling = several[0].scaling
     if len(several) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in several}) == 1:
         lora_B = np.concatenate([delta.lora_B for delta in several])
         return LowRank(several[0].lora_A, lora_B, scaling * several[0].r, magnitude=magnitude, bias=bias)
-    # A block for each on the diagonal, of the largest rank; what is missing or smaller is filled up with zeros.
+    # One block of the largest rank for each on the diagonal; missing and smaller ones are padded with zeros.
     r = max(delta.r for delta in several)
     lora_A = np.zeros((r * len(there), width), dtype)
     lora_B = np.zeros((sum(sizes), r * len(there)), dtype)

@@ -1,8 +1,9 @@
-"""The transformers of image and video models: what their trainers call the modules, table by table.
+"""The tables of all families of image and video models, and of text encoders.
 
-Names are those of sd-scripts (`networks/lora_*.py`), musubi-tuner (`networks/`, the names of the models' own repositories),
-ComfyUI (`comfy/lora.py`, `comfy/utils.py`) and XLabs; what they are in diffusers is what its converters of whole checkpoints
-say (0.42, `loaders/single_file_utils.py`, `loaders/lora_conversion_utils.py`).
+Names are those of sd-scripts (`networks/lora_*.py`), musubi-tuner (`networks/`, with the names of the models' own
+repositories), ComfyUI (`comfy/lora.py`, `comfy/utils.py`) and XLabs. Their names in diffusers, which are the
+canonical ones, are those of its converters of whole checkpoints (0.42, `loaders/single_file_utils.py`,
+`loaders/lora_conversion_utils.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ def _one(target: str, ratio: int | Fraction | None = None) -> Reading:
 
 
 def _thirds(stem: str, ends: str) -> Reading:
-    """Queries, keys and values of as many rows each as there are columns."""
+    """Queries, keys and values with as many rows each as columns."""
     return Reading(tuple(joined(stem, ends)), ratio=Fraction(3), shares=(1, 1, 1))
 
 
 def _single(stem: str) -> Reading:
-    """FLUX.1's and HunyuanVideo's first module of a single block: queries, keys, values and an MLP four times as wide."""
+    """The first module of a single block in FLUX.1 and HunyuanVideo: queries, keys, values and an MLP four times as wide."""
     return Reading((*joined(f"{stem}.attn", QKV), f"{stem}.proj_mlp"), ratio=Fraction(7), shares=(1, 1, 1, 4))
 
 
 def _last(target: str = "norm_out.linear") -> Reading:
-    """The last layer's modulation: shift above scale, in diffusers scale above shift (its `swap_scale_shift`)."""
+    """The last layer's modulation: shift before scale, but scale before shift in diffusers (its `swap_scale_shift`)."""
     return Reading((target,), swapped=True, ratio=Fraction(2))
 
 
@@ -93,7 +94,7 @@ def _flux2() -> Iterator[tuple[str, Reading]]:
 
 
 def _stream(attention: str, mlp: str, *, text: bool) -> Iterator[tuple[str, Reading]]:
-    """Attention and MLP of a double block, of the image's tokens or of the text's; `attention` stands before `qkv`."""
+    """Attention and MLP of a double block, for the image's tokens or the text's; `attention` is the prefix of `qkv`."""
     ends, out, feed = (_ADDED, "to_add_out", "ff_context") if text else (QKV, "to_out.0", "ff")
     yield f"{attention}qkv", _thirds(f"{_DOUBLE}.attn", ends)
     yield f"{attention}proj", _one(f"{_DOUBLE}.attn.{out}")
@@ -108,7 +109,7 @@ def _sd3() -> Iterator[tuple[str, Reading]]:
     yield "joint_blocks.N.x_block.attn2.qkv", _thirds(f"{_DOUBLE}.attn2", QKV)
     yield "joint_blocks.N.x_block.attn2.proj", _one(f"{_DOUBLE}.attn2.to_out.0")
     yield "joint_blocks.N.x_block.adaLN_modulation.1", _one(f"{_DOUBLE}.norm1.linear")
-    # The last block's has a shift and a scale alone, and diffusers has them the other way round.
+    # The last block's has only a shift and a scale, which diffusers has in the other order.
     context = Reading((f"{_DOUBLE}.norm1_context.linear",), swapped=True, halves=Fraction(2))
     yield "joint_blocks.N.context_block.adaLN_modulation.1", context
     embedders = {"t_embedder": "timestep", "y_embedder": "text"}
@@ -143,7 +144,7 @@ def _hunyuan() -> Iterator[tuple[str, Reading]]:
 
 
 def _transformer() -> Iterator[str]:
-    """Modules of FLUX.1, Stable Diffusion 3, HunyuanVideo and Qwen-Image as diffusers calls them."""
+    """Modules of FLUX.1, Stable Diffusion 3, HunyuanVideo and Qwen-Image under diffusers' names."""
     attention = f"{QKV} to_out.0 {_ADDED} to_add_out"
     yield from (path for name in ("attn", "attn2") for path in joined(f"{_DOUBLE}.{name}", attention))
     feeds = ("ff", "ff_context", "img_mlp", "txt_mlp")
@@ -172,7 +173,7 @@ def _wan() -> Iterator[tuple[str, str]]:
 
 
 def _ltx() -> Iterator[tuple[str, str]]:
-    """LTX-Video's and LTX-2's."""
+    """Modules of LTX-Video and LTX-2."""
     for name in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"):
         yield from ((path, path) for path in joined(f"{_DOUBLE}.{name}", f"{QKV} to_out.0"))
     for name in ("ff", "audio_ff"):
@@ -242,34 +243,38 @@ def _lumina() -> Iterator[tuple[str, Reading]]:
     ]).items()  # fmt: skip
 
 
-_FLUX_SAID = r"flux[._-]?1|flux_kontext|chroma"
-FLUX = Table("FLUX.1", "transformer", dict(_flux()), said=_FLUX_SAID, classes=r"Flux(?![23])|Chroma")
-XLABS = Table("FLUX.1 by XLabs", "transformer", dict(_xlabs()), said=_FLUX_SAID, writes=False)
-FLUX2 = Table("FLUX.2", "transformer", dict(_flux2()), said=r"flux[._-]?2", classes="Flux2")
+_FLUX_HEADERS = r"flux[._-]?1|flux_kontext|chroma"
+FLUX = Table("FLUX.1", "transformer", dict(_flux()), headers=_FLUX_HEADERS, classes=r"Flux(?![23])|Chroma")
+XLABS = Table("FLUX.1 by XLabs", "transformer", dict(_xlabs()), headers=_FLUX_HEADERS, writes=False)
+FLUX2 = Table("FLUX.2", "transformer", dict(_flux2()), headers=r"flux[._-]?2", classes="Flux2")
 FLUX2_OWN = Table(
     "FLUX.2 by SimpleTuner", "transformer", own(*(target for r in FLUX2.modules.values() for target in r.targets)),
-    prefix="lycoris_", said=FLUX2.said, variant=True,
+    prefix="lycoris_", headers=FLUX2.headers, variant=True,
 )  # fmt: skip
 SD3 = Table(
-    "Stable Diffusion 3", "transformer", dict(_sd3()), said="sd3|stable-diffusion-3", classes="StableDiffusion3|SD3Transformer"
+    "Stable Diffusion 3",
+    "transformer",
+    dict(_sd3()),
+    headers="sd3|stable-diffusion-3",
+    classes="StableDiffusion3|SD3Transformer",
 )
 TRANSFORMER = Table(
     "diffusers' transformers", "transformer", own(*_transformer()),
-    said=f"qwen|framepack|sd3|stable-diffusion-3|{_FLUX_SAID}", classes="QwenImage|HunyuanVideoFramepack", shared=True,
+    headers=f"qwen|framepack|sd3|stable-diffusion-3|{_FLUX_HEADERS}", classes="QwenImage|HunyuanVideoFramepack", shared=True,
 )  # fmt: skip
-WAN = Table("Wan", "transformer", renamed(_wan()), said="wan", classes="Wan")
+WAN = Table("Wan", "transformer", renamed(_wan()), headers="wan", classes="Wan")
 HUNYUAN = Table(
-    "HunyuanVideo", "transformer", dict(_hunyuan()), prefix=_DIFFUSION_MODEL, said="hunyuan[-_]video",
+    "HunyuanVideo", "transformer", dict(_hunyuan()), prefix=_DIFFUSION_MODEL, headers="hunyuan[-_]video",
     classes="HunyuanVideo(?!15|Framepack)",
 )  # fmt: skip
 HUNYUAN_MUSUBI = dataclasses.replace(
     HUNYUAN, name="HunyuanVideo by musubi-tuner", prefix="lora_unet_", classes="", variant=True
 )
-LTX = Table("LTX-Video", "transformer", renamed(_ltx()), prefix=_DIFFUSION_MODEL, said="ltx", classes="LTX", shared=True)
-Z_IMAGE = Table("Z-Image", "transformer", dict(_z_image()), prefix=_DIFFUSION_MODEL, said="z[-_]image", classes="ZImage")
+LTX = Table("LTX-Video", "transformer", renamed(_ltx()), prefix=_DIFFUSION_MODEL, headers="ltx", classes="LTX", shared=True)
+Z_IMAGE = Table("Z-Image", "transformer", dict(_z_image()), prefix=_DIFFUSION_MODEL, headers="z[-_]image", classes="ZImage")
 Z_IMAGE_MUSUBI = dataclasses.replace(Z_IMAGE, name="Z-Image by musubi-tuner", prefix="lora_unet_", classes="", variant=True)
-Z_IMAGE_NATIVE = Table("Z-Image by ComfyUI", "transformer", dict(_z_image_native()), said="z[-_]image", variant=True)
-LUMINA = Table("Lumina 2", "transformer", dict(_lumina()), said="lumina", classes="Lumina2")
+Z_IMAGE_NATIVE = Table("Z-Image by ComfyUI", "transformer", dict(_z_image_native()), headers="z[-_]image", variant=True)
+LUMINA = Table("Lumina 2", "transformer", dict(_lumina()), headers="lumina", classes="Lumina2")
 
 TRANSFORMERS = (
     FLUX, XLABS, FLUX2, FLUX2_OWN, SD3, TRANSFORMER, WAN, HUNYUAN, HUNYUAN_MUSUBI, LTX, Z_IMAGE, Z_IMAGE_MUSUBI, Z_IMAGE_NATIVE,
@@ -277,7 +282,7 @@ TRANSFORMERS = (
 )  # fmt: skip
 
 
-# ---- What the modules of image models are called: by diffusers, whose names are the canonical ones, and by the trai
+# ---- UNets and text encoders
 
 
 _IN_TRANSFORMER = [
@@ -297,7 +302,7 @@ def _unet() -> Iterator[str]:
 
 
 def _ldm() -> Iterator[tuple[str, str]]:
-    """SDXL's blocks as its checkpoint numbers them: in threes, a resnet and perhaps a transformer each."""
+    """SDXL's blocks as its checkpoint numbers them: in threes, each a resnet and possibly a transformer."""
     resnet = {
         "in_layers.2": "conv1",
         "emb_layers.1": "time_emb_proj",
@@ -321,12 +326,14 @@ def _ldm() -> Iterator[tuple[str, str]]:
 _KINDS = ("resnets", "attentions")
 
 
-SD = Table("Stable Diffusion", "unet", own(*_unet()), said="sd_v[12]|stable-diffusion-v[12]", classes="StableDiffusion(?!XL|3)")
-SDXL = Table("SDXL", "unet", renamed(_ldm()), said="sdxl|stable-diffusion-xl", classes="StableDiffusionXL")
+SD = Table(
+    "Stable Diffusion", "unet", own(*_unet()), headers="sd_v[12]|stable-diffusion-v[12]", classes="StableDiffusion(?!XL|3)"
+)
+SDXL = Table("SDXL", "unet", renamed(_ldm()), headers="sdxl|stable-diffusion-xl", classes="StableDiffusionXL")
 TABLES = (SD, SDXL, *TRANSFORMERS)
 
 FIRST = frozenset(target.partition(".")[0] for table in TABLES for r in table.modules.values() for target in r.targets)
-"""What the paths of all their modules begin with."""
+"""The first components of the paths of all their modules."""
 
 _CLIP = [*joined("self_attn", "q_proj k_proj v_proj out_proj"), *joined("mlp", "fc1 fc2")]
 _T5 = [*joined("layer.0.SelfAttention", "q k v o"), *joined("layer.1.DenseReluDense", "wi wi_0 wi_1 wo")]
@@ -341,5 +348,5 @@ _1X1 = re.compile(r"unet\..+\.conv_shortcut")
 
 
 def kernel(target: str) -> tuple[int, ...]:
-    """The kernel of a UNet's module that is a convolution in every model of its kind; empty for the others."""
+    """The kernel of a UNet module that is a convolution in every such model; empty for other modules."""
     return (3, 3) if _3X3.fullmatch(target) else (1, 1) if _1X1.fullmatch(target) else ()

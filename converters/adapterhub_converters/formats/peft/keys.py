@@ -1,7 +1,7 @@
-"""What the name of a tensor in a PEFT file says, and the name that PEFT itself would give it.
+"""Names of tensors in a PEFT file: parsed when reading, and given as PEFT gives them when writing.
 
 Trainers leave their wrappers in the names: a doubled `base_model.model.`, `_orig_mod.` of torch.compile, `module.` of
-DistributedDataParallel, the adapter's own name. PEFT skips such a tensor without a word; here they are taken off.
+DistributedDataParallel, the adapter's own name. PEFT silently skips such a tensor; here the wrappers are removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PARTS = (
 )
 _NAMED = re.compile(rf"\.({_PARTS})\.(?!weight$|bias$)([^.]+)((?:\.[^.]+)*)$")
 
-# Suffix of a key to the part of a delta it is (FORMATS: state-dict keys; peft, `utils/save_and_load.py`).
+# Suffix of a key to its part of a delta (peft, `utils/save_and_load.py`).
 _SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -34,17 +34,18 @@ _SUFFIXES = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_B.bias": "bias",
 }
-# Bare names of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
+# Names without a suffix, of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
 _BARE = re.compile(r"\.(lora_A|lora_B|lora_E|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_lambda_[bd])$")
-# VeRA's projections, which all modules share and which therefore hang on no module.
+# VeRA's projections, which all modules share.
 SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
 _ROWS = ".token_adapter.trainable_tokens_delta"
-# A copy of the base's weight under a wrapper of peft's, by the names its wrappers have for what they wrap.
+# A copy of the base's weight, by the names that peft's wrappers have for what they wrap.
 _COPY = re.compile(r"^(.+?)(?:\.token_adapter)?\.(?:base_layer|original_module)\.(weight|bias)$")
 
 
 def classify(key: str) -> tuple[str, str, str]:
-    """What a tensor is: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter), `shared`, or `unknown`."""
+    """The kind, name and part of a tensor: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter),
+    `shared`, or `unknown`."""
     if native(key) in SHARED:
         return "shared", SHARED[native(key)], ""
     name = native(key).removeprefix(PREFIX)
@@ -68,13 +69,13 @@ def _whole(name: str) -> tuple[str, str, str] | None:
         return None
     copy = _COPY.match(name)
     if copy:
-        # Biases are trained where they stand (bias="all"); the weight under a delta is frozen.
+        # Biases are trained in place (bias="all"); the weight under a delta is frozen.
         return "copy" if copy.group(2) == "weight" else "replaced", f"{copy.group(1)}.{copy.group(2)}", ""
     return ("replaced", name, "") if ".base_layer." not in name else None
 
 
 def native(key: str) -> str:
-    """The name that peft saves this tensor by, without what trainers put around it."""
+    """The name by which peft saves this tensor, without trainers' wrappers."""
     parts = [part for part in key.split(".") if part not in _WRAPPERS]
     while parts[:1] == ["module"]:
         parts = parts[1:]
@@ -89,13 +90,18 @@ def native(key: str) -> str:
 
 
 def adapter_name(key: str) -> str | None:
-    """The adapter's own name in a key, where there is one: `default` in `….lora_A.default.weight`."""
+    """The adapter's own name in a key: `default` in `….lora_A.default.weight`, None without one."""
     found = _NAMED.search(key)
     return found.group(2) if found else None
 
 
 def cleaned(keys: Mapping[str, object], where: str) -> tuple[dict[str, str], list[str]]:
-    """peft's name of every tensor to its name in the file; and what is worth saying of the difference."""
+    """peft's name of every tensor to its name in the file, and notes on the difference.
+
+    Raises:
+        FormatError: Two keys are the same tensor.
+        RefusedError: There are several adapters.
+    """
     found: dict[str, str] = {}
     for key in keys:
         name = native(key)
@@ -112,21 +118,21 @@ def cleaned(keys: Mapping[str, object], where: str) -> tuple[dict[str, str], lis
     return found, notes
 
 
-# ---- The tensors of an adapter under the names and in the layouts that peft saves them by
+# ---- Writing
 
 
 What = tuple[str, str, str]
-"""Which tensor of an adapter: of `pair` (target and part), `replaced`, `rows`, `copy` or `shared`."""
+"""A tensor of an adapter by kind, name and part, as `classify` returns them."""
 
 
 def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
-    """The tensors under the names peft saves them by."""
+    """The tensors under the names and in the layouts by which peft saves them."""
     names = tensor_names(adapter)
     turned = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
     return {names[what]: tensor for what, tensor in _tensors(adapter, turned)}
 
 
-# A part of a delta as `parts` calls it, to the part of `classify` and to the end of its name.
+# The name of a part in `Delta.parts` to its name in `classify` and the suffix of its key.
 _ENDS = {
     "lora_A": ("A", ".lora_A.weight"), "lora_B": ("B", ".lora_B.weight"),
     "magnitude": ("magnitude", ".lora_magnitude_vector"), "bias": ("bias", ".lora_B.bias"),
@@ -143,7 +149,7 @@ def _end(delta: Delta, part: str) -> tuple[str, str]:
 
 
 def tensor_names(adapter: Adapter) -> dict[What, str]:
-    """The name in a PEFT file of everything an adapter has."""
+    """The name in a PEFT file of every tensor of an adapter."""
     stacks = experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
     names: dict[What, str] = {}
     for target, delta in adapter.deltas.items():
@@ -161,7 +167,7 @@ def tensor_names(adapter: Adapter) -> dict[What, str]:
 
 
 def _under_delta(name: str, adapter: Adapter) -> str:
-    """A bias of a module that has a delta is saved from inside peft's wrapper."""
+    """The name of a replaced parameter: peft saves a bias of a module with a delta from inside its wrapper."""
     module, _, kind = name.rpartition(".")
     return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
 
