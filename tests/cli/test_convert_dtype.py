@@ -5,15 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from adapterhub.cli.commands import convert
 from adapterhub_converters.containers.gguf_file import GGUFFile
-from adapterhub_converters.formats.gguf import writer
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
-
-
-def test_the_choices_are_those_of_the_writer() -> None:
-    assert writer.CHOICES == convert.DTYPES
 
 
 def test_f16_is_stored_and_its_rounding_reported(run: Run, tmp_path: Path) -> None:

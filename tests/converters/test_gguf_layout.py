@@ -262,7 +262,7 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
 
 def test_what_is_assumed_of_a_gguf_that_is_not_there_is_said(tmp_path: Path) -> None:
     adapter, llama = Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}), base("LlamaForCausalLM", "llama")
-    says = "made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
+    says = "made without fuse-qkv and fuse-gate-up-exps; for another, name that GGUF as the base"
     assert any(says in note for note in gguf.write(adapter, tmp_path / "a.gguf", base=llama).notes)
     assert gguf.write(adapter, tmp_path / "b.gguf", base=fused_base()).notes == ()
 
@@ -306,11 +306,11 @@ ONE = {expert(0, "w1"): low(FF, D)}
     ("adapter", "spec", "says"),
     [
         (Adapter({expert(4, "w1"): low(FF, D)}), base(), "experts.4.w1: the base has 4 experts"),
-        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Pass --base"),
+        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Name its base model"),
         (Adapter({GATE_UP: stack(96, D, experts=3)}), base(), "the delta has 3 experts, the base 4"),
-        (Adapter({GATE_UP: low(96, D)}), base(), "a delta of all experts together on a module of one"),
-        (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or the other way round"),
-        (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "more than one delta for the same rows of blk.0.ffn_gate_exps"),
+        (Adapter({GATE_UP: low(96, D)}), base(), "a delta of all experts on a module of one"),
+        (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or vice versa"),
+        (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "there are several deltas for the same rows of blk.0.ffn_gate_exps"),
         (
             Adapter({"model.layers.0.self_attn.k_proj": low(48, D)}),
             fused_base(head_dim=None),
@@ -340,22 +340,22 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (
             Adapter({"transformer.h.0.self_attention.query_key_value": low(96, D)}),
             base("FalconForCausalLM", "falcon", multi_query=False),
-            "no Falcon without multi-query attention (Falcon-RW)",
+            "does not support Falcon without multi-query attention (Falcon-RW)",
         ),
         (
             Adapter({"transformer.h.0.self_attention.dense": low(32, D)}),
             base("FalconForCausalLM", "falcon", new_decoder_architecture=True, alibi=True),
-            "no Falcon with ALiBi (Falcon-RW)",
+            "does not support Falcon with ALiBi (Falcon-RW)",
         ),
         (
             Adapter({"transformer.h.0.mlp.dense_h_to_4h": low(32, D)}),
             base("FalconForCausalLM", "falcon", multi_query=True, parallel_attn=False),
-            "no Falcon whose attention and MLP follow one another (Falcon-RW)",
+            "does not support Falcon with sequential attention and MLP (Falcon-RW)",
         ),
         (
             Adapter(dict.fromkeys((f"model.layers.0.{gate}.gate" for gate in ("block_sparse_moe", "mlp")), low(4, D))),
             base(),
-            "more than one delta for the same rows of blk.0.ffn_gate_inp",
+            "there are several deltas for the same rows of blk.0.ffn_gate_inp",
         ),
         (
             Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}),
@@ -432,7 +432,7 @@ def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, 
     error = np.abs(tensors["blk.0.ffn_up.weight.lora_a"].astype(np.float64) - adapter.deltas[up].lora_A).max()
     assert f"no element off by more than {error:.3g}" in kept[f"{up}.lora_A"].note
     if quantized:
-        assert "rows of 2 are no whole blocks" in kept[f"{up}.lora_B"].note
+        assert "rows of 2 are not a multiple" in kept[f"{up}.lora_B"].note
     # The way back gives the config of the source and the numbers that run.
     again = gguf.read(tmp_path / "a.gguf")
     assert again.deltas[up].alpha == 4.0
@@ -460,11 +460,11 @@ def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
     found = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
     assert found.seen.dtype == np.float32
-    assert found.note == "rows of 2 are no whole blocks of Q8_0 (32): stays F32"
+    assert found.note == "rows of 2 are not a multiple of Q8_0's blocks (32): stays F32"
 
 
 def test_another_dtype_is_no_choice(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no dtype 'q4_k' for GGUF. One of source, f32"):
+    with pytest.raises(UsageError, match="GGUF has no 'q4_k'. One of source, f32"):
         gguf.write(Adapter(ONE), tmp_path / "a.gguf", base=base(), dtype="q4_k")
 
 
