@@ -62,9 +62,9 @@ def test_dora_without_magnitudes_is_said_and_goes_nowhere_but_back(tmp_path: Pat
     (tmp_path / "c").mkdir()
     peft.write(dataclasses.replace(found, source=None), tmp_path / "c")
     assert unmeasured(peft.read(tmp_path / "c")) == [Q]
-    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+    with pytest.raises(RefusedError, match="norms of the base's rows"):
         plain_pairs(found)
-    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+    with pytest.raises(RefusedError, match="norms of the base's rows"):
         combine([found, found], [1.0, 1.0], method="linear")
 
 
@@ -97,7 +97,7 @@ def test_wrapped_modules_are_those_of_the_base(tmp_path: Path) -> None:
     assert set(peft.read(source, base=base(f"{Q}.linear")).deltas) == {f"{Q}.linear"}
     found = peft.read(source, base=base(Q))
     assert set(found.deltas) == {Q}
-    assert "and the base has none" in found.notes[0]
+    assert "which the base does not have" in found.notes[0]
     convert.convert(source, tmp_path / "gguf", to="raw", base=base(Q))
     convert.convert(tmp_path / "gguf", tmp_path / "back", to="peft", base=base(Q))
     assert (tmp_path / "back" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()

@@ -52,7 +52,7 @@ def test_the_report_says_whose_word_the_alpha_is(tmp_path: Path) -> None:
     notes = convert.convert(path, tmp_path / "peft", to="peft", alpha=3).notes
     assert "alpha 3 for all modules, as given" in notes
     assert "'default' was the adapter's name in its keys" in notes
-    assert "keys without base_model.model. were given it" in notes
+    assert "base_model.model. was added to keys without it" in notes
 
 
 def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
