@@ -95,7 +95,15 @@ def hub() -> Hub:
     token = token.replace("\r", "").replace("\n", "").strip()
     if not token.isascii() or not token.isprintable():
         raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
-    return Hub(endpoint, token or None)
+    return Hub(endpoint, token or None, proxy)
+
+
+def proxy(scheme: str, host: str) -> str:
+    """The proxy for a host by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else by macOS' or Windows' settings."""
+    import urllib.request
+
+    found = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
+    return found.get(scheme) or found.get("all") or ""
 
 
 def _renewed_token() -> str:

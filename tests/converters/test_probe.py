@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 
 from adapterhub.cli.commands import convert
@@ -43,6 +44,7 @@ def test_every_format_is_read_and_written(rows: list[Row]) -> None:
 
 def test_convert_offers_every_format(rows: list[Row]) -> None:
     (option,) = (option for option in convert.convert.params if option.name == "style")
+    assert isinstance(option.type, click.Choice)
     assert set(option.type.choices) == {row.name for row in rows} | {"hf"}
 
 

@@ -1,4 +1,4 @@
-"""The command bundle, and what `pull --from` and `--offline` mean: adapters carried where no network is."""
+"""`adapterhub bundle`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import inputs, output
+from adapterhub.cli import inputs, output, remotes
 from adapterhub.cli.environment import complete_ref, open_registry
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, output_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import UsageError
@@ -21,26 +21,23 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.layouts.bundle import Item
 
-_NETWORK = ("http://", "https://", "hf://")
-
 
 @command(
     "bundle",
-    short="Put versions into one file, for where no network is.",
     example="""
     adapterhub bundle team/sql:v2 team/chat:prod -o adapters.tar
     adapterhub bundle team/merged:v1 --with-parents -o adapters.tar
     adapterhub pull team/sql:v2 --from adapters.tar --offline""",
 )
 @click.argument("refs", metavar="REF…", nargs=-1, required=True, shell_complete=complete_ref)
-@click.option("-o", "--output", "out", metavar="OUT", required=True, help="What to write: a .tar, or else a folder.")
-@click.option("--with-parents", is_flag=True, help="With all that they were merged or converted from, as far as it is here.")
+@output_option("a .tar, or else a folder.", required=True)
+@click.option("--with-parents", is_flag=True, help="Include the parents that are in the registry, and theirs.")
 @click.pass_obj
 def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents: bool) -> None:
-    """Put versions into one OCI image layout, every byte verified: a .tar of the same bytes for the same versions, or a folder.
+    """Export versions to one OCI image layout, every byte verified: a reproducible .tar, or a folder.
 
-    REF is a version in the registry here, or an address. Each keeps its name, so that `pull REF --from OUT` finds it, and
-    skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST) too. `copy layout://OUT:REF NAME` takes one into a registry.
+    REF is a version in this registry, or an address. Each keeps its name: `pull REF --from OUT` finds it, and so do skopeo
+    (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
     """
     from adapterhub.remotes.layouts import bundle as layout_bundle
 
@@ -51,7 +48,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
         with bytes_bar("bundling") as show:
             size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show)
     for digest in missing:
-        output.say(f"left out: the parent {digest}, which is not in the registry here")
+        output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]
     document = {"output": out, "size": size, "versions": versions, "missing": missing}
 
@@ -66,7 +63,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
 def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[Item], list[Digest]]:
-    """The versions to bundle, each open until the stack closes, and the digests of parents that are not here."""
+    """The versions to bundle, open until the stack closes, and the digests of parents that are missing."""
     from adapterhub.remotes.layouts.bundle import ancestors
     from adapterhub.remotes.location import is_address
 
@@ -80,10 +77,10 @@ def _items(
             path, ref = inputs.resolve(text, settings)
             if ref is None:
                 hint = f"Store it first: `adapterhub push {path} NAMESPACE/NAME`"
-                raise UsageError(text, "is a path; a bundle has versions, by their names", hint)
+                raise UsageError(text, "is a path, and a bundle contains versions", hint)
             local.append(ref)
     if with_parents and not local:
-        raise UsageError("--with-parents", "looks in the registry here, and none of these is there", "Leave it out")
+        raise UsageError("--with-parents", "needs a version in this registry, and all of these are addresses", "Leave it out")
     if local:
         registry = stack.enter_context(open_registry(settings))
         found = [_here(registry, ref, stack) for ref in local]
@@ -95,24 +92,23 @@ def _items(
 
 
 def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
-    """A version of the registry, called as it was named if that was a tag, else by its number."""
+    """A version of the registry, named by the tag it was given by, else by its number."""
+    from adapterhub.index import queries
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
 
     version = stack.enter_context(registry.reading(ref))
     output.deprecated(str(version.ref), version.deprecated)
     source = Local(registry, version.name)
-    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in registry.catalog.tags(ref.name) else str(version.ref)
+    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
     return Item(source, source.manifest(version.digest), name)
 
 
 def _elsewhere(text: str, stack: ExitStack) -> Item:
-    """A version at an address, called by the end of its name there; one of a digest has none."""
+    """A version at an address, named by the last parts of its repository; unnamed if given by digest."""
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse
-
-    from . import remotes
 
     place = parse(text)
     source = stack.enter_context(remotes.opened(text))
@@ -121,34 +117,3 @@ def _elsewhere(text: str, stack: ExitStack) -> Item:
         path = place.repository.partition("://")[2].partition("/")[2]
         name = f"{'/'.join(path.split('/')[-2:])}:{place.reference}"
     return Item(source, source.manifest(place.reference), name)
-
-
-def found(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
-    """What a pull takes: `text` itself, or the address of what it means in a bundle. Nothing is asked of a network.
-
-    Raises:
-        UsageError: `offline`, and it would be.
-    """
-    from adapterhub.remotes import location
-    from adapterhub.remotes.layouts import location as layout
-    from adapterhub.remotes.layouts.bundle import named
-
-    if offline:
-        for word in (text, base or ""):
-            near = location.is_address(word) and isinstance(location.parse(word), layout.LayoutAddress)
-            if not near and (location.is_address(word) or word.lower().startswith(_NETWORK)):
-                raise UsageError(
-                    word, "is elsewhere, and --offline asks no network", "Leave --offline out, or name what is here"
-                )
-    if source is None:
-        return text
-    if location.is_address(text):
-        raise UsageError(text, "is an address; with --from it takes the name in the bundle", "Write it like team/sql:v2")
-    address = location.parse(source if location.is_address(source) else f"layout://{source}")
-    if not isinstance(address, layout.LayoutAddress):
-        raise UsageError(source, "is not a bundle", "Name a folder or a .tar; pull the address itself")
-    if address.tag or address.digest:
-        raise UsageError(source, "names a version, and so does the ref", f"Write --from {address.path}")
-    with layout.connect(address) as bundled:
-        name = named(bundled, text)
-    return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"

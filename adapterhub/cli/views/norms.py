@@ -1,16 +1,15 @@
-"""Where an adapter acts, as `adapterhub show` shows it: a picture on a terminal, numbers in a pipe."""
+"""Where an adapter acts: its norms as a picture on a terminal, as numbers in a pipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings
+from adapterhub.cli import output
 from adapterhub.cli.output import Column
-from adapterhub_converters.errors import AdapterhubError
+
+from . import groups
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
@@ -19,39 +18,17 @@ _ROWS = 40  # of a picture; more are folded
 _GAP = "·"
 
 
-def read(source: str, settings: Settings, *, base: str | None, plot: str | None) -> Heat | str:
-    """The norms of an adapter, drawn to `plot` as well; or why there are none, where nothing asked for them by name."""
-    from adapterhub.analysis import norms as picture
-    from adapterhub_converters.containers import atomic
-    from adapterhub_converters.formats import convert
-
-    if plot:
-        atomic.check_free(Path(plot), folder=False)
-    spec = inputs.read_base(base, settings) if base else None
-    try:
-        with inputs.opened(source, settings) as found:
-            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.existing(base) if base else None)
-            where = found.where
-    except AdapterhubError as error:
-        if base or plot:
-            raise
-        return output.one_line(str(error))
-    if plot:
-        picture.plot(norms, Path(plot), title=where)
-    return norms
-
-
 def document(norms: Heat | str) -> dict[str, Any]:
-    """For `--json`; `missing` says why there are no numbers."""
+    """The norms with stable keys; `missing` has the reason if there are none."""
     return {"missing": norms} if isinstance(norms, str) else {"missing": None, **asdict(norms)}
 
 
 def lines(norms: Heat | str | None) -> Iterator[str]:
-    """What to print after the facts."""
+    """Lines of the norms."""
     if norms is None:
         return
     if isinstance(norms, str):
-        yield from output.wrapped(f"norms: not read: {norms}", output.width(), indent=2)
+        yield from output.wrapped(f"norms: not available: {norms}", output.width(), indent=2)
         return
     from adapterhub.analysis.norms import subtitle
 
@@ -61,10 +38,7 @@ def lines(norms: Heat | str | None) -> Iterator[str]:
         yield from _picture(norms) if output.has_blocks() else _numbers(norms)
     for name, value in list(norms.others.items())[:_ROWS]:
         yield output.one_line(f"{name} {value:.4g}")
-    for name, why in list(norms.left_out.items())[:3]:
-        yield from output.wrapped(f"left out: {name}: {why}", output.width(), indent=2)
-    if len(norms.left_out) > 3:
-        yield f"… and {len(norms.left_out) - 3} more left out (--json has all)"
+    yield from groups.lines((groups.Item("left out:", *item) for item in norms.left_out.items()), output.width())
 
 
 def _numbers(norms: Heat) -> list[str]:

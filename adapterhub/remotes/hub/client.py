@@ -21,8 +21,10 @@ from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, Place
 from adapterhub.digest import Digest, parse_digest
+from adapterhub.http.client import PAUSES, Answer, Body, Client
+from adapterhub.http.errors import DeniedError
+from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest.oci_manifest import parse_json
-from adapterhub.remotes.wire import PAUSES, Answer, Body, DeniedError, Wire, resolved
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -142,14 +144,14 @@ class Refs:
     tags: Mapping[str, str]
 
 
-class HubWire(Wire):
+class HubWire(Client):
     """HTTP to a hub, with the error codes of its API."""
 
     @classmethod
-    def to(cls, endpoint: str, token: str | None, pauses: Sequence[float] = PAUSES) -> HubWire:
+    def to(cls, endpoint: str, token: str | None, pauses: Sequence[float] = PAUSES, proxy: ProxyOf = no_proxy) -> HubWire:
         """Open a connection that sends a token to the origin of the hub only."""
         known = {"": f"Bearer {token}"} if token else {}
-        return cls(endpoint, None, LOGIN, lambda: [token] if token else [], pauses, _known=known)
+        return cls(endpoint, None, LOGIN, lambda: [token] if token else [], pauses, proxy=proxy, known=known)
 
     def clean(self, text: str) -> str:
         """One printable line of at most 200 characters; empty if it contains the token."""
@@ -158,7 +160,7 @@ class HubWire(Wire):
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         code = answer.headers.get("x-error-code", "")
-        anonymous = not self._known
+        anonymous = not self.known
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
             hint = f"A private one needs a login. {LOGIN}" if anonymous else ""
@@ -196,9 +198,10 @@ class HubClient:
     where: str
     token: str | None = field(default=None, repr=False)
     pauses: Sequence[float] = PAUSES
+    proxy: ProxyOf = no_proxy
 
     def __post_init__(self) -> None:
-        self.wire = HubWire.to(self.endpoint, self.token, self.pauses)
+        self.wire = HubWire.to(self.endpoint, self.token, self.pauses, self.proxy)
         self.url = f"{self.endpoint}/api/models/{self.repo}"
 
     def listing(self, revision: str) -> Listing:

@@ -34,11 +34,13 @@ from huggingface_hub.lfs import UploadInfo, lfs_upload, post_lfs_batch_info
 from huggingface_hub.utils import get_session
 
 from adapterhub.digest import CHUNK, sha256_bytes
+from adapterhub.http.client import PAUSES
+from adapterhub.http.errors import DeniedError
+from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest.oci_manifest import Descriptor, parse_json
 from adapterhub.remotes.download import Steady
 from adapterhub.remotes.location import Access
 from adapterhub.remotes.protocol import Reader, Source
-from adapterhub.remotes.wire import PAUSES, DeniedError
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
 from .client import COMMIT, MAX_ANSWER, HubClient, HubWire
@@ -169,7 +171,9 @@ class HubWriter:
         return commit
 
 
-def access(endpoint: str, token: str | None, org: str = "", *, pauses: Sequence[float] = PAUSES) -> Access:
+def access(
+    endpoint: str, token: str | None, org: str = "", *, pauses: Sequence[float] = PAUSES, proxy: ProxyOf = no_proxy
+) -> Access:
     """The rights that a hub grants in an organization, or in the account of the token's owner.
 
     A token that is limited to single repositories does not tell which: then `writes` is None.
@@ -177,7 +181,7 @@ def access(endpoint: str, token: str | None, org: str = "", *, pauses: Sequence[
     Raises:
         RemoteError: No hub answers, or it refuses the token.
     """
-    wire = HubWire.to(endpoint, token, pauses)
+    wire = HubWire.to(endpoint, token, pauses, proxy)
     try:
         with closing(wire), _calling(wire, endpoint):
             # The library insists on a token; the wire sends its own, or none.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
 from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
-
-CONFIG = "adapter_config.json"
 
 
 class _Headers(OpenFile):
@@ -39,7 +38,7 @@ class Candidate:
     @cached_property
     def config(self) -> str:
         """The text of the `adapter_config.json` in a folder; empty for a file, and without one."""
-        path = self.path / CONFIG
+        path = self.path / ADAPTER_CONFIG
         return json_file.read_text(path) if path.is_file() else ""
 
     @property

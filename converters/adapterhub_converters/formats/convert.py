@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
@@ -33,7 +34,6 @@ from .candidate import Candidate
 from .image import pipeline
 from .lossy import Allowed
 
-FACTS = "adapter.json"
 NOTHING = Allowed()
 
 
@@ -72,18 +72,10 @@ def _refuse_distributed(path: Path) -> None:
         raise RefusedError(str(path), what, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
 
 
-def lone_file(path: Path) -> Path:
-    """`path`, or the one file of a folder that is an adapter without a config, as a registry gives it out."""
-    if not path.is_dir() or (path / peft.CONFIG).exists():
-        return path
-    found = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
-    return found[0] if len(found) == 1 else path
-
-
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     """The adapter at `path`, in any format."""
     pickles.refuse(path)
-    path = lone_file(path)
+    path = adapter_in(path)
     return find(sniff(path)).read(path, base=base)
 
 
@@ -128,7 +120,7 @@ def convert(
     """
     if to in PACKAGES:
         named, name = ollama.check(model), ollama.adapter_name(dst)
-        base = base or base_from_facts(src)
+        base = base or base_from_manifest(src)
         with atomic.whole(dst) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
@@ -142,7 +134,7 @@ def convert(
     if dtype not in row.dtypes:
         what = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
         raise ParameterError("dtype", what, f"One of {', '.join(row.dtypes)}")
-    base = base or base_from_facts(src)
+    base = base or base_from_manifest(src)
     with _opened(src, unsafe_pickle=unsafe_pickle) as source:
         own = find(sniff(source))
         read_own = functools.partial(_read, own, base=base, alpha=alpha, rslora=rslora)
@@ -167,11 +159,11 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Candidate]:
     """`src` or, where it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
     # A file with a valid header is not a pickle, and need not be opened again to find out.
-    pickle = pickles.found(src) if src.suffix in pickles.SUFFIXES or not (candidate.header or candidate.gguf) else None
+    pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
         if pickle is not None:
             pickles.refuse(src)
-        path = lone_file(src)
+        path = adapter_in(src)
         yield candidate if path == src else Candidate(path)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
@@ -274,9 +266,9 @@ def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossRepo
     return dataclasses.replace(report, losses=tuple(losses))
 
 
-def base_from_facts(src: Path) -> BaseSpec | None:
+def base_from_manifest(src: Path) -> BaseSpec | None:
     """The base that the `adapter.json` next to an adapter describes; None without one that has an architecture and a config."""
-    path = (src if src.is_dir() else src.parent) / FACTS
+    path = (src if src.is_dir() else src.parent) / ADAPTER_JSON
     if not path.is_file():
         return None
     base = json_file.read_object(path).get("base")
@@ -286,7 +278,7 @@ def base_from_facts(src: Path) -> BaseSpec | None:
     repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
     return BaseSpec(
         where=str(path),
-        kind="facts",
+        kind="manifest",
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),
         config=config,

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.adapter import Meta
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, PEFT_INDEX, PEFT_WEIGHTS
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.patterns import Patterns
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-INDEX = "adapter_model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = ADAPTER_CONFIG, PEFT_WEIGHTS, PEFT_INDEX
 
 # Keys that never change the delta: bookkeeping, or already determined by the tensors.
 INERT = {

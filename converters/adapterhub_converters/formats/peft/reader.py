@@ -15,6 +15,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Source
+from adapterhub_converters.adapter_files import pickled_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
@@ -81,7 +82,7 @@ def weight_files(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / INDEX).is_file():
-        if found := sorted(item.name for item in path.glob("adapter_model*.bin")):
+        if path.is_dir() and (found := pickled_weights(item.name for item in path.iterdir())):
             what = "a pickle can run code when it is loaded"
             raise RefusedError(str(path / found[0]), what, "Save the adapter again with safe_serialization=True", code="pickle")
         raise NotFoundError(str(path), f"not a PEFT adapter: there is no {WEIGHTS}")

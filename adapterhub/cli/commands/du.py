@@ -1,0 +1,159 @@
+"""`adapterhub du`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import (
+    open_registry,
+)
+from adapterhub.cli.options import Settings, base_option, command
+from adapterhub.cli.output import Column
+from adapterhub.cli.progress import bytes_bar
+from adapterhub_converters.errors import AdapterhubError
+
+if TYPE_CHECKING:
+    from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
+    from adapterhub.registry.registry import Registry
+
+_SHORT = 12 + len("sha256:")
+
+_NAMES = (
+    Column("NAME"),
+    Column("VERSIONS", right=True),
+    Column("FILES", right=True),
+    Column("SHARED", right=True, drop=2),
+    Column("PACKED", right=True, drop=1),
+    Column("STORED", right=True),
+)
+
+
+@command(
+    "du",
+    example="""
+    adapterhub du
+    adapterhub du team --base ./SmolLM2-135M""",
+)
+@click.argument("prefix", metavar="[PREFIX]", required=False)
+@base_option("compare with whole models of this size; repeatable.", multiple=True)
+@click.pass_obj
+def du(settings: Settings, prefix: str | None, base: Sequence[str]) -> None:
+    """Show disk usage: the files of versions, what shared files and packing save, and what is stored.
+
+    PREFIX is a namespace or a name. Tensors that several files contain are counted too: `adapterhub pack` stores them once.
+    The size of as many whole models is shown for bases added with `adapterhub base add` and those in --base.
+    """
+    from adapterhub.maintenance import disk_usage
+    from adapterhub_converters.errors import NotFoundError
+
+    known = [_known(one, settings) for one in base]
+    with open_registry(settings) as registry:
+        with bytes_bar("listing tensors") as progress:
+            report = disk_usage.usage(registry, prefix, progress=progress)
+        kept = _kept(registry)
+    if prefix and not report.names:
+        raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+    for model in known:
+        if not any(model.fits(base) for base in report.bases):
+            output.say(output.one_line(f"{model.where}: no version here was trained on it"))
+    known += kept  # --base comes first
+    output.emit(_document(report, known), as_json=settings.as_json, text=lambda: _usage_text(report, known))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A model to compare with: its path or name, its identity, the size of its weights in bytes."""
+
+    where: str
+    repo: str | None
+    fingerprint: str | None
+    size: int
+
+    def fits(self, base: BaseUsage) -> bool:
+        if base.fingerprint:
+            return base.fingerprint == self.fingerprint
+        return base.repo is not None and base.repo == self.repo
+
+
+def _known(text: str, settings: Settings) -> _Model:
+    """The model that --base names; UsageError if its size is unknown."""
+    from adapterhub_converters.errors import UsageError
+
+    spec = inputs.read_base(text, settings)
+    if not spec.size:
+        raise UsageError(text, "the weight files are missing, so their size is unknown", "Name a folder with weights")
+    return _Model(text, spec.repo, spec.fingerprint, spec.size)
+
+
+def _kept(registry: Registry) -> list[_Model]:
+    """The registered bases and their sizes; unreadable ones are left to `fsck`."""
+    from adapterhub.bases import registered
+
+    found = []
+    for name in registry.store.log.document_names():
+        with contextlib.suppress(AdapterhubError):
+            spec = registered.get(registry, name).spec
+            found.append(_Model(name, spec.repo, spec.fingerprint, spec.size))
+    return [model for model in found if model.size]
+
+
+def _whole(base: BaseUsage, known: Sequence[_Model]) -> int | None:
+    """The size of the versions on a base as whole models; None where the size of the base is unknown."""
+    size = next((model.size for model in known if model.fits(base)), None)
+    return None if size is None else size * base.usage.versions
+
+
+def _document(report: Report, known: Sequence[_Model]) -> dict[str, Any]:
+    return {
+        "names": [{"name": usage.name, **_numbers(usage)} for usage in report.names],
+        "bases": [
+            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole(base, known)}
+            for base in report.bases
+        ],
+        "total": _numbers(report.total),
+        "tensors": {"repeated": report.repeated, "unlisted": report.unlisted},
+    }
+
+
+def _numbers(usage: Usage) -> dict[str, int]:
+    return {key: getattr(usage, key) for key in ("versions", "adapters", "files", "shared", "distinct", "saved", "stored")}
+
+
+def _usage_text(report: Report, known: Sequence[_Model]) -> None:
+    if not report.names:
+        output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
+        return
+    rows = [_cells(usage.name, usage) for usage in report.names]
+    if len(rows) > 1:
+        rows.append(_cells("all", report.total))
+    output.write_table(_NAMES, rows)
+    output.write()
+    if report.repeated:
+        output.write(f"repeated tensors in different files: {output.size(report.repeated)}")
+    if report.unlisted:
+        files = output.plural(report.unlisted, "file")
+        output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
+    for base in report.bases:
+        for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
+            output.write(line)
+
+
+def _cells(name: str, usage: Usage) -> list[str]:
+    saved = [f"-{output.size(count)}" if count else "-" for count in (usage.shared, usage.saved)]
+    return [name, str(usage.versions), output.size(usage.files), *saved, output.size(usage.stored)]
+
+
+def _base_line(base: BaseUsage, whole: int | None) -> str:
+    usage = base.usage
+    name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
+    count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"
+    line = f"{name}: {count} in {output.size(usage.stored)}"
+    if whole is None:
+        return line
+    return f"{line}; as whole models {output.size(whole)}, {whole / max(1, usage.stored):,.0f} times as large"

@@ -1,0 +1,67 @@
+"""`adapterhub fsck`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output, remotes
+from adapterhub.cli.environment import (
+    open_registry,
+    registry_folder,
+)
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.views import findings as view
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.registry.registry import Registry
+
+
+@command(
+    "fsck",
+    example="""
+    adapterhub fsck
+    adapterhub fsck --rebuild-index --registry ~/adapters
+    adapterhub fsck --repair --from /backup/adapters""",
+)
+@click.option("--rebuild-index", "rebuild", is_flag=True, help="Rebuild registry.db from the store first.")
+@click.option("--repair", is_flag=True, help="Restore missing or damaged blobs first.")
+@click.option("--from", "source", metavar="SRC", help="Source: a registry, an image layout or an adapter's folder.")
+@click.option("--quick", is_flag=True, help="Skip hashing blobs that have the right size.")
+@click.pass_obj
+def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None, quick: bool) -> int:
+    """Check a whole registry: every blob against its digest, every ref against its log, the index against both.
+
+    Nothing changes without --rebuild-index or --repair; --repair takes bytes from SRC, a path or an address. Exits 0 when
+    clean, else 1. Harmless leftovers of a killed push are notes.
+    """
+    from adapterhub.maintenance import fsck as checks
+
+    if repair != (source is not None):
+        raise UsageError("--repair" if repair else "--from", f"requires {'--from SRC' if repair else '--repair'}")
+    if rebuild:
+        registry, findings = checks.rebuilt(registry_folder(settings))
+    else:
+        registry, findings = open_registry(settings), []
+    with registry:
+        healed = _repaired(registry, source) if source else []
+        with bytes_bar("checking") as progress:
+            findings += checks.fsck(registry, quick=quick, progress=progress)
+        root = str(registry.root)
+    if source:
+        output.say(f"restored {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
+    return view.show(settings, root, findings, good="clean")
+
+
+def _repaired(registry: Registry, source: str) -> list[str]:
+    from adapterhub.maintenance.repair import repair
+    from adapterhub.remotes.location import is_address
+
+    if not is_address(source):
+        return repair(registry, Path(source))
+    with remotes.opened(source) as remote:
+        return repair(registry, remote.find)

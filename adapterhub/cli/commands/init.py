@@ -1,0 +1,54 @@
+"""`adapterhub init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import environment, output
+from adapterhub.cli.environment import (
+    named_registry,
+    registry_folder,
+)
+from adapterhub.cli.options import Settings, command, project_option
+
+
+@command(
+    "init",
+    example="""
+    adapterhub init
+    adapterhub init ~/adapters
+    adapterhub init --project""",
+)
+@click.argument("folder", metavar="[DIR]", required=False)
+@project_option
+@click.pass_obj
+def init(settings: Settings, folder: str | None, *, project: bool) -> None:
+    """Create a registry in a folder: registry.db and the store .adapterhub/.
+
+    Without DIR the registry goes where --registry, $ADAPTERHUB_REGISTRY or the project points, else into this folder. An
+    existing registry is left as it is. --project writes a commented adapterhub.toml instead: remotes and rules of a project.
+    """
+    from adapterhub.registry.registry import Registry
+
+    if project:
+        _project(settings, folder)
+        return
+
+    root = Path(folder) if folder else registry_folder(settings) if named_registry(settings) else Path()
+    new = not (root / ".adapterhub" / "oci-layout").exists()
+    Registry.init(root).close()
+    text = f"{'created' if new else 'already there:'} {root / 'registry.db'}"
+    output.emit({"registry": str(root), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _project(settings: Settings, folder: str | None) -> None:
+    """Write a commented adapterhub.toml; an existing one is left as it is."""
+    from adapterhub import user_files
+    from adapterhub.project.settings import TEMPLATE
+
+    path = (Path(folder) if folder else Path.cwd()) / environment.PROJECT
+    new = user_files.change(path, lambda text: None if text or path.exists() else TEMPLATE)
+    text = f"{'created' if new else 'already there:'} {path}"
+    output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))

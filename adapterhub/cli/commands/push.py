@@ -1,0 +1,79 @@
+"""`adapterhub push`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output, publish
+from adapterhub.cli.environment import (
+    at_remote,
+    complete_ref,
+    remote_option,
+)
+from adapterhub.cli.options import (
+    Settings,
+    base_option,
+    command,
+    conversion_options,
+    expect_option,
+    force_option,
+    transfer_options,
+)
+
+if TYPE_CHECKING:
+    from adapterhub.registry.recipe import Conversion
+
+
+@command(
+    "push",
+    example="""
+    adapterhub push ./sql team/sql
+    adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
+    adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
+    adapterhub push team/sql:v2 team/sql:v2 --remote
+    adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
+)
+@click.argument("source", metavar="SRC")
+@click.argument("ref", shell_complete=complete_ref)
+@base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
+@expect_option
+@force_option("push even if `adapterhub validate` reports errors.")
+@click.option("--private", is_flag=True, help="Create the Hub repository as private.")
+@remote_option
+@conversion_options("image")
+@transfer_options
+@click.pass_obj
+def push(
+    settings: Settings,
+    *,
+    source: str,
+    ref: str,
+    base: str | None,
+    expect: str | None,
+    force: bool,
+    private: bool,
+    remote: str | None,
+    conversion: Conversion | None,
+) -> None:
+    """Store an adapter as the next version of a name.
+
+    REF is namespace/name, or namespace/name:tag to move a tag as well; the version number, v1, v2 …, is assigned. Pushing the
+    same files again creates no new version. An adapter with errors is refused. The registry is created if needed.
+    REF may also be an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote.
+    --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only, pushes a container image.
+    """
+    name = None if remote is None else ref.partition(":")[0]
+    made = publish.push(
+        settings,
+        source,
+        at_remote(ref, remote),
+        base=base,
+        expect=expect,
+        force=force,
+        private=private,
+        conversion=conversion,
+        name=name,
+    )
+    output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))

@@ -1,0 +1,115 @@
+"""`adapterhub verify-merge`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.merge_into import trained_in, weights_of
+from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
+from adapterhub.cli.output import Column
+from adapterhub.cli.progress import count_bar
+
+if TYPE_CHECKING:
+    from adapterhub.merge.into_base.verify import Proof, Proofs
+
+_SHOWN = 12  # rows of a table
+
+
+@command(
+    "verify-merge",
+    example="""
+    adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
+    adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
+)
+@base_option("the Hugging Face folder that was merged into.", required=True)
+@adapter_option("a folder, file or ref that was merged", required=True)
+@click.option("--merged", metavar="MODEL", required=True, help="Merged model: a Hugging Face folder or a .gguf, by any tool.")
+@weights_option
+@onto_option
+@click.pass_obj
+def verify_merge(
+    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str | None
+) -> int:
+    """Prove, tensor by tensor, that a merged model is its base plus its adapters, at full strength.
+
+    Every tensor is compared with the result the merge should have: exactly, up to the rounding of its dtype, or, in a
+    quantized model, by the strength of the adapter in it. Exits 0 when all are right, 1 when one is not or could not be
+    compared.
+    """
+    from adapterhub.merge import Options
+    from adapterhub.merge.into_base import verify
+    from adapterhub_converters import bases as base_model
+    from adapterhub_converters.formats import convert
+
+    factors = weights_of(weights, len(adapters))
+    folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
+    with ExitStack() as stack:
+        found = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
+        spec = base_model.read_hf(folder) if folder.is_dir() else None
+        read = [convert.read(source.path, base=spec) for source in found]
+        options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
+        with count_bar("comparing tensors") as progress:
+            proofs = verify.prove(list(zip(read, factors, strict=True)), folder, model, options=options, progress=progress)
+    output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
+    return 0 if proofs.good else 1
+
+
+def _document(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> dict[str, Any]:
+    return {
+        "ok": proofs.good,
+        "merged": merged,
+        "verdicts": dict(sorted(Counter(one.verdict for one in proofs.tensors).items())),
+        "strengths": {
+            name: None if found is None else {"least": found[0], "median": found[1], "largest": found[2]}
+            for name, found in zip(adapters, _strengths(proofs, len(adapters)), strict=True)
+        },
+        "tensors": {
+            one.name: {
+                "verdict": one.verdict,
+                "ok": one.good,
+                "strength": None if one.strength is None else [None if math.isnan(s) else s for s in one.strength],
+                "rest": one.rest if one.rest is None or math.isfinite(one.rest) else None,
+                "note": one.note,
+            }
+            for one in proofs.tensors
+        },
+        "notes": list(proofs.notes),
+    }
+
+
+def _strengths(proofs: Proofs, count: int) -> list[tuple[float, float, float] | None]:
+    found = list(proofs.strengths())
+    return found + [None] * (count - len(found))
+
+
+def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
+    counts = Counter(one.verdict for one in proofs.tensors)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
+    output.write(output.one_line(f"{merged}: {output.plural(len(proofs.tensors), 'tensor')}: {summary}"))
+    for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True):
+        said = "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
+        output.write(output.one_line(f"  strength of {name}: {said}"))
+    for note in proofs.notes:
+        output.write(output.one_line(f"  note: {note}"))
+    bad = [one for one in proofs.tensors if not one.good]
+    if bad:
+        output.write()
+        columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
+        output.write_table(columns, [_row(one) for one in bad[:_SHOWN]])
+        if len(bad) > _SHOWN:
+            output.write(output.more(len(bad) - _SHOWN))
+    good = "ok: base plus adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as expected"
+    output.write()
+    output.write(output.color(good, "red" if bad else "green"))
+
+
+def _row(one: Proof) -> list[str]:
+    strength = "-" if one.strength is None else " ".join(f"{s:.3f}" for s in one.strength if not math.isnan(s))
+    rest = f"{one.rest:.1%} unexplained" if one.strength and one.rest is not None else ""
+    return [one.name, one.verdict, strength, one.note or rest]

@@ -1,0 +1,45 @@
+"""The registry of a login."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub.cli import environment
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.remotes.oci.address import Address
+
+
+def key(address: Address) -> str:
+    """The key of a registry in the login store."""
+    from adapterhub.remotes.oci.credentials import canonical
+
+    return canonical(address.host, plain=address.plain)
+
+
+def address_of(text: str) -> Address:
+    """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
+    from adapterhub.remotes.oci.address import Address
+
+    found = environment.remotes().get(text)
+    url = found.url if found else text if "://" in text else f"oci://{text}"
+    scheme, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0]:
+        host = rest.partition("/")[0].rpartition("@")[2]
+        raise UsageError(host, "contains credentials, which end up in logs", f"Run `adapterhub login {host}`")
+    scheme = scheme.lower()
+    if not scheme.startswith("oci"):
+        raise UsageError(f"{scheme}://", "has logins of its own", _ELSEWHERE.get(scheme, _OTHERS))
+    return Address.parse(f"{scheme}://{rest.partition('/')[0]}/x")
+
+
+_OTHERS = "Its own tools store them, and adapterhub reads those"
+
+_ELSEWHERE = {
+    "hf": "Run `hf auth login`; adapterhub reads its token",
+    "s3": "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "file": "The permissions of the folder apply",
+}

@@ -1,0 +1,251 @@
+"""The program: commands loaded on demand, and one run as a process with its signals, errors and exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
+
+from . import errors, output
+from .options import Settings, refuse_unknown, set_shared
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with a code of docs/exit-codes.md."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+PROGRAM = "adapterhub"
+EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
+# Module to the extra of pyproject.toml that brings it.
+_EXTRAS = {
+    "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
+    "bitsandbytes": "demo", "obstore": "objectstore", "peft": "dev",
+}  # fmt: skip
+
+
+# What each command does, by purpose. A command is the module of its name in `commands`, with an underscore for a dash; the
+# words are here, so that the program's help needs none of these modules.
+GROUPS = {
+    "Create": {
+        "train": "Train an adapter (QLoRA).",
+        "eval": "Measure an adapter on held-out data.",
+        "merge": "Merge adapters, or adapters into a base model.",
+        "extract": "Extract an adapter from a full fine-tune.",
+        "convert": "Convert an adapter to another format.",
+        "materialize": "Rebuild a merged model from its recipe.",
+        "rebuild": "Rebuild a merged or converted adapter, and compare.",
+    },
+    "Check": {
+        "validate": "Check adapters for problems.",
+        "fix": "Repair known defects in a copy.",
+        "diff": "Compare two adapters.",
+        "verify-merge": "Prove that a merged model contains its adapters.",
+        "formats": "List the formats that can be read and written.",
+    },
+    "Share": {
+        "push": "Store an adapter as a new version.",
+        "pull": "Write the files of a version, verified.",
+        "copy": "Copy a version to or from another registry.",
+        "bundle": "Export versions to one file for offline use.",
+        "attach": "Attach files to a version in an OCI registry.",
+        "attached": "List the attachments of a version.",
+        "lock": "Lock the versions that a project uses.",
+        "remote": "Manage other registries by name.",
+        "login": "Log in to a registry.",
+        "logout": "Log out of a registry.",
+    },
+    "Find": {
+        "list": "List versions.",
+        "show": "Show an adapter.",
+        "search": "Search adapters by words and manifest fields.",
+        "find": "Find the version that contains a file or its tensors.",
+        "lineage": "Show what an adapter was made from, and what from it.",
+        "log": "Show the history of a name.",
+    },
+    "Maintain": {
+        "init": "Create a registry.",
+        "base": "Manage base models by name.",
+        "tag": "Point a tag at a version.",
+        "rm": "Remove a tag or a name.",
+        "deprecate": "Mark a version as deprecated.",
+        "keep": "Choose which versions gc keeps.",
+        "gc": "Remove unused data.",
+        "verify": "Compare bytes with digests.",
+        "fsck": "Check a whole registry, and repair it.",
+        "pack": "Compress stored versions.",
+        "unpack": "Decompress packed versions.",
+        "du": "Show disk usage.",
+        "completion": "Print a completion script for a shell.",
+    },
+}
+COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+
+
+class _Program(click.Group):
+    """Commands whose modules are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        found = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
+        return found if isinstance(found, click.Command) else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        refuse_unknown(ctx, args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        wide = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(wide), does) for name, does in group.items()])
+
+
+def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        from adapterhub import __version__
+
+        click.echo(f"{PROGRAM} {__version__}")
+        context.exit()
+
+
+@click.group(
+    PROGRAM,
+    cls=_Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+@click.option("--registry", metavar="DIR", expose_value=False, callback=set_shared, help="Registry to use.")
+@click.option("--debug", is_flag=True, expose_value=False, callback=set_shared, help="Show tracebacks.")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Package, check, convert, merge, version and train LoRA adapters.
+
+    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref in a registry like team/sql:v2. Every command takes all three;
+    most also take an address like oci://registry.example/team/sql:v2.
+    The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db in this folder or above it, else the
+    one in your data folder.
+    """
+    context.ensure_object(Settings)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about overflow: results are checked
+    warnings.simplefilter("ignore", FutureWarning)  # addressed to programmers, not to users of a command
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()
+        return EXIT_PIPE
+    except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
+        return _report(error, arguments)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # As an exception, so that temporary folders are removed and locks released on the way out.
+    sys.exit(EXIT_TERMINATED)
+
+
+def _close_stdout() -> None:
+    # The interpreter flushes stdout once more at exit, which would fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _invoke(arguments: list[str]) -> int:
+    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+        app.main(arguments, prog_name=PROGRAM)
+    try:
+        with app.make_context(PROGRAM, list(arguments)) as context:
+            result = app.invoke(context)
+            return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
+    known = errors.in_words_of_the_command_line(translate(error))
+    debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
+    if debug:
+        traceback.print_exception(error)
+    if known is None:
+        where = "" if debug else _crash_report(error, arguments)
+        known = AdapterhubError(
+            type(error).__name__, str(error) or "no message", f"This is a bug; report: {where}" if where else ""
+        )
+    line = output.one_line(f"error: {known}")
+    if _wants_json(arguments):
+        output.write_json({"error": output.error_document(known)})
+    print(line, file=sys.stderr)
+    return known.exit_code
+
+
+def translate(error: Exception) -> AdapterhubError | None:
+    """The error to report for an exception, or None for a bug."""
+    if isinstance(error, AdapterhubError):
+        return None if type(error) is AdapterhubError else error
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        what, close, meant = error.format_message().rstrip(".").partition(". Did you mean ")
+        return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
+    if isinstance(error, ImportError):
+        module = (error.name or "").partition(".")[0]
+        hint = f"Run `pip install 'adapterhub[{_EXTRAS.get(module)}]'`"
+        return MissingExtraError("", f"requires {module}, which is not installed", hint) if module in _EXTRAS else None
+    if isinstance(error, MemoryError):
+        return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model")
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")
+    return None
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    # Read from the arguments themselves: the error may be that they could not be parsed.
+    return any(word in ("--json", "--format=json") for word in arguments) or ("--format", "json") in pairwise(arguments)
+
+
+def _crash_report(error: Exception, arguments: list[str]) -> str:
+    """Write the traceback to a file for a bug report; its path, or empty if it could not be written."""
+    from adapterhub import __version__
+
+    text = [f"adapterhub {__version__}, Python {sys.version}, {sys.platform}\n", f"arguments: {arguments}\n\n"]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="adapterhub-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.writelines([*text, *traceback.format_exception(error)])
+            return file.name
+    except OSError:
+        return ""
