@@ -21,7 +21,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats.peft.keys import native
 
 from .report import Problem
@@ -135,7 +135,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
             raise
         problem = unreadable(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
-            code = "does-not-fit" if base else "needs-base" if "--base" in error.hint else problem.code
+            code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
             problem = dataclasses.replace(problem, code=code)
         return None, [*problems, problem]
     return contents, problems
@@ -143,7 +143,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
 
 def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
     """The format of an adapter; None if all that is known of it are pickles."""
-    if peft.sniff(path):
+    if FORMATS["peft"].sniff(path):
         return "peft"
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 

@@ -22,9 +22,8 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
-from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import ollama
+from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
 from .recipe import Conversion, Parent, convert
 
@@ -58,12 +57,10 @@ def pull(
 
     For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model.
     """
-    package = conversion.to in formats.PACKAGES
-    if package and not model:
-        raise ParameterError("model", "is missing: which base model should Ollama use", "Give Ollama's name of it, or its path")
-    named, name = (ollama.check(model, "model"), ollama.adapter_name(out)) if package else ("", "")
+    package = conversion.to in PACKAGES
+    named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
-    is_folder = package or conversion.to in formats.FOLDERS
+    is_folder = package or FORMATS[conversion.to].folder
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
     kept = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)

@@ -26,6 +26,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views.versions import version_document
+from adapterhub_converters import formats
 from adapterhub_converters.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -135,15 +136,15 @@ def _converted(
     """Pull a version of this registry in another format."""
     from adapterhub.ref import Ref
     from adapterhub.registry import conversion_cache
-    from adapterhub_converters.formats import convert
 
-    if model and conversion.to not in convert.PACKAGES:
+    if model and conversion.to not in formats.PACKAGES:
         raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
     wanted = Ref.parse(ref)
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + convert.ENDINGS.get(conversion.to, ""))
+    suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
+    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + suffix)
     spec = inputs.read_base(base, settings) if base else None
     with open_registry(settings) as registry:
-        named = model or (inputs.here(base) if conversion.to in convert.PACKAGES else None)
+        named = model or (inputs.here(base) if conversion.to in formats.PACKAGES else None)
         form = conversion_cache.pull(registry, wanted, target, conversion, base=spec, model=named)
     document = {
         "ref": str(form.version.ref),
