@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 from adapterhub_converters.formats import peft
 
 from .document import SCHEMA_ID, SCHEMA_VERSION, upgrade
-from .package_files import listing
+from .package_files import Listing
+from .package_files import listing as package_listing
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -86,24 +88,67 @@ def describe(
     return check(facts, f"{folder}/{NAME}")
 
 
-def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[Facts, bytes]:
-    """The facts to publish for `folder`, and the bytes of their document.
+@dataclass(frozen=True)
+class Draft:
+    """The adapter.json of a folder before its files are hashed: all else of the folder has been read, once.
 
-    The adapter.json that lies there, byte for byte, if it is complete. Files and declarations it lacks are added to
-    it. One that contradicts the files is an IntegrityError: what it records belongs to other weights.
+    Attributes:
+        listing: The files that belong to the adapter.
+        seen: Its format and its adapter; the numbers in its tensors may be absent.
+        known: The adapter.json in the folder, None where there is none; `text` is its text.
+        declared: The contents of adapter.toml.
+        base: The base model to pin, if one was given. What is recorded already is kept.
     """
-    seen = seen or look(folder)
-    files = digests(folder) if files is None else files
-    known = read_facts(folder)
-    if known is None:
-        facts = describe(folder, files=files, seen=seen)
-        return facts, dump(facts)
+
+    folder: Path
+    listing: Listing
+    seen: Seen
+    known: Facts | None
+    text: str
+    declared: Mapping[str, Any]
+    base: BaseSpec | None = None
+
+    def facts(self, files: Files | None = None) -> Facts:
+        """The facts to publish; without `files` (path to digest and size) they name none, which is enough for a policy."""
+        files = {} if files is None else files
+        if self.known is None:
+            return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen)
+        known = {**self.known, "files": _files(files)}
+        if self.base is not None:
+            recorded = {key: value for key, value in self.known["base"].items() if value}
+            known["base"] = {**_base(self.seen[1], self.base), **recorded}
+        return _overlay(known, self.declared, f"{self.folder}/{DECLARED}")
+
+    def settle(self, files: Files) -> tuple[Facts, bytes]:
+        """The facts to publish, and the bytes of their document.
+
+        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added to
+        it. One that contradicts the files is an IntegrityError: what it records belongs to other weights.
+        """
+        where = f"{self.folder}/{NAME}"
+        if self.known is not None:
+            _check_true(self.known, files, self.seen, where)
+        facts = self.facts(files)
+        if facts == self.known:
+            return facts, self.text.encode()
+        return check(facts, where), dump(facts)
+
+
+def draft(folder: Path, *, listing: Listing | None = None, seen: Seen | None = None, base: BaseSpec | None = None) -> Draft:
+    """Read a folder for its adapter.json; `listing` and `seen` where the caller has read them already."""
     where = f"{folder}/{NAME}"
-    _check_true(known, files, seen, where)
-    facts = _overlay({**known, "files": _files(files)}, read_declared(folder), f"{folder}/{DECLARED}")
-    if facts == known:
-        return known, json_file.read_text(folder / NAME).encode()
-    return check(facts, where), dump(facts)
+    seen = seen or look(folder)
+    try:
+        text = json_file.read_text(folder / NAME)
+    except NotFoundError:
+        text = ""
+    known = parse(text, where) if text else None
+    return Draft(folder, listing or package_listing(folder), seen, known, text, read_declared(folder), base)
+
+
+def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[Facts, bytes]:
+    """`Draft.settle` of a folder; `files` are hashed unless they are given."""
+    return draft(folder, seen=seen).settle(digests(folder) if files is None else files)
 
 
 def _check_true(known: Facts, files: Files, seen: Seen, where: str) -> None:
@@ -125,7 +170,7 @@ def _short(value: object) -> str:
 
 def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
     """Path to digest and size of the adapter's files, adapter.json included; `more` is told how many bytes were read."""
-    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in listing(folder).files}
+    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in package_listing(folder).files}
 
 
 def _files(files: Files) -> list[dict[str, Any]]:

@@ -6,16 +6,17 @@ policy. A key that isn't known is refused by name: a misspelled rule would be no
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import UsageError
+
+from .policy import Policy
 
 _TOP = ("registry", "remote", "remotes", "policy")
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -35,42 +36,6 @@ TEMPLATE = """\
 # require_base = true             # the base is pinned, as `push --base` does
 # licenses = ["Apache-2.0", "MIT"]
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What adapters have to be; None and empty ask nothing."""
-
-    where: str = ""
-    max_rank: int | None = None
-    require_base: bool = False
-    licenses: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-
-    @property
-    def asks_facts(self) -> bool:
-        """Whether a name alone doesn't answer it."""
-        return self.max_rank is not None or self.require_base or bool(self.licenses)
-
-    def check_name(self, name: str) -> None:
-        """RefusedError when `name`, of a ref or a whole address, is none of those that are allowed."""
-        if self.allow and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
-            raise RefusedError(name, f"not a name that {self.where} allows", f"allow = {list(self.allow)}")
-
-    def check_facts(self, facts: Mapping[str, Any], where: str) -> None:
-        """RefusedError with all that an adapter is not."""
-        if reasons := list(self._against(facts)):
-            raise RefusedError(where, f"against the policy of {self.where}: {'; '.join(reasons)}", "", reasons)
-
-    def _against(self, facts: Mapping[str, Any]) -> Iterable[str]:
-        rank = max((r for r in (facts.get("r"), *(one["r"] for one in (facts.get("modules") or {}).values())) if r), default=0)
-        if self.max_rank is not None and rank > self.max_rank:
-            yield f"rank {rank} is over {self.max_rank}"
-        if self.require_base and not (facts.get("base") or {}).get("fingerprint"):
-            yield "its base is not pinned (`push --base` does it)"
-        spdx = facts.get("license")
-        if self.licenses and (spdx or "").lower() not in [one.lower() for one in self.licenses]:
-            yield f"its license is {spdx or 'not declared'}, not {' or '.join(self.licenses)}"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.digest import sha256_bytes
+from adapterhub.manifest.oci_manifest import FACTS, Descriptor, Manifest
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
 from .parallel import JOBS, Move, Pace
 from .protocol import Progress, Source, Target
@@ -48,3 +52,27 @@ def copy(
 def unique(made: Manifest) -> list[Descriptor]:
     """The blobs of a manifest, each once, the config last."""
     return list({blob.digest: blob for blob in (*made.layers, made.config)}.values())
+
+
+def read_manifest(source: Source, made: Manifest, where: str) -> dict[str, Any]:
+    """Fetch the adapter.json of a version, of which no other file is needed; its bytes are verified.
+
+    Raises:
+        RefusedError: The version has no adapter.json, so that nothing is known of it before its files are fetched.
+    """
+    blob = made.facts
+    if blob is None or blob.size > json_file.MAX_CONFIG:
+        what = f"no {FACTS} to compare with the project's policy"
+        raise RefusedError(where, what, "Copy it to a registry without a policy first, which derives one", code="no-manifest")
+    raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
+    with source.open_blob(blob) as reader:
+        while len(raw) <= blob.size and (n := reader.readinto(buffer)):
+            raw += buffer[:n]
+    if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
+        raise IntegrityError(f"{where}: {FACTS}", f"received {len(raw)} bytes that do not match {blob.digest}")
+    from adapterhub.manifest import describe  # needs numpy
+
+    try:
+        return describe.parse(raw.decode(), f"{where}: {FACTS}")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: {FACTS}", "not UTF-8 text") from error

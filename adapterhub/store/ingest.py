@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.manifest.package_files import listing
 from adapterhub_converters.errors import IntegrityError
 
 from .store import Progress, Store, local_errors, open_regular, told
 from .tensor_digests import Hashing, is_weights
 
+if TYPE_CHECKING:
+    from adapterhub.manifest.describe import Draft
+
 _Stamp = tuple[int, int, int]
 
 
-def take_in(store: Store, folder: Path, progress: Progress | None = None) -> tuple[Manifest, tuple[str, ...]]:
+def take_in(
+    store: Store, folder: Path, progress: Progress | None = None, draft: Draft | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
     """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves.
 
-    `progress` is told bytes stored and bytes in all.
+    `progress` is told bytes stored and bytes in all; `draft` is what was read of the folder already.
     """
     from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
 
     store.sweep()
-    found = listing(folder)
-    seen = describe.look(folder)  # before anything is stored: this may be no adapter at all
+    draft = draft or describe.draft(folder)  # before anything is stored: this may be no adapter at all
+    found = draft.listing
     more = told(progress, sum(_size(folder / path) for path in found.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
@@ -39,7 +44,7 @@ def take_in(store: Store, folder: Path, progress: Progress | None = None) -> tup
                 files[path] = store.put_stream(file, beside=beside, more=more)
                 if beside:
                     listed[files[path][0]] = beside
-    document, raw = describe.settle(folder, files, seen)
+    document, raw = draft.settle(files)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = os.stat(folder / path, follow_symlinks=False)

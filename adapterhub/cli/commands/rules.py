@@ -20,15 +20,15 @@ def allowed(name: str) -> None:
 
 def fits(source: Source, reference: str, where: str) -> None:
     """RefusedError when a version of `source` isn't what the project asks."""
-    if (rules := environment.policy()) and rules.asks_facts:
-        from adapterhub.remotes import policy
+    if (rules := environment.policy()) and rules.reads_manifests:
+        from adapterhub.remotes.copy import read_manifest
 
-        policy.check(rules, source, reference, where)
+        rules.check_manifest(read_manifest(source, source.manifest(reference), where), where)
 
 
 def folder_fits(folder: Path, where: str) -> None:
     """`fits`, of an adapter's own folder."""
-    if (rules := environment.policy()) and rules.asks_facts:
+    if (rules := environment.policy()) and rules.reads_manifests:
         from adapterhub.remotes.folders import AdapterFolder
 
         fits(AdapterFolder(folder), "latest", where)
@@ -42,6 +42,6 @@ def ref_fits(settings: Settings, text: str) -> None:
 
         ref = Ref.parse(text)
         allowed(ref.name)
-        if rules.asks_facts:
+        if rules.reads_manifests:
             with environment.open_registry(settings) as registry:
                 fits(Local(registry, ref.name), registry.resolve(ref).digest, text)
