@@ -46,7 +46,7 @@ class Settled:
     registry: Path | None = None
     remote: str | None = None
     remotes: Mapping[str, str] = field(default_factory=dict)
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
 
 
 def read(path: Path) -> Settled:

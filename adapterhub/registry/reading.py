@@ -37,6 +37,7 @@ class Version:
         deprecated: Why it should not be used any more, perhaps empty; None where it may be.
         new: Whether this push made it; False when the name had the same content already.
         skipped: Names in the pushed folder that were left out.
+        overridden: Codes of the errors of its check that `force` accepted.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Version:
     deprecated: str | None = None
     new: bool = False
     skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
 
     @property
     def ref(self) -> Ref:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest
 from adapterhub.index.database import FILE, Catalog, Name, Row, is_ours, latest_tags
@@ -36,6 +37,12 @@ from adapterhub_converters.errors import (
 )
 
 from .reading import Reading, Version
+
+if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
+    from adapterhub_converters.bases import BaseSpec
+
+    from .publish import Package
 
 __all__ = ["ABSENT", "Registry", "Version", "find", "now"]
 
@@ -140,30 +147,56 @@ class Registry(Reading):
         folder: Path,
         ref: Ref,
         *,
+        base: BaseSpec | None = None,
+        policy: Policy | None = None,
+        force: bool = False,
         expect: Digest | None = None,
         restore: bool = False,
         progress: Progress | None = None,
     ) -> Version:
-        """A new version of `ref.name` with the files of `folder`; `latest` and `ref.tag` move to it.
+        """Check the adapter in `folder` and store it as a new version of `ref.name`; `latest` and `ref.tag` move to it.
 
-        The same content again makes no new version: the one there is is returned, and `ref.tag` moves to it.
+        The same content again makes no new version: the existing one is returned, and `ref.tag` moves to it.
 
         Args:
             folder: An adapter.
-            ref: A name, or a name and a tag; numbers are allotted.
+            ref: A name, or a name and a tag; numbers are assigned.
+            base: The model it was trained on, to pin.
+            policy: The project's, None where it has none.
+            force: Store an adapter whose check finds errors.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Give new versions to a name that was deleted; its old ones stay gone.
-            progress: Is told bytes stored and bytes in all.
+            progress: Called with bytes stored and bytes in all.
+
+        Raises:
+            RefusedError: The check finds errors, or the policy does not allow the adapter.
         """
+        from . import publish  # needs numpy, which commands that only read do without
+
+        if policy is not None:
+            policy.check_name(ref.name)
+        package = publish.package(folder, base=base, policy=policy, force=force)
+        return self.publish(package, ref, expect=expect, restore=restore, progress=progress)
+
+    def publish(
+        self,
+        package: Package,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        restore: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
+        """As `push`, of an adapter that was checked."""
         if ref.number or ref.digest or ref.range:
             raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
         self._check_push(ref, self._current(ref.name), expect, restore=restore)
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = ingest.take_in(self.store, folder, progress)
+                made, skipped = ingest.take_in(self.store, package.folder, progress, package.draft)
                 version = self._name(ref, made, expect, restore=restore)
             if version is not None:
-                return replace(version, skipped=skipped)
+                return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(str(ref), "its blobs went while it was pushed", "Try again when `adapterhub gc` has ended")
 
     def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:

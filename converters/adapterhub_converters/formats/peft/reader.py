@@ -47,11 +47,17 @@ INDEX = "adapter_model.safetensors.index.json"
 
 def sniff(path: Path) -> bool:
     """Whether `path` is a folder that holds a PEFT adapter."""
+    return config_of(path) is not None
+
+
+def config_of(path: Path) -> str | None:
+    """The text of the config of the PEFT adapter in a folder; None where there is no such adapter."""
     config = path / CONFIG
     if not config.is_file():
-        return False
+        return None
+    text = json_file.read_text(config)
     # mlx-lm uses the same file name; only PEFT's has a `peft_type`.
-    return '"peft_type"' in json_file.read_text(config)
+    return text if '"peft_type"' in text else None
 
 
 def nested(path: Path) -> str:
