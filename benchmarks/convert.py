@@ -88,7 +88,7 @@ def floor(source: Path, target: Path, runs: int) -> float:
 
 def start_up(env: dict[str, str], runs: int) -> Run:
     """What a conversion costs that has nothing to convert: imports, the command line."""
-    code = "import adapterhub.cli.process, adapterhub.cli.commands.convert, adapterhub_converters.formats.convert"
+    code = "import adapterhub.cli.main, adapterhub.cli.commands.convert, adapterhub_converters.formats.convert"
     done = [timed([sys.executable, "-c", code], env=env) for _ in range(runs)]
     return replace(median(done), bytes=max(run.bytes for run in done))
 
