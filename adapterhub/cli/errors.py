@@ -15,6 +15,13 @@ OPTIONS = {
 # Code to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
     "base-required": "Pass --base BASE",
+    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed-on-base": (
+        "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same"
+    ),
+    "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
+    "image-here": "Name one like layout://x.tar:v1",
+    "no-such-base": "`adapterhub base list` shows the names of bases",
 }
 
 

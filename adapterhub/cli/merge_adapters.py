@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import inputs, output, publish
+from adapterhub import sharing
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.progress import count_bar
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -64,6 +66,8 @@ def into_adapter(
 
         merge_plot.check()
         atomic.check_free(Path(plot), folder=False)
+    if not isinstance(target, Path):
+        sharing.check_target(str(target), workspace(settings))
     base = _common_base(found)
     parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
@@ -78,7 +82,7 @@ def into_adapter(
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             folder = Path(temporary) / target.name.rpartition("/")[2]
             report, made = make(folder)
-            version = publish.push_made(settings, folder, target)
+            version = sharing.store(folder, target, workspace(settings))
     where = str(version.ref if version else target)
     if plot:
         merge_plot.draw(report, Path(plot), title=where)

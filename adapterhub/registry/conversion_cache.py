@@ -25,10 +25,11 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats import ollama
 
-from . import export
+from . import export, publish
 from .recipe import Conversion, Parent, convert
 
 if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub_converters.bases import BaseSpec
 
@@ -53,10 +54,12 @@ def pull(
     *,
     base: BaseSpec | None = None,
     model: str | None = None,
+    policy: Policy | None = None,
 ) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its adapter.json.
 
-    For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
+    For ollama, a folder with a GGUF and a Modelfile, in which `model` is the name of the base in Ollama. What is converted, and
+    so what is cached, is checked and compared with the policy as a push does.
     """
     package = conversion.to in formats.PACKAGES
     named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
@@ -73,13 +76,15 @@ def pull(
             export.pull(registry, version.ref, source)
             path = adapter_in(source)
             try:
+                publish.check_adapter(path, where=str(version.ref))
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
-            if kept is not None:
-                _keep(folder, kept)
         document = describe.read_facts(folder) or {}
+        publish.check_manifest(policy, document, str(version.ref))
+        if kept is not None and not cached:
+            _keep(folder, kept)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
                 shutil.copyfile(formats.lone_file(folder), target / name)

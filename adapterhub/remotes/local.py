@@ -93,24 +93,25 @@ class Local:
             raise IntegrityError(str(ref), f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
         if not store.has(made.digest, len(made.raw)):  # what is in the store has been looked at
             self._check(made)
-        self._check_contents(made, str(ref))
+        self.check(made, str(ref))
         store.put_bytes(made.raw)
         with local_errors(store.root):
             store.sync_blobs()
         self.version = self.registry.admit(made, ref)
 
-    def _check_contents(self, made: Manifest, where: str) -> None:
-        """Refuse what a push of the same files would refuse."""
+    def check(self, made: Manifest, where: str, *, force: bool = False) -> tuple[str, ...]:
+        """Refuse a version whose files a push would refuse; with `force` the codes of its errors."""
         from adapterhub.manifest.package_files import adapter_in
         from adapterhub.registry import publish  # needs numpy
 
         with self._linked(made) as folder:
             try:
-                publish.check_adapter(adapter_in(folder), where=where)
+                errors = publish.check_adapter(adapter_in(folder), where=where, force=force)
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise
             publish.check_manifest(self.policy, json_file.read_object(folder / oci_manifest.FACTS), where)
+        return tuple(problem.code for problem in errors)
 
     @contextmanager
     def _linked(self, made: Manifest) -> Iterator[Path]:

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output, publish
-from adapterhub.cli.environment import (
-    at_remote,
-    complete_ref,
-    remote_option,
-)
+from adapterhub import sharing
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import at_remote, complete_ref, remote_option, workspace
 from adapterhub.cli.options import Settings, command, conversion_options, transfer_options
+from adapterhub.cli.publish import published
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -60,16 +58,17 @@ def push(
     The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
     REF may be an address elsewhere, like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or on a remote.
     """
-    name = None if remote is None else ref.partition(":")[0]
-    made = publish.push(
-        settings,
-        source,
-        at_remote(ref, remote),
-        base=base,
-        expect=expect,
-        force=force,
-        private=private,
-        conversion=conversion,
-        name=name,
+    made = published(
+        sharing.push(
+            source,
+            at_remote(ref, remote),
+            workspace(settings),
+            base=inputs.read_base(base, settings) if base else None,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            private=private,
+            name=None if remote is None else ref.partition(":")[0],
+        )
     )
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub import workspace
 from adapterhub.cli import environment, output, remotes
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
@@ -226,10 +227,10 @@ def _file(in_project: bool) -> Path:
     """The file to change; a project's is made here when there is none upwards."""
     if not in_project:
         return environment.user_file()
-    found = environment.project_file()
+    found = workspace.project_file(Path.cwd())
     if found is not None and environment.project() is None:
         raise UsageError(str(found), "belongs to another user", "Make an adapterhub.toml of your own")
-    return found or Path.cwd() / environment.PROJECT
+    return found or Path.cwd() / workspace.PROJECT
 
 
 def _change(path: Path, changed: Any) -> bool:
