@@ -355,8 +355,10 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace) -> Version | Se
     except UsageError:
         ref = None
     if ref is not None:
+        if policy := workspace.rules():
+            policy.check_name(ref.name)
         with workspace.opened(make=True) as registry:
-            return _into_registry(registry, source, _ref(text, workspace), workspace)
+            return _into_registry(registry, source, ref, workspace)
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
     return pull(os.fspath(source), target, workspace)

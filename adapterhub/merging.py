@@ -1,0 +1,184 @@
+"""Merges of adapters that were looked up: what the command `merge` and `adapterhub.merge` do, with the recipe recorded.
+
+The arithmetic is in `adapterhub.merge`; here are the base that the adapters share, the destination, and the lineage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_converters.errors import RefusedError, UsageError
+
+from . import sharing, sources
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.merge import Merge, MergeReport, Options
+    from adapterhub.ref import Ref
+    from adapterhub.registry.registry import Version
+    from adapterhub_converters.bases import BaseSpec
+
+
+@dataclass(frozen=True)
+class Combined:
+    """An adapter that was merged from others.
+
+    Attributes:
+        report: What the merge did, by module.
+        manifest: Its adapter.json.
+        path: The folder, where one was asked for.
+        version: The version, where it was stored in the registry.
+    """
+
+    report: MergeReport
+    manifest: Mapping[str, Any]
+    path: Path | None = None
+    version: Version | None = None
+
+
+def destination(out: StrPath) -> Path | Ref:
+    """The folder or the ref that a text means; UsageError where it may be both. A `Path` is a folder.
+
+    One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there
+    is no folder `a`, and ambiguous otherwise.
+    """
+    from adapterhub.ref import Ref
+
+    text, path = os.fspath(out), Path(out)
+    if not isinstance(out, str):
+        return path
+    if sources.is_address(out):
+        raise UsageError(text, "an address, and merges are stored here", "Write a ref like team/both, and copy it from there")
+    try:
+        ref = Ref.parse(text)
+    except UsageError:
+        if ":" in text and not path.parent.is_dir():
+            raise
+        return path
+    if ref.number or ref.digest or ref.range:
+        raise UsageError(text, "names a version, and a merge makes a new one", f"Write {ref.name}, or {ref.name}:TAG")
+    if not ref.tag and path.parent.is_dir():
+        raise UsageError(text, "may be a folder or an adapter", f"Write ./{text} for the folder, {text}:latest for the adapter")
+    return ref
+
+
+def merge_adapters(
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    target: Path | Ref,
+    workspace: Workspace,
+    *,
+    method: str = "cat",
+    rank_budget: int | None = None,
+    **how: Any,
+) -> Combined:
+    """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
+
+    Args:
+        found: The adapters.
+        weights: What each is multiplied by.
+        target: See `destination`.
+        workspace: The registry and the policy.
+        method: One of `adapterhub.merge.METHODS`.
+        rank_budget: The ranks that keep most in so many bytes of tensors.
+        how: Further arguments of `registry.recipe.merge`.
+    """
+    from adapterhub.registry import recipe
+
+    if not isinstance(target, Path):
+        sharing.check_target(str(target), workspace)
+    base = common_base(found)
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+
+    def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
+        with workspace.bar("merging") as progress:
+            return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
+
+    if isinstance(target, Path):
+        report, manifest = make(target)
+        return Combined(report, manifest, path=target)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / target.name.rpartition("/")[2]
+        report, manifest = make(folder)
+        return Combined(report, manifest, version=sharing.store(folder, target, workspace))
+
+
+def common_base(found: Sequence[sources.Source]) -> dict[str, Any] | None:
+    """The base that the adapters were trained on, as they pin it; RefusedError when they pin two."""
+    pinned: dict[str, dict[str, Any]] = {}
+    for source in found:
+        base = _pinned(source)
+        if base.get("fingerprint"):
+            pinned.setdefault(base["fingerprint"], base)
+    if len(pinned) > 1:
+        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
+        raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
+    return next(iter(pinned.values()), None)
+
+
+def _pinned(source: sources.Source) -> dict[str, Any]:
+    """The base in the adapter.json of an adapter; empty without one."""
+    from adapterhub.manifest import describe
+
+    return dict((describe.read_facts(source.folder) or {"base": {}})["base"])
+
+
+def trained_in(found: Sequence[sources.Source]) -> str | None:
+    """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
+    recorded = {_pinned(source).get("quantization") for source in found}
+    return recorded.pop() if len(recorded) == 1 else None
+
+
+def prepare_into(
+    found: Sequence[sources.Source], weights: Sequence[float], base: Path, options: Options, *, gguf: bool = False
+) -> Merge:
+    """Prepare the merge of adapters into a base: decided and measured, nothing written.
+
+    `options.trained_in` and `options.lineage` are filled in here. Warnings of the report include a line for every adapter that
+    was trained on a base with tensors of other names or shapes.
+    """
+    from adapterhub.merge import prepared
+    from adapterhub_converters import bases
+    from adapterhub_converters.formats import convert
+
+    spec = bases.read_base(base)
+    options = dataclasses.replace(options, trained_in=trained_in(found), lineage=_lineage(found, weights, base, spec))
+    adapters = [convert.read(source.path, base=spec) for source in found]
+    merge = prepared(list(zip(adapters, weights, strict=True)), base, options, gguf=gguf)
+    warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
+    return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings))
+
+
+def check_place(out: Path, base: Path) -> None:
+    """Refuse to write a model into the folder of its base, which would change it."""
+    if base.is_dir() and base.resolve() in out.resolve().parents:
+        raise UsageError(str(out), f"is in the folder of the base, {base}, which would be changed", "Name another place")
+
+
+def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> list[str]:
+    """A line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
+    lines = []
+    for source in found:
+        pinned = _pinned(source)
+        if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
+            trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
+            lines.append(f"{source.where} was trained on {trained_on}, and {base} has tensors of other names or shapes")
+    return lines
+
+
+def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
+    return {
+        "base": known if spec.repo else {**known, "name": base.resolve().name},
+        "adapters": [
+            {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
+            for parent in parents
+        ],
+    }
