@@ -143,6 +143,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def more(count: int, noun: str = "") -> str:
+    """The line in place of what a table or list leaves out."""
+    return f"… and {count:,} more{f' {noun}' if noun else ''} (--json has all)"
+
+
 @dataclass(frozen=True)
 class Column:
     """`drop`: how early the column goes when the screen is narrow, 0 for never. `wrap`, `cut`: the last column may."""

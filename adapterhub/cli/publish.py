@@ -78,5 +78,5 @@ def converted(made: Pulled, to: str) -> Shown:
         "cached": made.cached,
     }
     losses = ", ".join(f"{count} {name}" for name, count in loss.items())
-    cached = ", kept from before" if made.cached else ""
+    cached = ", from the cache" if made.cached else ""
     return Shown(document, f"{made.path}: {made.ref} as {to}, {sum(loss.values())} tensors: {losses}{cached}")

@@ -142,7 +142,7 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     [
         (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
         (["materialize", "nothing"], 3, "no model of this name is kept as a recipe"),
-        (["materialize", "nothing", "--forget"], 3, "no model of this name is kept as a recipe"),
+        (["materialize", "nothing", "--remove"], 3, "no model of this name is kept as a recipe"),
         (["materialize"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
@@ -184,7 +184,7 @@ def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run
     assert contents(named / "sql") == contents(named / "merged")
     assert "both a file and a model" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
     assert "byte for byte" in run("materialize", "merge:sql", "-o", "out", cwd=named).stdout
-    run("materialize", "merge:sql", "--forget", cwd=named)
+    run("materialize", "merge:sql", "--remove", cwd=named)
     swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
     assert swept["blobs"] >= 4  # the recipe, and the adapter's manifest, config and files
     assert run("materialize", "--list", "--json", cwd=named).stdout.strip() == json.dumps(
@@ -204,7 +204,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
     other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
     assert "is the name of another model" in run(*other, cwd=named, code=7).stderr
-    run("materialize", "sql", "--forget", cwd=named)
+    run("materialize", "sql", "--remove", cwd=named)
     run(*other, cwd=named)
     assert json.loads(run("materialize", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
 

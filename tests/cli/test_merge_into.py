@@ -45,7 +45,7 @@ def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, ru
     assert done["output"] == "out"
     assert {**planned, "output": "out"} == done
     assert done["touched"][f"{Q}.weight"]["kept"] == pytest.approx(1, abs=0.05)
-    text = run("merge", "./a", "--into", "base", "-o", "other", "--plan", cwd=place).stdout
+    text = run("merge", "./a", "--into", "base", "-o", "other", "--dry-run", cwd=place).stdout
     assert "nothing written" in text
     assert "LEAST KEPT" in text
 

@@ -165,7 +165,7 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     address = there["team/sql"]["source"]
     run("pull", address, "-o", "c", "--lock")
     assert json.loads((tmp_path / "adapters.lock").read_text())["adapters"]["team/sql"]["ref"] == address
-    run("pull", "team/here", "--as", "mlx", "--lock", code=2)
+    run("pull", "team/here", "--to", "mlx", "--lock", code=2)
 
 
 def test_the_lock_lies_beside_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_ulps_cross_zero() -> None:
 
 
 def test_pull_as_converts_on_the_way_out_and_keeps_what_it_made(run: Run, team: Path) -> None:
-    first = document(run, "pull", "team/a", "--as", "gguf")
+    first = document(run, "pull", "team/a", "--to", "gguf")
     assert (first["output"], first["cached"], first["loss"]) == ("a.gguf", False, {"exact": 4})
-    second = document(run, "pull", "team/a", "--as", "gguf", "-o", "again.gguf")
+    second = document(run, "pull", "team/a", "--to", "gguf", "-o", "again.gguf")
     assert second["cached"] is True
     assert (team / "a.gguf").read_bytes() == (team / "again.gguf").read_bytes()
     run("convert", "team/a", "plain.gguf", "--to", "gguf")
@@ -154,17 +154,17 @@ def test_pull_as_converts_on_the_way_out_and_keeps_what_it_made(run: Run, team: 
 
 
 def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: Path) -> None:
-    run("pull", "team/a", "--as", "gguf")
+    run("pull", "team/a", "--to", "gguf")
     (kept,) = (team / ".adapterhub/cache").glob("*/files/*.gguf")
     kept.chmod(0o600)
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
-    again = document(run, "pull", "team/a", "--as", "gguf", "-o", "again.gguf")
+    again = document(run, "pull", "team/a", "--to", "gguf", "-o", "again.gguf")
     assert again["cached"] is False
     assert (team / "again.gguf").read_bytes() == (team / "a.gguf").read_bytes()
 
 
 def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
-    run("pull", "team/light", "--as", "peft", "-o", "back")
+    run("pull", "team/light", "--to", "peft", "-o", "back")
     known = describe.read_facts(team / "back")
     assert known is not None
     assert known["parents"] == [{"digest": document(run, "show", "team/light")["digest"], "method": "convert"}]
@@ -178,7 +178,7 @@ def test_pull_as_refuses_by_name_and_leaves_nothing(run: Run, team: Path) -> Non
     magnitudes = {f"model.layers.{n}.self_attn.q_proj.lora_magnitude_vector": (8,) for n in range(2)}
     adapter(team / "dora", {**pairs(2), **magnitudes}, use_dora=True)
     run("push", "dora", "team/dora", "--base", "base")
-    done = run("pull", "team/dora", "--as", "gguf", code=6)
+    done = run("pull", "team/dora", "--to", "gguf", code=6)
     assert "DoRA cannot be said in a GGUF adapter" in done.stderr
     assert not (team / "dora.gguf").exists()
 
@@ -219,8 +219,8 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
 def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> None:
     run("deprecate", "team/a", "use b")
     warned = "warning: team/a:v1 is deprecated: use b\n"
-    assert run("pull", "team/a", "--as", "gguf", "-o", "a.gguf").stderr == warned
-    assert document(run, "pull", "team/a", "--as", "gguf", "-o", "b.gguf")["deprecated"] == "use b"
+    assert run("pull", "team/a", "--to", "gguf", "-o", "a.gguf").stderr == warned
+    assert document(run, "pull", "team/a", "--to", "gguf", "-o", "b.gguf")["deprecated"] == "use b"
     done = run("lineage", "team/both", "--json")
     assert done.stderr == warned
     told = [node["deprecated"] for node in json.loads(done.stdout)["nodes"]]

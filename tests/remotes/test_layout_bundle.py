@@ -89,7 +89,7 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
     run("push", make("one"), "team/one")
     run("merge", "team/one", make("two", 1), "-o", "merged")
     run("push", "merged", "team/merged")
-    run("push", "team/merged", "team/small", "--as", "gguf", code=None)  # its base isn't here: refused or not, not the point
+    run("push", "team/merged", "team/small", "--to", "gguf", code=None)  # its base isn't here: refused or not, not the point
     alone = json.loads(run("bundle", "team/merged", "-o", "a.tar", "--json").stdout)
     assert [version["ref"] for version in alone["versions"]] == ["team/merged:v1"]
     done = run("bundle", "team/merged", "--with-parents", "-o", "b.tar", "--json")
@@ -137,7 +137,7 @@ def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
         assert "--offline asks no network" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
         assert run("pull", there, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
     run("pull", "team/sql:v1", "--offline", first=CUT_OFF)
-    done = run("pull", "team/chat", "--as", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
+    done = run("pull", "team/chat", "--to", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
     assert "hf://org/base: is elsewhere" in done.stderr
     run("pull", "team/chat", "--from", there, first=CUT_OFF, code=2)
     run("pull", there, "--from", "x.tar", first=CUT_OFF, code=2)

@@ -250,7 +250,7 @@ def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: st
 
 def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", LARGE + 5000)
-    done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--as", "image", "--json").stdout)
+    done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--to", "image", "--json").stdout)
     assert LARGE < done["sent"] < 2 * LARGE
 
 

@@ -13,7 +13,6 @@ from adapterhub.cli.publish import published, pulled
 
 @command(
     "copy",
-    short="Copy a version to or from another registry.",
     example="""
     adapterhub copy team/sql:v2 oci://registry.example/team/sql:v2
     adapterhub copy oci://registry.example/team/sql:v2 team/sql
@@ -21,14 +20,14 @@ from adapterhub.cli.publish import published, pulled
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
-@click.option("--referrers", is_flag=True, help="With what is attached to it, between registries and image layouts.")
+@click.option("--referrers", is_flag=True, help="Copy attachments too, between registries and image layouts.")
 @transfer_options
 @click.pass_obj
 def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
-    """Copy an adapter under the same digest, wherever it is and wherever it goes.
+    """Copy a version under the same digest, between any two places.
 
-    FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST] or
-    hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. What is there already isn't sent again.
+    FROM and TO are each a ref in this registry, a folder, or an address: oci://HOST/NAME[:TAG|@DIGEST] or
+    hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. Blobs that TO already has are not sent again.
     """
     if referrers:  # before the version has its tag there
         output.say(f"{output.plural(attachments.carry(source, target), 'attachment')} copied")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
@@ -24,22 +24,21 @@ _CELL = 24  # characters of a config's value
 
 @command(
     "diff",
-    short="Say what changed between two adapters.",
     example="""
     adapterhub diff team/sql:v1 team/sql:v2
     adapterhub diff ./sql ./sql.gguf --base ./Qwen3-0.6B --exit-code""",
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--base", metavar="BASE", help="The model both are for: a Hugging Face folder or a .gguf file.")
-@click.option("--exit-code", is_flag=True, help="Exit 1 if they are not one function, as `diff` and `git diff` do.")
+@base_option("the one of both: a Hugging Face folder or a .gguf file.")
+@click.option("--exit-code", is_flag=True, help="Exit 1 if they compute different functions.")
 @click.pass_obj
 def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: bool) -> int:
-    """Say what changed between two adapters or two versions of one.
+    """Compare two adapters, or two versions of one, as functions.
 
-    A and B are folders, files or refs, in any format. Modules are compared as the matrices they add to the base, whatever
-    their ranks, scales and factors: a conversion is no difference. What differs by less than float32's rounding counts as
-    the same. Exits 0, or with --exit-code 1 when the two do not compute the same.
+    A and B are folders, files or refs, in any format. Modules are compared by the matrices they add to the base, whatever their
+    ranks, scales and factors: a conversion is no difference. Differences below float32's rounding count as equal. Exits 0, or
+    with --exit-code 1 when the two compute different functions.
     """
     from adapterhub.analysis import diff as library
 
@@ -116,7 +115,7 @@ def _cut(lines: Sequence[str], rows: int) -> Iterator[str]:
     """A table's head and as many rows as are shown."""
     yield from lines[: 1 + _SHOWN]
     if rows > _SHOWN:
-        yield f"… and {rows - _SHOWN} more (--json has all)"
+        yield output.more(rows - _SHOWN)
 
 
 def _config_lines(found: Difference) -> Iterator[str]:
@@ -165,7 +164,7 @@ def _became(name: str, both: Sequence[tuple[Side, Side]], text: Callable[[Side],
     for (one, two), count in changes.most_common(3):
         yield f"{name} {one} -> {two} in {output.plural(count, 'module')}"
     if len(changes) > 3:
-        yield f"… and {len(changes) - 3} more changes of {name} (--json has all)"
+        yield output.more(len(changes) - 3, f"changes of {name}")
 
 
 def _module_lines(found: Difference) -> Iterator[str]:

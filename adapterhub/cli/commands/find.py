@@ -29,12 +29,13 @@ _Deprecated = Mapping[tuple[str, int], str]
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of one thing that was looked for.
+    """The search results for one file, folder or digest.
 
     Attributes:
-        holders: What has it as a whole.
-        tensors: How many it has, where it isn't held as a whole; 0 for what has none.
-        shares: Who has some of these.
+        holders: Versions that contain all of it.
+        tensors: Number of its tensors, if no version contains all of it; else 0.
+        size: Bytes of those tensors.
+        shares: Versions that contain some of those tensors.
     """
 
     source: str
@@ -50,7 +51,6 @@ class _Found:
 
 @command(
     "find",
-    short="Find the version that holds a file or its tensors.",
     example="""
     adapterhub find adapter_model.safetensors
     adapterhub find ./sql
@@ -58,24 +58,20 @@ class _Found:
 )
 @click.argument("files", metavar="FILE…", nargs=-1)
 @click.option(
-    "--sha256",
-    "digests",
-    metavar="HEX",
-    multiple=True,
-    help="The digest of a file, of a version or of a tensor's bytes, or its first 6 digits.",
+    "--sha256", "digests", metavar="HEX", multiple=True, help="Digest of a file, version or tensor, or 6 digits or more."
 )
 @click.pass_obj
 def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) -> int:
-    """Find which versions hold a file, by the digest of its bytes; of a folder, which version it is.
+    """Find the versions that contain a file, by the digest of its bytes; for a folder, the version it is.
 
-    A folder that is no version as a whole is looked for by its weights. Of weights that no version has as a whole, the versions
-    that have their tensors are shown, the nearest 20 first: bytes are compared, whatever the tensors are called. Exits 3
-    unless each was found, as a whole or with all its tensors in one version.
+    A folder that is not a version as a whole is searched by its weights. For weights that no version contains as a whole, the
+    20 versions that share most of their tensors are shown: bytes are compared, whatever the tensors are called. Exits 3 unless
+    each was found, as a whole or with all its tensors in one version.
     """
     from adapterhub.index.search import parse_digest_prefix
 
     if not files and not digests:
-        raise UsageError("find", "no FILE and no --sha256", "Name one")
+        raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
         found = [_by_digest(registry, text, parse_digest_prefix(text)) for text in digests]
         found += [_find(registry, text) for text in files]
@@ -86,7 +82,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         _say_unlisted(unlisted)
     if not any(item.holders or item.shares for item in found):
         raise NotFoundError(
-            found[0].source, "no version holds it" if len(found) == 1 else "no version holds it, nor the others"
+            found[0].source, "no version contains it" if len(found) == 1 else "no version contains it or the others"
         )
     document = {"found": [_document(item, deprecated) for item in found]}
     output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
@@ -95,7 +91,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
 
 def _say_unlisted(count: int) -> None:
     files = output.plural(count, "file")
-    output.say(f"not looked at: the tensors of {files} that are in no list; `adapterhub fsck --rebuild-index` lists them")
+    output.say(f"not searched: the tensors of {files}, which are not indexed; run `adapterhub fsck --rebuild-index`")
 
 
 def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
@@ -125,7 +121,7 @@ def _find(registry: Registry, text: str) -> _Found:
 
 
 def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More | None) -> _Found:
-    """Who has these files, or else their tensors."""
+    """Find the versions with these files, or else with their tensors."""
     from adapterhub.index.search import holders
     from adapterhub.index.tensor_search import nearest
     from adapterhub.store.store import local_errors
@@ -188,11 +184,11 @@ def _find_text(found: Sequence[_Found]) -> None:
     for item in found:
         if not item.holders:
             rest = " as a whole" if item.shares else ""
-            output.say(output.one_line(f"{item.source}: no version holds it{rest}"))
+            output.say(output.one_line(f"{item.source}: no version contains it{rest}"))
 
 
 def _held(found: _Found) -> list[tuple[Any, str, str]]:
-    """Of each version that has it: the version, where, and how much."""
+    """For each version that has it: the version, where, and how much."""
     whole = [
         (held.row, ": ".join(filter(None, (held.path, held.tensor))) or "(the whole adapter)", "all") for held in found.holders
     ]

@@ -31,7 +31,6 @@ _LOG = (
 
 @command(
     "log",
-    short="Say when a name's refs moved.",
     example="""
     adapterhub log team/sql
     adapterhub log team/sql:prod --json""",
@@ -39,9 +38,9 @@ _LOG = (
 @click.argument("ref", shell_complete=complete_ref)
 @click.pass_obj
 def log(settings: Settings, ref: str) -> None:
-    """Say every move of a name's refs, the newest first: when, what, which version, which tags.
+    """Show the history of a name's refs, newest first: when, what, which version, which tags.
 
-    REF is a name, even a removed one, or a tag or a version: then what is about that. Times are UTC.
+    REF is a name, even a removed one; a tag or a version limits the history to itself. Times are UTC.
     """
     from adapterhub.ref import Ref
 
@@ -79,7 +78,7 @@ def _cells(entry: Entry) -> list[str]:
 
         why = measurement.line(entry.message)
     if entry.op == "keep":
-        why = f"the {entry.keep} newest and what has a tag" if entry.keep else "what has a tag"
+        why = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),

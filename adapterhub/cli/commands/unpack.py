@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 @command(
     "unpack",
-    short="Make packed files plain again.",
     example="""
     adapterhub unpack team/sql:v2
     adapterhub unpack""",
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.pass_obj
 def unpack(settings: Settings, names: Sequence[str]) -> None:
-    """Make plain what `pack` compressed, every byte verified; skopeo and oras then read it in the store.
+    """Decompress packed versions, every byte verified, so that skopeo and oras can read the store.
 
     NAME is a name, a namespace or a ref; without one, everything.
     """
