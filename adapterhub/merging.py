@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def destination(out: StrPath) -> Path | Ref:
     if not isinstance(out, str):
         return path
     if sources.is_address(out):
-        raise UsageError(text, "an address, and merges are stored here", "Write a ref like team/both, and copy it from there")
+        raise UsageError(text, "is an address, and merges are stored locally", "Merge into a ref like team/both, and copy that")
     try:
         ref = Ref.parse(text)
     except UsageError:
@@ -97,7 +97,7 @@ def merge_adapters(
     parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
     def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
-        with workspace.bar("merging") as progress:
+        with workspace.steps("merging") as progress:
             return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
 
     if isinstance(target, Path):
@@ -137,11 +137,11 @@ def trained_in(found: Sequence[sources.Source]) -> str | None:
 
 def prepare_into(
     found: Sequence[sources.Source], weights: Sequence[float], base: Path, options: Options, *, gguf: bool = False
-) -> Merge:
+) -> tuple[Merge, Options]:
     """Prepare the merge of adapters into a base: decided and measured, nothing written.
 
-    `options.trained_in` and `options.lineage` are filled in here. Warnings of the report include a line for every adapter that
-    was trained on a base with tensors of other names or shapes.
+    Returned with the options, in which `trained_in` and `lineage` are filled in. The warnings of the report begin with a line
+    for every adapter that was trained on a base with tensors of other names or shapes.
     """
     from adapterhub.merge import prepared
     from adapterhub_converters import bases
@@ -152,7 +152,7 @@ def prepare_into(
     adapters = [convert.read(source.path, base=spec) for source in found]
     merge = prepared(list(zip(adapters, weights, strict=True)), base, options, gguf=gguf)
     warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
-    return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings))
+    return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
 
 
 def check_place(out: Path, base: Path) -> None:
@@ -161,15 +161,14 @@ def check_place(out: Path, base: Path) -> None:
         raise UsageError(str(out), f"is in the folder of the base, {base}, which would be changed", "Name another place")
 
 
-def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> list[str]:
+def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> Iterator[str]:
     """A line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
-    lines = []
     for source in found:
         pinned = _pinned(source)
         if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
             trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
-            lines.append(f"{source.where} was trained on {trained_on}, and {base} has tensors of other names or shapes")
-    return lines
+            what = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
+            yield f"{source.where} {what}. Check it on that base for the differences"
 
 
 def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:

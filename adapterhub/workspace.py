@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROJECT = "adapterhub.toml"
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
 _NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
@@ -101,7 +102,8 @@ class Workspace:
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         tell: Called with a line for each note, such as that a version is deprecated.
-        bar: Called with a title when bytes or steps begin to be counted; its context gives the callback, `(done, total)`.
+        bar: Called with a title when bytes begin to be counted; its context gives the callback, `(done, total)`.
+        steps: The same for things that are not bytes.
         jobs: The number of files that are transferred at once.
         rate: The largest number of bytes a second of a transfer; None for no limit.
 
@@ -119,7 +121,8 @@ class Workspace:
     uploads: StrPath | None = None
     cache: StrPath | None = None
     tell: Callable[[str], object] = field(default=_nothing, repr=False)
-    bar: Callable[[str], AbstractContextManager[Progress | None]] = field(default=_no_bar, repr=False)
+    bar: Bar = field(default=_no_bar, repr=False)
+    steps: Bar = field(default=_no_bar, repr=False)
     jobs: int = 4
     rate: float | None = None
 
@@ -161,7 +164,9 @@ class Workspace:
 
     def showing(self, progress: Progress | None) -> Workspace:
         """The same, with every count given to `progress`; itself where that is None."""
-        return self if progress is None else replace(self, bar=lambda _title: nullcontext(progress))
+        if progress is None:
+            return self
+        return replace(self, bar=lambda _title: nullcontext(progress), steps=lambda _title: nullcontext(progress))
 
     def surroundings(self) -> Surroundings:
         """The part of it that remotes ask for."""

@@ -65,6 +65,7 @@ def workspace(settings: Settings) -> Workspace:
         cache=cache_folder(),
         tell=lambda note: output.say(output.one_line(note)),
         bar=progress.bytes_bar,
+        steps=progress.count_bar,
         jobs=given.get(JOBS) or 4,
         rate=given.get(RATE),
     )

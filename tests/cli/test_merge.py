@@ -88,7 +88,7 @@ def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> Non
     assert document(run, "merge", "a", "b", "-o", "team/both:latest")["ref"] == "team/both:v1"
     assert document(run, "merge", "a", "b", "--method", "svd", "-o", "other/both")["ref"] == "other/both:v1"
     assert "names a version, and a merge makes a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
-    assert "is elsewhere" in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    assert "is an address" in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
     assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
 
 
