@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import check
-from adapterhub.check import ERROR, FIT, Problem, Report
+from adapterhub.check import ERROR, FIT, Problem, Report, examined
+from adapterhub.check import check as checked_report
 from adapterhub.manifest import describe
 from adapterhub.manifest.package_files import adapter_in, listing
 from adapterhub_converters.errors import RefusedError
@@ -69,7 +69,7 @@ def package(
     overridden: tuple[Problem, ...] = ()
     seen, read = None, ()
     if not checked:
-        with check.examined(adapter_in(folder), base=base, where=where) as (report, contents):
+        with examined(adapter_in(folder), base=base, where=where) as (report, contents):
             overridden = errors_of(report, base, force=force)
             seen = contents.seen() if contents else None
             read = _read(contents, folder) if contents else ()
@@ -81,7 +81,7 @@ def package(
 
 def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force: bool = False) -> tuple[Problem, ...]:
     """Check an adapter and refuse it for errors; with `force` the errors are returned."""
-    return errors_of(check.check(path, base=base, where=where), base, force=force)
+    return errors_of(checked_report(path, base=base, where=where), base, force=force)
 
 
 def check_manifest(policy: Policy | None, manifest: Mapping[str, Any], where: str) -> None:

@@ -65,21 +65,21 @@ def train(
     push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import train as trainer
+    from adapterhub.train import read_config, run
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
     # torch's OpenMP reads it when it is loaded. Its threads wait for each other in a busy loop; where another program
     # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    read = trainer.read_config(Path(config))
+    read = read_config(Path(config))
     if dry_run:
         return train_plan.show(settings, read, force=force)
     if ref:
         sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, view.Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
+        result = run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # only the first of several processes reports
     document = view.document(result, screen.ready)
