@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import adapterhub_converters.adapter as canonical
+from adapterhub_converters import display
+from adapterhub_converters.errors import ParameterError
 
-from . import display, merging, sharing, sources
+from . import merging, sharing, sources
 from .merging import Combined
 from .sharing import Pulled, Sent
 from .workspace import Progress, StrPath, Workspace
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter(canonical.Adapter):
-    """An adapter in memory, with its manifest.
+    """An adapter in memory, with its manifest; `deltas`, `replaced` and `rows` are keyed by the base's own names.
 
     Attributes:
         where: The name it was loaded by.
@@ -80,7 +82,7 @@ def load(source: StrPath, *, base: StrPath | None = None, workspace: Workspace |
         >>> adapter.targets[0]
         'model.layers.0.self_attn.q_proj'
         >>> adapter.deltas[adapter.targets[0]].lora_A.shape  # (r, in_features)
-        (2, 8)
+        (2, 64)
     """
     from adapterhub.manifest import describe
     from adapterhub_converters.formats import convert
@@ -276,47 +278,21 @@ def merge(
     Example:
         >>> ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2).report.method
         'ties'
-        >>> ah.merge("./sql", "./merged", into="./tiny").tensors
-        21
+        >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
+        4
     """
     here = (workspace or Workspace()).showing(progress)
     texts = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
     factors = [1.0] * len(texts) if weights is None else list(weights)
     if len(factors) != len(texts):
-        from adapterhub_converters.errors import ParameterError
-
         raise ParameterError("weights", f"{len(factors)} for {len(texts)} adapters", "Give one for each")
     with ExitStack() as stack:
-        if into is not None:
-            return _merge_into(stack, texts, factors, Path(out), sources.weights(into, here), here, **how)
-        target = merging.destination(out)
+        target = Path(out) if into is not None else merging.destination(out)
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
+        if into is not None:
+            return merging.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
         plain = {key: how.pop(key) for key in ("method", "rank", "energy", "rank_budget", "seed") if key in how}
         return merging.merge_adapters(found, factors, target, here, parameters=how, **plain)
-
-
-def _merge_into(
-    stack: ExitStack,
-    texts: Sequence[StrPath],
-    weights: Sequence[float],
-    out: Path,
-    base: Path,
-    workspace: Workspace,
-    *,
-    onto: str = "original",
-    **how: Any,
-) -> FuseReport:
-    from adapterhub.merge import Options
-    from adapterhub_converters.containers import atomic
-
-    options = Options(as_trained=onto == "as-trained", **how)
-    gguf = base.is_dir() and out.suffix == ".gguf"
-    merging.check_place(out, base)
-    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)))
-    found = [stack.enter_context(sources.opened(text, workspace)) for text in texts]
-    prepared, _ = merging.prepare_into(found, weights, base, options, gguf=gguf)
-    with workspace.bar("merging") as show:
-        return prepared.write(out, show)
 
 
 # ---- sharing
@@ -353,7 +329,7 @@ def push(
 
     Example:
         >>> ah.push("./sql", "team/sql:prod").ref
-        Ref(team/sql:v1)
+        Ref('team/sql:v1')
         >>> ah.push("./sql", "layout://sql.tar:v1").tag
         'v1'
     """
@@ -455,8 +431,6 @@ class Registry:
         """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
         made = push(source, ref, workspace=self.workspace, **how)
         if isinstance(made, Sent):
-            from adapterhub_converters.errors import ParameterError
-
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
         return made
 
@@ -539,8 +513,6 @@ def train(
     path = Path(config) if isinstance(config, str | os.PathLike) else None
     read = read_config(path) if path is not None else config
     if out is None and path is None:
-        from adapterhub_converters.errors import ParameterError
-
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
     target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:

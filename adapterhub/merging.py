@@ -19,13 +19,13 @@ from . import sharing, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.merge import Merge, MergeReport, Options
+    from adapterhub.merge import FuseReport, Merge, MergeReport, Options
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
     from adapterhub_converters.bases import BaseSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Combined:
     """An adapter that was merged from others.
 
@@ -40,6 +40,12 @@ class Combined:
     manifest: Mapping[str, Any]
     path: Path | None = None
     version: Version | None = None
+
+    def __repr__(self) -> str:
+        return f"<Combined {self.version.ref if self.version else self.path}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def destination(out: StrPath) -> Path | Ref:
@@ -133,6 +139,29 @@ def trained_in(found: Sequence[sources.Source]) -> str | None:
     """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
     recorded = {_pinned(source).get("quantization") for source in found}
     return recorded.pop() if len(recorded) == 1 else None
+
+
+def merge_into(
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    out: Path,
+    base: Path,
+    workspace: Workspace,
+    *,
+    onto: str = "original",
+    **how: Any,
+) -> FuseReport:
+    """Merge adapters into a base and write the model as `out`; `how` are fields of `adapterhub.merge.Options`."""
+    from adapterhub.merge import Options
+    from adapterhub_converters.containers import atomic
+
+    options = Options(as_trained=onto == "as-trained", **how)
+    gguf = base.is_dir() and out.suffix == ".gguf"
+    check_place(out, base)
+    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)))
+    merge, _ = prepare_into(found, weights, base, options, gguf=gguf)
+    with workspace.bar("merging") as progress:
+        return merge.write(out, progress)
 
 
 def prepare_into(

@@ -34,7 +34,7 @@ IMAGE = "image"
 """The `to` of a conversion that packages an adapter as a container image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sent:
     """A version at an address, as a push or copy left it.
 
@@ -58,8 +58,11 @@ class Sent:
     overridden: tuple[str, ...] = ()
     commit: str = ""
 
+    def __repr__(self) -> str:
+        return f"<Sent {self.ref} {self.digest[:19]}: {self.size:,} bytes, {self.sent:,} sent>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Pulled:
     """An adapter's files, written and verified.
 
@@ -88,6 +91,9 @@ class Pulled:
     commit: str = ""
     loss: dict[str, int] | None = None
     cached: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Pulled {self.path}: {self.ref} {self.digest[:19]}, {self.size:,} bytes>"
 
 
 # ---- push

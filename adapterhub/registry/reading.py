@@ -25,7 +25,7 @@ from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Version:
     """One version of a name.
 
@@ -55,6 +55,9 @@ class Version:
     def ref(self) -> Ref:
         """The name with the running number."""
         return Ref(self.name, number=self.number)
+
+    def __repr__(self) -> str:
+        return f"<Version {self.ref} {self.digest[:19]}{''.join(f' {tag}' for tag in self.tags)}>"
 
 
 class Reading:

@@ -152,6 +152,16 @@ class Measured:
     notes: tuple[str, ...] = ()
 
     @property
+    def perplexity(self) -> float:
+        """With the adapter."""
+        return _exp(self.loss)
+
+    @property
+    def base_perplexity(self) -> float:
+        """Without it."""
+        return _exp(self.base_loss)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Numbers under the names of `adapterhub.manifest.measurement`."""
         return {

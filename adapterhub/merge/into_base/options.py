@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import display
+
 from .measure import Change
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -42,7 +44,7 @@ class Options:
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FuseReport:
     """What a merge does; sizes in bytes.
 
@@ -67,3 +69,10 @@ class FuseReport:
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, change.relative, change.kept) for name, change in self.touched.items()]
+        return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))

@@ -15,6 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
@@ -269,7 +270,7 @@ class Kept:
     """ROUNDED: the bound of each element's relative error. APPROXIMATED: the delta's, in Frobenius norm, as measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LossReport:
     """What a conversion kept, tensor by tensor, and what else is worth saying."""
 
@@ -285,3 +286,10 @@ class LossReport:
     def summary(self) -> dict[str, int]:
         """How many tensors there are of each loss, every loss among the keys."""
         return {loss.name.lower(): sum(line.loss == loss for line in self.kept) for loss in Loss}
+
+    def __repr__(self) -> str:
+        return f"<LossReport: {', '.join(f'{count} {name}' for name, count in self.summary.items() if count)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(line.name, line.loss.name.lower(), line.note, line.error) for line in self.kept]
+        return display.table(rows, head=("tensor", "loss", "note", "error"), caption=repr(self))

@@ -10,7 +10,7 @@ from .state_dict import state_dict
 from .writer import write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_of", "config_text", "nested",
-    "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict", "weight_files",
-    "write",
+    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_of", "config_text",
+    "nested", "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict",
+    "weight_files", "write",
 ]  # fmt: skip
