@@ -409,7 +409,7 @@ class Registry:
 
         self.folder = Path(folder).expanduser()
         self._opened = Opened.init(self.folder)
-        self.workspace = Workspace(registry=self.folder, **({} if policy is None else {"policy": policy}))
+        self.workspace = Workspace(self.folder) if policy is None else Workspace(self.folder, policy)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ of others may contain anything.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -133,8 +134,17 @@ def push(
         name: The name of the target on a remote, which the policy is asked for instead of the address.
     """
     if sources.is_address(target):
-        asked = {"base": base, "conversion": conversion, "force": force}
-        return _push_to_address(source, target, workspace, expect=expect, private=private, name=name, **asked)
+        return _push_to_address(
+            source,
+            target,
+            workspace,
+            base=base,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            private=private,
+            name=name,
+        )
     if conversion is not None and conversion.to == IMAGE:
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
@@ -190,13 +200,16 @@ def packaged(
     base: BaseSpec | None = None,
     conversion: Conversion | None = None,
     force: bool = False,
+    hash_below: int = 0,
 ) -> Iterator[Package]:
     """The adapter, checked, or what it was converted to; `name` is the name of a converted file."""
     from adapterhub.registry import publish, recipe
 
     if conversion is None:
         with sources.as_folder(found) as folder:
-            yield publish.package(folder, where=found.where, base=base, policy=workspace.rules(), force=force)
+            yield publish.package(
+                folder, where=found.where, base=base, policy=workspace.rules(), force=force, hash_below=hash_below
+            )
         return
     overridden = publish.check_adapter(found.path, where=found.where, base=base, force=force)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -220,7 +233,7 @@ def _push_to_address(
 ) -> Sent:
     from adapterhub.ref import LATEST
     from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.folders import AdapterFolder
+    from adapterhub.remotes.folders import LARGE, AdapterFolder
     from adapterhub.remotes.location import expecting
 
     address = _address(target, workspace, name)
@@ -237,10 +250,9 @@ def _push_to_address(
             ready, reference, overridden = there
         else:
             found = stack.enter_context(sources.opened(source, workspace))
+            large = LARGE if hasattr(remote, "put_unnamed") and not as_image else sys.maxsize
             package = stack.enter_context(
-                packaged(
-                    found, workspace, base=base, conversion=conversion, force=force, name=f"{address.title}/{address.title}"
-                )
+                packaged(found, workspace, name=address.title, base=base, conversion=conversion, force=force, hash_below=large)
             )
             ahead = None if as_image else _Ahead(remote, address.host, workspace)  # no file of an image is one of the folder
             ready, reference = AdapterFolder(package.folder, found.where, ahead, package.draft), LATEST

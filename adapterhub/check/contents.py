@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.digest import Digest, sha256_file
+from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub.manifest import describe
+from adapterhub.manifest.package_files import HEAD
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.bases import BaseSpec
@@ -67,6 +69,11 @@ class Contents:
     """Of PEFT's config, as it was read."""
     files: dict[Path, SafetensorsFile] = field(default_factory=dict)
     """PEFT's weights, open until `close`, so that headers, values and digests are read through one opening."""
+    heads: dict[Path, bytes] = field(default_factory=dict)
+    """The first bytes of the files that were opened, so that whoever looks at them next need not open them again."""
+    digests: dict[Path, Digest] = field(default_factory=dict)
+    manifest_text: str | None = None
+    """The text of adapter.json, empty where there is none; None as long as nobody asked."""
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of them; whatever else it is counts as none."""
@@ -101,8 +108,34 @@ class Contents:
                     yield name, _read(file, tensor, memoryview(buffer))
 
     def digest(self, path: Path) -> Digest:
-        """The digest of one of the adapter's files, through its opening where it has one."""
-        return self.files[path].digest() if path in self.files else sha256_file(path)
+        """The digest of one of the adapter's files, read once; through its opening where it has one."""
+        if path not in self.digests:
+            if path in self.files:
+                self.digests[path] = self.files[path].digest()
+            else:
+                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD)
+        return self.digests[path]
+
+    def has_read(self, path: Path, text: str) -> None:
+        """Note the text of a file, so that it need not be opened again for its first bytes or its digest."""
+        raw = text.encode()
+        self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the adapter is in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def manifest(self) -> describe.Facts | None:
+        """The adapter.json next to the adapter, read once and checked against the schema; None where there is none."""
+        path = self.folder / describe.NAME
+        if self.manifest_text is None:
+            try:
+                self.manifest_text = json_file.read_text(path)
+                self.has_read(path, self.manifest_text)
+            except NotFoundError:
+                self.manifest_text = ""
+        return describe.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
     def seen(self) -> tuple[str, Adapter] | None:
         """The format and the adapter, its tensors perhaps without their numbers; None for what `describe.look` must settle."""
@@ -205,11 +238,13 @@ def _pickles(path: Path) -> Iterator[Problem]:
 
 def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
+    contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
     try:
         for shard in peft.weight_files(path):
             contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
+            contents.heads[shard] = file.head
             for info in file.tensors.values():
                 _sort(contents, Tensor(info.name, info.shape, info.dtype))
         if _has_others(contents):

@@ -29,7 +29,7 @@ _SHAPES = {
 
 def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """What differs between a base and the one that the adapter's facts pin."""
-    document = describe.read_facts(home(contents))
+    document = contents.manifest()
     pinned = (document or {}).get("base")
     yield from _name(contents, base, pinned if isinstance(pinned, Mapping) else {})
     if not isinstance(pinned, Mapping) or not pinned.get("fingerprint"):
@@ -50,15 +50,9 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _numbers(pinned.get("config") or {}, base.config)
 
 
-def home(contents: Contents) -> Path:
-    """The folder that an adapter lies in."""
-    return contents.path if contents.path.is_dir() else contents.path.parent
-
-
 def changed(contents: Contents) -> Iterator[Problem]:
     """Files whose bytes are not those that adapter.json names."""
-    folder = home(contents)
-    document = describe.read_facts(folder)
+    folder, document = contents.folder, contents.manifest()
     for entry in (document or {}).get("files", []):
         path = folder / entry["path"]
         if entry["path"] == describe.DECLARED:

@@ -19,7 +19,8 @@ from .options import JOBS, RATE, Settings
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
-    from adapterhub.project.settings import Policy, Settled
+    from adapterhub.project.policy import Policy
+    from adapterhub.project.settings import Settled
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
 

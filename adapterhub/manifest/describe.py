@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,7 @@ class Draft:
         known: The adapter.json in the folder, None where there is none; `text` is its text.
         declared: The contents of adapter.toml.
         base: The base model to pin, if one was given. What is recorded already is kept.
+        digests: Those of files that were hashed on the way.
     """
 
     folder: Path
@@ -107,6 +108,7 @@ class Draft:
     text: str
     declared: Mapping[str, Any]
     base: BaseSpec | None = None
+    digests: Mapping[Path, Digest] = field(default_factory=dict)
 
     def facts(self, files: Files | None = None) -> Facts:
         """The facts to publish; without `files` (path to digest and size) they name none, which is enough for a policy."""
@@ -134,16 +136,26 @@ class Draft:
         return check(facts, where), dump(facts)
 
 
-def draft(folder: Path, *, listing: Listing | None = None, seen: Seen | None = None, base: BaseSpec | None = None) -> Draft:
-    """Read a folder for its adapter.json; `listing` and `seen` where the caller has read them already."""
+def draft(
+    folder: Path,
+    *,
+    listing: Listing | None = None,
+    seen: Seen | None = None,
+    text: str | None = None,
+    base: BaseSpec | None = None,
+    digests: Mapping[Path, Digest] | None = None,
+) -> Draft:
+    """Read a folder for its adapter.json; `listing`, `seen` and `text`, its adapter.json, where the caller has them already."""
     where = f"{folder}/{NAME}"
     seen = seen or look(folder)
-    try:
-        text = json_file.read_text(folder / NAME)
-    except NotFoundError:
-        text = ""
+    if text is None:
+        try:
+            text = json_file.read_text(folder / NAME)
+        except NotFoundError:
+            text = ""
     known = parse(text, where) if text else None
-    return Draft(folder, listing or package_listing(folder), seen, known, text, read_declared(folder), base)
+    declared = read_declared(folder)
+    return Draft(folder, listing or package_listing(folder), seen, known, text, declared, base, digests or {})
 
 
 def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[Facts, bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -40,12 +40,12 @@ class Listing:
     skipped: tuple[str, ...] = ()
 
 
-def listing(folder: Path, *, read: Collection[str] = ()) -> Listing:
+def listing(folder: Path, *, head: Callable[[Path], bytes] | None = None) -> Listing:
     """The files of `folder` that belong to the adapter. Dotfiles are skipped.
 
     Args:
         folder: The adapter's own folder.
-        read: Paths of files that a reader of their format has accepted, so that their first bytes need not be looked at.
+        head: Returns the first `HEAD` bytes of a file, where the caller opens the files anyway.
 
     Raises:
         RefusedError: A file must not be there at all, such as a pickle; the error names it.
@@ -56,7 +56,7 @@ def listing(folder: Path, *, read: Collection[str] = ()) -> Listing:
     for path, mode in _walk(folder, ""):
         if path.rpartition("/")[2].startswith(".") or path in _OWN:
             skipped.append(path)
-        elif reason := _why_not(folder, path, mode, read=path in read):
+        elif reason := _why_not(folder, path, mode, head or first_bytes):
             refused.append((path, *reason))
         else:
             files.append(path)
@@ -90,14 +90,14 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
             yield path, mode
 
 
-def _why_not(folder: Path, path: str, mode: int, *, read: bool) -> tuple[str, str] | None:
+def _why_not(folder: Path, path: str, mode: int, head: Callable[[Path], bytes]) -> tuple[str, str] | None:
     """Why a file may not be part of an adapter, and what to do about it; None if it may."""
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: what it points to is not the adapter's own", "Put the file itself there"
-    return _why_not_name(path) or (None if read else _why_not_content(_first_bytes(folder / path), suffix))
+    return _why_not_name(path) or _why_not_content(head(folder / path), suffix)
 
 
 def _why_not_name(path: str) -> tuple[str, str] | None:
@@ -140,7 +140,8 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
     return None
 
 
-def _first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
+    """The first `HEAD` bytes of a file."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(HEAD)

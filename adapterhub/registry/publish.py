@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.check import ERROR, FIT, Problem, Report, examined
 from adapterhub.check import check as checked_report
 from adapterhub.manifest import describe
-from adapterhub.manifest.package_files import adapter_in, listing
+from adapterhub.manifest.package_files import adapter_in, first_bytes, listing
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def package(
     policy: Policy | None = None,
     force: bool = False,
     checked: bool = False,
+    hash_below: int = 0,
 ) -> Package:
     """Check the adapter in `folder` and compare it with the policy; nothing is stored.
 
@@ -61,22 +63,36 @@ def package(
         policy: The project's, None where it has none.
         force: Accept an adapter whose check finds errors. A policy cannot be overridden.
         checked: It was checked in another format, from which it was converted.
+        hash_below: Hash files of fewer bytes while they are open anyway, for who needs digests before the bytes are sent.
 
     Raises:
         RefusedError: The check finds errors (code `check-failed`), or the policy does not allow it (`against-policy`).
     """
     where = where or str(folder)
-    overridden: tuple[Problem, ...] = ()
-    seen, read = None, ()
-    if not checked:
-        with examined(adapter_in(folder), base=base, where=where) as (report, contents):
-            overridden = errors_of(report, base, force=force)
-            seen = contents.seen() if contents else None
-            read = _read(contents, folder) if contents else ()
-    draft = describe.draft(folder, listing=listing(folder, read=read), seen=seen, base=base)
+    if checked:
+        return _allowed(Package(folder, where, describe.draft(folder, base=base)), policy)
+    with examined(adapter_in(folder), base=base, where=where) as (report, contents):
+        overridden = errors_of(report, base, force=force)
+        if contents is None:
+            return _allowed(Package(folder, where, describe.draft(folder, base=base), overridden), policy)
+        contents.manifest()
+        found = listing(folder, head=partial(_head, contents, hash_below))
+        seen, text = contents.seen(), contents.manifest_text
+        draft = describe.draft(folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests)
+    return _allowed(Package(folder, where, draft, overridden), policy)
+
+
+def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
+    """The first bytes of a file, which is hashed while it is open if it is small enough."""
+    if path.stat().st_size < hash_below:
+        contents.digest(path)
+    return contents.heads[path] if path in contents.heads else first_bytes(path)
+
+
+def _allowed(package: Package, policy: Policy | None) -> Package:
     if policy is not None and policy.reads_manifests:
-        policy.check_manifest(draft.facts(), where)
-    return Package(folder, where, draft, overridden)
+        policy.check_manifest(package.draft.facts(), package.where)
+    return package
 
 
 def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force: bool = False) -> tuple[Problem, ...]:
@@ -107,9 +123,3 @@ def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Pr
         adapter=report.where,
         base=base.where if base else "",
     )
-
-
-def _read(contents: Contents, folder: Path) -> tuple[str, ...]:
-    """The files of `folder` that the check has read as what they are."""
-    paths = list(contents.files) if contents.files else [contents.path] if contents.path.is_file() else []
-    return ("adapter_config.json", *(path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder)))

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,7 +52,7 @@ class AdapterFolder:
         self.where = where or str(folder)
         draft = draft or describe.draft(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = draft.listing.skipped
-        files = {path: _hashed(folder, path, ahead) for path in draft.listing.files}
+        files = {path: _hashed(folder, path, ahead, draft.digests) for path in draft.listing.files}
         document, raw = draft.settle(files)
         self._made = oci_manifest.assemble({**files, oci_manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
         self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
@@ -102,11 +102,13 @@ class _File:
         return []
 
 
-def _hashed(folder: Path, path: str, ahead: Ahead | None) -> tuple[Digest, int]:
+def _hashed(folder: Path, path: str, ahead: Ahead | None, known: Mapping[Path, Digest]) -> tuple[Digest, int]:
     """The digest and the size of a file, which is sent meanwhile if somebody takes it."""
     with local_errors(folder / path):
         size = (folder / path).stat().st_size
-    digest = ahead(path, size, _File(folder / path)) if ahead and size >= LARGE else None
+    digest = known.get(folder / path)
+    if digest is None and ahead and size >= LARGE:
+        digest = ahead(path, size, _File(folder / path))
     return digest or sha256_file(folder / path), size
 
 
