@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from adapterhub.api import Adapter as Adapter
     from adapterhub.api import Registry as Registry
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from adapterhub_converters.adapter import LossReport as LossReport
     from adapterhub_converters.errors import AdapterhubError as AdapterhubError
 
-__version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdapterhubError", "Combined", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Sent",
     "Version", "Versions", "Workspace", "check", "convert", "evaluate", "load", "merge", "pull", "push", "train",

@@ -20,8 +20,10 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.merge import FuseReport, Merge, MergeReport, Options
+    from adapterhub.merge.into_base.extract import Extraction, Wanted
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
+    from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
 
 
@@ -139,6 +141,36 @@ def trained_in(found: Sequence[sources.Source]) -> str | None:
     """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
     recorded = {_pinned(source).get("quantization") for source in found}
     return recorded.pop() if len(recorded) == 1 else None
+
+
+def extract(
+    base: Path, tuned: Path, target: Path | Ref, wanted: Wanted, workspace: Workspace
+) -> tuple[Adapter, Extraction, Version | None]:
+    """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
+    from adapterhub.manifest import describe
+    from adapterhub.merge.into_base import extract as difference
+    from adapterhub_converters import bases
+    from adapterhub_converters.containers import atomic
+    from adapterhub_converters.formats import peft
+
+    if isinstance(target, Path):
+        atomic.check_free(target)
+    else:
+        sharing.check_target(str(target), workspace)
+    with workspace.steps("extracting weights") as progress:
+        adapter, report = difference.extract(base, tuned, wanted, progress=progress)
+
+    def write(folder: Path) -> None:
+        peft.write(adapter, folder)
+        describe.write_facts(folder, describe.describe(folder, base=bases.read_hf(base)))
+
+    if isinstance(target, Path):
+        with atomic.whole(target) as made:
+            write(made)
+        return adapter, report, None
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        write(Path(temporary))
+        return adapter, report, sharing.store(Path(temporary), target, workspace)
 
 
 def merge_into(

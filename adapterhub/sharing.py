@@ -316,6 +316,18 @@ def check_policy(source: Source, reference: str, where: str, workspace: Workspac
         policy.check_manifest(read_manifest(source, source.manifest(reference), where), where)
 
 
+def check_address(source: str, workspace: Workspace) -> None:
+    """Compare the version at an address with the policy, as a pull does; nothing of its files is fetched."""
+    from adapterhub.remotes.location import parse
+
+    if (policy := workspace.rules()) is None:
+        return
+    address = parse(source)
+    policy.check_name(address.repository)
+    with workspace.connect(address) as remote:
+        check_policy(remote, address.reference, source, workspace)
+
+
 def notes(remote: object, workspace: Workspace) -> str:
     """Tell the notes of a remote; the commit that was read or made, of a hub, else an empty text."""
     commit = str(getattr(remote, "commit_id", ""))

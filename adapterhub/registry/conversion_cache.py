@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import __version__
 from adapterhub.manifest import describe, oci_manifest
 from adapterhub.manifest.package_files import adapter_in
+from adapterhub.version import __version__
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.formats import convert as formats

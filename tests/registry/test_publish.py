@@ -66,6 +66,7 @@ COMMANDS: dict[str, list[str]] = {
     "copy from a registry": ["copy", "oci://{host}/{name}/bad:v1", "team/in"],
     "copy from a bundle": ["copy", "layout://bundle.tar:v1", "team/in"],
     "merge": ["merge", "./bad", "./bad", "-o", "team/in:merged"],
+    "extract": ["extract", "base", "tuned", "--rank", "2", "-o", "team/in:extracted"],
     "pull, converted and cached": ["pull", "team/forced", "--to", "mlx", "-o", "out/there"],
 }
 
@@ -111,8 +112,8 @@ def stored(place: Path) -> dict[str, Any]:
 def test_every_command_that_stores_an_adapter_refuses_it_alike(
     way: str, bad: Callable[[str], bool], place: Path, run: Run, host: str, hub: Hub
 ) -> None:
-    if way.endswith("pinned"):
-        write_base(place / "base")
+    write_base(place / "base")
+    write_base(place / "tuned", 2.0 if (place / TOML).exists() else np.nan)
     before = stored(place)
     words = [word.format(here=place, host=host, name=place.name, hub=hub.url) for word in COMMANDS[way]]
     done = run(*words, "--json", code=6)
@@ -169,8 +170,18 @@ def test_what_is_forced_in_is_refused_with_the_words_of_the_check(place: Path, r
     assert "`adapterhub validate ./bad` shows all of them" in done.stderr
 
 
-def write_base(folder: Path) -> None:
-    """A base that the adapters of the tests fit: two layers of 8x8."""
+def test_materialize_takes_no_adapter_from_an_address_that_the_policy_forbids(place: Path, run: Run) -> None:
+    write_base(place / "base")
+    put_elsewhere(write_adapter(place / "bad"), place / "elsewhere")
+    run("merge", "oci:elsewhere:v1", "--into", "base", "--recipe-only", "-o", "recipe.json")
+    (place / TOML).write_text("[policy]\nmax_rank = 1\n")
+    assert "rank 2 is over 1" in run("materialize", "recipe.json", "-o", "out/model", code=6).stderr
+    (place / TOML).write_text("[policy]\nmax_rank = 2\n")
+    run("materialize", "recipe.json", "-o", "out/model")
+
+
+def write_base(folder: Path, value: float = 1.0) -> None:
+    """A base that the adapters of the tests fit: two layers of 8x8, one element of each weight `value`."""
     folder.mkdir()
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "num_attention_heads": 1,
@@ -178,7 +189,7 @@ def write_base(folder: Path) -> None:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {
-        f"model.layers.{layer}.self_attn.{name}_proj.weight": np.ones((8, 8), np.float32)
+        f"model.layers.{layer}.self_attn.{name}_proj.weight": np.where(np.eye(8) == 1, value, 1.0).astype(np.float32)
         for layer in range(2)
         for name in "qkvo"
     }
