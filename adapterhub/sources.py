@@ -201,7 +201,7 @@ def _known(ref: Ref, workspace: Workspace) -> bool:
 def existing(text: str) -> Path:
     """A path that must be there."""
     if text.lower().startswith(_ADDRESSES):
-        what = "not on this disk, and its weights are needed, not only its headers"
+        what = "is not on this disk, and the weights are needed, not only headers"
         raise UsageError(text.partition("?")[0], what, "Download it, and name the folder or file")
     path = Path(text)
     if not path.exists():
