@@ -31,6 +31,7 @@ from .workspace import Progress, StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.check import Report
     from adapterhub.index.database import Row
+    from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merge import FuseReport
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 # ---- one adapter
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Adapter(canonical.Adapter):
     """An adapter in memory, with its manifest; `deltas`, `replaced` and `rows` are keyed by the base's own names.
 
@@ -53,8 +54,8 @@ class Adapter(canonical.Adapter):
         manifest: The content of adapter.json: the one in the folder, or one that was derived, whose `files` are empty.
     """
 
-    where: str = ""
-    manifest: Any = None
+    where: str
+    manifest: AdapterManifest
 
     @property
     def targets(self) -> list[str]:
@@ -92,7 +93,7 @@ def load(source: StrPath, *, base: StrPath | None = None, workspace: Workspace |
     with sources.opened(source, here) as found, sources.as_folder(found) as folder:
         read = convert.read(found.path, base=spec)
         draft = describe.draft(folder, base=spec)
-        manifest = draft.known or draft.facts()
+        manifest = draft.known or draft.manifest()
     parts = {field.name: getattr(read, field.name) for field in fields(read)}
     return Adapter(**parts, where=found.where, manifest=manifest)
 

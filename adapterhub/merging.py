@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from . import sharing, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
     from adapterhub.merge import FuseReport, Merge, MergeReport, Options
     from adapterhub.merge.into_base.extract import Extraction, Wanted
     from adapterhub.ref import Ref
@@ -39,7 +40,7 @@ class Combined:
     """
 
     report: MergeReport
-    manifest: Mapping[str, Any]
+    manifest: AdapterManifest
     path: Path | None = None
     version: Version | None = None
 
@@ -62,7 +63,7 @@ def destination(out: StrPath) -> Path | Ref:
     if not isinstance(out, str):
         return path
     if sources.is_address(out):
-        raise UsageError(text, "is an address, and merges are stored locally", "Merge into a ref like team/both, and copy that")
+        raise UsageError(text, "is an address, and a merge is stored locally", "Merge into a ref like team/both, and copy that")
     try:
         ref = Ref.parse(text)
     except UsageError:
@@ -70,7 +71,7 @@ def destination(out: StrPath) -> Path | Ref:
             raise
         return path
     if ref.number or ref.digest or ref.range:
-        raise UsageError(text, "names a version, and a merge makes a new one", f"Write {ref.name}, or {ref.name}:TAG")
+        raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")
     if not ref.tag and path.parent.is_dir():
         raise UsageError(text, "may be a folder or an adapter", f"Write ./{text} for the folder, {text}:latest for the adapter")
     return ref
@@ -104,7 +105,7 @@ def merge_adapters(
     base = common_base(found)
     parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
-    def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
+    def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
             return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
 
@@ -117,29 +118,30 @@ def merge_adapters(
         return Combined(report, manifest, version=sharing.store(folder, target, workspace))
 
 
-def common_base(found: Sequence[sources.Source]) -> dict[str, Any] | None:
+def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
     """The base that the adapters were trained on, as they pin it; RefusedError when they pin two."""
-    pinned: dict[str, dict[str, Any]] = {}
+    pinned: dict[str, BaseInfo] = {}
     for source in found:
         base = _pinned(source)
-        if base.get("fingerprint"):
-            pinned.setdefault(base["fingerprint"], base)
+        if base.fingerprint:
+            pinned.setdefault(base.fingerprint, base)
     if len(pinned) > 1:
-        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
+        names = " and ".join(base.repo or fingerprint[:19] for fingerprint, base in pinned.items())
         raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
     return next(iter(pinned.values()), None)
 
 
-def _pinned(source: sources.Source) -> dict[str, Any]:
+def _pinned(source: sources.Source) -> BaseInfo:
     """The base in the adapter.json of an adapter; empty without one."""
-    from adapterhub.manifest import describe
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
 
-    return dict((describe.read_facts(source.folder) or {"base": {}})["base"])
+    manifest = AdapterManifest.read(source.folder)
+    return manifest.base if manifest else BaseInfo()
 
 
 def trained_in(found: Sequence[sources.Source]) -> str | None:
     """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
-    recorded = {_pinned(source).get("quantization") for source in found}
+    recorded = {_pinned(source).quantization for source in found}
     return recorded.pop() if len(recorded) == 1 else None
 
 
@@ -162,7 +164,7 @@ def extract(
 
     def write(folder: Path) -> None:
         peft.write(adapter, folder)
-        describe.write_facts(folder, describe.describe(folder, base=bases.read_hf(base)))
+        describe.describe(folder, base=bases.read_hf(base)).write(folder)
 
     if isinstance(target, Path):
         with atomic.whole(target) as made:
@@ -219,15 +221,15 @@ def prepare_into(
 def check_place(out: Path, base: Path) -> None:
     """Refuse to write a model into the folder of its base, which would change it."""
     if base.is_dir() and base.resolve() in out.resolve().parents:
-        raise UsageError(str(out), f"is in the folder of the base, {base}, which would be changed", "Name another place")
+        raise UsageError(str(out), f"is inside the base, {base}, and would change it", "Choose another output")
 
 
 def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> Iterator[str]:
     """A line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
     for source in found:
         pinned = _pinned(source)
-        if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
-            trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
+        if spec.fingerprint and pinned.fingerprint not in (None, spec.fingerprint):
+            trained_on = pinned.repo or f"the base {str(pinned.fingerprint)[:19]}"
             what = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
             yield f"{source.where} {what}. Check it on that base for the differences"
 

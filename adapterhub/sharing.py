@@ -295,9 +295,9 @@ def _checked(
     remote: Connected, place: Place, where: str, workspace: Workspace, *, force: bool
 ) -> Iterator[tuple[Source, tuple[str, ...]]]:
     """A remote whose version was fetched and checked; its blobs come from the disk where no registry can mount them."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import publish
     from adapterhub.remotes.parallel import Fetched
+    from adapterhub_converters.adapter_files import adapter_in
 
     check_policy(remote, place.reference, where, workspace)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -310,7 +310,7 @@ def _checked(
 
 def check_policy(source: Source, reference: str, where: str, workspace: Workspace) -> None:
     """Compare a version with the policy, before anything but its adapter.json is fetched."""
-    if (policy := workspace.rules()) and policy.reads_manifests:
+    if (policy := workspace.rules()) and policy.needs_manifest:
         from adapterhub.remotes.copy import read_manifest
 
         policy.check_manifest(read_manifest(source, source.manifest(reference), where), where)
@@ -403,7 +403,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
         place = parse(os.fspath(source))
         with workspace.connect(place) as remote:
             made = remote.manifest(place.reference)
-            if made.facts is not None:
+            if made.adapter_json is not None:
                 check_policy(remote, made.digest, os.fspath(source), workspace)
                 return _admitted(registry, remote, made.digest, ref, workspace)
     elif (found := sources.ref_of(source, workspace)) is not None:

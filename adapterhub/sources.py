@@ -57,7 +57,7 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         NotFoundError: Neither a path nor a ref of the registry.
         UsageError: Both of them.
     """
-    from adapterhub.manifest.package_files import adapter_in
+    from adapterhub_converters.adapter_files import adapter_in
 
     text = os.fspath(source)
     if is_address(source):
@@ -96,7 +96,7 @@ def downloaded(remote: Remote, reference: str, folder: Path, host: str, workspac
         made = folders.download(
             Unpacked(remote), reference, folder, show, found=lambda: there.append(True), **workspace.transfer()
         )
-    if made.facts is None:
+    if made.adapter_json is None:
         workspace.tell("there was no adapter.json: it was derived from the files")
     return made, not there
 

@@ -18,6 +18,7 @@ from adapterhub_converters.errors import NotFoundError
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
+    from adapterhub.http.urls import ProxyOf
     from adapterhub.project.policy import Policy
     from adapterhub.project.settings import Settled
     from adapterhub.registry.registry import Registry
@@ -78,6 +79,10 @@ def _anonymous() -> Hub:
     return Hub()
 
 
+def _no_proxy(_scheme: str, _host: str) -> str:
+    return ""
+
+
 def _nothing(_note: str) -> None:
     return None
 
@@ -98,7 +103,8 @@ class Workspace:
         docker: The path of docker's config.json, for credentials of registries; None for none.
         logins: The file in which `login` keeps credentials; None for none.
         hub: Returns the Hugging Face Hub to ask, and the token.
-        environ: Variables for the conventions of others (`AWS_…`, proxies).
+        environ: Variables for the conventions of others (`AWS_…`).
+        proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         tell: Called with a line for each note, such as that a version is deprecated.
@@ -118,6 +124,7 @@ class Workspace:
     logins: StrPath | None = None
     hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: ProxyOf = field(default=_no_proxy, repr=False)
     uploads: StrPath | None = None
     cache: StrPath | None = None
     tell: Callable[[str], object] = field(default=_nothing, repr=False)
@@ -172,7 +179,8 @@ class Workspace:
         """The part of it that remotes ask for."""
         from adapterhub.remotes.location import Surroundings
 
-        return Surroundings(_path(self.docker), self.hub, self.environ, _path(self.logins), _path(self.uploads))
+        logins, uploads = _path(self.logins), _path(self.uploads)
+        return Surroundings(_path(self.docker), self.hub, self.environ, logins, uploads, self.proxy)
 
     def connect(self, place: Place) -> Connected:
         """An address, opened; the caller closes it."""

@@ -1,43 +1,37 @@
-"""A registry of 50,000 versions of 10,000 adapters: what finding something in it and adding to it takes.
+"""A registry of 50,000 versions of 10,000 adapters: the cost of finding something in it and of adding to it.
 
-    python benchmarks/registry.py [--versions 50000] [--runs 15] [--keep FOLDER]
+    python benchmarks/registry.py [--versions 50000] [--rounds 15] [--dir DIR]
 
 The store is written directly, blob by blob and log by log, without flushing; the adapters share one tiny file of weights and
 differ in facts and model cards, whose words are drawn as words are in texts (Zipf). The catalog is then made from it by its
 own rebuild. Medians of calls of the library and of whole processes, in wall and in CPU time (on a busy machine only the
-second means much), and against them what anybody would write with plain `sqlite3` on the same texts: one table with
-LIKE, and one FTS5 table without facts, filters or versions.
+second means much), against what anybody would write with plain `sqlite3` on the same texts: one table with LIKE, and one
+FTS5 table without facts, filters or versions.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import random
-import resource
 import sqlite3
-import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas"), str(ROOT / "benchmarks")]
+from _bench import OURS, Bench, Figures, Program, main, medians
 
-from _pairs import timed  # noqa: E402
-
-from adapterhub.digest import sha256_bytes  # noqa: E402
-from adapterhub.index import search  # noqa: E402
-from adapterhub.index.search import Query  # noqa: E402
-from adapterhub.manifest import describe, oci_manifest  # noqa: E402
-from adapterhub.ref import Ref  # noqa: E402
-from adapterhub.registry.registry import Registry  # noqa: E402
-from adapterhub.store.store import Entry, Store  # noqa: E402
-from tests.registry.conftest import write_adapter  # noqa: E402
+from adapterhub.digest import sha256_bytes
+from adapterhub.index import search
+from adapterhub.index.search import Query
+from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest.document import FileEntry, Training
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.store.store import Entry, Store
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from tests.support.adapters import write_adapter
 
 SYLLABLES = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
 BASES = [f"org{n % 7}/model-{n}-{size}b" for n in range(20) for size in (1, 7)]
@@ -50,15 +44,15 @@ def vocabulary(rng: random.Random) -> list[str]:
 
 
 def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Model card and what is declared, of one adapter after the other."""
+    """The model card and the declared facts of one adapter after the other."""
     rng = random.Random(0)
     known = vocabulary(rng)
     weights = [1 / rank for rank in range(1, len(known) + 1)]
     for n in range(count):
         text = rng.choices(known, weights, k=200)
         title, description = " ".join(text[:4]), " ".join(text[4:20])
-        base, spdx = rng.choice(BASES), rng.choice(["mit", "apache-2.0", "llama3"])
-        front = f"---\nlicense: {spdx}\nlanguage:\n- {rng.choice(['en', 'de', 'fr'])}\ntags: [lora, {text[20]}]\n---\n"
+        base, terms = rng.choice(BASES), rng.choice(["mit", "apache-2.0", "llama3"])
+        front = f"---\nlicense: {terms}\nlanguage:\n- {rng.choice(['en', 'de', 'fr'])}\ntags: [lora, {text[20]}]\n---\n"
         declared = {"description": description, "r": rng.choice([4, 8, 16, 32]), "base": base, "loss": rng.random()}
         yield (
             f"{front}# {title} {n}\n\n{' '.join(text)}\n",
@@ -66,9 +60,9 @@ def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def fill(store: Store, count: int, scratch: Path) -> None:
-    """`count` versions, PER_NAME to a name, put where the store looks for them."""
-    folder = write_adapter(scratch / "tiny")
+def filled(root: str, count: int) -> None:
+    """A registry of `count` versions, PER_NAME to a name, put where the store looks for them."""
+    store, folder = Store.create(Path(root) / ".adapterhub"), write_adapter(Path(root) / "tiny")
     template = describe.describe(folder)
     shared = {path: (folder / path).read_bytes() for path in ("adapter_config.json", "adapter_model.safetensors")}
     blobs = store.root / "blobs" / "sha256"
@@ -83,17 +77,17 @@ def fill(store: Store, count: int, scratch: Path) -> None:
     for n, (card, declared) in enumerate(cards(count)):
         name, number = f"team{n // PER_NAME % 100:02}/adapter-{n // PER_NAME}", n % PER_NAME + 1
         files = {**common, "README.md": put(card.encode())}
-        document = {
-            **template,
-            "description": declared["description"],
-            "r": declared["r"],
-            "targets": declared["targets"],
-            "base": {**template["base"], "repo": declared["base"]},
-            "training": {"metrics": {"eval_loss": declared["loss"]}},
-            "files": [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items())],
-        }
-        files[oci_manifest.FACTS] = put(describe.dump(document))
-        made = oci_manifest.assemble(files, document)
+        manifest = dataclasses.replace(
+            template,
+            description=declared["description"],
+            r=declared["r"],
+            targets=tuple(declared["targets"]),
+            base=dataclasses.replace(template.base, repo=declared["base"]),
+            training=Training(metrics={"eval_loss": declared["loss"]}),
+            files=tuple(FileEntry(path, digest, size) for path, (digest, size) in sorted(files.items())),
+        )
+        files[ADAPTER_JSON] = put(manifest.dump())
+        made = oci_manifest.assemble(files, manifest)
         put(made.config_bytes)
         put(made.raw)
         previous = head if number > 1 else ""
@@ -106,31 +100,35 @@ def fill(store: Store, count: int, scratch: Path) -> None:
         head = sha256_bytes(entry.dump())
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Medians in milliseconds."""
+WORDS = ["a rare word", "a word", "two words", "a frequent word", "a name", "a word that all versions contain"]
+CALLS = [
+    "find a word on a base", "find a word, with facets", "list everything, newest first", "list everything, with facets",
+    "find a digest", "list a name", "list a namespace", "list all", "push a tiny adapter", "tag", "write index.json anew",
+]  # fmt: skip
+COMMANDS = {
+    "adapterhub --version": ["--version"],
+    "adapterhub search": ["search", "WORD"],
+    "adapterhub search --json": ["search", "WORD", "--json"],
+    "adapterhub list": ["list", "team07"],
+    "adapterhub show": ["show", "team07/adapter-7"],
+}
+FTS, LIKE = "FTS5 alone", "LIKE"
+JOBS: dict[str, list[str]] = {f"find {what}": [FTS, LIKE] for what in WORDS} | {job: [] for job in (*CALLS, *COMMANDS)}
 
-    wall: float
-    cpu: float
 
-    def __str__(self) -> str:
-        return f"{self.wall:9.2f}{self.cpu:9.2f}"
-
-
-def cost(call: Callable[[], Any], runs: int, *, whose: int = resource.RUSAGE_SELF) -> Cost:
-    """What a call takes, after one that isn't counted; `whose` CPU time."""
+def cost(call: Callable[[], Any], runs: int) -> Figures:
+    """The median wall and CPU time of a call, after one that is not counted."""
     call()
-    taken = []
+    rounds = []
     for _ in range(runs):
-        before, start = resource.getrusage(whose), time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        wall, after = time.perf_counter() - start, resource.getrusage(whose)
-        taken.append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    return Cost(*(1000 * statistics.median(column) for column in zip(*taken, strict=True)))
+        rounds.append({"ms": 1000 * (time.perf_counter() - wall), "CPU ms": 1000 * (time.process_time() - cpu)})
+    return medians(rounds)
 
 
 def words() -> list[str]:
-    """Of the vocabulary, what begins no other word."""
+    """Words of the vocabulary that begin no other."""
     return [word for word in vocabulary(random.Random(0)) if len(word) > 6]
 
 
@@ -146,85 +144,64 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     return db
 
 
-def library(registry: Registry, peer: sqlite3.Connection, runs: int) -> None:
-    catalog, some = registry.catalog, words()
+def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None:
+    catalog, some, rounds = registry.catalog, words(), bench.options.rounds
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
     match = "SELECT name FROM words WHERE words MATCH ? ORDER BY rank LIMIT 20"
-    print(f"{'in the library, ms of wall and CPU time':40}{'hits':>8}{'ours':>18}{'FTS5 alone':>18}{'LIKE':>18}")
-    for title, typed in [
-        ("a rare word", some[5000]),
-        ("a word", some[500]),
-        ("two words", f"{some[100]} {some[200]}"),
-        ("a frequent word", some[50]),
-        ("a name", "adapter-471"),
-        ("a word that all have", "lora"),
-    ]:
+    queries = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
+    for title, typed in zip(WORDS, queries, strict=True):
         phrases, total = search.phrases(typed), search.search(catalog, Query(typed, all_versions=True)).total
-        ours = cost(lambda typed=typed: search.search(catalog, Query(typed)), runs)
-        fts = cost(lambda phrases=phrases: peer.execute(match, (phrases,)).fetchall(), runs)
-        scan = cost(lambda typed=typed: peer.execute(like, (f"%{typed}%",)).fetchall(), 3)
-        print(f"{title:40}{total:8}{ours}{fts}{scan}")
+        (hits,) = peer.execute("SELECT count(*) FROM words WHERE words MATCH ?", (phrases,)).fetchone()
+        found = {
+            "adapterhub": cost(lambda typed=typed: search.search(catalog, Query(typed)), rounds),
+            FTS: cost(lambda phrases=phrases: peer.execute(match, (phrases,)).fetchall(), rounds),
+            LIKE: cost(lambda typed=typed: peer.execute(like, (f"%{typed}%",)).fetchall(), min(rounds, 3)),
+        }
+        bench.add(f"find {title}", f"{total} versions contain it", found, {f"FTS5 finds as many: {hits}": hits == total})
+
+
+def calls(bench: Bench, registry: Registry) -> None:
+    catalog, word = registry.catalog, words()[500]
     one = catalog.select("SELECT digest FROM files WHERE path = 'README.md' LIMIT 1")[0][0]
-    for title, call in [
-        ("a word, a base", lambda: search.search(catalog, Query(some[500], (("base", BASES[3]),)))),
-        ("a word, with facets", lambda: search.search(catalog, Query(some[500]), facets=True)),
-        ("everything, newest first", lambda: search.search(catalog, Query())),
-        ("everything, with facets", lambda: search.search(catalog, Query(), facets=True)),
-        ("find a digest", lambda: search.holders(catalog, one)),
-        ("list a name", lambda: registry.list("team07/adapter-7")),
-        ("list a namespace", lambda: registry.list("team07")),
-        ("list all", registry.list),
-    ]:
-        print(f"{title:48}{cost(call, min(runs, 5))}")
+    folders = iter([write_adapter(bench.scratch / f"push{n}", n) for n in range(1, bench.options.rounds + 2)])
+    name = Ref.parse(f"team07/new-{len(catalog.names())}")
+    tags = iter([f"t{n}" for n in range(bench.options.rounds + 1)])
+    acts: list[Callable[[], Any]] = [
+        lambda: search.search(catalog, Query(word, (("base", BASES[3]),))),
+        lambda: search.search(catalog, Query(word), facets=True),
+        lambda: search.search(catalog, Query()),
+        lambda: search.search(catalog, Query(), facets=True),
+        lambda: search.holders(catalog, one),
+        lambda: registry.list("team07/adapter-7"),
+        lambda: registry.list("team07"),
+        registry.list,
+        lambda: registry.push(next(folders), name),
+        lambda: registry.tag(name, next(tags)),
+        lambda: registry.store.write_index(catalog.index()),
+    ]
+    for title, act in zip(CALLS, acts, strict=True):
+        bench.add(title, "a call of the library", {"adapterhub": cost(act, bench.options.rounds)})
 
 
-def processes(root: Path, runs: int) -> None:
-    word = words()[500]
-    env = {"ADAPTERHUB_REGISTRY": str(root), "PYTHONPATH": f"{ROOT}:{ROOT / 'converters'}:{ROOT / 'schemas'}"}
-    print(f"\n{'as processes':48}{'wall':>9}{'CPU':>9}")
-    for args in (["--version"], ["search", word], ["search", word, "--json"], ["list", "team07"], ["show", "team07/adapter-7"]):
-        command = [sys.executable, "-m", "adapterhub", *args]
-        taken = cost(lambda command=command: timed(command, env=env), runs, whose=resource.RUSAGE_CHILDREN)
-        print(f"{'adapterhub ' + ' '.join(args):48}{taken}")
+def processes(bench: Bench, root: Path) -> None:
+    for title, arguments in COMMANDS.items():
+        command = [*OURS, *(words()[500] if word == "WORD" else word for word in arguments)]
+        found = bench.turns(Program("adapterhub", command, env={"ADAPTERHUB_REGISTRY": str(root)}))["adapterhub"]
+        assert not isinstance(found, str)
+        del found["peak MB"]  # this process, which started them, held more
+        bench.add(title, "a process", {"adapterhub": found})
 
 
-def pushes(registry: Registry, scratch: Path, runs: int) -> None:
-    print(f"\n{'in the library':48}{'wall':>9}{'CPU':>9}")
-    folders = iter([write_adapter(scratch / f"push{n}", n) for n in range(1, runs + 2)])
-    name = f"team07/new-{len(registry.catalog.names())}"
-    print(f"{'push a tiny adapter':48}{cost(lambda: registry.push(next(folders), Ref.parse(name)), runs)}")
-    tags = iter([f"t{n}" for n in range(runs + 1)])
-    print(f"{'tag':48}{cost(lambda: registry.tag(Ref.parse(name), next(tags)), runs)}")
-
-    def anew() -> None:
-        registry.store.write_index(registry.catalog.index())
-
-    print(f"{'index.json made anew, as each push did once':48}{cost(anew, min(runs, 5))}")
-    size = (registry.store.root / "index.json").stat().st_size
-    print(f"index.json has {size / 1e6:.1f} MB, registry.db {(registry.root / 'registry.db').stat().st_size / 1e6:.0f} MB")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--versions", type=int, default=50_000)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--keep", type=Path, help="keep the registry in this folder, or use the one that is there")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        scratch = Path(temporary)
-        root = given.keep or scratch / "registry"
-        if not (root / ".adapterhub" / "oci-layout").exists():
-            start = time.perf_counter()
-            fill(Store.create(root / ".adapterhub"), given.versions, scratch)
-            print(f"wrote a store of {given.versions} versions in {time.perf_counter() - start:.0f} s")
-        start = time.perf_counter()
-        registry = stack.enter_context(Registry.open(root))
-        if time.perf_counter() - start > 1:
-            print(f"made the catalog from it in {time.perf_counter() - start:.0f} s")
-        library(registry, stack.enter_context(contextlib.closing(plain(scratch / "plain.db", registry))), given.runs)
-        processes(root, given.runs)
-        pushes(registry, scratch, given.runs)
+def finding(bench: Bench) -> None:
+    """Everything: one registry for all, which the pushes change last."""
+    root = bench.made(filled, bench.options.versions)
+    with Registry.open(root) as registry, contextlib.closing(plain(bench.scratch / "plain.db", registry)) as peer:
+        searches(bench, registry, peer)
+        processes(bench, root)
+        calls(bench, registry)
+        files = registry.store.root / "index.json", registry.root / "registry.db"
+    print("\n" + ", ".join(f"{file.name} has {file.stat().st_size / 1e6:.1f} MB" for file in files))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, JOBS, finding, versions=(50_000, 50), rounds=(15, 1))

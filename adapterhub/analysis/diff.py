@@ -19,6 +19,7 @@ import numpy as np
 from adapterhub.check import Verdict, check
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
@@ -139,7 +140,7 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
 
 
 def _read(path: Path, base: BaseSpec | None) -> Adapter:
-    path = convert.lone_file(path)
+    path = adapter_in(path)
     return peft.read(path, base=base, mapped=True) if convert.sniff(path) == "peft" else convert.read(path, base=base)
 
 

@@ -16,7 +16,7 @@ from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
-from .client import Client
+from .client import RangeClient
 from .hub_address import Hub, Place
 from .web import Known, WebFiles
 
@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read(place: Place, hub: Hub, client: Client) -> BaseSpec:
+def read(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
     """The base at a place on a hub, its revision the commit that `place` names now."""
     commit, listing = _listing(place, hub, client)
     folder, name = _split(place, listing)
@@ -67,7 +67,7 @@ def _instead(top: Place, listing: Mapping[str, Known]) -> str:
     return f"Name one of its {len(found)} files of weights, like {top}/{found[0]}" if found else ""
 
 
-def _listing(place: Place, hub: Hub, client: Client) -> tuple[str, dict[str, Known]]:
+def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
     where = str(dataclasses.replace(place, path=""))
     url = f"{hub.endpoint}/api/models/{place.repo}/revision/{quote(place.revision, safe='')}?blobs=true"
     raw = client.get(url, where, n=_MAX_LISTING).body

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
+from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.errors import UsageError
-
-from .client import Client, origin
 
 ENDPOINT = "https://huggingface.co"
 SCHEME = "hf://"
@@ -24,14 +23,11 @@ _NO_MODELS = ("datasets", "spaces", "api", "docs", "collections", "papers", "blo
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Which hub is meant and who asks."""
+    """A hub, the token for it, and the proxy on the way to any host."""
 
     endpoint: str = ENDPOINT
     token: str | None = None
-
-    def client(self) -> Client:
-        """One that gives the token to this hub alone."""
-        return Client(token=self.token, origin=origin(self.endpoint, self.endpoint))
+    proxy: ProxyOf = no_proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ class Place:
     def of_page(cls, url: str, hub: Hub) -> Place | None:
         """What a page or file of this hub shows; None for an address that is none of its models'."""
         where = url.partition("?")[0]
-        if origin(url, where) != origin(hub.endpoint, hub.endpoint):
+        if origin(url, where, typed=True) != origin(hub.endpoint, hub.endpoint, typed=True):
             return None
         found = _PAGE.fullmatch(urlsplit(url).path)
         if not found or found["repo"].split("/")[0] in _NO_MODELS:

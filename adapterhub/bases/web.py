@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from adapterhub.http.client import Answer
 from adapterhub_converters.bases import Ranged
 from adapterhub_converters.errors import NotFoundError, RemoteError
 
-from .client import MAX_SKIPPED, Answer, Client, ForbiddenError, TooLargeError
+from .client import MAX_SKIPPED, ForbiddenError, RangeClient, TooLargeError
 
 MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched for its digest alone
 _FIRST = 1 << 16  # bytes of the first request: the whole header of most shards
@@ -49,7 +50,7 @@ class WebFiles:
 
     def __init__(
         self,
-        client: Client,
+        client: RangeClient,
         address: Callable[[str], str],
         label: Callable[[str], str],
         *,
@@ -141,7 +142,7 @@ class WebFiles:
 class WebFile:
     """One file: what of its beginning was read is kept, as headers are read forwards in pieces."""
 
-    def __init__(self, client: Client, url: str, where: str, *, first: int, ahead: int) -> None:
+    def __init__(self, client: RangeClient, url: str, where: str, *, first: int, ahead: int) -> None:
         self._client, self._url, self._where, self._ahead = client, url, where, ahead
         self._size: int | None = None
         self._etag: str | None = None
@@ -171,7 +172,7 @@ class WebFile:
             return
         # Everything before it comes along: twice as much each time, so that a long header takes few requests.
         if end > MAX_SKIPPED:
-            what = f"the server knows no ranges, and {end} bytes would have to be read for a few at their end"
+            what = f"the server supports no ranges, and {end} bytes would have to be read for a few at their end"
             raise RemoteError(self._where, what, "Download it, and name the file")
         self._prefix = bytearray(self._fetch(0, min(max(end, 2 * have), self.size)))
 
@@ -182,10 +183,10 @@ class WebFile:
             return b""
         if answer.status == 206:
             return self._part(answer, start, n)
-        size = answer.length()
+        size = answer.number("content-length")
         if answer.status != 200 or size is None:
-            what = "HTTP 416 for bytes that it has" if answer.status == 416 else "the server does not say how long the file is"
-            raise RemoteError(self._where, what)
+            unknown = "the server does not send the length of the file"
+            raise RemoteError(self._where, "HTTP 416 for bytes that it has" if answer.status == 416 else unknown)
         self._same(size, answer)
         self._ranges = False
         if len(answer.body) < min(size, start + n):
@@ -202,7 +203,7 @@ class WebFile:
         self._same(size, answer)
         if (first, last) != (start, min(start + n, size) - 1):
             raise RemoteError(self._where, f"bytes {first} to {last} of {size} came, asked for were {start} to {start + n - 1}")
-        length = answer.length()
+        length = answer.number("content-length")
         if length not in (None, last - first + 1) or len(answer.body) != last - first + 1:
             have = len(answer.body) if length is None else length
             raise RemoteError(self._where, f"{have} bytes came as bytes {first} to {last}")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
-from adapterhub.manifest import describe
-from adapterhub.manifest.package_files import HEAD
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -126,16 +126,16 @@ class Contents:
         """The folder that the adapter is in."""
         return self.path if self.path.is_dir() else self.path.parent
 
-    def manifest(self) -> describe.Facts | None:
+    def manifest(self) -> AdapterManifest | None:
         """The adapter.json next to the adapter, read once and checked against the schema; None where there is none."""
-        path = self.folder / describe.NAME
+        path = self.folder / ADAPTER_JSON
         if self.manifest_text is None:
             try:
                 self.manifest_text = json_file.read_text(path)
                 self.has_read(path, self.manifest_text)
             except NotFoundError:
                 self.manifest_text = ""
-        return describe.parse(self.manifest_text, str(path)) if self.manifest_text else None
+        return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
     def seen(self) -> tuple[str, Adapter] | None:
         """The format and the adapter, its tensors perhaps without their numbers; None for what `describe.look` must settle."""
@@ -176,15 +176,16 @@ LABELS = {
 def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
     """The contents of `path`, to be closed, or None when its files cannot be trusted; NotFoundError when it is no adapter."""
     problems = list(_pickles(path))
+    given, path = path, adapter_in(path)
     try:
         if (text := peft.config_of(path)) is not None:
             return _peft(path, text, base), problems
-        path, kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
+        kind = _sniff(path, given, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
         contents = _whole(path, kind, base)
     except AdapterhubError as error:
-        if isinstance(error, NotFoundError) and error.where == str(path):
+        if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
         problem = unreadable(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
@@ -194,18 +195,17 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
     return contents, problems
 
 
-def _sniff(path: Path, *, pickle: bool) -> tuple[Path, str | None]:
-    """The file or folder to read, and its format."""
+def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
+    """The format of an adapter that is not PEFT's; None if all that is known of it are pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
-        own = convert.lone_file(path)
-        return own, convert.sniff(own)
+        return convert.sniff(path)
     except FormatError as error:
         if pickle:
-            return path, None
-        if path.is_dir() and not (path / peft.CONFIG).exists():
-            raise NotFoundError(str(path), error.what) from error
+            return None
+        if given.is_dir() and not (given / peft.CONFIG).exists():
+            raise NotFoundError(str(given), error.what) from error
         raise
 
 
@@ -226,9 +226,9 @@ def unreadable(path: Path, error: AdapterhubError) -> Problem:
 def _pickles(path: Path) -> Iterator[Problem]:
     if not path.is_dir():
         return
-    safe = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+    safe = any(is_weights(item.name) for item in path.iterdir())
     for item in sorted(path.iterdir()):
-        if item.suffix in (".bin", ".pt", ".pth", ".pkl") and item.name.startswith(("adapter", "pytorch_model")):
+        if is_pickle_name(item.name) and item.name.startswith(("adapter", "pytorch_model")):
             if safe:
                 yield Problem("stray-pickle", item.name, "", "a pickle can run code when it is loaded", "Delete it")
             else:

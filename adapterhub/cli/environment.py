@@ -62,6 +62,7 @@ def workspace(settings: Settings) -> Workspace:
         logins=logins_file(),
         hub=hub,
         environ=os.environ,
+        proxy=proxy,
         uploads=data_folder() / "uploads",
         cache=cache_folder(),
         tell=lambda note: output.say(output.one_line(note)),
@@ -97,21 +98,48 @@ def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str
 
 
 def hub() -> Hub:
-    """Which Hugging Face Hub, and who asks: by the variables and the file that huggingface_hub reads (`utils/_auth.py`)."""
+    """The Hugging Face Hub and the user's token for it, by the variables and files of huggingface_hub (`utils/_auth.py`).
+
+    The library is imported only for a token that it has to get or renew: its import takes 0.1 s.
+    """
     from adapterhub.bases.hub_address import ENDPOINT, Hub
 
     if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
-    if not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+    if os.environ.get("HF_OIDC_RESOURCE"):
+        token = _renewed_token()
+    elif not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
         with suppress(OSError, UnicodeDecodeError, RuntimeError):
-            token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text()
+            file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+            token = file.read_text()
+            if "refresh_token" in (file.parent / "stored_tokens").read_text(encoding="utf-8"):
+                token = _renewed_token()
     token = token.replace("\r", "").replace("\n", "").strip()
     if not token.isascii() or not token.isprintable():
-        raise UsageError("HF_TOKEN", "is not a token: it has characters that none has")
-    return Hub(endpoint, token or None)
+        raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
+    return Hub(endpoint, token or None, proxy)
+
+
+def proxy(scheme: str, host: str) -> str:
+    """The proxy for a host by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else by macOS' or Windows' settings."""
+    import urllib.request
+
+    found = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
+    return found.get(scheme) or found.get("all") or ""
+
+
+def _renewed_token() -> str:
+    """The token of a login in the browser (`hf auth login`), renewed if it is about to expire, or of an OIDC exchange."""
+    from huggingface_hub import get_token
+
+    try:
+        return get_token() or ""
+    except Exception as error:
+        what = str(error).partition("\n")[0][:200]
+        raise RemoteError("HF_OIDC_RESOURCE", f"no token could be obtained: {what}", "Set HF_TOKEN instead") from error
 
 
 def _on(name: str) -> bool:

@@ -30,14 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 PROGRAM = "adapterhub"
-
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-
-EXIT_TERMINATED, EXIT_PIPE = 143, 141
-
-
+EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
@@ -79,7 +72,7 @@ GROUPS = {
     "Find": {
         "list": "List versions.",
         "show": "Show an adapter.",
-        "search": "Search adapters by words and facts.",
+        "search": "Search adapters by words and manifest fields.",
         "find": "Find the version that contains a file or its tensors.",
         "lineage": "Show what an adapter was made from, and what from it.",
         "log": "Show the history of a name.",
@@ -184,7 +177,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _close_stdout() -> None:
-    # The interpreter flushes stdout once more at exit, which would complain again.
+    # The interpreter flushes stdout once more at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -228,23 +221,14 @@ def translate(error: Exception) -> AdapterhubError | None:
         return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
     if isinstance(error, ImportError):
         module = (error.name or "").partition(".")[0]
-        return _missing(module) if module in _EXTRAS else None
+        hint = f"Run `pip install 'adapterhub[{_EXTRAS.get(module)}]'`"
+        return MissingExtraError("", f"requires {module}, which is not installed", hint) if module in _EXTRAS else None
     if isinstance(error, MemoryError):
         return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model")
     if isinstance(error, OSError):
-        return LocalIOError(
-            str(error.filename or "disk"), _reason(error), "Free some space" if error.errno == errno.ENOSPC else ""
-        )
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")
     return None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
-
-
-def _missing(module: str) -> MissingExtraError:
-    extra = _EXTRAS[module]
-    return MissingExtraError("", f"requires {module}, which is not installed", f"Run `pip install 'adapterhub[{extra}]'`")
 
 
 def _wants_json(arguments: list[str]) -> bool:

@@ -38,6 +38,6 @@ def into_adapter(
     where = str(made.version.ref if made.version else target)
     if plot:
         merge_plot.draw(made.report, Path(plot), title=where)
-    document = merged.document(where, made.version, made.report, made.manifest["parents"])
+    document = merged.document(where, made.version, made.report, made.manifest.to_dict()["parents"])
     text = merged.lines(where, made.manifest, made.report)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(text)))

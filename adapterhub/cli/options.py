@@ -160,7 +160,7 @@ def rank_option(detail: str) -> Decorator:
 
 def max_rank_option(detail: str, **more: Any) -> Decorator:
     """`--max-rank R`: the largest rank there may be."""
-    return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank, {detail}", **more)
+    return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **more)
 
 
 def dtype_option(choices: Sequence[str], of: str, *, default_text: str = "", **more: Any) -> Decorator:

@@ -22,11 +22,11 @@ from adapterhub.index import tensor_search
 from adapterhub.index.database import Row
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import byte_planes, chains, container, cutting
 from adapterhub.store.store import local_errors
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
@@ -114,7 +114,7 @@ def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) ->
     found: dict[Digest, tuple[Row, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
-            if layer.path != oci_manifest.FACTS:
+            if layer.path != ADAPTER_JSON:
                 found.setdefault(layer.digest, (row, layer))
     done, total = 0, sum(layer.size for _, layer in found.values())
     for row, layer in found.values():
@@ -274,7 +274,7 @@ class _Packer:
 
     def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
         """The same file in versions that may be near, each once: those it would make no circle or long chain with."""
-        if os.path.splitext(layer.path)[1].lower() not in WEIGHTS:
+        if not is_weights(layer.path):
             return []
         found: dict[Digest, Descriptor] = {}
         for other in self._kin(row):

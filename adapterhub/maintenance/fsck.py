@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.index.database import Catalog
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import listing
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.packs.chains import with_parents
 from adapterhub.store.store import BASES, MERGES, More, Progress, Store, local_errors, open_regular, told
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -312,18 +314,18 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> list[Findin
     """The bytes of an adapter's folder against its adapter.json; a file it doesn't name is a note."""
     from adapterhub.manifest import describe
 
-    document = describe.read_facts(folder)
-    if document is None:
-        raise NotFoundError(str(folder), f"there is no {describe.NAME} to check its files against", "Pull it, or push it first")
+    manifest = AdapterManifest.read(folder)
+    if manifest is None:
+        raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")
     found = describe.digests(folder, told(progress, sum(_size_of(folder / path) for path in listing(folder).files)))
     findings = []
-    for entry in document["files"]:
-        path, digest = entry["path"], found.get(entry["path"], ("", 0))[0]
+    for entry in manifest.files:
+        path, digest = entry.path, found.get(entry.path, ("", 0))[0]
         if not digest:
             findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
-        elif digest != entry["digest"]:
+        elif digest != entry.digest:
             findings.append(Finding("flipped", "error", f"{folder}/{path}", "is not what adapter.json says", "Pull it again"))
-    named = {entry["path"] for entry in document["files"]} | {describe.NAME}
+    named = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
     findings += [
         Finding("unlisted", "note", f"{folder}/{path}", "is not named by adapter.json") for path in sorted(set(found) - named)
     ]

@@ -11,12 +11,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub import user_files
 from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
+
+if TYPE_CHECKING:
+    pass
 
 _TOP = ("registry", "remote", "remotes", "policy")
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.manifest import describe, oci_manifest
-from adapterhub.manifest.package_files import adapter_in
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.version import __version__
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from adapterhub_converters.formats import convert as formats
@@ -81,19 +82,20 @@ def pull(
             except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
-        document = describe.read_facts(folder) or {}
-        publish.check_manifest(policy, document, str(version.ref))
+        manifest = AdapterManifest.read(folder)
+        publish.check_manifest(policy, manifest, str(version.ref))
         if kept is not None and not cached:
             _keep(folder, kept)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
-                shutil.copyfile(formats.lone_file(folder), target / name)
+                shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)
             elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.lone_file(folder), target)
-    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+                shutil.copyfile(adapter_in(folder), target)
+    recipe = manifest.recipe if manifest else None
+    return Form(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 def _weighty(base: BaseSpec | None) -> bool:

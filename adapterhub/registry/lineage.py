@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, Parent, TrainingData
 from adapterhub.store.store import MERGES
 from adapterhub_converters.errors import AdapterhubError
 
@@ -25,44 +26,53 @@ _MANY = 10_000  # adapters; a chain this long is no lineage but an attack
 
 @dataclass(frozen=True)
 class Node:
-    """One adapter. `refs` are where this registry has it, or where it once was; `facts` is empty when it is not here.
+    """One adapter.
 
-    `deprecated` has those of `refs` that should not be used any more, with why.
+    Attributes:
+        digest: Of its OCI manifest.
+        refs: Its refs in this registry, or those under which its children knew it.
+        manifest: Its adapter.json; None if the adapter is not in this registry.
+        deprecated: Those of `refs` that should not be used any more, with the reason.
     """
 
     digest: Digest
     refs: tuple[str, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    manifest: AdapterManifest | None = None
     deprecated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def how(self) -> str:
         """How it came to be, in a few words."""
-        recipe = self.facts.get("recipe") or {}
-        parents = self.facts.get("parents") or []
-        if not self.facts:
+        if self.manifest is None:
             return "not in this registry"
-        if recipe.get("kind") == "convert":
-            return f"converted to {recipe.get('to')}"
+        recipe, parents = self.manifest.recipe, self.manifest.parents
+        if recipe and recipe.kind == "convert":
+            return f"converted to {recipe.to}"
         if parents:
-            method = recipe.get("method") or parents[0].get("method")
+            method = (recipe.method if recipe else None) or parents[0].method
             if method == "train":
                 return "trained further"
             return f"merged by {method}" if method else "merged"
-        return "trained" if self.facts.get("training") else "origin not recorded"
+        return "trained" if self.manifest.training else "origin not recorded"
 
     @property
     def base(self) -> str:
         """The base it is for, as repository and revision; else the beginning of its fingerprint, else empty."""
-        base = self.facts.get("base") or {}
-        if base.get("repo"):
-            return f"{base['repo']}@{base['revision']}" if base.get("revision") else str(base["repo"])
-        return str(base.get("fingerprint") or "")[:19]
+        base = self.manifest.base if self.manifest else BaseInfo()
+        if base.repo:
+            return f"{base.repo}@{base.revision}" if base.revision else base.repo
+        return (base.fingerprint or "")[:19]
 
     @property
-    def data(self) -> tuple[Mapping[str, Any], ...]:
-        """What it was trained on."""
-        return tuple((self.facts.get("training") or {}).get("data") or ())
+    def data(self) -> tuple[TrainingData, ...]:
+        """The data it was trained on."""
+        training = self.manifest.training if self.manifest else None
+        return (training.data if training else None) or ()
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The adapters it was made from, so far as their digests are known."""
+        return tuple(parent for parent in self.manifest.parents if parent.digest) if self.manifest else ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str
     found = {str(row.ref): told.get((row.name, row.number), told.get((row.name, 0))) for row in rows}
     deprecated = {ref: why for ref, why in found.items() if why is not None}
     try:
-        return Node(digest, tuple(found), registry.facts(digest), deprecated)
+        return Node(digest, tuple(found), registry.adapter_manifest(digest), deprecated)
     except AdapterhubError:
         return Node(digest, tuple(found), deprecated=deprecated)
 
@@ -150,18 +160,13 @@ def _parents(node: Node) -> list[Digest]:
 
 
 def _edges(node: Node) -> Iterator[Edge]:
-    for parent in node.facts.get("parents") or ():
-        yield Edge(parent["digest"], node.digest, parent.get("weight"), parent.get("method"))
+    for parent in node.parents:
+        yield Edge(parent.digest, node.digest, parent.weight, parent.method)
 
 
 def _called(node: Node, nodes: Mapping[Digest, Node]) -> Node:
     """A node that is elsewhere, with the refs by which its children knew it."""
     if node.refs:
         return node
-    named = {
-        parent["ref"]
-        for child in nodes.values()
-        for parent in child.facts.get("parents") or ()
-        if parent["digest"] == node.digest and parent.get("ref")
-    }
-    return Node(node.digest, tuple(sorted(named)), node.facts)
+    named = {parent.ref for child in nodes.values() for parent in child.parents if parent.digest == node.digest and parent.ref}
+    return Node(node.digest, tuple(sorted(named)), node.manifest)

@@ -23,6 +23,7 @@ from adapterhub.digest import Digest, is_hex, sha256_file
 from adapterhub.merge import Options
 from adapterhub.version import __version__
 from adapterhub_converters import dtypes
+from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.bases import BaseSpec, weight_files
 from adapterhub_converters.bases.gguf import part_paths
 from adapterhub_converters.containers import json_file
@@ -202,7 +203,7 @@ def _difference(name: str, path: Path, kept: str | None, touched: Sequence[str])
 
 
 def _files(made: Made) -> Iterator[dict[str, Any]]:
-    weights = [path for _, path in _paths(made) if path.suffix in (".safetensors", ".gguf")]
+    weights = [path for _, path in _paths(made) if is_weights(path.name)]
     for name, path in _paths(made):
         entry: dict[str, Any] = {"path": name, "size": path.stat().st_size, "digest": sha256_file(path)}
         drawn = list(_sample(path, made.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []

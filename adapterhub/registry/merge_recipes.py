@@ -37,7 +37,7 @@ def check_free(registry: Registry, name: str) -> None:
 
 def _check_free(state: Shelved) -> None:
     if state.there:
-        hint = f"Choose another name, or forget it: `adapterhub materialize --forget {state.name}`"
+        hint = f"Choose another name, or forget it: `adapterhub materialize --remove {state.name}`"
         raise ConflictError(state.name, "is the name of another model", hint)
 
 

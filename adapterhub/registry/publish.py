@@ -6,21 +6,22 @@ what was read on the way, so that storing it reads each file once more and no he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub.check import ERROR, FIT, Problem, Report, examined
 from adapterhub.check import check as checked_report
 from adapterhub.manifest import describe
-from adapterhub.manifest.package_files import adapter_in, first_bytes, listing
+from adapterhub.manifest.package_files import first_bytes, listing
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
     from adapterhub.check.contents import Contents
     from adapterhub.manifest.describe import Draft
+    from adapterhub.manifest.document import AdapterManifest
     from adapterhub.project.policy import Policy
     from adapterhub_converters.bases import BaseSpec
 
@@ -90,8 +91,8 @@ def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
 
 
 def _allowed(package: Package, policy: Policy | None) -> Package:
-    if policy is not None and policy.reads_manifests:
-        policy.check_manifest(package.draft.facts(), package.where)
+    if policy is not None and policy.needs_manifest:
+        policy.check_manifest(package.draft.manifest(), package.where)
     return package
 
 
@@ -100,9 +101,11 @@ def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force
     return errors_of(checked_report(path, base=base, where=where), base, force=force)
 
 
-def check_manifest(policy: Policy | None, manifest: Mapping[str, Any], where: str) -> None:
-    """Compare the manifest (adapter.json) of an adapter with the policy, if there is one."""
-    if policy is not None:
+def check_manifest(policy: Policy | None, manifest: AdapterManifest | None, where: str) -> None:
+    """Compare the manifest of an adapter with the policy, if there is one that needs it."""
+    if policy is not None and policy.needs_manifest:
+        if manifest is None:
+            raise RefusedError(where, "no adapter.json to compare with the project's policy", code="no-manifest")
         policy.check_manifest(manifest, where)
 
 

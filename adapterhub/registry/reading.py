@@ -16,12 +16,14 @@ from typing import Any, Self
 
 from adapterhub import semver
 from adapterhub.digest import Digest
+from adapterhub.index import rows
 from adapterhub.index.database import FILE, Catalog, Name, Row
 from adapterhub.manifest import measurement, oci_manifest
-from adapterhub.manifest.document import upgrade
+from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.store.store import Entry, Store
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 
@@ -124,11 +126,11 @@ class Reading:
         return self.catalog.rows("name = ?1 OR (name > ?1 || '/' AND name < ?1 || '0')", prefix.rstrip("/"))
 
     def show(self, ref: Ref) -> dict[str, Any]:
-        """All there is to know of a version: its refs, its facts (adapter.json) and its manifest."""
+        """A version as JSON: its refs, its manifest (adapter.json as it is stored, in today's schema) and its OCI manifest."""
         row = self.row(ref)
         raw = self.store.read_document(row.digest)
         made = oci_manifest.parse(raw, str(row.ref))
-        facts = self.store.read_document(made.facts.digest) if made.facts else b"{}"
+        manifest = self.store.read_document(made.adapter_json.digest) if made.adapter_json else b"{}"
         return {
             "ref": str(row.ref),
             "name": row.name,
@@ -140,8 +142,8 @@ class Reading:
             "size": made.size,
             "time": row.time,
             "evaluations": measurement.of_version(self.catalog.marks("evaluate", row.name), row.number),
-            "facts": upgrade(oci_manifest.parse_json(facts, f"{row.ref}/{oci_manifest.FACTS}")),
-            "manifest": oci_manifest.parse_json(raw, str(row.ref)),
+            "manifest": upgrade(oci_manifest.parse_json(manifest, f"{row.ref}/{ADAPTER_JSON}")),
+            "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
         }
 
     def holding(self, digest: Digest) -> Sequence[Row]:
@@ -152,10 +154,9 @@ class Reading:
         """The versions that name `digest` among their parents."""
         return self.catalog.rows("id IN (SELECT version FROM made_from WHERE parent = ?)", digest)
 
-    def facts(self, digest: Digest) -> dict[str, Any]:
-        """The adapter.json of the manifest `digest`; empty when it has none."""
-        made = oci_manifest.parse(self.store.read_document(digest), digest)
-        return upgrade(oci_manifest.parse_json(self.store.read_document(made.facts.digest), digest)) if made.facts else {}
+    def adapter_manifest(self, digest: Digest) -> AdapterManifest | None:
+        """What can be used of the adapter.json of the version whose OCI manifest is `digest`; None if it has none."""
+        return rows.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
 
     def files(self, version: Version) -> tuple[Descriptor, ...]:
         """The files of a version, sorted by path; the bytes of each are the blob of its digest."""

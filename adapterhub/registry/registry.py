@@ -26,7 +26,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store import ingest
 from adapterhub.store.store import FOLDER, Entry, Progress, Store, told
-from adapterhub.store.tensor_digests import is_weights
+from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,

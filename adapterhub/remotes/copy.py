@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest.oci_manifest import FACTS, Descriptor, Manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from adapterhub_converters.errors import IntegrityError, RefusedError
 
 from .parallel import JOBS, Move, Pace
 from .protocol import Progress, Source, Target
@@ -54,25 +55,20 @@ def unique(made: Manifest) -> list[Descriptor]:
     return list({blob.digest: blob for blob in (*made.layers, made.config)}.values())
 
 
-def read_manifest(source: Source, made: Manifest, where: str) -> dict[str, Any]:
+def read_manifest(source: Source, made: Manifest, where: str) -> AdapterManifest:
     """Fetch the adapter.json of a version, of which no other file is needed; its bytes are verified.
 
     Raises:
         RefusedError: The version has no adapter.json, so that nothing is known of it before its files are fetched.
     """
-    blob = made.facts
+    blob = made.adapter_json
     if blob is None or blob.size > json_file.MAX_CONFIG:
-        what = f"no {FACTS} to compare with the project's policy"
+        what = f"no {ADAPTER_JSON} to compare with the project's policy"
         raise RefusedError(where, what, "Copy it to a registry without a policy first, which derives one", code="no-manifest")
     raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
     with source.open_blob(blob) as reader:
         while len(raw) <= blob.size and (n := reader.readinto(buffer)):
             raw += buffer[:n]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
-        raise IntegrityError(f"{where}: {FACTS}", f"received {len(raw)} bytes that do not match {blob.digest}")
-    from adapterhub.manifest import describe  # needs numpy
-
-    try:
-        return describe.parse(raw.decode(), f"{where}: {FACTS}")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{where}: {FACTS}", "not UTF-8 text") from error
+        raise IntegrityError(f"{where}: {ADAPTER_JSON}", f"received {len(raw)} bytes that do not match {blob.digest}")
+    return AdapterManifest.parse(bytes(raw), f"{where}: {ADAPTER_JSON}")

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapterhub.digest import CHUNK
+from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
 from adapterhub_converters.errors import ConflictError, IntegrityError
 
-from .protocol import CutError, Reader, Source
+from .protocol import Reader, Source
 
 NOTED = 8 << 20  # bytes; what a killed run sends again at most, noted twice as often: some are on their way to the disk
 PAUSES = (0.5, 1.0, 2.0)  # seconds

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import HEAD, check_file
+from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
 from adapterhub.store.store import local_errors
-from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
 
 from .download import pass_over, received_beside
 from .protocol import Reader, Source
@@ -101,7 +102,6 @@ class Local:
 
     def check(self, made: Manifest, where: str, *, force: bool = False) -> tuple[str, ...]:
         """Refuse a version whose files a push would refuse; with `force` the codes of its errors."""
-        from adapterhub.manifest.package_files import adapter_in
         from adapterhub.registry import publish  # needs numpy
 
         with self._linked(made) as folder:
@@ -110,7 +110,7 @@ class Local:
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise
-            publish.check_manifest(self.policy, json_file.read_object(folder / oci_manifest.FACTS), where)
+            publish.check_manifest(self.policy, AdapterManifest.read(folder), where)
         return tuple(problem.code for problem in errors)
 
     @contextmanager
@@ -132,20 +132,15 @@ class Local:
 
     def _check(self, made: Manifest) -> None:
         """What a push checks of a folder, as far as names and documents say it."""
-        from adapterhub.manifest import describe  # needs numpy
-
-        where = f"{self.name}: {oci_manifest.FACTS}"
+        where = f"{self.name}: {ADAPTER_JSON}"
         for layer in made.layers:
             with self.open_blob(layer) as file:
                 head = bytearray(HEAD)
                 n = file.readinto(head)
             check_file(layer.path, bytes(head[:n]), self.name)
-        if made.facts is None:
-            raise RefusedError(self.name, f"there is no {oci_manifest.FACTS} in it", "Pull it into a folder, and push that")
-        try:
-            text = self.registry.store.read_document(made.facts.digest).decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(where, "not UTF-8 text") from error
-        said = {(entry["path"], entry["digest"], entry["size"]) for entry in describe.parse(text, where)["files"]}
-        if said != {(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != oci_manifest.FACTS}:
+        if made.adapter_json is None:
+            raise RefusedError(self.name, f"there is no {ADAPTER_JSON} in it", "Pull it into a folder, and push that")
+        manifest = AdapterManifest.parse(self.registry.store.read_document(made.adapter_json.digest), where)
+        files = {FileEntry(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != ADAPTER_JSON}
+        if set(manifest.files) != files:
             raise IntegrityError(where, "lists other files than the manifest")

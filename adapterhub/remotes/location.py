@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from adapterhub.digest import Digest
+from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub_converters.errors import UsageError
 
 from .protocol import Target
@@ -45,8 +46,9 @@ class Surroundings:
         docker: docker's config.json, which need not be there; None for none.
         logins: What `adapterhub login` keeps, which need not be there either.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
-        environ: The environment, for the conventions of others (`AWS_…`, proxies).
+        environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
         uploads: A folder of the user's for how far uploads have come; None for nowhere.
+        proxy: The proxy for a scheme and a host.
     """
 
     docker: Path | None
@@ -54,6 +56,7 @@ class Surroundings:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     logins: Path | None = None
     uploads: Path | None = None
+    proxy: ProxyOf = no_proxy
 
 
 @dataclass(frozen=True, slots=True)

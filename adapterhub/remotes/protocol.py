@@ -11,14 +11,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub_converters.errors import RemoteError
 
 Progress = Callable[[int, int], None]
 """Is told bytes done and bytes in all."""
-
-
-class CutError(RemoteError):
-    """The bytes of a blob ended too early; whoever asks again from there on may get the rest."""
 
 
 class Reader(Protocol):

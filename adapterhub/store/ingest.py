@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError
 
 from .store import Progress, Store, local_errors, open_regular, told
-from .tensor_digests import Hashing, is_weights
+from .tensor_digests import Hashing
 
 if TYPE_CHECKING:
     from adapterhub.manifest.describe import Draft
@@ -39,12 +40,12 @@ def take_in(
     for path in found.files:
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(os.fstat(file.fileno()))
-            if path != oci_manifest.FACTS:
+            if path != ADAPTER_JSON:
                 beside = Hashing.of(file, stamps[path][0]) if is_weights(path) else None
                 files[path] = store.put_stream(file, beside=beside, more=more)
                 if beside:
                     listed[files[path][0]] = beside
-    document, raw = draft.settle(files)
+    manifest, raw = draft.settle(files)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = os.stat(folder / path, follow_symlinks=False)
@@ -53,8 +54,8 @@ def take_in(
     for digest, hashing in listed.items():  # only now: had a file changed, its header might be that of other bytes
         if (tensors := hashing.result()) is not None:
             store.keep_tensors(digest, tensors)
-    files[oci_manifest.FACTS] = store.put_bytes(raw)
-    made = oci_manifest.assemble(files, document)
+    files[ADAPTER_JSON] = store.put_bytes(raw)
+    made = oci_manifest.assemble(files, manifest)
     store.put_bytes(made.config_bytes)
     store.put_bytes(made.raw)
     store.sync_blobs()

@@ -110,7 +110,7 @@ class Store(Logs):
         `beside` and `more` as `copy_hashing` takes them.
         """
         with self._temporary() as (path, file):
-            digest, size = copy_hashing(source, file, beside=beside, more=more)
+            digest, size = copy_hashing(source, file, consumer=beside, more=more)
             if not self._found(digest, size):
                 self._settle(path, file, self.blob_path(digest))
         return digest, size

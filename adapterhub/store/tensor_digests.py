@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
-from adapterhub.manifest.package_files import WEIGHTS
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 if TYPE_CHECKING:
@@ -40,11 +38,6 @@ class Tensor:
 
 Tensors = tuple[Tensor, ...]
 """Of one file, as they lie in it."""
-
-
-def is_weights(path: str) -> bool:
-    """Whether a file of this name has tensors."""
-    return os.path.splitext(path)[1].lower() in WEIGHTS
 
 
 class Hashing:
@@ -117,7 +110,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
     """The digest of an unbuffered file of `size` bytes that is at its start, and its tensors; none in what has none."""
     hashing = Hashing.of(file, size)
-    digest, _ = copy_hashing(file, None, beside=hashing, more=more)
+    digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
     return digest, hashing.result() or ()
 
 

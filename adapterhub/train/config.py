@@ -152,7 +152,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the model card says beside the facts."""
+    """Fields of the model card that are not in the manifest."""
 
     title: str | None = None
     description: str = ""

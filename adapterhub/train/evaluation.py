@@ -72,7 +72,7 @@ def _plain(item: dict[str, Any]) -> dict[str, Any]:
 
 def _as_trained(asked: Measuring, found: initial_adapter.Factors) -> Measuring:
     """What wasn't said is as the adapter was trained, or as a training would be."""
-    config: Any = (found.facts.get("training") or {}).get("config") or {}
+    config: Any = (found.training.config if found.training else None) or {}
     optim = _table(config, "train")
     trained = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantize": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
@@ -88,7 +88,7 @@ def _as_trained(asked: Measuring, found: initial_adapter.Factors) -> Measuring:
 
 def _packed(found: initial_adapter.Factors) -> bool:
     """Whether documents share rows, as they did in its training."""
-    return _table((found.facts.get("training") or {}).get("config"), "data").get("pack") is not False
+    return _table(found.training.config if found.training else None, "data").get("pack") is not False
 
 
 def _table(config: Any, key: str) -> dict[str, Any]:
@@ -98,6 +98,6 @@ def _table(config: Any, key: str) -> dict[str, Any]:
 
 def _seen(found: initial_adapter.Factors, dataset: data.Dataset) -> list[str]:
     """A note where the adapter was trained on what it is asked about."""
-    training = (found.facts.get("training") or {}).get("data") or ()
-    trained = {item.get("digest") for item in training if item.get("split", "train") == "train"}
+    data = (found.training.data if found.training else None) or ()
+    trained = {item.digest for item in data if item.split in (None, "train")}
     return [f"{file.path} was trained on: its perplexity proves nothing" for file in dataset.files if file.digest in trained]

@@ -213,7 +213,7 @@ def test_the_life_of_a_name(run: Run, tmp_path: Path) -> None:
     assert [problem["code"] for problem in report["problems"]] == ["unpinned"]
     run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", "tiny")
     run("push", "sql", "team/sql", "--base", "tiny")
-    assert document(run, "show", "team/sql")["facts"]["base"]["fingerprint"] == spec.fingerprint
+    assert document(run, "show", "team/sql")["manifest"]["base"]["fingerprint"] == spec.fingerprint
     assert document(run, "fsck")["findings"] == []
     assert document(run, "base", "rm", "tiny") == {"removed": "tiny", "kind": "base"}
     assert "no such file or folder, and no base of this name" in run("validate", "sql", "--base", "tiny", code=3).stderr
@@ -252,7 +252,7 @@ def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path
         assert document(run, "base", "show", "hf://org/model", env={"HF_ENDPOINT": web.url})["revision"] == COMMIT
         assert len(web.requests) > seen
     run("push", "sql", "team/sql", "--base", "m2")
-    assert document(run, "show", "team/sql")["facts"]["base"]["revision"] == COMMIT
+    assert document(run, "show", "team/sql")["manifest"]["base"]["revision"] == COMMIT
 
 
 def test_a_path_that_is_not_there_may_have_been_meant_for_the_hub(run: Run, tmp_path: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import struct
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.bases.address import read_url
-from adapterhub.bases.client import Client
+from adapterhub.bases.client import RangeClient
 from adapterhub.bases.hub import Hub, Place
 from adapterhub.bases.web import WebFile
 from adapterhub_converters.bases import BaseSpec, read_base
@@ -87,7 +85,7 @@ def same(one: BaseSpec, other: BaseSpec, *but: str) -> None:
 
 def read(url: str, hub: Hub | None = None) -> BaseSpec:
     hub = hub or Hub()
-    return read_url(url, hub, client=dataclasses.replace(hub.client(), pauses=(0, 0)))
+    return read_url(url, hub, client=dataclasses.replace(RangeClient.of(hub), pauses=(0, 0)))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -154,7 +152,7 @@ def test_any_reads_of_a_file_are_those_of_its_bytes(
 ) -> None:
     with Web() as web:
         web.rules["/x"] = lambda to: to.file(data) if ranges else to.send(200, data)
-        file = WebFile(Client(), f"{web.url}/x", "x", first=first, ahead=ahead)
+        file = WebFile(RangeClient(), f"{web.url}/x", "x", first=first, ahead=ahead)
         assert file.size == len(data)
         for offset, n in reads:
             assert file.read_at(offset, n) == data[offset : offset + n]
@@ -306,7 +304,7 @@ def test_what_lies_far_behind_is_not_read_of_a_server_without_ranges(web: Web, t
     raw = json.dumps(header).encode()
     size, body = str(8 + len(raw) + (8 << 30) + 2), struct.pack("<Q", len(raw)) + raw + bytes(1 << 20)
     web.rules["/m.safetensors"] = lambda to: to.send(200, body, **{"Content-Length": size})
-    with pytest.raises(RemoteError, match="the server knows no ranges, and 8589934"):
+    with pytest.raises(RemoteError, match="the server supports no ranges, and 8589934"):
         read(f"{web.url}/m.safetensors")
 
 
@@ -358,8 +356,12 @@ def test_a_file_that_changes_between_two_ranges_is_noticed(web: Web, tmp_path: P
 
 def test_a_header_longer_than_any_is_not_read(web: Web) -> None:
     head = struct.pack("<Q", 90_000_000) + b"{" + b" " * 100
-    size = "50000000000"
-    web.rules["/m.safetensors"] = lambda to: to.send(200, head + bytes(1 << 20), **{"Content-Length": size})
+
+    def short(to: Handler) -> None:
+        to.send(200, head + bytes(1 << 20), **{"Content-Length": "50000000000"})
+        to.close_connection = True
+
+    web.rules["/m.safetensors"] = short
     with pytest.raises(RemoteError, match="the connection ended"):
         read(f"{web.url}/m.safetensors")
     web.files["/n.safetensors"] = struct.pack("<Q", 2**40) + head
@@ -371,30 +373,11 @@ def test_a_header_longer_than_any_is_not_read(web: Web) -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "says"),
-    [
-        ("/m.gguf", "redirected more than 10 times"),
-        ("file:///etc/passwd", "a redirect to what is not fetched here"),
-        ("ftp://x/y", "a redirect to what is not fetched here"),
-        ("http://user:pass@127.0.0.1/", "a redirect to what is not fetched here"),
-        ("", "a redirect that does not say where to"),
-        ("http://[::1", "a redirect to what is not fetched here"),
-        ("http://127.0.0.1:99999/", "a redirect to what is not fetched here"),
-        ("http://a..b/", "no such host"),
-    ],
-)
-def test_redirects_that_lead_nowhere(web: Web, location: str, says: str) -> None:
-    web.rules["/m.gguf"] = lambda to: to.send(302, Location=location)
-    with pytest.raises(RemoteError, match=says):
-        read(f"{web.url}/m.gguf")
-
-
-@pytest.mark.parametrize(
     ("status", "headers", "error", "says"),
     [
         (404, {}, NotFoundError, r"no such file \(HTTP 404\)"),
         (404, {"X-Error-Code": "RevisionNotFound"}, NotFoundError, r"no such revision \(HTTP 404\)"),
-        (401, {}, RemoteError, "it takes a login, or there is no such model. Set HF_TOKEN"),
+        (401, {}, RemoteError, "login required, or there is no such model. Set HF_TOKEN"),
         (403, {}, RemoteError, "HTTP 403: forbidden. Set HF_TOKEN"),
         (403, {"X-Error-Code": "GatedRepo"}, RemoteError, "a gated model. Ask for access on its page and set HF_TOKEN"),
         (418, {}, RemoteError, "HTTP 418"),
@@ -447,24 +430,6 @@ def test_a_large_tokenizer_is_not_fetched_for_its_digest(web: Web, tmp_path: Pat
     assert spec.notes == ("tokenizer.json has more than 20000000 bytes and was not fetched for its digest",)
 
 
-@pytest.mark.parametrize("piece", [b"X: a\r\n", b"a"])
-def test_headers_that_never_end_are_not_waited_for(web: Web, piece: bytes) -> None:
-    gone = threading.Event()
-
-    def drip(to: Handler) -> None:
-        with contextlib.suppress(OSError):
-            to.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-            while not gone.wait(0.05):
-                to.wfile.write(piece)
-
-    web.rules["/m"] = drip
-    try:
-        with pytest.raises(RemoteError, match="no answer in time"):
-            Client(pauses=(), timeout=0.5).get(f"{web.url}/m", "m", n=10)
-    finally:
-        gone.set()
-
-
 def test_a_server_that_is_not_there(web: Web) -> None:
     url = web.url
     web.server_close()
@@ -478,11 +443,6 @@ def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         read(url)
     assert "secret" not in str(caught.value)
-
-
-def test_the_token_is_for_one_origin_alone() -> None:
-    assert Client(token="t").origin is None
-    assert Hub("https://hub.example/", "t").client().origin == ("https", "hub.example", 443)
 
 
 # ---- from the command line
@@ -509,7 +469,7 @@ def test_validate_says_what_it_took(run: Run, web: Web, storage: Web, tmp_path: 
 @pytest.mark.parametrize(
     ("base", "code", "says"),
     [
-        ("hf://org/private", 5, "error: hf://org/private: HTTP 401: it takes a login, or there is no such model. Set HF_TOKEN"),
+        ("hf://org/private", 5, "error: hf://org/private: HTTP 401: login required, or there is no such model. Set HF_TOKEN"),
         ("hf://org/none", 3, "error: hf://org/none: no such file (HTTP 404)"),
         ("hf://a--b", 2, "cannot be the name of a model"),
         ("URL/none/x.gguf", 3, "none/x.gguf: no such file"),
@@ -545,6 +505,6 @@ def test_a_push_pins_the_commit(run: Run, web: Web, storage: Web, tmp_path: Path
     adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="org/model")
     FakeHub(web, storage).publish("org/model", model(tmp_path / "m"))
     run("push", "sql", "team/sql", "--base", "hf://org/model", env={"HF_ENDPOINT": web.url})
-    pinned = json.loads(run("show", "team/sql", "--json").stdout)["facts"]["base"]
+    pinned = json.loads(run("show", "team/sql", "--json").stdout)["manifest"]["base"]
     assert (pinned["repo"], pinned["revision"]) == ("org/model", COMMIT)
     assert pinned["fingerprint"] == read_base(tmp_path / "m").fingerprint

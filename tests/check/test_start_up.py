@@ -24,6 +24,7 @@ def test_a_check_loads_no_reader_of_another_format(tmp_path: Path) -> None:
     unneeded = {
         "torch",
         "urllib.request",
+        "urllib3",
         "adapterhub_converters.formats.convert",
         "adapterhub_converters.containers.gguf_file",
         "jsonschema",

@@ -98,7 +98,7 @@ def test_a_folder_that_is_in_no_registry_is_told_and_has_to_be_named(place: Path
     missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
     assert "byte for byte" in run("materialize", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
-    assert "is no adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
+    assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
 
 def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -> None:
@@ -109,7 +109,7 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
     assert "is not the base of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
-    assert "Name it with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
+    assert "Pass its path with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
@@ -182,7 +182,7 @@ def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run
     assert json.loads(run("fsck", "--json", cwd=named).stdout)["findings"] == []
     assert "byte for byte" in run("materialize", "sql", cwd=named).stdout
     assert contents(named / "sql") == contents(named / "merged")
-    assert "both a file and a model" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
+    assert "both a file and a recipe" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
     assert "byte for byte" in run("materialize", "merge:sql", "-o", "out", cwd=named).stdout
     run("materialize", "merge:sql", "--remove", cwd=named)
     swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
@@ -196,7 +196,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
     listed = run("materialize", "--list", cwd=named).stdout
     assert "sql " in listed
     assert "1 × team/a:v1" in listed
-    assert "models kept as recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
+    assert "models in recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
     document = json.loads(run("lineage", "team/a", "--json", cwd=named).stdout)
     assert [model["name"] for model in document["models"]] == ["sql"]
 

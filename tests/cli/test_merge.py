@@ -45,9 +45,10 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
     _, made = recipe.merge(parents, tmp_path / "both", method=method, seed=3)
-    assert made["recipe"]["method"] == method
-    assert set(made["recipe"].get("parameters", {})) == set(METHODS[method].parameters)
-    assert made["recipe"].get("seed") in ((3,) if METHODS[method].random else (None, 3))
+    assert made.recipe is not None
+    assert made.recipe.method == method
+    assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
+    assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
     recipe.again(tmp_path / "both", parents, tmp_path / "again")
     assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
@@ -82,13 +83,16 @@ def test_the_result_in_a_registry_is_the_one_in_a_folder(run: Run, team: Path) -
 def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> None:
     (team / "team").mkdir()
     says = run("merge", "a", "b", "-o", "team/both", code=2).stderr
-    assert "may be a folder or an adapter. Write ./team/both for the folder, team/both:latest for the adapter" in says
+    assert "could be a folder or a ref. Write ./team/both for the folder, team/both:latest for the ref" in says
     assert document(run, "merge", "a", "b", "-o", "./team/both")["ref"] is None
     assert (team / "team/both/adapter.json").is_file()
     assert document(run, "merge", "a", "b", "-o", "team/both:latest")["ref"] == "team/both:v1"
     assert document(run, "merge", "a", "b", "--method", "svd", "-o", "other/both")["ref"] == "other/both:v1"
-    assert "names a version, and a merge makes a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
-    assert "is an address" in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    assert "names a version, and a merge creates a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
+    assert (
+        "is an address, and a merge is stored locally"
+        in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    )
     assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
 
 
@@ -118,7 +122,7 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     assert "ties  " in run("merge", "--method", "list").stdout
     text = run("merge", "--explain", "della").stdout
     assert "Paper: DELLA-Merging" in text
-    assert "--epsilon: from 0 to 1, by default 0.1" in text
+    assert "--epsilon: from 0 to 1, default 0.1" in text
     assert "Did you mean ties?" in run("merge", "--explain", "tie", code=2).stderr
 
 
@@ -130,11 +134,11 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
         (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: svd takes none"),
         (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
         (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
-        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for adapters into an adapter"),
-        (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for adapters into an adapter"),
+        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for a merge of adapters"),
+        (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
         (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes none, but --t"),
-        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
+        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters writes a folder. Add --into BASE"),
         (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2, and 1 were given"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -87,13 +87,13 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
     ("args", "code", "says"),
     [
         (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into BASE"),
-        (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is no size"),
+        (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is not a size"),
         (["-o", "base", "--into", "base"], 2, "already exists"),
-        (["-o", "base/out", "--into", "base"], 2, "base/out: is in the folder of the base, base"),
+        (["-o", "base/out", "--into", "base"], 2, "base/out: is inside the base, base"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantization is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
         (["-o", "out.gguf", "--into", "base", "--shard-size", "5GB"], 6, "a Hugging Face folder becomes one GGUF file"),
-        (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
+        (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for a merge of adapters"),
         (["-o", "out", "--into", "base", "--requantize", "q8_0"], 6, "--requantize"),
     ],
 )

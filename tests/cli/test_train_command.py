@@ -63,7 +63,7 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     assert result["report"]["tokens_per_second"] > 0
     run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
     run("push", "letters", "team/letters")
-    assert json.loads(run("show", "team/letters", "--json").stdout)["facts"]["base"]["fingerprint"]
+    assert json.loads(run("show", "team/letters", "--json").stdout)["manifest"]["base"]["fingerprint"]
     assert "already exists" in run("train", "letters.toml", code=2).stderr
 
 
@@ -105,7 +105,7 @@ def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Pa
     for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "interpreter", "peak"):
         assert f"\n{part} " in shown
     assert "micro_rows = 1" in shown
-    assert "full fine-tuning in float32 would take at least" in shown
+    assert "full fine-tuning in float32 needs at least" in shown
     plan = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)
     memory = plan["memory"]
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
@@ -172,7 +172,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     [
         (["--gate", "bleu>1"], "nothing that is measured", 2),
         (["--gate", "ppl"], "is not a comparison", 2),
-        (["--name", "A b"], "no name of an evaluation", 2),
+        (["--name", "A b"], "not a valid name for an evaluation", 2),
         (["--base", "nowhere"], "no such file or folder", 3),
     ],
 )
@@ -183,7 +183,7 @@ def test_an_evaluation_that_means_nothing(run: Run, tmp_path: Path, extra: list[
 
 
 def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path, tmp_path: Path) -> None:
-    assert "made new.toml" in run("train", "--init", "new.toml").stdout
+    assert "wrote new.toml" in run("train", "--init", "new.toml").stdout
     assert "already exists" in run("train", "--init", "new.toml", code=2).stderr
     new = tmp_path / "new.toml"
     new.write_text(new.read_text().replace('path = "model"', 'path = "tiny"'))

@@ -278,7 +278,7 @@ def test_tables_are_strict_and_the_database_has_a_write_ahead_log(filled: Regist
     assert filled.catalog.select("PRAGMA journal_mode") == [("wal",)]
 
 
-def test_facts_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path) -> None:
+def test_fields_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path) -> None:
     facts = {
         "name": 3, "base": {"repo": ["x"], "model_type": "\0"}, "targets": ["q", 4, None], "parents": [1, {"ref": 2}],
         "training": {

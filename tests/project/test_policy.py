@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
 from adapterhub_converters.errors import RefusedError
 
-MANIFEST = {"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}, "base": {"fingerprint": None}, "license": None}
+MANIFEST = AdapterManifest.salvage({"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}})
 
 
 def test_every_requirement_that_is_not_met_is_named() -> None:
@@ -16,8 +19,8 @@ def test_every_requirement_that_is_not_met_is_named() -> None:
     assert caught.value.items == (
         "rank 32 is over 16", "its base is not pinned; push it with its base", "its license is not declared, not MIT",
     )  # fmt: skip
-    Policy("p", 32, False, ("mit",)).check_manifest({**MANIFEST, "license": "MIT"}, "team/sql")
-    Policy("p", 1).check_manifest({"r": None, "modules": {}}, "without a rank")
+    Policy("p", 32, False, ("mit",)).check_manifest(dataclasses.replace(MANIFEST, license="MIT"), "team/sql")
+    Policy("p", 1).check_manifest(AdapterManifest.salvage({}), "without a rank")
     Policy("p", allow=("team/*",)).check_name("team/sql")
     for name in ("teams/sql", "oci://host/team/sql", "Team/sql"):
         with pytest.raises(RefusedError, match="not a name that p allows"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, export, recipe
 from adapterhub.registry.registry import Registry
@@ -49,9 +49,10 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         given = recipe.Parent(team / source, team / source, parent.digest)
         recipe.convert(given, tmp_path / "made", recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
-        known = describe.read_facts(tmp_path / "made")
+        known = AdapterManifest.read(tmp_path / "made")
         assert known is not None
-        assert (known["format"], known["recipe"]["to"], known["parents"][0]["digest"]) == (to, to, parent.digest)
+        assert known.recipe is not None
+        assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
         export.pull(registry, version.ref, tmp_path / "kept")
     recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
@@ -86,4 +87,7 @@ def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
     run("pull", "team/litgpt", "--to", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
     assert (tmp_path / "mine/Modelfile").read_text().startswith(f"FROM {model}\n")
     assert "--model: is for --to ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
-    assert "--model: raw names no base" in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    assert (
+        "--model: the format raw records no name of a base"
+        in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, Parent
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
@@ -27,14 +29,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = base(folder / "base", 2)
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         adapter(folder / name, pairs(2), lambda _, x, seed=seed: (x * seed).astype(np.float32))  # type: ignore[misc]
-        describe.write_facts(folder / name, describe.describe(folder / name, base=spec))
+        describe.describe(folder / name, base=spec).write(folder / name)
     with Registry.init(folder) as registry:
 
         def pushed(name: str, weight: float) -> recipe.Parent:
             version = registry.push(folder / name, Ref.parse(f"team/{name}"))
             return recipe.Parent(folder / name, folder / name, version.digest, str(version.ref), weight)
 
-        pinned = describe.describe(folder / "a", base=spec)["base"]
+        pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
         recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
@@ -108,7 +110,7 @@ def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
 
 def test_a_conversion_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
     assert document(run, "rebuild", "team/light")["same"] is True
-    assert "the same to the last byte" in run("rebuild", "team/light").stdout
+    assert "every byte matches" in run("rebuild", "team/light").stdout
 
 
 def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team: Path) -> None:
@@ -118,19 +120,19 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     name = sorted(tensors)[0]
     tensors[name].flat[0] = np.nextafter(tensors[name].flat[0], np.float32(np.inf))
     safetensors_file.write(file, tensors, {"format": "pt"})
-    known = describe.read_facts(team / "both")
+    known = AdapterManifest.read(team / "both")
     assert known is not None
-    changed = {**describe.describe(team / "both"), **{key: known[key] for key in ("parents", "recipe", "base")}}
-    describe.write_facts(team / "both", changed)
+    changed = describe.describe(team / "both", parents=known.parents, recipe=known.recipe)
+    dataclasses.replace(changed, base=known.base).write(team / "both")
     run("push", "both", "team/both")
     found = document(run, "rebuild", "team/both", code=1)
     assert [difference["ulps"] for difference in found["differences"]] == [1]
-    assert "1 difference, at most 1 units in the last place apart" in run("rebuild", "team/both", code=1).stdout
+    assert "1 difference, at most 1 unit in the last place" in run("rebuild", "team/both", code=1).stdout
 
 
 def test_what_has_no_recipe_or_no_parents_here_is_refused(run: Run, team: Path) -> None:
     assert "no recipe to make it from: it has no parents" in run("rebuild", "team/a", code=6).stderr
-    assert "a parent that this registry does not hold" in run("rebuild", "team/elsewhere", code=3).stderr
+    assert "this parent is not in the registry" in run("rebuild", "team/elsewhere", code=3).stderr
 
 
 def test_ulps_cross_zero() -> None:
@@ -165,10 +167,11 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
 
 def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--to", "peft", "-o", "back")
-    known = describe.read_facts(team / "back")
+    known = AdapterManifest.read(team / "back")
     assert known is not None
-    assert known["parents"] == [{"digest": document(run, "show", "team/light")["digest"], "method": "convert"}]
-    assert known["recipe"]["to"] == "peft"
+    assert known.parents == (Parent(document(run, "show", "team/light")["digest"], method="convert"),)
+    assert known.recipe is not None
+    assert known.recipe.to == "peft"
     assert run("verify", "back").returncode == 0
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (team / "back" / name).read_bytes() == (team / "both" / name).read_bytes()
@@ -184,8 +187,8 @@ def test_pull_as_refuses_by_name_and_leaves_nothing(run: Run, team: Path) -> Non
 
 
 def test_the_options_of_a_conversion_need_as(run: Run, team: Path) -> None:
-    assert "--as: is missing" in run("pull", "team/a", "--dtype", "f16", code=2).stderr
-    assert "--base: is for --as" in run("pull", "team/a", "--base", "base", code=2).stderr
+    assert "--to: is required by --dtype" in run("pull", "team/a", "--dtype", "f16", code=2).stderr
+    assert "--base: is for --to" in run("pull", "team/a", "--base", "base", code=2).stderr
 
 
 def test_a_read_only_registry_converts_without_keeping(team: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +210,16 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
     root = team
     with Registry.open(root) as registry:
         a, b = (registry.resolve(Ref.parse(f"team/{name}")).digest for name in "ab")
-        real = registry.facts
+        real = registry.adapter_manifest
         forged = {a: b, b: a}
-        registry.facts = lambda digest: (
-            {**real(digest), "parents": [{"digest": forged[digest]}]} if digest in forged else real(digest)
-        )  # type: ignore[method-assign]
+
+        def lying(digest: str) -> AdapterManifest | None:
+            manifest = real(digest)
+            if manifest is None or digest not in forged:
+                return manifest
+            return dataclasses.replace(manifest, parents=(Parent(forged[digest]),))
+
+        registry.adapter_manifest = lying  # type: ignore[method-assign]
         found = lineage.trace(registry, Ref.parse("team/a"))
     assert {edge.parent for edge in found.edges} >= {a, b}
 

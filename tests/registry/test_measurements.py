@@ -120,7 +120,7 @@ def test_gates() -> None:
         assert measurements.parse_gate(text, "--gate").passes(METRICS) is passes, text
     with pytest.raises(UsageError, match="'accuracy' is nothing that is measured. Known are ppl, perplexity, loss"):
         measurements.parse_gate("accuracy>0.8", "--gate")
-    with pytest.raises(UsageError, match="'a b' is no name of an evaluation"):
+    with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
 
 

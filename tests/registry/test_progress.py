@@ -38,7 +38,7 @@ def pull(registry: Registry, folder: Path, told: Told) -> int:
 def verify(registry: Registry, _folder: Path, told: Told) -> int:
     assert registry.verify(SQL, told) == []
     document = registry.show(SQL)
-    return int(document["size"] + document["manifest"]["config"]["size"])
+    return int(document["size"] + document["oci_manifest"]["config"]["size"])
 
 
 def verify_folder(registry: Registry, folder: Path, told: Told) -> int:

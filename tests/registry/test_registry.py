@@ -183,12 +183,12 @@ def test_a_digest_that_two_versions_begin_with_is_ambiguous(registry: Registry) 
     assert {finding.code for finding in registry.fsck()} >= {"missing"}
 
 
-def test_show_has_facts_and_manifest(registry: Registry, make: Make) -> None:
+def test_show_has_both_manifests(registry: Registry, make: Make) -> None:
     version = registry.push(make(), SQL)
     shown = registry.show(SQL)
     assert (shown["ref"], shown["digest"], shown["tags"]) == ("team/sql:v1", version.digest, ["latest"])
-    assert shown["facts"]["base"]["repo"] == "org/base"
-    assert len(shown["manifest"]["layers"]) == len(registry.files(version)) == 4
+    assert shown["manifest"]["base"]["repo"] == "org/base"
+    assert len(shown["oci_manifest"]["layers"]) == len(registry.files(version)) == 4
 
 
 def test_list_takes_a_name_or_a_namespace(registry: Registry, make: Make) -> None:
@@ -413,7 +413,7 @@ def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make)
 
 
 @pytest.mark.parametrize(("spdx", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
-def test_facts_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: str, dtype: str | None) -> None:
+def test_fields_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: str, dtype: str | None) -> None:
     """A manifest from elsewhere whose adapter.json was never checked; one that is no JSON says nothing, and is listed."""
     facts = {"r": "two", "alpha": True, "parameters": 10**30, "license": spdx, "base": 3, "description": 4, "dtype": "F32"}
     digest, size = registry.store.put_bytes(json.dumps(facts).encode())

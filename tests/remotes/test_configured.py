@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.remotes.configured import below, check_url
-from adapterhub.remotes.hub import host as hub_host
+from adapterhub.remotes.hub import writer
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.host import Host
 from adapterhub.remotes.oci.login_store import Credentials
@@ -103,7 +103,7 @@ def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
     assert said(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
     assert said(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
     run("remote", "add", "free", "oci://free.example")
-    assert "means oci://free.example already" in run("remote", "add", "free", "oci://other.example", code=7).stderr
+    assert "already has the URL oci://free.example" in run("remote", "add", "free", "oci://other.example", code=7).stderr
     run("remote", "add", "free", "oci://other.example", "--force")
     assert run("remote", "default").stdout == "team  oci://registry.example/a\n"
     rows = said(run, "remote", "list")["remotes"]
@@ -255,7 +255,7 @@ def tree(folder: Path) -> list[str]:
 def test_remote_test_says_who_and_what_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{behind}/some/prefix")
     nobody = run("remote", "test", "team", code=5)
-    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: it takes a login. Log in with `adapterhub login {behind}`\n"
+    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: login required. Log in with `adapterhub login {behind}`\n"
     right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", behind).parent)}
     before = tree(tmp_path / "behind")
     found = said(run, "remote", "test", "team", env=right)
@@ -279,7 +279,7 @@ def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str)
         server.before = denied
         run("remote", "add", "team", f"oci://{server.address}")
         done = run("remote", "test", "team", code=5)
-        assert "read       yes\nwrite      no\n" in done.stdout
+        assert "read    yes\nwrite   no\n" in done.stdout
         assert "may not be written to: HTTP 403: forbidden" in done.stderr
 
 
@@ -320,10 +320,10 @@ def test_a_hub_says_who_we_are(token: str | None, role: str, org: str, expected:
             found.status, found.data = 200, json.dumps(said).encode()
 
         server.before = whoami
-        seen = hub_host.access(f"http://{server.address}", token, org, pauses=())
+        seen = writer.access(f"http://{server.address}", token, org, pauses=())
         assert (seen.who, seen.reads, seen.writes) == expected
         with pytest.raises(RemoteError) as caught:
-            hub_host.access(f"http://{server.address}", "hf_wrong", org, pauses=())
+            writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
         assert "hf auth login" in str(caught.value)
         assert "hf_wrong" not in str(caught.value)
         with Proxy() as other:
@@ -333,11 +333,11 @@ def test_a_hub_says_who_we_are(token: str | None, role: str, org: str, expected:
 
             server.before = away
             with pytest.raises(RemoteError, match="HTTP 307"):
-                hub_host.access(f"http://{server.address}", "hf_right", org, pauses=())
+                writer.access(f"http://{server.address}", "hf_right", org, pauses=())
             assert other.seen == []
         server.before = lambda found: (setattr(found, "status", 200), setattr(found, "data", b"[1]"))
-        with pytest.raises(FormatError, match="no Hugging Face hub"):
-            hub_host.access(f"http://{server.address}", token, org, pauses=())
+        with pytest.raises(FormatError, match="not a Hugging Face hub"):
+            writer.access(f"http://{server.address}", token, org, pauses=())
 
 
 # ---- policy

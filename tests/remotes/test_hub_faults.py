@@ -22,7 +22,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -352,7 +352,7 @@ def test_a_hostile_name_is_refused_where_it_would_be_written(hub: Hub, tmp_path:
         {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]}, {"dtype": []}, {"parents": {"a": 1}},
     ],
 )  # fmt: skip
-def test_facts_that_are_none_are_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_invalid_manifest_is_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
     pushed(hub, write_adapter(tmp_path / "sql"))
     files = hub.repos["org/sql"].branches["main"].files
     files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())
@@ -420,13 +420,13 @@ def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_pa
     def push(seed: int) -> None:
         source = AdapterFolder(write_adapter(tmp_path / f"n{seed}", seed))
         with remote(hub.host) as to:
-            commit = to._api.commit
+            commit = to._writer.commit
 
             def together(*args: Any) -> str:
                 barrier.wait(20)
                 return commit(*args)
 
-            to._api.commit = together  # type: ignore[method-assign]
+            to._writer.commit = together  # type: ignore[method-assign]
             try:
                 results.append(copy(source, "latest", to, "main").manifest.digest)
             except ConflictError as error:

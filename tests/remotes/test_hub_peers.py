@@ -15,7 +15,7 @@ import pytest
 from adapterhub.manifest import oci_manifest
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hub.address import HubAddress
+from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
 from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError, UsageError
 from tests.conftest import Run, need_module
@@ -97,7 +97,9 @@ def test_huggingface_hub_itself_uploads_to_this_hub_and_downloads_from_it(
     assert [path for method, path, _ in hub.storage.requests if method == "PUT" and (part == 0) != ("part=" in path)]
 
 
-def test_what_huggingface_hub_pushed_becomes_an_adapter_with_facts(make: Make, hub: Hub, call: Run, tmp_path: Path) -> None:
+def test_what_huggingface_hub_pushed_becomes_an_adapter_with_a_manifest(
+    make: Make, hub: Hub, call: Run, tmp_path: Path
+) -> None:
     source = make()
     (source / "training_args.bin").write_bytes(b"\x80\x02.")
     (source / "checkpoint-5").mkdir()
@@ -215,7 +217,7 @@ def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path:
     made = oci_manifest.build(tmp_path / "adapter")
     for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers)):
         (blobs / digest[7:]).unlink()
-    assert "put back 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
+    assert "restored 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
     call("verify", "team/sql")
 
 
@@ -281,7 +283,7 @@ def test_a_tag_stays_and_a_commit_is_no_branch(make: Make, hub: Hub, api: Any, t
     assert push(hub, source, "hf://org/sql@v1").commit_id == to.commit_id
     with pytest.raises(RefusedError, match="is a tag"):
         push(hub, write_adapter(tmp_path / "other", 1), "hf://org/sql@v1")
-    with pytest.raises(UsageError, match="a commit stays what it is"):
+    with pytest.raises(UsageError, match="a commit cannot be pushed to"):
         push(hub, source, f"hf://org/sql@{to.commit_id}")
 
 
@@ -292,13 +294,13 @@ def test_a_commit_of_somebody_else_in_between_is_a_conflict(
     push(hub, make(), f"hf://org/sql@{branch}")
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
-        made_of = to._api.modes
+        made_of = to._writer.modes
 
         def between(*args: Any) -> set[str]:
             api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=branch)
             return made_of(*args)
 
-        to._api.modes = between  # type: ignore[method-assign]
+        to._writer.modes = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError, match="somebody else committed") as caught:
             copy(other, "latest", to, branch)
     assert caught.value.exit_code == 7
@@ -321,13 +323,13 @@ def test_a_push_that_failed_leaves_a_branch_on_which_somebody_else_was(make: Mak
     push(hub, make())
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
-        make_branch = to._api.branch
+        make_branch = to._writer.branch
 
         def between(name: str, start: str) -> None:
             make_branch(name, start)
             api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=name)
 
-        to._api.branch = between  # type: ignore[method-assign]
+        to._writer.branch = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError):
             copy(other, "latest", to, "prod")
     assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
@@ -394,7 +396,7 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
     wrong = run("push", make(), "hf://org/sql", env={**nobody, "HF_TOKEN": "hf_not-the-token"}, code=5)
     assert "not-the-token" not in wrong.stderr + wrong.stdout
     made = run("push", make(), "hf://org/sql", env=right)
-    assert "made the repository hf://org/sql; who may read it is the hub's default" in made.stderr
+    assert "created the repository hf://org/sql; with the hub's default visibility" in made.stderr
     private.repos["org/sql"].private = True
     assert "no such repository" in run("pull", "hf://org/sql", "-o", "out", env=nobody, code=3).stderr
     (tmp_path / "hf/token").write_text(TOKEN + "\n")
@@ -495,6 +497,6 @@ def test_a_file_that_is_gone_is_named(make: Make, hub: Hub, api: Any) -> None:
     api.delete_file("adapter_config.json", "org/sql", token=TOKEN)
     with (
         remote(hub) as there,
-        pytest.raises(IntegrityError, match=r"adapter_config\.json: is gone, and adapter\.json lists it"),
+        pytest.raises(IntegrityError, match=r"adapter_config\.json: missing, but adapter\.json lists it"),
     ):
         there.manifest("main")

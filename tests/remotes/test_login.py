@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from adapterhub.http.errors import DeniedError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.location import is_address
 from adapterhub.remotes.oci import credentials
@@ -17,7 +18,6 @@ from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.credentials import Credentials
 from adapterhub.remotes.oci.login import Login
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.wire import DeniedError
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.support.proxy import Exchange, Proxy
 

@@ -1,23 +1,16 @@
-"""The way to a registry: proxies, certificates, IPv6, and servers that ask to wait."""
+"""The way to a registry from the command line: proxies, certificates, IPv6."""
 
 from __future__ import annotations
 
-import datetime
 import socket
 from collections.abc import Callable, Iterator
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.wire import _seconds
-from adapterhub_converters.errors import RemoteError
 from tests.conftest import Run
 from tests.support import registry
 from tests.support.forward_proxy import ForwardProxy
-from tests.support.proxy import Exchange, Proxy
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.peer
@@ -120,41 +113,3 @@ def test_IPv6_is_spoken(run: Run, make: Make, tmp_path: Path) -> None:
     (tmp_path / "six").mkdir()
     with registry.running(tmp_path / "six", ipv6=True) as host:
         there_and_back(run, make(), f"oci://{host}/net/six", {})
-
-
-# ---- waiting
-
-
-def asked(proxy: Proxy, answers: list[str]) -> None:
-    """Ask for a manifest of a server that answers 429 with these headers, and then that there is none."""
-    left = iter(answers)
-
-    def before(found: Exchange) -> None:
-        pause = next(left, None)
-        found.status, found.answer = (404, {}) if pause is None else (429, {"retry-after": pause})
-
-    proxy.before = before
-    with Oci(Address.parse(f"oci://{proxy.address}/net/wait"), pauses=(0.0, 0.0)) as source:
-        source.manifest("latest")
-
-
-def in_an_hour() -> str:
-    return format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1, minutes=1), usegmt=True)
-
-
-@pytest.mark.parametrize("pause", [lambda: "3600", in_an_hour], ids=["seconds", "date"])
-def test_who_asks_to_wait_for_an_hour_is_quoted_and_not_asked_again(pause: Callable[[], str]) -> None:
-    with Proxy() as proxy:
-        with pytest.raises(RemoteError, match=r"HTTP 429; it asks to wait 3[0-9]{3} seconds\. Try again then"):
-            asked(proxy, [pause()])
-        assert len(proxy.seen) == 1
-
-
-@pytest.mark.parametrize("text", ["0", "Tue, 01 Jan 2019 00:00:00 GMT"])
-def test_who_asks_for_no_time_is_asked_at_once(text: str) -> None:
-    assert _seconds(text) == 0.0
-
-
-@pytest.mark.parametrize("text", [None, "", "soon", "-1", "1e9", "9" * 40, "Tue, 99 Jan 2019", "٣"])
-def test_nonsense_asks_for_nothing(text: str | None) -> None:
-    assert _seconds(text) is None

@@ -51,7 +51,7 @@ def test_oras_and_skopeo_get_the_bytes_that_were_pushed(make: Make, run: Run, ho
     assert blobs == {digest[7:] for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))}
 
 
-def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_facts(
+def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_a_manifest(
     make: Make, run: Run, host: str, tmp_path: Path
 ) -> None:
     source, oras = make(), need_program("oras")
@@ -59,7 +59,7 @@ def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_facts(
     done = run("pull", f"oci://{host}/peers/plain:v1")
     assert "adapter.json: it was derived" in done.stderr
     assert {key: value for key, value in contents(tmp_path / "plain").items() if key != "adapter.json"} == contents(source)
-    # The same files have the same facts, and so the same digest, as if they had been pushed here.
+    # The same files have the same manifest, and so the same digest, as if they had been pushed here.
     copied = json.loads(run("copy", f"oci://{host}/peers/plain:v1", "team/plain", "--json").stdout)
     assert copied["digest"] == oci_manifest.build(source).digest
     run("verify", "team/plain")
@@ -181,7 +181,7 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     run("fsck", code=1)
     done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
-    assert "put back 4 blobs" in done.stderr
+    assert "restored 4 blobs" in done.stderr
     run("verify", "team/sql")
 
 

@@ -213,7 +213,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     part = rewritten(make("c"), {}, q_proj=np.zeros((2, 2), np.float32)) / peft.WEIGHTS
     done = find(whole)
     assert done.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
-    assert done.stderr == f"{whole}: no version holds it as a whole\n"
+    assert done.stderr == f"{whole}: no version contains it as a whole\n"
     done = find(part, make("a") / peft.WEIGHTS, code=3)
     assert ("4 of 8" in done.stdout, " all" in done.stdout) == (True, True)
     found = json.loads(find(part.parent, "--json", code=3).stdout)["found"][0]
@@ -225,7 +225,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     )
     assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
     nothing = make("z", 9) / peft.WEIGHTS
-    assert find(nothing, code=3).stderr == f"error: {nothing}: no version holds it\n"
+    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it\n"
 
 
 # ---- how much is there more than once
@@ -336,6 +336,8 @@ def test_a_store_of_an_older_adapterhub_says_that_it_has_no_lists(run: Run, regi
     (registry.root / "registry.db").unlink()
     looked_for = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
     done = run("find", looked_for, cwd=registry.root, code=3)
-    assert done.stderr.startswith("not looked at: the tensors of 1 file that are in no list; `adapterhub fsck --rebuild-index`")
+    assert done.stderr.startswith(
+        "not searched: the tensors of 1 file, which are not indexed; run `adapterhub fsck --rebuild-index`"
+    )
     run("fsck", "--rebuild-index", cwd=registry.root)
     run("find", looked_for, cwd=registry.root)

@@ -28,6 +28,7 @@ from typing import Any
 
 # What the interpreter, or a library as it is loaded, reads once.
 _AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_")
+_NOT_IMPORTED = ("adapterhub.train", "adapterhub.remotes.hub.writer")
 _LIBRARIES = ("HF_", "TRANSFORMERS_", "MPL")  # read as those who train are imported
 
 
@@ -86,13 +87,13 @@ def _serving(environment: Mapping[str, str], modules: Sequence[str]) -> Iterator
 
 
 def _ours() -> None:
-    """Import all of ours that does without torch, so that nothing is left to import but what a command never should."""
+    """Import our modules without torch and huggingface_hub, so that the only imports left are those a command should avoid."""
     import adapterhub
     import adapterhub_converters
 
     for package in (adapterhub, adapterhub_converters):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
-            if not found.name.endswith("__main__") and not found.name.startswith("adapterhub.train"):
+            if not found.name.endswith("__main__") and not found.name.startswith(_NOT_IMPORTED):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(found.name)
 

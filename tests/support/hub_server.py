@@ -271,7 +271,7 @@ def create(handler: Handler, body: bytes, _query: dict[str, Any]) -> None:
     if name in handler.server.repos:
         handler.send(409, {**document, "error": "You already created this model repo"})
         return
-    repo = handler.server.repos[name] = Repo(private=asked.get("visibility") == "private")
+    repo = handler.server.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
     repo.branches["main"] = repo.add({".gitattributes": File(ATTRIBUTES)}, "initial commit", None)
     handler.send(200, document)
 

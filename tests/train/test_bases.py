@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
-from adapterhub.manifest import describe  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.train.config import BaseConfig, LoRAConfig  # noqa: E402
 from adapterhub.train.layers import lora, nf4  # noqa: E402
 from adapterhub.train.model import base, digest_cache, quantized_cache  # noqa: E402
@@ -292,8 +292,9 @@ def test_training_on_a_gguf_base_names_it(tmp_path: Path) -> None:
     for name in ("train", "heldout"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "ab ab aab b a ba"}\n' * 8)
     train.run(train.read_config(path), tmp_path / "out")
-    known_facts = describe.read_facts(tmp_path / "out")
-    assert known_facts is not None
-    assert known_facts["base"]["fingerprint"] == read_base(source).fingerprint
-    assert (known_facts["base"]["quantization"], known_facts["base"]["architecture"]) == ("nf4", "LlamaForCausalLM")
-    assert [item["path"] for item in known_facts["training"]["weights"]] == ["a.gguf"]
+    known_manifest = AdapterManifest.read(tmp_path / "out")
+    assert known_manifest is not None
+    assert known_manifest.base.fingerprint == read_base(source).fingerprint
+    assert (known_manifest.base.quantization, known_manifest.base.architecture) == ("nf4", "LlamaForCausalLM")
+    assert known_manifest.training is not None
+    assert [item.path for item in known_manifest.training.weights or ()] == ["a.gguf"]

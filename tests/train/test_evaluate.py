@@ -13,7 +13,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
-from adapterhub.manifest import describe, oci_manifest  # noqa: E402
+from adapterhub.manifest import oci_manifest  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.train.test_trainer import settings  # noqa: E402
@@ -29,15 +30,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):  # type:
 
 def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    known = describe.read_facts(folder / "out")
+    known = AdapterManifest.read(folder / "out")
     assert known is not None
-    said = known["training"]["metrics"]
+    assert known.training is not None
+    said = known.training.metrics or {}
     measured = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
     assert (measured.base_loss, measured.loss) == (said["heldout_loss_before"], said["heldout_loss"])
     assert measured.metrics["perplexity"] == said["heldout_perplexity"]
     assert measured.metrics["perplexity_ratio"] < 1
     assert (measured.sequence, measured.base["quantize"], measured.notes) == (48, "nf4", ())
-    assert measured.base["weights"][0]["digest"] == known["training"]["weights"][0]["digest"]
+    assert measured.base["weights"][0]["digest"] == (known.training.weights or ())[0].digest
     again = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
     assert again == measured
 

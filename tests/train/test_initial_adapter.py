@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
-from adapterhub.manifest import describe, oci_manifest  # noqa: E402
+from adapterhub.manifest import oci_manifest  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest, Parent  # noqa: E402
 from adapterhub.train import config  # noqa: E402
 from adapterhub.train.layers import lora  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
@@ -45,9 +46,9 @@ def test_it_begins_where_the_adapter_ended_and_names_it_as_its_parent(first, tmp
     result = train.run(train.read_config(path), tmp_path / "out", start=start, on_event=events.append)
     assert result.perplexity_before == before.perplexity_after
     assert result.perplexity_after < result.perplexity_before
-    known = describe.read_facts(tmp_path / "out")
+    known = AdapterManifest.read(tmp_path / "out")
     assert known is not None
-    assert known["parents"] == [{"digest": start.digest, "ref": "team/first:v1", "method": "train"}]
+    assert known.parents == (Parent(start.digest, "team/first:v1", method="train"),)
     assert not [note for event in events if isinstance(event, train.Ready) for note in event.notes if "bytes" in note]
     train.run(train.read_config(path), tmp_path / "again", start=start)
     for file in (tmp_path / "out").iterdir():
@@ -92,10 +93,13 @@ def test_another_shape_or_base_is_refused(first, tmp_path: Path, old: str, new: 
 def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_said(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
     found = initial_adapter.read(start)
-    other = {**found.facts, "base": {**found.facts["base"], "fingerprint": f"sha256:{0:064}"}}
+    assert found.manifest is not None
+    assert found.training is not None
+    pinned = dataclasses.replace(found.manifest.base, fingerprint=f"sha256:{0:064}")
+    other = dataclasses.replace(found.manifest, base=pinned)
     with pytest.raises(RefusedError, match="is for a base of other shapes or names"):
-        initial_adapter.check_base(dataclasses.replace(found, facts=other), read_hf(tiny_base), None)
-    digest = found.facts["training"]["weights"][0]["digest"]
+        initial_adapter.check_base(dataclasses.replace(found, manifest=other), read_hf(tiny_base), None)
+    digest = (found.training.weights or ())[0].digest
     assert initial_adapter.other_weights(found, [{"digest": digest}]) == []
     assert initial_adapter.other_weights(found, [{"digest": f"sha256:{0:064}"}]) == [
         "the base's files are not the bytes that ./out was trained on"

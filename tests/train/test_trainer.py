@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import train  # noqa: E402
-from adapterhub.manifest import describe  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.train import config  # noqa: E402
 from adapterhub.train.artifacts import finish  # noqa: E402
 from adapterhub.train.cost import memory  # noqa: E402
@@ -95,16 +95,19 @@ def test_twice_gives_the_same_bytes(trained, tmp_path: Path) -> None:  # type: i
     assert contents(tmp_path / "again") == contents(out)
 
 
-def test_the_facts_name_base_data_and_outcome(trained) -> None:  # type: ignore[no-untyped-def]
+def test_the_manifest_names_base_data_and_outcome(trained) -> None:  # type: ignore[no-untyped-def]
     out, path, _, result = trained
-    known = describe.read_facts(out)
+    known = AdapterManifest.read(out)
     assert known is not None
-    assert (known["base"]["repo"], known["base"]["quantization"]) == ("someone/tiny", "nf4")
-    assert (known["r"], known["alpha"], known["license"]) == (4, 8, "mit")
-    training = known["training"]
-    assert [item["documents"] for item in training["data"]] == [20, 4]
-    assert training["metrics"]["heldout_perplexity"] == result.perplexity_after
-    assert str(path.parent) not in json.dumps(known)  # where it was trained is nobody's business, and would change its bytes
+    assert (known.base.repo, known.base.quantization) == ("someone/tiny", "nf4")
+    assert (known.r, known.alpha, known.license) == (4, 8, "mit")
+    training = known.training
+    assert training is not None
+    assert [item.documents for item in training.data or ()] == [20, 4]
+    assert (training.metrics or {})["heldout_perplexity"] == result.perplexity_after
+    assert (
+        str(path.parent) not in known.dump().decode()
+    )  # where it was trained is nobody's business, and would change its bytes
     card = (out / "README.md").read_text()
     assert 'base_model: "someone/tiny"\nlibrary_name: "peft"' in card
     assert "# Squares: a test" in card
@@ -342,18 +345,19 @@ def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[n
     assert report.predicted == memory.plan(settings_).total
     assert 0 < report.tokens_per_second == pytest.approx(tokens / report.seconds)
     assert report.utilization == pytest.approx(report.flops / report.seconds / report.matmul)
-    known = describe.read_facts(out)
+    known = AdapterManifest.read(out)
     assert known is not None
-    metrics = known["training"]["metrics"]
+    assert known.training is not None
+    metrics = known.training.metrics or {}
     assert (metrics["flops"], metrics["trained_share"]) == (report.flops, report.share)
     assert all(isinstance(event, train.Event) for event in events)
 
 
-def test_the_facts_have_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, _, events, _ = trained
-    known = describe.read_facts(out)
+    known = AdapterManifest.read(out)
     assert known is not None
-    training = known["training"]
+    training = known.to_dict()["training"]
     raw = (tiny_base / "model.safetensors").read_bytes()
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     assert training["weights"] == [{"path": "model.safetensors", "digest": digest, "size": len(raw)}]

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub.check.module_paths import chosen_layers, named
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -75,7 +76,7 @@ def _is_number(value: object) -> bool:
 def _base_name(state: State, base: BaseSpec | None) -> None:
     if state.config.get("base_model_name_or_path"):
         return
-    said = {"--base": base.repo if base else None, describe.NAME: _pinned(state)}
+    said = {"--base": base.repo if base else None, ADAPTER_JSON: _pinned(state)}
     found = {where: repo for where, repo in said.items() if repo and _REPO.fullmatch(repo)}
     if len(set(found.values())) == 1:
         where, repo = next(iter(found.items()))
@@ -87,14 +88,13 @@ def _base_name(state: State, base: BaseSpec | None) -> None:
 
 
 def _pinned(state: State) -> str | None:
-    if state.folder is None or not (state.folder / describe.NAME).is_file():
+    if state.folder is None:
         return None
     try:
-        known = describe.read_facts(state.folder)
+        known = AdapterManifest.read(state.folder)
     except AdapterhubError:
         return None
-    repo = known["base"].get("repo") if known else None
-    return repo if isinstance(repo, str) else None
+    return known.base.repo if known else None
 
 
 def _targets(state: State, pairs: Shapes) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli import attachments, output
 from adapterhub.cli.options import Settings, command
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

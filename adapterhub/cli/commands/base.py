@@ -69,7 +69,10 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
     kept = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
     with open_registry(settings, make=True) as registry:
         found = registered.add(registry, name, spec, source=kept, force=force)
-    text = f"{'' if found.new else 'already there: '}{name}  {_line(found.document)}"
+    made = found.document
+    model = made["repo"] or made["architecture"] or made["kind"]
+    line = f"{name}  {model}, {output.plural(len(made['tensors']), 'tensor')}, {output.digest(made['fingerprint'])}"
+    text = line if found.new else f"already there: {line}"
     document = {**_document(found), "new": found.new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
@@ -137,8 +140,7 @@ def _list_text(found: list[Registered]) -> None:
         ]
         for item in found
     ]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 @base.command(
@@ -181,8 +183,7 @@ def _show_text(document: Mapping[str, Any]) -> None:
         "numbers": ", ".join(f"{key} {value}" for key, value in document["config"].items()),
         "note": "; ".join(document["notes"]),
     }
-    for line in output.pairs({key: str(value) for key, value in lines.items() if value}, screen=output.width()):
-        output.write(line)
+    output.write_pairs({key: str(value) for key, value in lines.items() if value})
 
 
 @base.command(
@@ -217,8 +218,3 @@ def _stored(document: Mapping[str, Any]) -> str:
     """The quantization, or the dtype of most tensors."""
     tensors = [value["dtype"] if isinstance(value, Mapping) else value[0] for value in document["tensors"].values()]
     return str(document["quantization"] or max(sorted(set(tensors)), key=tensors.count, default="-"))
-
-
-def _line(document: Mapping[str, Any]) -> str:
-    model = document["repo"] or document["architecture"] or document["kind"]
-    return f"{model}, {output.plural(len(document['tensors']), 'tensor')}, {output.digest(document['fingerprint'])}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -23,10 +21,8 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
-
-if TYPE_CHECKING:
-    from adapterhub_converters.adapter import LossReport
 
 
 @command(
@@ -79,7 +75,10 @@ def convert(
         return
     if style == "gguf" and _is_model(Path(source)):
         meant = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
-        _refuse({**meant, "rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model})
+        meant |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
+        given = next((name for name, value in meant.items() if value), None)
+        if given:
+            raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
         _model_to_gguf(settings, Path(source), Path(target), dtype)
         return
     from adapterhub_converters.formats import convert as formats
@@ -101,7 +100,12 @@ def convert(
             model=model or (inputs.here(base) if style == "ollama" else None),
         )
     document = {"source": source, "target": target, "format": style, **losses.document(report)}
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
+
+    def text() -> None:
+        output.write(f"{target}: {losses.summary(report)}")
+        losses.write(report, output.write, verbose=verbose)
+
+    output.emit(document, as_json=settings.as_json, text=text)
 
 
 def _to_hf(settings: Settings, source: str, target: str) -> None:
@@ -125,15 +129,9 @@ def _is_model(path: Path) -> bool:
     """True for a folder with a whole model and no adapter."""
     from adapterhub_converters import bases
 
-    if not (path / "config.json").is_file() or (path / "adapter_config.json").exists():
+    if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).exists():
         return False
     return bool(bases.weight_files(path))
-
-
-def _refuse(options: Mapping[str, object]) -> None:
-    given = next((name for name, value in options.items() if value), None)
-    if given:
-        raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
 
 
 def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
@@ -148,8 +146,3 @@ def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -
         report = conversion.write(target, progress)
     document = {"source": str(source), "target": str(target), "format": "gguf", **fused.document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
-
-
-def _text(target: str, report: LossReport, *, verbose: bool) -> None:
-    output.write(f"{target}: {losses.summary(report)}")
-    losses.write(report, output.write, verbose=verbose)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -13,9 +11,6 @@ from adapterhub.cli.environment import (
 )
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(
@@ -37,7 +32,7 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool) -> None
 
     target = Ref.parse(ref)
     if undo and message:
-        raise UsageError("--undo", "and MESSAGE exclude each other")
+        raise UsageError("--undo", "cannot be combined with MESSAGE")
     with open_registry(settings) as registry:
         number = registry.deprecate(target, message, undo=undo)
     said = str(Ref(target.name, number=number or None))

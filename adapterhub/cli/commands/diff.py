@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.check import Verdict
 
 _SHOWN = 12  # rows of a table
-_CELL = 24  # characters of a config's value
+_CELL = 24  # characters of a config value
 
 
 @command(
@@ -69,9 +69,6 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {"verdict": verdict.verdict, "reasons": list(verdict.reasons), "convert_to": verdict.convert_to}
 
 
-# ---- for people
-
-
 def _text(names: tuple[str, str], found: Difference) -> None:
     screen = output.width()
     head, rest = _summary(found)
@@ -112,7 +109,7 @@ def _summary(found: Difference) -> tuple[str, str]:
 
 
 def _cut(lines: Sequence[str], rows: int) -> Iterator[str]:
-    """A table's head and as many rows as are shown."""
+    """The head of a table, the first rows, and the number of the rest."""
     yield from lines[: 1 + _SHOWN]
     if rows > _SHOWN:
         yield output.more(rows - _SHOWN)
@@ -128,7 +125,7 @@ def _config_lines(found: Difference) -> Iterator[str]:
 
 
 def _values(key: KeyChange) -> list[str]:
-    """Both values, short; of two lists or maps what only one has."""
+    """Both values, shortened; of two lists or maps only the difference."""
     one, two = key.a, key.b
     if isinstance(one, list) and isinstance(two, list):
         return [_short(", ".join(_word(item) for item in x if item not in y) or None) for x, y in ((one, two), (two, one))]
@@ -147,7 +144,7 @@ def _short(value: Any) -> str:
 
 
 def _shape_lines(found: Difference) -> Iterator[str]:
-    """What became of ranks, scales and types, for how many modules each."""
+    """Changes of ranks, scales and types, with the number of modules."""
     both = [(module.a, module.b) for module in found.modules if module.a and module.b]
     for name, text in (
         ("r", lambda side: str(side.r)),
@@ -208,7 +205,7 @@ def _percent(change: float | None) -> str:
 
 
 def _shared(names: Sequence[str]) -> str:
-    """What all module paths begin with, up to a dot."""
+    """The common prefix of all module paths, up to a dot."""
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
     length = next((i for i, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     return first[: first.rfind(".", 0, length) + 1]

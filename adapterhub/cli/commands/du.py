@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
     from adapterhub.registry.registry import Registry
 
-
 _SHORT = 12 + len("sha256:")
-
 
 _NAMES = (
     Column("NAME"),
@@ -132,8 +130,7 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
     rows = [_cells(usage.name, usage) for usage in report.names]
     if len(rows) > 1:
         rows.append(_cells("all", report.total))
-    for line in output.table(_NAMES, rows, screen=output.width()):
-        output.write(line)
+    output.write_table(_NAMES, rows)
     output.write()
     if report.repeated:
         output.write(f"repeated tensors in different files: {output.size(report.repeated)}")

@@ -126,8 +126,7 @@ def _text(measured: Measured, verdicts: Sequence[tuple[Gate, bool]], recorded: s
         ["base", f"{measured.base_loss:.4f}", f"{metrics['base_perplexity']:.3f}", tokens],
         ["with the adapter", f"{measured.loss:.4f}", f"{metrics['perplexity']:.3f}", tokens],
     ]
-    for line in output.table(columns, rows, screen=output.width()):
-        output.write(line)
+    output.write_table(columns, rows)
     output.write(f"perplexity relative to the base: {metrics['perplexity_ratio']:.3f}")
     for gate, passed in verdicts:
         output.write(f"{'passed' if passed else 'FAILED'}: {output.one_line(gate.text)} ({metrics[gate.metric]:.4g})")

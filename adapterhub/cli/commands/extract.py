@@ -17,7 +17,6 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.merge.into_base.extract import Extracted, Extraction
 
-
 _SHOWN = 12  # rows of a table
 
 
@@ -32,9 +31,9 @@ _SHOWN = 12  # rows of a table
 @output_option("new folder for the adapter, or a ref to push it to.", required=True)
 @rank_option("every module.")
 @energy_option
-@max_rank_option("with --energy. [default: 256]", default=256)
+@max_rank_option("the limit of --energy. [default: 256]", default=256)
 @click.option("--rest", is_flag=True, help="Store norms, biases and other tensors whole (modules_to_save).")
-@dtype_option(("f32", "bf16", "f16"), "the adapter", default="f32")
+@dtype_option(("f32", "bf16", "f16"), "the adapter", default="f32", show_default=True)
 @click.pass_obj
 def extract(
     settings: Settings,
@@ -56,7 +55,7 @@ def extract(
     from adapterhub.merge.into_base.extract import Wanted
 
     if (rank is None) == (energy is None):
-        raise UsageError("--rank", "or --energy is required, and not both", "Add --rank 32, for example")
+        raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
     folder, other = inputs.weights(base, settings), inputs.weights(tuned, settings)
     wanted = Wanted(rank, energy, max_rank, rest, dtype.upper())
     target = merging.destination(out)
@@ -103,14 +102,12 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
     output.write()
     columns = (Column("WEIGHT"), Column("RANK", right=True), Column("CHANGE", right=True), Column("ERROR", right=True))
     worst = sorted(kept, key=lambda one: -one.error)
-    for line in output.table(columns, [_row(one) for one in worst[:_SHOWN]], screen=output.width()):
-        output.write(line)
+    output.write_table(
+        columns,
+        [[one.name, str(one.rank) if one.rank else "whole", _change(one), f"{one.error:.3g}"] for one in worst[:_SHOWN]],
+    )
     if len(worst) > _SHOWN:
         output.write(output.more(len(worst) - _SHOWN, "with smaller errors"))
-
-
-def _row(one: Extracted) -> list[str]:
-    return [one.name, str(one.rank) if one.rank else "whole", _change(one), f"{one.error:.3g}"]
 
 
 def _change(one: Extracted) -> str:

@@ -79,7 +79,8 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         unlisted = len(registry.catalog.unlisted())
     missing = [item for item in found if not item.is_whole]
     if unlisted and missing:
-        _say_unlisted(unlisted)
+        files = output.plural(unlisted, "file")
+        output.say(f"not searched: the tensors of {files}, which are not indexed; run `adapterhub fsck --rebuild-index`")
     if not any(item.holders or item.shares for item in found):
         raise NotFoundError(
             found[0].source, "no version contains it" if len(found) == 1 else "no version contains it or the others"
@@ -87,11 +88,6 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     document = {"found": [_document(item, deprecated) for item in found]}
     output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
     return NotFoundError.exit_code if missing else 0
-
-
-def _say_unlisted(count: int) -> None:
-    files = output.plural(count, "file")
-    output.say(f"not searched: the tensors of {files}, which are not indexed; run `adapterhub fsck --rebuild-index`")
 
 
 def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
@@ -125,7 +121,8 @@ def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More |
     from adapterhub.index.search import holders
     from adapterhub.index.tensor_search import nearest
     from adapterhub.store.store import local_errors
-    from adapterhub.store.tensor_digests import Tensor, digests, is_weights
+    from adapterhub.store.tensor_digests import Tensor, digests
+    from adapterhub_converters.adapter_files import is_weights
 
     held: list[Holder] = []
     tensors: list[Tensor] = []
@@ -179,8 +176,7 @@ def _find_text(found: Sequence[_Found]) -> None:
     for item in found:
         for row, what, held in _held(item):
             cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", what, held])
-    for line in output.table(columns, [row[: len(columns)] for row in cells], screen=output.width()):
-        output.write(line)
+    output.write_table(columns, [row[: len(columns)] for row in cells])
     for item in found:
         if not item.holders:
             rest = " as a whole" if item.shares else ""

@@ -42,8 +42,7 @@ def _text(rows: list[Row]) -> None:
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
         for row in rows
     ]
-    for line in output.table(columns, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(columns, cells)
     output.write()
     titles = ["FROM \\ AND BACK", *(row.name for row in rows)]
     marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in rows)] for row in rows]

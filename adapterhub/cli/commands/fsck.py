@@ -42,7 +42,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     from adapterhub.registry.registry import Registry
 
     if repair != (source is not None):
-        raise UsageError("--repair", "and --from SRC require each other", "SRC has intact copies")
+        raise UsageError("--repair" if repair else "--from", f"requires {'--from SRC' if repair else '--repair'}")
     if rebuild:
         with bytes_bar("listing tensors") as progress:
             registry, findings = Registry.rebuilt(registry_folder(settings), progress)

@@ -68,9 +68,9 @@ def _document(swept: Swept) -> dict[str, Any]:
 
 
 def _text(swept: Swept) -> None:
-    drop, remove, keep = ("would drop", "would remove", "would keep") if swept.dry_run else ("dropped", "removed", "kept")
+    remove, keep = ("would remove", "would keep") if swept.dry_run else ("removed", "kept")
     for ref in swept.dropped:
-        output.write(f"{drop} {ref}")
+        output.write(f"{remove} {ref}")
     for ref in swept.parents:
         output.write(f"{keep} {ref}: a version that stays was made from it")
     counts = (

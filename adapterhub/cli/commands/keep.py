@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -13,9 +11,6 @@ from adapterhub.cli.environment import (
 )
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(
@@ -39,16 +34,16 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
     from adapterhub.ref import Ref
 
     if everything and (last or tagged):
-        raise UsageError("--all", "excludes --last and --tagged", "Leave them out")
+        raise UsageError("--all", "cannot be combined with --last or --tagged", "Leave them out")
     target = Ref.parse(name)
     with open_registry(settings) as registry:
         if last or tagged or everything:
             retention.keep(registry, target, None if everything else last or 0)
         held = retention.kept(registry, target)
-    text = f"{name}: every version" if held is None else f"{name}: {_newest(held)}tagged versions"
+    text = (
+        f"{name}: every version"
+        if held is None
+        else f"{name}: {f'the {held} newest and ' if held > 1 else 'the newest and ' if held else ''}tagged versions"
+    )
     document = {"name": name, "last": held, "tagged": held is not None}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-def _newest(last: int) -> str:
-    return f"the {last} newest and " if last > 1 else "the newest and " if last else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from adapterhub.cli.environment import (
 )
 from adapterhub.cli.options import Settings, command, plot_option
 from adapterhub.cli.views import lineage as view
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

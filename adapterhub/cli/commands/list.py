@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,6 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.database import Row
-
 
 _LIST = (
     Column("REF"),
@@ -83,8 +83,7 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
             output.write(line)
         return
     cells = [[*row_cells(row), row.time[:10]] for row in rows]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
@@ -121,7 +120,8 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
         raise UsageError(found.url, "this kind of remote cannot list its names", "Name one: namespace/name")
     place = Address.parse(below(found.url, prefix or NOBODY))
     who = remotes.surroundings()
-    with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
+    find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+    with Host(place, find, proxy=who.proxy) as host:
         root = place.name.removesuffix(prefix or NOBODY)
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
     names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]

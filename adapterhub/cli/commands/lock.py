@@ -36,7 +36,7 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
     adapterhub.toml, else in this folder; without REF it is shown. REF may be an address, or a ref on a remote.
     """
     if check and update:
-        raise UsageError("--check", "and --update exclude each other", "Leave one out")
+        raise UsageError("--check", "cannot be combined with --update", "Leave one out")
     if (check or update) and remote is not None:
         raise UsageError("--remote", "is recorded in the lock file", "Leave it out")
     if check:
@@ -146,12 +146,7 @@ def _show(settings: Settings) -> None:
     there = sorted(lockfile.read(path).values(), key=lambda one: one.name)
     document = {"file": str(path), "adapters": [{"name": one.name, **one.document()} for one in there]}
     cells = [[one.name, one.ref, output.size(one.size), output.digest(one.digest), _base(one), one.source] for one in there]
-
-    def text() -> None:
-        for line in output.table(_LIST, cells, screen=output.width()):
-            output.write(line)
-
-    output.emit(document, as_json=settings.as_json, text=text)
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_LIST, cells))
 
 
 def _base(locked: Locked) -> str:

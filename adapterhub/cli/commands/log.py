@@ -17,7 +17,6 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
 
-
 _LOG = (
     Column("#", right=True),
     Column("WHEN", drop=2),
@@ -50,8 +49,7 @@ def log(settings: Settings, ref: str) -> None:
     document = {"name": target.name, "entries": [_document(entry) for entry in entries]}
 
     def text() -> None:
-        for line in output.table(_LOG, [_cells(entry) for entry in entries], screen=output.width()):
-            output.write(line)
+        output.write_table(_LOG, [_cells(entry) for entry in entries])
 
     output.emit(document, as_json=settings.as_json, text=text)
 

@@ -15,7 +15,6 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.remotes.oci.login_store import Credentials
 
-
 _LONGEST = 1 << 16  # characters of a token
 
 
@@ -42,7 +41,8 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
     address = logins.address_of(host)
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
-    with Host(address, lambda: who, "Nothing was stored; check the user name and the password") as server:
+    hint = "Nothing was stored; check the user name and the password"
+    with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
         server.check_login()
     where = login_store.write(environment.logins_file(), logins.key(address), who)
     document = {"host": address.host, "user": who.user, "kept_in": where}
@@ -56,7 +56,7 @@ def _asked(host: str, username: str | None, *, password: bool, token: bool) -> C
     from adapterhub.remotes.oci.login_store import Credentials
 
     if password and token:
-        raise UsageError("--token-stdin", "and --password-stdin exclude each other", "Leave one out")
+        raise UsageError("--token-stdin", "cannot be combined with --password-stdin", "Leave one out")
     if token:
         if username:
             raise UsageError(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import environment, logins, output
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from adapterhub.registry.merge_recipes import Kept
     from adapterhub.registry.recipe import Difference
 
-
 _SHOWN = 10  # files that differ
 
 
@@ -181,7 +180,7 @@ def _list(settings: Settings) -> int:
             output.say("no recipes yet; store one with `adapterhub merge … --into BASE --recipe-only -o NAME`")
         elif found:
             rows = [_row(one) for one in found]
-            output.write("\n".join(output.table(_LIST, rows, screen=output.width())))
+            output.write_table(_LIST, rows)
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if damaged else 0
@@ -260,8 +259,8 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
 @contextmanager
 def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
     """An adapter from the registry, else from the address in the recipe."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export
+    from adapterhub_converters.adapter_files import adapter_in
 
     digest, ref = adapter["digest"], adapter.get("ref", "")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:

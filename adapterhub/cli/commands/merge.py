@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -29,10 +29,6 @@ from adapterhub.cli.options import (
 from adapterhub.cli.views import merged
 from adapterhub_converters.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
-
 # Options of a merge into an adapter, apart from the parameters of its method.
 _OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")
 # Parameters of methods; each method has some of them.
@@ -44,7 +40,7 @@ _PARAMETERS = {
     "t": (float, "T", "Position between the first adapter and the second (slerp)."),
     "share": (float, "S", "Share of each adapter's singular vectors to use (tsv)."),
     "rule": (str, "R", "Merge of the cores: ties, linear, dare_ties, dare_linear (core_space)."),
-    "by": (str, "B", "all, rows or columns (nuslerp)."),
+    "by": (str, "B", "Direction: all, rows or columns (nuslerp)."),
     "sign": (str, "S", "Election of signs: total or frequency (peft_ties …)."),
 }
 _REQUANTIZE = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")

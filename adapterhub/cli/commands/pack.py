@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 22),
     default=3,
     show_default=True,
-    help="zstd level for text; higher levels do not help tensors.",
+    help="Compression level (zstd) of text; higher levels do not help tensors.",
 )
 @click.pass_obj
 def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int) -> None:
@@ -55,10 +55,7 @@ def _packed_line(changes: Sequence[Change], verb: str) -> str:
     before, after = sum(change.size for change in new), sum(change.stored for change in new)
     share = f" ({after / before:.0%})" if before else ""
     sizes = f": {output.size(before)} to {output.size(after)}{share}" if new else ""
-    rest = [f"{output.plural(count, 'file')} {what}" for what, count in _counts(changes).items() if count]
-    return "; ".join([f"{output.plural(len(new), 'file')} {verb}{sizes}", *rest])
-
-
-def _counts(changes: Sequence[Change]) -> dict[str, int]:
     words = {"already": "already packed", "kept": "not worth packing"}
-    return {text: sum(change.outcome == word for change in changes) for word, text in words.items()}
+    counts = {text: sum(change.outcome == word for change in changes) for word, text in words.items()}
+    rest = [f"{output.plural(count, 'file')} {text}" for text, count in counts.items() if count]
+    return "; ".join([f"{output.plural(len(new), 'file')} {verb}{sizes}", *rest])

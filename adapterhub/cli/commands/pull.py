@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.project.lockfile import Locked
     from adapterhub.registry.recipe import Conversion
 
-
 _FOLDER = "adapters"
-
 
 _NETWORK = ("http://", "https://", "hf://")
 

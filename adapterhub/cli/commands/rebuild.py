@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -51,7 +51,12 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
             recipe.again(kept, parents, made, base=spec)
         found = recipe.differences(kept, made)
     output.emit(
-        {"ref": str(version.ref), "digest": version.digest, "same": not found, "differences": [_difference(d) for d in found]},
+        {
+            "ref": str(version.ref),
+            "digest": version.digest,
+            "same": not found,
+            "differences": [{"name": one.name, "what": one.what, "ulps": one.ulps} for one in found],
+        },
         as_json=settings.as_json,
         text=lambda: output.write("\n".join(_verdict(str(version.ref), found))),
     )
@@ -59,22 +64,18 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.registry import export, recipe
+    from adapterhub_converters.adapter_files import adapter_in
 
-    for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
-        held = registry.holding(parent["digest"])
+    manifest = registry.adapter_manifest(digest)
+    for number, parent in enumerate(manifest.parents if manifest else ()):
+        held = registry.holding(parent.digest)
         if not held:
-            called = parent.get("ref") or parent["digest"]
-            raise NotFoundError(called, "this parent is not in the registry", "Push or pull it here first")
+            raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
         place = folder / f"{number}"
         export.pull(registry, held[0].ref, place)
-        weight = parent.get("weight", 1.0)
-        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
-
-
-def _difference(found: Difference) -> dict[str, Any]:
-    return {"name": found.name, "what": found.what, "ulps": found.ulps}
+        weight = 1.0 if parent.weight is None else parent.weight
+        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
 
 
 def _verdict(ref: str, found: list[Difference]) -> Iterator[str]:
@@ -82,10 +83,10 @@ def _verdict(ref: str, found: list[Difference]) -> Iterator[str]:
         yield f"{ref}: rebuilt, every byte matches"
         return
     ulps = [difference.ulps for difference in found if difference.ulps is not None]
-    largest = f", at most {max(ulps)} units in the last place" if len(ulps) == len(found) else ""
+    largest = f", at most {output.plural(max(ulps), 'unit')} in the last place" if len(ulps) == len(found) else ""
     yield f"{ref}: {output.plural(len(found), 'difference')}{largest}"
     for difference in found[:10]:
-        count = f" (at most {difference.ulps} units in the last place)" if difference.ulps is not None else ""
+        count = f" (at most {output.plural(difference.ulps, 'unit')} in the last place)" if difference.ulps is not None else ""
         yield output.printable(f"  {difference.name}: {difference.what}{count}")
     if len(found) > 10:
         yield f"  {output.more(len(found) - 10)}"

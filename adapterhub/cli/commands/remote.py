@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,7 @@ def _list_text(found: list[Remote], default: str | None) -> None:
         output.say("no remotes yet; add one with `adapterhub remote add NAME URL`")
         return
     cells = [[one.name, one.url, "*" if one.name == default else "", str(one.path)] for one in found]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 @remote.command(
@@ -169,7 +169,7 @@ def test(settings: Settings, name: str) -> None:
         "read": _yes(document["read"]),
         "write": _yes(document["write"]),
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _lines(lines))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_pairs(lines))
     if False in (document["read"], document["write"]):
         what = "read" if document["read"] is False else "written to"
         login = "hf auth login" if found.url.startswith("hf:") else f"adapterhub login {found.name}"
@@ -200,24 +200,20 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.oci.host import Host
 
         who = remotes.surroundings()
-        with Host(place, lambda: credentials.find(place.host, who.docker, who.logins, plain=place.plain)) as host:
+        find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+        with Host(place, find, proxy=who.proxy) as host:
             return host.access()
     scheme, _, rest = url.partition("://")
     if scheme == "hf":
-        from adapterhub.remotes.hub import host as hub_host
+        from adapterhub.remotes.hub import writer
 
         hub = environment.hub()
-        return hub_host.access(hub.endpoint, hub.token, rest)
+        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
     return None
 
 
 def _yes(answer: bool | None) -> str:
     return "unknown: cannot be tested without writing" if answer is None else "yes" if answer else "no"
-
-
-def _lines(lines: dict[str, str]) -> None:
-    for line in output.pairs(lines, screen=output.width()):
-        output.write(line)
 
 
 def _file(project: bool) -> Path:

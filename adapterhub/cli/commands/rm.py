@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -12,9 +10,6 @@ from adapterhub.cli.environment import (
     open_registry,
 )
 from adapterhub.cli.options import Settings, command, expect_option, force_option
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

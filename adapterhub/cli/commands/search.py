@@ -49,9 +49,9 @@ _SEARCH = (
 @click.option("--facets", is_flag=True, help="Count bases, ranks, targets … of all matches.")
 @click.pass_obj
 def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
-    """Search adapters by words and by recorded facts, the best match first.
+    """Search adapters by words and by the fields of their manifests, the best match first.
 
-    Words are matched against names, tags, descriptions, facts (base, targets, license, languages) and model cards; each may be
+    Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be
     the beginning of a longer word, and all must match. Without words the newest come first. The newest matching version of each
     name is shown. For words that over a thousand versions contain, names and titles come first, then the latest versions.
     """
@@ -90,8 +90,7 @@ def _query(given: Mapping[str, Any]) -> Query:
 def _search_text(found: Found, *, facets: bool) -> None:
     cells = [[*row_cells(row), " ".join((row.description or "-").split())] for row in found.rows]
     if cells:
-        for line in output.table(_SEARCH, cells, screen=output.width()):
-            output.write(line)
+        output.write_table(_SEARCH, cells)
     if not found.total and not cells:
         output.say("no matches")
     elif found.total > len(cells) or found.more:
@@ -100,5 +99,4 @@ def _search_text(found: Found, *, facets: bool) -> None:
     if counted:
         output.write()
         text = {kind: ", ".join(f"{value} {count}" for value, count in counts.items()) for kind, counts in counted.items()}
-        for line in output.pairs(text, screen=output.width()):
-            output.write(line)
+        output.write_pairs(text)

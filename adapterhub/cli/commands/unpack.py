@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +13,6 @@ from adapterhub.cli.environment import (
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import changes as view
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

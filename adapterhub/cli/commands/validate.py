@@ -9,12 +9,13 @@ import click
 
 from adapterhub.cli import inputs
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
 
 # Spelled out here so that help and completion need not import the checks (numpy); tests compare.
 _FORMATS = ("text", "json", "sarif", "junit", "github")
 _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 # Files of an adapter folder (PEFT, mlx-lm).
-_PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "adapter.json")
+_PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
 
 
 @command(
@@ -35,7 +36,7 @@ _PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetens
     help="Fail unless this runtime can apply the adapter; repeatable.",
 )
 @click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
-@max_rank_option("fail above R, like vLLM's --max-lora-rank.")
+@max_rank_option("fail above it, like vLLM's --max-lora-rank.")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @headers_only_option("fast, but misses NaNs and zeros.")
 @click.pass_obj
@@ -85,6 +86,6 @@ def _adapters(given: Iterable[str]) -> list[str]:
     folders = {
         text: str(Path(text).parent)
         for text in given
-        if Path(text).name in _PARTS and (Path(text).parent / "adapter_config.json").is_file()
+        if Path(text).name in _PARTS and (Path(text).parent / ADAPTER_CONFIG).is_file()
     }
     return list(dict.fromkeys(folders.get(text, text) for text in given))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +15,6 @@ from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import findings as view
 from adapterhub_converters.errors import IntegrityError
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(

@@ -19,7 +19,6 @@ from adapterhub.merging import trained_in
 if TYPE_CHECKING:
     from adapterhub.merge.into_base.verify import Proof, Proofs
 
-
 _SHOWN = 12  # rows of a table
 
 
@@ -103,8 +102,7 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
     if bad:
         output.write()
         columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
-        for line in output.table(columns, [_row(one) for one in bad[:_SHOWN]], screen=output.width()):
-            output.write(line)
+        output.write_table(columns, [_row(one) for one in bad[:_SHOWN]])
         if len(bad) > _SHOWN:
             output.write(output.more(len(bad) - _SHOWN))
     good = "ok: base plus adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as expected"

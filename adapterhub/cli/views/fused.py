@@ -12,12 +12,9 @@ from . import groups
 if TYPE_CHECKING:
     from adapterhub.merge import Change, FuseReport
 
-
 _SHOWN = 5  # modules of that table
 
-
 _INDENT = "  "
-
 
 _DOUBT = 0.01  # an uncertainty of the kept share below this is not shown
 

@@ -1,4 +1,4 @@
-"""Where an adapter comes from and what came of it, as a tree, a document, or a graph for Graphviz."""
+"""The lineage of an adapter as a tree, a document, or a graph for Graphviz."""
 
 from __future__ import annotations
 
@@ -12,22 +12,10 @@ if TYPE_CHECKING:
 
 
 def document(found: Lineage) -> dict[str, Any]:
-    """The graph for programs."""
+    """The graph with stable keys."""
     return {
         "digest": found.root,
-        "nodes": [
-            {
-                "digest": node.digest,
-                "refs": list(node.refs),
-                "here": bool(node.facts),
-                "deprecated": dict(node.deprecated),
-                "how": node.how,
-                "base": node.facts.get("base"),
-                "data": [dict(item) for item in node.data],
-                "recipe": node.facts.get("recipe"),
-            }
-            for node in found.nodes.values()
-        ],
+        "nodes": [_node(node) for node in found.nodes.values()],
         "edges": [
             {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
         ],
@@ -37,19 +25,33 @@ def document(found: Lineage) -> dict[str, Any]:
     }
 
 
+def _node(node: Node) -> dict[str, Any]:
+    manifest = node.manifest.to_dict() if node.manifest else {}
+    return {
+        "digest": node.digest,
+        "refs": list(node.refs),
+        "here": node.manifest is not None,
+        "deprecated": dict(node.deprecated),
+        "how": node.how,
+        "base": manifest.get("base"),
+        "data": (manifest.get("training") or {}).get("data") or [],
+        "recipe": manifest.get("recipe"),
+    }
+
+
 def name_of(node: Node) -> str:
     """The first of its refs, else its digest, shortened."""
     return node.refs[0] if node.refs else output.digest(node.digest)
 
 
 def _about(node: Node) -> str:
-    rank = node.facts.get("r")
+    rank = node.manifest.r if node.manifest else None
     parts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
     return ", ".join(part for part in parts if part)
 
 
 def tree(found: Lineage) -> Iterator[str]:
-    """The lines of the tree, ancestors first."""
+    """Lines of the tree, ancestors first."""
     root = found.nodes[found.root]
     yield output.printable(f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}")
     yield from _data(root, "")
@@ -60,7 +62,7 @@ def tree(found: Lineage) -> Iterator[str]:
         yield from _branches(found, found.root, "", {found.root}, up=False)
     if found.models:
         yield ""
-        yield "models kept as recipes:"
+        yield "models in recipes:"
         for model in found.models:
             what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
             yield output.printable(f"   {model.name}  {what}")
@@ -86,16 +88,16 @@ def _weight(edge: Edge) -> str:
 
 def _data(node: Node, indent: str) -> Iterator[str]:
     for item in node.data:
-        name = item.get("name") or item.get("path") or "data"
-        yield output.printable(f"{indent}   data {name}  {output.digest(item.get('digest') or '')}".rstrip())
+        name = item.name or item.path or "data"
+        yield output.printable(f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip())
 
 
 def dot(found: Lineage) -> Iterator[str]:
-    """The graph as Graphviz reads it."""
+    """Lines of the graph in the language of Graphviz."""
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
     for node in found.nodes.values():
-        style = "" if node.facts else ", style=dashed"
+        style = "" if node.manifest else ", style=dashed"
         bold = ", penwidth=2" if node.digest == found.root else ""
         label = _quoted(f"{name_of(node)}: {_about(node)}")
         yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"

@@ -1,9 +1,9 @@
-"""A merge of adapters: how far the parents disagreed, what was lost; and what the methods do."""
+"""The report of a merge of adapters, and descriptions of the methods."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
@@ -11,15 +11,15 @@ from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merge import Merged, MergeReport
     from adapterhub.registry.registry import Version
-
 
 _WORST = 10  # modules that a terminal shows
 
 
 def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A merge for programs."""
+    """The report with stable keys."""
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -45,13 +45,13 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
     }
 
 
-def lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
-    """A merge for people."""
+def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[str]:
+    """Lines of the report."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made['parameters'])} parameters"
+    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")
@@ -111,11 +111,11 @@ def explain(settings: Settings, name: str | None) -> None:
 
     if name is None:
         rows = [[method.name, method.summary] for method in METHODS.values()]
-        columns = (Column("METHOD"), Column("WHAT IT DOES", wrap=True))
+        columns = (Column("METHOD"), Column("DESCRIPTION", wrap=True))
         listed = {"methods": [described(method) for method in METHODS.values()]}
 
         def text() -> None:
-            output.write("\n".join(output.table(columns, rows, screen=output.width())))
+            output.write_table(columns, rows)
             output.say("See `adapterhub merge --explain METHOD`.")
 
         output.emit(listed, as_json=settings.as_json, text=text)

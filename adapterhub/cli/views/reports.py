@@ -1,4 +1,4 @@
-"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
+"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """The document of the one report, or all of them under `reports`, as text."""
+    """JSON of the only report, or of all under `reports`."""
     if len(reports) == 1:
         return json.dumps(document(reports[0]), indent=2)
     return json.dumps(
@@ -121,7 +121,7 @@ def as_json(reports: Sequence[Report]) -> str:
 
 
 def sarif(reports: Sequence[Report]) -> str:
-    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they want a physical location and a start line."""
+    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they require a physical location and a start line."""
     found = [(report, problem) for report in reports for problem in report.problems]
     codes = list(dict.fromkeys(problem.code for _, problem in found))
     rules = [
@@ -164,7 +164,7 @@ def _sentence(problem: Problem) -> str:
 
 
 def junit(reports: Sequence[Report]) -> str:
-    """JUnit XML: a suite per adapter and in it a test case per code, so that a test keeps its name whether or not it fails."""
+    """JUnit XML: a suite per adapter and a test case per code, so that a test has the same name whether or not it fails."""
     suites = [_suite(report) for report in reports]
     tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
     return "\n".join(

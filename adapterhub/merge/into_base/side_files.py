@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest import card
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
-_ADAPTER = ("adapter_config.json", "adapter.json", "adapter.toml")
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML)
 
 
 def companions(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -42,7 +42,7 @@ def companions(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str,
 def _reason(path: Path, base: Path) -> str | None:
     """Why a file stays behind; None when it goes along."""
     name = path.name.lower()
-    if name.endswith(_PICKLES):
+    if is_pickle_name(name):
         return "a pickle can run code when it is loaded"
     if name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name != "model.safetensors.index.json":
         return "other weights, which would still be the unmerged model"

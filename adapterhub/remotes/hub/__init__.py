@@ -1,1 +1,1 @@
-"""The Hugging Face Hub, and what answers like it."""
+"""Adapters on the Hugging Face Hub and on other hubs with the same API."""

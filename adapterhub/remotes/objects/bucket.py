@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
-from adapterhub.remotes.protocol import CutError, Reader
+from adapterhub.http.errors import CutError
+from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError

@@ -12,12 +12,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from adapterhub.http.client import PAUSES
+from adapterhub.http.errors import DeniedError
+from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.location import Access
-from adapterhub.remotes.wire import PAUSES, DeniedError, Wire, resolved
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
+from .client import RegistryClient
 from .login import Login
 from .login_store import Credentials
 
@@ -32,7 +35,13 @@ class Host:
     """The registry of an address, whose name is a prefix of names there; close it in the end."""
 
     def __init__(
-        self, address: Address, find: Callable[[], Credentials | None], hint: str = "", *, pauses: Sequence[float] = PAUSES
+        self,
+        address: Address,
+        find: Callable[[], Credentials | None],
+        hint: str = "",
+        *,
+        pauses: Sequence[float] = PAUSES,
+        proxy: ProxyOf = no_proxy,
     ) -> None:
         self.address = address
         self.where = f"{address.scheme}://{address.host}"
@@ -43,14 +52,14 @@ class Host:
             return self._found[-1]
 
         hint = hint or f"Log in with `adapterhub login {address.host}`"
-        login = Login(self.where, address.base, hint, once)
-        self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
+        login = Login(self.where, address.base, hint, once, proxy)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
 
     def __enter__(self) -> Host:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wire.close()
+        self._client.close()
 
     def check_login(self) -> None:
         """Have the registry look at who asks.
@@ -66,7 +75,7 @@ class Host:
     def reach(self) -> None:
         """RemoteError unless a registry answers there that takes us or asks nobody."""
         try:
-            self._wire.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
+            self._client.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
         except NotFoundError as error:
             raise RemoteError(self.where, "what answers there is no OCI registry (it has no /v2/)") from error
         except DeniedError as error:
@@ -98,13 +107,13 @@ class Host:
     def _read(self) -> None:
         with contextlib.suppress(NotFoundError):
             url = f"{self.address.base}/v2/{self.address.name}/tags/list"
-            self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_PAGE)
+            self._client.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_PAGE)
 
     def _write(self) -> None:
         scope = self._scope("pull,push")
         url = f"{self.address.base}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
         kind = {"Content-Type": MANIFEST_TYPE}
-        self._wire.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
+        self._client.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
 
     def names(self) -> list[str]:
         """The repositories there are, sorted; RemoteError where the registry doesn't say."""
@@ -113,7 +122,7 @@ class Host:
         for _ in range(_MAX_PAGES):
             if url is None or len(found) > _MAX_NAMES:
                 break
-            answer = self._wire.ask("GET", url, self.where, good=(200, *_UNKNOWN), scope="registry:catalog:*", limit=_PAGE)
+            answer = self._client.ask("GET", url, self.where, good=(200, *_UNKNOWN), scope="registry:catalog:*", limit=_PAGE)
             if answer.status in _UNKNOWN:
                 raise RemoteError(self.where, "this registry doesn't tell which names it has", "Name one: namespace/name")
             try:

@@ -11,9 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
-from adapterhub.remotes.wire import Answer, DeniedError, Wire, origin
+from adapterhub.http.client import Answer
+from adapterhub.http.errors import DeniedError
+from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.errors import RemoteError
 
+from .client import RegistryClient
 from .login_store import Credentials
 
 _CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
@@ -25,8 +28,10 @@ _CLIENT = "adapterhub"
 class Login:
     """Who asks one registry. `find` is called once, when it wants to know."""
 
-    def __init__(self, where: str, base: str, hint: str, find: Callable[[], Credentials | None]) -> None:
-        self.where, self._base, self._hint, self._find = where, base, hint, find
+    def __init__(
+        self, where: str, base: str, hint: str, find: Callable[[], Credentials | None], proxy: ProxyOf = no_proxy
+    ) -> None:
+        self.where, self._base, self._hint, self._find, self._proxy = where, base, hint, find, proxy
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, challenges: Sequence[str], scope: str) -> str:
@@ -40,7 +45,7 @@ class Login:
             return f"Bearer {self._token(found['bearer'], scope, credentials)}"
         if "basic" in found and credentials and credentials.user:
             return credentials.basic()
-        what = "it takes a login" if found else "it takes a login of a kind that is not known here"
+        what = "login required" if found else "login required, of a kind that is not supported"
         raise DeniedError(self.where, f"HTTP 401: {what}", self._hint)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
@@ -61,7 +66,7 @@ class Login:
         return token
 
     def _asked(self, realm: str, asked: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
-        wire = Wire(realm, login_hint=self._hint, secrets=lambda: self.secrets)
+        client = RegistryClient(realm, login_hint=self._hint, secrets=lambda: self.secrets, proxy=self._proxy)
         try:
             if credentials and credentials.identity:
                 form = [
@@ -73,20 +78,20 @@ class Login:
                 scopes = " ".join(value for key, value in form if key == "scope")
                 form = [pair for pair in form if pair[0] != "scope"] + ([("scope", scopes)] if scopes else [])
                 kind = {"Content-Type": "application/x-www-form-urlencoded"}
-                return wire.ask(
+                return client.ask(
                     "POST", realm, self.where, good=(200,), headers=kind, body=urlencode(form).encode(), limit=_LARGEST
                 )
             url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(asked)
             if not credentials:
-                return wire.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
+                return client.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
             # As a POST would be, a request with a password is not redirected: 3xx is none of the good ones.
             said = {"Authorization": credentials.basic()}
-            return wire.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
+            return client.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
         except DeniedError as error:
-            what = "name and password were refused" if credentials else "it takes a login"
+            what = "name and password were refused" if credentials else "login required"
             raise DeniedError(self.where, f"{error.what.partition(':')[0]}: {what}", self._hint) from error
         finally:
-            wire.close()
+            client.close()
 
 
 def _parse(challenges: Sequence[str]) -> dict[str, dict[str, str]]:

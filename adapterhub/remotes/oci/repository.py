@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.http.client import PAUSES, Answer
+from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
+from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import Steady, pass_over
@@ -26,11 +29,11 @@ from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Reader, Source
-from adapterhub.remotes.wire import PAUSES, AgainError, Answer, DeniedError, GivenUpError, Wire, resolved
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
 from . import credentials
 from .address import Address
+from .client import RegistryClient
 from .login import Login
 from .upload import Sending, whole
 from .uploads import Begun, Note, Uploads
@@ -66,7 +69,7 @@ def parse(text: str) -> Address:
 
 def connect(address: Address, who: Surroundings) -> Oci:
     """The repository; who asks is what our own login keeps, else what docker's or oras' wrote into docker's config.json."""
-    return Oci(address, who.docker, logins=who.logins, uploads=who.uploads)
+    return Oci(address, who.docker, logins=who.logins, uploads=who.uploads, proxy=who.proxy)
 
 
 class Oci:
@@ -78,6 +81,7 @@ class Oci:
         pauses: Seconds before another try.
         piece, largest: Bytes of the first PATCH of a blob, and of any.
         uploads: The folder where it is kept how far uploads have come, for the next run; None for nowhere.
+        proxy: The proxy for a scheme and a host.
     """
 
     def __init__(
@@ -90,13 +94,14 @@ class Oci:
         piece: int = PIECE,
         largest: int = _LARGEST,
         uploads: Path | None = None,
+        proxy: ProxyOf = no_proxy,
     ) -> None:
         self.address = address
         hint = f"Log in with `adapterhub login {address.host}`"
         login = Login(
-            self.where, address.base, hint, lambda: credentials.find(address.host, config, logins, plain=address.plain)
+            self.where, address.base, hint, lambda: credentials.find(address.host, config, logins, plain=address.plain), proxy
         )
-        self._wire = Wire(address.base, login, hint, lambda: login.secrets, pauses)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
         self._uploads = Uploads(uploads, self.address.repository)
@@ -108,11 +113,11 @@ class Oci:
 
     def close(self) -> None:
         """Close its connections."""
-        self._wire.close()
+        self._client.close()
 
     def stop(self, *, on: bool = True) -> None:
         """Have what other threads are doing here end at once; until it is `on` no more."""
-        self._wire.stop(on=on)
+        self._client.stop(on=on)
 
     def __enter__(self) -> Oci:
         return self
@@ -132,7 +137,7 @@ class Oci:
         url = f"{self._root}/manifests/{quote(reference, safe=':')}"
         headers = {"Accept": _ACCEPTED}
         try:
-            answer = self._wire.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
+            answer = self._client.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
         except NotFoundError as error:
             hint = f"`adapterhub list {self.where}` says which tags there are"
             raise NotFoundError(where, "no such version in this registry", hint) from error
@@ -150,7 +155,7 @@ class Oci:
             return
         where = f"{self.where}: {blob.path or blob.digest}"
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with self._wire.stream(self._blob(blob), where, scope=self._scope(), headers=headers) as body:
+        with self._client.stream(self._blob(blob), where, scope=self._scope(), headers=headers) as body:
             left = blob.size - start
             if body.status == 206:
                 said = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""))
@@ -170,7 +175,7 @@ class Oci:
             if url is None or len(found) > _MAX_REFERRERS:
                 break
             try:
-                answer = self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
+                answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
             except NotFoundError:
                 return None
             if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
@@ -187,7 +192,7 @@ class Oci:
         for _ in range(_MAX_PAGES):
             if url is None or len(found) > _MAX_TAGS:
                 break
-            answer = self._wire.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
+            answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
             try:
                 page = json.loads(answer.body)["tags"] or []
                 new = {tag for tag in page if isinstance(tag, str) and _TAG.fullmatch(tag)}
@@ -203,7 +208,7 @@ class Oci:
     def find(self, digest: Digest) -> Any:
         """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
         try:
-            answer = self._wire.ask("HEAD", f"{self._root}/blobs/{digest}", self.where, good=(200,), scope=self._scope())
+            answer = self._client.ask("HEAD", f"{self._root}/blobs/{digest}", self.where, good=(200,), scope=self._scope())
             size = answer.number("content-length") or 0
             return Steady(self, Descriptor("", digest, size), pauses=self._pauses)
         except NotFoundError:
@@ -216,7 +221,7 @@ class Oci:
     def has(self, blob: Descriptor) -> bool:
         """Whether the repository has it, by a HEAD."""
         try:
-            answer = self._wire.ask("HEAD", self._blob(blob), self.where, good=(200,), scope=self._scope(write=True))
+            answer = self._client.ask("HEAD", self._blob(blob), self.where, good=(200,), scope=self._scope(write=True))
         except NotFoundError:
             return False
         said = answer.number("content-length")
@@ -241,7 +246,7 @@ class Oci:
                     self._send(sending, session, note, where)
             return 0 if mounted else blob.size
 
-        return int(self._wire.tried(once, where))
+        return int(self._client.tried(once, where))
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
         """Send a blob of `size` bytes that nobody has hashed yet; its digest.
@@ -256,7 +261,7 @@ class Oci:
                 self._send(sending, session, note, where)
                 return sending.digest()
 
-        return str(self._wire.tried(once, where))
+        return str(self._client.tried(once, where))
 
     def is_new(self) -> bool:
         """Whether there is nothing in the repository: no tag, and no blob of a push from here that didn't end."""
@@ -305,7 +310,7 @@ class Oci:
         ):
             query = "?" + urlencode({"mount": blob.digest, "from": other.address.name})
             scope += f" repository:{other.address.name}:pull"
-        answer = self._wire.ask("POST", f"{self._root}/blobs/uploads/{query}", where, good=(201, 202), scope=scope)
+        answer = self._client.ask("POST", f"{self._root}/blobs/uploads/{query}", where, good=(201, 202), scope=scope)
         return answer.status == 201 and bool(query), answer
 
     def _send(self, sending: Sending, session: Answer, note: Note, where: str) -> None:
@@ -352,7 +357,7 @@ class Oci:
             body = sending.piece(start + done, size - done)
             try:
                 scope = self._scope(write=True)
-                answer = self._wire.ask(
+                answer = self._client.ask(
                     "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
                 if answer.status == 202:
@@ -360,8 +365,8 @@ class Oci:
                 raise AgainError("the registry has come to another byte than we")
             except AgainError as error:
                 if failed == len(self._pauses):
-                    raise self._wire.given_up(error, where, failed + 1) from error
-                self._wire.pause(error, failed, where)
+                    raise self._client.given_up(error, where, failed + 1) from error
+                self._client.pause(error, failed, where)
                 failed += 1
             url, there = self._status(url, where)
             if there == start + size:
@@ -373,7 +378,7 @@ class Oci:
     def _status(self, url: str, where: str) -> tuple[str, int]:
         """Where an upload goes on, and how many bytes of it the registry has."""
         try:
-            answer = self._wire.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
+            answer = self._client.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
         except NotFoundError as error:
             # docker-registry 2.8 keeps the offset in the address: of an answer that got lost it can only begin again.
             raise AgainError("the registry has let go of this upload") from error
@@ -390,7 +395,7 @@ class Oci:
         scope = self._scope(write=True)
         for number in range(len(self._pauses) + 1):
             try:
-                answer = self._wire.ask(
+                answer = self._client.ask(
                     "PUT", final, where, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
             except (AgainError, NotFoundError) as error:
@@ -399,7 +404,7 @@ class Oci:
                 again = error if isinstance(error, AgainError) else AgainError(error.what)
                 if len(data) or number == len(self._pauses):
                     raise again from error
-                self._wire.pause(again, number, where)
+                self._client.pause(again, number, where)
             else:
                 self._compare(answer, blob.digest, where)
                 return
@@ -417,7 +422,7 @@ class Oci:
 
     def _put_document(self, raw: bytes, digest: Digest, reference: str, kind: str) -> Answer:
         where = self._at(reference)
-        answer = self._wire.ask(
+        answer = self._client.ask(
             "PUT",
             f"{self._root}/manifests/{quote(reference, safe=':')}",
             where,

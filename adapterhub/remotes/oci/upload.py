@@ -121,7 +121,7 @@ class Sending:
 
 
 class Piece:
-    """A body for `wire`, which reads it again from its start when it has to be sent again."""
+    """A body for a request, read again from its start when it has to be sent again."""
 
     def __init__(self, of: Sending, start: int, size: int) -> None:
         self._of, self._start, self._size = of, start, size

@@ -1,4 +1,4 @@
-"""The finished folder: weights and config for peft, a model card, the curve, the log, and the facts.
+"""The finished folder: weights and config for peft, a model card, the curve, the log, and the manifest.
 
 It is written beside its place and renamed when it is whole. No clock, path or host name is in it, so the same
 training gives the same bytes.
@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training, TrainingData
 from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.cost.memory import flops, parameters
@@ -51,7 +53,7 @@ def finish(
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", card(config, training))
-        _write_facts(config, training, folder, parents)
+        _write_manifest(config, training, folder, parents)
     return training
 
 
@@ -116,17 +118,25 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
     loss_curve(state.log, path, kept=state.kept, title=title, subtitle=subtitle)
 
 
-def _write_facts(config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]) -> None:
-    from adapterhub.manifest import describe
-
+def _write_manifest(
+    config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]
+) -> None:
     declared = {"license": config.card.license, "description": config.card.description or None}
     base = {"repo": config.base.name, "revision": config.base.revision}
     base["quantization"] = config.base.quantize if config.base.quantize != "none" else None
     declared = {key: value for key, value in declared.items() if value}
     given = {key: value for key, value in base.items() if value}
     spec = read_base(config.resolve(config.base.path))
-    document = describe.describe(folder, base=spec, training=training, parents=parents, declared={**declared, "base": given})
-    describe.write_facts(folder, document)
+    record = Training(
+        **{
+            **training,
+            "data": tuple(TrainingData(**item) for item in training["data"]),
+            "weights": tuple(FileEntry(**item) for item in training["weights"]),
+            "curve": tuple(LossPoint(**point) for point in training["curve"]),
+        }
+    )
+    made = [Parent(**parent) for parent in parents]
+    describe.describe(folder, base=spec, training=record, parents=made, declared={**declared, "base": given}).write(folder)
 
 
 def card(config: TrainConfig, training: Mapping[str, Any]) -> str:

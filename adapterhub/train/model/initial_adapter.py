@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, Training
 from adapterhub.train.config import LoRAConfig
 from adapterhub.train.events import Given
 from adapterhub.train.layers.dora import DoRALinear
@@ -39,17 +39,24 @@ _FREE = ("targets", "exclude", "layers", "dropout", "rank_pattern", "alpha_patte
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """An adapter and what its adapter.json says; `where` stands in messages.
+    """An adapter whose factors a training or an evaluation starts from.
 
     Attributes:
         pairs: Its low-rank deltas by module.
         adapter: All of it.
+        manifest: Its adapter.json, if it has one.
+        where: Its name in messages.
     """
 
     pairs: Mapping[str, FactorPair]
     adapter: Adapter
-    facts: Mapping[str, Any]
+    manifest: AdapterManifest | None
     where: str
+
+    @property
+    def training(self) -> Training | None:
+        """The record of its own training."""
+        return self.manifest.training if self.manifest else None
 
     @property
     def dora(self) -> bool:
@@ -83,7 +90,7 @@ def read(given: Given) -> Factors:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:
         raise RefusedError(f"{given.where}: {error.where}", error.what, error.hint) from error
-    found = Factors(pairs, adapter, describe.read_facts(given.folder) or {}, given.where)
+    found = Factors(pairs, adapter, AdapterManifest.read(given.folder), given.where)
     for part in ("magnitude", "bias"):
         linear = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]
         without = [target for target in linear if getattr(pairs[target], part) is None]
@@ -97,18 +104,18 @@ def read(given: Given) -> Factors:
 
 
 def check_base(found: Factors, spec: BaseSpec, name: str | None) -> None:
-    """RefusedError where the adapter's facts name another base than this."""
-    said = found.facts.get("base") or {}
-    if said.get("fingerprint") and said["fingerprint"] != spec.fingerprint:
+    """RefusedError where the adapter's manifest names another base than this."""
+    pinned = found.manifest.base if found.manifest else BaseInfo()
+    if pinned.fingerprint and pinned.fingerprint != spec.fingerprint:
         what = f"is for a base of other shapes or names than {spec.where}"
         raise RefusedError(found.where, what, f"`adapterhub validate {found.where} --base {spec.where}` says which")
-    if name and said.get("repo") and said["repo"] != name:
-        raise RefusedError(found.where, f"was trained on {said['repo']}, not on {name}", "Name that base")
+    if name and pinned.repo and pinned.repo != name:
+        raise RefusedError(found.where, f"was trained on {pinned.repo}, not on {name}", "Name that base")
 
 
 def other_weights(found: Factors, weights: list[dict[str, Any]]) -> list[str]:
     """A note where the base has the shapes but not the bytes that the adapter was trained on."""
-    known = {item["digest"] for item in (found.facts.get("training") or {}).get("weights") or ()}
+    known = {item.digest for item in (found.training.weights if found.training else None) or ()}
     if known and known != {item["digest"] for item in weights}:
         return [f"the base's files are not the bytes that {found.where} was trained on"]
     return []

@@ -30,14 +30,19 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) 
         raise LocalIOError(where, error.strerror or str(error)) from error
     if len(raw) > limit:
         raise FormatError(where, f"more than {limit} bytes: not a config file")
+    return _decoded(raw, where)
+
+
+def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise FormatError(where, "not UTF-8 text") from error
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     """The JSON object that `text` is; duplicate keys, NaN, numbers too large for a float and half characters are refused."""
+    text = _decoded(text, where) if isinstance(text, bytes) else text
     try:
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int)
         if _SURROGATE.search(text):

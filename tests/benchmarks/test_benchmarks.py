@@ -1,0 +1,93 @@
+"""Every benchmark runs at its smallest size with figures that make sense; README.md quotes only what a script reports."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, missing
+from tests.support import llama_cpp_scripts, mergekit_env
+
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
+MAY_BE_ZERO = {"temporary MB", "grown MB"}
+
+
+@pytest.fixture
+def smoke(tmp_path: Path) -> Any:
+    """Run a script at its smallest size; its JSON and its output."""
+
+    def call(script: str, *options: str, **env: str) -> tuple[dict[str, Any], str]:
+        file = tmp_path / "report.json"
+        command = [sys.executable, BENCHMARKS / f"{script}.py", "--smoke", "--json", file, "--dir", tmp_path, *options]
+        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        report: dict[str, Any] = json.loads(file.read_text())
+        return report, done.stdout
+
+    return call
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_figures_make_sense(script: str, smoke: Any) -> None:
+    if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
+        {"convert": llama_cpp_scripts.downloaded, "merge": mergekit_env.made}.get(script, lambda: None)()
+    report, output = smoke(script)
+    lacking = set()
+    for result in report["results"]:
+        assert f"{result['job']}: {result['detail']}" in output
+        assert all(result["claims"].values())
+        ours = result["programs"]["adapterhub"].get("figures", {})
+        for name, program in result["programs"].items():
+            if "missing" in program:
+                lacking.add(program["missing"])
+                continue
+            assert name in output
+            for column, value in program["figures"].items():
+                assert math.isfinite(value), (name, column)
+                assert value > 0 or (value == 0 and column in MAY_BE_ZERO), (name, column)
+            for column, ratio in program["ratios"].items():
+                one, other = ours[column], program["figures"][column]
+                assert ratio == pytest.approx(one / other if column.endswith("/s") else other / one)
+            assert name == "adapterhub" or not ours or program["ratios"]
+    assert report["results"]
+    if lacking:
+        missing(", ".join(sorted(lacking)))
+
+
+def test_missing_peers_are_reported(smoke: Any) -> None:
+    report, output = smoke("transfer", "--only", "registry", PATH="")
+    programs = [program for result in report["results"] for program in result["programs"].values()]
+    assert {program["missing"] for program in programs} == {
+        "docker-registry",
+        "docker-registry, oras",
+        "docker-registry, oras, curl",
+    }
+    assert "missing: docker-registry, oras" in output
+
+
+def test_readme_quotes_what_a_script_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    jobs: dict[str, list[str]] = {}
+    for script in SCRIPTS:
+        jobs |= runpy.run_path(str(BENCHMARKS / f"{script}.py"))["JOBS"]
+    section = (ROOT / "README.md").read_text().partition("\n## Measured\n")[2].partition("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    job = ""
+    for row in rows[2:]:
+        label, peers = (cell.replace("`", "").replace("\\|", "|").strip() for cell in row[:2])
+        job = label.partition(":")[0] or job  # an empty cell means the job above
+        assert job in jobs
+        for peer in peers.split("; "):
+            assert peer in jobs[job], job
