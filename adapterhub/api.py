@@ -30,14 +30,14 @@ from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.check import Report
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merge import FuseReport
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Version
-    from adapterhub.train import Measured, OnEvent, Result, TrainConfig
+    from adapterhub.train import EvaluationResult, OnEvent, Result, TrainConfig
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.bases import BaseSpec
 
@@ -455,7 +455,7 @@ class Registry:
         from adapterhub.index import search as index
 
         query = index.Query(words=words, facets=tuple(facets.items()), limit=limit, all_versions=all_versions)
-        return Versions(index.search(self._opened.catalog, query).rows)
+        return Versions(index.search(self._opened.index, query).rows)
 
     def resolve(self, ref: str) -> Version:
         """The version that a ref names now: by tag, number, digest or range; without any of them the newest."""
@@ -530,7 +530,7 @@ def evaluate(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **measuring: Any,
-) -> Measured:
+) -> EvaluationResult:
     """Measure the perplexity of held-out data under a base with and without an adapter. Needs `adapterhub[train]`.
 
     Args:
@@ -539,15 +539,15 @@ def evaluate(
         base: The model's folder, with its weights, or a GGUF file.
         progress: Called while the base is loaded, with tensors done and in all.
         workspace: Where names are looked up.
-        measuring: Fields of `adapterhub.train.Measuring`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`, `threads`; as in
-            the adapter's training where they are not given.
+        measuring: Fields of `adapterhub.train.EvaluationOptions`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`, `threads`;
+            as in the adapter's training where they are not given.
 
     Example:
         >>> measured = ah.evaluate("./letters", data="heldout.jsonl", base="./tiny")
         >>> measured.perplexity < measured.base_perplexity
         True
     """
-    from adapterhub.train import Measuring
+    from adapterhub.train import EvaluationOptions
     from adapterhub.train import evaluate as measured
 
     here = workspace or Workspace()
@@ -557,7 +557,7 @@ def evaluate(
             sources.given(found),
             sources.weights(base, here),
             [Path(file) for file in files],
-            Measuring(**measuring),
+            EvaluationOptions(**measuring),
             progress=progress,
             cache=Path(here.cache) if here.cache is not None else None,
         )

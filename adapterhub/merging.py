@@ -206,14 +206,14 @@ def prepare_into(
     Returned with the options, in which `trained_in` and `lineage` are filled in. The warnings of the report begin with a line
     for every adapter that was trained on a base with tensors of other names or shapes.
     """
-    from adapterhub.merge import prepared
-    from adapterhub_converters import bases
+    from adapterhub.merge import prepared, read_base
     from adapterhub_converters.formats import convert
 
-    spec = bases.read_base(base)
+    model = read_base(base)
+    spec = model.spec
     options = dataclasses.replace(options, trained_in=trained_in(found), lineage=_lineage(found, weights, base, spec))
     adapters = [convert.read(source.path, base=spec) for source in found]
-    merge = prepared(list(zip(adapters, weights, strict=True)), base, options, gguf=gguf)
+    merge = prepared(list(zip(adapters, weights, strict=True)), model, options, gguf=gguf)
     warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
     return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
 

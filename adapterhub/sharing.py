@@ -456,7 +456,7 @@ def pull(
             )
         return _pull_from_address(source, out, workspace, name=name)
     from adapterhub.ref import Ref
-    from adapterhub.registry import conversion_cache, export
+    from adapterhub.registry import conversion_cache
     from adapterhub.remotes.local import Local
 
     ref = Ref.parse(source)
@@ -484,7 +484,7 @@ def pull(
             )
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         with workspace.bar("writing") as progress:
-            version = export.pull(registry, ref, target, progress)
+            version = registry.pull(ref, target, progress)
         files = tuple(layer.path for layer in registry.files(version))
     workspace.deprecated(version.ref, version.deprecated)
     return Pulled(str(version.ref), version.digest, version.size or 0, target, files, version=version)

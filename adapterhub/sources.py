@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Parent
     from adapterhub.remotes.protocol import Source as Remote
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
     from adapterhub_converters.bases import BaseSpec
 
 _ADDRESSES = ("https://", "http://", "hf://")
@@ -76,11 +76,9 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         path = existing(text) if path is None else path
         yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
         return
-    from adapterhub.registry import export
-
     with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
-        version = export.pull(registry, ref, folder)
+        version = registry.pull(ref, folder)
         workspace.deprecated(version.ref, version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
@@ -134,12 +132,12 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
     return recipe.Parent(source.folder, source.path, digest, None, weight)
 
 
-def given(source: Source) -> Given:
+def given(source: Source) -> InitialAdapter:
     """The adapter to continue a training from, or to evaluate."""
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
 
     made = parent(source)
-    return Given(made.path, made.folder, made.digest, source.where, made.ref)
+    return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)
 
 
 def place(path: Path, target: Path) -> None:
@@ -224,7 +222,7 @@ def weights(base: StrPath, workspace: Workspace) -> Path:
 
 def base_name(text: str, workspace: Workspace) -> str | None:
     """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.lower().startswith(_ADDRESSES):
         return None
@@ -233,7 +231,7 @@ def base_name(text: str, workspace: Workspace) -> str | None:
     path = Path(text)
     there = path.exists() or path.is_symlink()
     try:
-        parse_base_name(name, text)
+        parse_document_name(name, text)
     except UsageError:
         if explicit and not there:
             raise

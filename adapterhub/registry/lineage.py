@@ -1,7 +1,7 @@
-"""Where an adapter comes from and what came of it: parents, bases, training data, children.
+"""Lineage of an adapter: parents, bases, training data and children.
 
-Walked over the digests that each adapter.json names. A parent that this registry does not hold is still a node: its
-digest, and the ref it once had, are all that is known of it.
+It follows the digests in each adapter.json. A parent that is not in this registry is still a node, with its digest and the ref
+it once had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .registry import Registry
 
-_MANY = 10_000  # adapters; a chain this long is no lineage but an attack
+_MANY = 10_000  # adapters; a longer chain is an attack
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """`child` was made from `parent`."""
+    """A step of the lineage: `child` was made from `parent`."""
 
     parent: Digest
     child: Digest
@@ -87,7 +87,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Model:
-    """A merged model, kept as a recipe under a name, that one of the adapters is in."""
+    """A merged model, stored as a recipe under a name, that contains one of the adapters."""
 
     name: str
     parent: Digest
@@ -97,7 +97,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Lineage:
-    """All ancestors and descendants of one adapter, itself among the nodes, and the models that were made of them."""
+    """All ancestors and descendants of an adapter, itself included, and the merged models that contain them."""
 
     root: Digest
     nodes: Mapping[Digest, Node]
@@ -105,18 +105,18 @@ class Lineage:
     models: tuple[Model, ...] = ()
 
     def parents(self, digest: Digest) -> list[Edge]:
-        """The edges from what an adapter was made of."""
+        """Return the edges from the adapters that an adapter was made from."""
         return [edge for edge in self.edges if edge.child == digest]
 
     def children(self, digest: Digest) -> list[Edge]:
-        """The edges to what was made of it."""
+        """Return the edges to the adapters that were made from it."""
         return [edge for edge in self.edges if edge.parent == digest]
 
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
-    """The lineage of a version."""
+    """Return the lineage of a version."""
     root = registry.resolve(ref).digest
-    told = registry.deprecations()
+    deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}
     for upwards in (True, False):
         waiting = [root]
@@ -126,7 +126,7 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             if digest in seen:
                 continue
             seen.add(digest)
-            node = nodes.setdefault(digest, _node(registry, digest, told))
+            node = nodes.setdefault(digest, _node(registry, digest, deprecations))
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     return Lineage(
@@ -135,19 +135,19 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
-    from . import merge_recipe, merge_recipes  # most registries keep none
+    from . import merge_recipe, merge_recipes  # numpy, which most lineages do without
 
-    for name in registry.store.shelved(MERGES):
-        with contextlib.suppress(AdapterhubError):  # forgotten, or a matter of fsck's
+    for name in registry.store.log.document_names(MERGES):
+        with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
             recipe = merge_recipes.get(registry, name).recipe
             for adapter in recipe["adapters"]:
                 if adapter["digest"] in nodes:
-                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.called(recipe))
+                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.base_name(recipe))
 
 
-def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str]) -> Node:
+def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
     rows = registry.holding(digest)
-    found = {str(row.ref): told.get((row.name, row.number), told.get((row.name, 0))) for row in rows}
+    found = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
     deprecated = {ref: why for ref, why in found.items() if why is not None}
     try:
         return Node(digest, tuple(found), registry.adapter_manifest(digest), deprecated)
@@ -165,7 +165,7 @@ def _edges(node: Node) -> Iterator[Edge]:
 
 
 def _called(node: Node, nodes: Mapping[Digest, Node]) -> Node:
-    """A node that is elsewhere, with the refs by which its children knew it."""
+    """Return a node that is not in this registry with the refs by which its children knew it."""
     if node.refs:
         return node
     named = {parent.ref for child in nodes.values() for parent in child.parents if parent.digest == node.digest and parent.ref}

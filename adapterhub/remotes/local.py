@@ -46,7 +46,7 @@ class Local:
     @contextmanager
     def at_work(self) -> Iterator[Local]:
         """Blobs that are put in here stay until a manifest names them."""
-        self.registry.store.sweep()
+        self.registry.store.files.sweep()
         with self.registry.store.lease("push"):
             yield self
 

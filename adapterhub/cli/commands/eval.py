@@ -21,7 +21,7 @@ _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 if TYPE_CHECKING:
     from adapterhub.manifest.measurement import Evaluation
     from adapterhub.registry.measurements import Gate
-    from adapterhub.train import Measured
+    from adapterhub.train import EvaluationResult
 
 
 @command(
@@ -70,7 +70,7 @@ def eval(  # noqa: A001 - the command's name
     """
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
-    from adapterhub.train import Measuring, evaluate
+    from adapterhub.train import EvaluationOptions, evaluate
 
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in `train`
     asked["dtype"] = _DTYPES.get(asked["dtype"])
@@ -81,7 +81,7 @@ def eval(  # noqa: A001 - the command's name
         raise UsageError(base, "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file")
     with inputs.opened(source, settings) as found:
         given = inputs.given(found)
-        measured = evaluate(given, folder, [Path(file) for file in files], Measuring(**asked), cache=cache_folder())
+        measured = evaluate(given, folder, [Path(file) for file in files], EvaluationOptions(**asked), cache=cache_folder())
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
     evaluation = Evaluation(name, measured.metrics, measured.data, measured.base)
@@ -118,7 +118,7 @@ def _record(settings: Settings, found: inputs.Source, evaluation: Evaluation) ->
     return found.ref
 
 
-def _text(measured: Measured, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
+def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
     metrics = measured.metrics
     columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
     tokens = str(measured.tokens)

@@ -17,8 +17,8 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageEr
 
 if TYPE_CHECKING:
     from adapterhub.merge import Merge
-    from adapterhub.registry.merge_recipe import Variant
-    from adapterhub.registry.merge_recipes import Kept
+    from adapterhub.registry.merge_recipe import MergeRecipe
+    from adapterhub.registry.merge_recipes import StoredRecipe
     from adapterhub.registry.recipe import Difference
 
 _SHOWN = 10  # files that differ
@@ -69,22 +69,21 @@ def materialize(
 
 
 def _materialize(
-    settings: Settings, found: Variant, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
+    settings: Settings, found: MergeRecipe, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
 ) -> int:
     """Write the model, as the first of two names or else the second, and report the comparison."""
-    from adapterhub.merge import prepared
+    from adapterhub.merge import prepared, read_base
     from adapterhub.registry import merge_recipe
-    from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     out, name = names
     folder = _base(found, base, settings)
-    spec = bases.read_base(folder)
-    merge_recipe.check_base(found, folder, spec)
+    model = read_base(folder)
+    merge_recipe.check_base(found, folder, model.spec)
     options = merge_recipe.options_of(found)
     with ExitStack() as stack:
-        read = [(convert.read(path, base=spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
-        merge = prepared(read, folder, options)
+        read = [(convert.read(path, base=model.spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
+        merge = prepared(read, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         differences = _made(merge, found, folder, target)
     document = {
@@ -99,7 +98,7 @@ def _materialize(
     return 1 if differences else 0
 
 
-def _recipe(source: str, settings: Settings) -> tuple[Variant, str]:
+def _recipe(source: str, settings: Settings) -> tuple[MergeRecipe, str]:
     """The recipe, and the default name of the model."""
     from adapterhub.registry import merge_recipe, merge_recipes
     from adapterhub.store import named_documents
@@ -123,7 +122,7 @@ def _kept_name(text: str) -> str | None:
     if text.endswith(".json"):
         return None
     try:
-        return named_documents.parse_base_name(text.removeprefix(merge_recipes.EXPLICIT), text)
+        return named_documents.parse_document_name(text.removeprefix(merge_recipes.EXPLICIT), text)
     except UsageError:
         return None
 
@@ -143,7 +142,7 @@ def _remove(settings: Settings, source: str) -> None:
 
     name = source.removeprefix(merge_recipes.EXPLICIT)
     with open_registry(settings) as registry:
-        merge_recipes.forget(registry, name)
+        merge_recipes.remove(registry, name)
     document = {"removed": name, "kind": "merge"}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {name}; its adapters stay"))
 
@@ -186,21 +185,21 @@ def _list(settings: Settings) -> int:
     return 1 if damaged else 0
 
 
-def _short(recipe: Variant) -> dict[str, Any]:
+def _short(recipe: MergeRecipe) -> dict[str, Any]:
     files = recipe["output"]["files"]
     size = None if files is None else sum(file["size"] for file in files)
     return {"base": recipe["base"], "adapters": recipe["adapters"], "options": recipe["options"], "model_size": size}
 
 
-def _row(one: Kept) -> list[str]:
-    from adapterhub.registry.merge_recipe import called
+def _row(one: StoredRecipe) -> list[str]:
+    from adapterhub.registry.merge_recipe import base_name
 
     size = _short(one.recipe)["model_size"]
     adapters = [
         f"{adapter['weight']:g} × {adapter.get('ref') or output.digest(adapter['digest'])}"
         for adapter in one.recipe["adapters"]
     ]
-    base = called(one.recipe)
+    base = base_name(one.recipe)
     return [
         one.name,
         output.printable(base),
@@ -210,7 +209,7 @@ def _row(one: Kept) -> list[str]:
     ]
 
 
-def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Difference]:
+def _made(merge: Merge, found: MergeRecipe, base: Path, out: Path) -> list[Difference]:
     """Write the model as `out`, unless the result shows that this is not the recipe's base."""
     from adapterhub.registry import merge_recipe
     from adapterhub_converters.containers import atomic
@@ -226,18 +225,18 @@ def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Differenc
     return differences
 
 
-def _base(found: Variant, given: str | None, settings: Settings) -> Path:
-    from adapterhub.registry.merge_recipe import called
+def _base(found: MergeRecipe, given: str | None, settings: Settings) -> Path:
+    from adapterhub.registry.merge_recipe import base_name
 
     if given:
         return inputs.weights(given, settings)
     path = Path(found["base"].get("source", found["base"]["name"]))
     if not path.exists():
-        raise NotFoundError(called(found), f"the base of the recipe is not at {path}", "Pass its path with --base")
+        raise NotFoundError(base_name(found), f"the base of the recipe is not at {path}", "Pass its path with --base")
     return path
 
 
-def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
+def _adapters(stack: ExitStack, settings: Settings, found: MergeRecipe, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
     """The files of every adapter of the recipe, digests verified, and their weights."""
     by_digest: dict[str, Path] = {}
     wanted = {adapter["digest"] for adapter in found["adapters"]}
@@ -259,7 +258,6 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
 @contextmanager
 def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
     """An adapter from the registry, else from the address in the recipe."""
-    from adapterhub.registry import export
     from adapterhub_converters.adapter_files import adapter_in
 
     digest, ref = adapter["digest"], adapter.get("ref", "")
@@ -268,7 +266,7 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
         held = False
         try:
             with open_registry(settings) as registry:
-                held = export.pull_digest(registry, digest, folder)
+                held = registry.pull_digest(digest, folder)
         except NotFoundError:  # no registry
             pass
         if not held and inputs.is_elsewhere(ref):
@@ -296,7 +294,7 @@ def _from_address(ref: str, settings: Settings, digest: str) -> Iterator[Path]:
         yield one.path
 
 
-def _verdict(out: Path, found: Variant, differences: Sequence[Difference]) -> Iterator[str]:
+def _verdict(out: Path, found: MergeRecipe, differences: Sequence[Difference]) -> Iterator[str]:
     files = found["output"]["files"]
     if files is None:
         yield output.one_line(f"{out}: written; the recipe has no digests to compare with")

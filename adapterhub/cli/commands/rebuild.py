@@ -38,12 +38,12 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     how many units in the last place at most, as another kind of CPU can cause.
     """
     from adapterhub.ref import Ref
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
 
     spec = inputs.read_base(base, settings) if base else None
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         kept = Path(temporary) / "kept"
-        version = export.pull(registry, Ref.parse(ref), kept)
+        version = registry.pull(Ref.parse(ref), kept)
         output.deprecated(str(version.ref), version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
         made = Path(out) if out else Path(temporary) / "made"
@@ -64,7 +64,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
     from adapterhub_converters.adapter_files import adapter_in
 
     manifest = registry.adapter_manifest(digest)
@@ -73,7 +73,7 @@ def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
         if not held:
             raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
         place = folder / f"{number}"
-        export.pull(registry, held[0].ref, place)
+        registry.pull(held[0].ref, place)
         weight = 1.0 if parent.weight is None else parent.weight
         yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
+from adapterhub.cli.errors import hint_of
 from adapterhub.cli.options import Settings
 
 from . import groups
@@ -26,7 +27,7 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
                 "severity": finding.severity,
                 "where": finding.where,
                 "what": finding.what,
-                "hint": finding.hint,
+                "hint": hint_of(finding),
             }
             for finding in findings
         ],
@@ -42,4 +43,4 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
 
 
 def _item(finding: Finding) -> groups.Item:
-    return groups.Item(f"{finding.severity}[{finding.code}]", finding.where, finding.what, finding.hint)
+    return groups.Item(f"{finding.severity}[{finding.code}]", finding.where, finding.what, hint_of(finding))
