@@ -66,9 +66,9 @@ def pull(
     is_folder = package or conversion.to in formats.FOLDERS
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
-    kept = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
+    entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        folder, cached = _cached(kept), True
+        folder, cached = _cached(entry), True
         if folder is None:
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
@@ -79,8 +79,8 @@ def pull(
             except AdapterhubError as error:  # the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
-            if kept is not None:
-                _keep(folder, kept)
+            if entry is not None:
+                _keep(folder, entry)
         manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
@@ -105,23 +105,23 @@ def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(kept: Path | None) -> Path | None:
+def _cached(entry: Path | None) -> Path | None:
     """Return the folder of an earlier conversion; one whose bytes have changed is removed."""
-    if kept is None or not kept.is_dir():
+    if entry is None or not entry.is_dir():
         return None
     with contextlib.suppress(AdapterhubError, OSError):
-        os.utime(kept)  # time of last use, which a gc reads; before the conversion is read
-        if (kept / _DIGEST).read_text() == oci_manifest.build(kept / _FILES).digest:
-            return kept / _FILES
-    shutil.rmtree(kept, ignore_errors=True)
+        os.utime(entry)  # time of last use, which a gc reads; before the conversion is read
+        if (entry / _DIGEST).read_text() == oci_manifest.build(entry / _FILES).digest:
+            return entry / _FILES
+    shutil.rmtree(entry, ignore_errors=True)
     return None
 
 
 _FILES, _DIGEST = "files", "digest"
 
 
-def _keep(folder: Path, kept: Path) -> None:
+def _keep(folder: Path, entry: Path) -> None:
     """Put a conversion into the cache; a full disk or a read-only registry is not an error."""
-    with contextlib.suppress(LocalIOError, OSError), atomic.whole(kept) as place:
+    with contextlib.suppress(LocalIOError, OSError), atomic.whole(entry) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)
