@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 
 # Parameter to the option that sets it, where the two differ in more than dashes.
 OPTIONS = {
+    "budget": "--rank-budget",
     "conversion": "--to",
     "runtimes": "--for",
 }
 # Code of an error, or remedy of a finding, to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
+    "adapter-lost": "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it anyway",
+    "adapter-lost-in-nf4": "Merge into 16 bits (--dequantize in place of --requantize), or into the full-precision model; --force writes it anyway",
     "add-base": "Add it again: `adapterhub base add NAME … --force`",
+    "as-trained": "Leave out --onto as-trained",
     "base-required": "Pass --base BASE",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
     "check-registry": "Run `adapterhub fsck`",
     "collect-garbage": "`adapterhub gc` removes what is old enough",
+    "config-key": "`adapterhub train --explain` lists them",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
+    "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
     "has-children": "--force removes it all the same",
     "look-at-log": "Run `adapterhub log {ref}`",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
@@ -33,17 +39,22 @@ HINTS: dict[str, str] = {
     "no-such-recipe": "Run `adapterhub materialize --list`",
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
+    "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
     "protected": "Run `adapterhub tag {ref} --unprotect` first",
+    "quantized-base": "Merge into the full-precision model, or add --dequantize for a model in floats",
     "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
     "recipe-base-required": "Pass it as --base",
     "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --forget {name}`",
-    "repair": (
-        "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same"
-        " files again"
-    ),
-    "repair-missing": (
-        "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again"
-    ),
+    "repair": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same files again",
+    "repair-missing": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again",
+    "rows-not-whole-blocks": "Choose --dtype f16",
+    "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
+    "t-for-weights": "Pass --t instead",
+    "training-memory": "{change}. --plan shows what needs how much memory, --force starts anyway",
+    "training-stopped": "Run the same command to resume",
+    "two-types": "Pass either --dtype or --requantize",
+    "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
+    "unknown-method": "Run `adapterhub merge --method list` for all methods",
 }
 
 
@@ -61,3 +72,10 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if error.code in HINTS:
         error.hint = HINTS[error.code].format_map(error.fields)
     return error
+
+
+def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
+    """Append to the hint of an error, in the words of the command line."""
+    in_words_of_the_command_line(error)
+    error.hint = f"{error.hint}{separator}{more}" if error.hint else more
+    error.code = ""  # its hint is in place

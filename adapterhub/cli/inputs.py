@@ -20,7 +20,7 @@ from .options import Settings
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Parent
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
     from adapterhub_converters.bases import BaseSpec
 
 
@@ -102,12 +102,12 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
     return recipe.Parent(source.folder, source.path, digest, None, weight)
 
 
-def given(source: Source) -> Given:
+def given(source: Source) -> InitialAdapter:
     """What a training starts from or an evaluation measures."""
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
 
     made = parent(source)
-    return Given(made.path, made.folder, made.digest, source.where, made.ref)
+    return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)
 
 
 def place(path: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters into an adapter: where it goes, the base they share, the merge itself."""
+"""The merge of adapters into an adapter: its destination, the common base, the report."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 
 
 def destination(text: str, settings: Settings) -> Path | Ref:
-    """The folder or the ref that OUT is; UsageError where it may be both.
+    """The folder or the ref that OUT names; UsageError where it could be both.
 
-    One word, or a path that begins with a dot or a slash, is a folder; what has a colon and is a ref is that. `a/b` is a ref
-    where there is no folder `a`, and else could be either.
+    One word, or a path that begins with a dot or a slash, is a folder; a ref with a colon is a ref. `a/b` is a ref if there is
+    no folder `a`, else ambiguous.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
     if is_address(text):
-        raise UsageError(text, "is elsewhere, and a merge is made here", "Write a ref like team/both, and copy it from there")
+        raise UsageError(
+            text, "is an address, and a merge is stored locally", "Write a ref like team/both, then `adapterhub copy` it"
+        )
     path = Path(text)
     try:
         ref = Ref.parse(text)
@@ -39,9 +41,9 @@ def destination(text: str, settings: Settings) -> Path | Ref:
             raise
         return path
     if ref.number or ref.digest or ref.range:
-        raise UsageError(text, "names a version, and a merge makes a new one", f"Write {ref.name}, or {ref.name}:TAG")
+        raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")
     if not ref.tag and path.parent.is_dir():
-        raise UsageError(text, "may be a folder or an adapter", f"Write ./{text} for the folder, {text}:latest for the adapter")
+        raise UsageError(text, "could be a folder or a ref", f"Write ./{text} for the folder, {text}:latest for the ref")
     return ref
 
 
@@ -56,7 +58,7 @@ def into_adapter(
     plot: str | None = None,
     **how: Any,
 ) -> None:
-    """Merge, push if the target is a ref, and say what came of it."""
+    """Merge, push if the target is a ref, and report."""
     from adapterhub.registry import recipe
     from adapterhub_converters.containers import atomic
 
@@ -88,7 +90,7 @@ def into_adapter(
 
 
 def _common_base(found: Sequence[inputs.Source]) -> BaseInfo | None:
-    """The base that the adapters' manifests pin; RefusedError when they pin two."""
+    """The base that the adapters pin; RefusedError if they pin more than one."""
     from adapterhub.manifest.document import AdapterManifest
 
     pinned: dict[str, BaseInfo] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
-from . import inputs, output, policy, remotes
+from . import errors, inputs, output, policy, remotes
 from .environment import open_registry
 from .options import Settings, is_image
 from .progress import bytes_bar
@@ -83,7 +83,7 @@ def _here(
     from adapterhub.ref import Ref
 
     if is_image(conversion):
-        raise UsageError("--as image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
+        raise UsageError("--to image", "is for places elsewhere: versions here are files", "Name one like layout://x.tar:v1")
     if private:
         raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
     target = Ref.parse(ref)
@@ -183,8 +183,7 @@ def push_trained(settings: Settings, folder: Path, ref: str) -> dict[str, Any]:
     try:
         return push(settings, source, ref).document
     except AdapterhubError as error:
-        again = f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again"
-        error.hint = f"{error.hint}. {again}" if error.hint else again
+        errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
         raise
 
 

@@ -98,7 +98,7 @@ def test_a_folder_that_is_in_no_registry_is_told_and_has_to_be_named(place: Path
     missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
     assert "byte for byte" in run("materialize", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
-    assert "is no adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
+    assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
 
 def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -> None:
@@ -109,7 +109,7 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
     assert "not the base model of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
-    assert "Name it with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
+    assert "Pass its path with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
@@ -142,7 +142,7 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     [
         (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
         (["materialize", "nothing"], 3, "no merge recipe of this name"),
-        (["materialize", "nothing", "--forget"], 3, "no merge recipe of this name"),
+        (["materialize", "nothing", "--remove"], 3, "no merge recipe of this name"),
         (["materialize"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
@@ -182,9 +182,9 @@ def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run
     assert json.loads(run("fsck", "--json", cwd=named).stdout)["findings"] == []
     assert "byte for byte" in run("materialize", "sql", cwd=named).stdout
     assert contents(named / "sql") == contents(named / "merged")
-    assert "both a file and a model" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
+    assert "both a file and a recipe" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
     assert "byte for byte" in run("materialize", "merge:sql", "-o", "out", cwd=named).stdout
-    run("materialize", "merge:sql", "--forget", cwd=named)
+    run("materialize", "merge:sql", "--remove", cwd=named)
     swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
     assert swept["blobs"] >= 4  # the recipe, and the adapter's manifest, config and files
     assert run("materialize", "--list", "--json", cwd=named).stdout.strip() == json.dumps(
@@ -196,7 +196,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
     listed = run("materialize", "--list", cwd=named).stdout
     assert "sql " in listed
     assert "1 × team/a:v1" in listed
-    assert "models kept as recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
+    assert "models in recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
     document = json.loads(run("lineage", "team/a", "--json", cwd=named).stdout)
     assert [model["name"] for model in document["models"]] == ["sql"]
 
@@ -204,7 +204,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
     other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
     assert "is the name of another model" in run(*other, cwd=named, code=7).stderr
-    run("materialize", "sql", "--forget", cwd=named)
+    run("materialize", "sql", "--remove", cwd=named)
     run(*other, cwd=named)
     assert json.loads(run("materialize", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
 

@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", [["--from", "llama3.2:1b"], []])
+@pytest.mark.parametrize("said", [["--model", "llama3.2:1b"], []])
 def test_the_modelfile_names_the_base_and_the_adapter_beside_it(tmp_path: Path, run: Run, model: Path, said: list[str]) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     done = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)

@@ -83,8 +83,11 @@ def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
     model.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG}
     (model / "config.json").write_text(json.dumps(config))
-    run("push", "team/sql", "team/litgpt", "--as", "litgpt", "--base", model, cwd=team)
-    run("pull", "team/litgpt", "--as", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
+    run("push", "team/sql", "team/litgpt", "--to", "litgpt", "--base", model, cwd=team)
+    run("pull", "team/litgpt", "--to", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
     assert (tmp_path / "mine/Modelfile").read_text().startswith(f"FROM {model}\n")
-    assert "--model: is for --as ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
-    assert "--model: raw names no base" in run("pull", "team/sql", "--as", "raw", "--model", "x", code=2, cwd=team).stderr
+    assert "--model: is for --to ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
+    assert (
+        "--model: the format raw records no name of a base"
+        in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    )

@@ -217,7 +217,7 @@ def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path:
     made = oci_manifest.build(tmp_path / "adapter")
     for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers)):
         (blobs / digest[7:]).unlink()
-    assert "put back 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
+    assert "restored 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
     call("verify", "team/sql")
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 @command(
     "copy",
-    short="Copy a version to or from another registry.",
     example="""
     adapterhub copy team/sql:v2 oci://registry.example/team/sql:v2
     adapterhub copy oci://registry.example/team/sql:v2 team/sql
@@ -34,14 +33,14 @@ if TYPE_CHECKING:
 )
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
-@click.option("--referrers", is_flag=True, help="With what is attached to it, between registries and image layouts.")
+@click.option("--referrers", is_flag=True, help="Copy attachments too, between registries and image layouts.")
 @transfer_options
 @click.pass_obj
 def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
-    """Copy an adapter under the same digest, wherever it is and wherever it goes.
+    """Copy a version under the same digest, between any two places.
 
-    FROM and TO are each a ref of the registry here, a folder, or an address, oci://HOST/NAME[:TAG|@DIGEST] or
-    hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. What is there already isn't sent again.
+    FROM and TO are each a ref in this registry, a folder, or an address: oci://HOST/NAME[:TAG|@DIGEST] or
+    hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. Blobs that TO already has are not sent again.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
@@ -75,7 +74,7 @@ def _into_registry(settings: Settings, source: str, ref: Ref) -> None:
 
 
 def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> Version:
-    """A version of `ref` with what `source` is: its manifest as it is, or made anew where it has no adapter.json."""
+    """Store `source` as a version of `ref`: under its own manifest, or a new one if it has no adapter.json."""
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.location import is_address, parse
 
@@ -110,7 +109,7 @@ def _into_folder(settings: Settings, source: str, target: str) -> None:
 
     ref = inputs.ref_of(source, settings)
     if ref is None:
-        raise UsageError(target, "is a folder, and so is what should be copied", "Copy it with the tools of your system")
+        raise UsageError(target, "both FROM and TO are folders", "Copy it with the tools of your system")
     policy.ref_fits(settings, source)
     with open_registry(settings) as registry:
         version = registry.pull(ref, Path(target))
