@@ -99,3 +99,10 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if error.code in HINTS:
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
+
+
+def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
+    """Append to the hint of an error, in the words of the command line."""
+    in_words_of_the_command_line(error)
+    error.hint = f"{error.hint}{separator}{more}" if error.hint else more
+    error.code = ""  # its hint is in place
