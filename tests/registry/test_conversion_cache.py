@@ -1,4 +1,4 @@
-"""`push --as` and `pull --as`: every format that convert writes, as a version of its own or on the way out."""
+"""`push --to` and `pull --to`: every format that convert writes, as a version of its own or on the way out."""
 
 from __future__ import annotations
 
