@@ -73,7 +73,7 @@ def destination(out: StrPath) -> Path | Ref:
     if ref.number or ref.digest or ref.range:
         raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")
     if not ref.tag and path.parent.is_dir():
-        raise UsageError(text, "may be a folder or an adapter", f"Write ./{text} for the folder, {text}:latest for the adapter")
+        raise UsageError(text, "could be a folder or a ref", f"Write ./{text} for the folder, {text}:latest for the ref")
     return ref
 
 

@@ -143,7 +143,7 @@ def test_a_file_of_the_base_s_folder_means_the_folder_and_a_name_says_what_is_la
     run("push", "./a", "team/a", cwd=place)
     run("base", "add", "mine", "./base", cwd=place)
     said = run("merge", "./a", "--into", "mine", "-o", "three", cwd=place, code=3).stderr
-    assert "mine: a base in the registry, which knows its headers only, and the weights are needed" in said
+    assert "mine: a base in the registry, which has its headers only, and the weights are needed" in said
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
