@@ -169,7 +169,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "GGUF adapters replace no single rows; name its base model for the conversion, or merge the adapter into its base",
+                    "GGUF adapters replace no single rows; convert it with its base model, or merge it into the base",
                     _LLAMA,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
@@ -222,7 +222,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "MLX adapters replace no single rows; name its base model for the conversion, or merge the adapter into its base",
+                    "MLX adapters replace no single rows; convert it with its base model, or merge it into the base",
                     _MLX,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
