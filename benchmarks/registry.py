@@ -137,7 +137,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE cards (name TEXT, text TEXT)")
     db.execute("CREATE VIRTUAL TABLE words USING fts5 (name, text)")
-    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM search")
+    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM texts")
     for table in ("cards", "words"):
         db.executemany(f"INSERT INTO {table} VALUES (?, ?)", texts)
     db.commit()
@@ -177,7 +177,7 @@ def calls(bench: Bench, registry: Registry) -> None:
         registry.list,
         lambda: registry.push(next(folders), name),
         lambda: registry.tag(name, next(tags)),
-        lambda: registry.store.write_index(catalog.index()),
+        lambda: registry.store.index_file.write(catalog.index()),
     ]
     for title, act in zip(CALLS, acts, strict=True):
         bench.add(title, "a call of the library", {"adapterhub": cost(act, bench.options.rounds)})
