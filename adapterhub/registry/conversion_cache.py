@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import __version__
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.version import __version__
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
-from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import ollama
+from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
+from . import publish
 from .recipe import Conversion, Parent, convert
 
 if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub_converters.bases import BaseSpec
 
@@ -53,17 +54,17 @@ def pull(
     *,
     base: BaseSpec | None = None,
     model: str | None = None,
+    policy: Policy | None = None,
 ) -> Converted:
     """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
-    For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model.
+    For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model. The version
+    is checked before, and the result compared with the policy, as by a push: nothing else is cached.
     """
-    package = conversion.to in formats.PACKAGES
-    if package and not model:
-        raise ParameterError("model", "is missing: which base model should Ollama use", "Give Ollama's name of it, or its path")
-    named, name = (ollama.check(model, "model"), ollama.adapter_name(out)) if package else ("", "")
+    package = conversion.to in PACKAGES
+    named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
-    is_folder = package or conversion.to in formats.FOLDERS
+    is_folder = package or FORMATS[conversion.to].folder
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
     entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
@@ -75,13 +76,15 @@ def pull(
             registry.pull(version.ref, source)
             path = adapter_in(source)
             try:
+                publish.check_adapter(path, where=str(version.ref))
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
-            if entry is not None:
-                _keep(folder, entry)
         manifest = AdapterManifest.read(folder)
+        publish.check_manifest(policy, manifest, str(version.ref))
+        if entry is not None and not cached:
+            _keep(folder, entry)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
                 shutil.copyfile(adapter_in(folder), target / name)

@@ -20,8 +20,8 @@ from adapterhub.merge import MergeReport, Progress, combine
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.lossy import Allowed
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def convert(
     A format of one file is named `name` with its suffix.
     """
     with atomic.whole(out) as folder:
-        target = folder if conversion.to in formats.FOLDERS else folder / f"{name}{formats.ENDINGS[conversion.to]}"
+        target = folder if FORMATS[conversion.to].folder else folder / f"{name}{FORMATS[conversion.to].suffix}"
         report = formats.convert(
             parent.path,
             target,
