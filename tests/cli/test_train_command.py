@@ -141,7 +141,7 @@ def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config:
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:
-    assert "allots the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
+    assert "assigns the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
     assert not (tmp_path / "letters").exists()
     run("train", "letters.toml", "--push", "team/letters", "-o", "one")
     run("rm", "team/letters")

@@ -14,7 +14,7 @@ import adapterhub_schemas
 from adapterhub_converters import formats
 from adapterhub_converters.errors import ParameterError
 from adapterhub_converters.formats import FORMATS
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT
 from tests.converters import trained
 
 PLUGIN = """
@@ -83,13 +83,12 @@ def test_the_schema_has_the_formats_of_the_table() -> None:
     assert set(schema["properties"]["recipe"]["properties"]["to"]["enum"]) == set(FORMATS)
 
 
-def test_an_installed_package_adds_a_format(site: Path, tmp_path: Path, run: Run) -> None:
+def test_an_installed_package_adds_a_format(site: Path, tmp_path: Path) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     env = {"PYTHONPATH": f"{site}:{ROOT}:{ROOT / 'converters'}:{ROOT / 'schemas'}"}
-    code = "from adapterhub.cli import main; main()"
 
     def call(*args: object) -> str:
-        words = [sys.executable, "-c", code, *map(str, args)]
+        words = [sys.executable, "-m", "adapterhub", *map(str, args)]
         return subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
     assert "upside-down" in call("convert", "--help")

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub import __version__
 from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
 from adapterhub.cli.output import Column, color, number, one_line, plural, table
+from adapterhub.version import __version__
 from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
