@@ -133,7 +133,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
             raise
         problem = unreadable(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
-            code = "does-not-fit" if base else "needs-base" if "--base" in error.hint else problem.code
+            code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
             problem = dataclasses.replace(problem, code=code)
         return None, [*problems, problem]
     return contents, problems

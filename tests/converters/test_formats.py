@@ -76,7 +76,7 @@ def test_the_way_back_needs_no_base(tmp_path: Path, source: Path) -> None:
 
 
 def test_facts_beside_the_source_are_base_enough(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(RefusedError, match="Pass --base"):
+    with pytest.raises(RefusedError, match="Name the base model"):
         convert.convert(source, tmp_path / "a.gguf", to="gguf")
     base = {"architecture": "LlamaForCausalLM", "model_type": "llama", "config": CONFIG, "repo": "a/b"}
     (source / "adapter.json").write_text(json.dumps({"schema_version": 1, "base": base}))

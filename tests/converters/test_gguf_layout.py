@@ -305,7 +305,7 @@ ONE = {expert(0, "w1"): low(FF, D)}
     ("adapter", "spec", "says"),
     [
         (Adapter({expert(4, "w1"): low(FF, D)}), base(), "experts.4.w1: the base has 4 experts"),
-        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Pass --base"),
+        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Name the base model"),
         (Adapter({GATE_UP: stack(96, D, experts=3)}), base(), "the delta has 3 experts, the base 4"),
         (Adapter({GATE_UP: low(96, D)}), base(), "a delta of all experts together on a module of one"),
         (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or the other way round"),

@@ -120,7 +120,7 @@ def unet(tmp_path: Path, modules: dict[str, tuple[int, ...]], name: str = "UNet2
 def test_the_base_gives_names_that_no_table_has(tmp_path: Path) -> None:
     spec = unet(tmp_path, {"odd_block.to_q": (6, 8)}, "OddTransformer2DModel")
     path = kohya_file(tmp_path / "x.safetensors", {"lora_unet_odd_block_to_q": (6, 8)})
-    with pytest.raises(RefusedError, match="no module that is known of an image model .* Give --base"):
+    with pytest.raises(RefusedError, match="no module that is known of an image model .* Name the base model"):
         convert.read(path)
     assert list(convert.read(path, base=spec).deltas) == ["odd_block.to_q"]
     other = kohya_file(tmp_path / "y.safetensors", {"lora_unet_other": (6, 8)})
@@ -488,7 +488,7 @@ def test_a_module_whose_model_nothing_says_needs_the_base(tmp_path: Path) -> Non
     with safetensors_file.SafetensorsFile(tmp_path / "x") as file:
         assert "lora_unet_input_blocks_4_1_proj_in.alpha" in file.tensors
     text = peft_folder(tmp_path / "t", {"text_model.encoder.layers.0.mlp.fc1": (8, 8)})
-    with pytest.raises(RefusedError, match="may be in any text encoder of a pipeline. Give --base"):
+    with pytest.raises(RefusedError, match="may be in any text encoder of a pipeline. Name the folder of the model"):
         convert.convert(text, tmp_path / "y", to="kohya")
 
 

@@ -145,7 +145,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
-        (trained.full(), None, "depends on the base. Pass --base"),
+        (trained.full(), None, "depends on the base. Name the base model"),
         (trained.full(), trained.base("Phi3ForCausalLM"), "no verified mapping to litgpt's names"),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in litgpt's adapters"),
     ],

@@ -336,7 +336,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: Tensors
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
-        (trained.full(), None, "depends on the base. Pass --base"),
+        (trained.full(), None, "depends on the base. Name the base model"),
         (trained.full(), trained.base("GPT2LMHeadModel"), "no verified mapping to Megatron's names"),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in Megatron's adapters"),
         (shared(), trained.base(num_key_value_heads=4), "model.layers.0.self_attn.k_proj: (8, 16), the base has (16, 16)"),

@@ -256,7 +256,7 @@ def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weig
     tensors = {} if weight is None else {"l.0.q.weight": BaseTensor(weight, "F32")}
     base = BaseSpec("base", "hf", "", "", {}, tensors)
     source = vera(tmp_path / "a", LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)})
-    with pytest.raises(RefusedError, match="how many of its columns a module has only the base says.*Give --base"):
+    with pytest.raises(RefusedError, match="how many of its columns a module has only the base says.*Name the base model"):
         factored_out(peft.read(source, base=base))
 
 

@@ -138,7 +138,7 @@ def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: P
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
-        (trained.full(), None, "depends on the base. Pass --base"),
+        (trained.full(), None, "depends on the base. Name the base model"),
         (trained.full(), trained.base("Phi3ForCausalLM"), "Phi3ForCausalLM has no verified mapping to torchtune's names"),
         (trained.full(), trained.base(num_hidden_layers=1), "model.layers.1.mlp.down_proj: the base has 1 layers"),
         (Adapter({}), LLAMA, "there is no low-rank delta to write"),

@@ -254,7 +254,8 @@ class Vera:
             raise RefusedError(
                 "vera_A",
                 "how many of its columns a module has only the base says, and there is none with this module's shape",
-                "Give --base, the model it was trained on",
+                "Name the base model it was trained on",
+                code="base-required",
             )
         lora_A = _f32(self.lambda_d)[:, None] * _f32(self.vera_A[:, : self.in_features])
         lora_B = _f32(self.lambda_b)[:, None] * _f32(self.vera_B[: len(self.lambda_b)])

@@ -226,7 +226,10 @@ def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise RefusedError(
-            where, f"{module}: the order of its rows depends on the number of heads, which is not known", "Pass --base"
+            where,
+            f"{module}: the order of its rows depends on the number of heads, which is not known",
+            "Name the base model",
+            code="base-required",
         )
     return value
 

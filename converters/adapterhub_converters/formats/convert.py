@@ -236,8 +236,8 @@ def _written(
         report = None
     if report is None:
         if not first.items and not less.failed:
-            raise RefusedError(first.where, first.what, first.hint or less.hint)
-        raise refused(first.where, [*dict.fromkeys([*first.items, *less.failed])], first.hint or less.hint)
+            raise RefusedError(first.where, first.what, first.hint or less.hint, code=first.code)
+        raise refused(first.where, [*dict.fromkeys([*first.items, *less.failed])], first.hint or less.hint, code=first.code)
     lost = {line.name for line in less.kept}
     kept = [*(line for line in report.kept if line.name not in lost), *less.kept]
     return dataclasses.replace(report, kept=tuple(sorted(kept, key=lambda line: line.name)))

@@ -392,7 +392,7 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
         raise RefusedError(where, f"{name}: DoRA on an embedding table is not read yet")
     if base is None:
         reason = "mlx-lm applies it to the output layer too where the base ties the two"
-        raise RefusedError(where, f"{name}: {reason}", "Pass --base to say whether it does")
+        raise RefusedError(where, f"{name}: {reason}", "Name the base model", code="base-required")
     found: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
     if base.tied:
         found[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)

@@ -104,7 +104,7 @@ class _Probe:
         try:
             self._written(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
         except RefusedError as error:
-            return "--base" in error.hint
+            return error.code == "base-required"
         return False
 
     def _back(self, name: str, other: str) -> str:

@@ -89,7 +89,7 @@ class _Reading:
         heads, kv_heads = (self._config().get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
         if not isinstance(heads, int) or not isinstance(kv_heads, int) or len(lora_b) % (heads + 2 * kv_heads):
             what = f"{stem}: where q ends and k begins depends on the number of heads"
-            raise RefusedError(self.where, what, "Pass --base")
+            raise RefusedError(self.where, what, "Name the base model", code="base-required")
         size = len(lora_b) // (heads + 2 * kv_heads)
         found: dict[str, FactorPair] = {}
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):

@@ -93,7 +93,12 @@ def arranged(
     for target, size in sorted(sizes.items(), key=lambda item: _within(architecture, item[0])):
         expert = ALL if size.experts else architecture.expert(target)
         if expert is not None and expert != ALL and expert >= n_experts:
-            raise RefusedError(where, f"{target}: the base has {n_experts or 'an unknown number of'} experts", "Pass --base")
+            raise RefusedError(
+                where,
+                f"{target}: the base has {n_experts or 'an unknown number of'} experts",
+                "Name the base model",
+                code="base-required",
+            )
         parts = _parts(architecture, target, size, rows, where)
         free = {part[0]: columns.get((part[0], expert), 0) for part in parts}
         for stem, row, start, step, count in parts:

@@ -32,7 +32,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     `dtype` is one of `storage.CHOICES`: what all tensors are stored as, by default as they are.
     """
     if base is None:
-        raise RefusedError("gguf", "a GGUF adapter depends on the base's architecture and heads", "Pass --base")
+        raise RefusedError(
+            "gguf", "a GGUF adapter depends on the base's architecture and heads", "Name the base model", code="base-required"
+        )
     architecture = names.by_class(base.architecture, base.where)
     problems = checks.problems(adapter, base, architecture)
     if problems:

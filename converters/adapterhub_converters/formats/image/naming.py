@@ -89,7 +89,7 @@ def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: M
     if "text_encoder_2" in base:
         return "text_encoder_2"
     reason = f"{stem!r}: the second text encoder of FLUX.1 and the third of Stable Diffusion 3 go by this name"
-    raise RefusedError(where, reason, "Give --base, the pipeline's folder, whose models settle it")
+    raise RefusedError(where, reason, "Name the base model, the pipeline's folder", code="base-required")
 
 
 def _prefix(stem: str, where: str) -> tuple[str, str]:
@@ -126,7 +126,7 @@ def _text(stem: str, part: str, rest: str, modules: _Modules | None, where: str)
     reading = listed or tables.TEXT.read(rest)
     if reading is None:
         raise RefusedError(
-            where, f"{stem!r}: no module of a text encoder that is known", "Give --base, whose modules settle it"
+            where, f"{stem!r}: no module of a text encoder that is known", "Name the base model", code="base-required"
         )
     return Reading((f"{part}.{reading.targets[0]}",))
 
@@ -158,22 +158,23 @@ def _inner(
     other = next((table for table, choice in choices.items() if choice != choices[first]), None)
     if other:
         reason = f"its names fit {first.name} and {other.name}, whose modules differ"
-        raise RefusedError(where, reason, "Give --base, whose modules settle it")
+        raise RefusedError(where, reason, "Name the base model", code="base-required")
     chosen = _by_prefix(choices, stems) or first
     return choices[chosen], chosen
 
 
 def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
     """The first module that no table has, or two that no table has together."""
-    hint = "Give --base, whose modules settle it"
+    hint = "Name the base model"
     homes = {stem: [table for table in tables.TABLES if table.read(rest)] for stem, rest in stems.items()}
     first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
     other = next((stem for stem, several in homes.items() if several and not set(several) & set(homes[first])), None)
     if homes[first] and other:
         reason = f"{first!r} is known of {homes[first][0].name} and {other!r} of {homes[other][0].name}, and of no model both"
-        return RefusedError(where, reason, hint)
+        return RefusedError(where, reason, hint, code="base-required")
     known = ", ".join(table.name for table in tables.TABLES if not table.variant)
-    return RefusedError(where, f"{first!r}: no module that is known of an image model ({known})", hint)
+    reason = f"{first!r}: no module that is known of an image model ({known})"
+    return RefusedError(where, reason, hint, code="base-required")
 
 
 def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dict[str, Reading]]:
@@ -278,8 +279,8 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
     if said in usual:
         return said
     known = " and ".join("Qwen-Image" if table is families.TRANSFORMER else table.name for table in usual)
-    hint = "Give --base, the model's or pipeline's folder, whose config says which it is"
-    raise RefusedError("kohya", f"its modules may be those of {known} or of another, which kohya calls otherwise", hint)
+    reason = f"its modules may be those of {known} or of another, which kohya calls otherwise"
+    raise RefusedError("kohya", reason, "Name the base model", code="base-required")
 
 
 def _said(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:

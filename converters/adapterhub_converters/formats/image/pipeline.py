@@ -126,17 +126,17 @@ def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
 
 
 def _known(targets: Iterable[str], where: str) -> str:
-    hint = "Give --base, the folder of the model (unet, transformer, text_encoder) that it is for"
+    hint = "Name the folder of the model (unet, transformer, text_encoder) that it is for"
     parts: set[str] = set()
     for target in targets:
         found = {table.part for table in tables.TABLES if table.part and table.written(target)}
         if tables.TEXT.written(target):
-            raise RefusedError(where, f"{target} may be in any text encoder of a pipeline", hint)
+            raise RefusedError(where, f"{target} may be in any text encoder of a pipeline", hint, code="base-required")
         if len(found) != 1:
-            raise RefusedError(where, f"{target}: no module that is known of an image model", hint)
+            raise RefusedError(where, f"{target}: no module that is known of an image model", hint, code="base-required")
         parts |= found
     if len(parts) > 1:
-        raise RefusedError(where, f"it has modules of {' and '.join(sorted(parts))}", hint)
+        raise RefusedError(where, f"it has modules of {' and '.join(sorted(parts))}", hint, code="base-required")
     return parts.pop() if parts else "unet"
 
 

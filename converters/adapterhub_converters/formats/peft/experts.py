@@ -108,7 +108,7 @@ def turned(target: str, stacks: Mapping[str, Halves], version: object, base: Bas
     by_version = _by_version(target, _parsed(version), base)
     if by_version is None:
         what = f"{target}: which factor of the experts is which depends on how the base stores them"
-        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", "Give --base")
+        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", "Name the base model", code="base-required")
     return by_version
 
 

@@ -244,7 +244,7 @@ class _Deltas:
             except RefusedError as error:
                 failed.append(error)
         if failed:
-            raise refused(failed[0].where, [error.what for error in failed], failed[0].hint)
+            raise refused(failed[0].where, [error.what for error in failed], failed[0].hint, code=failed[0].code)
         return deltas
 
     def renamed(self, names: Mapping[What, str]) -> dict[What, str]:

@@ -41,7 +41,10 @@ def known_base(base: BaseSpec | None, where: str, maker: str, classes: Iterable[
     """`base`, where `maker`'s names for the modules of its class are known."""
     if base is None:
         raise RefusedError(
-            where, f"what {maker} calls a module, and in which order its rows are, depends on the base", "Pass --base"
+            where,
+            f"what {maker} calls a module, and in which order its rows are, depends on the base",
+            "Name the base model",
+            code="base-required",
         )
     if base.architecture not in classes:
         known = ", ".join(sorted(classes))
@@ -53,7 +56,7 @@ def number(base: BaseSpec, key: str) -> int:
     """A count that the base's config has to say."""
     value = base.config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise RefusedError(base.where, f'its config has no "{key}"', "Pass a --base that says it")
+        raise RefusedError(base.where, f'its config has no "{key}"', "Name a base model that has it")
     return value
 
 
