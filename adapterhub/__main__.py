@@ -1,5 +1,20 @@
-"""`python -m adapterhub`."""
+"""`python -m adapterhub`, and what the script `adapterhub` runs."""
 
-from .cli import main
+import sys
+from typing import NoReturn
 
-main()
+from . import __version__
+
+
+def main() -> NoReturn:
+    """Run one command and exit with a code of docs/exit-codes.md."""
+    if sys.argv[1:] == ["--version"]:  # asked by scripts again and again: without click, half the time
+        sys.stdout.write(f"adapterhub {__version__}\n")
+        raise SystemExit(0)
+    from .cli.main import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

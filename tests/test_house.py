@@ -20,9 +20,9 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 
 
 def sources() -> list[Path]:
-    """Every module of ours outside the command line."""
+    """Every module of ours outside the command line and its door, `python -m adapterhub`."""
     found = [*(ROOT / "adapterhub").rglob("*.py"), *(ROOT / "converters").rglob("*.py"), *(ROOT / "schemas").rglob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found if "cli" not in path.relative_to(ROOT).parts)
+    return sorted(path.relative_to(ROOT) for path in found if not {"cli", "__main__.py"} & {*path.relative_to(ROOT).parts})
 
 
 def _docstrings(tree: ast.Module) -> set[ast.expr]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
-from . import output
+from . import output, remotes
 from .environment import hub, open_registry
 from .options import Settings
 
@@ -50,8 +50,6 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
     from adapterhub.remotes.location import is_address
 
     if is_address(text):
-        from .commands import remotes
-
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             folder, digest = remotes.fetch(text, Path(temporary))
             with naming(folder, text):
@@ -263,3 +261,8 @@ def _read_base(text: str, settings: Settings) -> BaseSpec:
         hint = on_hub or "`adapterhub base list` says which names there are"
         raise NotFoundError(text, "no such file or folder, and no base of this name", hint)
     return bases.read_base(path)
+
+
+def here(base: str | None) -> str | None:
+    """Where a base lies on this machine; None of one that doesn't."""
+    return str(Path(base).resolve()) if base and Path(base).exists() else None

@@ -1,30 +1,26 @@
-"""The program's words: which commands there are, and what each of them understands besides its own."""
+"""The options that commands share, and what every command understands."""
 
 from __future__ import annotations
 
-import importlib
+import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-PROGRAM = "adapterhub"
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+from adapterhub_converters.errors import UsageError
 
-# Command to the module of this package that holds it, in the order in which an adapter meets them.
-COMMANDS = {
-    "init": "registry", "train": "train", "eval": "eval", "validate": "validate", "fix": "fix", "diff": "diff",
-    "convert": "convert", "formats": "formats", "merge": "merge", "materialize": "variants",
-    "verify-merge": "proofs", "extract": "proofs", "base": "base",
-    "push": "registry", "pull": "registry", "copy": "remotes", "bundle": "bundle",
-    "attach": "attach", "attached": "attach",
-    "remote": "remote", "login": "login", "logout": "login", "lock": "lock",
-    "list": "registry", "search": "search", "find": "find", "show": "registry",
-    "tag": "refs", "rm": "refs", "log": "refs", "deprecate": "refs", "keep": "housekeeping", "gc": "housekeeping",
-    "lineage": "lineage", "rebuild": "lineage", "verify": "registry", "fsck": "registry",
-    "pack": "storage", "unpack": "storage", "du": "usage", "completion": "completion",
-}  # fmt: skip
+from .progress import EVENTS, QUIET
+
+if TYPE_CHECKING:
+    from adapterhub.registry.recipe import Conversion
+
+# Spelled out here so that help and completion need not import the formats (numpy); a test compares.
+FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron")
+DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
+EXPECT = "Fail (exit 7) unless the tag still has this digest, or is `absent`."
 
 
 @dataclass
@@ -44,16 +40,22 @@ class Command(click.Command):
         self.example = example
         self.params += [
             click.Option(
-                ["--json", "as_json"], is_flag=True, expose_value=False, callback=_set, help="One JSON document, for programs."
+                ["--json", "as_json"],
+                is_flag=True,
+                expose_value=False,
+                callback=set_shared,
+                help="One JSON document, for programs.",
             ),
             click.Option(
                 ["--registry"],
                 metavar="DIR",
                 expose_value=False,
-                callback=_set,
+                callback=set_shared,
                 help="The registry to use: a folder, or the registry.db in it.",
             ),
-            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set, hidden=True, help="Show tracebacks."),
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=set_shared, hidden=True, help="Show tracebacks."
+            ),
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -78,7 +80,8 @@ class Group(Command, click.Group):
     command_class = Command
 
 
-def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Have the settings of the run take an option, wherever it was written."""
     if value:
         setattr(context.ensure_object(Settings), str(option.name), value)
 
@@ -88,56 +91,101 @@ def command(name: str, *, short: str, example: str) -> Callable[[Callable[..., A
     return click.command(name, cls=Command, short_help=short, example=example)
 
 
-class _Program(click.Group):
-    """Commands whose modules are imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
-        found = getattr(module, cmd_name.replace("-", "_") if cmd_name != "list" else "list_")
-        return found if isinstance(found, click.Command) else None
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
-        return super().resolve_command(ctx, args)
+JOBS, RATE = f"{__name__}.jobs", f"{__name__}.rate"
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 
 
-def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        from adapterhub import __version__
+class _Rate(click.ParamType[float]):
+    name = "rate"
 
-        click.echo(f"{PROGRAM} {__version__}")
-        context.exit()
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)", str(value), re.IGNORECASE)
+        rate = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+        if rate < 1:
+            self.fail(f"{value!r} is no number of bytes a second; write it like 500k or 10M", param, ctx)
+        return rate
 
 
-@click.group(
-    PROGRAM,
-    cls=_Program,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+def _keep(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(context: click.Context, _option: click.Parameter, value: Any) -> None:
+        context.meta[key] = value
+
+    return keep
+
+
+def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that moves bytes; what they say is kept for `how` and for the bars."""
+    for option in (
+        click.option(
+            "--events",
+            is_flag=True,
+            expose_value=False,
+            callback=_keep(EVENTS),
+            help="Progress as JSON lines on stderr.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep(QUIET), help="Show no progress."),
+        click.option(
+            "--limit-rate",
+            metavar="RATE",
+            type=_Rate(),
+            expose_value=False,
+            callback=_keep(RATE),
+            help="At most so many bytes a second, like 10M.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1, 32),
+            default=4,
+            show_default=True,
+            expose_value=False,
+            callback=_keep(JOBS),
+            help="Files at once.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+_IMAGE = "image"  # no format of adapters, but what an adapter is packaged as elsewhere
+
+
+def conversion_options(help_of_as: str, *, more: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that say a conversion; the command gets `conversion`, None without --as."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(
+            *args: Any, style: str | None, dtype: str, allow_approx: bool, allow_drop: tuple[str, ...], **kwargs: Any
+        ) -> Any:
+            return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
+
+        for option in reversed(_CONVERSION):
+            call = option(call)
+        return click.option("--as", "style", type=click.Choice((*FORMATS, *more)), help=help_of_as)(call)
+
+    return decorate
+
+
+_CONVERSION = (
+    click.option("--dtype", type=click.Choice(DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
+    click.option("--allow-approx", is_flag=True, help="With --as: as convert has it."),
+    click.option("--allow-drop", metavar="WHAT", multiple=True, help="With --as: as convert has it."),
 )
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
-)
-@click.option("--registry", metavar="DIR", expose_value=False, callback=_set, help="The registry to use.")
-@click.option("--debug", is_flag=True, expose_value=False, callback=_set, help="Show tracebacks.")
-@click.pass_context
-def app(context: click.Context) -> None:
-    """Package, check, convert, merge, version and train LoRA adapters.
 
-    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
-    and most take one elsewhere, like oci://registry.example/team/sql:v2.
-    The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
-    """
-    context.ensure_object(Settings)
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+
+def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ...]) -> Conversion | None:
+    if style is None:
+        if dtype != "source" or approx or drop:
+            raise UsageError("--as", "is missing: the other options of a conversion need it", "Add --as FORMAT")
+        return None
+    if style == _IMAGE and (dtype != "source" or approx or drop):
+        raise UsageError("--as image", "converts nothing", "Leave the other options out, or convert it first")
+    from adapterhub.registry.recipe import Conversion
+
+    words = tuple(word.strip() for given in drop for word in given.split(",") if word.strip())
+    return Conversion(style, dtype, approx, words)
+
+
+def is_image(conversion: Conversion | None) -> bool:
+    """Whether `--as image` was asked for."""
+    return conversion is not None and conversion.to == _IMAGE

@@ -69,7 +69,7 @@ Q0 = "model.layers.0.self_attn.q_proj"
         (pairs(2), {"init_lora_weights": "pissa"}, "initial-adapter"),
         (pairs(2), {"lora_alpha": 0}, "does-nothing"),
         (pairs(2), {"peft_type": "IA3"}, "not-understood"),
-        (pairs(2), {"alpha_pattern": {"(?=(a+)+b)q": 1}}, "not-understood"),
+        (pairs(2), {"alpha_pattern": {"[[:a:]]q": 1}}, "not-understood"),
         ({**pairs(2), "model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 8)}, {}, "token-rows"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from tests.support import folders
 def test_a_check_loads_no_reader_of_another_format(tmp_path: Path) -> None:
     adapter, base = folders.adapter(tmp_path / "a", folders.pairs(2)), folders.base(tmp_path / "b")
     code = (
-        "import sys; from adapterhub.cli.process import run; "
+        "import sys; from adapterhub.cli.main import run; "
         f"code = run(['validate', {str(adapter)!r}, '--base', {base.where!r}, '--headers-only']); "
         "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )

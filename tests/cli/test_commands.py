@@ -67,7 +67,7 @@ LIGHT = [
 @pytest.mark.parametrize("args", LIGHT, ids=" ".join)
 def test_no_command_but_train_imports_anything_heavy(run: Run, sql: Path, tmp_path: Path, args: list[str]) -> None:
     run("push", "sql", "team/a")
-    assert not loaded(run, tmp_path, *args) & HEAVY
+    assert not loaded(run, tmp_path, *args) & (HEAVY - {"urllib3"})  # which the process that `run` forks has
 
 
 def test_the_first_push_makes_the_registry(run: Run, sql: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.options import COMMANDS
+from adapterhub.cli.main import COMMANDS
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, base, pairs

@@ -65,7 +65,7 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
         ({"frobnicate": 3}, "frobnicate = 3: changes what the adapter computes"),
         ({"r": "eight"}, '"r" is "eight"'),
-        ({"alpha_pattern": {"(?=(a+)+b)q": 1}}, "could take for ever"),
+        ({"alpha_pattern": {"[[:a:]]q": 1}}, "which programs read differently"),
         ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
         ({"alpha_pattern": [1]}, '"alpha_pattern" is not a map'),
     ],

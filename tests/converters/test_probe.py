@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.commands import convert
+from adapterhub.cli import options
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats import probe
 from adapterhub_converters.formats.probe import Row
@@ -42,7 +42,7 @@ def test_every_format_is_read_and_written(rows: list[Row]) -> None:
 
 
 def test_convert_offers_every_format(rows: list[Row]) -> None:
-    assert set(convert._FORMATS) == {row.name for row in rows} | {"hf"}
+    assert {*options.FORMATS, "ollama", "hf"} == {row.name for row in rows} | {"hf"}
 
 
 def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:

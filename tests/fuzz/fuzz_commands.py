@@ -31,7 +31,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
-from adapterhub.cli import process  # noqa: E402
+from adapterhub.cli import main as program  # noqa: E402
 from adapterhub_converters import dtypes  # noqa: E402
 from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
 from tests.support import folders  # noqa: E402
@@ -418,7 +418,7 @@ def outcome(arguments: list[str], seconds: int = SECONDS) -> tuple[int | None, s
     wrong = ""
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = process.run([*arguments, "--debug"])
+            code = program.run([*arguments, "--debug"])
             out.getvalue().encode("utf-8", "strict")
     except TooSlowError:
         wrong = f"more than {seconds} s\n{traceback.format_exc()}"

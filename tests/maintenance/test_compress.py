@@ -448,7 +448,7 @@ def test_without_zstandard_one_line_says_what_to_install(registry: Registry, tra
     registry.push(trained("b", seed=2), Ref.parse("team/plain"))
     registry.close()
     (tmp_path / "zstandard.py").write_text("raise ImportError")
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub.cli import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub.cli.main import main; main()"
     for words in (["pack"], ["pull", "team/sql"]):
         command = [sys.executable, "-c", code, tmp_path, *words, "--registry", registry.root]
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)

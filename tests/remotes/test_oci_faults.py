@@ -467,7 +467,7 @@ def test_a_full_disk_is_one_line_and_is_gone_on_with(host: str, tmp_path: Path) 
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTED + 5000}, {2 * NOTED + 5000}))\n"
-        "from adapterhub.cli.process import run; sys.exit(run(sys.argv[1:]))"
+        "from adapterhub.cli.main import run; sys.exit(run(sys.argv[1:]))"
     )
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
     with Proxy(host) as proxy:

@@ -1,4 +1,4 @@
-"""The command bundle, and what `pull --from` and `--offline` mean: adapters carried where no network is."""
+"""`adapterhub bundle`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import inputs, output
+from adapterhub.cli import inputs, output, remotes
 from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.layouts.bundle import Item
-
-_NETWORK = ("http://", "https://", "hf://")
 
 
 @command(
@@ -112,8 +110,6 @@ def _elsewhere(text: str, stack: ExitStack) -> Item:
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse
 
-    from . import remotes
-
     place = parse(text)
     source = stack.enter_context(remotes.opened(text))
     name = place.tag
@@ -121,34 +117,3 @@ def _elsewhere(text: str, stack: ExitStack) -> Item:
         path = place.repository.partition("://")[2].partition("/")[2]
         name = f"{'/'.join(path.split('/')[-2:])}:{place.reference}"
     return Item(source, source.manifest(place.reference), name)
-
-
-def found(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
-    """What a pull takes: `text` itself, or the address of what it means in a bundle. Nothing is asked of a network.
-
-    Raises:
-        UsageError: `offline`, and it would be.
-    """
-    from adapterhub.remotes import location
-    from adapterhub.remotes.layouts import location as layout
-    from adapterhub.remotes.layouts.bundle import named
-
-    if offline:
-        for word in (text, base or ""):
-            near = location.is_address(word) and isinstance(location.parse(word), layout.LayoutAddress)
-            if not near and (location.is_address(word) or word.lower().startswith(_NETWORK)):
-                raise UsageError(
-                    word, "is elsewhere, and --offline asks no network", "Leave --offline out, or name what is here"
-                )
-    if source is None:
-        return text
-    if location.is_address(text):
-        raise UsageError(text, "is an address; with --from it takes the name in the bundle", "Write it like team/sql:v2")
-    address = location.parse(source if location.is_address(source) else f"layout://{source}")
-    if not isinstance(address, layout.LayoutAddress):
-        raise UsageError(source, "is not a bundle", "Name a folder or a .tar; pull the address itself")
-    if address.tag or address.digest:
-        raise UsageError(source, "names a version, and so does the ref", f"Write --from {address.path}")
-    with layout.connect(address) as bundled:
-        name = named(bundled, text)
-    return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli.options import PROGRAM, Settings, app, command
+from adapterhub.cli.options import Settings, command
 
 
 @command(
@@ -16,8 +16,8 @@ from adapterhub.cli.options import PROGRAM, Settings, app, command
     adapterhub completion fish > ~/.config/fish/completions/adapterhub.fish""",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_obj
-def completion(settings: Settings, shell: str) -> None:
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
     """Print the script that makes a shell complete commands, options and refs."""
     from click.shell_completion import get_completion_class
 
@@ -26,5 +26,7 @@ def completion(settings: Settings, shell: str) -> None:
     found = get_completion_class(shell)
     if found is None:  # click dropped the shell
         raise click.UsageError(f"no completion for {shell}")
-    script = found(app, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source()
+    program = context.find_root()
+    name, settings = str(program.info_name), context.ensure_object(Settings)
+    script = found(program.command, {}, name, f"_{name.upper()}_COMPLETE").source()
     output.emit({"shell": shell, "script": script}, as_json=settings.as_json, text=lambda: output.write(script))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import DTYPES, FORMATS, Settings, command
+from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.views import fused, losses
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import Kept, LossReport
-
-DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
-_FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron", "ollama", "hf")
-_SHOWN = 5  # tensors of one loss that the text names
+    from adapterhub_converters.adapter import LossReport
 
 
 @command(
@@ -31,7 +29,7 @@ _SHOWN = 5  # tensors of one loss that the text names
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--to", "style", required=True, type=click.Choice(_FORMATS), help="The format to write.")
+@click.option("--to", "style", required=True, type=click.Choice((*FORMATS, "ollama", "hf")), help="The format to write.")
 @click.option(
     "--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder, a file or a URL."
 )
@@ -95,15 +93,10 @@ def convert(
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
-            model=model or (here(base) if style == "ollama" else None),
+            model=model or (inputs.here(base) if style == "ollama" else None),
         )
-    document = {"source": source, "target": target, "format": style, **loss_document(report)}
+    document = {"source": source, "target": target, "format": style, **losses.loss_document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
-
-
-def here(base: str | None) -> str | None:
-    """Where a base lies on this machine; None of one that doesn't."""
-    return str(Path(base).resolve()) if base and Path(base).exists() else None
 
 
 def _to_hf(settings: Settings, source: str, target: str) -> None:
@@ -139,11 +132,8 @@ def _refuse(options: Mapping[str, object]) -> None:
 
 
 def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
-    from adapterhub.cli.progress import bytes_bar
     from adapterhub.merge import Options, prepared
     from adapterhub_converters.containers import atomic
-
-    from . import merge_into
 
     atomic.check_free(target, folder=False)
     floats = dtype if dtype in ("f32", "f16", "bf16") else None
@@ -151,61 +141,10 @@ def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -
     conversion = prepared([], source, Options(dtype=floats, requantize=blocks, dequantize=True), gguf=True)
     with bytes_bar("converting") as progress:
         report = conversion.write(target, progress)
-    document = {"source": str(source), "target": str(target), "format": "gguf", **merge_into.document(report)}
-    output.emit(document, as_json=settings.as_json, text=lambda: merge_into.text(report))
+    document = {"source": str(source), "target": str(target), "format": "gguf", **fused.document(report)}
+    output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
 
 
 def _text(target: str, report: LossReport, *, verbose: bool) -> None:
-    output.write(f"{target}: {loss_line(report)}")
-    write_losses(report, output.write, verbose=verbose)
-
-
-def loss_document(report: LossReport) -> dict[str, object]:
-    """A loss report with stable keys."""
-    return {
-        "worst": report.worst.name.lower(),
-        "summary": report.summary,
-        "tensors": [
-            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error} for line in report.kept
-        ],
-        "notes": list(report.notes),
-    }
-
-
-# The losses in the words of a sentence.
-_WORDS = {"rewritten": "exact in another form"}
-
-
-def loss_line(report: LossReport) -> str:
-    """`420 tensors: 418 exact, 2 rounded`."""
-    parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
-    return f"{output.plural(len(report.kept), 'tensor')}: {parts}"
-
-
-def write_losses(report: LossReport, write: Callable[[str], None], *, verbose: bool = False) -> None:
-    """A line for each way in which tensors are not exact, with some of their names (all, each on its own line, if
-    `verbose`), and the notes."""
-    if verbose:
-        for line in report.kept:
-            loss = _WORDS.get(line.loss.name.lower(), line.loss.name.lower())
-            error = "" if line.error is None else f" (error {line.error:.3g})"
-            write(output.one_line(f"  {loss}: {line.name}" + (f": {line.note}{error}" if line.note else error)))
-    else:
-        _write_groups(report, write)
-    for note in report.notes:
-        write(output.one_line(f"  note: {note}"))
-
-
-def _write_groups(report: LossReport, write: Callable[[str], None]) -> None:
-    groups: dict[tuple[str, str], list[Kept]] = {}
-    for line in report.kept:
-        if line.loss > 0:
-            groups.setdefault((line.loss.name.lower(), line.note), []).append(line)
-    for (loss, note), lines in groups.items():
-        names = [line.name for line in lines]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        text = f"  {_WORDS.get(loss, loss)}: {', '.join(names[:_SHOWN])}{more}" + (f": {note}" if note else "")
-        errors = [line.error for line in lines if line.error is not None]
-        if loss == "approximated" and errors:
-            text += f"; relative error {min(errors):.3g} to {max(errors):.3g}"
-        write(output.one_line(text))
+    output.write(f"{target}: {losses.loss_line(report)}")
+    losses.write_losses(report, output.write, verbose=verbose)

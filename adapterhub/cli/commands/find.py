@@ -13,9 +13,8 @@ from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.views.versions import row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
-
-from .registry import row_document
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from adapterhub.cli import inputs, output
+from adapterhub.cli import inputs, merge_adapters, merge_into
+from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.views import merged
 from adapterhub_converters.errors import UsageError
 
-from . import merge_into
+if TYPE_CHECKING:
+    pass
+
 
 _OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")  # of adapters into an adapter
+
+
 _PARAMETERS = ("density", "epsilon", "gamma", "lambda_", "t", "share", "rule", "by", "sign")
 
 
@@ -34,6 +42,60 @@ def _parameters(function: Any) -> Any:
         argument = f"{name}_" if name == "lambda" else name
         function = click.option(f"--{name}", argument, type=kind, metavar=metavar, help=text)(function)
     return function
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_INTO = (
+    click.option("--dtype", type=click.Choice(("bf16", "f16", "f32")), help="With --into: floats to write. [default: BASE's]"),
+    click.option(
+        "--requantize",
+        type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")),
+        help="With --into, into a GGUF: the type that floats, and quantized tensors that change, get. nf4: linear layers of a "
+        "Hugging Face folder, as bitsandbytes has them.",
+    ),
+    click.option("--shard-size", metavar="SIZE", help="With --into: files of at most so much, like 5GB."),
+    click.option(
+        "--onto",
+        type=click.Choice(("original", "as-trained")),
+        help="With --into: BASE as it is, or first rounded as training saw it (adapter.json says how). [default: original]",
+    ),
+    click.option("--dequantize", is_flag=True, help="With --into: let a quantized Hugging Face model become one in floats."),
+    click.option("--force", is_flag=True, help="With --into: write it even if a quantized target swallows the adapter."),
+    click.option(
+        "--recipe-only",
+        is_flag=True,
+        help="With --into: keep no model but a recipe of a few kilobytes for `adapterhub materialize`. OUT is a .json file, or "
+        "a word, its name in the registry. The merge runs once, into a temporary place beside, for the digests of its files.",
+    ),
+    click.option("--no-digest", is_flag=True, help="With --recipe-only: don't run the merge; nothing to compare with later."),
+    click.option("--dry-run", "--plan", "dry_run", is_flag=True, help="With --into: say what would be, and write nothing."),
+)
+
+
+_INTO_NAMES = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force", "recipe_only", "no_digest", "dry_run")
+
+
+def _into_options(command: F) -> F:
+    """The options of a merge into a base, as one argument `into`."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **given: Any) -> Any:
+        return command(*args, into={name: given.pop(name) for name in _INTO_NAMES}, **given)
+
+    made: Any = call
+    for option in reversed(_INTO):
+        made = option(made)
+    found: F = made
+    return found
+
+
+def _refuse(into: Mapping[str, Any]) -> None:
+    """UsageError for options that mean nothing without --into."""
+    given = next((name for name, value in into.items() if value), None)
+    if given:
+        raise UsageError(f"--{given.replace('_', '-')}", "is for a merge into a base", "Add --into BASE")
 
 
 @command(
@@ -71,7 +133,7 @@ def _parameters(function: Any) -> Any:
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Of the random numbers. [default: 0]")
 @_parameters
 @click.option("--plot", metavar="PNG", help="Draw how far the adapters disagree, by module (needs matplotlib).")
-@merge_into.options
+@_into_options
 @click.pass_obj
 def merge(
     settings: Settings,
@@ -92,8 +154,6 @@ def merge(
     folder merged into a .gguf is what llama.cpp's own conversion makes of the merged folder.
     What was merged how is recorded in the result, so that `adapterhub rebuild` makes it again.
     """
-    from . import merged
-
     asked = {name: value for name, value in given.items() if value is not None}
     if explain or asked.get("method") == "list":
         merged.explain(settings, explain)
@@ -105,7 +165,7 @@ def merge(
         name = next(iter(asked)).rstrip("_").replace("_", "-")
         raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
     if not base:
-        merge_into.refuse(into)
+        _refuse(into)
         if out.endswith(".gguf"):
             hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
             raise UsageError(out, "is a GGUF file, and a merge of adapters makes a folder", hint)
@@ -114,21 +174,8 @@ def merge(
             found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
             merge_into.run(settings, found, factors, (base, out), into)
             return
-        target = merged.destination(out, settings)
+        target = merge_adapters.destination(out, settings)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
         how = {name: asked[name] for name in _OWN if name in asked}
         parameters = {name.rstrip("_"): asked[name] for name in _PARAMETERS if name in asked}
-        merged.into_adapter(settings, found, factors, target, parameters=parameters, **how)
-
-
-def weights_of(text: str | None, count: int) -> list[float]:
-    """The numbers of --weights, one an adapter."""
-    if text is None:
-        return [1.0] * count
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError("--weights", f"{text!r} is not numbers with commas between", "Write it like 0.7,-0.4") from error
-    if len(weights) != count:
-        raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
-    return weights
+        merge_adapters.into_adapter(settings, found, factors, target, parameters=parameters, **how)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, output, remotes
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
@@ -184,12 +184,10 @@ def _asked(found: Remote) -> dict[str, Any]:
     from adapterhub.remotes import location
     from adapterhub.remotes.configured import nobody
 
-    from .remotes import surroundings
-
     place = location.parse(nobody(found.url))
     document = {"name": found.name, "url": found.url}
     if (seen := _access(found.url, place)) is None:
-        with location.connect(place, surroundings()) as there, contextlib.suppress(NotFoundError):
+        with location.connect(place, remotes.surroundings()) as there, contextlib.suppress(NotFoundError):
             there.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
     granted = {"user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why}
@@ -204,9 +202,7 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.oci import credentials
         from adapterhub.remotes.oci.host import Host
 
-        from .remotes import surroundings
-
-        who = surroundings()
+        who = remotes.surroundings()
         find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
         with Host(place, find, proxy=who.proxy) as host:
             return host.access()
@@ -249,14 +245,3 @@ def _change(path: Path, changed: Any) -> bool:
         return made if made != text else None
 
     return user_files.change(path, new)
-
-
-def init_project(settings: Settings, folder: str | None) -> None:
-    """What `init --project` does: an adapterhub.toml of examples; one that is there stays as it is."""
-    from adapterhub import user_files
-    from adapterhub.project.settings import TEMPLATE
-
-    path = (Path(folder) if folder else Path.cwd()) / environment.PROJECT
-    new = user_files.change(path, lambda text: None if text or path.exists() else TEMPLATE)
-    text = f"{'made' if new else 'already there:'} {path}"
-    output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))

@@ -11,8 +11,7 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
-
-from .registry import row_cells, row_document
+from adapterhub.cli.views.versions import row_cells, row_document
 
 if TYPE_CHECKING:
     from adapterhub.index.search import Found, Query

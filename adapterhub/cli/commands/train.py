@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import cache_folder
+from adapterhub.cli import inputs, output, publish
+from adapterhub.cli.environment import (
+    cache_folder,
+)
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.views import train_plan
-from adapterhub_converters.errors import UsageError
-
-from . import train_push
+from adapterhub.cli.views import training as view
+from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from adapterhub.train import Evaluated, Event, Given, Ready, Report, Result, Resumed, Stepped, TrainConfig
-
-_LINES = 10  # lines about steps where there is no screen to draw a bar on
+    from adapterhub.train import Given
 
 
 @command(
@@ -82,16 +78,16 @@ def train(
     if plan_only:
         return train_plan.show(settings, read, force=force)
     if ref:
-        train_push.check(ref)
+        publish.check(ref)
     target = Path(out) if out else Path(Path(config).stem)
-    with _given(start, settings) as first, _Screen(read) as screen:
+    with _given(start, settings) as first, view.Screen(read) as screen:
         result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # of several processes the first speaks
-    document = _document(result, screen.ready)
+    document = view.document(result, screen.ready)
     if ref:
-        document["pushed"] = train_push.push(settings, target, ref)
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(result, document.get("pushed")))
+        document["pushed"] = publish.push_trained(settings, target, ref)
+    output.emit(document, as_json=settings.as_json, text=lambda: view.text(result, document.get("pushed")))
     return 0
 
 
@@ -99,9 +95,7 @@ def _aside(settings: Settings, config: str | None, new: str | None, about: str |
     """What trains nothing."""
     if sum(given is not None for given in (config, new, about)) != 1:
         raise UsageError("train", "takes one of CONFIG, --init and --explain", "`adapterhub train --init` writes a CONFIG")
-    from . import train_help
-
-    return train_help.init(settings, new) if new is not None else train_help.explain(settings, about or "")
+    return _init(settings, new) if new is not None else _explain(settings, about or "")
 
 
 @contextmanager
@@ -110,160 +104,40 @@ def _given(text: str | None, settings: Settings) -> Iterator[Given | None]:
     if text is None:
         yield None
         return
-    from adapterhub.cli import inputs
-
     with inputs.opened(text, settings) as found:
         yield inputs.given(found)
 
 
-class _Screen:
-    """What a training says, on stderr: a live bar for a person, some lines for a log."""
+def _init(settings: Settings, path: str) -> int:
+    """Write a config with every key; nothing is overwritten."""
+    from adapterhub.train import explain
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.ready: Ready | None = None
-        self._config = config
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._losses: list[float] = []
-
-    def __enter__(self) -> _Screen:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            console = Console(stderr=True)
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[say]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def show(self, event: Event) -> None:
-        """Take in one event of the trainer."""
-        handlers: dict[str, Callable[[Any], None]] = {
-            "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
-            "Ready": self._show_ready,
-            "Resumed": self._resumed,
-            "Stepped": self._step,
-            "Evaluated": self._evaluated,
-            "Saved": lambda e: None,
-            "Untracked": lambda e: output.say(
-                output.one_line(f"note: {e.name} takes no more numbers ({e.reason}); log.jsonl has them all")
-            ),
-        }
-        handlers[type(event).__name__](event)
-
-    def _advance(self, title: str, done: int, total: int, say: str) -> None:
-        if self._bar is None:
-            return
-        if self._task is None:
-            self._task = self._bar.add_task(title, total=total, say=say)
-        self._bar.update(self._task, description=title, completed=done, total=total, say=say)
-
-    def _show_ready(self, ready: Ready) -> None:
-        self.ready = ready
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
-        for line in _before(self._config, ready):
-            output.say(line)
-        self._advance(f"step 0/{ready.steps}", 0, ready.steps, "")
-
-    def _resumed(self, resumed: Resumed) -> None:
-        output.say(f"going on after step {resumed.step}, from {resumed.path}")
-        steps = self.ready.steps if self.ready else 0
-        self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
-
-    def _step(self, step: Stepped) -> None:
-        from adapterhub.train.artifacts import loss_curve
-
-        self._losses.append(step.loss)
-        memory = f" {output.size(step.memory)}" if step.memory else ""
-        # The curve gives way before the bar and the time left do.
-        width = max(8, min(24, self._bar.console.width // 8)) if self._bar else 0
-        curve = f"{loss_curve.line(self._losses, width)}  " if self._bar else ""
-        say = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
-        self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, say)
-        if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
-            output.say(f"step {step.step}/{step.steps}  {say}")
-
-    def _evaluated(self, evaluated: Evaluated) -> None:
-        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out perplexity {evaluated.perplexity:.3f}")
-        for asked, said in evaluated.samples:
-            output.say(f"  {output.one_line(f'{asked} → {said}')}")
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(explain.template())
+    except FileExistsError as error:
+        raise OutputExistsError(path) from error
+    except OSError as error:
+        raise LocalIOError(path, error.strerror or str(error)) from error
+    text = f"made {path}; fill in its paths, then run `adapterhub train {path}`"
+    output.emit({"config": str(Path(path))}, as_json=settings.as_json, text=lambda: output.write(text))
+    return 0
 
 
-def _before(config: TrainConfig, ready: Ready) -> list[str]:
-    """What is trained, and what it will take."""
-    from adapterhub.train import plan
+def _explain(settings: Settings, wanted: str) -> int:
+    """Say what the keys are for."""
+    from adapterhub.train import explain as known
 
-    whole = dataclasses.replace(config.base, quantize="none", dtype="bfloat16")
-    quarter = dataclasses.replace(whole, quantize="nf4")
-    in_16, in_4 = (output.size(plan(dataclasses.replace(config, base=kind)).base) for kind in (whole, quarter))
-    return [
-        train_plan.trained(ready.parameters, ready.base_parameters),
-        f"base: {in_16} in 16 bits, {in_4} in 4 bits; held {_held(config)}",
-        (
-            f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
-            f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
-        ),
-        *train_plan.table(ready.memory),
-        *([train_plan.checkpointing(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
-        *(f"note: {note}" for note in ready.notes),
-    ]
+    found = known.explain(wanted or None)
 
+    def text() -> None:
+        for number, item in enumerate(found):
+            if number:
+                output.write()
+            default = f" = {item.default}" if item.default else ", needed" if item.needed else ", not set by default"
+            output.write(f"[{item.section}] {item.key}{default}")
+            for line in output.wrapped(item.why, output.width()):
+                output.write(line)
 
-def _held(config: TrainConfig) -> str:
-    return "in 4 bits (NF4)" if config.base.quantize == "nf4" else f"as {config.base.dtype}"
-
-
-def _files(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size} for path in paths]
-
-
-def _document(result: Result, ready: Ready | None) -> dict[str, Any]:
-    return {
-        "output": str(result.folder),
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "loss": result.loss,
-        "perplexity_before": result.perplexity_before,
-        "perplexity_after": result.perplexity_after,
-        "kept": result.kept,
-        "parameters": ready.parameters if ready else None,
-        "memory": train_plan.memory_document(ready.memory) if ready else None,
-        "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
-        "files": _files(result.folder),
-    }
-
-
-def _text(result: Result, pushed: Mapping[str, Any] | None) -> None:
-    output.write(
-        f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
-    )
-    if result.perplexity_before is not None and result.perplexity_after is not None:
-        best = f", kept as it was after step {result.kept}" if result.kept not in (None, result.steps) else ""
-        output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}{best}")
-    for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
-        output.write(line)
-    for file in _files(result.folder):
-        output.write(f"  {file['path']}  {output.size(file['size'])}")
-    if pushed:
-        output.write(f"pushed {pushed['ref']}  {output.digest(pushed['digest'])}")
-
-
-def _took(report: Report) -> dict[str, str]:
-    """What it took, against what it might have."""
-    full = output.size(report.full_fine_tuning)
-    share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} that full fine-tuning would take at least"
-    how = " with checkpointing" if report.checkpointing else ""
-    peak = f"{output.size(report.peak)} at the peak{how}, foreseen {output.size(report.predicted)}; {share}"
-    return {
-        "memory": peak if report.peak else f"{output.size(report.predicted)} foreseen, not measured here",
-        "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",
-        "arithmetic": f"{report.utilization:.1%} of a plain matrix product's {report.matmul / 1e9:.0f} GFLOP/s on this machine",
-    }
+    output.emit({"keys": [dataclasses.asdict(item) for item in found]}, as_json=settings.as_json, text=text)
+    return 0

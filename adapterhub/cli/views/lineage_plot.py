@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
-from adapterhub.cli.commands.lineage import name_of
+from adapterhub.cli.views.lineage import name_of
 from adapterhub_converters.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -4,41 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings
+from adapterhub.cli import output
 from adapterhub.cli.output import Column
-from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
 
 _ROWS = 40  # of a picture; more are folded
 _GAP = "·"
-
-
-def read(source: str, settings: Settings, *, base: str | None, plot: str | None) -> Heat | str:
-    """The norms of an adapter, drawn to `plot` as well; or why there are none, where nothing asked for them by name."""
-    from adapterhub.analysis import norms as picture
-    from adapterhub_converters.containers import atomic
-    from adapterhub_converters.formats import convert
-
-    if plot:
-        atomic.check_free(Path(plot), folder=False)
-    spec = inputs.read_base(base, settings) if base else None
-    try:
-        with inputs.opened(source, settings) as found:
-            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.existing(base) if base else None)
-            where = found.where
-    except AdapterhubError as error:
-        if base or plot:
-            raise
-        return output.one_line(str(error))
-    if plot:
-        picture.plot(norms, Path(plot), title=where)
-    return norms
 
 
 def document(norms: Heat | str) -> dict[str, Any]:

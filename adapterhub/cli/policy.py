@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import environment
-from adapterhub.cli.options import Settings
+
+from .options import Settings
 
 if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source

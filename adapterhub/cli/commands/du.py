@@ -1,4 +1,4 @@
-"""The command that says what a registry takes on the disk: du."""
+"""`adapterhub du`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli.environment import (
+    open_registry,
+)
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import AdapterhubError
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
     from adapterhub.registry.registry import Registry
 
+
 _SHORT = 12 + len("sha256:")
+
+
 _NAMES = (
     Column("NAME"),
     Column("VERSIONS", right=True),

@@ -1,120 +1,25 @@
-"""Adapters into an adapter, as `adapterhub merge` shows it: where it goes, how far the parents disagreed, what was lost."""
+"""A merge of adapters: how far the parents disagreed, what was lost; and what the methods do."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli import output
 from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
-from adapterhub.cli.progress import count_bar
-from adapterhub_converters.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.merge import Merged, MergeReport
-    from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
+
 
 _WORST = 10  # modules that a terminal shows
 
 
-def destination(text: str, settings: Settings) -> Path | Ref:
-    """The folder or the ref that OUT is; UsageError where it may be both.
-
-    One word, or a path that begins with a dot or a slash, is a folder; what has a colon and is a ref is that. `a/b` is a ref
-    where there is no folder `a`, and else could be either.
-    """
-    from adapterhub.ref import Ref
-    from adapterhub.remotes.location import is_address
-
-    if is_address(text):
-        raise UsageError(text, "is elsewhere, and a merge is made here", "Write a ref like team/both, and copy it from there")
-    path = Path(text)
-    try:
-        ref = Ref.parse(text)
-    except UsageError:
-        if ":" in text and not path.parent.is_dir():
-            raise
-        return path
-    if ref.number or ref.digest or ref.range:
-        raise UsageError(text, "names a version, and a merge makes a new one", f"Write {ref.name}, or {ref.name}:TAG")
-    if not ref.tag and path.parent.is_dir():
-        raise UsageError(text, "may be a folder or an adapter", f"Write ./{text} for the folder, {text}:latest for the adapter")
-    return ref
-
-
-def into_adapter(
-    settings: Settings,
-    found: Sequence[inputs.Source],
-    weights: Sequence[float],
-    target: Path | Ref,
-    *,
-    method: str = "cat",
-    rank_budget: int | None = None,
-    plot: str | None = None,
-    **how: Any,
-) -> None:
-    """Merge, push if the target is a ref, and say what came of it."""
-    from adapterhub.registry import recipe
-    from adapterhub_converters.containers import atomic
-
-    if plot:
-        from adapterhub.cli.views import merge_plot
-
-        merge_plot.check()
-        atomic.check_free(Path(plot), folder=False)
-    base = _common_base(found)
-    parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
-
-    def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
-        with count_bar("merging") as progress:
-            return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
-
-    version = None
-    if isinstance(target, Path):
-        report, made = make(target)
-    else:
-        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-            folder = Path(temporary) / target.name.rpartition("/")[2]
-            report, made = make(folder)
-            version = _pushed(folder, target, settings)
-    where = str(version.ref if version else target)
-    if plot:
-        merge_plot.draw(report, Path(plot), title=where)
-    document = _document(where, version, report, made["parents"])
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(_lines(where, made, report))))
-
-
-def _pushed(folder: Path, target: Ref, settings: Settings) -> Version:
-    from . import registry as commands
-
-    found = inputs.Source(folder, folder, str(target))
-    commands.checked(found, None, force=False)
-    with open_registry(settings, make=True) as registry:
-        return registry.push(folder, target)
-
-
-def _common_base(found: Sequence[inputs.Source]) -> dict[str, Any] | None:
-    """The base that the adapters were trained on, by what their facts pin; RefusedError when they pin two."""
-    from adapterhub.manifest import describe
-
-    pinned: dict[str, dict[str, Any]] = {}
-    for source in found:
-        document = describe.read_facts(source.folder)
-        if document and document["base"].get("fingerprint"):
-            pinned.setdefault(document["base"]["fingerprint"], document["base"])
-    if len(pinned) > 1:
-        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
-        raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
-    return next(iter(pinned.values()), None)
-
-
-def _document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A merge for programs."""
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -140,7 +45,8 @@ def _document(where: str, version: Version | None, report: MergeReport, parents:
     }
 
 
-def _lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
+def lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
+    """A merge for people."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
@@ -196,7 +102,7 @@ def explain(settings: Settings, name: str | None) -> None:
     """What one method does, or which there are."""
     from adapterhub.merge.adapters.methods import METHODS, Method, method_named
 
-    def document(method: Method) -> dict[str, Any]:
+    def described(method: Method) -> dict[str, Any]:
         parameters = {
             key: {"default": parameter.default, "limits": str(parameter.limits)} for key, parameter in method.parameters.items()
         }
@@ -206,7 +112,7 @@ def explain(settings: Settings, name: str | None) -> None:
     if name is None:
         rows = [[method.name, method.summary] for method in METHODS.values()]
         columns = (Column("METHOD"), Column("WHAT IT DOES", wrap=True))
-        listed = {"methods": [document(method) for method in METHODS.values()]}
+        listed = {"methods": [described(method) for method in METHODS.values()]}
 
         def text() -> None:
             output.write("\n".join(output.table(columns, rows, screen=output.width())))
@@ -214,7 +120,7 @@ def explain(settings: Settings, name: str | None) -> None:
 
         output.emit(listed, as_json=settings.as_json, text=text)
         return
-    found = document(method_named(name))
+    found = described(method_named(name))
     lines = [found["name"], "", *found["description"].splitlines()]
     lines += [f"--{key}: {item['limits']}, by default {item['default']}" for key, item in found["parameters"].items()]
     output.emit(found, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))

@@ -1,4 +1,4 @@
-"""Commands that keep a registry small: keep, gc."""
+"""`adapterhub gc`."""
 
 from __future__ import annotations
 
@@ -7,51 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output, progress
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.environment import (
+    open_registry,
+)
 from adapterhub.cli.options import Settings, command
-from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.gc import Swept
-
-_LAST = click.IntRange(min=1)
-
-
-@command(
-    "keep",
-    short="Say which versions gc keeps.",
-    example="""
-    adapterhub keep team/sql --last 5
-    adapterhub keep team/sql --tagged
-    adapterhub keep team/sql --all""",
-)
-@click.argument("name", shell_complete=complete_ref)
-@click.option("--last", metavar="N", type=_LAST, help="The N newest, and what has a tag.")
-@click.option("--tagged", is_flag=True, help="What has a tag.")
-@click.option("--all", "everything", is_flag=True, help="Everything, as when nothing was said.")
-@click.pass_obj
-def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, everything: bool) -> None:
-    """Say which versions of a name `adapterhub gc` keeps. Without an option it says what holds.
-
-    What a tag points to is always kept, and so is the newest version. This is an entry of the name's log.
-    """
-    from adapterhub.maintenance import retention
-    from adapterhub.ref import Ref
-
-    if everything and (last or tagged):
-        raise UsageError("--all", "keeps everything", "Leave out --last and --tagged")
-    target = Ref.parse(name)
-    with open_registry(settings) as registry:
-        if last or tagged or everything:
-            retention.keep(registry, target, None if everything else last or 0)
-        held = retention.kept(registry, target)
-    text = f"{name}: every version" if held is None else f"{name}: {_newest(held)}what has a tag"
-    document = {"name": name, "last": held, "tagged": held is not None}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-def _newest(last: int) -> str:
-    return f"the {last} newest and " if last > 1 else "the newest and " if last else ""
 
 
 @command(
@@ -66,7 +28,13 @@ def _newest(last: int) -> str:
 @click.option(
     "--grace", metavar="HOURS", type=click.FloatRange(min=0), default=24.0, show_default=True, help="Spare the younger."
 )
-@click.option("--keep-last", "last", metavar="N", type=_LAST, help="Drop versions but the N newest of a name and the tagged.")
+@click.option(
+    "--keep-last",
+    "last",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Drop versions but the N newest of a name and the tagged.",
+)
 @click.option("--keep-tagged", "tagged", is_flag=True, help="Drop versions without a tag.")
 @click.pass_obj
 def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:

@@ -1,30 +1,112 @@
-"""One run as a process: signals, errors as one line or one document, and the exit code."""
+"""The program: its commands, loaded when they are asked for, and one run as a process with signals, errors and exit codes."""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from types import FrameType
+from typing import NoReturn
 
 import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
 from . import errors, output
-from .options import EXIT_INTERRUPTED, PROGRAM, app
+from .options import Settings, set_shared
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with a code of docs/exit-codes.md."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+PROGRAM = "adapterhub"
+
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+EXIT_TERMINATED, EXIT_PIPE = 143, 141
+
 
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
     "bitsandbytes": "demo", "obstore": "objectstore", "peft": "dev",
 }  # fmt: skip
-EXIT_TERMINATED, EXIT_PIPE = 143, 141
+
+
+# In the order in which an adapter meets them. Each is a module of `commands`, with a dash as an underscore.
+COMMANDS = (
+    "init", "train", "eval", "validate", "fix", "diff", "convert", "formats", "merge", "materialize", "verify-merge", "extract",
+    "base", "push", "pull", "copy", "bundle", "attach", "attached", "remote", "login", "logout", "lock", "list", "search",
+    "find", "show", "tag", "rm", "log", "deprecate", "keep", "gc", "lineage", "rebuild", "verify", "fsck", "pack", "unpack",
+    "du", "completion",
+)  # fmt: skip
+
+
+class _Program(click.Group):
+    """Commands whose modules are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        found = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
+        return found if isinstance(found, click.Command) else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        from adapterhub import __version__
+
+        click.echo(f"{PROGRAM} {__version__}")
+        context.exit()
+
+
+@click.group(
+    PROGRAM,
+    cls=_Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+@click.option("--registry", metavar="DIR", expose_value=False, callback=set_shared, help="The registry to use.")
+@click.option("--debug", is_flag=True, expose_value=False, callback=set_shared, help="Show tracebacks.")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Package, check, convert, merge, version and train LoRA adapters.
+
+    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
+    and most take one elsewhere, like oci://registry.example/team/sql:v2.
+    The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
+    """
+    context.ensure_object(Settings)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def run(arguments: list[str]) -> int:

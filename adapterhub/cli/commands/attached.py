@@ -1,0 +1,71 @@
+"""`adapterhub attached`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import attachments, output
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.output import Column
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.remotes.oci.referrers import Referrer
+
+
+@command(
+    "attached",
+    short="List what is attached to a version elsewhere.",
+    example="""
+    adapterhub attached oci://registry.example/team/sql:v2
+    adapterhub attached oci://registry.example/team/sql:v2 --type application/vnd.example.scan+json -o ./scan""",
+)
+@click.argument("address", metavar="ADDRESS")
+@click.option("--type", "kind", metavar="TYPE", help="Only what is of this type.")
+@click.option("-o", "--output", "out", metavar="DIR", help="Write the files of the one there is, verified.")
+@click.pass_obj
+def attached(settings: Settings, *, address: str, kind: str | None, out: str | None) -> None:
+    """List what is attached to a version in a registry or an image layout, or write its files.
+
+    In a registry that doesn't list them itself it is what the tag sha256-… of the version says.
+    """
+    from adapterhub.remotes.oci import referrers
+
+    files: list[str] | None = None
+    with attachments.opened(address) as (place, where):
+        digest = where.digest or place.manifest(where.reference).digest
+        found = referrers.referrers(place, digest, kind)
+        if out is not None:
+            files = referrers.fetch(place, _only(found, address, kind), Path(out))
+    document: dict[str, object] = {
+        "ref": str(where),
+        "subject": digest,
+        "attached": [attachments.document(each) for each in found],
+    }
+    if files is not None:
+        document |= {"output": out, "files": files}
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(found, out, files))
+
+
+def _only(found: list[Referrer], address: str, kind: str | None) -> Referrer:
+    if not found:
+        raise NotFoundError(address, f"nothing {f'of the type {kind} ' if kind else ''}is attached to it")
+    if len(found) > 1:
+        types = ", ".join(dict.fromkeys(each.artifact_type for each in found))
+        hint = "Name the one with --type" if kind is None else "`oras pull` takes one by its digest"
+        raise UsageError(address, f"{len(found)} things are attached to it: {types[:200]}", hint)
+    return found[0]
+
+
+def _text(found: list[Referrer], out: str | None, files: list[str] | None) -> None:
+    if files is not None:
+        output.write(output.one_line(f"{out}: {', '.join(files)}, verified"))
+        return
+    if not found:
+        output.say("nothing is attached")
+    rows = [[each.artifact_type or "-", each.digest] for each in found]
+    for line in output.table((Column("TYPE"), Column("DIGEST")), rows, screen=output.width()) if rows else ():
+        output.write(line)

@@ -1,0 +1,47 @@
+"""`adapterhub deprecate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.environment import (
+    complete_ref,
+    open_registry,
+)
+from adapterhub.cli.options import Settings, command
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(
+    "deprecate",
+    short="Warn whoever uses a version.",
+    example="""
+    adapterhub deprecate team/sql:v2 "overfits; use v3"
+    adapterhub deprecate team/sql --undo""",
+)
+@click.argument("ref", shell_complete=complete_ref)
+@click.argument("message", required=False, default="")
+@click.option("--undo", is_flag=True, help="Take the warning back.")
+@click.pass_obj
+def deprecate(settings: Settings, *, ref: str, message: str, undo: bool) -> None:
+    """Warn whoever pulls, lists, shows or otherwise uses a version, or with a bare name any of its versions.
+
+    Nothing else changes: what is deprecated still works.
+    """
+    from adapterhub.ref import Ref
+
+    target = Ref.parse(ref)
+    if undo and message:
+        raise UsageError("--undo", "takes no MESSAGE")
+    with open_registry(settings) as registry:
+        number = registry.deprecate(target, message, undo=undo)
+    said = str(Ref(target.name, number=number or None))
+    document = {"name": target.name, "number": number or None, "deprecated": None if undo else message}
+    text = f"{said} is {'no longer ' if undo else ''}deprecated"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

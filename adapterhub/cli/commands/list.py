@@ -1,0 +1,136 @@
+"""`adapterhub list`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import environment, output, remotes
+from adapterhub.cli.environment import (
+    complete_ref,
+    open_registry,
+    remote_option,
+)
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.output import Column
+from adapterhub.cli.views import tree
+from adapterhub.cli.views.versions import row_cells, row_document
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.index.database import Row
+
+
+_LIST = (
+    Column("REF"),
+    Column("TAGS", drop=1),
+    Column("BASE", drop=3),
+    Column("METHOD", drop=5),
+    Column("R", right=True, drop=4),
+    Column("SIZE", right=True, drop=2),
+    Column("PUSHED", drop=6),
+)
+
+
+@command(
+    "list",
+    short="List versions.",
+    example="""
+    adapterhub list
+    adapterhub list team --tree
+    adapterhub list team/sql --json
+    adapterhub list team --remote
+    adapterhub list oci://registry.example/team/sql""",
+)
+@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
+@click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")
+@remote_option
+@click.pass_obj
+def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
+    """List versions, the newest of each name first.
+
+    PREFIX is a namespace or a name, or oci://HOST/NAME or hf://ORG/NAME for the tags there; on a remote, its names are listed,
+    or the tags of one. A narrow terminal shows fewer columns, and of a tree the newest versions and those with tags; a pipe or
+    --json has everything.
+    """
+    from adapterhub.remotes.location import is_address
+
+    if remote is not None:
+        _on_remote(settings, prefix, remote, as_tree=as_tree)
+        return
+    if prefix and is_address(prefix):
+        _tags(settings, prefix, as_tree=as_tree)
+        return
+    with open_registry(settings) as registry:
+        rows = registry.list(prefix)
+        if prefix and not rows:
+            raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+        found = registry.deprecations()
+    for (name, number), message in sorted(found.items()) if rows else ():
+        if any(row.name == name and number in (0, row.number) for row in rows):
+            output.deprecated(f"{name}:v{number}" if number else name, message)
+    document = tree.document(rows, found) if as_tree else {"adapters": [row_document(row, found) for row in rows]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows, as_tree=as_tree))
+
+
+def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
+    if not rows:
+        output.say("no adapters yet; `adapterhub push SRC namespace/name` stores one")
+        return
+    if as_tree:
+        for line in tree.lines(rows, screen=output.width()):
+            output.write(line)
+        return
+    cells = [[*row_cells(row), row.time[:10]] for row in rows]
+    for line in output.table(_LIST, cells, screen=output.width()):
+        output.write(line)
+
+
+def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
+    """What `list oci://…` does."""
+    from adapterhub.remotes.location import parse
+
+    address = parse(text)
+    if as_tree or address.tag or address.digest:
+        raise UsageError(
+            "--tree" if as_tree else text, "the tags of a whole name are listed there", f"Name {address.repository}"
+        )
+    with remotes.connect(address) as remote:
+        tags = remote.tags()
+        commits: dict[str, str] = getattr(remote, "commits", {})
+    if not tags:
+        output.say("no tags")
+    mark = getattr(address, "mark", ":")
+    lines = [f"{address.repository}{mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
+    document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
+
+
+def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
+    """What `list [PREFIX] --remote NAME` does: tags of a whole name, else the names there are."""
+    from adapterhub.remotes import location
+    from adapterhub.remotes.configured import NOBODY, below, nobody
+    from adapterhub.remotes.oci import credentials
+    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.host import Host
+
+    found = environment.remote(name)
+    if as_tree or (prefix and "/" in prefix):
+        _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
+        return
+    if not isinstance(location.parse(nobody(found.url)), Address):
+        raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
+    place = Address.parse(below(found.url, prefix or NOBODY))
+    who = remotes.surroundings()
+    find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+    with Host(place, find, proxy=who.proxy) as host:
+        root = place.name.removesuffix(prefix or NOBODY)
+        names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
+    names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]
+    if not names:
+        output.say(output.one_line(f"no names{f' of {prefix}' if prefix else ''} at {found.url}"))
+    document = {"remote": found.name, "url": found.url, "names": names}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(names)) if names else None)

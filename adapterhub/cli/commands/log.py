@@ -1,0 +1,91 @@
+"""`adapterhub log`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.environment import (
+    complete_ref,
+    open_registry,
+)
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.output import Column
+
+if TYPE_CHECKING:
+    from adapterhub.store.store import Entry
+
+
+_LOG = (
+    Column("#", right=True),
+    Column("WHEN", drop=2),
+    Column("OP"),
+    Column("VERSION"),
+    Column("TAGS"),
+    Column("DIGEST", drop=1),
+    Column("WHY", drop=3, wrap=True),
+)
+
+
+@command(
+    "log",
+    short="Say when a name's refs moved.",
+    example="""
+    adapterhub log team/sql
+    adapterhub log team/sql:prod --json""",
+)
+@click.argument("ref", shell_complete=complete_ref)
+@click.pass_obj
+def log(settings: Settings, ref: str) -> None:
+    """Say every move of a name's refs, the newest first: when, what, which version, which tags.
+
+    REF is a name, even a removed one, or a tag or a version: then what is about that. Times are UTC.
+    """
+    from adapterhub.ref import Ref
+
+    target = Ref.parse(ref)
+    with open_registry(settings) as registry:
+        entries = registry.log(target)
+    document = {"name": target.name, "entries": [_document(entry) for entry in entries]}
+
+    def text() -> None:
+        for line in output.table(_LOG, [_cells(entry) for entry in entries], screen=output.width()):
+            output.write(line)
+
+    output.emit(document, as_json=settings.as_json, text=text)
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    return {
+        "seq": entry.seq,
+        "time": entry.time,
+        "op": entry.op,
+        "number": entry.number or None,
+        "numbers": list(entry.numbers),
+        "tags": list(entry.tags),
+        "digest": entry.digest or None,
+        "message": entry.message or None,
+        "keep": entry.keep if entry.op == "keep" else None,
+    }
+
+
+def _cells(entry: Entry) -> list[str]:
+    numbers = entry.numbers or ((entry.number,) if entry.number else ())
+    why = entry.message
+    if entry.op == "evaluate":
+        from adapterhub.manifest import measurement
+
+        why = measurement.line(entry.message)
+    if entry.op == "keep":
+        why = f"the {entry.keep} newest and what has a tag" if entry.keep else "what has a tag"
+    return [
+        str(entry.seq),
+        entry.time.replace("T", " ").removesuffix("Z"),
+        entry.op,
+        " ".join(f"v{number}" for number in numbers) or "-",
+        " ".join(entry.tags) or "-",
+        output.digest(entry.digest) or "-",
+        output.one_line(why) or "-",
+    ]

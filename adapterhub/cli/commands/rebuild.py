@@ -1,0 +1,92 @@
+"""`adapterhub rebuild`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import (
+    open_registry,
+)
+from adapterhub.cli.options import Settings, command
+from adapterhub_converters.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from adapterhub.registry.recipe import Difference, Parent
+    from adapterhub.registry.registry import Registry
+
+
+@command(
+    "rebuild",
+    short="Make a merged or converted adapter again, and compare.",
+    example="""
+    adapterhub rebuild team/both:v1
+    adapterhub rebuild team/sql-gguf --base ./Qwen3-0.6B""",
+)
+@click.argument("ref")
+@click.option("--base", metavar="BASE", help="The base it was converted with, where one was.")
+@click.option("-o", "--output", "out", metavar="DIR", help="Keep what was made anew.")
+@click.pass_obj
+def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) -> int:
+    """Make a merged or converted adapter again from its recipe and its parents, and compare.
+
+    The parents have to be in the registry. Exits 0 when every byte is the same, 1 when not: then it says which tensors differ
+    and by how many units in the last place at most, as another kind of CPU can make them.
+    """
+    from adapterhub.ref import Ref
+    from adapterhub.registry import export, recipe
+
+    spec = inputs.read_base(base, settings) if base else None
+    with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        kept = Path(temporary) / "kept"
+        version = export.pull(registry, Ref.parse(ref), kept)
+        output.deprecated(str(version.ref), version.deprecated)
+        parents = list(_parents(registry, version.digest, Path(temporary)))
+        made = Path(out) if out else Path(temporary) / "made"
+        with inputs.naming(kept, str(version.ref)):
+            recipe.again(kept, parents, made, base=spec)
+        found = recipe.differences(kept, made)
+    output.emit(
+        {"ref": str(version.ref), "digest": version.digest, "same": not found, "differences": [_difference(d) for d in found]},
+        as_json=settings.as_json,
+        text=lambda: output.write("\n".join(_verdict(str(version.ref), found))),
+    )
+    return 1 if found else 0
+
+
+def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
+    from adapterhub.manifest.package_files import adapter_in
+    from adapterhub.registry import export, recipe
+
+    for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
+        held = registry.holding(parent["digest"])
+        if not held:
+            called = parent.get("ref") or parent["digest"]
+            raise NotFoundError(called, "a parent that this registry does not hold", "Push or pull it here first")
+        place = folder / f"{number}"
+        export.pull(registry, held[0].ref, place)
+        weight = parent.get("weight", 1.0)
+        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    return {"name": found.name, "what": found.what, "ulps": found.ulps}
+
+
+def _verdict(ref: str, found: list[Difference]) -> Iterator[str]:
+    if not found:
+        yield f"{ref}: made again, the same to the last byte"
+        return
+    ulps = [difference.ulps for difference in found if difference.ulps is not None]
+    largest = f", at most {max(ulps)} units in the last place apart" if len(ulps) == len(found) else ""
+    yield f"{ref}: {output.plural(len(found), 'difference')}{largest}"
+    for difference in found[:10]:
+        count = f" (by {difference.ulps} units in the last place at most)" if difference.ulps is not None else ""
+        yield output.printable(f"  {difference.name}: {difference.what}{count}")
+    if len(found) > 10:
+        yield f"  and {len(found) - 10} more; --json has them all"

@@ -1,0 +1,50 @@
+"""What packing or unpacking did to files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from adapterhub.cli import output
+from adapterhub.cli.options import Settings
+from adapterhub.cli.output import Column
+
+if TYPE_CHECKING:
+    from adapterhub.maintenance.compress import Change
+
+
+_CHANGES = (Column("REF"), Column("FILE"), Column("SIZE", right=True), Column("STORED", right=True), Column("AS", drop=1))
+
+
+_SHORT = 12 + len("sha256:")
+
+
+def show(settings: Settings, changes: Sequence[Change], summary: Callable[[], str], **more: object) -> None:
+    """Print what became of files, or its document, with `more` in it."""
+    document = {
+        "files": [dataclasses.asdict(change) for change in changes],
+        "size": sum(change.size for change in changes),
+        "stored": sum(change.stored for change in changes),
+        **more,
+    }
+
+    def text() -> None:
+        shown = [change for change in changes if change.outcome in ("packed", "unpacked")]
+        if shown:
+            cells = [[change.ref, change.path, output.size(change.size), _stored(change), _how(change)] for change in shown]
+            for line in output.table(_CHANGES, cells, screen=output.width()):
+                output.write(line)
+        output.write(summary())
+
+    output.emit(document, as_json=settings.as_json, text=text)
+
+
+def _stored(change: Change) -> str:
+    return f"{output.size(change.stored)} ({change.stored / change.size:.0%})" if change.size else output.size(change.stored)
+
+
+def _how(change: Change) -> str:
+    if change.outcome == "unpacked":
+        return "plain"
+    return f"difference to {change.parent[:_SHORT]}" if change.parent else "alone"

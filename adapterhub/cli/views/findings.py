@@ -1,0 +1,40 @@
+"""What a check of stored bytes found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from adapterhub.cli import output
+from adapterhub.cli.options import Settings
+
+if TYPE_CHECKING:
+    from adapterhub.maintenance.fsck import Finding
+
+
+def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:
+    """Print the findings, or their document; 1 when one is an error."""
+    errors = sum(finding.severity == "error" for finding in findings)
+    document = {
+        "ok": not errors,
+        "source": where,
+        "findings": [
+            {
+                "code": finding.code,
+                "severity": finding.severity,
+                "where": finding.where,
+                "what": finding.what,
+                "hint": finding.hint,
+            }
+            for finding in findings
+        ],
+    }
+
+    def text() -> None:
+        for finding in findings:
+            for line in output.wrapped(f"{finding.severity}[{finding.code}] {finding}", output.width(), indent=4):
+                output.write(line)
+        output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
+
+    output.emit(document, as_json=settings.as_json, text=text)
+    return 1 if errors else 0

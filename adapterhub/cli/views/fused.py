@@ -1,0 +1,92 @@
+"""A merge into a base, as `merge` and `convert` show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli import output
+
+if TYPE_CHECKING:
+    from adapterhub.merge import Change, FuseReport
+
+
+_SHOWN = 5  # modules of which least is kept
+
+
+_INDENT = "  "
+
+
+_DOUBT = 0.01  # of what is kept: less is not shown
+
+
+def document(report: FuseReport) -> dict[str, Any]:
+    """A report with stable keys."""
+    return {
+        "output": str(report.out) if report.out else None,
+        "tensors": report.tensors,
+        "size": report.size,
+        "touched_size": report.touched_size,
+        "touched": {
+            name: {
+                "relative": change.relative,
+                "kept": change.kept,
+                "doubt": change.doubt,
+                "error_original": change.original,
+                "error_as_trained": change.as_trained,
+            }
+            for name, change in report.touched.items()
+        },
+        "copied": list(report.copied),
+        "skipped": dict(report.skipped),
+        "notes": list(report.notes),
+        "warnings": list(report.warnings),
+    }
+
+
+def text(report: FuseReport) -> None:
+    """A report for people."""
+    where = str(report.out) if report.out else "nothing written"
+    output.write(
+        f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}"
+        + (f"; {len(report.touched)} changed, {output.size(report.touched_size)}" if report.touched else "")
+    )
+    changes = {name: change for name, change in report.touched.items() if change.relative is not None}
+    if changes:
+        largest = max(change.relative or 0.0 for change in changes.values())
+        kept = min(change.kept for change in changes.values() if change.kept is not None)
+        _write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
+    errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
+    if errors:
+        original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
+        _write(f"  at most {original:.2%} off what was trained, onto the original weights; {trained:.2%}, as trained")
+    if report.out is None or any(change.original is not None for change in changes.values()):
+        for line in _worst(changes):
+            output.write(_INDENT + line)
+    for name, reason in report.skipped.items():
+        _write(f"  left out: {name}: {reason}")
+    for note in report.notes:
+        _write(f"  note: {note}")
+
+
+def _write(line: str) -> None:
+    for part in output.wrapped(output.one_line(line), output.width(), indent=4):
+        output.write(part)
+
+
+def _worst(changes: Mapping[str, Change]) -> list[str]:
+    """The modules of which least is kept."""
+    worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
+    known = any(change.original is not None for _, change in worst)
+    columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True, drop=1), output.Column("KEPT", right=True)]
+    if known:
+        columns += [output.Column("ERROR ORIGINAL", right=True, drop=2), output.Column("AS TRAINED", right=True, drop=3)]
+    rows = []
+    for name, change in worst:
+        doubt = f" ± {change.doubt:.0%}" if change.doubt > _DOUBT else ""
+        row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}{doubt}"]
+        if known:
+            row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
+        rows.append(row)
+    screen = output.width()
+    return output.table(columns, rows, screen=screen and screen - len(_INDENT))

@@ -1,0 +1,115 @@
+"""Where an adapter comes from and what came of it, as a tree, a document, or a graph for Graphviz."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli import output
+
+if TYPE_CHECKING:
+    from adapterhub.registry.lineage import Edge, Lineage, Node
+
+
+def document(found: Lineage) -> dict[str, Any]:
+    """The graph for programs."""
+    return {
+        "digest": found.root,
+        "nodes": [
+            {
+                "digest": node.digest,
+                "refs": list(node.refs),
+                "here": bool(node.facts),
+                "deprecated": dict(node.deprecated),
+                "how": node.how,
+                "base": node.facts.get("base"),
+                "data": [dict(item) for item in node.data],
+                "recipe": node.facts.get("recipe"),
+            }
+            for node in found.nodes.values()
+        ],
+        "edges": [
+            {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
+        ],
+        "models": [
+            {"name": model.name, "parent": model.parent, "weight": model.weight, "base": model.base} for model in found.models
+        ],
+    }
+
+
+def name_of(node: Node) -> str:
+    """The first of its refs, else its digest, shortened."""
+    return node.refs[0] if node.refs else output.digest(node.digest)
+
+
+def _about(node: Node) -> str:
+    rank = node.facts.get("r")
+    parts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
+    return ", ".join(part for part in parts if part)
+
+
+def tree(found: Lineage) -> Iterator[str]:
+    """The lines of the tree, ancestors first."""
+    root = found.nodes[found.root]
+    yield output.printable(f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}")
+    yield from _data(root, "")
+    yield from _branches(found, found.root, "", {found.root}, up=True)
+    if found.children(found.root):
+        yield ""
+        yield "made from it:"
+        yield from _branches(found, found.root, "", {found.root}, up=False)
+    if found.models:
+        yield ""
+        yield "models kept as recipes:"
+        for model in found.models:
+            what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
+            yield output.printable(f"   {model.name}  {what}")
+
+
+def _branches(found: Lineage, digest: str, indent: str, above: set[str], *, up: bool) -> Iterator[str]:
+    edges = found.parents(digest) if up else found.children(digest)
+    for number, edge in enumerate(edges, 1):
+        other = edge.parent if up else edge.child
+        node = found.nodes[other]
+        last = number == len(edges)
+        yield output.printable(f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {_about(node)}")
+        deeper = indent + ("   " if last else "│  ")
+        if up:
+            yield from _data(node, deeper)
+        if other not in above:
+            yield from _branches(found, other, deeper, above | {other}, up=up)
+
+
+def _weight(edge: Edge) -> str:
+    return f"{edge.weight:g} × " if edge.weight is not None else ""
+
+
+def _data(node: Node, indent: str) -> Iterator[str]:
+    for item in node.data:
+        name = item.get("name") or item.get("path") or "data"
+        yield output.printable(f"{indent}   data {name}  {output.digest(item.get('digest') or '')}".rstrip())
+
+
+def dot(found: Lineage) -> Iterator[str]:
+    """The graph as Graphviz reads it."""
+    yield "digraph lineage {"
+    yield "  rankdir=BT; node [shape=box, fontname=sans];"
+    for node in found.nodes.values():
+        style = "" if node.facts else ", style=dashed"
+        bold = ", penwidth=2" if node.digest == found.root else ""
+        label = _quoted(f"{name_of(node)}: {_about(node)}")
+        yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"
+    bases = {node.base for node in found.nodes.values() if node.base}
+    for base in sorted(bases):
+        yield f"  {_quoted(f'base {base}')} [label={_quoted(base)}, shape=cylinder];"
+    for node in found.nodes.values():
+        if node.base and not found.parents(node.digest):
+            yield f"  {_quoted(node.digest)} -> {_quoted(f'base {node.base}')} [style=dotted];"
+    for edge in found.edges:
+        label = f" [label={_quoted(f'{edge.weight:g}')}]" if edge.weight is not None else ""
+        yield f"  {_quoted(edge.child)} -> {_quoted(edge.parent)}{label};"
+    yield "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + output.printable(text).replace('"', '\\"') + '"'
