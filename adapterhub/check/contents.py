@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.bases import BaseSpec
@@ -62,6 +63,10 @@ class Contents:
     adapter: Adapter | None = None
     """Set for formats that are read as a whole."""
     notes: tuple[str, ...] = ()
+    config_text: str = ""
+    """Of PEFT's config, as it was read."""
+    files: dict[Path, SafetensorsFile] = field(default_factory=dict)
+    """PEFT's weights, open until `close`, so that headers, values and digests are read through one opening."""
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of them; whatever else it is counts as none."""
@@ -90,11 +95,26 @@ class Contents:
             yield from ((name, _pieces(array)) for name, array in self.adapter.tensors())
             return
         buffer = bytearray(_PIECE)
-        for path in peft.weight_files(self.path):
-            with SafetensorsFile(path, where=path.name) as file:
-                for name, tensor in self.tensors():
-                    if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
-                        yield name, _read(file, tensor, memoryview(buffer))
+        for file in self.files.values():
+            for name, tensor in self.tensors():
+                if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
+                    yield name, _read(file, tensor, memoryview(buffer))
+
+    def digest(self, path: Path) -> Digest:
+        """The digest of one of the adapter's files, through its opening where it has one."""
+        return self.files[path].digest() if path in self.files else sha256_file(path)
+
+    def seen(self) -> tuple[str, Adapter] | None:
+        """The format and the adapter, its tensors perhaps without their numbers; None for what `describe.look` must settle."""
+        if self.files:
+            headers = {path: file.header for path, file in self.files.items()}
+            return self.format, peft.parse_shapes(self.config_text, headers, where=str(self.path))
+        return None
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
 
 
 _PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
@@ -121,13 +141,15 @@ LABELS = {
 
 
 def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
-    """What `path` holds, or None when its files cannot be believed; NotFoundError when it is no adapter at all."""
+    """The contents of `path`, to be closed, or None when its files cannot be trusted; NotFoundError when it is no adapter."""
     problems = list(_pickles(path))
     try:
+        if (text := peft.config_of(path)) is not None:
+            return _peft(path, text, base), problems
         path, kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
-        contents = _peft(path, base) if kind == "peft" else _whole(path, kind, base)
+        contents = _whole(path, kind, base)
     except AdapterhubError as error:
         if isinstance(error, NotFoundError) and error.where == str(path):
             raise
@@ -141,8 +163,6 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
 
 def _sniff(path: Path, *, pickle: bool) -> tuple[Path, str | None]:
     """The file or folder to read, and its format."""
-    if peft.sniff(path):
-        return path, "peft"
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
@@ -183,16 +203,21 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _peft(path: Path, base: BaseSpec | None) -> Contents:
-    contents = Contents(path, "peft", peft.WEIGHTS, json_file.read_object(path / peft.CONFIG, where=peft.CONFIG))
+def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+    contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
-    for shard in peft.weight_files(path):
-        with SafetensorsFile(shard, where=shard.name) as file:
+    try:
+        for shard in peft.weight_files(path):
+            contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
             for info in file.tensors.values():
                 _sort(contents, Tensor(info.name, info.shape, info.dtype))
-    if _has_others(contents):
-        _set_others_apart(contents, peft.read_shapes(path, base=base))
+        if _has_others(contents):
+            headers = {shard: file.header for shard, file in contents.files.items()}
+            _set_others_apart(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+    except BaseException:
+        contents.close()
+        raise
     return contents
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
 from adapterhub.manifest import describe
 from adapterhub_converters.bases import BaseSpec
 
@@ -66,7 +65,7 @@ def changed(contents: Contents) -> Iterator[Problem]:
             continue
         if not path.is_file():
             yield Problem("files-changed", entry["path"], "", "adapter.json names it, but it is gone")
-        elif path.stat().st_size != entry["size"] or sha256_file(path) != entry["digest"]:
+        elif path.stat().st_size != entry["size"] or contents.digest(path) != entry["digest"]:
             what = f"adapter.json names {_short(entry['digest'])} with {entry['size']} bytes; this is another file"
             yield Problem(
                 "files-changed", entry["path"], "", what, "Fetch it again; after an edit of your own, delete adapter.json"

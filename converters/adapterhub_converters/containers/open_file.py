@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,11 @@ class OpenFile:
         self._file.seek(offset)
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has it
             raise FormatError(self.where, f"truncated while tensor {name!r} was read")
+
+    def digest(self) -> str:
+        """The digest of the whole file, `sha256:<64 hex>`."""
+        self._file.seek(0)
+        return f"sha256:{hashlib.file_digest(self._file, 'sha256').hexdigest()}"
 
     def close(self) -> None:
         """Close the file; tensors already read stay valid."""
