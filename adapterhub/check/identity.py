@@ -27,9 +27,9 @@ _SHAPES = {
 }
 
 
-def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """What differs between a base and the one that the adapter's facts pin."""
-    document = describe.read_facts(home(contents))
+    document = describe.read_facts(folder_of(contents))
     pinned = (document or {}).get("base")
     yield from _name(contents, base, pinned if isinstance(pinned, Mapping) else {})
     if not isinstance(pinned, Mapping) or not pinned.get("fingerprint"):
@@ -50,14 +50,14 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _numbers(pinned.get("config") or {}, base.config)
 
 
-def home(contents: Contents) -> Path:
+def folder_of(contents: Contents) -> Path:
     """The folder that an adapter lies in."""
     return contents.path if contents.path.is_dir() else contents.path.parent
 
 
-def changed(contents: Contents) -> Iterator[Problem]:
+def changed_files(contents: Contents) -> Iterator[Problem]:
     """Files whose bytes are not those that adapter.json names."""
-    folder = home(contents)
+    folder = folder_of(contents)
     document = describe.read_facts(folder)
     for entry in (document or {}).get("files", []):
         path = folder / entry["path"]

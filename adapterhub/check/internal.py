@@ -12,16 +12,16 @@ from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.patterns import Patterns
 
-from .contents import LABELS, Contents, Part, Tensor
-from .module_paths import chosen_layers, named
+from .contents import PART_NAMES, Contents, Part, Values
 from .report import Problem
+from .target_modules import chosen_layers, matches
 
 _PREFIX = "base_model.model."
 _FIX = "`adapterhub fix` does it"
 _LONGEST = 300  # characters of what a config says that are worth repeating
 
 
-def problems(contents: Contents) -> Iterator[Problem]:
+def internal_problems(contents: Contents) -> Iterator[Problem]:
     """All that headers and config show; no values are read."""
     yield from _names(contents)
     for target, parts in contents.pairs.items():
@@ -66,12 +66,12 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
         if half not in parts:
-            what = f"{LABELS[half]} is missing" + (f"; {LABELS[other]} is there" if other in parts else "")
-            yield Problem("missing-half", file, f"{target}.{LABELS[half]}", what, "Save the adapter again")
+            what = f"{PART_NAMES[half]} is missing" + (f"; {PART_NAMES[other]} is there" if other in parts else "")
+            yield Problem("missing-half", file, f"{target}.{PART_NAMES[half]}", what, "Save the adapter again")
     for part, tensor in parts.items():
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
             what = f"shape {tensor.shape} is not a matrix's"
-            yield Problem("not-a-matrix", file, f"{target}.{LABELS[part]}", what, "", "2 dimensions", str(tensor.shape))
+            yield Problem("not-a-matrix", file, f"{target}.{PART_NAMES[part]}", what, "", "2 dimensions", str(tensor.shape))
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
     if first.shape[0] != second.shape[1]:
@@ -82,7 +82,7 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
         if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
             what = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
             wanted = f"({second.shape[0]},)"
-            yield Problem("part-shape", file, f"{target}.{LABELS[part]}", what, "", wanted, str(parts[part].shape))
+            yield Problem("part-shape", file, f"{target}.{PART_NAMES[part]}", what, "", wanted, str(parts[part].shape))
 
 
 def _config(contents: Contents) -> Iterator[Problem]:
@@ -114,8 +114,8 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
     """Peft builds modules from the config, then loads tensors into them: the two must agree."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
     matched = Patterns(patterns, peft.CONFIG)
-    for target, rank in ranks(contents).items():
-        keys = matched.matching(target)
+    for target, rank in contents.ranks.items():
+        keys = matched.matching(target) if patterns else []
         said = patterns[keys[0]] if keys else contents.config.get("r", 8)
         if said != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
@@ -127,7 +127,9 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
 def _patterns(contents: Contents) -> Iterator[Problem]:
     # AdaLoRA's rank_pattern is a mask by tensor name.
     for option in ("rank_pattern", "alpha_pattern") if contents.config["peft_type"] != "ADALORA" else ():
-        patterns = contents.config.get(option) or {}
+        patterns = contents.config.get(option)
+        if not patterns:
+            continue
         matched, used = Patterns(patterns, peft.CONFIG), set[str]()
         for target in contents.targets:
             keys = matched.matching(target)
@@ -149,7 +151,7 @@ def _untargeted(contents: Contents) -> Iterator[Problem]:
     names = contents.names("target_modules")
     known, said = frozenset(names), (option if isinstance(option, str) else ", ".join(names))[:_LONGEST]
     for target in contents.pairs:
-        if not named(option, known, target, layers):
+        if not matches(option, known, target, layers):
             what = "has tensors, but target_modules does not name it: peft would skip them"
             yield Problem("not-targeted", contents.weights, target, what, _FIX, f"target_modules {said}", target)
 
@@ -165,11 +167,11 @@ def _flags(contents: Contents) -> Iterator[Problem]:
             if config.get(option) and part not in parts:
                 alone = option == "lora_bias" and not any(part in others for others in linear.values())
                 what = f"not there, but {option} is true"
-                yield Problem(missing, file, f"{target}.{LABELS[part]}", what, _FIX if alone else "")
+                yield Problem(missing, file, f"{target}.{PART_NAMES[part]}", what, _FIX if alone else "")
             if part in parts and not config.get(option):
                 what = f"there, but {option} is not true: peft would skip it"
                 yield Problem(
-                    present, file, f"{target}.{LABELS[part]}", what, f'Set "{option}" to true{_if_mendable(option, linear)}'
+                    present, file, f"{target}.{PART_NAMES[part]}", what, f'Set "{option}" to true{_if_mendable(option, linear)}'
                 )
 
 
@@ -199,16 +201,6 @@ def _token_rows(contents: Contents) -> Iterator[Problem]:
             yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", *rows)
 
 
-def ranks(contents: Contents) -> dict[str, int]:
-    """The rank of each module, by its tensors."""
-    found: dict[str, int] = {}
-    for target, parts in contents.pairs.items():
-        tensor: Tensor | None = parts.get("A") or parts.get("embedding_A")
-        if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
-            found[target] = tensor.shape[0]
-    return found
-
-
 # Of the bits of a float without its sign, as an unsigned integer: everything from here on is infinite or NaN.
 _INFINITE: dict[str, tuple[str, int, int]] = {
     "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
@@ -231,25 +223,50 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
 
 def value_problems(contents: Contents) -> Iterator[Problem]:
     """NaN and infinity in any tensor; an adapter whose every lora_B is zero."""
+    outputs = {parts[part].name for parts in contents.pairs.values() for part in ("B", "embedding_B") if part in parts}
     zeros: Counter[bool] = Counter()
-    for name, pieces in contents.values():
-        size = most = wrong = 0
-        for piece in pieces:
-            if dtypes.name_of(piece.dtype) not in _INFINITE:
-                break
-            largest, infinite = largest_bits(piece)
-            wrong += _count(piece) if largest >= infinite else 0
-            size, most = size + piece.size, max(most, largest)
-        if not size:
-            continue
-        if wrong:
-            yield Problem("non-finite", contents.weights, name, f"{wrong} of {size} are NaN or infinite")
-        if name.endswith(("lora_B", "lora_embedding_B")):
+    wrong: dict[str, str] = {}
+    for name, size, most, bad in _measured(contents):
+        if bad:
+            wrong[name] = f"{bad} of {size} are NaN or infinite"
+        if name in outputs:
             zeros[most == 0] += 1
+    if wrong:
+        labels = {tensor.name: label for label, tensor in contents.tensors() if tensor.name in wrong}
+        yield from (Problem("non-finite", contents.weights, labels.get(name, name), what) for name, what in wrong.items())
     if zeros[True] and not zeros[False] and not (contents.replaced or contents.rows or contents.others):
         what = f"all {zeros[True]} lora_B are zero: the adapter changes nothing"
-        yield Problem("does-nothing", contents.weights, "", what, "It was saved before it was trained")
+        yield Problem("does-nothing", contents.weights, "", what, "It was saved before training")
 
 
-def _count(array: np.ndarray) -> int:
+def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
+    """Name, number of values, largest bits and number of non-finite values of each tensor of floats."""
+    last = ("", 0, 0, 0)
+    for values in contents.values():
+        dtype = dtypes.name_of(values.array.dtype)
+        if dtype not in _INFINITE:
+            continue
+        ends = [*values.starts[1:], len(values.array)]
+        for name, start, end, most in zip(values.names, values.starts, ends, _largest_each(values), strict=True):
+            bad = _count_non_finite(values.array[start:end]) if most >= _INFINITE[dtype][2] else 0
+            if name == last[0]:  # another piece of a large one
+                last = (name, last[1] + end - start, max(last[2], most), last[3] + bad)
+                continue
+            if last[1]:
+                yield last
+            last = (name, end - start, most, bad)
+    if last[1]:
+        yield last
+
+
+def _largest_each(values: Values) -> list[int]:
+    if len(values.names) == 1:
+        return [largest_bits(values.array)[0]]
+    dtype, mask, _ = _INFINITE[dtypes.name_of(values.array.dtype)]
+    bits = values.array.view(dtype)
+    found: list[int] = np.maximum.reduceat(bits & bits.dtype.type(mask), values.starts).tolist()
+    return found
+
+
+def _count_non_finite(array: np.ndarray) -> int:
     return int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float64))))

@@ -15,12 +15,13 @@ from typing import TypeVar
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.bases.renames import in_memory
+from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
-from .contents import Contents, Part, Tensor
-from .module_paths import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, named, stack_of, within
+from .contents import Contents, Part
 from .report import Problem
+from .target_modules import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, matches, stack_of, within
 
 _T = TypeVar("_T")
 
@@ -33,9 +34,9 @@ _HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 
 
-def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Both directions against a base."""
-    yield from tied(contents, base)
+    yield from tied_weight_problems(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
     if not base.tensors and base.names and not base.derived:
@@ -251,7 +252,7 @@ def _either_way(delta: Delta) -> set[tuple[int, ...]]:
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    heads: dict[str, Tensor] = {}
+    heads: dict[str, TensorInfo] = {}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
         if weight is None and _is_head(contents, base, name):
@@ -273,7 +274,7 @@ def _is_head(contents: Contents, base: BaseSpec, name: str) -> bool:
     return top in contents.names("modules_to_save") and (task in _HEAD_TASKS or (task is None and top in _HEADS))
 
 
-def _whole_shape(file: str, name: str, tensor: Tensor, weight: BaseTensor) -> Problem:
+def _whole_shape(file: str, name: str, tensor: TensorInfo, weight: BaseTensor) -> Problem:
     vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
     what = f"shape {tensor.shape}, the base's is {weight.shape}"
     code = "vocab-differs" if vocabulary else "shape-mismatch"
@@ -395,9 +396,9 @@ def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if within(saved, module):
             continue
-        if excluded and named(excluded, named_others, module, None):
+        if excluded and matches(excluded, named_others, module, None):
             continue
-        if named(targets, named_ones, module, layers):
+        if matches(targets, named_ones, module, layers):
             found.add(module)
     return found
 
@@ -410,7 +411,7 @@ def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
     return other or contents.config.get("task_type") in (*_HEAD_TASKS, "FEATURE_EXTRACTION")
 
 
-def tied(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Changes to one of two tied tables."""
     if not base.tied:
         return

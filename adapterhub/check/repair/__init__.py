@@ -17,7 +17,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
 from . import config, copies, keys, write
-from .draft import Mend, Proposal, opened
+from .draft import Proposal, Repair, open_draft
 
 __all__ = ["Fixed", "Mend", "Proposal", "fix"]
 
@@ -30,7 +30,7 @@ class Fixed:
     """
 
     out: Path | None
-    mends: tuple[Mend, ...]
+    mends: tuple[Repair, ...]
     proposals: tuple[Proposal, ...]
     left: tuple[Problem, ...]
     left_out: tuple[str, ...] = ()
@@ -57,14 +57,14 @@ def fix(
     """
     if not dry_run:
         atomic.check_free(out)
-    with opened(path, alpha=alpha, rslora=rslora) as state:
-        keys.mend(state, base)
-        copies.mend(state, base)
-        config.mend(state, base)
+    with open_draft(path, alpha=alpha, rslora=rslora) as state:
+        keys.rename_tensors(state, base)
+        copies.drop_copies(state, base)
+        config.repair_config(state, base)
         if not state.mends:
             return Fixed(None, (), tuple(state.proposals), _left(path, base))
         with _place(out, dry_run=dry_run) as folder:
-            left_out = write.write(state, folder)
+            left_out = write.write_draft(state, folder)
             left = _left(folder, base)
     return Fixed(None if dry_run else out, tuple(state.mends), tuple(state.proposals), left, left_out)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.check.module_paths import chosen_layers, named
+from adapterhub.check.target_modules import chosen_layers, matches
 from adapterhub.manifest import describe
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
@@ -16,7 +16,7 @@ from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import quirks
 from adapterhub_converters.patterns import Patterns
 
-from .draft import State
+from .draft import Draft
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
@@ -26,7 +26,7 @@ _LORA_PARTS = {"A", "B", "embedding_A", "embedding_B", "magnitude", "bias"}
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def mend(state: State, base: BaseSpec | None) -> None:
+def repair_config(state: Draft, base: BaseSpec | None) -> None:
     """Everything that a config can have wrong about its tensors, and two things it should not lack."""
     pairs = state.pairs()
     quirks.refuse(state.config, pairs, str(state.folder or "the file"))
@@ -41,7 +41,7 @@ def mend(state: State, base: BaseSpec | None) -> None:
         _magnitudes(state, pairs)
 
 
-def _kind(state: State, pairs: Shapes) -> None:
+def _kind(state: Draft, pairs: Shapes) -> None:
     if state.config.get("peft_type"):
         return
     parts = {part for found in pairs.values() for part in found}
@@ -54,7 +54,7 @@ def _kind(state: State, pairs: Shapes) -> None:
         state.proposed("peft-type", what, f'Set "peft_type" in {peft.CONFIG}')
 
 
-def _unknown_keys(state: State) -> None:
+def _unknown_keys(state: Draft) -> None:
     if state.config.get("peft_type") != "LORA":
         return
     unknown = sorted(set(state.config) - peft.INERT - peft.READ - _WRITTEN)
@@ -72,7 +72,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _base_name(state: State, base: BaseSpec | None) -> None:
+def _base_name(state: Draft, base: BaseSpec | None) -> None:
     if state.config.get("base_model_name_or_path"):
         return
     said = {"--base": base.repo if base else None, describe.NAME: _pinned(state)}
@@ -86,7 +86,7 @@ def _base_name(state: State, base: BaseSpec | None) -> None:
     state.proposed("no-base-name", what, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
 
 
-def _pinned(state: State) -> str | None:
+def _pinned(state: Draft) -> str | None:
     if state.folder is None or not (state.folder / describe.NAME).is_file():
         return None
     try:
@@ -97,14 +97,14 @@ def _pinned(state: State) -> str | None:
     return repo if isinstance(repo, str) else None
 
 
-def _targets(state: State, pairs: Shapes) -> None:
+def _targets(state: Draft, pairs: Shapes) -> None:
     """PEFT builds the modules that `target_modules` names and skips the tensors of all others."""
     if state.config.get("target_parameters"):
         return
     option = state.config.get("target_modules")
     names = {item for item in option if isinstance(item, str)} if isinstance(option, list) else set()
     layers = chosen_layers(state.config)
-    missing = [target for target in pairs if not option or not named(option, names, target, layers)]
+    missing = [target for target in pairs if not option or not matches(option, names, target, layers)]
     if not missing:
         return
     state.config["target_modules"] = sorted(pairs)
@@ -116,7 +116,7 @@ def _targets(state: State, pairs: Shapes) -> None:
     state.mended("not-targeted", f'"target_modules" {said}: it has the {len(pairs)} modules that have tensors')
 
 
-def _ranks(state: State, pairs: Shapes) -> None:
+def _ranks(state: Draft, pairs: Shapes) -> None:
     """The tensors are right: peft refuses to load them into modules of another rank."""
     if state.config.get("target_parameters"):  # there the rank in the config alone says how many experts there are
         return
@@ -153,7 +153,7 @@ def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
     return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
 
 
-def _alphas(state: State, pairs: Shapes) -> None:
+def _alphas(state: Draft, pairs: Shapes) -> None:
     """Tensors don't say their alpha, so that nothing but an edit by who knows it can mend a doubtful one."""
     patterns = _numbers(state.config, "alpha_pattern")
     if patterns is None:
@@ -169,7 +169,7 @@ def _alphas(state: State, pairs: Shapes) -> None:
         state.proposed("pattern-unused", f'alpha_pattern "{key}" matches no module', "Correct it, or remove it")
 
 
-def _biases(state: State, pairs: Shapes) -> None:
+def _biases(state: Draft, pairs: Shapes) -> None:
     having = [target for target, parts in pairs.items() if "bias" in parts]
     flag = bool(state.config.get("lora_bias"))
     if flag == bool(having):
@@ -196,7 +196,7 @@ def _why_no_bias(config: Mapping[str, Any], pairs: Shapes) -> str:
     return "on an embedding" if any("embedding_A" in parts for parts in pairs.values()) else ""
 
 
-def _magnitudes(state: State, pairs: Shapes) -> None:
+def _magnitudes(state: Draft, pairs: Shapes) -> None:
     having = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(state.config.get("use_dora"))
     if flag and len(having) < len(pairs):

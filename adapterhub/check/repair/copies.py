@@ -7,12 +7,12 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.base_weights import BaseWeights
 
-from .draft import State
+from .draft import Draft
 
 _CODE = "copy"
 
 
-def mend(state: State, base: BaseSpec | None) -> None:
+def drop_copies(state: Draft, base: BaseSpec | None) -> None:
     """Drop each copy that equals the base's weight, byte for byte as training loaded it."""
     found = {name: parameter for name in state.names for kind, parameter, _ in (peft.classify(name),) if kind == "copy"}
     if not found:
@@ -27,7 +27,7 @@ def mend(state: State, base: BaseSpec | None) -> None:
             _settle(state, weights, name, parameter)
 
 
-def _settle(state: State, weights: BaseWeights, name: str, parameter: str) -> None:
+def _settle(state: Draft, weights: BaseWeights, name: str, parameter: str) -> None:
     key = state.names[name]
     copy = state.files[key].tensor(key)
     try:

@@ -15,7 +15,7 @@ from adapterhub_converters.formats import mlx, peft, pickles, raw
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class Repair:
     """What was mended: `code` is that of the problem of `validate` where it has one."""
 
     code: str
@@ -32,7 +32,7 @@ class Proposal:
 
 
 @dataclass
-class State:
+class Draft:
     """What is mended step by step. `names` maps the name a tensor gets to that in its file; what is not in it goes."""
 
     folder: Path | None
@@ -43,12 +43,12 @@ class State:
     """Name in its file to the open file."""
     metadata: dict[str, str]
     lone: bool = False
-    mends: list[Mend] = field(default_factory=list)
+    mends: list[Repair] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
 
     def mended(self, code: str, what: str) -> None:
         """Note what was done."""
-        self.mends.append(Mend(code, what))
+        self.mends.append(Repair(code, what))
 
     def proposed(self, code: str, what: str, do: str) -> None:
         """Note what might be done."""
@@ -75,7 +75,7 @@ class State:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[State]:
+def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
     """The state of a PEFT folder, or of a lone state dict that becomes one."""
     if path.is_file() and path.name == peft.WEIGHTS and (path.parent / peft.CONFIG).is_file():
         path = path.parent
@@ -91,7 +91,7 @@ def opened(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[State]:
             metadata = dict(file.header.metadata)
         config = _config(path, metadata, alpha, rslora=rslora)
         lone = not (folder and (folder / peft.CONFIG).is_file())
-        state = State(folder, config, {key: key for key in files}, files, metadata, lone)
+        state = Draft(folder, config, {key: key for key in files}, files, metadata, lone)
         if lone:
             state.mended("lone-state-dict", f"{paths[0].name} is a folder of its own now, with {peft.CONFIG}")
         yield state

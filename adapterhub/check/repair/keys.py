@@ -7,14 +7,14 @@ from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import quirks
 from adapterhub_converters.formats.peft.keys import PREFIX, cleaned, native
 
-from .draft import State
+from .draft import Draft
 
 # What the modules of a causal model begin with; a path that begins in its layers may lack more than PEFT's prefix.
 _ROOTS = ("model.", "transformer.", "gpt_neox.", "lm_head.")
 _CODE = "key-prefix"
 
 
-def mend(state: State, base: BaseSpec | None) -> None:
+def rename_tensors(state: Draft, base: BaseSpec | None) -> None:
     """Wrappers' parts and the adapter's own name go, PEFT's prefix comes where it can only have been the one missing."""
     cleaned(state.names, str(state.folder or "the file"))  # refuses two tensors of one name, and two adapters
     names, _ = quirks.unwrapped({_native(name): key for name, key in state.names.items()}, base)

@@ -12,13 +12,13 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
-from .draft import State
+from .draft import Draft
 
 # Of adapter.json, what other files of the folder say.
 _DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format", "files")
 
 
-def write(state: State, folder: Path) -> tuple[str, ...]:
+def write_draft(state: Draft, folder: Path) -> tuple[str, ...]:
     """Fill the empty `folder`; the names of files that are no part of an adapter come back."""
     own = {peft.CONFIG, describe.NAME}
     if state.retensored:
@@ -46,7 +46,7 @@ def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
-def _facts(state: State, source: Path, folder: Path) -> None:
+def _facts(state: Draft, source: Path, folder: Path) -> None:
     """The facts that were recorded, with what the mended files say; none where they weren't those of the source."""
     try:
         known = describe.read_facts(source)

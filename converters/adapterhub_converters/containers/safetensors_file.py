@@ -23,7 +23,7 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
 
-from .json_file import parse_object
+from .json_file import parse_object, unique
 from .open_file import OpenFile
 
 ReadAt = Callable[[int, int], bytes]
@@ -79,10 +79,34 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise FormatError(where, "the header is not UTF-8") from error
     del raw
-    return parse_object(text, where)
+    return parse_object(text, where, pairs=_compact)
+
+
+_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+class _Entry(NamedTuple):
+    dtype: Any
+    shape: Any
+    data_offsets: Any
+
+
+def _compact(pairs: list[tuple[str, Any]]) -> object:
+    """Keep what looks like an entry as tuples: a million of them take half the memory of dicts and lists."""
+    document = unique(pairs)
+    if document.keys() != _KEYS:
+        return document
+    dtype, shape, offsets = document["dtype"], document["shape"], document["data_offsets"]
+    return _Entry(
+        sys.intern(dtype) if isinstance(dtype, str) else dtype,
+        tuple(shape) if isinstance(shape, list) else shape,
+        tuple(offsets) if isinstance(offsets, list) else offsets,
+    )
 
 
 def _metadata(value: object, where: str) -> dict[str, str]:
+    if isinstance(value, _Entry):  # metadata with the keys of an entry
+        value = value._asdict()
     if value is None:  # what mlx writes where there is none, and the Rust core reads
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -90,32 +114,31 @@ def _metadata(value: object, where: str) -> dict[str, str]:
     return value
 
 
-_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63
 
 
 def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise FormatError(where, f"tensor name {name[:80]!r} is empty, too long or unprintable")
-    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+    if not isinstance(entry, _Entry):
         raise FormatError(where, f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry
     if not isinstance(dtype, str) or dtype not in dtypes.BITS:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
-    if not isinstance(shape, list) or len(shape) > 16 or not _are_sizes(shape):
+    if not isinstance(shape, tuple) or len(shape) > 16 or not _are_sizes(shape):
         raise FormatError(where, f"tensor {name!r} has a malformed shape")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets):
+    if not isinstance(offsets, tuple) or len(offsets) != 2 or not _are_sizes(offsets):
         raise FormatError(where, f"tensor {name!r} has malformed data_offsets")
     start, end = offsets
     bits = dtypes.BITS[dtype] * math.prod(shape)
     if bits != (end - start) * 8:
-        raise FormatError(where, f"tensor {name!r}: {dtype} {shape} is not the {end - start} bytes of its offsets")
+        raise FormatError(where, f"tensor {name!r}: {dtype} {list(shape)} is not the {end - start} bytes of its offsets")
     if not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
         raise FormatError(where, f"tensor {name!r} has a shape that is too large")
-    return TensorInfo(name, sys.intern(dtype), tuple(shape), data_start + start, end - start)
+    return TensorInfo(name, dtype, shape, data_start + start, end - start)
 
 
-def _are_sizes(values: list[object]) -> bool:
+def _are_sizes(values: tuple[object, ...]) -> bool:
     for value in values:
         if type(value) is not int or not 0 <= value < _MAX_SIZE:  # a bool is an int, too
             return False

@@ -41,7 +41,7 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
     return depths
 
 
-def named(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
+def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
     """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
 
     `names` and `layers` should be sets where there may be many.
