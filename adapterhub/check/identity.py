@@ -1,4 +1,4 @@
-"""Whether a base is the very one an adapter was trained on, by what `adapter.json` beside the adapter pins.
+"""Check that a base is the one an adapter was trained on, by what the `adapter.json` of the adapter pins.
 
 Shapes cannot tell Llama 3 from 3.1, or an instruction-tuned model from its base: digests can.
 """
@@ -28,13 +28,13 @@ _SHAPES = {
 
 
 def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """What differs between a base and the one that the adapter's facts pin."""
+    """Differences between a base and the one that the adapter's manifest pins."""
     document = describe.read_facts(folder_of(contents))
     pinned = (document or {}).get("base")
     yield from _name(contents, base, pinned if isinstance(pinned, Mapping) else {})
     if not isinstance(pinned, Mapping) or not pinned.get("fingerprint"):
         what = "adapter.json pins no base; identity was not compared"
-        yield Problem("unpinned", FILE, "base", what, "`adapterhub push --base` pins it")
+        yield Problem("unpinned", FILE, "base", what, "Publish it with its base")
         return
     if base.fingerprint and pinned["fingerprint"] != base.fingerprint:
         what = f"trained on {_short(pinned['fingerprint'])}, this base is {_short(base.fingerprint)}"
@@ -51,7 +51,7 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def folder_of(contents: Contents) -> Path:
-    """The folder that an adapter lies in."""
+    """The folder of an adapter."""
     return contents.path if contents.path.is_dir() else contents.path.parent
 
 
@@ -64,7 +64,7 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
         if entry["path"] == describe.DECLARED:
             continue
         if not path.is_file():
-            yield Problem("files-changed", entry["path"], "", "adapter.json names it, but it is gone")
+            yield Problem("files-changed", entry["path"], "", "adapter.json names it, but it is missing")
         elif path.stat().st_size != entry["size"] or contents.digest(path) != entry["digest"]:
             what = f"adapter.json names {_short(entry['digest'])} with {entry['size']} bytes; this is another file"
             yield Problem(
@@ -87,10 +87,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _name(contents: Contents, base: BaseSpec, pinned: Mapping[str, Any]) -> Iterator[Problem]:
-    said = pinned.get("repo") or contents.config.get("base_model_name_or_path")
-    if isinstance(said, str) and said and base.repo and Path(said).name != Path(base.repo).name:
-        what = f"trained on {said}, this base calls itself {base.repo}"
-        yield Problem("base-name-differs", "", base.where, what, "", str(said), str(base.repo))
+    trained = pinned.get("repo") or contents.config.get("base_model_name_or_path")
+    if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
+        what = f"trained on {trained}, but this base is named {base.repo}"
+        yield Problem("base-name-differs", "", base.where, what, "", trained, base.repo)
 
 
 def _short(digest: object) -> str:

@@ -1,4 +1,4 @@
-"""Whether an adapter agrees with itself: its tensors with each other, its config with its tensors."""
+"""Check that an adapter is consistent: its tensors with each other, and its config with its tensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.keys import PREFIX
 from adapterhub_converters.patterns import Patterns
 
 from .contents import PART_NAMES, Contents, Part, Values
 from .report import Problem
-from .target_modules import chosen_layers, matches
+from .target_modules import chosen_layers, matches, within
 
-_PREFIX = "base_model.model."
-_FIX = "`adapterhub fix` does it"
-_LONGEST = 300  # characters of what a config says that are worth repeating
+_LONGEST = 300  # characters of a config's value that are worth repeating
 
 
 def internal_problems(contents: Contents) -> Iterator[Problem]:
-    """All that headers and config show; no values are read."""
+    """Problems that headers and config show; no values are read."""
     yield from _names(contents)
     for target, parts in contents.pairs.items():
         yield from _pair(contents.weights, target, parts)
@@ -38,27 +37,17 @@ def internal_problems(contents: Contents) -> Iterator[Problem]:
 
 
 def _names(contents: Contents) -> Iterator[Problem]:
+    file = contents.weights
     if contents.renamed:
         key, name = contents.renamed[0]
-        what = f"{len(contents.renamed)} names that peft would skip; it would call this one {name}"
-        yield Problem("key-prefix", contents.weights, key, what, _FIX)
+        what = f"{len(contents.renamed)} names that peft would skip; it would load this one as {name}"
+        yield Problem("key-prefix", file, key, what, repairable=True)
     for key in contents.unknown:
-        if key.startswith(_PREFIX) or contents.pairs:
-            yield Problem(
-                "unknown-tensor",
-                contents.weights,
-                key,
-                "of no kind that is known here",
-                "Remove it, or name the tool that wrote it",
-            )
+        if key.startswith(PREFIX) or contents.pairs:
+            yield Problem("unknown-tensor", file, key, "a tensor of unknown kind", "Remove it")
         else:
-            yield Problem(
-                "key-prefix",
-                contents.weights,
-                key,
-                f"no {_PREFIX} before the name",
-                f"Save it with peft's save_pretrained, or {_FIX}",
-            )
+            hint = "Save it with peft's save_pretrained"
+            yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
 
 
 def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
@@ -66,11 +55,11 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
         if half not in parts:
-            what = f"{PART_NAMES[half]} is missing" + (f"; {PART_NAMES[other]} is there" if other in parts else "")
+            what = f"{PART_NAMES[half]} is missing" + (f", {PART_NAMES[other]} is not" if other in parts else "")
             yield Problem("missing-half", file, f"{target}.{PART_NAMES[half]}", what, "Save the adapter again")
     for part, tensor in parts.items():
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
-            what = f"shape {tensor.shape} is not a matrix's"
+            what = f"shape {tensor.shape}, not a matrix"
             yield Problem("not-a-matrix", file, f"{target}.{PART_NAMES[part]}", what, "", "2 dimensions", str(tensor.shape))
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
@@ -103,7 +92,7 @@ def _config(contents: Contents) -> Iterator[Problem]:
     yield from _token_rows(contents)
     init = config.get("init_lora_weights")
     if peft.residual_init(init):
-        what = f'init_lora_weights "{init}" changed the base; without the initial adapter the delta is another one'
+        what = f'init_lora_weights "{init}" changed the base; without the initial adapter the delta is wrong'
         hint = "Save with peft's path_initial_model_for_weight_conversion"
         yield Problem("initial-adapter", file, "init_lora_weights", what, hint)
     if contents.pairs and config.get("lora_alpha") == 0 and not config.get("alpha_pattern"):
@@ -111,17 +100,17 @@ def _config(contents: Contents) -> Iterator[Problem]:
 
 
 def _ranks(contents: Contents) -> Iterator[Problem]:
-    """Peft builds modules from the config, then loads tensors into them: the two must agree."""
+    """peft builds modules from the config, then loads tensors into them: the two must agree."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
     matched = Patterns(patterns, peft.CONFIG)
     for target, rank in contents.ranks.items():
         keys = matched.matching(target) if patterns else []
-        said = patterns[keys[0]] if keys else contents.config.get("r", 8)
-        if said != rank:
+        configured = patterns[keys[0]] if keys else contents.config.get("r", 8)
+        if configured != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
             hint = f'Set "r" to {rank}' if not patterns else f"Give {target} the rank {rank} in rank_pattern"
-            what = f"rank {rank}, but {source} is {said}"
-            yield Problem("rank-config", contents.weights, target, what, f"{hint}; {_FIX}", str(said), str(rank))
+            what = f"rank {rank}, but {source} is {configured}"
+            yield Problem("rank-config", contents.weights, target, what, hint, str(configured), str(rank), repairable=True)
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
@@ -135,61 +124,57 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
             keys = matched.matching(target)
             used.update(keys)
             if len({patterns[key] for key in keys}) > 1:
-                what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first of the file wins: {patterns[keys[0]]}'
-                ours = _FIX if option == "rank_pattern" else "`adapterhub fix` proposes them"
-                hint = f"peft sorts patterns when it saves; use whole paths; {ours}"
-                yield Problem("pattern-overlap", peft.CONFIG, option, what, hint)
+                what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first in the file applies: {patterns[keys[0]]}'
+                hint = "Use whole paths: peft sorts patterns when it saves"
+                yield Problem("pattern-overlap", peft.CONFIG, option, what, hint, repairable=option == "rank_pattern")
         for key in sorted(set(patterns) - used):
             yield Problem("pattern-unused", peft.CONFIG, option, f'"{key}" matches no module of the adapter')
 
 
 def _untargeted(contents: Contents) -> Iterator[Problem]:
-    """Peft builds the modules that target_modules names, and skips the tensors of all others without a word."""
+    """peft builds the modules that target_modules names, and silently skips the tensors of all others."""
     option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
     if not option or contents.config.get("target_parameters"):
         return
     names = contents.names("target_modules")
-    known, said = frozenset(names), (option if isinstance(option, str) else ", ".join(names))[:_LONGEST]
+    known = frozenset(names)
+    expected = f"target_modules {(option if isinstance(option, str) else ', '.join(names))[:_LONGEST]}"
     for target in contents.pairs:
         if not matches(option, known, target, layers):
             what = "has tensors, but target_modules does not name it: peft would skip them"
-            yield Problem("not-targeted", contents.weights, target, what, _FIX, f"target_modules {said}", target)
+            yield Problem("not-targeted", contents.weights, target, what, "", expected, target, repairable=True)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:
-    config, file = contents.config, contents.weights
-    linear = {target: parts for target, parts in contents.pairs.items() if "A" in parts or "B" in parts}
-    for target, parts in linear.items():
-        for part, option, missing, present in (
-            ("magnitude", "use_dora", "no-magnitude", "magnitude-flag"),
-            ("bias", "lora_bias", "no-bias", "bias-flag"),
-        ):
-            if config.get(option) and part not in parts:
-                alone = option == "lora_bias" and not any(part in others for others in linear.values())
-                what = f"not there, but {option} is true"
-                yield Problem(missing, file, f"{target}.{PART_NAMES[part]}", what, _FIX if alone else "")
-            if part in parts and not config.get(option):
-                what = f"there, but {option} is not true: peft would skip it"
-                yield Problem(
-                    present, file, f"{target}.{PART_NAMES[part]}", what, f'Set "{option}" to true{_if_mendable(option, linear)}'
-                )
+    linear = [parts for parts in contents.pairs.values() if "A" in parts or "B" in parts]
+    counts = Counter(part for parts in linear for part in parts)
+    # peft has one flag for all modules, takes a missing bias for zeros, and refuses biases with DoRA.
+    all_dora, no_bias = counts["magnitude"] == len(linear), not counts["bias"]
+    yield from _flag(contents, "magnitude", "use_dora", missing=("no-magnitude", False), extra=("magnitude-flag", all_dora))
+    yield from _flag(contents, "bias", "lora_bias", missing=("no-bias", no_bias), extra=("bias-flag", not counts["magnitude"]))
 
 
-def _if_mendable(option: str, linear: Mapping[str, Part]) -> str:
-    """peft has the flag for all modules, takes a missing bias for zeros, and refuses biases beside DoRA."""
-    magnitudes = sum("magnitude" in parts for parts in linear.values())
-    mendable = magnitudes == len(linear) if option == "use_dora" else not magnitudes
-    return f"; {_FIX}" if mendable else ""
+def _flag(
+    contents: Contents, part: str, option: str, *, missing: tuple[str, bool], extra: tuple[str, bool]
+) -> Iterator[Problem]:
+    """Modules without a part although the option is set, or with one although it is not; codes, and if they are repairable."""
+    flag = bool(contents.config.get(option))
+    code, repairable = missing if flag else extra
+    what = f"missing, but {option} is true" if flag else f"present, but {option} is not true: peft would skip it"
+    hint = "" if flag else f'Set "{option}" to true'
+    for target, parts in contents.pairs.items():
+        if flag != (part in parts) and ("A" in parts or "B" in parts):
+            name = f"{target}.{PART_NAMES[part]}"
+            yield Problem(code, contents.weights, name, what, hint, repairable=repairable)
 
 
 def _whole_tensors(contents: Contents) -> Iterator[Problem]:
-    saved = contents.names("modules_to_save")
+    saved, biases = frozenset(contents.names("modules_to_save")), contents.config.get("bias", "none") != "none"
     for name in contents.replaced:
         module, _, kind = name.rpartition(".")
-        named = any(f".{item}." in f".{module}." for item in saved)
-        if not named and not (kind == "bias" and contents.config.get("bias", "none") != "none"):
-            what = "loaded over the base's own, for every adapter; modules_to_save does not name it"
-            yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or drop it')
+        if not within(saved, module) and not (kind == "bias" and biases):
+            what = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
+            yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or remove it')
 
 
 def _token_rows(contents: Contents) -> Iterator[Problem]:
@@ -201,7 +186,7 @@ def _token_rows(contents: Contents) -> Iterator[Problem]:
             yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", *rows)
 
 
-# Of the bits of a float without its sign, as an unsigned integer: everything from here on is infinite or NaN.
+# How to view a float as an unsigned integer, the mask of its sign, and the integer from which on it is infinite or NaN.
 _INFINITE: dict[str, tuple[str, int, int]] = {
     "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),

@@ -14,7 +14,9 @@ OPTIONS = {
 }
 # Code to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
+    "alpha-required": "Pass --alpha N, and --rslora if it was trained with rsLoRA",
     "base-required": "Pass --base BASE",
+    "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
 }
 
 

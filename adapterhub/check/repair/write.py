@@ -1,4 +1,4 @@
-"""The mended copy on the disk: what was not mended keeps its bytes, and adapter.json its truth."""
+"""Write the repaired copy: files that need no repair keep their bytes, and adapter.json is updated."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from adapterhub_converters.formats import peft
 
 from .draft import Draft
 
-# Of adapter.json, what other files of the folder say.
+# Keys of adapter.json that are derived from other files of the folder.
 _DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format", "files")
 
 
-def write_draft(state: Draft, folder: Path) -> tuple[str, ...]:
-    """Fill the empty `folder`; the names of files that are no part of an adapter come back."""
+def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """Fill the empty `folder`; returns the names of files that do not belong to an adapter."""
     own = {peft.CONFIG, describe.NAME}
-    if state.retensored:
-        own |= {peft.INDEX, *(Path(file.where).name for file in state.files.values())}
-        tensors = {name: state.files[key].mapped(key) for name, key in state.names.items()}
-        safetensors_file.write(folder / peft.WEIGHTS, tensors, state.metadata or {"format": "pt"})
+    if draft.retensored:
+        own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
+        tensors = {name: draft.files[key].mapped(key) for name, key in draft.names.items()}
+        safetensors_file.write(folder / peft.WEIGHTS, tensors, draft.metadata or {"format": "pt"})
     # In their order: peft takes the first pattern that matches.
-    json_file.write_text(folder / peft.CONFIG, json.dumps(state.config, indent=2, ensure_ascii=False) + "\n")
-    left_out = _copy(state.folder, folder, own) if state.folder else ()
-    if state.folder and (state.folder / describe.NAME).is_file():
-        _facts(state, state.folder, folder)
+    json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
+    left_out = _copy(draft.folder, folder, own) if draft.folder else ()
+    if draft.folder and (draft.folder / describe.NAME).is_file():
+        _facts(draft, draft.folder, folder)
     return left_out
 
 
@@ -46,18 +46,17 @@ def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
-def _facts(state: Draft, source: Path, folder: Path) -> None:
-    """The facts that were recorded, with what the mended files say; none where they weren't those of the source."""
+def _facts(draft: Draft, source: Path, folder: Path) -> None:
+    """Copy adapter.json with the keys derived from the repaired files; leave it out if it did not match the source."""
     try:
         known = describe.read_facts(source)
         there = {path: digest for path, (digest, _) in describe.digests(source).items()}
         if known is None or any(there.get(entry["path"]) != entry["digest"] for entry in known["files"]):
-            state.proposed(
-                "files-changed", f"{describe.NAME} is not that of these files and was left out", "`push` derives it anew"
-            )
+            what = f"{describe.NAME} does not match the files and was left out"
+            draft.propose("files-changed", what, "Publishing derives a new one")
             return
         described = describe.describe(folder)
     except AdapterhubError as error:
-        state.proposed("files-changed", f"{describe.NAME} was left out: {error.what}", "`push` derives it anew")
+        draft.propose("files-changed", f"{describe.NAME} was left out: {error.what}", "Publishing derives a new one")
         return
     describe.write_facts(folder, {**known, **{key: described[key] for key in _DERIVED}})

@@ -53,7 +53,7 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
     return {
         "source": where,
         "output": str(fixed.out) if fixed.out else None,
-        "mended": [asdict(mend) for mend in fixed.mends],
+        "repaired": [asdict(repair) for repair in fixed.repairs],
         "proposed": [asdict(proposal) for proposal in fixed.proposals],
         "left": [{"severity": problem.severity, **asdict(problem)} for problem in fixed.left],
         "left_out": list(fixed.left_out),
@@ -62,15 +62,15 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
 
 def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:
     screen = output.width()
-    if not fixed.mends:
+    if not fixed.repairs:
         head = f"{where}: nothing to mend, nothing written"
     elif dry_run:
-        head = f"{where}: {output.plural(len(fixed.mends), 'mend')}, nothing written (--dry-run)"
+        head = f"{where}: {output.plural(len(fixed.repairs), 'mend')}, nothing written (--dry-run)"
     else:
-        head = f"{fixed.out}: {output.plural(len(fixed.mends), 'mend')}"
+        head = f"{fixed.out}: {output.plural(len(fixed.repairs), 'mend')}"
     output.write(output.one_line(head))
-    for mend in fixed.mends:
-        _lines(f"mended[{mend.code}]", mend.what, "green", screen)
+    for repair in fixed.repairs:
+        _lines(f"repaired[{repair.code}]", repair.what, "green", screen)
     for proposal in fixed.proposals:
         _lines(f"proposed[{proposal.code}]", proposal.what, "yellow", screen)
         for line in output.wrapped(f"    {proposal.do}", screen, indent=4):

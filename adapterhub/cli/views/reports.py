@@ -16,6 +16,16 @@ _REASONS = 2  # reasons of a verdict that it shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 
 
+# Code of a problem to the option or command that helps.
+_HINTS = {"needs-base": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
+
+
+def _hint(problem: Problem) -> str:
+    """The hint of a problem in the words of the command line."""
+    repair = "`adapterhub fix` repairs it" if problem.repairable else ""
+    return "; ".join(filter(None, (_HINTS.get(problem.code, problem.hint), repair)))
+
+
 def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
     """For people: problems grouped by code, a verdict per runtime, the sum last; of several, a last line for all."""
     texts = [_text(report, screen) for report in reports]
@@ -77,7 +87,7 @@ def _group_lines(code: str, group: Sequence[Problem], screen: int | None) -> lis
         if len(group) > _SHOWN:
             lines.append(f"    and {len(group) - _SHOWN} more; --format json has them all")
     lines[0] = color(head, _COLORS[severity]) + lines[0].removeprefix(head)
-    for hint in dict.fromkeys(problem.hint for problem in group[:_SHOWN] if problem.hint):
+    for hint in dict.fromkeys(_hint(problem) for problem in group[:_SHOWN] if _hint(problem)):
         lines += wrapped(f"    hint: {hint}", screen, indent=10)
     return lines
 
@@ -120,7 +130,7 @@ def document(report: Report) -> dict[str, Any]:
                 "what": problem.what,
                 "expected": problem.expected,
                 "got": problem.got,
-                "hint": problem.hint,
+                "hint": _hint(problem),
             }
             for problem in report.problems
         ],
@@ -185,7 +195,8 @@ def _file(report: Report, problem: Problem) -> str:
 
 def _sentence(problem: Problem) -> str:
     name = f"{problem.name}: " if problem.name else ""
-    return one_line(f"{name}{problem.what}. {problem.hint}" if problem.hint else f"{name}{problem.what}")
+    hint = _hint(problem)
+    return one_line(f"{name}{problem.what}. {hint}" if hint else f"{name}{problem.what}")
 
 
 def junit(reports: Sequence[Report]) -> str:
