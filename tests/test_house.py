@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Rooms whose errors still speak of options of the command line. To be emptied.
 _SPEAK_OF_OPTIONS = (
-    "adapterhub/analysis", "adapterhub/bases", "adapterhub/check", "adapterhub/merge", "adapterhub/project", "adapterhub/remotes",
-    "adapterhub/user_files.py",
+    "adapterhub/bases", "adapterhub/check", "adapterhub/project", "adapterhub/remotes", "adapterhub/user_files.py",
     "converters/adapterhub_converters",
 )  # fmt: skip
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Parameter to the option that sets it, where the two differ in more than dashes.
 OPTIONS = {
+    "budget": "--rank-budget",
     "conversion": "--to",
     "runtimes": "--for",
 }
@@ -48,6 +49,18 @@ HINTS: dict[str, str] = {
     "repair-missing": (
         "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again"
     ),
+    "adapter-lost": "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it anyway",
+    "adapter-lost-in-nf4": (
+        "Merge into 16 bits (--dequantize in place of --requantize), or into the full-precision model; --force writes it anyway"
+    "as-trained": "Leave out --onto as-trained",
+    "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
+    "quantized-base": "Merge into the full-precision model, or add --dequantize for a model in floats",
+    "rows-not-whole-blocks": "Choose --dtype f16",
+    "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
+    "t-for-weights": "Pass --t instead",
+    "two-types": "Pass either --dtype or --requantize",
+    "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
+    "unknown-method": "Run `adapterhub merge --method list` for all methods",
 }
 
 

@@ -32,7 +32,6 @@ class Place(NamedTuple):
 def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, digest: bool) -> None:
     """Write the recipe of a merge, having run it once into a temporary place for the digests of its files."""
     from adapterhub.registry import merge_recipe, merge_recipes
-    from adapterhub_converters import bases
     from adapterhub_converters.containers import atomic, json_file
 
     name = _name(place.out)
@@ -48,9 +47,7 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
         beside = registry.root / name if name else Path(place.out)
         with atomic.beside(beside) as temporary:
             made = ran(merge, temporary / "model") if digest else None
-            found = merge_recipe.document(
-                place.base, bases.read_base(place.base), place.typed, options, made, single=merge.single
-            )
+            found = merge_recipe.document(place.base, merge.base.spec, place.typed, options, made, single=merge.single)
         raw = merge_recipe.dump(found)
         if name:
             merge_recipes.store(registry, name, found)

@@ -79,19 +79,18 @@ def _materialize(
     settings: Settings, found: MergeRecipe, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
 ) -> int:
     """Make it as the first of two names, which may be None, or the second, and say what came of it."""
-    from adapterhub.merge import prepared
+    from adapterhub.merge import prepared, read_base
     from adapterhub.registry import merge_recipe
-    from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     out, name = names
     folder = _base(found, base, settings)
-    spec = bases.read_base(folder)
-    merge_recipe.check_base(found, folder, spec)
+    model = read_base(folder)
+    merge_recipe.check_base(found, folder, model.spec)
     options = merge_recipe.options_of(found)
     with ExitStack() as stack:
-        read = [(convert.read(path, base=spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
-        merge = prepared(read, folder, options)
+        read = [(convert.read(path, base=model.spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
+        merge = prepared(read, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         differences = _made(merge, found, folder, target)
     document = {
