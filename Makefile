@@ -5,11 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test lint ruff mypy imports clean
+.PHONY: help demo test lint ruff mypy imports spelling clean
 help:
 	@echo "make demo   environment, then the whole life of an adapter on a real model (about five minutes)"
 	@echo "make test   environment, then the tests"
-	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make lint   ruff, mypy, import-linter, American spelling"
 	@echo "make clean  remove the environment and what the demo made"
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.
@@ -51,6 +51,13 @@ mypy: $(DONE)-dev
 imports: $(DONE)-dev
 	@echo "-> import-linter"
 	@$(BIN)/lint-imports
+
+# Words of identifiers count too: `colour_of` has one.
+spelling: $(DONE)-dev
+	@echo "-> codespell"
+	@git ls-files -- ':!*.safetensors' ':!*.gguf' ':!LICENSE' ':!.codespell-en-us.txt' | xargs $(BIN)/codespell \
+	    --builtin en-GB_to_en-US --dictionary - --dictionary .codespell-en-us.txt --regex '[A-Z]?[a-z]+|[A-Z]+' \
+	    --ignore-multiline-regex 'codespell:ignore-begin[\s\S]*?codespell:ignore-end'
 
 clean:
 	rm -rf $(VENV) demo registry.db registry.db-wal registry.db-shm .adapterhub

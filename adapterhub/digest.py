@@ -1,7 +1,7 @@
-"""Digests: `sha256:<64 hex>` of bytes, checked before one ever becomes a path.
+"""Digests: `sha256:<64 hex>` of bytes, checked before one is used as a path.
 
-sha256 because OCI, Hugging Face's LFS and sigstore all name bytes by it. Ollama took a digest from a manifest as
-a path unchecked (CVE-2024-37032); here nothing but `parse_digest` makes a digest from text.
+sha256 because OCI, Hugging Face's LFS and sigstore all name bytes by it. Ollama used a digest from a manifest as
+a path unchecked (CVE-2024-37032); here only `parse_digest` turns text into a digest.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 
 Digest = str
 
-CHUNK = 1 << 20  # bytes; larger gains nothing, and two of these are all that a copy holds
+CHUNK = 1 << 20  # bytes; larger is not faster, and a copy holds at most two of these
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def parse_digest(text: object, where: str = "") -> Digest:
-    """`text` itself if it is a whole, lower-case sha256 digest, else FormatError."""
+    """Return `text` if it is a whole, lower-case sha256 digest, else raise FormatError."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise FormatError(where, f"{str(text)[:80]!r} is not a digest of the form sha256:<64 hex>")
     return text
 
 
 def is_hex(text: str) -> bool:
-    """Whether `text` is the 64 digits of a digest, as a blob's file is named."""
+    """True if `text` is the 64 digits of a digest, as in the name of a blob's file."""
     return _DIGEST.fullmatch(f"sha256:{text}") is not None
 
 
@@ -53,19 +53,22 @@ def copy_hashing(
     target: Any | None,
     *,
     limit: int = 2**63,
-    beside: Callable[[memoryview], object] | None = None,
+    consumer: Callable[[memoryview], object] | None = None,
     more: Callable[[int], object] | None = None,
 ) -> tuple[Digest, int]:
-    """Copy an unbuffered file to another (None: nowhere), each byte hashed as it passes; its digest and size in bytes.
+    """Copy an unbuffered file to another (None: only hash it) and return the digest and the size in bytes.
 
     Stops soon after `limit` bytes, with a size beyond it: a source that never ends must not fill the disk.
 
     Args:
-        beside: Is given every piece, one after the other, on a second thread: hashing holds no lock of the interpreter.
-        more: Is told how many bytes have come since it was told last.
+        source: Has `readinto`.
+        target: Has `write`.
+        limit: In bytes.
+        consumer: Called with every chunk in order, on a second thread: hashing releases the interpreter's lock.
+        more: Called with the count of bytes since its last call.
     """
     state, size = hashlib.sha256(), 0
-    with _Beside(beside) as second:
+    with _SecondThread(consumer) as second:
         while size <= limit and (n := source.readinto(second.buffer)):
             chunk = second.start(n)
             state.update(chunk)
@@ -77,8 +80,8 @@ def copy_hashing(
     return "sha256:" + state.hexdigest(), size
 
 
-class _Beside:
-    """Hands pieces to `work`, large ones on a thread of its own. `buffer` is free to be filled meanwhile."""
+class _SecondThread:
+    """Calls `work` with chunks, large ones on a thread of its own. `buffer` is free to be filled meanwhile."""
 
     def __init__(self, work: Callable[[memoryview], object] | None) -> None:
         self._work = work
@@ -91,7 +94,7 @@ class _Beside:
         return self._buffers[0]
 
     def start(self, size: int) -> memoryview:
-        """Begin with the first `size` bytes of the buffer, which are returned, once those before are done."""
+        """Start on the first `size` bytes of the buffer, once the chunk before is done, and return them."""
         piece = self._buffers[0][:size]
         if self._work:
             self._settle()
@@ -111,7 +114,7 @@ class _Beside:
         if pending:
             pending.result()
 
-    def __enter__(self) -> _Beside:
+    def __enter__(self) -> _SecondThread:
         return self
 
     def __exit__(self, *_: object) -> None:

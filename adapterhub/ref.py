@@ -1,7 +1,7 @@
-"""Refs: `namespace/name`, and which version of it: `:tag`, `:v3`, `:^1.2` or `@sha256:…`.
+"""Refs: `namespace/name` with an optional version, `:tag`, `:v3`, `:^1.2` or `@sha256:…`.
 
 The grammar is that of OCI repositories and tags (distribution-spec v1.1, "Pulling manifests"), so that a ref means the
-same in any OCI registry, and it leaves no room for a path that climbs: no dots alone, no slashes beyond the one.
+same in any OCI registry. It excludes path traversal: no component of dots alone, and exactly one slash.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _COMPONENT = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _NUMBER = re.compile(r"v[0-9]+")
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
-# A folder of such a name cannot be made on Windows.
+# Windows cannot create a folder of such a name.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _MAX_COMPONENT = 100
 LATEST = "latest"
 
 
 class RefError(UsageError):
-    """A text that is not a ref."""
+    """The text is not a ref."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A name, and at most one of a tag, a running number, a digest (or `sha256:` and 4 or more of its digits) and a range."""
+    """A name and at most one of: a tag, a version number, a digest (`sha256:` and 4 or more of its digits), a range."""
 
     name: str
     tag: str | None = None
@@ -39,12 +39,12 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """The ref that `text` says; RefError says what is wrong with it."""
+        """Parse `text`; RefError says what is wrong with it."""
         name, at, digest = text.partition("@")
         name, colon, tag = name.partition(":")
         parse_name(name, text)
         if at and colon:
-            raise RefError(text, "a tag and a digest at once", f"Write {name}:{tag} or {name}@{digest}")
+            raise RefError(text, "both a tag and a digest", f"Write {name}:{tag} or {name}@{digest}")
         if at:
             return cls(name, digest=parse_prefix(digest, text))
         if not colon:
@@ -62,7 +62,7 @@ class Ref:
 
 
 def parse_name(name: str, where: str) -> str:
-    """`name` itself if it is `namespace/name`."""
+    """Return `name` if it is `namespace/name`, else raise RefError."""
     parts = name.split("/")
     if len(parts) != 2:
         raise RefError(where, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
@@ -74,22 +74,22 @@ def parse_name(name: str, where: str) -> str:
 
 
 def parse_tag(tag: str, where: str) -> str:
-    """`tag` itself if it may be set by hand or read: no running number."""
+    """Return `tag` if it can be set by hand, else raise RefError: a version number cannot."""
     if tag.startswith(("^", "~")):
         raise RefError(where, f"{tag[:80]!r} is a range of versions, not a tag", "Name one tag, like 1.2.0")
     if not _TAG.fullmatch(tag):
-        raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, the first no . or -")
+        raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
     if _NUMBER.fullmatch(tag):
-        raise RefError(where, f"{tag} is a running number; a push allots it", "Choose another tag")
+        raise RefError(where, f"{tag} is a version number, which a push assigns", "Choose another tag")
     return tag
 
 
 def parse_number(tag: str, where: str) -> int | None:
-    """The running number that `tag` is, or None."""
+    """Parse a version number like `v3`; None for any other tag."""
     if not _NUMBER.fullmatch(tag):
         return None
     if tag[1] == "0" or len(tag) > 9:
-        raise RefError(where, f"{tag[:80]} is not a running number", "They are v1, v2 and so on")
+        raise RefError(where, f"{tag[:80]} is not a version number", "They are v1, v2 and so on")
     return int(tag[1:])
 
 
@@ -100,7 +100,7 @@ def _check_range(text: str, where: str) -> str:
 
 
 def parse_prefix(text: str, where: str) -> str:
-    """`sha256:` and the digits of a whole digest or of its beginning."""
+    """Parse a digest or a prefix of one, with or without `sha256:`, which the result has."""
     match = _PREFIX.fullmatch(text)
     if not match:
         raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")

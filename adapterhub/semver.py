@@ -1,7 +1,7 @@
-"""Versions that people write as tags, `1.2.3` or `v1.2.3-rc.1`, and ranges of them, `^1.2`.
+"""Semantic versions in tags, `1.2.3` or `v1.2.3-rc.1`, and ranges of them, `^1.2`.
 
-Order and grammar are those of semver.org 2.0.0 without build metadata, which a tag cannot hold; ranges are npm's (node-semver,
-README, "Ranges"): a prerelease is only in a range that names one of the same three numbers.
+Order and grammar are those of semver.org 2.0.0 without build metadata, which a tag cannot contain; ranges are npm's
+(node-semver, README, "Ranges"): a prerelease matches only a range that names a prerelease of the same three numbers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ _VERSION = re.compile(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\
 _RANGE = re.compile(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
 
 Release = tuple[int, int, int]
-# A release sorts after its prereleases; among the words of a prerelease numbers sort before names.
+# A release sorts after its prereleases; among the identifiers of a prerelease, numbers sort before names.
 _Pre = tuple[int, tuple[tuple[int, int, str], ...]]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
-    """Three numbers and, in a form that sorts, what comes after the dash."""
+    """Three numbers and the prerelease after the dash, in a form that sorts."""
 
     release: Release
     pre: _Pre = (1, ())
 
     @property
     def is_pre(self) -> bool:
-        """Whether there is a dash."""
+        """True for a prerelease."""
         return self.pre[0] == 0
 
 
@@ -46,13 +46,13 @@ class Range:
 
 
 def parse(text: str) -> Version | None:
-    """The version that a tag says, or None."""
+    """Parse a tag; None if it is not a version."""
     match = _VERSION.fullmatch(text)
     return Version((int(match[1]), int(match[2]), int(match[3])), _pre(match[4])) if match else None
 
 
 def parse_range(text: str) -> Range | None:
-    """The range that `^1.2`, `~1.2` or `1.2` says, or None."""
+    """Parse `^1.2`, `~1.2` or `1.2`; None if the text is not a range."""
     match = _RANGE.fullmatch(text)
     if not match:
         return None
@@ -62,7 +62,7 @@ def parse_range(text: str) -> Range | None:
 
 
 def _end(kind: str, given: list[int]) -> Release:
-    """Where a range ends: `^` leaves the leftmost number that isn't 0, `~` the first two, a plain one all that are given."""
+    """The end of a range: `^` keeps the leftmost number that is not 0, `~` the first two, a plain one all that are given."""
     if kind == "^":
         keep = next((at for at, part in enumerate(given) if part), len(given) - 1) + 1
     elif kind == "~":
@@ -82,7 +82,7 @@ def _pre(text: str | None) -> _Pre:
 
 
 def highest(tags: list[str], wanted: Range) -> list[str]:
-    """The tags of the highest version in a range: several where one version is written in two ways, none where none is."""
+    """The tags of the highest version in a range: several if one version has two spellings, none if none is in it."""
     found = [(version, tag) for tag in tags if (version := parse(tag)) and version in wanted]
     top = max((version for version, _ in found), default=None)
     return [tag for version, tag in found if version == top]

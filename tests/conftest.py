@@ -20,7 +20,7 @@ from tests.support import forked, llama_cpp_scripts
 pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
-# What takes commands long to import: any that derives facts; those that train and evaluate.
+# What takes commands long to import: any that derives a manifest; those that train and evaluate.
 CHECKING = ("jsonschema.validators", "rfc3339_validator")
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 

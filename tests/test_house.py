@@ -11,9 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Rooms whose errors still speak of options of the command line. To be emptied.
 _SPEAK_OF_OPTIONS = (
-    "adapterhub/analysis", "adapterhub/bases", "adapterhub/check", "adapterhub/index", "adapterhub/maintenance",
-    "adapterhub/manifest", "adapterhub/merge", "adapterhub/project", "adapterhub/registry", "adapterhub/remotes",
-    "adapterhub/store", "adapterhub/train", "adapterhub/ref.py", "adapterhub/semver.py", "adapterhub/user_files.py",
+    "adapterhub/bases", "adapterhub/check", "adapterhub/project", "adapterhub/remotes", "adapterhub/user_files.py",
     "converters/adapterhub_converters",
 )  # fmt: skip
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
@@ -41,3 +39,61 @@ def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> Non
     strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     found = [f"{path}:{node.lineno}: {node.value}" for node in strings if node not in documented and _OPTION.search(node.value)]
     assert found == []
+
+
+def _module(path: Path) -> str:
+    root = "converters/" if path.parts[0] == "converters" else "schemas/" if path.parts[0] == "schemas" else ""
+    return ".".join(path.with_suffix("").parts[bool(root) :]).removesuffix(".__init__")
+
+
+def _imported(path: Path, known: set[str]) -> set[str]:
+    """The modules of ours that a module imports anywhere, in its functions too, but not for type checking alone."""
+    me, tree = _module(path), ast.parse((ROOT / path).read_text())
+    package = me if path.name == "__init__.py" else me.rpartition(".")[0]
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {inner for node in typing for inner in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in skipped:
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            found |= {name if (name := f"{base}.{alias.name}") in known else base for alias in node.names}
+        elif isinstance(node, ast.Import) and node not in skipped:
+            found |= {alias.name for alias in node.names}
+    return (found & known) - {me}
+
+
+def test_no_imports_go_in_a_circle_not_in_functions_either() -> None:
+    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
+    modules = {_module(path.relative_to(ROOT)): path.relative_to(ROOT) for path in paths}
+    graph = {module: _imported(path, set(modules)) for module, path in modules.items()}
+    circles = [" -> ".join(circle) for circle in _circles(graph)]
+    assert circles == []
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach each other (Tarjan, 1972), of more than one module."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return found

@@ -50,15 +50,15 @@ def test_any_text_is_a_ref_or_a_one_line_error(text: str) -> None:
         ("team/sql:", "'' is not a tag"),
         ("team/sql:a/b", "is not a tag"),
         ("team/sql:..", "is not a tag"),
-        ("team/sql:v0", "is not a running number"),
-        ("team/sql:v01", "is not a running number"),
+        ("team/sql:v0", "is not a version number"),
+        ("team/sql:v01", "is not a version number"),
         ("team/sql:^1.x", "'^1.x' is not a range of versions. Write it like ^1.2 or ~1.2.3"),
         ("team/sql:~01", "is not a range"),
         ("team/sql:^1.2-rc.1", "is not a range"),
         ("team/sql:>=1.2", "is not a tag"),
         ("team/sql@sha256:123", "is not a digest"),
         ("team/sql@md5:" + "0" * 32, "is not a digest"),
-        ("team/sql:a@sha256:123456", "a tag and a digest at once"),
+        ("team/sql:a@sha256:123456", "both a tag and a digest"),
     ],
 )
 def test_refused_refs(text: str, says: str) -> None:
@@ -72,5 +72,5 @@ def test_a_digest_may_be_short_and_without_its_algorithm() -> None:
 
 
 def test_running_numbers_are_not_set_by_hand() -> None:
-    with pytest.raises(RefError, match="v3 is a running number; a push allots it"):
+    with pytest.raises(RefError, match="v3 is a version number, which a push assigns"):
         parse_tag("v3", "team/sql")

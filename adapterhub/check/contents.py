@@ -18,6 +18,7 @@ import numpy as np
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.adapter_files import adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
@@ -183,15 +184,16 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
         NotFoundError: There is no adapter at `path`.
     """
     problems = list(_pickles(path))
+    given, path = path, adapter_in(path)
     try:
         if (text := peft.config_of(path)) is not None:
             return _peft(path, text, base), problems
-        path, kind = _sniff(path, pickle=any(problem.code == "pickle" for problem in problems))
+        kind = _sniff(path, given, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
         contents = _whole(path, kind, base)
     except AdapterhubError as error:
-        if isinstance(error, NotFoundError) and error.where == str(path):
+        if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
         problem = unreadable_file(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
@@ -201,18 +203,17 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     return contents, problems
 
 
-def _sniff(path: Path, *, pickle: bool) -> tuple[Path, str | None]:
-    """The file or folder to read, and its format; None where it has only pickles."""
+def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
+    """The format of an adapter that is not PEFT's; None where there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
-        own = convert.lone_file(path)
-        return own, convert.sniff(own)
+        return convert.sniff(path)
     except FormatError as error:
         if pickle:
-            return path, None
-        if path.is_dir() and not (path / peft.CONFIG).exists():
-            raise NotFoundError(str(path), error.what) from error
+            return None
+        if given.is_dir() and not (given / peft.CONFIG).exists():
+            raise NotFoundError(str(given), error.what) from error
         raise
 
 
@@ -233,9 +234,9 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
 def _pickles(path: Path) -> Iterator[Problem]:
     if not path.is_dir():
         return
-    safe = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+    safe = any(is_weights(item.name) for item in path.iterdir())
     for item in sorted(path.iterdir()):
-        if item.suffix in (".bin", ".pt", ".pth", ".pkl") and item.name.startswith(("adapter", "pytorch_model")):
+        if is_pickle_name(item.name) and item.name.startswith(("adapter", "pytorch_model")):
             if safe:
                 yield Problem("stray-pickle", item.name, "", "a pickle can run code when it is loaded", "Delete it")
             else:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, BaseInfo
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
 
 from .contents import Contents
 from .report import Problem
 
-FILE = "adapter.json"
 # Shapes settle these, and a GGUF base may lack them.
 _SHAPES = {
     "vocab_size",
@@ -29,25 +29,25 @@ _SHAPES = {
 
 def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Differences between a base and the one that the adapter's manifest pins."""
-    document = describe.read_facts(folder_of(contents))
-    pinned = (document or {}).get("base")
-    yield from _name(contents, base, pinned if isinstance(pinned, Mapping) else {})
-    if not isinstance(pinned, Mapping) or not pinned.get("fingerprint"):
+    manifest = AdapterManifest.read(folder_of(contents))
+    pinned = manifest.base if manifest else BaseInfo()
+    yield from _name(contents, base, pinned)
+    if not pinned.fingerprint:
         what = "adapter.json pins no base; identity was not compared"
-        yield Problem("unpinned", FILE, "base", what, "Publish it with its base")
+        yield Problem("unpinned", ADAPTER_JSON, "base", what, "Publish it with its base")
         return
-    if base.fingerprint and pinned["fingerprint"] != base.fingerprint:
-        what = f"trained on {_short(pinned['fingerprint'])}, this base is {_short(base.fingerprint)}"
+    if base.fingerprint and pinned.fingerprint != base.fingerprint:
+        what = f"trained on {_short(pinned.fingerprint)}, this base is {_short(base.fingerprint)}"
         hint = "Use the base it was trained on, or train again"
-        yield Problem("base-differs", FILE, "base.fingerprint", what, hint, pinned["fingerprint"], base.fingerprint)
-    for code, key, digest in (
-        ("tokenizer-differs", "tokenizer_digest", base.tokenizer_digest),
-        ("template-differs", "chat_template_digest", base.chat_template_digest),
+        yield Problem("base-differs", ADAPTER_JSON, "base.fingerprint", what, hint, pinned.fingerprint, base.fingerprint)
+    for code, key, was, here in (
+        ("tokenizer-differs", "tokenizer_digest", pinned.tokenizer_digest, base.tokenizer_digest),
+        ("template-differs", "chat_template_digest", pinned.chat_template_digest, base.chat_template_digest),
     ):
-        if pinned.get(key) and digest and pinned[key] != digest:
-            what = f"trained with {_short(pinned[key])}, here {_short(digest)}"
-            yield Problem(code, FILE, f"base.{key}", what, "", str(pinned[key]), str(digest))
-    yield from _numbers(pinned.get("config") or {}, base.config)
+        if was and here and was != here:
+            what = f"trained with {_short(was)}, here {_short(here)}"
+            yield Problem(code, ADAPTER_JSON, f"base.{key}", what, "", was, here)
+    yield from _numbers(pinned.config, base.config)
 
 
 def folder_of(contents: Contents) -> Path:
@@ -58,17 +58,17 @@ def folder_of(contents: Contents) -> Path:
 def changed_files(contents: Contents) -> Iterator[Problem]:
     """Files whose bytes are not those that adapter.json names."""
     folder = folder_of(contents)
-    document = describe.read_facts(folder)
-    for entry in (document or {}).get("files", []):
-        path = folder / entry["path"]
-        if entry["path"] == describe.DECLARED:
+    manifest = AdapterManifest.read(folder)
+    for entry in manifest.files if manifest else ():
+        path = folder / entry.path
+        if entry.path == ADAPTER_TOML:
             continue
         if not path.is_file():
-            yield Problem("files-changed", entry["path"], "", "adapter.json names it, but it is missing")
-        elif path.stat().st_size != entry["size"] or contents.digest(path) != entry["digest"]:
-            what = f"adapter.json names {_short(entry['digest'])} with {entry['size']} bytes; this is another file"
+            yield Problem("files-changed", entry.path, "", "adapter.json names it, but it is missing")
+        elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
+            what = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
             yield Problem(
-                "files-changed", entry["path"], "", what, "Fetch it again; after an edit of your own, delete adapter.json"
+                "files-changed", entry.path, "", what, "Fetch it again; after an edit of your own, delete adapter.json"
             )
 
 
@@ -76,7 +76,7 @@ def _numbers(pinned: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Pro
     for key in sorted(set(pinned) & set(here) - _SHAPES):
         if not _same(pinned[key], here[key]):
             what = f"trained with {pinned[key]}, here {here[key]}"
-            yield Problem("numerics-differ", FILE, f"base.config.{key}", what, "", str(pinned[key]), str(here[key]))
+            yield Problem("numerics-differ", ADAPTER_JSON, f"base.config.{key}", what, "", str(pinned[key]), str(here[key]))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -86,8 +86,8 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _name(contents: Contents, base: BaseSpec, pinned: Mapping[str, Any]) -> Iterator[Problem]:
-    trained = pinned.get("repo") or contents.config.get("base_model_name_or_path")
+def _name(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
+    trained = pinned.repo or contents.config.get("base_model_name_or_path")
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
         what = f"trained on {trained}, but this base is named {base.repo}"
         yield Problem("base-name-differs", "", base.where, what, "", trained, base.repo)

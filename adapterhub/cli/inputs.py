@@ -20,7 +20,7 @@ from .options import Settings
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Parent
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
     from adapterhub_converters.bases import BaseSpec
 
 
@@ -46,8 +46,8 @@ class Source:
 @contextmanager
 def opened(text: str, settings: Settings) -> Iterator[Source]:
     """The adapter that `text` names, until the context ends; bytes from a registry are verified on the way."""
-    from adapterhub.manifest.package_files import adapter_in
     from adapterhub.remotes.location import is_address
+    from adapterhub_converters.adapter_files import adapter_in
 
     if is_address(text):
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -60,11 +60,10 @@ def opened(text: str, settings: Settings) -> Iterator[Source]:
         path = existing(text) if path is None else path
         yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
         return
-    from adapterhub.registry import export
 
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
-        version = export.pull(registry, ref, folder)
+        version = registry.pull(ref, folder)
         output.deprecated(str(version.ref), version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
@@ -103,12 +102,12 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
     return recipe.Parent(source.folder, source.path, digest, None, weight)
 
 
-def given(source: Source) -> Given:
+def given(source: Source) -> InitialAdapter:
     """What a training starts from or an evaluation measures."""
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
 
     made = parent(source)
-    return Given(made.path, made.folder, made.digest, source.where, made.ref)
+    return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)
 
 
 def place(path: Path, target: Path) -> None:
@@ -205,7 +204,7 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
 
 def base_name(text: str, settings: Settings) -> str | None:
     """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.lower().startswith(_ADDRESSES):
         return None
@@ -214,7 +213,7 @@ def base_name(text: str, settings: Settings) -> str | None:
     path = Path(text)
     there = path.exists() or path.is_symlink()
     try:
-        parse_base_name(name, text)
+        parse_document_name(name, text)
     except UsageError:
         if explicit and not there:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .options import Settings
 from .views import merged
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
     from adapterhub.merge import MergeReport
     from adapterhub.ref import Ref
 
@@ -67,7 +68,7 @@ def into_adapter(
     base = _common_base(found)
     parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
-    def make(out: Path) -> tuple[MergeReport, Mapping[str, Any]]:
+    def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with count_bar("merging") as progress:
             return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
 
@@ -82,20 +83,20 @@ def into_adapter(
     where = str(version.ref if version else target)
     if plot:
         merge_plot.draw(report, Path(plot), title=where)
-    document = merged.document(where, version, report, made["parents"])
+    document = merged.document(where, version, report, made.to_dict()["parents"])
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(merged.lines(where, made, report))))
 
 
-def _common_base(found: Sequence[inputs.Source]) -> dict[str, Any] | None:
-    """The base that the adapters were trained on, by what their facts pin; RefusedError when they pin two."""
-    from adapterhub.manifest import describe
+def _common_base(found: Sequence[inputs.Source]) -> BaseInfo | None:
+    """The base that the adapters' manifests pin; RefusedError when they pin two."""
+    from adapterhub.manifest.document import AdapterManifest
 
-    pinned: dict[str, dict[str, Any]] = {}
+    pinned: dict[str, BaseInfo] = {}
     for source in found:
-        document = describe.read_facts(source.folder)
-        if document and document["base"].get("fingerprint"):
-            pinned.setdefault(document["base"]["fingerprint"], document["base"])
+        manifest = AdapterManifest.read(source.folder)
+        if manifest and manifest.base.fingerprint:
+            pinned.setdefault(manifest.base.fingerprint, manifest.base)
     if len(pinned) > 1:
-        names = " and ".join(str(base.get("repo") or fingerprint[:19]) for fingerprint, base in pinned.items())
+        names = " and ".join(base.repo or fingerprint[:19] for fingerprint, base in pinned.items())
         raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
     return next(iter(pinned.values()), None)

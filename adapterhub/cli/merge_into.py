@@ -44,13 +44,14 @@ def run(
     into: Mapping[str, Any],
 ) -> None:
     """Merge into a base, or say what would be; `places` are the base and what to write."""
-    from adapterhub.merge import prepared
-    from adapterhub_converters import bases
+    from adapterhub.merge import prepared, read_base
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import convert
 
     base, out = inputs.weights(places[0], settings), Path(places[1])
-    asked = _asked(found, weights, base, into)
+    model = read_base(base)
+    spec = model.spec
+    asked = _asked(found, weights, base, spec, into)
     if base.is_dir() and not into["recipe_only"] and base.resolve() in out.resolve().parents:
         raise UsageError(str(out), f"lies in the base, {places[0]}, which would not be the same any more", "Name another place")
     if into["no_digest"] and not into["recipe_only"]:
@@ -58,9 +59,8 @@ def run(
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)))
-    spec = bases.read_base(base)
     adapters = [convert.read(source.path, base=spec) for source in found]
-    merge = prepared(list(zip(adapters, weights, strict=True)), base, asked, gguf=gguf)
+    merge = prepared(list(zip(adapters, weights, strict=True)), model, asked, gguf=gguf)
     warnings = (*_of_other_bases(found, spec, places[0]), *merge.report.warnings)
     for warning in warnings:
         output.say(output.one_line(f"warning: {warning}"))
@@ -76,14 +76,15 @@ def run(
 
 
 def _of_other_bases(found: Sequence[inputs.Source], spec: BaseSpec, typed: str) -> list[str]:
-    """A line for each adapter whose facts pin a base of other names or shapes; a fine-tune of its base has the same."""
-    from adapterhub.manifest import describe
+    """A line for each adapter whose manifest pins a base of other names or shapes; a fine-tune of its base has the same."""
+    from adapterhub.manifest.document import AdapterManifest
 
     lines = []
     for source in found:
-        pinned = (describe.read_facts(source.folder) or {"base": {}})["base"]
-        if spec.fingerprint and pinned.get("fingerprint") not in (None, spec.fingerprint):
-            trained_on = pinned.get("repo") or f"the base {pinned['fingerprint'][:19]}"
+        manifest = AdapterManifest.read(source.folder)
+        pinned = manifest.base.fingerprint if manifest else None
+        if manifest and spec.fingerprint and pinned not in (None, spec.fingerprint):
+            trained_on = manifest.base.repo or f"the base {str(pinned)[:19]}"
             lines.append(
                 f"{source.where} was trained on {trained_on}, and {typed} has tensors of other names or shapes. "
                 f"`adapterhub validate {source.where} --base {typed}` says more"
@@ -91,7 +92,9 @@ def _of_other_bases(found: Sequence[inputs.Source], spec: BaseSpec, typed: str) 
     return lines
 
 
-def _asked(found: Sequence[inputs.Source], weights: Sequence[float], base: Path, into: Mapping[str, Any]) -> Options:
+def _asked(
+    found: Sequence[inputs.Source], weights: Sequence[float], base: Path, spec: BaseSpec, into: Mapping[str, Any]
+) -> Options:
     from adapterhub.merge import Options
 
     size = into["shard_size"]
@@ -103,7 +106,7 @@ def _asked(found: Sequence[inputs.Source], weights: Sequence[float], base: Path,
         as_trained=into["onto"] == "as-trained",
         trained_in=trained_in(found),
         force=into["force"],
-        lineage=_lineage(found, weights, base),
+        lineage=_lineage(found, weights, base, spec),
     )
 
 
@@ -117,17 +120,14 @@ def _bytes(text: str) -> int:
 
 
 def trained_in(found: Sequence[inputs.Source]) -> str | None:
-    """The quantization that all adapters saw in training, by their facts; None when none or more than one is recorded."""
-    from adapterhub.manifest import describe
+    """The quantization that all adapters saw in training, by their manifests; None when none or more than one is recorded."""
+    from adapterhub.manifest.document import AdapterManifest
 
-    said = {(describe.read_facts(source.folder) or {"base": {}})["base"].get("quantization") for source in found}
+    said = {manifest.base.quantization if (manifest := AdapterManifest.read(source.folder)) else None for source in found}
     return said.pop() if len(said) == 1 else None
 
 
-def _lineage(found: Sequence[inputs.Source], weights: Sequence[float], base: Path) -> dict[str, Any]:
-    from adapterhub_converters.bases import read_base
-
-    spec = read_base(base)
+def _lineage(found: Sequence[inputs.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
     parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
     known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
     return {

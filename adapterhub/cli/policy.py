@@ -21,7 +21,7 @@ def allowed(name: str) -> None:
 
 def fits(source: Source, reference: str, where: str) -> None:
     """RefusedError when a version of `source` isn't what the project asks."""
-    if (rules := environment.policy()) and rules.asks_facts:
+    if (rules := environment.policy()) and rules.needs_manifest:
         from adapterhub.remotes import policy
 
         policy.check(rules, source, reference, where)
@@ -29,7 +29,7 @@ def fits(source: Source, reference: str, where: str) -> None:
 
 def folder_fits(folder: Path, where: str) -> None:
     """`fits`, of an adapter's own folder."""
-    if (rules := environment.policy()) and rules.asks_facts:
+    if (rules := environment.policy()) and rules.needs_manifest:
         from adapterhub.remotes.folders import AdapterFolder
 
         fits(AdapterFolder(folder), "latest", where)
@@ -43,6 +43,6 @@ def ref_fits(settings: Settings, text: str) -> None:
 
         ref = Ref.parse(text)
         allowed(ref.name)
-        if rules.asks_facts:
+        if rules.needs_manifest:
             with environment.open_registry(settings) as registry:
                 fits(Local(registry, ref.name), registry.resolve(ref).digest, text)

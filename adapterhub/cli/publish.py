@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -235,15 +236,16 @@ def _pinned(folder: Path, base: BaseSpec | None) -> Iterator[Path]:
         yield folder
         return
     from adapterhub.manifest import describe
+    from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.package_files import listing
+    from adapterhub_converters.adapter_files import ADAPTER_JSON
 
-    document = describe.read_facts(folder) or describe.describe(folder)
-    pinned = describe.describe(folder, base=base)["base"]
-    document["base"] = {**pinned, **{key: value for key, value in document["base"].items() if value}}
+    manifest = AdapterManifest.read(folder) or describe.describe(folder)
+    pinned = describe.describe(folder, base=base).base
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         for path in listing(folder).files:
-            if path != describe.NAME:
+            if path != ADAPTER_JSON:
                 (Path(temporary) / path).parent.mkdir(parents=True, exist_ok=True)
                 inputs.place(folder / path, Path(temporary) / path)
-        describe.write_facts(Path(temporary), document)
+        dataclasses.replace(manifest, base=manifest.base.filled_from(pinned)).write(Path(temporary))
         yield Path(temporary)

@@ -32,7 +32,6 @@ class Place(NamedTuple):
 def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, digest: bool) -> None:
     """Write the recipe of a merge, having run it once into a temporary place for the digests of its files."""
     from adapterhub.registry import merge_recipe, merge_recipes
-    from adapterhub_converters import bases
     from adapterhub_converters.containers import atomic, json_file
 
     name = _name(place.out)
@@ -48,12 +47,10 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
         beside = registry.root / name if name else Path(place.out)
         with atomic.beside(beside) as temporary:
             made = ran(merge, temporary / "model") if digest else None
-            found = merge_recipe.document(
-                place.base, bases.read_base(place.base), place.typed, options, made, single=merge.single
-            )
+            found = merge_recipe.document(place.base, merge.base.spec, place.typed, options, made, single=merge.single)
         raw = merge_recipe.dump(found)
         if name:
-            merge_recipes.keep(registry, name, found)
+            merge_recipes.store(registry, name, found)
         else:
             with atomic.whole(beside, folder=False) as inside:
                 json_file.write_text(inside, raw.decode())
@@ -66,12 +63,12 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
 
 def _name(text: str) -> str | None:
     """The name in the registry that OUT is; None for a file."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.endswith(".json"):
         return None
     try:
-        return parse_base_name(text, text)
+        return parse_document_name(text, text)
     except UsageError as error:
         hint = f"Write {text}.json, or one word for a name in the registry"
         raise UsageError(text, "a recipe is a .json file, or has a name of one word", hint) from error

@@ -54,7 +54,7 @@ def downloaded(remote: Source, reference: str, target: Path, host: str) -> tuple
     there: list[bool] = []
     with bytes_bar(f"pulling from {host}") as show:
         made = folders.download(Unpacked(remote), reference, target, show, found=lambda: there.append(True), **how())
-    if made.facts is None:
+    if made.adapter_json is None:
         output.say("there was no adapter.json: it was derived from the files")
     return made, not there
 

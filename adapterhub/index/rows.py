@@ -1,7 +1,7 @@
-"""What the index keeps of one version: columns to list it by, words and facets to find it by, and its files.
+"""The row of a version in registry.db: columns for lists, words and facets for search, and its files.
 
-All of it comes from the version's own blobs: its manifest, its adapter.json and its model card. A manifest from elsewhere
-may hold documents that were never checked, so whatever isn't what it should be is left out, and hides nothing else.
+All of it comes from the version's own blobs: manifest, adapter.json and model card. A manifest from another registry may refer
+to documents that were never checked, so a value of the wrong type is left out, without affecting the others.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import card, oci_manifest
 from adapterhub.manifest.card import Card
-from adapterhub.manifest.document import upgrade
+from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
-from adapterhub.store.tensor_digests import is_weights
+from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import AdapterhubError
 
 COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,
 }  # fmt: skip
-# Kind of facet to the keys of a card's front matter that say it too.
+# Kind of facet to the keys of a model card's front matter with the same meaning.
 CARD_FACETS = {
     "base": ("base_model",), "license": ("license", "license_name"), "language": ("language", "languages"), "tag": ("tags",),
     "task": ("pipeline_tag",), "dataset": ("datasets",),
@@ -35,15 +34,17 @@ CARD_FACETS = {
 
 @dataclass(frozen=True)
 class Extract:
-    """What is kept of a version.
+    """The indexed data of a version.
 
     Attributes:
-        columns: In the order of COLUMNS; None for what isn't known.
-        parents: Refs of the adapters it was made from, or their digests.
+        columns: In the order of COLUMNS; None for an unknown value.
+        parents: Refs of the adapters it was made from; digests where no ref was recorded.
         parent_digests: Digests of these.
-        facets: Kind and value, each once.
-        metrics: What was measured at the end of its training.
+        facets: Kind and value, each pair once.
+        metrics: Metrics at the end of its training.
         files: Path, digest and size in bytes.
+        title: Name in adapter.json and title of the model card.
+        prose: Text of the model card.
     """
 
     columns: tuple[object, ...] = (None,) * len(COLUMNS)
@@ -57,40 +58,48 @@ class Extract:
 
     @property
     def description(self) -> str:
-        """What its owner says of it."""
+        """The description in adapter.json."""
         return str(self.columns[-1] or "")
 
     @property
     def weights(self) -> tuple[Digest, ...]:
-        """The files that have tensors."""
+        """Digests of the files of weights."""
         return tuple(digest for path, digest, _ in self.files if is_weights(path))
 
     @property
     def words(self) -> str:
-        """The facets as text, so that words find them too."""
+        """The facets as text, so that a search by words finds them."""
         return " ".join(value for kind, value in self.facets if kind != "base-name")
 
 
 def read(store: Store, digest: Digest) -> Extract:
-    """What to keep of the version whose manifest is `digest`."""
+    """Read the indexed data of the version with manifest `digest`; empty if that cannot be read."""
     try:
         made = oci_manifest.parse(store.read_document(digest), digest)
-        facts = upgrade(oci_manifest.parse_json(store.read_document(made.facts.digest), digest)) if made.facts else {}
+        manifest = adapter_manifest(store, made) or AdapterManifest.salvage({})
     except AdapterhubError:
         return Extract()
-    base, training = _table(facts, "base"), _table(facts, "training")
     told = _card(store, made)
-    values = {**facts, "size": made.size, "base": base.get("repo"), "revision": base.get("revision")}
+    values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
+    values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
     return Extract(
-        tuple(_column(values.get(key), kind) for key, kind in COLUMNS.items()),
-        tuple(_text(parent.get("ref")) or _text(parent.get("digest")) for parent in _parents(facts)),
-        tuple(dict.fromkeys(_text(parent.get("digest")) for parent in _parents(facts))),
-        tuple(sorted(set(_facets(facts, base, training, told)))),
-        dict(_metrics(training)),
+        tuple(_column(values[key] if key in values else getattr(manifest, key), kind) for key, kind in COLUMNS.items()),
+        tuple(_text(parent.ref) or _text(parent.digest) for parent in manifest.parents),
+        tuple(dict.fromkeys(_text(parent.digest) for parent in manifest.parents)),
+        tuple(sorted(set(_facets(manifest, told)))),
+        dict(_metrics(manifest.training)),
         tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
-        " ".join(filter(None, (_text(facts.get("name")), _text(told.title)))),
+        " ".join(filter(None, (_text(manifest.name), _text(told.title)))),
         _text(told.prose),
     )
+
+
+def adapter_manifest(store: Store, made: Manifest) -> AdapterManifest | None:
+    """What can be used of a version's adapter.json, which may never have been checked; None if it has none."""
+    layer = made.adapter_json
+    if layer is None:
+        return None
+    return AdapterManifest.salvage(oci_manifest.parse_json(store.read_document(layer.digest), layer.digest))
 
 
 def _card(store: Store, made: Manifest) -> Card:
@@ -102,23 +111,22 @@ def _card(store: Store, made: Manifest) -> Card:
     return Card()
 
 
-def _facets(
-    facts: Mapping[str, Any], base: Mapping[str, Any], training: Mapping[str, Any], told: Card
-) -> Iterator[tuple[str, str]]:
-    found = {
-        "base": [base.get("repo")],
-        "model_type": [base.get("model_type")],
-        "architecture": [base.get("architecture")],
-        "method": [facts.get("method")],
-        "task": [facts.get("task")],
-        "format": [facts.get("format")],
-        "dtype": [facts.get("dtype")],
-        "license": [facts.get("license")],
-        "target": _list(facts, "targets"),
-        "dataset": [item.get("name") for item in _list(training, "data") if isinstance(item, dict)],
+def _facets(manifest: AdapterManifest, told: Card) -> Iterator[tuple[str, str]]:
+    base, training = manifest.base, manifest.training
+    found: dict[str, list[str | None]] = {
+        "base": [base.repo],
+        "model_type": [base.model_type],
+        "architecture": [base.architecture],
+        "method": [manifest.method],
+        "task": [manifest.task],
+        "format": [manifest.format],
+        "dtype": [manifest.dtype],
+        "license": [manifest.license],
+        "target": list(manifest.targets),
+        "dataset": [item.name for item in (training.data if training else None) or ()],
     }
     for kind, keys in CARD_FACETS.items():
-        # What a card says counts where adapter.json says nothing: the owner may have declared something newer.
+        # The card fills in what adapter.json lacks; where both have a value, the declared one may be newer.
         if not any(found.get(kind, ())):
             found[kind] = list(told.values(*keys))
     for kind, values in found.items():
@@ -129,40 +137,26 @@ def _facets(
                     yield "base-name", value.rpartition("/")[2]
 
 
-def _parents(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [parent for parent in _list(facts, "parents") if isinstance(parent, dict)]
-
-
-def _metrics(training: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in _table(training, "metrics").items():
+def _metrics(training: Training | None) -> Iterator[tuple[str, float]]:
+    for name, value in ((training.metrics if training else None) or {}).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value):
             yield _text(name), float(value)
 
 
-def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = document.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _list(document: Mapping[str, Any], key: str) -> list[Any]:
-    value = document.get(key)
-    return value if isinstance(value, list) else []
-
-
 def _text(value: object) -> str:
-    """Text that SQLite can hold, in the NOCASE columns too; empty for anything else."""
+    """Return text in a form that SQLite can store, in NOCASE columns too; empty for another type."""
     return value.encode(errors="replace").decode().replace("\0", " ") if isinstance(value, str) else ""
 
 
 def _column(value: object, kind: type) -> object:
-    """`value` if SQLite can hold it in a column of that kind, else None."""
+    """Return `value` if SQLite can store it in a column of that type, else None."""
     if isinstance(value, str):
-        return value if kind is str and value.encode(errors="replace").decode() == value else None
+        return value if kind is str and value and value.encode(errors="replace").decode() == value else None
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
         return None
     return value if kind is not str and abs(value) < 2**63 else None
 
 
 def dump_parents(found: Extract) -> str:
-    """Parents as the column of `versions` holds them."""
+    """Return the parents as the column of `versions` stores them."""
     return json.dumps(found.parents)

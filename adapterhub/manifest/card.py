@@ -1,7 +1,7 @@
-"""A model card: the README beside an adapter, its front matter and its prose.
+"""Model cards: the README of an adapter, its front matter and its prose.
 
-The front matter is YAML (Hugging Face's docs, "Model Cards"); what cards use of it is read here: `key: value`, `key: [a, b]`
-and lists of `- value` lines. Anything else in it is passed over: this feeds a search, and nothing is decided by it.
+The front matter is YAML (Hugging Face's docs, "Model Cards"). Of YAML only the forms that cards use are parsed: `key: value`,
+`key: [a, b]` and lists of `- value` lines. Anything else is skipped: this feeds a search, and nothing is decided by it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, field
 
 NAMES = ("readme.md", "model_card.md")
-MAX_BYTES = 1 << 20  # a card beyond this isn't read
-MAX_PROSE = 32_768  # characters of it that are searched
+MAX_BYTES = 1 << 20  # a larger card is not read
+MAX_PROSE = 32_768  # characters that are searched
 _MAX_VALUES, _MAX_VALUE = 100, 200
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?:\s+(.*))?$")
 
@@ -24,7 +24,7 @@ class Card:
     prose: str = ""
 
     def values(self, *keys: str) -> tuple[str, ...]:
-        """What the card says under any of these keys."""
+        """The values under any of these keys."""
         return tuple(value for key in keys for value in self.fields.get(key, ()))
 
     @property
@@ -35,7 +35,7 @@ class Card:
 
 
 def parse(text: str) -> Card:
-    """The card that a README is; any text is one."""
+    """Parse the text of a README; any text is a card."""
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return Card(prose=text[:MAX_PROSE])
@@ -61,7 +61,7 @@ def _front_matter(lines: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _scalar(text: str) -> str:
-    """A plain or quoted value; empty for one that says nothing, and for maps and blocks."""
+    """A plain or quoted value; empty for null, maps and blocks."""
     text = text.strip()
     if text[:1] in ("'", '"') and text[-1:] == text[0] and len(text) > 1:
         return text[1:-1][:_MAX_VALUE]

@@ -1,19 +1,20 @@
-"""adapter.json: the facts of an adapter, derived from its own files and from what its owner declares.
+"""Derive an `AdapterManifest` from an adapter's own files and from what its owner declares.
 
-A pure function of a folder: no clock, host or tool version. What was recorded once (a training, the parents of a
-merge) rides along; what can be derived is derived, and a document that contradicts the files beside it is refused.
-Shapes come from the header of the weights, so that 200 MB of weights need no 200 MB of memory.
+A pure function of a folder: no clock, host or tool version. Records that cannot be derived (a training, the parents of a
+merge) are taken over from the adapter.json in the folder, which is refused if it contradicts the files next to it. Shapes come
+from the header of the weights, so that 200 MB of weights need no 200 MB of memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import difflib
 import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +22,18 @@ import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import peft
 
-from .document import SCHEMA_ID, SCHEMA_VERSION, upgrade
+from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .package_files import listing
 
 if TYPE_CHECKING:
+    from adapterhub_converters.adapter import Delta
     from adapterhub_converters.bases import BaseSpec
 
-NAME = "adapter.json"
-DECLARED = "adapter.toml"
-
-Facts = dict[str, Any]
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
 Seen = tuple[str, Adapter]
@@ -42,133 +41,118 @@ Seen = tuple[str, Adapter]
 
 _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
+DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format")
+"""Fields of a manifest that follow from the weights."""
 
 
 def describe(
     folder: Path,
     *,
     base: BaseSpec | None = None,
-    training: Mapping[str, Any] | None = None,
-    parents: Sequence[Mapping[str, Any]] = (),
-    recipe: Mapping[str, Any] | None = None,
+    training: Training | None = None,
+    parents: Sequence[Parent] = (),
+    recipe: Recipe | None = None,
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
     seen: Seen | None = None,
-) -> Facts:
-    """The facts of the adapter in `folder`; an adapter.json in it is ignored.
+) -> AdapterManifest:
+    """The manifest of the adapter in `folder`; an adapter.json in it is ignored.
 
     Args:
-        folder: One adapter in any format that is read.
+        folder: One adapter in any format that can be read.
         base: The base it was trained on, if it is at hand.
-        training: What the trainer recorded, under the names of the schema.
+        training: The trainer's record.
         parents: The adapters it was made from.
-        recipe: How, under the names of the schema.
-        declared: What adapter.toml would say; None to read that file.
-        files: Digests and sizes of the folder's files, where the caller has them already.
-        seen: What `look` said of the folder, likewise.
+        recipe: How it was made from them.
+        declared: The content of adapter.toml; None to read that file.
+        files: Digests and sizes of the folder's files, if the caller has them already.
+        seen: The result of `look`, likewise.
+
+    Raises:
+        UsageError: adapter.toml is malformed, or a value is not one that JSON can hold.
+        FormatError: A declared value is not of the type that the schema requires.
     """
     adapter_format, adapter = seen or look(folder)
-    facts = {
-        "$schema": SCHEMA_ID,
-        "schema_version": SCHEMA_VERSION,
-        "name": None,
-        "base": _base(adapter, base),
-        "task": adapter.meta.task_type,
+    found = AdapterManifest(
+        name=None,
+        base=_base(adapter, base),
+        task=adapter.meta.task_type,
         **_weights(adapter, adapter_format),
-        "files": _files(digests(folder) if files is None else files),
-        "license": None,
-        "description": None,
-        "training": dict(training) if training else None,
-        "parents": [dict(parent) for parent in parents],
-        **({"recipe": dict(recipe)} if recipe else {}),
-    }
-    facts = _overlay(facts, read_declared(folder) if declared is None else declared, f"{folder}/{DECLARED}")
-    return check(facts, f"{folder}/{NAME}")
+        files=_entries(digests(folder) if files is None else files),
+        training=training,
+        parents=tuple(parents),
+        recipe=recipe,
+    )
+    return _declared(found, read_declared(folder) if declared is None else declared, folder)
 
 
-def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[Facts, bytes]:
-    """The facts to publish for `folder`, and the bytes of their document.
+def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[AdapterManifest, bytes]:
+    """The manifest to publish for `folder`, and the bytes of its document.
 
-    The adapter.json that lies there, byte for byte, if it is complete. Files and declarations it lacks are added to
-    it. One that contradicts the files is an IntegrityError: what it records belongs to other weights.
+    The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added. One that
+    contradicts the files is an IntegrityError: its records belong to other weights.
     """
     seen = seen or look(folder)
     files = digests(folder) if files is None else files
-    known = read_facts(folder)
+    known = AdapterManifest.read(folder)
     if known is None:
-        facts = describe(folder, files=files, seen=seen)
-        return facts, dump(facts)
-    where = f"{folder}/{NAME}"
-    _check_true(known, files, seen, where)
-    facts = _overlay({**known, "files": _files(files)}, read_declared(folder), f"{folder}/{DECLARED}")
-    if facts == known:
-        return known, json_file.read_text(folder / NAME).encode()
-    return check(facts, where), dump(facts)
+        found = describe(folder, files=files, seen=seen)
+        return found, found.dump()
+    _check_true(known, files, seen, f"{folder}/{ADAPTER_JSON}")
+    found = dataclasses.replace(known, files=_entries(files))
+    if declared := read_declared(folder):
+        found = _declared(found, declared, folder)
+    return found, json_file.read_text(folder / ADAPTER_JSON).encode() if found == known else found.dump()
 
 
-def _check_true(known: Facts, files: Files, seen: Seen, where: str) -> None:
+def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) -> None:
     hint = "Delete adapter.json to derive it anew; its training record goes with it"
-    # adapter.toml may be edited: what it says is merged in again.
-    for entry in known["files"]:
-        if entry["path"] != DECLARED and files.get(entry["path"]) != (entry["digest"], entry["size"]):
-            kind = "has changed since" if entry["path"] in files else "is gone"
-            raise IntegrityError(where, f"{entry['path']} {kind}, so these are not the facts of this folder", hint)
+    # adapter.toml may be edited: its declarations are merged in again.
+    for entry in known.files:
+        if entry.path != ADAPTER_TOML and files.get(entry.path) != (entry.digest, entry.size):
+            kind = "has changed since" if entry.path in files else "is missing"
+            raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
     adapter_format, adapter = seen
     for key, value in _weights(adapter, adapter_format).items():
-        if known[key] != value:
-            raise IntegrityError(where, f'"{key}" is {_short(known[key])}, but the weights say {_short(value)}', hint)
+        if getattr(known, key) != value:
+            what = f'"{key}" is {_short(known.to_dict()[key])}, but the weights have {_short(value)}'
+            raise IntegrityError(where, what, hint)
 
 
 def _short(value: object) -> str:
-    return json.dumps(value)[:60]
+    return json.dumps(value, default=dataclasses.asdict)[:60]
 
 
 def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
-    """Path to digest and size of the adapter's files, adapter.json included; `more` is told how many bytes were read."""
+    """Path to digest and size of the adapter's files, adapter.json included; `more` is called with counts of bytes read."""
     return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in listing(folder).files}
 
 
-def _files(files: Files) -> list[dict[str, Any]]:
-    return [{"path": path, "digest": digest, "size": size} for path, (digest, size) in sorted(files.items()) if path != NAME]
+def _entries(files: Files) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry(path, *entry) for path, entry in sorted(files.items()) if path != ADAPTER_JSON)
 
 
-# ---- what the weights say
+# ---- derived from the weights
 
 
 def look(folder: Path) -> Seen:
-    """The format and the adapter of a folder; of a PEFT folder the shapes only, as its tensors are not looked at."""
+    """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     if peft.sniff(folder):
         return "peft", peft.read_shapes(folder)
-    return _look_whole(folder)
+    from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
-
-def look_whole(folder: Path) -> Adapter:
-    """The adapter of a folder, with the numbers in its tensors."""
-    return _look_whole(folder)[1]
-
-
-def _look_whole(folder: Path) -> Seen:
-    candidates = [folder, *sorted(folder.glob("*.gguf")), *sorted(folder.glob("*.safetensors"))]
-    from adapterhub_converters.formats import convert
-
-    # raw takes any file, so it is asked last, about one that is alone; it reads those that say their alpha.
-    known = {name: module for name, module in convert.FORMATS.items() if name != "raw"}
-    found = [(name, path) for path in candidates for name, module in known.items() if module.sniff(path)]
-    if not found and len(candidates) == 2 and convert.FORMATS["raw"].sniff(candidates[1]):
-        found = [("raw", candidates[1])]
-    if not found:
-        raise NotFoundError(
-            str(folder), f"no adapter in it: neither {peft.CONFIG} nor a file that is one", "Name an adapter's folder"
-        )
-    if len(found) > 1:
-        names = " and ".join(path.name for _, path in found[:2])
-        raise RefusedError(str(folder), f"{names} are two adapters", "Give each a folder of its own")
-    name, path = found[0]
+    path = adapter_in(folder)
+    try:
+        name = convert.sniff(path)
+    except FormatError as error:
+        what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
+        raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
     return name, convert.FORMATS[name].read(path)
 
 
 def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
-    r, alpha = _usual(adapter.deltas.values())
+    """The fields of DERIVED, by name."""
+    r, alpha = _most_common(adapter.deltas.values())
     names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
     dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
     return {
@@ -177,20 +161,20 @@ def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
         "alpha": alpha,
         "rslora": any(delta.rslora for delta in adapter.deltas.values()),
         "modules": {
-            target: {"r": delta.r, "alpha": _number(delta.alpha)}
+            target: ModuleShape(delta.r, _number(delta.alpha))
             for target, delta in sorted(adapter.deltas.items())
             if (delta.r, delta.alpha) != (r, alpha)
         },
-        "targets": sorted({target.rpartition(".")[2] for target in adapter.deltas}),
-        "replaced": sorted([*adapter.replaced, *adapter.rows, *adapter.copies]),
+        "targets": tuple(sorted({target.rpartition(".")[2] for target in adapter.deltas})),
+        "replaced": tuple(sorted([*adapter.replaced, *adapter.rows, *adapter.copies])),
         "dtype": names.pop() if len(names) == 1 else "mixed",
         "parameters": adapter.parameters,
         "format": adapter_format,
     }
 
 
-def _usual(deltas: Any) -> tuple[int | None, float | int | None]:
-    """The rank and alpha that most modules have together; of two as common, the larger."""
+def _most_common(deltas: Iterable[Delta]) -> tuple[int | None, float | int | None]:
+    """The rank and alpha that most modules share; of two equally common pairs, the larger."""
     counts: Counter[tuple[int, float]] = Counter((delta.r, delta.alpha) for delta in deltas)
     if not counts:
         return None, None
@@ -202,23 +186,26 @@ def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)
 
 
-# ---- what is said of it
+# ---- recorded and declared
 
 
-def _base(adapter: Adapter, spec: BaseSpec | None) -> dict[str, Any]:
+def _base(adapter: Adapter, spec: BaseSpec | None) -> BaseInfo:
     repo = _published(adapter.meta.base_model) or _published(spec.repo if spec else None)
-    return {
-        "repo": repo,
-        # A commit means nothing of a model with another name.
-        "revision": adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None),
-        "architecture": (spec.architecture or None) if spec else None,
-        "model_type": (spec.model_type or None) if spec else None,
-        "fingerprint": spec.fingerprint if spec else None,
-        "tokenizer_digest": spec.tokenizer_digest if spec else None,
-        "chat_template_digest": spec.chat_template_digest if spec else None,
-        "quantization": spec.quantization if spec else None,
-        "config": dict(spec.config) if spec else {},
-    }
+    # A commit says nothing about a model with another name.
+    revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
+    if spec is None:
+        return BaseInfo(repo, revision)
+    return BaseInfo(
+        repo=repo,
+        revision=revision,
+        architecture=spec.architecture or None,
+        model_type=spec.model_type or None,
+        fingerprint=spec.fingerprint,
+        tokenizer_digest=spec.tokenizer_digest,
+        chat_template_digest=spec.chat_template_digest,
+        quantization=spec.quantization,
+        config=dict(spec.config),
+    )
 
 
 def _published(name: str | None) -> str | None:
@@ -227,19 +214,19 @@ def _published(name: str | None) -> str | None:
 
 
 def read_declared(folder: Path) -> dict[str, Any]:
-    """What adapter.toml declares; an empty dict without one. A key that means nothing is a UsageError by name."""
-    where = f"{folder}/{DECLARED}"
+    """The content of adapter.toml; empty without one."""
+    where = f"{folder}/{ADAPTER_TOML}"
     try:
-        declared = tomllib.loads(json_file.read_text(folder / DECLARED))
+        return tomllib.loads(json_file.read_text(folder / ADAPTER_TOML))
     except NotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
         raise UsageError(where, f"not valid TOML ({error})") from error
-    return declared
 
 
-def _overlay(facts: Facts, declared: Mapping[str, Any], where: str) -> Facts:
-    """The facts with what is declared in place of what was derived or recorded."""
+def _declared(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
+    """`found` with declared values in place of derived or recorded ones, checked against the schema."""
+    where = f"{folder}/{ADAPTER_TOML}"
     training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"])
     _check_keys(declared, _DECLARABLE, "", where)
     base, training = declared.get("base", {}), declared.get("training", {})
@@ -247,78 +234,27 @@ def _overlay(facts: Facts, declared: Mapping[str, Any], where: str) -> Facts:
         if not isinstance(table, Mapping):
             raise UsageError(where, f"{name} is not a table", f"Write it as [{name}]")
         _check_keys(table, known, f"{name}.", where)
-    plain = {key: value for key, value in declared.items() if key not in ("base", "training")}
-    merged = {**facts, **plain, "base": {**facts["base"], **base}}
+    document = found.to_dict()
+    document |= {key: value for key, value in declared.items() if key not in ("base", "training")}
+    document["base"] |= base
     if training:
-        merged["training"] = _plain({**(facts["training"] or {}), **training})
-    return merged
+        document["training"] = _json({**(document["training"] or {}), **training})
+    return AdapterManifest.from_dict(document, f"{folder}/{ADAPTER_JSON}")
 
 
 def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: str) -> None:
     for key in sorted(set(table) - known):
         close = difflib.get_close_matches(key, known, 1, 0.5)
-        hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known are {', '.join(sorted(known))}"
+        hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}"
         raise UsageError(where, f"unknown key {prefix}{key}", hint)
 
 
-def _plain(value: Any) -> Any:
-    """TOML values as JSON has them: times become text, in UTC where they say where they are."""
+def _json(value: Any) -> Any:
+    """TOML values as JSON has them: times become text, in UTC if they have an offset."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_json(item) for item in value]
     if isinstance(value, datetime.datetime) and value.tzinfo:
         return value.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
-
-
-# ---- the document
-
-
-def dump(facts: Mapping[str, Any]) -> bytes:
-    """The one spelling of a document: keys sorted, two spaces, one newline at the end."""
-    try:
-        text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        return text.encode() + b"\n"
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(NAME, f"a value that JSON cannot hold ({error})", "Record finite numbers and text only") from error
-
-
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write adapter.json into `folder`, checked first."""
-    check(dict(facts), f"{folder}/{NAME}")
-    json_file.write_text(folder / NAME, dump(facts).decode())
-
-
-def read_facts(folder: Path) -> Facts | None:
-    """The adapter.json of a folder, checked against the schema; None when there is none."""
-    try:
-        text = json_file.read_text(folder / NAME)
-    except NotFoundError:
-        return None
-    return parse(text, f"{folder}/{NAME}")
-
-
-def parse(text: str, where: str) -> Facts:
-    """The checked facts in the text of an adapter.json. Those of a newer adapterhub are refused, not guessed at."""
-    document = json_file.parse_object(text, where)
-    version = document.get("schema_version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
-        raise RefusedError(
-            where, f"schema_version {version} is newer than the {SCHEMA_VERSION} known here", "Upgrade adapterhub"
-        )
-    return check(upgrade(document), where)
-
-
-def check(facts: Facts, where: str) -> Facts:
-    """`facts` again if they are what the schema says, else a FormatError that names the first field that isn't."""
-    import jsonschema
-
-    dump(facts)
-    validator = jsonschema.Draft202012Validator(adapterhub_schemas.load("adapter"))
-    error = jsonschema.exceptions.best_match(validator.iter_errors(facts))
-    if error is not None:
-        field = ".".join(map(str, error.absolute_path))
-        message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
-        raise FormatError(where, f"{field}: {message}" if field else message)
-    return facts

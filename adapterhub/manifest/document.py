@@ -1,9 +1,28 @@
-"""adapter.json across its schemas: documents of schema 1, which spelled two keys otherwise, stay readable."""
+"""`AdapterManifest`: adapter.json as a typed value, read, checked and written, across the versions of its schema.
+
+Two ways to read one. `AdapterManifest.parse` checks the text against the JSON Schema and refuses what does not fit.
+`AdapterManifest.salvage` takes the fields that fit from a document that nobody checked, so that a version that was copied
+from elsewhere can be listed.
+
+Field names are those of the schema (`schemas/adapterhub_schemas/adapter.schema.json`), where each is explained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
+
+import adapterhub_schemas
+from adapterhub.digest import Digest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
 
 SCHEMA_VERSION = 2
 SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
@@ -11,10 +30,227 @@ SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
 _RENAMED = {"licence": "license", "quantisation": "quantization"}
 
 
-def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-    """The document of schema 1 as one of schema 2; any other as it is. Nothing else of it is looked at."""
-    if document.get("schema_version") != 1 or isinstance(document["schema_version"], bool):
-        return document
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: its path with forward slashes, the sha256 of its bytes, its size in bytes."""
+
+    path: str
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleShape:
+    """Rank and alpha of one module."""
+
+    r: int
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """The model that the adapter was trained on; None for what is not known."""
+
+    repo: str | None = None
+    revision: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    fingerprint: Digest | None = None
+    tokenizer_digest: Digest | None = None
+    chat_template_digest: Digest | None = None
+    quantization: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers of the base's config.json that change what it computes, under their own names."""
+
+    def filled_from(self, other: BaseInfo) -> BaseInfo:
+        """This base, with the fields of `other` where it has none."""
+        return BaseInfo(**{item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """A file or a published data set that the adapter was trained on or evaluated with."""
+
+    path: str | None = None
+    name: str | None = None
+    split: str | None = None
+    digest: Digest | None = None
+    size: int | None = None
+    documents: int | None = None
+    tokens: int | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossPoint:
+    """Losses after `step` steps, in nats per token."""
+
+    step: int
+    loss: float | None = None
+    heldout_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The record of a training; None for what was not recorded."""
+
+    config: Mapping[str, Any] | None = None
+    data: tuple[TrainingData, ...] | None = None
+    weights: tuple[FileEntry, ...] | None = None
+    seed: int | None = None
+    versions: Mapping[str, str] | None = None
+    metrics: Mapping[str, Any] | None = None
+    curve: tuple[LossPoint, ...] | None = None
+    created: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """An adapter that this one was made from, by the digest of its OCI manifest."""
+
+    digest: Digest
+    ref: str | None = None
+    weight: float | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The merge or the conversion that made the adapter from its parents.
+
+    In the document `rank` is always there, and so is `base` for a conversion: null and absent mean the same.
+    """
+
+    kind: str
+    """`merge` or `convert`."""
+    rank: int | None = None
+    method: str | None = None
+    energy: float | None = None
+    budget: int | None = None
+    seed: int | None = None
+    parameters: Mapping[str, float | str] | None = None
+    to: str | None = None
+    dtype: str | None = None
+    allow_approx: bool | None = None
+    allow_drop: tuple[str, ...] | None = None
+    base: Digest | None = None
+    loss: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class AdapterManifest:
+    """The content of adapter.json.
+
+    Attributes:
+        name: The owner's name for the adapter.
+        base: The model that it was trained on.
+        method: `lora`, `dora`, or `full` for replaced parameters alone.
+        task: PEFT's task type, unless declared otherwise.
+        r: The rank of most modules; None without a low-rank delta. Likewise `alpha`.
+        rslora: True if any module scales by alpha / sqrt(r).
+        modules: Full path to rank and alpha, for modules that differ from `r` and `alpha`.
+        targets: Last names of the modules that have a low-rank delta, sorted.
+        replaced: Full paths of replaced parameters, and of tables with replaced rows, sorted.
+        dtype: As safetensors spells it, or `mixed`.
+        parameters: The count of numbers in the adapter.
+        format: The format of the files.
+        files: Every file but adapter.json, sorted by path.
+        license: An SPDX expression.
+        description: One paragraph.
+        training: The record of its training, if there is one.
+        parents: The adapters that it was made from.
+        recipe: How it was made from them.
+    """
+
+    name: str | None
+    base: BaseInfo
+    method: str
+    task: str | None
+    r: int | None
+    alpha: float | None
+    rslora: bool
+    modules: Mapping[str, ModuleShape]
+    targets: tuple[str, ...]
+    replaced: tuple[str, ...]
+    dtype: str
+    parameters: int
+    format: str
+    files: tuple[FileEntry, ...]
+    license: str | None = None
+    description: str | None = None
+    training: Training | None = None
+    parents: tuple[Parent, ...] = ()
+    recipe: Recipe | None = None
+
+    # ---- reading
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> AdapterManifest:
+        """The manifest in the text of an adapter.json.
+
+        Raises:
+            FormatError: It is not JSON, or does not fit the schema; the message names the first field that does not.
+            RefusedError: A newer adapterhub wrote it.
+        """
+        return cls.from_dict(json_file.parse_object(text, where), where)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], where: str) -> AdapterManifest:
+        """The manifest in the JSON object `document`, checked like `parse`; UsageError for values that JSON cannot hold."""
+        version = document.get("schema_version")
+        if type(version) is int and version > SCHEMA_VERSION:
+            what = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
+            raise RefusedError(where, what, "Upgrade adapterhub")
+        document = upgrade(document)
+        _dump(document)
+        _check(document, where)
+        return typing.cast(AdapterManifest, _build(cls, document))
+
+    @classmethod
+    def salvage(cls, document: Mapping[str, Any]) -> AdapterManifest:
+        """What can be used of a document that was never checked.
+
+        A field that is missing or of another type is None, or empty where it cannot be None. Digests, names and numbers are
+        not checked, so nothing of it may become a path.
+        """
+        return typing.cast(AdapterManifest, _build(cls, upgrade(document)))
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterManifest | None:
+        """The adapter.json of a folder, checked; None if there is none."""
+        try:
+            text = json_file.read_text(folder / ADAPTER_JSON)
+        except NotFoundError:
+            return None
+        return cls.parse(text, f"{folder}/{ADAPTER_JSON}")
+
+    # ---- writing
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as JSON has it, under the names of the schema."""
+        return {"$schema": SCHEMA_ID, "schema_version": SCHEMA_VERSION, **_plain(self)}
+
+    def dump(self) -> bytes:
+        """The bytes of the document in its one spelling: keys sorted, two spaces, one newline at the end."""
+        return _dump(self.to_dict())
+
+    def write(self, folder: Path) -> None:
+        """Write adapter.json into `folder`, checked first."""
+        _check(self.to_dict(), f"{folder}/{ADAPTER_JSON}")
+        json_file.write_text(folder / ADAPTER_JSON, self.dump().decode())
+
+    # ---- questions
+
+    @property
+    def max_rank(self) -> int:
+        """The highest rank of any module; 0 without a low-rank delta."""
+        return max([self.r or 0, *(module.r for module in self.modules.values())])
+
+
+def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document in schema 2 if it is one of schema 1, else itself; nothing else about it is checked."""
+    if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
+        return dict(document)
     upgraded = _renamed(document)
     if isinstance(document.get("base"), dict):
         upgraded["base"] = _renamed(document["base"])
@@ -29,3 +265,88 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
 
 def _renamed(table: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(key, key): value for key, value in table.items()}
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (ValueError, TypeError, RecursionError) as error:
+        hint = "Record finite numbers and text only"
+        raise UsageError(ADAPTER_JSON, f"a value that JSON cannot hold ({error})", hint) from error
+
+
+def _check(document: Mapping[str, Any], where: str) -> None:
+    import jsonschema  # late: most commands check no document
+
+    validator = jsonschema.Draft202012Validator(adapterhub_schemas.load("adapter"))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(document))
+    if error is not None:
+        path = ".".join(map(str, error.absolute_path))
+        message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
+        raise FormatError(where, f"{path}: {message}" if path else message)
+
+
+# ---- between JSON and dataclasses, by the types of the fields
+
+# Fields that are null in the document rather than absent while they are None.
+_NULL: Mapping[type, tuple[str, ...]] = {
+    AdapterManifest: ("name", "task", "r", "alpha", "license", "description", "training"),
+    BaseInfo: tuple(item.name for item in fields(BaseInfo)),
+    Recipe: ("rank",),
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    null = _NULL.get(type(value), ())
+    if isinstance(value, Recipe) and value.kind == "convert":
+        null = (*null, "base")
+    return {name: _plain(item) for name, item in _items(value) if item is not None or name in null}
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    return ((item.name, getattr(value, item.name)) for item in fields(value))
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """`value` as the type `kind`; None, or empty, where it is of another. Of a list or a map, items that fit are kept."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin is types.UnionType:
+        return next((_build(one, value) for one in arguments if one is not types.NoneType and _fits(one, value)), None)
+    if origin is tuple:
+        return tuple(_build(arguments[0], item) for item in value if _fits(arguments[0], item)) if _fits(kind, value) else ()
+    if origin is Mapping:
+        items = value.items() if _fits(kind, value) else ()
+        return {key: _build(arguments[1], item) for key, item in items if _fits(arguments[1], item)}
+    if is_dataclass(kind):
+        table = value if isinstance(value, Mapping) else {}
+        made: Any = kind
+        return made(**{name: _build(hint, table.get(name)) for name, hint in _hints(made).items()})
+    return value if _fits(kind, value) else kind()
+
+
+def _fits(kind: Any, value: object) -> bool:
+    """Whether a JSON value has the outer type `kind`; JSON Schema takes 8.0 for an integer, and true for no number."""
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(one, value) for one in typing.get_args(kind))
+    if kind in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (kind is float or float(typing.cast(float, value)).is_integer())
+    if origin is Mapping or is_dataclass(kind):
+        return isinstance(value, Mapping)
+    return isinstance(value, list) if origin is tuple else isinstance(value, kind)

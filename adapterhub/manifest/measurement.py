@@ -1,8 +1,7 @@
-"""What was measured of an adapter on data it never saw, as one line of text that a log can hold and an index can read.
+"""Evaluations of an adapter on held-out data, as one line of text that a log can hold and an index can read.
 
-A version is immutable, and so is what its adapter.json says; a measurement is somebody's word about it, as a deprecation
-is, and may come again with other data. Its numbers are found under `<name>_<metric>`: `eval_perplexity`, unless it is
-called otherwise.
+A version and its adapter.json are immutable; an evaluation is added to it later, like a deprecation, and may be repeated with
+other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ _MAX = 100_000  # characters
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement.
+    """One evaluation.
 
     Attributes:
-        name: What it is called; another one of the same name takes its place.
-        metrics: Of METRICS, name to value.
-        data: Path and digest of what was asked about.
-        base: How the base was held: `quantize`, `dtype`, and its `weights` by digest.
+        name: A later evaluation of the same name replaces it.
+        metrics: Name, one of METRICS, to value.
+        data: Path and digest of each file of data.
+        base: The base as it was loaded: `quantize`, `dtype`, and the digests of its `weights`.
     """
 
     name: str
@@ -39,30 +38,34 @@ class Evaluation:
     base: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> str:
-        """Its text."""
+        """The text for a log."""
         document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
     def document(self) -> dict[str, Any]:
-        """For programs."""
+        """The evaluation as JSON."""
         found: dict[str, Any] = json.loads(self.dump())
         return found
 
     @property
     def found_by(self) -> dict[str, float]:
-        """Metrics under the names that a search knows."""
+        """Metrics under the names that a search uses."""
         return {f"{self.name}_{metric}": value for metric, value in self.metrics.items()}
 
 
 def check_name(name: str, where: str) -> str:
-    """`name`, or a UsageError."""
+    """Return `name` if an evaluation may have it, else raise UsageError."""
     if not _NAME.fullmatch(name):
-        raise UsageError(where, f"{name[:60]!r} is no name of an evaluation", "Write letters, digits, - and _, like sql-test")
+        raise UsageError(
+            where,
+            f"{name[:60]!r} is not a valid name for an evaluation",
+            "Use lower-case letters, digits, - and _, as in sql-test",
+        )
     return name
 
 
 def parse(text: str) -> Evaluation | None:
-    """The evaluation in the text of a log; None for what is none, as a log of another's hand may hold anything."""
+    """Parse the text of a log entry; None if it is not an evaluation, as a foreign log may contain anything."""
     try:
         document = json.loads(text) if len(text) <= _MAX else None
     except (ValueError, RecursionError):
@@ -81,12 +84,12 @@ def _is_number(value: object) -> bool:
 
 
 def line(text: str) -> str:
-    """The text of a log in a few words for people; what isn't understood is as it is."""
+    """A summary of a log entry for people; a text that is not an evaluation is returned as it is."""
     found = parse(text)
     return f"{found.name}: {', '.join(f'{key} {value:g}' for key, value in found.metrics.items())}" if found else text
 
 
 def of_version(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
-    """Those of one version among the marks of its name, sorted by name."""
+    """The evaluations of one version, out of the marks of its name, sorted by name."""
     found = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
     return [item.document() for item in found if item]

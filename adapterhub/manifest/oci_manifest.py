@@ -1,4 +1,4 @@
-"""The OCI image manifest that is a version: a pure function of an adapter's files and facts.
+"""The OCI image manifest whose digest is a version: a pure function of an adapter's files and its `AdapterManifest`.
 
 One file is one raw layer. Media types are ModelPack's (modelpack/model-spec, `docs/spec.md`), whose config schema
 allows no foreign field, so base and parents are annotations of the manifest. Each layer has its name twice:
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .package_files import LEGAL, MAX_FILES, WEIGHTS, check_paths
+from .document import AdapterManifest
+from .package_files import CONFIGS, LEGAL, MAX_FILES, check_paths
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
@@ -31,8 +33,7 @@ IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
 EPOCH = "1970-01-01T00:00:00Z"
-FACTS = "adapter.json"
-MAX_MANIFEST = 4 << 20  # bytes; what registries take (distribution-spec, "Pushing manifests")
+MAX_MANIFEST = 4 << 20  # bytes; the size that registries must accept (distribution-spec, "Pushing manifests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's bytes and what they say; `config_bytes` is empty when only the manifest was read."""
+    """A manifest's bytes and their content; `config_bytes` is empty when only the manifest was read."""
 
     digest: Digest
     raw: bytes
@@ -62,26 +63,26 @@ class Manifest:
         return sum(layer.size for layer in self.layers)
 
     @property
-    def facts(self) -> Descriptor | None:
-        """The layer that holds adapter.json."""
-        return next((layer for layer in self.layers if layer.path == FACTS), None)
+    def adapter_json(self) -> Descriptor | None:
+        """The layer that holds adapter.json; None if there is none, as in artifacts of other tools."""
+        return next((layer for layer in self.layers if layer.path == ADAPTER_JSON), None)
 
 
 def build(folder: Path) -> Manifest:
-    """The manifest of the adapter in `folder`, as a push would make it; nothing is written."""
-    from . import describe
+    """The OCI manifest of the adapter in `folder`, as a push would make it; nothing is written."""
+    from . import describe  # needs numpy, which commands that only read do without
 
     files = describe.digests(folder)
-    document, raw = describe.settle(folder, files)
-    return assemble({**files, FACTS: (sha256_bytes(raw), len(raw))}, document)
+    manifest, raw = describe.settle(folder, files)
+    return assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
 
 
-def assemble(files: Mapping[str, tuple[Digest, int]], facts: Mapping[str, Any]) -> Manifest:
-    """The manifest of files (path to digest and size, adapter.json among them) that `facts` describe."""
+def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest) -> Manifest:
+    """The OCI manifest of files (path to digest and size, adapter.json among them) that `manifest` describes."""
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
-    config_bytes = _canonical(_config(layers, facts))
+    config_bytes = _canonical(_config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
-    annotations = _annotations(facts)
+    annotations = _annotations(manifest)
     raw = _canonical(
         {
             "schemaVersion": 2,
@@ -93,17 +94,16 @@ def assemble(files: Mapping[str, tuple[Digest, int]], facts: Mapping[str, Any]) 
         }
     )
     if len(raw) > MAX_MANIFEST:
-        raise RefusedError(FACTS, f"a manifest of {len(raw)} bytes is over the {MAX_MANIFEST} that registries take")
+        raise RefusedError(ADAPTER_JSON, f"a manifest of {len(raw)} bytes is over the {MAX_MANIFEST} that registries accept")
     return Manifest(sha256_bytes(raw), raw, config, layers, annotations, config_bytes)
 
 
 def media_type(path: str) -> str:
-    """ModelPack's type of a file: weights, what a runtime needs beside them, or what people read."""
+    """ModelPack's type of a file: weights, files that a runtime needs with them, or documents for people."""
     name = path.rpartition("/")[2]
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix in WEIGHTS:
+    if is_weights(name):
         return WEIGHT_LAYER
-    doc = suffix not in (".json", ".toml", ".jinja", ".model", ".txt") or name.upper().startswith((*LEGAL, "README"))
+    doc = os.path.splitext(name)[1].lower() not in CONFIGS or name.upper().startswith((*LEGAL, "README"))
     return DOC_LAYER if doc else CONFIG_LAYER
 
 
@@ -116,34 +116,34 @@ def _layer(layer: Descriptor) -> dict[str, Any]:
     return {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size, "annotations": names}
 
 
-def _config(layers: tuple[Descriptor, ...], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """ModelPack's config (`schema/config-schema.json`). Docker's model runner wants `createdAt`."""
+def _config(layers: tuple[Descriptor, ...], manifest: AdapterManifest) -> dict[str, Any]:
+    """ModelPack's config (`schema/config-schema.json`). Docker's model runner requires `createdAt`."""
     descriptor = {
-        "createdAt": (facts["training"] or {}).get("created") or EPOCH,
-        "family": facts["base"]["model_type"],
-        "name": facts["name"],
-        "description": facts["description"],
-        "licenses": [facts["license"]] if facts["license"] else None,
+        "createdAt": (manifest.training.created if manifest.training else None) or EPOCH,
+        "family": manifest.base.model_type,
+        "name": manifest.name,
+        "description": manifest.description,
+        "licenses": [manifest.license] if manifest.license else None,
     }
     return {
         "descriptor": {key: value for key, value in descriptor.items() if value},
         "config": {
-            "format": "gguf" if facts["format"] == "gguf" else "safetensors",
-            "paramSize": str(facts["parameters"]),
-            "precision": facts["dtype"].lower(),
+            "format": "gguf" if manifest.format == "gguf" else "safetensors",
+            "paramSize": str(manifest.parameters),
+            "precision": manifest.dtype.lower(),
         },
         "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
     }
 
 
-def _annotations(facts: Mapping[str, Any]) -> dict[str, str]:
-    base = facts["base"]
+def _annotations(manifest: AdapterManifest) -> dict[str, str]:
+    base = manifest.base
     found = {
-        "io.adapterhub.kind": facts["method"],
-        "io.adapterhub.base.repo": base["repo"],
-        "io.adapterhub.base.revision": base["revision"],
-        "io.adapterhub.base.fingerprint": base["fingerprint"],
-        "io.adapterhub.parents": _canonical(facts["parents"]).decode() if facts["parents"] else None,
+        "io.adapterhub.kind": manifest.method,
+        "io.adapterhub.base.repo": base.repo,
+        "io.adapterhub.base.revision": base.revision,
+        "io.adapterhub.base.fingerprint": base.fingerprint,
+        "io.adapterhub.parents": _canonical(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
     }
     return {key: value for key, value in found.items() if value}
 
@@ -152,7 +152,7 @@ def _annotations(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parse(raw: bytes, where: str) -> Manifest:
-    """The checked manifest in `raw`; FormatError for one whose names or sizes are not to be trusted."""
+    """The checked manifest in `raw`; FormatError for one whose names or sizes cannot be trusted."""
     if len(raw) > MAX_MANIFEST:
         raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
     document = parse_json(raw, where)
@@ -171,10 +171,7 @@ def parse(raw: bytes, where: str) -> Manifest:
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
     """The JSON object in the bytes of a blob."""
-    try:
-        return json_file.parse_object(raw.decode(), where)
-    except UnicodeDecodeError as error:
-        raise FormatError(where, "not UTF-8 text") from error
+    return json_file.parse_object(raw, where)
 
 
 def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:
@@ -182,14 +179,14 @@ def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor
         raise FormatError(where, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
-        raise FormatError(where, "a descriptor has no sensible size or media type")
+        raise FormatError(where, "a descriptor without a valid size or media type")
     digest = parse_digest(value.get("digest"), where)
     if not named:
         return Descriptor(kind, digest, size)
     annotations = value.get("annotations")
     path = annotations.get(TITLE) or annotations.get(FILEPATH) if isinstance(annotations, dict) else None
     if path is None and kind.startswith(IMAGE_LAYER):
-        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.image` looks into it
+        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.oci.image` looks into it
     if not isinstance(path, str):
         raise FormatError(where, f"the layer {digest} has no file name")
     return Descriptor(kind, digest, size, path)

@@ -1,8 +1,8 @@
-"""Which files of a folder are the adapter, and which paths may ever be written.
+"""The allow-list of files that may be packaged, and the check of paths before anything is written to them.
 
 An allow-list, because scanners that look for bad files are evaded (19 of 22 ways to hide a pickle went unseen,
-"Hide and Seek"): formats that cannot run code pass, pickles are refused by extension and by their first bytes, links
-and devices are refused, and whatever is left out is named.
+"Hide and Seek"): formats that cannot run code pass, pickles are refused by suffix and by their first bytes, links
+and devices are refused, and every file that is skipped is named.
 """
 
 from __future__ import annotations
@@ -15,33 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.adapter_files import HEAD, WEIGHT_SUFFIXES, is_pickle_name, starts_like_pickle
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
-WEIGHTS = {".safetensors", ".gguf"}
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 MAX_FILES = 10_000
-HEAD = 16  # bytes of a file that say what it is
-# A registry may have been made in the adapter's own folder.
+# A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
-# What Windows or a shell would take for something else, and control characters.
+# No character that is special to Windows or a shell, and no control character.
 _COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of an adapter, relative with forward slashes and sorted, and what of the folder is not one of them."""
+    """The files of an adapter and those that were skipped; relative paths with forward slashes, sorted."""
 
     files: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
 
 def listing(folder: Path) -> Listing:
-    """What of `folder` is the adapter. Dotfiles are skipped; RefusedError names what must not be there at all."""
+    """List the files in `folder` that are packaged. Dotfiles are skipped; RefusedError names a file that must not be there."""
     files: list[str] = []
     skipped: list[str] = []
     refused: list[tuple[str, str, str]] = []
@@ -64,7 +62,7 @@ def listing(folder: Path) -> Listing:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Relative path and mode of everything but folders; a dot-folder counts as one thing. Links aren't followed."""
+    """Relative path and mode of everything but folders; a dot-folder counts as one entry. Links are not followed."""
     try:
         entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
         modes = [entry.stat(follow_symlinks=False).st_mode for entry in entries]
@@ -83,22 +81,22 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
-    """Why a file may not be part of an adapter, and what to do about it; None if it may."""
+    """The reason why a file may not be part of an adapter, and the way to fix it; None if it may."""
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        return f"{kind}: what it points to is not the adapter's own", "Put the file itself there"
+        return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
     return _why_not_name(path) or _why_not_content(_first_bytes(folder / path), suffix)
 
 
 def _why_not_name(path: str) -> tuple[str, str] | None:
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in PICKLES:
+    if is_pickle_name(name):
         return "a pickle can run code when it is loaded", "Save weights as safetensors and leave the file out"
-    if not (suffix in WEIGHTS | CONFIGS | DOCS or name.upper().startswith(LEGAL)):
-        allowed = " ".join(sorted(WEIGHTS | CONFIGS | DOCS))
+    if not is_packaged(name):
+        allowed = " ".join(sorted(WEIGHT_SUFFIXES | CONFIGS | DOCS))
         return (
             f"files of type {suffix or name!r} are not packaged",
             f"Move it out of the folder; packaged are {allowed} and licenses",
@@ -106,15 +104,21 @@ def _why_not_name(path: str) -> tuple[str, str] | None:
     return None
 
 
+def is_packaged(name: str) -> bool:
+    """True for a file name that may be part of an adapter, by its suffix or as a license text."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in WEIGHT_SUFFIXES | CONFIGS | DOCS or name.upper().startswith(LEGAL)
+
+
 def check_names(paths: Iterable[str], where: str) -> None:
-    """RefusedError for the first of the names of files elsewhere that no adapter's file has, before any of them is fetched."""
+    """Raise RefusedError for the first name that no file of an adapter may have, before remote files are fetched."""
     for path in paths:
         if reason := _why_not_name(path):
             raise RefusedError(f"{where}: {path[:120]}", reason[0])
 
 
 def check_file(path: str, head: bytes, where: str) -> None:
-    """RefusedError where a file elsewhere, of which the first `HEAD` bytes are at hand, is none that an adapter has."""
+    """Raise RefusedError if a remote file with these first `HEAD` bytes may not be part of an adapter."""
     check_names([path], where)
     if reason := _why_not_content(head, os.path.splitext(path)[1].lower()):
         raise RefusedError(f"{where}: {path[:120]}", reason[0])
@@ -124,11 +128,11 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
     hint = "Save weights as safetensors and leave the file out"
     if suffix == ".safetensors":
         # Its length field may begin like a pickle, so the byte after the field decides.
-        return None if head[8:9] == b"{" else ("not a safetensors file, whatever its name says", hint)
+        return None if head[8:9] == b"{" else ("not a safetensors file, in spite of its name", hint)
     if suffix == ".gguf":
-        return None if head.startswith(b"GGUF") else ("not a GGUF file, whatever its name says", hint)
-    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
-        return "a pickle or an archive, whatever its name says; it can run code when it is loaded", hint
+        return None if head.startswith(b"GGUF") else ("not a GGUF file, in spite of its name", hint)
+    if starts_like_pickle(head):
+        return "a pickle or an archive, in spite of its name; it can run code when it is loaded", hint
     return None
 
 
@@ -141,10 +145,10 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
-    """`paths` again if each may be written below a folder on any system and none gets in another's way, else `error`.
+    """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
-    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two that differ only in case or in how
-    an accent is written, as macOS and Windows would write them to one file; no file that is another's folder.
+    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two paths that differ only in case or
+    in the normalization of accents, which macOS and Windows would write to one file; no file with the path of a folder.
     """
     result = list(paths)
     seen: dict[str, tuple[str, bool]] = {}
@@ -162,13 +166,3 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
 
 def _safe(part: str) -> bool:
     return bool(_COMPONENT.fullmatch(part)) and part[0] not in ". " and part[-1] not in ". " and not _DEVICES.fullmatch(part)
-
-
-def adapter_in(path: Path) -> Path:
-    """The adapter in a folder: the folder itself, or the one GGUF file it has; UsageError when it has several."""
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if not found or (path / "adapter_config.json").exists():
-        return path
-    if len(found) > 1:
-        raise UsageError(str(path), f"{len(found)} GGUF files are in it", f"Name one, like {found[0]}")
-    return found[0]

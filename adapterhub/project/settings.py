@@ -12,10 +12,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub import user_files
 from adapterhub_converters.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest
 
 _TOP = ("registry", "remote", "remotes", "policy")
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -48,8 +51,8 @@ class Policy:
     allow: tuple[str, ...] = ()
 
     @property
-    def asks_facts(self) -> bool:
-        """Whether a name alone doesn't answer it."""
+    def needs_manifest(self) -> bool:
+        """Whether a name alone does not decide it."""
         return self.max_rank is not None or self.require_base or bool(self.licenses)
 
     def check_name(self, name: str) -> None:
@@ -57,18 +60,17 @@ class Policy:
         if self.allow and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
             raise RefusedError(name, f"not a name that {self.where} allows", f"allow = {list(self.allow)}")
 
-    def check_facts(self, facts: Mapping[str, Any], where: str) -> None:
-        """RefusedError with all that an adapter is not."""
-        if reasons := list(self._against(facts)):
+    def check_manifest(self, manifest: AdapterManifest, where: str) -> None:
+        """RefusedError that lists every rule an adapter breaks."""
+        if reasons := list(self._against(manifest)):
             raise RefusedError(where, f"against the policy of {self.where}: {'; '.join(reasons)}", "", reasons)
 
-    def _against(self, facts: Mapping[str, Any]) -> Iterable[str]:
-        rank = max((r for r in (facts.get("r"), *(one["r"] for one in (facts.get("modules") or {}).values())) if r), default=0)
-        if self.max_rank is not None and rank > self.max_rank:
-            yield f"rank {rank} is over {self.max_rank}"
-        if self.require_base and not (facts.get("base") or {}).get("fingerprint"):
+    def _against(self, manifest: AdapterManifest) -> Iterable[str]:
+        if self.max_rank is not None and manifest.max_rank > self.max_rank:
+            yield f"rank {manifest.max_rank} is over {self.max_rank}"
+        if self.require_base and not manifest.base.fingerprint:
             yield "its base is not pinned (`push --base` does it)"
-        spdx = facts.get("license")
+        spdx = manifest.license
         if self.licenses and (spdx or "").lower() not in [one.lower() for one in self.licenses]:
             yield f"its license is {spdx or 'not declared'}, not {' or '.join(self.licenses)}"
 

@@ -1,7 +1,7 @@
-"""One adapter in many forms: a version converted on its way out, and kept for the next who asks.
+"""Cache of converted versions: a version is converted when it is pulled in another format, and the result kept.
 
-What was converted lies in `cache/` of the store under a key of all that decides it, and is believed only if its bytes are
-those that were written. Where the weights of a base went in, which no key names, nothing is kept.
+A conversion is stored in `cache/` under a key of everything that determines it, and used only if its bytes still have the
+recorded digest. One that used the weights of a base model, which the key does not cover, is not kept.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import __version__
-from adapterhub.manifest import describe, oci_manifest
-from adapterhub.manifest.package_files import adapter_in
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats import ollama
 
-from . import export
 from .recipe import Conversion, Parent, convert
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Form:
-    """A version in another format: where it is now, how its tensors were kept, and whether it was there already."""
+class Converted:
+    """A version in another format: its path, the sums of its loss report, and whether it came from the cache."""
 
     version: Version
     out: Path
@@ -53,45 +53,48 @@ def pull(
     *,
     base: BaseSpec | None = None,
     model: str | None = None,
-) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its facts.
+) -> Converted:
+    """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
-    For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
+    For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model.
     """
     package = conversion.to in formats.PACKAGES
-    named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
+    if package and not model:
+        raise ParameterError("model", "is missing: which base model should Ollama use", "Give Ollama's name of it, or its path")
+    named, name = (ollama.check(model, "model"), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
     is_folder = package or conversion.to in formats.FOLDERS
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
-    kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
+    kept = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder, cached = _cached(kept), True
         if folder is None:
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
-            export.pull(registry, version.ref, source)
+            registry.pull(version.ref, source)
             path = adapter_in(source)
             try:
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
-            except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
+            except AdapterhubError as error:  # the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
             if kept is not None:
                 _keep(folder, kept)
-        document = describe.read_facts(folder) or {}
+        manifest = AdapterManifest.read(folder)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
-                shutil.copyfile(formats.lone_file(folder), target / name)
+                shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)
             elif is_folder:
                 shutil.copytree(folder, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(formats.lone_file(folder), target)
-    return Form(version, out, (document.get("recipe") or {}).get("loss", {}), cached)
+                shutil.copyfile(adapter_in(folder), target)
+    recipe = manifest.recipe if manifest else None
+    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
-def _weighty(base: BaseSpec | None) -> bool:
+def _has_weights(base: BaseSpec | None) -> bool:
     return base is not None and base.folder is not None
 
 
@@ -103,11 +106,11 @@ def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
 
 
 def _cached(kept: Path | None) -> Path | None:
-    """The folder of an earlier conversion if every byte of it is the one that was written; else it is removed."""
+    """Return the folder of an earlier conversion; one whose bytes have changed is removed."""
     if kept is None or not kept.is_dir():
         return None
     with contextlib.suppress(AdapterhubError, OSError):
-        os.utime(kept)  # when it was last of use; before it is read, as a gc looks at it
+        os.utime(kept)  # time of last use, which a gc reads; before the conversion is read
         if (kept / _DIGEST).read_text() == oci_manifest.build(kept / _FILES).digest:
             return kept / _FILES
     shutil.rmtree(kept, ignore_errors=True)
@@ -118,7 +121,7 @@ _FILES, _DIGEST = "files", "digest"
 
 
 def _keep(folder: Path, kept: Path) -> None:
-    """Put a conversion into the cache; a full disk or a read-only registry is no reason to fail."""
+    """Put a conversion into the cache; a full disk or a read-only registry is not an error."""
     with contextlib.suppress(LocalIOError, OSError), atomic.whole(kept) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

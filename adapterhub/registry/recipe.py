@@ -1,21 +1,23 @@
-"""How an adapter is made from others, kept as a few lines in its adapter.json, and made again from them.
+"""Recipes of merged and converted adapters: a few lines in adapter.json from which the adapter can be made again.
 
-A recipe and the digests of its parents say all that a merge or a conversion depends on but the base, so whoever has the
-parents can check that the result is theirs, bit for bit on the same class of CPU.
+A recipe and the digests of the parents are everything that a merge or a conversion depends on, except the base. With the
+parents, the result can be reproduced and compared, bit for bit on the same class of CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub import digest
-from adapterhub.manifest import describe
+from adapterhub.manifest import describe, document
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
 from adapterhub.merge import MergeReport, Progress, combine
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import convert as formats
@@ -31,7 +33,7 @@ MERGE, CONVERT = "merge", "convert"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion was asked for; `rank` is that of approximations."""
+    """Options of a conversion; `rank` is that of approximations."""
 
     to: str
     dtype: str = "source"
@@ -39,29 +41,28 @@ class Conversion:
     drop: tuple[str, ...] = ()
     rank: int | None = None
 
-    def document(self, base: BaseSpec | None, report: LossReport) -> dict[str, Any]:
-        """The recipe, under the names of the schema."""
-        return {
-            "kind": CONVERT,
-            "to": self.to,
-            "dtype": self.dtype,
-            "allow_approx": self.approx,
-            "allow_drop": list(self.drop),
-            "rank": self.rank,
-            "base": base.fingerprint if base else None,
-            "loss": {name: count for name, count in report.summary.items() if count},
-        }
+    def recipe(self, base: BaseSpec | None, report: LossReport) -> Recipe:
+        """Return the recipe of a conversion with this loss report."""
+        return Recipe(
+            kind=CONVERT,
+            to=self.to,
+            dtype=self.dtype,
+            allow_approx=self.approx,
+            allow_drop=self.drop,
+            rank=self.rank,
+            base=base.fingerprint if base else None,
+            loss={name: count for name, count in report.summary.items() if count},
+        )
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> Conversion:
-        """The one that `document` made."""
-        drop = tuple(recipe.get("allow_drop", ()))
-        return cls(recipe["to"], recipe.get("dtype", "source"), recipe.get("allow_approx", False), drop, recipe.get("rank"))
+    def of(cls, recipe: Recipe) -> Conversion:
+        """Return the conversion of a recipe."""
+        return cls(recipe.to or "", recipe.dtype or "source", bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """An adapter that another is made from: where it lies now, and the digest of its manifest."""
+    """An adapter that another is made from: its folder, its path and the digest of its manifest."""
 
     folder: Path
     path: Path
@@ -73,9 +74,9 @@ class Parent:
 def convert(
     parent: Parent, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
 ) -> tuple[Path, LossReport]:
-    """Convert `parent` into the new or empty folder `out`, with the facts that say so; the adapter's path, and the losses.
+    """Convert `parent` into the new or empty folder `out`, with its manifest; return the adapter's path and the losses.
 
-    A format that is one file is called `name` with its ending.
+    A format of one file is named `name` with its suffix.
     """
     with atomic.whole(out) as folder:
         target = folder if conversion.to in formats.FOLDERS else folder / f"{name}{formats.ENDINGS[conversion.to]}"
@@ -87,26 +88,26 @@ def convert(
             allowed=Allowed(approx=conversion.approx, drop=list(conversion.drop), rank=conversion.rank),
             dtype=conversion.dtype,
         )
-        known = describe.read_facts(parent.folder)
+        known = AdapterManifest.read(parent.folder)
         made = describe.describe(
             folder,
             base=base,
-            parents=[{"digest": parent.digest, "method": CONVERT}],
-            recipe=conversion.document(base, report),
+            parents=[document.Parent(parent.digest, method=CONVERT)],
+            recipe=conversion.recipe(base, report),
         )
-        describe.write_facts(folder, _inherited(made, known))
+        _inherited(made, known).write(folder)
     return out / target.relative_to(folder) if target != folder else out, report
 
 
-# What stays true of an adapter in another format. Its training is the parent's, and there it is recorded.
+# Fields that a conversion does not change. The training is recorded in the parent.
 _INHERITED = ("name", "task", "license", "description")
 
 
-def _inherited(made: describe.Facts, known: describe.Facts | None) -> describe.Facts:
+def _inherited(made: AdapterManifest, known: AdapterManifest | None) -> AdapterManifest:
     if known is None:
         return made
-    base = {**made["base"], **{key: value for key, value in known["base"].items() if value}}
-    return {**made, **{key: made[key] if known[key] is None else known[key] for key in _INHERITED}, "base": base}
+    kept = {key: getattr(known, key) for key in _INHERITED if getattr(known, key) is not None}
+    return replace(made, base=known.base.filled_from(made.base), **kept)
 
 
 def merge(
@@ -119,10 +120,10 @@ def merge(
     budget: int | None = None,
     seed: int = 0,
     parameters: Mapping[str, float | str] | None = None,
-    base: Mapping[str, Any] | None = None,
+    base: BaseInfo | None = None,
     progress: Progress | None = None,
-) -> tuple[MergeReport, describe.Facts]:
-    """Merge `parents` into the new folder `out`, with the facts that say so; `base` is what they were all trained on."""
+) -> tuple[MergeReport, AdapterManifest]:
+    """Merge `parents` into the new folder `out`, with its manifest; `base` is the model they were all trained on."""
     combined, report = combine(
         [formats.read(parent.path) for parent in parents],
         [parent.weight for parent in parents],
@@ -134,53 +135,67 @@ def merge(
         parameters=parameters,
         progress=progress,
     )
-    asked = {"energy": energy, "budget": budget, "seed": report.seed, "parameters": dict(report.parameters) or None}
-    how = {"kind": MERGE, "method": method, "rank": rank, **{key: value for key, value in asked.items() if value is not None}}
-    named = [
-        {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight, "method": method}
-        for parent in parents
-    ]
+    how = Recipe(
+        kind=MERGE,
+        method=method,
+        rank=rank,
+        energy=energy,
+        budget=budget,
+        seed=report.seed,
+        parameters=dict(report.parameters) or None,
+    )
+    named = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
     with atomic.whole(out) as folder:
         peft.write(combined, folder)
         made = describe.describe(folder, parents=named, recipe=how)
-        document = {**made, "base": dict(base) if base else made["base"]}
-        describe.write_facts(folder, document)
-    return report, document
+        made = replace(made, base=base or made.base)
+        made.write(folder)
+    return report, made
 
 
 def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec | None = None) -> None:
-    """Make the adapter in `folder` anew from its recipe, in the new folder `out`.
+    """Make the adapter in `folder` again from its recipe, in the new folder `out`.
 
-    RefusedError where it has no recipe, or where the base is not the one it was made with.
+    Raises RefusedError if it has no recipe, or `base` is not the one it was made with.
     """
-    known = describe.read_facts(folder)
-    recipe = known.get("recipe") if known else None
-    if not known or not recipe:
-        parents_named = known["parents"] if known else []
-        what = "it was merged before recipes were kept" if parents_named else "it has no parents"
-        if parents_named and parents_named[0].get("method") == "train":
-            what = "it was trained, and its training record says how"
-        raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only what was merged or converted can be")
-    if len(parents) != len(known["parents"]):
-        raise FormatError(f"{folder}/{describe.NAME}", f"{len(known['parents'])} parents are named, {len(parents)} were given")
-    if recipe["kind"] == MERGE:
-        asked = {key: recipe[key] for key in ("rank", "energy", "budget", "seed", "parameters") if key in recipe}
-        merge(parents, out, method=recipe["method"], base=known["base"], **asked)
+    known = AdapterManifest.read(folder)
+    if known is None or known.recipe is None:
+        parents_named = known.parents if known else ()
+        what = "it was merged before recipes were recorded" if parents_named else "it has no parents"
+        if parents_named and parents_named[0].method == "train":
+            what = "it was trained; its training record describes how"
+        raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only merged and converted adapters have one")
+    recipe = known.recipe
+    if len(parents) != len(known.parents):
+        raise FormatError(f"{folder}/{ADAPTER_JSON}", f"{len(known.parents)} parents are named, {len(parents)} were given")
+    if recipe.kind == MERGE:
+        merge(
+            parents,
+            out,
+            method=recipe.method or "",
+            rank=recipe.rank,
+            energy=recipe.energy,
+            budget=recipe.budget,
+            seed=recipe.seed or 0,
+            parameters=recipe.parameters,
+            base=known.base,
+        )
         return
-    if recipe.get("base") and (base is None or base.fingerprint != recipe["base"]):
+    if recipe.base and (base is None or base.fingerprint != recipe.base):
         given = "another was given" if base else "none was given"
-        raise RefusedError(str(folder), f"made with the base {recipe['base'][:19]}, and {given}", "Pass it as --base")
+        what = f"made with the base {recipe.base[:19]}, and {given}"
+        raise RefusedError(str(folder), what, "Pass that base", code="recipe-base-required")
     convert(parents[0], out, Conversion.of(recipe), name=_stem(folder), base=base)
 
 
 def _stem(folder: Path) -> str:
-    file = formats.lone_file(folder)
+    file = adapter_in(folder)
     return file.stem if file.is_file() else folder.name
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor or a file that came out otherwise; `ulps`: the largest distance of its numbers, if they can be counted."""
+    """A tensor or a file that differs; `ulps`: the largest distance of its numbers in units in the last place, if known."""
 
     name: str
     what: str
@@ -188,24 +203,22 @@ class Difference:
 
 
 def differences(kept: Path, made: Path) -> list[Difference]:
-    """How the files that were made anew differ from those kept; files that were only laid beside them don't count."""
+    """Compare the rebuilt files with the stored ones; further stored files are ignored."""
     found = []
-    for path in sorted(item for item in made.rglob("*") if item.is_file() and item.name != describe.NAME):
+    for path in sorted(item for item in made.rglob("*") if item.is_file() and item.name != ADAPTER_JSON):
         name = path.relative_to(made).as_posix()
         if not (kept / name).is_file():
-            found.append(Difference(name, "is not there"))
+            found.append(Difference(name, "missing"))
         elif digest.sha256_file(path) != digest.sha256_file(kept / name):
-            found += (
-                list(_tensors(kept, made)) if path.suffix in (".safetensors", ".gguf") else [Difference(name, "bytes differ")]
-            )
+            found += list(_tensors(kept, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
     return found
 
 
 def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
-    one, other = (dict(describe.look_whole(folder).tensors()) for folder in (kept, made))
+    one, other = (dict(formats.read(folder).tensors()) for folder in (kept, made))
     for name in sorted(one.keys() | other.keys()):
         if name not in one or name not in other:
-            yield Difference(name, "is in one of them only")
+            yield Difference(name, "only in one of them")
         elif one[name].shape != other[name].shape or one[name].dtype != other[name].dtype:
             yield Difference(name, f"{one[name].dtype} {one[name].shape} became {other[name].dtype} {other[name].shape}")
         elif one[name].tobytes() != other[name].tobytes():
@@ -213,7 +226,7 @@ def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
 
 
 def ulps(one: np.ndarray, other: np.ndarray) -> int:
-    """The largest number of floats between two of one place."""
+    """Return the largest distance between two numbers at the same position, in units in the last place."""
     bits = np.dtype(f"i{one.dtype.itemsize}")
     lowest = np.iinfo(bits).min
 

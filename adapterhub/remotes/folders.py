@@ -21,6 +21,7 @@ from adapterhub.manifest.package_files import check_names, listing
 from adapterhub.ref import LATEST
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors, open_regular
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
 
@@ -46,8 +47,8 @@ class AdapterFolder:
         seen = describe.look(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = found.skipped
         files = {path: _hashed(folder, path, ahead) for path in found.files}
-        document, raw = describe.settle(folder, files, seen)
-        self._made = oci_manifest.assemble({**files, oci_manifest.FACTS: (sha256_bytes(raw), len(raw))}, document)
+        manifest, raw = describe.settle(folder, files, seen)
+        self._made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
         self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
 
@@ -168,17 +169,17 @@ def holds(folder: Path, made: Manifest) -> bool:
     try:
         there = set(listing(folder).files)
         wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        if there != {*wanted, oci_manifest.FACTS}:
+        if there != {*wanted, ADAPTER_JSON}:
             return False
         if any((folder / path).stat().st_size != size for path, (_, size) in wanted.items()):
             return False
         if any(sha256_file(folder / path) != digest for path, (digest, _) in wanted.items()):
             return False
-        if made.facts is not None:
+        if made.adapter_json is not None:
             return True
         from adapterhub.manifest import describe
 
-        return describe.settle(folder, wanted)[1] == (folder / oci_manifest.FACTS).read_bytes()
+        return describe.settle(folder, wanted)[1] == (folder / ADAPTER_JSON).read_bytes()
     except (AdapterhubError, OSError):
         return False
 
@@ -220,11 +221,11 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
         else:
             shutil.copyfile(_part(waiting, layer), path)
     listing(folder)
-    if made.facts is None:
+    if made.adapter_json is None:
         from adapterhub.manifest import describe
 
         files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        (folder / oci_manifest.FACTS).write_bytes(describe.settle(folder, files)[1])
+        (folder / ADAPTER_JSON).write_bytes(describe.settle(folder, files)[1])
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import cast
 
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import HEAD, check_file
+from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
 from adapterhub.store.store import local_errors
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 
 from .download import pass_over, received_beside
 from .protocol import Reader, Source
@@ -37,7 +39,7 @@ class Local:
     @contextmanager
     def at_work(self) -> Iterator[Local]:
         """Blobs that are put in here stay until a manifest names them."""
-        self.registry.store.sweep()
+        self.registry.store.files.sweep()
         with self.registry.store.lease("push"):
             yield self
 
@@ -92,20 +94,15 @@ class Local:
 
     def _check(self, made: Manifest) -> None:
         """What a push checks of a folder, as far as names and documents say it."""
-        from adapterhub.manifest import describe  # needs numpy
-
-        where = f"{self.name}: {oci_manifest.FACTS}"
+        where = f"{self.name}: {ADAPTER_JSON}"
         for layer in made.layers:
             with self.open_blob(layer) as file:
                 head = bytearray(HEAD)
                 n = file.readinto(head)
             check_file(layer.path, bytes(head[:n]), self.name)
-        if made.facts is None:
-            raise RefusedError(self.name, f"there is no {oci_manifest.FACTS} in it", "Pull it into a folder, and push that")
-        try:
-            text = self.registry.store.read_document(made.facts.digest).decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(where, "not UTF-8 text") from error
-        said = {(entry["path"], entry["digest"], entry["size"]) for entry in describe.parse(text, where)["files"]}
-        if said != {(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != oci_manifest.FACTS}:
+        if made.adapter_json is None:
+            raise RefusedError(self.name, f"there is no {ADAPTER_JSON} in it", "Pull it into a folder, and push that")
+        manifest = AdapterManifest.parse(self.registry.store.read_document(made.adapter_json.digest), where)
+        files = {FileEntry(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != ADAPTER_JSON}
+        if set(manifest.files) != files:
             raise IntegrityError(where, "lists other files than the manifest")

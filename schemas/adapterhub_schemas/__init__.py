@@ -1,4 +1,4 @@
-"""The JSON Schema documents of adapterhub's own files; standard library only."""
+"""JSON Schemas of adapterhub's own files; standard library only."""
 
 import json
 from functools import cache
@@ -8,7 +8,7 @@ from typing import Any
 
 @cache
 def load(name: str) -> dict[str, Any]:
-    """The schema `name` (`adapter`), a JSON Schema 2020-12 document; KeyError when there is none. Not to be changed."""
+    """Load the schema `name`, a JSON Schema 2020-12 document that callers must not modify; KeyError if there is none."""
     if name not in names():
         raise KeyError(name)
     path = Path(__file__).with_name(f"{name}.schema.json")
@@ -17,5 +17,5 @@ def load(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The schemas there are."""
+    """The names of all schemas."""
     return sorted(path.name.removesuffix(".schema.json") for path in Path(__file__).parent.glob("*.schema.json"))

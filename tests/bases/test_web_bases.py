@@ -505,6 +505,6 @@ def test_a_push_pins_the_commit(run: Run, web: Web, storage: Web, tmp_path: Path
     adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="org/model")
     FakeHub(web, storage).publish("org/model", model(tmp_path / "m"))
     run("push", "sql", "team/sql", "--base", "hf://org/model", env={"HF_ENDPOINT": web.url})
-    pinned = json.loads(run("show", "team/sql", "--json").stdout)["facts"]["base"]
+    pinned = json.loads(run("show", "team/sql", "--json").stdout)["manifest"]["base"]
     assert (pinned["repo"], pinned["revision"]) == ("org/model", COMMIT)
     assert pinned["fingerprint"] == read_base(tmp_path / "m").fingerprint

@@ -167,9 +167,8 @@ def test_every_problem_is_collected(tmp_path: Path) -> None:
 def test_the_very_base(tmp_path: Path, changes: dict[str, object], code: str | None) -> None:
     spec, folder = base(tmp_path / "b"), adapter(tmp_path / "a", pairs(2))
     spec = dataclasses.replace(spec, repo="org/model", tokenizer_digest="sha256:" + "1" * 64)
-    document = describe.describe(folder, base=spec)
-    document["base"] |= changes
-    describe.write_facts(folder, document)
+    manifest = describe.describe(folder, base=spec)
+    dataclasses.replace(manifest, base=dataclasses.replace(manifest.base, **changes)).write(folder)  # type: ignore[arg-type]
     report = check.check(folder, base=spec)
     assert "unpinned" not in {problem.code for problem in report.problems}
     assert codes(report) == ({code} if code else set())
@@ -177,7 +176,7 @@ def test_the_very_base(tmp_path: Path, changes: dict[str, object], code: str | N
 
 def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
-    describe.write_facts(folder, describe.describe(folder))
+    describe.describe(folder).write(folder)
     assert codes(check.check(folder)) == set()
     (folder / peft.CONFIG).write_text((folder / peft.CONFIG).read_text() + " ")
     report = check.check(folder)
@@ -306,7 +305,7 @@ def test_no_byte_is_a_crash(tmp_path: Path, place: int, byte: int, name: str) ->
     folder = tmp_path / "a"
     if not folder.exists():
         adapter(folder, pairs(1))
-        describe.write_facts(folder, describe.describe(folder, base=base(tmp_path / "b", 1)))
+        describe.describe(folder, base=base(tmp_path / "b", 1)).write(folder)
     whole = (folder / name).read_bytes()
     place %= len(whole)
     (folder / name).write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])

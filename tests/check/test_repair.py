@@ -193,18 +193,18 @@ def test_a_copy_goes_only_if_it_is_the_bases_own(tmp_path: Path, same: bool) -> 
 def test_the_base_is_named_where_something_says_it(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
     described = describe.describe(path)
-    describe.write_facts(path, {**described, "base": {**described["base"], "repo": "org/base"}})
+    dataclasses.replace(described, base=dataclasses.replace(described.base, repo="org/base")).write(path)
     fixed = fix(path, tmp_path / "out")
     assert [repair.code for repair in fixed.repairs] == ["no-base-name"]
     assert convert.read(tmp_path / "out").meta.base_model == "org/base"
     settled, _ = describe.settle(tmp_path / "out")
-    assert settled["base"]["repo"] == "org/base"
+    assert settled.base.repo == "org/base"
     assert not {"files-changed"} & codes(tmp_path / "out")
 
 
-def test_facts_of_other_files_are_left_out_and_said(tmp_path: Path) -> None:
+def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
-    describe.write_facts(path, describe.describe(path))
+    describe.describe(path).write(path)
     configured(path, lambda config: config.update(r=5))
     (path / "training_args.bin").write_bytes(b"x")
     fixed = fix(path, tmp_path / "out")

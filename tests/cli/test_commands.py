@@ -122,7 +122,7 @@ def test_push_refuses_to_pin_a_base_that_does_not_fit(run: Run, sql: Path, tmp_p
 def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path) -> None:
     run("push", "sql", "team/sql")
     run("pull", "team/sql", "-o", "out")
-    files = {file["path"]: file["digest"] for file in document(run, "show", "team/sql")["facts"]["files"]}
+    files = {file["path"]: file["digest"] for file in document(run, "show", "team/sql")["manifest"]["files"]}
     blobs = tmp_path / "xdg/adapterhub/.adapterhub/blobs/sha256"
     for path in (tmp_path / "out" / peft.WEIGHTS, blobs / files[peft.WEIGHTS].removeprefix("sha256:")):
         raw = bytearray(path.read_bytes())
@@ -169,7 +169,7 @@ def test_merge_into_an_adapter_keeps_its_parents(run: Run, sql: Path, tmp_path: 
     run("push", "sql", "team/sql")
     merged = document(run, "merge", "team/sql", "sql", "--weights", "0.7,0.3", "-o", "both")
     assert [(parent.get("ref"), parent["weight"]) for parent in merged["parents"]] == [("team/sql:v1", 0.7), (None, 0.3)]
-    assert document(run, "show", "both")["facts"]["parents"] == merged["parents"]
+    assert document(run, "show", "both")["manifest"]["parents"] == merged["parents"]
     assert document(run, "validate", "both", "--base", "base")["ok"] is True
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.views import tree
-from adapterhub.index.database import Row
+from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
 from tests.cli.test_commands import terminal
 from tests.conftest import Run
@@ -58,7 +58,7 @@ def test_no_words_are_an_error(run: Run, registry: Path, words: list[str]) -> No
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--size", "10MB"], "'10MB' is one size. Write '<10MB'"),
+        (["--size", "10MB"], "'10MB' is an exact size. Write '<10MB'"),
         (["--rank", "many"], "'many' is not a number"),
         (["--metric", "loss"], "Write it like 'accuracy>0.8'"),
         (["--limit", "-1"], "--limit"),

@@ -45,9 +45,10 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
     _, made = recipe.merge(parents, tmp_path / "both", method=method, seed=3)
-    assert made["recipe"]["method"] == method
-    assert set(made["recipe"].get("parameters", {})) == set(METHODS[method].parameters)
-    assert made["recipe"].get("seed") in ((3,) if METHODS[method].random else (None, 3))
+    assert made.recipe is not None
+    assert made.recipe.method == method
+    assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
+    assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
     recipe.again(tmp_path / "both", parents, tmp_path / "again")
     assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
@@ -127,15 +128,15 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     [
         (["-o", "out"], "SRC: is missing"),
         (["a", "b"], "-o: is missing"),
-        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: svd takes none"),
+        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: is not a parameter of svd"),
         (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
         (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
         (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for adapters into an adapter"),
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for adapters into an adapter"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
-        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes none, but --t"),
+        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --t instead"),
         (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
-        (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2, and 1 were given"),
+        (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2 adapters, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -98,7 +98,7 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
         (["validate", "sql", "--base", "nope"], 3, "nope: no such file or folder"),
         (["validate", "sql", "--base", "sql"], 3, "not a base model"),
         (["validate", "team/a", "--registry", "nowhere"], 3, "nowhere: no registry there"),
-        (["show", "team/a:v01"], 2, "is not a running number"),
+        (["show", "team/a:v01"], 2, "is not a version number"),
         (["push", "nope", "team/a"], 3, "nope: "),
         (["push", "sql", "team"], 2, "is not namespace/name"),
         (["list"], 3, "no registry there"),

@@ -63,7 +63,7 @@ def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, 
     assert result["report"]["tokens_per_second"] > 0
     run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
     run("push", "letters", "team/letters")
-    assert json.loads(run("show", "team/letters", "--json").stdout)["facts"]["base"]["fingerprint"]
+    assert json.loads(run("show", "team/letters", "--json").stdout)["manifest"]["base"]["fingerprint"]
     assert "already exists" in run("train", "letters.toml", code=2).stderr
 
 
@@ -172,7 +172,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     [
         (["--gate", "bleu>1"], "nothing that is measured", 2),
         (["--gate", "ppl"], "is not a comparison", 2),
-        (["--name", "A b"], "no name of an evaluation", 2),
+        (["--name", "A b"], "not a valid name for an evaluation", 2),
         (["--base", "nowhere"], "no such file or folder", 3),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_way_back_needs_no_base(tmp_path: Path, source: Path) -> None:
     assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
 
 
-def test_facts_beside_the_source_are_base_enough(tmp_path: Path, source: Path) -> None:
+def test_a_manifest_next_to_the_source_is_base_enough(tmp_path: Path, source: Path) -> None:
     with pytest.raises(RefusedError, match="Name the base model"):
         convert.convert(source, tmp_path / "a.gguf", to="gguf")
     base = {"architecture": "LlamaForCausalLM", "model_type": "llama", "config": CONFIG, "repo": "a/b"}

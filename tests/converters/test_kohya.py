@@ -704,7 +704,7 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     run("init")
     run("push", "style", "me/style")
     shown = json.loads(run("show", "me/style", "--json").stdout)
-    assert shown["facts"]["format"] == "kohya"
-    assert (shown["facts"]["r"], shown["facts"]["alpha"]) == (4, 3)
+    assert shown["manifest"]["format"] == "kohya"
+    assert (shown["manifest"]["r"], shown["manifest"]["alpha"]) == (4, 3)
     report = json.loads(run("validate", "style", "--json", code=None).stdout)
     assert not [problem for problem in report["problems"] if problem["severity"] == "error"], report

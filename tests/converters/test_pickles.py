@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub_converters import adapter_files
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft, pickles
@@ -61,7 +62,7 @@ def test_by_content_whatever_the_name(tmp_path: Path, payload: str, name: str) -
             convert.convert(path, tmp_path / "out", to="mlx")
 
 
-@pytest.mark.parametrize("suffix", pickles.SUFFIXES)
+@pytest.mark.parametrize("suffix", sorted(adapter_files.PICKLE_SUFFIXES))
 def test_by_name_whatever_the_content(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(b"(dp0\nS'a'\n.")
     with pytest.raises(RefusedError, match="a pickle can run code"):

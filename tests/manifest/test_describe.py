@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, ModuleShape, Training, TrainingData
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
@@ -23,35 +26,36 @@ Make = Callable[..., Path]
 DIGEST = "sha256:" + "0" * 64
 
 
-def test_facts_of_a_peft_folder(make: Make) -> None:
+def test_the_manifest_of_a_peft_folder(make: Make) -> None:
     found = describe.describe(make(alpha_pattern={"layers.1.self_attn.v_proj": 8}))
-    assert {key: found[key] for key in ("method", "r", "alpha", "targets", "dtype", "parameters", "format", "task")} == {
-        "method": "lora", "r": 2, "alpha": 4, "targets": ["q_proj", "v_proj"], "dtype": "F32", "parameters": 128,
+    fields = ("method", "r", "alpha", "targets", "dtype", "parameters", "format", "task")
+    assert {key: getattr(found, key) for key in fields} == {
+        "method": "lora", "r": 2, "alpha": 4, "targets": ("q_proj", "v_proj"), "dtype": "F32", "parameters": 128,
         "format": "peft", "task": "CAUSAL_LM",
     }  # fmt: skip
-    assert found["modules"] == {"model.layers.1.self_attn.v_proj": {"r": 2, "alpha": 8}}
-    assert found["base"]["repo"] == "org/base"
-    assert [entry["path"] for entry in found["files"]] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert found.modules == {"model.layers.1.self_attn.v_proj": ModuleShape(r=2, alpha=8)}
+    assert found.base.repo == "org/base"
+    assert [entry.path for entry in found.files] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
-def test_facts_are_a_pure_function_of_the_files(make: Make) -> None:
-    assert describe.dump(describe.describe(make("a"))) == describe.dump(describe.describe(make("b")))
+def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
+    assert describe.describe(make("a")).dump() == describe.describe(make("b")).dump()
 
 
 def test_the_document_is_sorted_indented_and_ends_in_one_newline(make: Make) -> None:
-    raw = describe.dump(describe.describe(make()))
+    raw = describe.describe(make()).dump()
     assert raw == (json.dumps(json.loads(raw), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def test_a_path_of_one_machine_is_not_a_repo(make: Make) -> None:
-    assert describe.describe(make(base_model_name_or_path="/home/me/models/base"))["base"]["repo"] is None
+    assert describe.describe(make(base_model_name_or_path="/home/me/models/base")).base.repo is None
 
 
 def test_a_base_at_hand_is_described(make: Make) -> None:
     tensors = {"model.embed_tokens.weight": BaseTensor((4, 8), "F32")}
     spec = BaseSpec("x", "hf", "LlamaForCausalLM", "llama", {"hidden_size": 8}, tensors)
-    base = describe.describe(make(), base=spec)["base"]
-    assert (base["architecture"], base["config"], base["fingerprint"]) == (
+    base = describe.describe(make(), base=spec).base
+    assert (base.architecture, base.config, base.fingerprint) == (
         "LlamaForCausalLM", {"hidden_size": 8}, spec.fingerprint,
     )  # fmt: skip
 
@@ -62,13 +66,13 @@ def test_declarations_are_merged(make: Make) -> None:
         'name = "sql"\nlicense = "MIT"\n[base]\nrevision = "abc"\n[training]\ncreated = 2026-01-31T13:00:00+01:00\n'
     )
     found = describe.describe(folder)
-    assert (found["name"], found["license"], found["base"]["repo"], found["base"]["revision"]) == (
+    assert (found.name, found.license, found.base.repo, found.base.revision) == (
         "sql",
         "MIT",
         "org/base",
         "abc",
     )
-    assert found["training"] == {"created": "2026-01-31T12:00:00Z"}
+    assert found.training == Training(created="2026-01-31T12:00:00Z")
 
 
 @pytest.mark.parametrize(
@@ -96,24 +100,24 @@ def test_a_declaration_of_the_wrong_type_is_named(make: Make) -> None:
 
 def test_a_true_document_is_kept_byte_for_byte(make: Make) -> None:
     folder = make()
-    text = json.dumps(describe.describe(folder, training={"seed": 1}))  # compact: not our own spelling
-    (folder / describe.NAME).write_text(text)
+    text = json.dumps(describe.describe(folder, training=Training(seed=1)).to_dict())  # compact: not our own spelling
+    (folder / ADAPTER_JSON).write_text(text)
     assert describe.settle(folder)[1] == text.encode()
 
 
 def test_a_readme_and_a_declaration_added_later_keep_the_training_record(make: Make) -> None:
     folder = make()
-    describe.write_facts(folder, describe.describe(folder, training={"seed": 1}))
+    describe.describe(folder, training=Training(seed=1)).write(folder)
     (folder / "MORE.md").write_text("more")
     (folder / "adapter.toml").write_text('license = "MIT"')
     found, raw = describe.settle(folder)
-    assert (found["training"], found["license"]) == ({"seed": 1}, "MIT")
+    assert (found.training, found.license) == (Training(seed=1), "MIT")
     assert json.loads(raw)["files"][0]["path"] == "MORE.md"
 
 
 def test_changed_weights_make_the_document_untrue(make: Make) -> None:
     folder = make()
-    describe.write_facts(folder, describe.describe(folder))
+    describe.describe(folder).write(folder)
     make(seed=1)
     with pytest.raises(IntegrityError, match=r"adapter_model.safetensors has changed since.*Delete adapter.json"):
         describe.settle(folder)
@@ -121,8 +125,8 @@ def test_changed_weights_make_the_document_untrue(make: Make) -> None:
 
 def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
     folder = make()
-    describe.write_facts(folder, {**describe.describe(folder), "r": 64})
-    with pytest.raises(IntegrityError, match='"r" is 64, but the weights say 2'):
+    dataclasses.replace(describe.describe(folder), r=64).write(folder)
+    with pytest.raises(IntegrityError, match='"r" is 64, but the weights have 2'):
         describe.settle(folder)
 
 
@@ -138,18 +142,18 @@ def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
 )
 def test_refused_documents(make: Make, change: dict[str, Any], error: type[Exception], says: str) -> None:
     folder = make()
-    (folder / describe.NAME).write_text(json.dumps({**describe.describe(folder), **change}))
+    (folder / ADAPTER_JSON).write_text(json.dumps({**describe.describe(folder).to_dict(), **change}))
     with pytest.raises(error) as caught:
-        describe.read_facts(folder)
+        AdapterManifest.read(folder)
     assert says in str(caught.value)
 
 
 def test_numbers_that_json_cannot_hold_are_refused(make: Make) -> None:
     with pytest.raises(UsageError, match="a value that JSON cannot hold"):
-        describe.describe(make(), training={"metrics": {"loss": float("nan")}})
+        describe.describe(make(), training=Training(metrics={"loss": float("nan")}))
 
 
-def test_no_adapter_no_facts(tmp_path: Path) -> None:
+def test_no_adapter_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         describe.describe(tmp_path)
 
@@ -167,7 +171,7 @@ def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
     assert peak < 30_000_000  # bytes, most of them the first import of jsonschema
 
 
-def test_facts_of_other_formats(make: Make, tmp_path: Path) -> None:
+def test_manifests_of_other_formats(make: Make, tmp_path: Path) -> None:
     config = {
         "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "num_hidden_layers": 2,
         "intermediate_size": 16, "vocab_size": 4,
@@ -179,9 +183,9 @@ def test_facts_of_other_formats(make: Make, tmp_path: Path) -> None:
     first = describe.describe(source)
     for name in ("gguf", "mlx"):
         found = describe.describe(tmp_path / name)
-        assert found["format"] == name
+        assert found.format == name
         for key in ("method", "r", "alpha", "targets", "modules", "dtype", "parameters"):
-            assert found[key] == first[key], key
+            assert getattr(found, key) == getattr(first, key), key
     (tmp_path / "gguf" / "again.gguf").write_bytes((tmp_path / "gguf" / "sql.gguf").read_bytes())
     with pytest.raises(RefusedError, match="again.gguf and sql.gguf are two adapters"):
         describe.describe(tmp_path / "gguf")
@@ -193,13 +197,12 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     (folder / "adapter.toml").write_text(
         'license = "MIT"\n[base]\nquantization = "nf4"\n[training]\ndata = [{license = "CC0"}]\n'
     )
-    text = (
-        describe.dump(describe.describe(folder)).decode().replace("license", "licence").replace("quantization", "quantisation")
-    )
+    text = describe.describe(folder).dump().decode().replace("license", "licence").replace("quantization", "quantisation")
     old = text.replace("schema:adapter:2", "schema:adapter:1").replace('"schema_version": 2', '"schema_version": 1')
     (folder / "adapter.toml").unlink()
     files = [entry for entry in json.loads(old)["files"] if entry["path"] != "adapter.toml"]
     (folder / "adapter.json").write_text(json.dumps({**json.loads(old), "files": files}))
     found, raw = describe.settle(folder)
-    assert (found["license"], found["base"]["quantization"], found["training"]["data"]) == ("MIT", "nf4", [{"license": "CC0"}])
+    assert found.training is not None
+    assert (found.license, found.base.quantization, found.training.data) == ("MIT", "nf4", (TrainingData(license="CC0"),))
     assert raw == (folder / "adapter.json").read_bytes()

@@ -22,10 +22,10 @@ def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
     assert one.digest != oci_manifest.build(make("c", seed=1)).digest
 
 
-def test_the_facts_may_lie_beside_the_files_or_not(make: Make) -> None:
+def test_the_manifest_may_be_in_the_folder_or_not(make: Make) -> None:
     source = make()
     before = oci_manifest.build(source)
-    describe.write_facts(source, describe.describe(source))
+    describe.describe(source).write(source)
     assert oci_manifest.build(source) == before
 
 
@@ -116,9 +116,9 @@ def document(names: list[str] | None = None, **change: Any) -> bytes:
     [
         ("training_args.bin", b"x", "a pickle can run code"),
         ("optimizer.PT", b"x", "a pickle can run code"),
-        ("adapter2.safetensors", b"\x80\x02}q\x00....", "not a safetensors file, whatever its name says"),
-        ("model.gguf", b"PK\x03\x04", "not a GGUF file, whatever its name says"),
-        ("notes.json", b"\x80\x04\x95", "a pickle or an archive, whatever its name says"),
+        ("adapter2.safetensors", b"\x80\x02}q\x00....", "not a safetensors file, in spite of its name"),
+        ("model.gguf", b"PK\x03\x04", "not a GGUF file, in spite of its name"),
+        ("notes.json", b"\x80\x04\x95", "a pickle or an archive, in spite of its name"),
         ("run.py", b"x", "files of type '.py' are not packaged"),
         ("Makefile", b"x", "files of type 'Makefile' are not packaged"),
         ("aux.json", b"{}", "cannot be written safely everywhere"),

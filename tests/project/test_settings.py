@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import tomllib
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub import user_files
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project import settings
 from adapterhub.project.settings import Policy
 from adapterhub_converters.errors import LocalIOError, RefusedError, UsageError
@@ -116,17 +118,17 @@ def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, tex
         settings.changed(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
 
 
-FACTS = {"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}, "base": {"fingerprint": None}, "license": None}
+MANIFEST = AdapterManifest.salvage({"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}})
 
 
 def test_a_policy_says_all_that_is_against_it() -> None:
     with pytest.raises(RefusedError) as caught:
-        Policy("p", 16, True, ("MIT",)).check_facts(FACTS, "team/sql")
+        Policy("p", 16, True, ("MIT",)).check_manifest(MANIFEST, "team/sql")
     assert caught.value.items == (
         "rank 32 is over 16", "its base is not pinned (`push --base` does it)", "its license is not declared, not MIT",
     )  # fmt: skip
-    Policy("p", 32, False, ("mit",)).check_facts({**FACTS, "license": "MIT"}, "team/sql")
-    Policy("p", 1).check_facts({"r": None, "modules": {}}, "without a rank")
+    Policy("p", 32, False, ("mit",)).check_manifest(dataclasses.replace(MANIFEST, license="MIT"), "team/sql")
+    Policy("p", 1).check_manifest(AdapterManifest.salvage({}), "without a rank")
     Policy("p", allow=("team/*",)).check_name("team/sql")
     for name in ("teams/sql", "oci://host/team/sql", "Team/sql"):
         with pytest.raises(RefusedError, match="not a name that p allows"):

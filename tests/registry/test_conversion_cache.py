@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.ref import Ref
-from adapterhub.registry import conversion_cache, export, recipe
+from adapterhub.registry import conversion_cache, recipe
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import bases
 from adapterhub_converters.errors import UsageError
@@ -49,11 +49,12 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         given = recipe.Parent(team / source, team / source, parent.digest)
         recipe.convert(given, tmp_path / "made", recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
-        known = describe.read_facts(tmp_path / "made")
+        known = AdapterManifest.read(tmp_path / "made")
         assert known is not None
-        assert (known["format"], known["recipe"]["to"], known["parents"][0]["digest"]) == (to, to, parent.digest)
+        assert known.recipe is not None
+        assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
-        export.pull(registry, version.ref, tmp_path / "kept")
+        registry.pull(version.ref, tmp_path / "kept")
     recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
     assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
     found = files(tmp_path / "back")
@@ -65,7 +66,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:
     with Registry.open(team) as registry:
         ref = registry.resolve(Ref.parse("team/sql")).ref
-        with pytest.raises(UsageError, match="--model: is missing: which base should Ollama take"):
+        with pytest.raises(UsageError, match="model: is missing: which base model should Ollama use"):
             conversion_cache.pull(registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA)
         conversion_cache.pull(
             registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"

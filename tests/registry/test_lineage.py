@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, Parent
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
@@ -27,14 +29,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = base(folder / "base", 2)
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         adapter(folder / name, pairs(2), lambda _, x, seed=seed: (x * seed).astype(np.float32))  # type: ignore[misc]
-        describe.write_facts(folder / name, describe.describe(folder / name, base=spec))
+        describe.describe(folder / name, base=spec).write(folder / name)
     with Registry.init(folder) as registry:
 
         def pushed(name: str, weight: float) -> recipe.Parent:
             version = registry.push(folder / name, Ref.parse(f"team/{name}"))
             return recipe.Parent(folder / name, folder / name, version.digest, str(version.ref), weight)
 
-        pinned = describe.describe(folder / "a", base=spec)["base"]
+        pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
         recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
@@ -118,10 +120,10 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     name = sorted(tensors)[0]
     tensors[name].flat[0] = np.nextafter(tensors[name].flat[0], np.float32(np.inf))
     safetensors_file.write(file, tensors, {"format": "pt"})
-    known = describe.read_facts(team / "both")
+    known = AdapterManifest.read(team / "both")
     assert known is not None
-    changed = {**describe.describe(team / "both"), **{key: known[key] for key in ("parents", "recipe", "base")}}
-    describe.write_facts(team / "both", changed)
+    changed = describe.describe(team / "both", parents=known.parents, recipe=known.recipe)
+    dataclasses.replace(changed, base=known.base).write(team / "both")
     run("push", "both", "team/both")
     found = document(run, "rebuild", "team/both", code=1)
     assert [difference["ulps"] for difference in found["differences"]] == [1]
@@ -165,10 +167,11 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
 
 def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--as", "peft", "-o", "back")
-    known = describe.read_facts(team / "back")
+    known = AdapterManifest.read(team / "back")
     assert known is not None
-    assert known["parents"] == [{"digest": document(run, "show", "team/light")["digest"], "method": "convert"}]
-    assert known["recipe"]["to"] == "peft"
+    assert known.parents == (Parent(document(run, "show", "team/light")["digest"], method="convert"),)
+    assert known.recipe is not None
+    assert known.recipe.to == "peft"
     assert run("verify", "back").returncode == 0
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (team / "back" / name).read_bytes() == (team / "both" / name).read_bytes()
@@ -207,11 +210,16 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
     root = team
     with Registry.open(root) as registry:
         a, b = (registry.resolve(Ref.parse(f"team/{name}")).digest for name in "ab")
-        real = registry.facts
+        real = registry.adapter_manifest
         forged = {a: b, b: a}
-        registry.facts = lambda digest: (
-            {**real(digest), "parents": [{"digest": forged[digest]}]} if digest in forged else real(digest)
-        )  # type: ignore[method-assign]
+
+        def lying(digest: str) -> AdapterManifest | None:
+            manifest = real(digest)
+            if manifest is None or digest not in forged:
+                return manifest
+            return dataclasses.replace(manifest, parents=(Parent(forged[digest]),))
+
+        registry.adapter_manifest = lying  # type: ignore[method-assign]
         found = lineage.trace(registry, Ref.parse("team/a"))
     assert {edge.parent for edge in found.edges} >= {a, b}
 

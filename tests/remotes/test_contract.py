@@ -28,6 +28,7 @@ from adapterhub.remotes.objects.store import Objects
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.protocol import Reader, Source, Target
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 from tests.support.adapters import write_adapter
 
@@ -56,7 +57,9 @@ class Packed(Local):
             patch.setattr(compress, "_LEAST", -(10**9))
             patch.setattr(compress, "_WORTH", 10**9)
             compress.pack(self.registry)
-        assert all(not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.facts)
+        assert all(
+            not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.adapter_json
+        )
 
 
 class Places:
@@ -253,7 +256,7 @@ def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: 
     }.get((kind, to), [])
     assert copied.sent == sum(blob.size for blob in unique(copied.manifest) if blob not in there)
     for layer in target.manifest("prod").layers:
-        if layer.path != oci_manifest.FACTS:
+        if layer.path != ADAPTER_JSON:
             assert read(target, layer) == (adapter / layer.path).read_bytes()
 
 
@@ -277,7 +280,7 @@ def test_a_copy_says_how_far_it_is(places: Places, adapter: Path, kind: str) -> 
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_the_local_registry_refuses_facts_of_other_files(places: Places, adapter: Path) -> None:
+def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, adapter: Path) -> None:
     place, source = places.target("local"), AdapterFolder(adapter)
     made = source.manifest("latest")
     for blob in unique(made):

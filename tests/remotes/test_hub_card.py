@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, BaseInfo
 from adapterhub.remotes.hub import files as hub_files
 from tests.conftest import need_module
 from tests.support.adapters import write_adapter
 
-FACTS: dict[str, Any] = {
+MANIFEST = AdapterManifest.salvage({
     "base": {"repo": "org/base"}, "format": "peft", "task": "CAUSAL_LM", "method": "dora", "license": "Apache-2.0", "r": 8,
-    "name": None, "description": None,
-}  # fmt: skip
+})  # fmt: skip
 
 CARDS = [
     b"",
@@ -51,7 +51,7 @@ pieces = st.lists(
 @example(CARDS[14])
 @example(CARDS[15])
 def test_any_readme_comes_back(readme: bytes) -> None:
-    card = hub_files.complete_card(readme, FACTS)
+    card = hub_files.complete_card(readme, MANIFEST)
     assert readme in (card, hub_files.original_readme(card))
 
 
@@ -60,7 +60,7 @@ def test_a_completed_card_says_it_all_and_keeps_what_was_said(readme: bytes) -> 
     need_module("huggingface_hub")
     from huggingface_hub import ModelCard
 
-    card = hub_files.complete_card(readme, FACTS)
+    card = hub_files.complete_card(readme, MANIFEST)
     assert readme in (card, hub_files.original_readme(card))
     if card == readme:
         assert readme[:3] in (b"---", b"\xef\xbb\xbf", b"\n--", b"\xff\xfe ")
@@ -90,7 +90,8 @@ def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, spdx: str,
 
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").unlink()
-    found = {**describe.describe(folder), "license": spdx, "description": "Writes SQL: well.", "name": "x: y"}
+    declared = {"license": spdx, "description": "Writes SQL: well.", "name": "x: y"}
+    found = describe.describe(folder, declared=declared)
     card = ModelCard(hub_files.write_card("sql", found).decode())
     assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
     assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")
@@ -104,9 +105,9 @@ def test_a_base_that_is_a_path_is_the_right_one_on_the_hub_and_comes_back(path: 
     from huggingface_hub import ModelCard
 
     readme = f"---\nlibrary_name: peft\nbase_model: {path}\ntags:\n- mine\n---\nbase_model: /x\n".replace("\n", end).encode()
-    card = hub_files.complete_card(readme, FACTS)
+    card = hub_files.complete_card(readme, MANIFEST)
     data = ModelCard(card.decode()).data.to_dict()
     assert (data["base_model"], data["tags"]) == ("org/base", ["mine"])
     assert hub_files.original_readme(card) == readme
-    nobody = {**FACTS, "base": {"repo": None}}
+    nobody = dataclasses.replace(MANIFEST, base=BaseInfo())
     assert f"\nbase_model: {path}{end}".encode() in hub_files.complete_card(readme, nobody)

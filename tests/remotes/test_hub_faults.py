@@ -352,7 +352,7 @@ def test_a_hostile_name_is_refused_where_it_would_be_written(hub: Hub, tmp_path:
         {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]}, {"dtype": []}, {"parents": {"a": 1}},
     ],
 )  # fmt: skip
-def test_facts_that_are_none_are_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_invalid_manifest_is_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
     pushed(hub, write_adapter(tmp_path / "sql"))
     files = hub.repos["org/sql"].branches["main"].files
     files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())

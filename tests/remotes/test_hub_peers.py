@@ -97,7 +97,9 @@ def test_huggingface_hub_itself_uploads_to_this_hub_and_downloads_from_it(
     assert [path for method, path, _ in hub.storage.requests if method == "PUT" and (part == 0) != ("part=" in path)]
 
 
-def test_what_huggingface_hub_pushed_becomes_an_adapter_with_facts(make: Make, hub: Hub, call: Run, tmp_path: Path) -> None:
+def test_what_huggingface_hub_pushed_becomes_an_adapter_with_a_manifest(
+    make: Make, hub: Hub, call: Run, tmp_path: Path
+) -> None:
     source = make()
     (source / "training_args.bin").write_bytes(b"\x80\x02.")
     (source / "checkpoint-5").mkdir()

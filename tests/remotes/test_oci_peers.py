@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from tests.conftest import Run, need_program
@@ -51,7 +52,7 @@ def test_oras_and_skopeo_get_the_bytes_that_were_pushed(make: Make, run: Run, ho
     assert blobs == {digest[7:] for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))}
 
 
-def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_facts(
+def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_a_manifest(
     make: Make, run: Run, host: str, tmp_path: Path
 ) -> None:
     source, oras = make(), need_program("oras")
@@ -59,7 +60,7 @@ def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_facts(
     done = run("pull", f"oci://{host}/peers/plain:v1")
     assert "adapter.json: it was derived" in done.stderr
     assert {key: value for key, value in contents(tmp_path / "plain").items() if key != "adapter.json"} == contents(source)
-    # The same files have the same facts, and so the same digest, as if they had been pushed here.
+    # The same files have the same manifest, and so the same digest, as if they had been pushed here.
     copied = json.loads(run("copy", f"oci://{host}/peers/plain:v1", "team/plain", "--json").stdout)
     assert copied["digest"] == oci_manifest.build(source).digest
     run("verify", "team/plain")
@@ -97,7 +98,7 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     assert said("pull", f"oci://{host}/chain/two@{digest}", "-o", "out") == digest
     assert oci_manifest.build(tmp_path / "out").digest == digest
     with Registry.open(tmp_path) as registry_:
-        assert registry_.fsck() == []
+        assert fsck(registry_) == []
     assert run("list", f"oci://{host}/chain/two").stdout == f"oci://{host}/chain/two:v1\n"
     assert json.loads(run("list", f"oci://{host}/chain/two", "--json").stdout)["tags"] == ["v1"]
     assert run("validate", f"oci://{host}/chain/two:v1").stdout.endswith("ok: nothing to report\n")

@@ -28,6 +28,7 @@ from adapterhub.remotes.oci.repository import PIECE, Oci
 from adapterhub.remotes.oci.uploads import Begun, Uploads
 from adapterhub.remotes.parallel import Move, Pace
 from adapterhub.remotes.protocol import Reader
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run
@@ -447,13 +448,13 @@ def test_a_pull_of_what_is_there_asks_once_and_says_so(run: Run, host: str, tmp_
         run(*words)
 
 
-def test_what_others_made_without_facts_is_there_with_the_facts_that_follow(host: str, tmp_path: Path) -> None:
+def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(host: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
     with remote(host, "plain") as to:
         source = AdapterFolder(folder)
         made = source.manifest("latest")
         document = oci_manifest.parse_json(made.raw, "")
-        document["layers"] = [layer for layer in document["layers"] if oci_manifest.FACTS not in str(layer)]
+        document["layers"] = [layer for layer in document["layers"] if ADAPTER_JSON not in str(layer)]
         plain = oci_manifest.parse(oci_manifest._canonical(document), "")
         for blob in (*plain.layers, plain.config):
             to.put_blob(blob, source)

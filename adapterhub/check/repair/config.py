@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub.check.target_modules import chosen_layers, matches
-from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -75,28 +76,26 @@ def _is_number(value: object) -> bool:
 def _base_name(draft: Draft, base: BaseSpec | None) -> None:
     if draft.config.get("base_model_name_or_path"):
         return
-    named = {"the base model": base.repo if base else None, describe.NAME: _pinned(draft)}
+    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _pinned(draft)}
     found = {where: repo for where, repo in named.items() if repo and _REPO.fullmatch(repo)}
     if len(set(found.values())) == 1:
         where, repo = next(iter(found.items()))
         draft.config["base_model_name_or_path"] = repo
         draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {where}')
         return
-    what = "the base is not named" + (
-        f"; {' but '.join(f'{where} names {repo}' for where, repo in found.items())}" if found else ""
-    )
+    conflict = " but ".join(f"{where} names {repo}" for where, repo in found.items())
+    what = "the base is not named" + (f"; {conflict}" if conflict else "")
     draft.propose("no-base-name", what, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
 
 
 def _pinned(draft: Draft) -> str | None:
-    if draft.folder is None or not (draft.folder / describe.NAME).is_file():
+    if draft.folder is None:
         return None
     try:
-        known = describe.read_facts(draft.folder)
+        known = AdapterManifest.read(draft.folder)
     except AdapterhubError:
         return None
-    repo = known["base"].get("repo") if known else None
-    return repo if isinstance(repo, str) else None
+    return known.base.repo if known else None
 
 
 def _targets(draft: Draft, pairs: Shapes) -> None:

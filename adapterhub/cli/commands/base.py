@@ -63,9 +63,9 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
     there is none.
     """
     from adapterhub.bases import registered
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
-    parse_base_name(name, name)
+    parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
     kept = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
     with open_registry(settings, make=True) as registry:
@@ -112,7 +112,7 @@ def _every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubEr
     from adapterhub.bases import registered
 
     found, damaged = [], {}
-    for name in registry.store.base_names():
+    for name in registry.store.log.document_names():
         try:
             found.append(registered.get(registry, name))
         except NotFoundError:  # the name was freed

@@ -94,13 +94,14 @@ def _items(
 
 def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
     """A version of the registry, called as it was named if that was a tag, else by its number."""
+    from adapterhub.index import queries
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
 
     version = stack.enter_context(registry.reading(ref))
     output.deprecated(str(version.ref), version.deprecated)
     source = Local(registry, version.name)
-    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in registry.catalog.tags(ref.name) else str(version.ref)
+    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
     return Item(source, source.manifest(version.digest), name)
 
 

@@ -12,6 +12,7 @@ from adapterhub.cli import inputs, output
 from adapterhub.cli.options import DTYPES, FORMATS, Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _is_model(path: Path) -> bool:
     """Whether a folder has a whole model in it, and no adapter."""
     from adapterhub_converters import bases
 
-    if not (path / "config.json").is_file() or (path / "adapter_config.json").exists():
+    if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).exists():
         return False
     return bool(bases.weight_files(path))
 

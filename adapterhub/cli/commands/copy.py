@@ -83,7 +83,7 @@ def _received(settings: Settings, registry: Registry, source: str, ref: Ref) -> 
         address = parse(source)
         with remotes.connect(address) as remote:
             made = remote.manifest(address.reference)
-            if made.facts is not None:
+            if made.adapter_json is not None:
                 policy.fits(remote, made.digest, source)
                 return _admitted(registry, remote, made.digest, ref)
     elif (found := inputs.ref_of(source, settings)) is not None:
@@ -107,14 +107,13 @@ def _admitted(registry: Registry, source: Source, digest: str, ref: Ref) -> Vers
 
 
 def _into_folder(settings: Settings, source: str, target: str) -> None:
-    from adapterhub.registry import export
 
     ref = inputs.ref_of(source, settings)
     if ref is None:
         raise UsageError(target, "is a folder, and so is what should be copied", "Copy it with the tools of your system")
     policy.ref_fits(settings, source)
     with open_registry(settings) as registry:
-        version = export.pull(registry, ref, Path(target))
+        version = registry.pull(ref, Path(target))
     output.deprecated(str(version.ref), version.deprecated)
     document: dict[str, Any] = {**version_document(version), "output": target}
     del document["new"], document["skipped"]

@@ -15,6 +15,7 @@ from adapterhub.cli.environment import (
 )
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def du(settings: Settings, prefix: str | None, bases: Sequence[str]) -> None:
 
     known = [_known(base, settings) for base in bases]
     with open_registry(settings) as registry:
-        report = disk_usage.usage(registry, prefix)
+        with bytes_bar("listing tensors") as progress:
+            report = disk_usage.usage(registry, prefix, progress=progress)
         kept = _kept(registry)
     if prefix and not report.names:
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
@@ -100,7 +102,7 @@ def _kept(registry: Registry) -> list[_Model]:
     from adapterhub.bases import registered
 
     found = []
-    for name in registry.store.base_names():
+    for name in registry.store.log.document_names():
         with contextlib.suppress(AdapterhubError):
             spec = registered.get(registry, name).spec
             found.append(_Model(name, spec.repo, spec.fingerprint, spec.size))
@@ -143,7 +145,7 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
         output.write(f"tensors in files that differ otherwise: {output.size(report.repeated)} more than once")
     if report.unlisted:
         files = output.plural(report.unlisted, "file")
-        output.say(f"the tensors of {files} are in no list; `adapterhub fsck --rebuild-index` lists them")
+        output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
     for base in report.bases:
         for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
             output.write(line)

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.manifest.measurement import Evaluation
     from adapterhub.registry.measurements import Gate
-    from adapterhub.train import Measured
+    from adapterhub.train import EvaluationResult
 
 
 @command(
@@ -77,7 +77,7 @@ def eval(  # noqa: A001 - the command's name
     with inputs.opened(source, settings) as found:
         given = inputs.given(found)
         measured = trainer.evaluate(
-            given, folder, [Path(file) for file in files], trainer.Measuring(**asked), cache=cache_folder()
+            given, folder, [Path(file) for file in files], trainer.EvaluationOptions(**asked), cache=cache_folder()
         )
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
@@ -115,7 +115,7 @@ def _record(settings: Settings, found: inputs.Source, evaluation: Evaluation) ->
     return found.ref
 
 
-def _text(measured: Measured, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
+def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
     metrics = measured.metrics
     columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
     tokens = str(measured.tokens)

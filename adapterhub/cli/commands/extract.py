@@ -76,7 +76,7 @@ def extract(
         adapter, report = difference.extract(folder, other, wanted, progress=progress)
     with atomic.whole(target) as made:
         peft.write(adapter, made)
-        describe.write_facts(made, describe.describe(made, base=base_model.read_hf(folder)))
+        describe.describe(made, base=base_model.read_hf(folder)).write(made)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))
 

@@ -19,10 +19,12 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adapterhub.digest import Digest
     from adapterhub.index.search import Holder
-    from adapterhub.index.tensor_search import Share
+    from adapterhub.index.tensors import Share
     from adapterhub.registry.registry import Registry
     from adapterhub.store.store import More
+    from adapterhub.store.tensor_digests import Tensor, Tensors
 
 _Deprecated = Mapping[tuple[str, int], str]
 
@@ -72,6 +74,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     that have their tensors are shown, the nearest 20 first: bytes are compared, whatever the tensors are called. Exits 3
     unless each was found, as a whole or with all its tensors in one version.
     """
+    from adapterhub.index import tensors
     from adapterhub.index.search import parse_digest_prefix
 
     if not files and not digests:
@@ -80,7 +83,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         found = [_by_digest(registry, text, parse_digest_prefix(text)) for text in digests]
         found += [_find(registry, text) for text in files]
         deprecated = registry.deprecations()
-        unlisted = len(registry.catalog.unlisted())
+        unlisted = len(tensors.unlisted(registry.index))
     missing = [item for item in found if not item.is_whole]
     if unlisted and missing:
         _say_unlisted(unlisted)
@@ -95,54 +98,61 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
 
 def _say_unlisted(count: int) -> None:
     files = output.plural(count, "file")
-    output.say(f"not looked at: the tensors of {files} that are in no list; `adapterhub fsck --rebuild-index` lists them")
+    output.say(f"not searched: the tensors of {files}, missing or damaged; `adapterhub fsck` shows which")
 
 
 def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
     from adapterhub.index.search import holders
-    from adapterhub.index.tensor_search import of_tensor
+    from adapterhub.index.tensors import with_digest
 
-    return _Found(text, [*holders(registry.catalog, prefix), *of_tensor(registry.catalog, registry.store, prefix)])
+    _list_tensors(registry)
+    return _Found(text, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+
+
+def _list_tensors(registry: Registry) -> None:
+    with bytes_bar("listing tensors") as progress:
+        registry.list_tensors(progress)
 
 
 def _find(registry: Registry, text: str) -> _Found:
     from adapterhub.cli.inputs import existing
     from adapterhub.index.search import holders
+    from adapterhub.index.tensors import nearest
     from adapterhub.manifest import oci_manifest
     from adapterhub.manifest.package_files import listing
-    from adapterhub.store.store import told
+    from adapterhub.store.store import counter
+    from adapterhub_converters.adapter_files import is_weights
 
     path = existing(text)
     if path.is_dir():
-        whole = holders(registry.catalog, oci_manifest.build(path).digest)
+        whole = holders(registry.index, oci_manifest.build(path).digest)
         if whole:
             return _Found(text, whole)
         files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
     else:
         files = [path]
-    with bytes_bar("hashing") as progress:
-        return _of_files(registry, text, files, told(progress, sum(file.stat().st_size for file in files)))
-
-
-def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More | None) -> _Found:
-    """Who has these files, or else their tensors."""
-    from adapterhub.index.search import holders
-    from adapterhub.index.tensor_search import nearest
-    from adapterhub.store.store import local_errors
-    from adapterhub.store.tensor_digests import Tensor, digests, is_weights
-
     held: list[Holder] = []
     tensors: list[Tensor] = []
-    for path in files:
-        with local_errors(path), open(path, "rb", buffering=0) as file:
-            digest, found = digests(file, path.stat().st_size, more)
-        held += holders(registry.catalog, digest)
-        tensors += found if is_weights(path.name) else ()
+    with bytes_bar("hashing") as progress:
+        more = counter(progress, sum(file.stat().st_size for file in files))
+        for file in files:
+            digest, found = _digests(file, more)
+            held += holders(registry.index, digest)
+            tensors += found if is_weights(file.name) else ()
     if held:
         return _Found(text, held)
+    _list_tensors(registry)
     filled = tuple(tensor for tensor in tensors if tensor.size)
     size = sum(tensor.size for tensor in filled)
-    return _Found(text, [], len(filled), size, nearest(registry.catalog, registry.store, filled))
+    return _Found(text, [], len(filled), size, nearest(registry.index, registry.store, filled))
+
+
+def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
+    from adapterhub.store.store import local_errors
+    from adapterhub.store.tensor_digests import digests
+
+    with local_errors(path), open(path, "rb", buffering=0) as file:
+        return digests(file, path.stat().st_size, more)
 
 
 def _document(found: _Found, deprecated: _Deprecated) -> dict[str, Any]:

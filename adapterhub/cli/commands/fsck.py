@@ -45,19 +45,18 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
     harms nothing is a note.
     """
-    from adapterhub.registry.registry import Registry
+    from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
         raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
     if rebuild:
-        with bytes_bar("listing tensors") as progress:
-            registry, findings = Registry.rebuilt(registry_folder(settings), progress)
+        registry, findings = checks.rebuilt(registry_folder(settings))
     else:
         registry, findings = open_registry(settings), []
     with registry:
         healed = _repaired(registry, source) if source else []
         with bytes_bar("checking") as progress:
-            findings += registry.fsck(quick=quick, progress=progress)
+            findings += checks.fsck(registry, quick=quick, progress=progress)
         root = str(registry.root)
     if source:
         output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
@@ -65,10 +64,10 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
 
 
 def _repaired(registry: Registry, source: str) -> list[str]:
-    from adapterhub.maintenance import retention
+    from adapterhub.maintenance.repair import repair
     from adapterhub.remotes.location import is_address
 
     if not is_address(source):
-        return retention.repair(registry, Path(source))
+        return repair(registry, Path(source))
     with remotes.opened(source) as remote:
-        return retention.repair(registry, remote.find)
+        return repair(registry, remote.find)

@@ -45,10 +45,10 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     What was let go or stored less than HOURS ago stays, and so does what a push or a pull at work needs, so this may run at any
     time.
     """
-    from adapterhub.maintenance import retention
+    from adapterhub.maintenance import gc as collection
 
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
-        swept = retention.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
+        swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
     output.emit(_document(swept), as_json=settings.as_json, text=lambda: _text(swept))
 
 

@@ -21,7 +21,7 @@ from adapterhub.cli.views.versions import row_cells, row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
 
 
 _LIST = (

@@ -19,8 +19,8 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageEr
 
 if TYPE_CHECKING:
     from adapterhub.merge import Merge
-    from adapterhub.registry.merge_recipe import Variant
-    from adapterhub.registry.merge_recipes import Kept
+    from adapterhub.registry.merge_recipe import MergeRecipe
+    from adapterhub.registry.merge_recipes import StoredRecipe
     from adapterhub.registry.recipe import Difference
 
 
@@ -76,22 +76,21 @@ def materialize(
 
 
 def _materialize(
-    settings: Settings, found: Variant, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
+    settings: Settings, found: MergeRecipe, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
 ) -> int:
     """Make it as the first of two names, which may be None, or the second, and say what came of it."""
-    from adapterhub.merge import prepared
+    from adapterhub.merge import prepared, read_base
     from adapterhub.registry import merge_recipe
-    from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     out, name = names
     folder = _base(found, base, settings)
-    spec = bases.read_base(folder)
-    merge_recipe.check_base(found, folder, spec)
+    model = read_base(folder)
+    merge_recipe.check_base(found, folder, model.spec)
     options = merge_recipe.options_of(found)
     with ExitStack() as stack:
-        read = [(convert.read(path, base=spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
-        merge = prepared(read, folder, options)
+        read = [(convert.read(path, base=model.spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
+        merge = prepared(read, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         differences = _made(merge, found, folder, target)
     document = {
@@ -106,7 +105,7 @@ def _materialize(
     return 1 if differences else 0
 
 
-def _recipe(source: str, settings: Settings) -> tuple[Variant, str]:
+def _recipe(source: str, settings: Settings) -> tuple[MergeRecipe, str]:
     """The recipe and what the model is called unless somebody says otherwise."""
     from adapterhub.registry import merge_recipe, merge_recipes
     from adapterhub.store import named_documents
@@ -130,7 +129,7 @@ def _kept_name(text: str) -> str | None:
     if text.endswith(".json"):
         return None
     try:
-        return named_documents.parse_base_name(text.removeprefix(merge_recipes.EXPLICIT), text)
+        return named_documents.parse_document_name(text.removeprefix(merge_recipes.EXPLICIT), text)
     except UsageError:
         return None
 
@@ -150,7 +149,7 @@ def _forget(settings: Settings, source: str) -> None:
 
     name = source.removeprefix(merge_recipes.EXPLICIT)
     with open_registry(settings) as registry:
-        merge_recipes.forget(registry, name)
+        merge_recipes.remove(registry, name)
     document = {"removed": name, "kind": "merge"}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"forgot {name}; its adapters stay"))
 
@@ -193,21 +192,21 @@ def _list(settings: Settings) -> int:
     return 1 if damaged else 0
 
 
-def _short(recipe: Variant) -> dict[str, Any]:
+def _short(recipe: MergeRecipe) -> dict[str, Any]:
     files = recipe["output"]["files"]
     size = None if files is None else sum(file["size"] for file in files)
     return {"base": recipe["base"], "adapters": recipe["adapters"], "options": recipe["options"], "model_size": size}
 
 
-def _row(one: Kept) -> list[str]:
-    from adapterhub.registry.merge_recipe import called
+def _row(one: StoredRecipe) -> list[str]:
+    from adapterhub.registry.merge_recipe import base_name
 
     size = _short(one.recipe)["model_size"]
     adapters = [
         f"{adapter['weight']:g} × {adapter.get('ref') or output.digest(adapter['digest'])}"
         for adapter in one.recipe["adapters"]
     ]
-    base = called(one.recipe)
+    base = base_name(one.recipe)
     return [
         one.name,
         output.printable(base),
@@ -217,7 +216,7 @@ def _row(one: Kept) -> list[str]:
     ]
 
 
-def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Difference]:
+def _made(merge: Merge, found: MergeRecipe, base: Path, out: Path) -> list[Difference]:
     """Write the model as `out`, unless what comes of it shows that this is not the recipe's base."""
     from adapterhub.registry import merge_recipe
     from adapterhub_converters.containers import atomic
@@ -233,18 +232,18 @@ def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Differenc
     return differences
 
 
-def _base(found: Variant, given: str | None, settings: Settings) -> Path:
-    from adapterhub.registry.merge_recipe import called
+def _base(found: MergeRecipe, given: str | None, settings: Settings) -> Path:
+    from adapterhub.registry.merge_recipe import base_name
 
     if given:
         return inputs.weights(given, settings)
     path = Path(found["base"].get("source", found["base"]["name"]))
     if not path.exists():
-        raise NotFoundError(called(found), f"the base of the recipe is not in {path}, where it was", "Name it with --base")
+        raise NotFoundError(base_name(found), f"the base of the recipe is not in {path}, where it was", "Name it with --base")
     return path
 
 
-def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
+def _adapters(stack: ExitStack, settings: Settings, found: MergeRecipe, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
     """The files of every adapter of the recipe, whose digests are right, and the weights."""
     by_digest: dict[str, Path] = {}
     wanted = {adapter["digest"] for adapter in found["adapters"]}
@@ -266,8 +265,7 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
 @contextmanager
 def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
     """An adapter from the registry, else from the address that the recipe names."""
-    from adapterhub.manifest.package_files import adapter_in
-    from adapterhub.registry import export
+    from adapterhub_converters.adapter_files import adapter_in
 
     digest, ref = adapter["digest"], adapter.get("ref", "")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -275,7 +273,7 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
         held = False
         try:
             with open_registry(settings) as registry:
-                held = export.pull_digest(registry, digest, folder)
+                held = registry.pull_digest(digest, folder)
         except NotFoundError:  # no registry
             pass
         if not held and inputs.is_elsewhere(ref):
@@ -300,7 +298,7 @@ def _from_address(ref: str, settings: Settings, digest: str) -> Iterator[Path]:
         yield one.path
 
 
-def _verdict(out: Path, found: Variant, differences: Sequence[Difference]) -> Iterator[str]:
+def _verdict(out: Path, found: MergeRecipe, differences: Sequence[Difference]) -> Iterator[str]:
     files = found["output"]["files"]
     if files is None:
         yield output.one_line(f"{out}: made; the recipe has no digests to compare with")

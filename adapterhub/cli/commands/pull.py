@@ -109,13 +109,12 @@ def pull(
 
 def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
     from adapterhub.ref import Ref
-    from adapterhub.registry import export
 
     wanted = Ref.parse(ref)
     target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
     with open_registry(settings) as registry:
         with bytes_bar("writing") as progress:
-            version = export.pull(registry, wanted, target, progress)
+            version = registry.pull(wanted, target, progress)
         files = [layer.path for layer in registry.files(version)]
     if lock:
         locks.keep_version(settings, ref, version)
@@ -236,12 +235,11 @@ def _one_locked(settings: Settings, locked: Locked, target: Path) -> bool:
         return False
     if locked.source == lockfile.HERE:
         from adapterhub.ref import Ref
-        from adapterhub.registry import export
 
         ref = Ref(locked.name, digest=locked.digest)
         policy.ref_fits(settings, str(ref))
         with open_registry(settings) as registry:
-            export.pull(registry, ref, target)
+            registry.pull(ref, target)
         return True
     from adapterhub.remotes import location
 

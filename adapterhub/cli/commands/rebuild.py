@@ -39,12 +39,12 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     and by how many units in the last place at most, as another kind of CPU can make them.
     """
     from adapterhub.ref import Ref
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
 
     spec = inputs.read_base(base, settings) if base else None
     with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         kept = Path(temporary) / "kept"
-        version = export.pull(registry, Ref.parse(ref), kept)
+        version = registry.pull(Ref.parse(ref), kept)
         output.deprecated(str(version.ref), version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
         made = Path(out) if out else Path(temporary) / "made"
@@ -60,18 +60,19 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
 
 
 def _parents(registry: Registry, digest: str, folder: Path) -> Iterator[Parent]:
-    from adapterhub.manifest.package_files import adapter_in
-    from adapterhub.registry import export, recipe
+    from adapterhub.registry import recipe
+    from adapterhub_converters.adapter_files import adapter_in
 
-    for number, parent in enumerate(registry.facts(digest).get("parents") or ()):
-        held = registry.holding(parent["digest"])
+    manifest = registry.adapter_manifest(digest)
+    for number, parent in enumerate(manifest.parents if manifest else ()):
+        held = registry.holding(parent.digest)
         if not held:
-            called = parent.get("ref") or parent["digest"]
+            called = parent.ref or parent.digest
             raise NotFoundError(called, "a parent that this registry does not hold", "Push or pull it here first")
         place = folder / f"{number}"
-        export.pull(registry, held[0].ref, place)
-        weight = parent.get("weight", 1.0)
-        yield recipe.Parent(place, adapter_in(place), parent["digest"], parent.get("ref"), weight)
+        registry.pull(held[0].ref, place)
+        weight = 1.0 if parent.weight is None else parent.weight
+        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
 
 
 def _difference(found: Difference) -> dict[str, Any]:

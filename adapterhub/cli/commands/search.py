@@ -61,7 +61,7 @@ def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
 
     query = _query(given)
     with open_registry(settings) as registry:
-        found = finding.search(registry.catalog, query, facets=facets or settings.as_json)
+        found = finding.search(registry.index, query, facets=facets or settings.as_json)
         deprecated = registry.deprecations()
     document = {"adapters": [row_document(row, deprecated) for row in found.rows], "total": found.total, "facets": found.facets}
     output.emit(document, as_json=settings.as_json, text=lambda: _search_text(found, facets=facets))

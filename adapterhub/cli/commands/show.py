@@ -20,6 +20,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
+    from adapterhub.manifest.document import AdapterManifest
 
 
 @command(
@@ -64,7 +65,7 @@ def _path(where: str, folder: Path) -> dict[str, Any]:
     from adapterhub.manifest import describe, oci_manifest
 
     made = oci_manifest.build(folder)
-    document, _ = describe.settle(folder)
+    manifest, _ = describe.settle(folder)
     described: dict[str, Any] = {
         "ref": None,
         "name": None,
@@ -77,16 +78,16 @@ def _path(where: str, folder: Path) -> dict[str, Any]:
         "time": None,
         "evaluations": [],
     }
-    return {**described, "path": where, "facts": document, "manifest": json.loads(made.raw)}
+    return {**described, "path": where, "manifest": manifest.to_dict(), "oci_manifest": json.loads(made.raw)}
 
 
 def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
-    for line in [*output.pairs(_pairs(document), screen=output.width()), *heat.lines(norms)]:
+    from adapterhub.manifest.document import AdapterManifest
+
+    manifest = AdapterManifest.salvage(document["manifest"])
+    for line in [*output.pairs(_pairs(document, manifest), screen=output.width()), *heat.lines(norms)]:
         output.write(line)
-    files = [
-        [entry["path"], output.size(entry["size"]), output.digest(entry["digest"])]
-        for entry in document["facts"].get("files", [])
-    ]
+    files = [[entry.path, output.size(entry.size), output.digest(entry.digest)] for entry in manifest.files]
     if files:
         output.write()
         columns = (Column("FILE"), Column("SIZE", right=True), Column("DIGEST", drop=1))
@@ -94,43 +95,42 @@ def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
             output.write(line)
 
 
-def _pairs(document: Mapping[str, Any]) -> dict[str, str]:
-    facts = document["facts"]
-    base = facts.get("base") or {}
-    training = facts.get("training") or {}
+def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, str]:
+    base, training = manifest.base, manifest.training
+    data = (training.data if training else None) or ()
     lines = {
         "adapter": document["ref"] or document.get("path"),
         "tags": ", ".join(f"{tag} (protected)" if tag in document["protected"] else tag for tag in document["tags"]),
         "digest": output.digest(document["digest"]),
         "size": output.size(document["size"]),
         "pushed": document["time"],
-        "description": facts.get("description"),
-        "license": facts.get("license"),
-        "base": " ".join(str(part) for part in (base.get("repo"), base.get("revision")) if part),
-        "architecture": base.get("architecture"),
-        "fingerprint": output.digest(base.get("fingerprint") or ""),
-        "trained in": base.get("quantization"),
-        "method": _method(facts),
-        "targets": ", ".join(facts.get("targets") or []),
-        "weights": f"{output.number(facts['parameters'])} parameters, {facts['dtype']}, {facts['format']}"
-        if "format" in facts
+        "description": manifest.description,
+        "license": manifest.license,
+        "base": " ".join(part for part in (base.repo, base.revision) if part),
+        "architecture": base.architecture,
+        "fingerprint": output.digest(base.fingerprint or ""),
+        "trained in": base.quantization,
+        "method": _method(manifest),
+        "targets": ", ".join(manifest.targets),
+        "weights": f"{output.number(manifest.parameters)} parameters, {manifest.dtype}, {manifest.format}"
+        if manifest.format
         else "",
-        "metrics": ", ".join(f"{key} {value:g}" for key, value in _numbers(training.get("metrics"))),
+        "metrics": ", ".join(f"{key} {value:g}" for key, value in _numbers(training.metrics if training else None)),
         "evaluated": "; ".join(
             f"{item['name']}: {', '.join(f'{key} {value:g}' for key, value in item['metrics'].items())}"
             for item in document["evaluations"]
         ),
-        "data": ", ".join(str(item.get("name") or item.get("path")) for item in training.get("data") or []),
-        "parents": ", ".join(f"{parent.get('ref') or parent['digest']}" for parent in facts.get("parents") or []),
+        "data": ", ".join(str(item.name or item.path) for item in data),
+        "parents": ", ".join(parent.ref or parent.digest for parent in manifest.parents),
     }
     return {key: str(value) for key, value in lines.items() if value}
 
 
-def _method(facts: Mapping[str, Any]) -> str:
-    if not facts.get("method"):
+def _method(manifest: AdapterManifest) -> str:
+    if not manifest.method:
         return ""
-    scale = ", rsLoRA" if facts.get("rslora") else ""
-    return f"{facts['method']}, r {facts.get('r')}, alpha {facts.get('alpha')}{scale}"
+    scale = ", rsLoRA" if manifest.rslora else ""
+    return f"{manifest.method}, r {manifest.r}, alpha {manifest.alpha}{scale}"
 
 
 def _numbers(metrics: object) -> Iterator[tuple[str, float]]:

@@ -73,7 +73,7 @@ def _tag(
     if protect is False:
         version = registry.protect(own, on=False)
     if restore is not None:
-        version = registry.put_back(own, None if restore == -1 else restore)
+        version = registry.restore_tag(own, None if restore == -1 else restore)
     if name:
         version = registry.tag(ref, name, expect=expect)
     if protect:

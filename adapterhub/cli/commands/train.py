@@ -21,7 +21,7 @@ from adapterhub.cli.views import training as view
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
 
 
 @command(
@@ -99,7 +99,7 @@ def _aside(settings: Settings, config: str | None, new: str | None, about: str |
 
 
 @contextmanager
-def _given(text: str | None, settings: Settings) -> Iterator[Given | None]:
+def _given(text: str | None, settings: Settings) -> Iterator[InitialAdapter | None]:
     """The adapter to start from."""
     if text is None:
         yield None

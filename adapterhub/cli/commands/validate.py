@@ -9,12 +9,13 @@ import click
 
 from adapterhub.cli import inputs
 from adapterhub.cli.options import Settings, command
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
 
 # Spelled out here so that help and completion need not import the checks (numpy); a test compares.
 _FORMATS = ("text", "json", "sarif", "junit", "github")
 _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 # Files of an adapter that is a folder (peft, mlx-lm).
-_PARTS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors", "adapter.json")
+_PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
 
 
 @command(
@@ -86,6 +87,6 @@ def _adapters(given: Iterable[str]) -> list[str]:
     folders = {
         text: str(Path(text).parent)
         for text in given
-        if Path(text).name in _PARTS and (Path(text).parent / "adapter_config.json").is_file()
+        if Path(text).name in _PARTS and (Path(text).parent / ADAPTER_CONFIG).is_file()
     }
     return list(dict.fromkeys(folders.get(text, text) for text in given))

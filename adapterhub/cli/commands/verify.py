@@ -35,6 +35,7 @@ def verify(settings: Settings, source: str) -> int:
 
     Exits 0 when every byte is right, 1 when one is not.
     """
+    from adapterhub.maintenance import fsck
     from adapterhub.maintenance.fsck import Finding, verify_folder
 
     ref = inputs.ref_of(source, settings)
@@ -48,7 +49,7 @@ def verify(settings: Settings, source: str) -> int:
                 findings = verify_folder(Path(source), progress)
             else:
                 with open_registry(settings) as registry:
-                    findings = list(registry.verify(ref, progress))
+                    findings = fsck.verify(registry, ref, progress)
     except IntegrityError as error:  # the very document that names the digests
-        findings = [Finding("unreadable", "error", error.where, error.what, error.hint)]
+        findings = [Finding("unreadable", "error", error.where, error.what, error.hint, error.code)]
     return view.show(settings, source, findings, good="every byte is right")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
+from adapterhub.cli.errors import hint_of
 from adapterhub.cli.options import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
                 "severity": finding.severity,
                 "where": finding.where,
                 "what": finding.what,
-                "hint": finding.hint,
+                "hint": hint_of(finding),
             }
             for finding in findings
         ],
@@ -32,7 +34,8 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
 
     def text() -> None:
         for finding in findings:
-            for line in output.wrapped(f"{finding.severity}[{finding.code}] {finding}", output.width(), indent=4):
+            shown = dataclasses.replace(finding, hint=hint_of(finding))
+            for line in output.wrapped(f"{finding.severity}[{finding.code}] {shown}", output.width(), indent=4):
                 output.write(line)
         output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
 

@@ -15,19 +15,7 @@ def document(found: Lineage) -> dict[str, Any]:
     """The graph for programs."""
     return {
         "digest": found.root,
-        "nodes": [
-            {
-                "digest": node.digest,
-                "refs": list(node.refs),
-                "here": bool(node.facts),
-                "deprecated": dict(node.deprecated),
-                "how": node.how,
-                "base": node.facts.get("base"),
-                "data": [dict(item) for item in node.data],
-                "recipe": node.facts.get("recipe"),
-            }
-            for node in found.nodes.values()
-        ],
+        "nodes": [_node(node) for node in found.nodes.values()],
         "edges": [
             {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
         ],
@@ -37,13 +25,27 @@ def document(found: Lineage) -> dict[str, Any]:
     }
 
 
+def _node(node: Node) -> dict[str, Any]:
+    manifest = node.manifest.to_dict() if node.manifest else {}
+    return {
+        "digest": node.digest,
+        "refs": list(node.refs),
+        "here": node.manifest is not None,
+        "deprecated": dict(node.deprecated),
+        "how": node.how,
+        "base": manifest.get("base"),
+        "data": (manifest.get("training") or {}).get("data") or [],
+        "recipe": manifest.get("recipe"),
+    }
+
+
 def name_of(node: Node) -> str:
     """The first of its refs, else its digest, shortened."""
     return node.refs[0] if node.refs else output.digest(node.digest)
 
 
 def _about(node: Node) -> str:
-    rank = node.facts.get("r")
+    rank = node.manifest.r if node.manifest else None
     parts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
     return ", ".join(part for part in parts if part)
 
@@ -86,8 +88,8 @@ def _weight(edge: Edge) -> str:
 
 def _data(node: Node, indent: str) -> Iterator[str]:
     for item in node.data:
-        name = item.get("name") or item.get("path") or "data"
-        yield output.printable(f"{indent}   data {name}  {output.digest(item.get('digest') or '')}".rstrip())
+        name = item.name or item.path or "data"
+        yield output.printable(f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip())
 
 
 def dot(found: Lineage) -> Iterator[str]:
@@ -95,7 +97,7 @@ def dot(found: Lineage) -> Iterator[str]:
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
     for node in found.nodes.values():
-        style = "" if node.facts else ", style=dashed"
+        style = "" if node.manifest else ", style=dashed"
         bold = ", penwidth=2" if node.digest == found.root else ""
         label = _quoted(f"{name_of(node)}: {_about(node)}")
         yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"

@@ -38,7 +38,7 @@ def draw(found: Lineage, path: Path) -> None:
             axes.annotate(f"{edge.weight:g}", middle, color=_GRAY, fontsize=8, ha="center", backgroundcolor="white")
     for digest, (x, y) in places.items():
         node = found.nodes[digest]
-        color = _ORANGE if digest == found.root else _BLUE if node.facts else _GRAY
+        color = _ORANGE if digest == found.root else _BLUE if node.manifest else _GRAY
         text = "\n".join(part for part in (output.printable(name_of(node)), node.how, output.printable(node.base)) if part)
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 1.5}
         axes.annotate(text, (x, y), ha="center", va="center", fontsize=8, bbox=box)

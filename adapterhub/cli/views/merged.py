@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
@@ -11,6 +11,7 @@ from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merge import Merged, MergeReport
     from adapterhub.registry.registry import Version
 
@@ -45,13 +46,13 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
     }
 
 
-def lines(where: str, made: Mapping[str, Any], report: MergeReport) -> Iterator[str]:
+def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[str]:
     """A merge for people."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made['parameters'])} parameters"
+    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")

@@ -25,13 +25,15 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     from adapterhub.train import plan
     from adapterhub.train.cost import budget
     from adapterhub.train.cost.memory import full_fine_tuning, parameters
+    from adapterhub_converters.bases import read_base
 
+    spec = read_base(config.resolve(config.base.path))
     free, asked = budget.free_memory(), config.train.checkpointing
-    config = budget.settled(config, free=free)
-    planned, others = plan(config), budget.alternatives(config)
-    base, adapter = parameters(config)
-    full = full_fine_tuning(config)
-    misfit = budget.misfit(config, free=free)
+    config = budget.settled(config, spec, free=free)
+    planned, others = plan(config, spec), budget.alternatives(config, spec)
+    base, adapter = parameters(config, spec)
+    full = full_fine_tuning(config, spec)
+    misfit = budget.misfit(config, spec, free=free)
     document = {
         "fits": None if free is None else misfit is None,
         "parameters": adapter,

@@ -103,11 +103,7 @@ class Screen:
 
 def _before(config: TrainConfig, ready: Ready) -> list[str]:
     """What is trained, and what it will take."""
-    from adapterhub.train import plan
-
-    whole = dataclasses.replace(config.base, quantize="none", dtype="bfloat16")
-    quarter = dataclasses.replace(whole, quantize="nf4")
-    in_16, in_4 = (output.size(plan(dataclasses.replace(config, base=kind)).base) for kind in (whole, quarter))
+    in_16, in_4 = output.size(ready.base_in_16_bits), output.size(ready.base_in_4_bits)
     return [
         train_plan.trained(ready.parameters, ready.base_parameters),
         f"base: {in_16} in 16 bits, {in_4} in 4 bits; held {_held(config)}",
@@ -139,7 +135,7 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "loss": result.loss,
         "perplexity_before": result.perplexity_before,
         "perplexity_after": result.perplexity_after,
-        "kept": result.kept,
+        "kept": result.kept_step,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
         "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
@@ -153,7 +149,7 @@ def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
-        best = f", kept as it was after step {result.kept}" if result.kept not in (None, result.steps) else ""
+        best = f", kept as it was after step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}{best}")
     for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
         output.write(line)

@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from adapterhub.cli.views.versions import row_document
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
 
 MOST = 10  # versions of a name, parents of a version, on a terminal; a pipe gets all
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli import output
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
     from adapterhub.registry.registry import Version
 
 

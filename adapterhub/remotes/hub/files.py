@@ -21,15 +21,16 @@ from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import FACTS, Manifest
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, check_names
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, PEFT_WEIGHTS, pickled_weights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 from .client import Entry, Listing
 
 CARD = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
-_PICKLE, _CONFIG, _SAFE = "adapter_model.bin", "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-\d+/")
 _EMPTY = b"{}"
 _BEGIN, _WHOLE, _END = (
@@ -80,13 +81,9 @@ def same(entry: Entry | None, data: bytes) -> bool:
 
 
 def assembled(raw: bytes, where: str) -> Manifest:
-    """Build the manifest of the files that an adapter.json lists, and of itself."""
-    document = oci_manifest.parse_json(raw, where)
-    files = {**listed(document, where), FACTS: (sha256_bytes(raw), len(raw))}
-    try:
-        made = oci_manifest.assemble(files, document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(where, f"not the manifest of an adapter ({type(error).__name__}: {str(error)[:80]})") from error
+    """Build the OCI manifest of the files that an adapter.json lists, and of itself."""
+    files = {**listed(oci_manifest.parse_json(raw, where), where), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
+    made = oci_manifest.assemble(files, AdapterManifest.parse(raw, where))
     checked = oci_manifest.parse(made.raw, where)
     return dataclasses.replace(checked, config_bytes=made.config_bytes)
 
@@ -97,7 +94,7 @@ def listed(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, i
     found: dict[str, tuple[Digest, int]] = {}
     for entry in listed if isinstance(listed, list) else []:
         path, size = (entry.get("path"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(path, str) or type(size) is not int or size < 0 or path == FACTS or path in found:
+        if not isinstance(path, str) or type(size) is not int or size < 0 or path == ADAPTER_JSON or path in found:
             raise FormatError(where, "invalid list of files")
         found[path] = (parse_digest(entry.get("digest"), where), size)
     if not found or len(found) > MAX_FILES:
@@ -106,7 +103,7 @@ def listed(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, i
 
 
 def bare(files: Mapping[str, tuple[Digest, int]], where: str) -> Manifest:
-    """Build a manifest of files that have no adapter.json."""
+    """Build an OCI manifest of files that have no adapter.json."""
     layers = [
         {
             "mediaType": oci_manifest.media_type(path),
@@ -125,12 +122,14 @@ def bare(files: Mapping[str, tuple[Digest, int]], where: str) -> Manifest:
 def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
     """Sort the files of a repository without an adapter.json into those that an adapter may have, and others."""
     there = listing.files
-    if _CONFIG not in there and not any(path.endswith(".gguf") for path in there):
+    if ADAPTER_CONFIG not in there and not any(path.endswith(".gguf") for path in there):
         hint = "A model without adapter_config.json is a base model"
-        raise NotFoundError(where, f"no adapter in this repository: neither {FACTS}, {_CONFIG} nor a GGUF file", hint)
-    if _PICKLE in there and _SAFE not in there:
+        raise NotFoundError(
+            where, f"no adapter in this repository: neither {ADAPTER_JSON}, {ADAPTER_CONFIG} nor a GGUF file", hint
+        )
+    if (pickles := pickled_weights(there)) and PEFT_WEIGHTS not in there:
         hint = "Ask its owner for safetensors, or convert it with peft in a sandbox"
-        raise RefusedError(f"{where}: {_PICKLE}", "a pickle can run code when it is loaded", hint)
+        raise RefusedError(f"{where}: {pickles[0]}", "a pickle can run code when it is loaded", hint)
     names: list[str] = []
     left: list[str] = []
     for path in sorted(there):
@@ -148,15 +147,15 @@ def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
 # ---- the model card
 
 
-def complete_card(readme: bytes, facts: Mapping[str, Any]) -> bytes:
+def complete_card(readme: bytes, manifest: AdapterManifest) -> bytes:
     """Add the fields that a hub needs to a README; return it as it is if it has them all or cannot be parsed."""
     keys, card = _keys(readme), readme
     if keys is None or len(readme) > MAX_CARD:
         return readme
-    if facts["base"]["repo"] and "base_model" in keys and (path := _path(readme)):
+    if manifest.base.repo and "base_model" in keys and (path := _path(readme)):
         keys.discard("base_model")
         card = readme[: path.start()] + _WAS + readme[path.start() :]
-    lines = [line for key, text in _fields(facts) if key not in keys for line in text]
+    lines = [line for key, text in _fields(manifest) if key not in keys for line in text]
     if not lines:
         return readme
     fence = _FENCE.match(card)
@@ -192,15 +191,15 @@ def _end(readme: bytes) -> int:
     return last.start() if last else 0
 
 
-def write_card(title: str, facts: Mapping[str, Any]) -> bytes:
+def write_card(title: str, manifest: AdapterManifest) -> bytes:
     """Write a card for an adapter that has no README."""
-    base, name = facts["base"]["repo"], _line(facts["name"] or title)
-    kind = {"lora": "LoRA adapter", "dora": "DoRA adapter"}.get(facts["method"], "adapter")
-    rank = f" of rank {facts['r']}" if facts["r"] else ""
+    base, name = manifest.base.repo, _line(manifest.name or title)
+    kind = {"lora": "LoRA adapter", "dora": "DoRA adapter"}.get(manifest.method, "adapter")
+    rank = f" of rank {manifest.r}" if manifest.r else ""
     about = f" for {_line(base)}" if base else ""
-    described = [str(facts["description"]), ""] if facts["description"] else []
-    fields = [line for _, text in _fields(facts) for line in text]
-    body = [f"# {name}", "", *described, f"A {kind}{rank}{about}. Its facts are in `adapter.json`.", ""]
+    described = [manifest.description, ""] if manifest.description else []
+    fields = [line for _, text in _fields(manifest) for line in text]
+    body = [f"# {name}", "", *described, f"A {kind}{rank}{about}. Its manifest is `adapter.json`.", ""]
     return _WRITTEN + "\n".join([*fields, "---", "", *body]).encode()
 
 
@@ -209,16 +208,16 @@ def is_written_card(card: bytes) -> bool:
     return card.startswith(_WRITTEN)
 
 
-def _fields(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _fields(manifest: AdapterManifest) -> Iterator[tuple[str, list[str]]]:
     """The fields that a hub needs: each key with its lines of YAML."""
-    base, spdx = facts["base"]["repo"], facts["license"]
+    base, spdx = manifest.base.repo, manifest.license
     if base:
         yield "base_model", [f"base_model: {_yaml(base)}"]
         yield "base_model_relation", ["base_model_relation: adapter"]
-    yield "library_name", [f"library_name: {_yaml(facts['format'])}"]
-    if facts["task"] in _TASKS:
-        yield "pipeline_tag", [f"pipeline_tag: {_TASKS[facts['task']]}"]
-    tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(facts["method"], [])
+    yield "library_name", [f"library_name: {_yaml(manifest.format)}"]
+    if manifest.task in _TASKS:
+        yield "pipeline_tag", [f"pipeline_tag: {_TASKS[manifest.task]}"]
+    tags = {"lora": ["lora"], "dora": ["lora", "dora"]}.get(manifest.method, [])
     if tags:
         yield "tags", ["tags:", *(f"- {tag}" for tag in tags)]
     if spdx:

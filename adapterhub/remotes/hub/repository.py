@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,11 @@ from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import FACTS, MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.manifest.package_files import WEIGHTS
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.protocol import Reader, Source
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
 _HELD = 64 << 20  # bytes of small files that are held for the commit
-_MAX_FACTS = 16 << 20  # bytes of an adapter.json
+_MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file without a digest in the listing; hubs accept some 10 MB as such
 _MAX_READ = 256 << 20  # bytes of all such files in a repository without adapter.json
 _BRANCHES, _HEADS = 10, 50  # that are searched for a digest
@@ -142,7 +142,7 @@ class HubRepository:
     def _version(self, listing: Listing) -> _Version:
         found = self._versions.get(listing.commit)
         if found is None:
-            made = self._made(listing) if FACTS in listing.files else self._imported(listing)
+            made = self._made(listing) if ADAPTER_JSON in listing.files else self._imported(listing)
             found = self._versions[listing.commit] = _Version(listing, made)
             for layer in made.layers:
                 self._places.setdefault(layer.digest, (listing.commit, layer.path))
@@ -155,16 +155,16 @@ class HubRepository:
     def _made(self, listing: Listing) -> Manifest:
         """Build the manifest from adapter.json; IntegrityError if the listing shows that a file is another."""
         where = self.address.at(listing.commit)
-        raw = self._small(listing, FACTS, _MAX_FACTS)
-        made = hub_files.assembled(raw, f"{where}: {FACTS}")
+        raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
+        made = hub_files.assembled(raw, f"{where}: {ADAPTER_JSON}")
         for layer in made.layers:
             entry = listing.files.get(layer.path)
             if entry is None:
-                raise IntegrityError(f"{where}: {layer.path}", f"missing, but {FACTS} lists it", "Push it again")
+                raise IntegrityError(f"{where}: {layer.path}", f"missing, but {ADAPTER_JSON} lists it", "Push it again")
             own = layer.path != hub_files.CARD  # the card may have been completed; its bytes are checked when they are read
             other = (entry.digest or layer.digest) != layer.digest or entry.size not in (None, layer.size)
-            if own and other and layer.path != FACTS:
-                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {FACTS} was written", "Push it again")
+            if own and other and layer.path != ADAPTER_JSON:
+                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {ADAPTER_JSON} was written", "Push it again")
         self._bytes[sha256_bytes(raw)] = raw
         return made
 
@@ -244,7 +244,7 @@ class HubRepository:
             if sha256_bytes(data) == blob.digest:
                 self._bytes[blob.digest] = data
                 return data
-        what = f"has changed on the hub since {FACTS} was written"
+        what = f"has changed on the hub since {ADAPTER_JSON} was written"
         hint = "Push the adapter again, or make the same change in it"
         raise IntegrityError(f"{self.where}: {hub_files.CARD}", what, hint)
 
@@ -277,7 +277,7 @@ class HubRepository:
                     if entry.digest:
                         self._places[entry.digest] = listing.commit, path
                         self._large.add(entry.digest)
-                if FACTS in listing.files:
+                if ADAPTER_JSON in listing.files:
                     self._version(listing)
                 return
 
@@ -316,10 +316,9 @@ class HubRepository:
     def _is_large(self, blob: Descriptor) -> bool:
         if not blob.size:
             return False
-        suffix = os.path.splitext(blob.path)[1].lower()
-        limit = {FACTS: _MAX_FACTS, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
+        limit = {ADAPTER_JSON: _MAX_ADAPTER_JSON, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
         held = sum(map(len, self._bytes.values()))
-        return suffix in WEIGHTS or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
+        return is_weights(blob.path) or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
 
     def _content(self, blob: Descriptor) -> bytes:
         """The bytes of a small file."""
@@ -334,7 +333,7 @@ class HubRepository:
             ConflictError: Somebody else committed in the meantime.
             RefusedError: The manifest cannot be rebuilt from the files, or `tag` is a tag, which does not move.
         """
-        facts = self._facts(made)
+        manifest = self._manifest(made)
         branch = tag or MAIN
         if COMMIT.fullmatch(branch):
             raise UsageError(self.address.at(branch), "a commit cannot be pushed to", "Push to a branch")
@@ -344,11 +343,11 @@ class HubRepository:
             self._tagged(branch, made)
             return
         new = branch not in refs.branches and not branch.startswith("refs/")
-        start, changes = self._start(branch, made, facts, new=new)
+        start, changes = self._start(branch, made, manifest, new=new)
         if new:
             self._branch(branch, start.commit)
         try:
-            self.commit_id = self._committed(branch, start, made, facts, changes) if changes else start.commit
+            self.commit_id = self._committed(branch, start, made, manifest, changes) if changes else start.commit
         except BaseException:
             if new:
                 self._unbranch(branch, start.commit)
@@ -368,18 +367,18 @@ class HubRepository:
             if self._client.refs().branches.get(name) == commit:
                 self._writer.drop_branch(name)
 
-    def _facts(self, made: Manifest) -> dict[str, Any]:
-        """The adapter.json of a version; it must be complete here and give the same manifest again."""
+    def _manifest(self, made: Manifest) -> AdapterManifest:
+        """The adapter.json of a version; it must be complete here and give the same OCI manifest again."""
         missing = [layer for layer in made.layers if not self.has(layer)]
         if missing:
             raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, first {missing[0].digest}")
-        if made.facts is None:
-            raise RefusedError(self.where, f"it has no {FACTS}", "Pull it into a folder, then push the folder")
-        raw = self._content(made.facts)
-        if hub_files.assembled(raw, f"{self.where}: {FACTS}").digest != made.digest:
+        if made.adapter_json is None:
+            raise RefusedError(self.where, f"it has no {ADAPTER_JSON}", "Pull it into a folder, then push the folder")
+        raw = self._content(made.adapter_json)
+        if hub_files.assembled(raw, f"{self.where}: {ADAPTER_JSON}").digest != made.digest:
             what = "its manifest cannot be rebuilt from its files, and a hub keeps only files"
             raise RefusedError(self.where, what, "Pull it into a folder, then push the folder")
-        return oci_manifest.parse_json(raw, self.where)
+        return AdapterManifest.parse(raw, self.where)
 
     def _ensure(self) -> Refs:
         """The refs of the repository, which is created if it does not exist."""
@@ -400,16 +399,16 @@ class HubRepository:
             raise RefusedError(self.address.at(tag), "is a tag, which does not move", hint)
         self.commit_id = version.listing.commit
 
-    def _start(self, branch: str, made: Manifest, facts: Mapping[str, Any], *, new: bool) -> tuple[Listing, _Changes]:
+    def _start(self, branch: str, made: Manifest, manifest: AdapterManifest, *, new: bool) -> tuple[Listing, _Changes]:
         """The parent commit and the changes to it. A new branch starts at a commit that has the version already, if any."""
         if new:
             for version in list(self._versions.values()):
-                if version.made.digest == made.digest and not self._changes(version.listing, made, facts):
+                if version.made.digest == made.digest and not self._changes(version.listing, made, manifest):
                     return version.listing, {}
         start = self._client.listing(MAIN if new else branch)
-        return start, self._changes(start, made, facts)
+        return start, self._changes(start, made, manifest)
 
-    def _changes(self, listing: Listing, made: Manifest, facts: Mapping[str, Any]) -> _Changes:
+    def _changes(self, listing: Listing, made: Manifest, manifest: AdapterManifest) -> _Changes:
         """The differences between a commit and a version, as `HubWriter.commit` takes them."""
         found: _Changes = {}
         for layer in made.layers:
@@ -420,49 +419,49 @@ class HubRepository:
                 continue
             data = self._content(layer)
             if layer.path == hub_files.CARD:
-                data = hub_files.complete_card(data, facts)
+                data = hub_files.complete_card(data, manifest)
             if not hub_files.same(entry, data):
                 found[layer.path] = data
         paths = {layer.path for layer in made.layers}
         if hub_files.CARD not in paths:
-            card = self._card(listing, facts)
+            card = self._card(listing, manifest)
             if not hub_files.same(listing.files.get(hub_files.CARD), card):
                 found[hub_files.CARD] = card
         stale = self._listed(listing) & set(listing.files) - paths - {hub_files.CARD}
         return {**found, **dict.fromkeys(sorted(stale))}
 
-    def _card(self, listing: Listing, facts: Mapping[str, Any]) -> bytes:
+    def _card(self, listing: Listing, manifest: AdapterManifest) -> bytes:
         """The card of an adapter without a README: the one that people wrote on the hub, completed, or a new one."""
         if hub_files.CARD in listing.files:
             there = self._small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
             if not hub_files.is_written_card(there):
-                return hub_files.complete_card(hub_files.original_readme(there), facts)
-        return hub_files.write_card(self.address.title, facts)
+                return hub_files.complete_card(hub_files.original_readme(there), manifest)
+        return hub_files.write_card(self.address.title, manifest)
 
     def _listed(self, listing: Listing) -> set[str]:
         """The files of the version in a commit: the next version removes those that it lacks, and nobody else's."""
-        if FACTS not in listing.files:
+        if ADAPTER_JSON not in listing.files:
             return set()
         try:
-            raw = self._small(listing, FACTS, _MAX_FACTS)
+            raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
             return set(hub_files.listed(oci_manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()
 
-    def _committed(self, branch: str, start: Listing, made: Manifest, facts: Mapping[str, Any], changes: _Changes) -> str:
+    def _committed(self, branch: str, start: Listing, made: Manifest, manifest: AdapterManifest, changes: _Changes) -> str:
         """Commit the changes, and read the commit back."""
         try:
             commit = self._writer.commit(branch, start.commit, f"Version {made.digest}", changes)
         except ConflictError:  # perhaps with our own commit, if its answer was lost
             there = self._client.listing(branch)
-            if self._changes(there, made, facts):
+            if self._changes(there, made, manifest):
                 raise
             commit = there.commit
         self.notes += [f"{hub_files.CARD}: {text}" for text in self._writer.warnings]
         listing = self._client.listing(commit)
-        wrong = self._changes(listing, made, facts)
+        wrong = self._changes(listing, made, manifest)
         if wrong or self._version(listing).made.digest != made.digest:
-            what = f"the hub has other bytes than were sent: {next(iter(wrong), FACTS)}"
+            what = f"the hub has other bytes than were sent: {next(iter(wrong), ADAPTER_JSON)}"
             raise IntegrityError(self.address.at(commit), what, "Push it again")
         return commit
 

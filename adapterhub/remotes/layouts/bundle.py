@@ -92,8 +92,8 @@ def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref],
     elsewhere: list[Digest] = []
     seen = set(waiting := list(digests))
     while waiting:
-        for parent in registry.facts(waiting.pop()).get("parents") or ():
-            digest = parent["digest"]
+        manifest = registry.adapter_manifest(waiting.pop())
+        for digest in [parent.digest for parent in manifest.parents if parent.digest] if manifest else []:
             if digest in seen:
                 continue
             seen.add(digest)

@@ -31,17 +31,24 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) 
         raise LocalIOError(where, error.strerror or str(error)) from error
     if len(raw) > limit:
         raise FormatError(where, f"more than {limit} bytes: not a config file")
+    return _decoded(raw, where)
+
+
+def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise FormatError(where, "not UTF-8 text") from error
 
 
-def parse_object(text: str, where: str, *, pairs: Callable[[list[tuple[str, Any]]], object] | None = None) -> dict[str, Any]:
+def parse_object(
+    text: str | bytes, where: str, *, pairs: Callable[[list[tuple[str, Any]]], object] | None = None
+) -> dict[str, Any]:
     """The JSON object in `text`; duplicate keys, NaN, numbers too large for a float and half characters are refused.
 
     `pairs` makes something else than a dict of each object in it, from what `unique` has checked.
     """
+    text = _decoded(text, where) if isinstance(text, bytes) else text
     try:
         document = json.loads(
             text, object_pairs_hook=pairs or unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapterhub_converters.adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
@@ -64,7 +65,6 @@ PACKAGES = ("ollama",)
 _SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
 ENDINGS = {"gguf": ".gguf", **dict.fromkeys(("raw", "kohya", "diffusers", *_SILENT), ".safetensors")}
 """What the names of formats that are one file end in."""
-FACTS = "adapter.json"
 
 
 def sniff(path: Path) -> str:
@@ -81,18 +81,10 @@ def sniff(path: Path) -> str:
     raise FormatError(str(path), f"no adapter of a known format: {known}", mend or peft.nested(path))
 
 
-def lone_file(path: Path) -> Path:
-    """`path`, or the one file of a folder that is an adapter without a config, as a registry gives it out."""
-    if not path.is_dir() or (path / peft.CONFIG).exists():
-        return path
-    found = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
-    return found[0] if len(found) == 1 else path
-
-
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     """The adapter at `path`, whatever its format."""
     pickles.refuse(path)
-    path = lone_file(path)
+    path = adapter_in(path)
     return FORMATS[sniff(path)].read(path, base=base)
 
 
@@ -114,7 +106,7 @@ def convert(
 ) -> LossReport:
     """Write the adapter `src` as `dst`: a file for gguf and raw, a folder for the others; what was kept comes back.
 
-    Without a `base`, the facts in an `adapter.json` beside the source serve. `dst` must not exist, or be an empty
+    Without a `base`, the adapter.json next to the source describes it. `dst` must not exist, or be an empty
     folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
     format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
     `alpha` and `rslora` are for a lone state dict that says neither; `unsafe_pickle` takes a pickle as a source.
@@ -123,7 +115,7 @@ def convert(
     """
     if to == "ollama":
         named, name = ollama.check(model), ollama.adapter_name(dst)
-        base = base or base_from_facts(src)
+        base = base or base_from_manifest(src)
         with atomic.whole(dst) as folder:
             settings: dict[str, Any] = {"allowed": allowed, "alpha": alpha, "rslora": rslora, "unsafe_pickle": unsafe_pickle}
             report = convert(src, folder / name, to="gguf", base=base, dtype=dtype, **settings)
@@ -136,7 +128,7 @@ def convert(
     if dtype != "source" and to != "gguf":
         raise UsageError("dtype", f"{to} keeps the types of the source; only gguf takes another")
     write = functools.partial(gguf.write, dtype=dtype) if to == "gguf" else FORMATS[to].write
-    base = base or base_from_facts(src)
+    base = base or base_from_manifest(src)
     with _opened(src, unsafe_pickle=unsafe_pickle) as path:
         own = sniff(path)
         adapter = _read(path, own, base, alpha, rslora=rslora)
@@ -188,7 +180,7 @@ def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
     pickle = pickles.found(src)
     if pickle is None or not unsafe_pickle:
         pickles.refuse(src)
-        yield lone_file(src)
+        yield adapter_in(src)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
@@ -251,9 +243,9 @@ def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:
     return LossReport(tuple(Kept(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
 
 
-def base_from_facts(src: Path) -> BaseSpec | None:
-    """The base that the `adapter.json` beside an adapter describes; None when there is none or it doesn't say."""
-    path = (src if src.is_dir() else src.parent) / FACTS
+def base_from_manifest(src: Path) -> BaseSpec | None:
+    """The base that the adapter.json next to an adapter describes; None without one, or if it does not name the base."""
+    path = (src if src.is_dir() else src.parent) / ADAPTER_JSON
     if not path.is_file():
         return None
     base = json_file.read_object(path).get("base")
@@ -263,7 +255,7 @@ def base_from_facts(src: Path) -> BaseSpec | None:
     repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
     return BaseSpec(
         where=str(path),
-        kind="facts",
+        kind="manifest",
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),
         config=config,

@@ -33,6 +33,7 @@ from adapterhub_converters.adapter import (
     StackedLowRank,
     beside_deltas,
 )
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, MLX_WEIGHTS
 from adapterhub_converters.architectures.names import in_layer
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
@@ -40,8 +41,8 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 from . import file_alpha, source_config
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapters.safetensors"
+CONFIG = ADAPTER_CONFIG
+WEIGHTS = MLX_WEIGHTS
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
 _TOP = (_EMBED, _HEAD)
 _RANKS = "adapterhub.mlx.ranks"

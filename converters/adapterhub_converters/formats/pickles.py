@@ -14,14 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from adapterhub_converters.adapter_files import (
+    HEAD,
+    LITGPT_WEIGHTS,
+    MLX_WEIGHTS,
+    PEFT_WEIGHTS,
+    is_pickle_name,
+    pickled_weights,
+    starts_like_pickle,
+    starts_like_safetensors,
+)
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, RefusedError
 
 from . import peft
 
-SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")
-LITGPT = "lit_model.pth.lora"
-_HEAD = 16  # bytes that tell
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
 
@@ -29,26 +35,24 @@ def is_pickle(path: Path) -> bool:
     """Whether the file's first bytes are those of a pickle or of torch's zip of one, whatever its name says."""
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
     except OSError:
         return False
-    if head[5:9] == b"\0\0\0{":  # a safetensors file, whose length field may begin like anything
-        return False
-    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05")
+    return starts_like_pickle(head) and not starts_like_safetensors(head)
 
 
 def found(path: Path) -> Path | None:
     """The pickle that `path` is, or that holds the weights of the folder `path`."""
     if path.is_file():
-        return path if is_pickle(path) or (path.suffix in SUFFIXES and not _is_gguf(path)) else None
-    for name in _WEIGHTS:
+        return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
+    for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (path / name).is_file():
             return path / name if is_pickle(path / name) else None
-    if (path / LITGPT).is_file():
-        return path / LITGPT
+    if (path / LITGPT_WEIGHTS).is_file():
+        return path / LITGPT_WEIGHTS
     if not (path / peft.CONFIG).is_file():
         return None
-    return next((item for item in sorted(path.glob("adapter_model*")) if item.suffix in SUFFIXES), None)
+    return next((path / name for name in pickled_weights(item.name for item in path.iterdir())), None)
 
 
 def _is_gguf(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
@@ -90,7 +91,7 @@ class _Probe:
     def _row(self, name: str) -> Row:
         path = self._made(name)
         files = () if path is None else (f"{_NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
-        reads = path is not None and _or_none(lambda: convert.read(_inside(path), base=_base(name))) is not None
+        reads = path is not None and _or_none(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
         back = {other: self._back(name, other) for other in self._names if other != name}
         return Row(name, files, reads, path is not None, self._needs_base(name), back)
 
@@ -109,8 +110,8 @@ class _Probe:
 
     def _back(self, name: str, other: str) -> str:
         base, path = _base(name, other), self._made(name, other)
-        there = None if path is None else _or_none(lambda: self._written(_inside(path), other, base))
-        again = None if there is None else _or_none(lambda: self._written(_inside(there), name, base))
+        there = None if path is None else _or_none(lambda: self._written(adapter_in(path), other, base))
+        again = None if there is None else _or_none(lambda: self._written(adapter_in(there), name, base))
         if path is None or again is None:
             return NO
         return BYTES if _contents(again) == _contents(path) else FUNCTION if _same(path, again, base) else NO
@@ -125,17 +126,12 @@ class _Probe:
         return target
 
 
-def _inside(path: Path) -> Path:
-    """The file to read of a package."""
-    return next(iter(path.glob("*.gguf")), path) if path.is_dir() else path
-
-
 def _contents(path: Path) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in path.iterdir()} if path.is_dir() else {"": path.read_bytes()}
 
 
 def _same(one: Path, other: Path, base: BaseSpec) -> bool:
-    found, wanted = (convert.read(_inside(path), base=base) for path in (one, other))
+    found, wanted = (convert.read(adapter_in(path), base=base) for path in (one, other))
     return {t: _dense(d) for t, d in found.deltas.items()} == {t: _dense(d) for t, d in wanted.deltas.items()}
 
 

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, LowRankEmbedding, Meta, StackedLowRank
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.patterns import Patterns
 
 from . import experts
 
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 
 # Keys whose every value leaves the delta alone: bookkeeping, or already settled by the tensors.
 INERT = {

@@ -30,6 +30,7 @@ from adapterhub_converters.adapter import (
     StackedLowRank,
     Vera,
 )
+from adapterhub_converters.adapter_files import PEFT_INDEX, PEFT_WEIGHTS, pickled_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
@@ -41,8 +42,8 @@ from .config import meta as meta_of
 from .keys import PREFIX, classify, cleaned
 from .state_dict import What, tensor_names
 
-WEIGHTS = "adapter_model.safetensors"
-INDEX = "adapter_model.safetensors.index.json"
+WEIGHTS = PEFT_WEIGHTS
+INDEX = PEFT_INDEX
 
 
 def sniff(path: Path) -> bool:
@@ -130,7 +131,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _no_weights(path: Path) -> Exception:
-    pickles = sorted(item.name for item in path.glob("adapter_model*.bin"))
+    pickles = pickled_weights(item.name for item in path.iterdir()) if path.is_dir() else []
     if pickles:
         return RefusedError(
             str(path / pickles[0]),

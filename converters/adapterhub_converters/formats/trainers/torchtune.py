@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
@@ -40,7 +41,6 @@ _GROUPS = (*((f"self_attn.{x}_proj",) for x in "qkvo"), ("mlp.gate_proj", "mlp.u
 _KEY = re.compile(
     r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(attn\.(?:q|k|v|output)_proj|mlp\.w[123]|output)\.(lora_a\.weight|lora_b\.weight|magnitude)"
 )
-_CONFIG = "adapter_config.json"
 
 
 def sniff(path: Path) -> bool:
@@ -167,7 +167,7 @@ def _unturned(rows: np.ndarray, order: int, stem: str, where: str) -> np.ndarray
 
 def _beside(path: Path) -> dict[str, float]:
     """r and lora_alpha of the config that torchtune leaves beside its file."""
-    config = path.with_name(_CONFIG)
+    config = path.with_name(ADAPTER_CONFIG)
     if not config.is_file():
         return {}
     found = json_file.read_object(config)

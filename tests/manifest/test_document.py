@@ -1,0 +1,175 @@
+"""adapter.json as a value: every valid document comes back as it was, and one that nobody checked can still be listed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adapterhub_schemas
+from adapterhub.digest import sha256_bytes
+from adapterhub.manifest import describe, document, oci_manifest
+from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
+from adapterhub.ref import Ref
+from adapterhub.registry import merge_recipe, merge_recipes
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import FormatError
+from tests.conftest import Run
+
+STORED = Path(__file__).parent / "schema_1"
+DIGEST = "sha256:" + "0" * 64
+VERSIONS = {
+    "team/sql:v1": "sha256:6acb3b8a9260bcad758b0eb57028b10795d804114a46a1bbc61b0b678bb61ee2",
+    "team/french:v1": "sha256:ee703ac4eb3f87fbd0a4e7ad55e6e48e577cb73540f5dbce463acb526aca0197",
+}
+SCHEMA = adapterhub_schemas.load("adapter")
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+numbers = st.one_of(st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False))
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts), lambda inner: st.lists(inner, max_size=2), max_leaves=3
+)
+
+
+def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """JSON values that fit a part of the schema of adapter.json, with as many or as few optional keys as can be."""
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "$ref" in schema:
+        return st.just(DIGEST) if schema["$ref"].endswith("/digest") else st.sampled_from([DIGEST, None])
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return st.one_of(*(_of_kind(kind, schema) for kind in kinds))
+
+
+def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    if kind == "object" and "properties" in schema:
+        required = {key: valid(part) for key, part in schema["properties"].items() if key in schema.get("required", ())}
+        others = {key: valid(part) for key, part in schema["properties"].items() if key not in required}
+        return st.fixed_dictionaries(required, optional=others)
+    if kind == "object":
+        more = schema.get("additionalProperties")
+        return st.dictionaries(texts, valid(more) if isinstance(more, dict) else values, max_size=2)
+    if kind == "array":
+        return st.lists(valid(schema["items"]), max_size=2, unique=bool(schema.get("uniqueItems")))
+    if kind == "number" and "exclusiveMinimum" in schema:
+        return st.floats(0.01, 1)
+    return {
+        "string": texts,
+        "null": st.none(),
+        "boolean": st.booleans(),
+        "integer": st.integers(schema.get("minimum", -5), 2**40),
+        "number": numbers,
+    }[kind]
+
+
+@settings(max_examples=150, deadline=None)
+@given(valid(SCHEMA))
+def test_a_valid_document_comes_back_as_it_was(found: dict[str, Any]) -> None:
+    manifest = AdapterManifest.from_dict(found, "adapter.json")
+    recipe = found.get("recipe")
+    if recipe is None:
+        found.pop("recipe", None)  # null is written as absent
+    else:
+        optional = {"rank", "base"} if recipe["kind"] == "convert" else {"rank"}
+        recipe |= dict.fromkeys(optional - recipe.keys())
+        if recipe["kind"] == "merge" and recipe.get("base", "") is None:
+            del recipe["base"]
+    assert manifest.to_dict() == found
+    assert AdapterManifest.parse(manifest.dump(), "adapter.json") == manifest
+    assert AdapterManifest.salvage(found) == manifest
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(SCHEMA["properties"])), st.one_of(values, st.dictionaries(texts, values))))
+def test_any_object_can_be_salvaged_and_written(found: dict[str, Any]) -> None:
+    AdapterManifest.salvage(found).dump()
+
+
+def test_what_fits_is_salvaged_and_nothing_else() -> None:
+    found = AdapterManifest.salvage({
+        "name": 3, "r": True, "alpha": 8.0, "parameters": 16.0, "format": None, "targets": ["q_proj", 3], "base": ["x"],
+        "parents": [{"ref": "team/a"}, "b"], "training": {"data": {}, "metrics": {"loss": "low"}}, "files": "none",
+        "modules": {"x": {"r": 4}, "y": 4},
+    })  # fmt: skip
+    assert (found.name, found.r, found.alpha, found.parameters, found.format) == (None, None, 8.0, 16, "")
+    assert (found.targets, found.base.repo, found.parents, found.files) == (("q_proj",), None, (Parent("", "team/a"),), ())
+    assert found.training is not None
+    assert (found.training.data, found.training.metrics) == (None, {"loss": "low"})
+    assert found.max_rank == 4
+
+
+def test_a_recipe_of_a_merge_and_one_of_a_conversion_have_their_nulls(tmp_path: Path) -> None:
+    empty = AdapterManifest.salvage({})
+    plain = document._plain  # the recipe alone: an empty manifest is not valid
+    assert plain(Recipe("merge", method="svd", energy=0.9)) == {"kind": "merge", "rank": None, "method": "svd", "energy": 0.9}
+    assert plain(Recipe("convert", to="gguf")) == {"kind": "convert", "rank": None, "to": "gguf", "base": None}
+    with pytest.raises(FormatError, match="method: '' is not one of"):
+        empty.write(tmp_path)
+
+
+def test_reading_a_document_imports_nothing_heavy() -> None:
+    code = "import sys, adapterhub.manifest.document as d; d.AdapterManifest.salvage({}); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {"numpy", "jsonschema", "safetensors", "torch", "adapterhub_converters.formats"}
+
+
+# ---- files of schema 1, as the version before it wrote them
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A registry that was written under schema 1, its database included."""
+    with tarfile.open(STORED / "registry.tar.gz") as archive:
+        archive.extractall(tmp_path / "old", filter="data")
+    return tmp_path / "old"
+
+
+def test_a_folder_of_schema_1_keeps_its_bytes_and_its_digest(tmp_path: Path) -> None:
+    raw = (STORED / "sql" / "adapter.json").read_bytes()
+    manifest = AdapterManifest.read(STORED / "sql")
+    assert manifest is not None
+    assert (manifest.license, manifest.base.quantization, manifest.name) == ("MIT", "nf4", "sql")
+    assert manifest.training is not None
+    assert (manifest.training.data or ())[0].license == "CC0-1.0"
+    shutil.copytree(STORED / "sql", tmp_path / "sql")
+    (tmp_path / "sql" / "adapter.toml").unlink()  # which declares under the keys of schema 1; its digest stays listed
+    settled, bytes_ = describe.settle(tmp_path / "sql", describe.digests(STORED / "sql"))
+    assert (settled, bytes_) == (manifest, raw)
+    files = {**describe.digests(STORED / "sql"), "adapter.json": (sha256_bytes(raw), len(raw))}
+    assert oci_manifest.assemble(files, manifest).digest == VERSIONS["team/sql:v1"]
+
+
+def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: Path, run: Run) -> None:
+    at = ("--registry", old, "--json")
+    rows = json.loads(run("list", *at).stdout)["adapters"]
+    assert {row["ref"]: row["digest"] for row in rows}.items() >= VERSIONS.items()
+    assert {(row["base"], row["license"]) for row in rows} == {("org/base", "MIT"), ("org/base", None)}
+    shown = json.loads(run("show", "team/sql", *at).stdout)
+    assert (shown["manifest"]["license"], shown["manifest"]["schema_version"]) == ("MIT", 2)
+    assert "nf4" in run("show", "team/sql", "--registry", old).stdout
+    assert "merged by cat" in run("lineage", "team/both", "--registry", old).stdout
+    assert json.loads(run("fsck", *at).stdout)["ok"]
+    run("fsck", "--rebuild-index", *at)
+    assert [row["license"] for row in json.loads(run("list", "team/sql", *at).stdout)["adapters"]] == ["MIT"]
+    with Registry.open(old) as registry:
+        registry.pull(Ref.parse("team/sql"), tmp_path / "sql")
+        merged = merge_recipes.get(registry, "merged-model").recipe
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sql").iterdir()} == {
+        path.name: path.read_bytes() for path in (STORED / "sql").iterdir()
+    }
+    assert merge_recipe.options_of(merged).dequantize
+
+
+def test_a_recipe_of_a_merged_model_of_schema_1_is_read() -> None:
+    found = merge_recipe.parse((STORED / "merge.json").read_text(), "merge.json")
+    assert (found["schema_version"], found["adapters"][0]["digest"]) == (2, VERSIONS["team/sql:v1"])
+    assert (merge_recipe.options_of(found).requantize, found["output"]["form"]) == (None, "folder")
