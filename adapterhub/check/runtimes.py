@@ -1,4 +1,4 @@
-"""What each runtime makes of an adapter: its features, looked up in `adapterhub_converters.runtimes`."""
+"""Judge what each runtime does with an adapter, from its features and the rules in `adapterhub_converters.runtimes`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from adapterhub_converters.formats.image import pipeline
 from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
-from . import shapes
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
+from .shapes import is_conv1d
 
 _REASONS = 5  # of a verdict
 # Code of a problem to the feature of the adapter that rules of runtimes name.
@@ -26,20 +26,20 @@ _FROM_PROBLEM = {
     "base-deeper": "deeper", "uncovered-module": "deeper",
     "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
 }  # fmt: skip
-# Problems that every runtime stumbles over: nothing is loaded.
+# Problems with which no runtime loads the adapter.
 _FATAL = {
     "malformed", "missing-file", "pickle", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
     "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
-# Problems after which the numbers are wrong wherever they are loaded.
+# Problems with which the numbers are wrong in every runtime.
 _WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}
-# Models that read a whole text or image before they answer, or write from one they read.
+# Encoders, and models with an encoder and a decoder.
 _ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
     "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
     "beit", "dinov2", "clip", "siglip",
 }  # fmt: skip
-_EXACT = ("pissa", "olora")  # decompositions that come out the same again
+_EXACT = ("pissa", "olora")  # decompositions with a reproducible result
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
@@ -90,8 +90,8 @@ def _verdict(
     found += [(rule.verdict, _reason(rule, features[rule.feature])) for rule in runtime.rules if rule.feature in features]
     worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=APPLIED)
     convert = runtime.reads if contents is not None and contents.format != runtime.reads else None
-    texts = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
-    return Verdict(runtime.name, runtime.version, worst, tuple(texts)[:_REASONS], convert if worst == APPLIED else None)
+    why = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
+    return Verdict(runtime.name, runtime.version, worst, tuple(why)[:_REASONS], convert if worst == APPLIED else None)
 
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
@@ -129,12 +129,12 @@ def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Itera
         yield "rows", ""
         if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
             yield "rows-unsettled", ""  # else the conversion writes the difference to the base's rows
-    if contents.copies and not (values and _are_the_bases(contents, base)):
+    if contents.copies and not (values and _are_equal_to_base(contents, base)):
         yield "copies-unsettled", ""
 
 
 def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """What an init that changed the base is to whoever loads the adapter."""
+    """Features of an initialization that changed the base."""
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
         yield "init", init
@@ -144,12 +144,12 @@ def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
-    """Whether a conversion can look at the base's numbers."""
+    """True if a conversion can read the numbers of the base."""
     return base is not None and base.folder is not None
 
 
-def _are_the_bases(contents: Contents, base: BaseSpec | None) -> bool:
-    """Whether every copy that rides along is the base's own, as a conversion makes sure."""
+def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
+    """True if every copy of a base weight equals it, as a conversion verifies."""
     if base is None or base.folder is None or contents.format != "peft":
         return False
     try:
@@ -197,7 +197,7 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    if shapes.conv1d(base):
+    if is_conv1d(base):
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type

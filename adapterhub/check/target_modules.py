@@ -1,4 +1,4 @@
-"""Paths of modules: which layer of which stack they are in, and whether a config names them."""
+"""Split paths of modules, and match `target_modules` as peft does."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats import peft
 from adapterhub_converters.patterns import fullmatch
 
+from .contents import Contents
+
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output")
+# Tasks of peft whose model class adds a head to the base.
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
 
 
@@ -26,13 +32,13 @@ def layer_of(target: str) -> int | None:
 
 
 def stack_of(target: str) -> str:
-    """The list of layers a module is in, `model.layers`; empty outside of them."""
+    """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
     found = _LAYER.match(target)
     return target[: found.start(1)] if found else ""
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """How many layers each list of them has: a model may have several, of an encoder, a decoder, a vision tower."""
+    """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
     depths: dict[str, int] = {}
     for name in names:
         if found := _LAYER.match(name):
@@ -42,7 +48,7 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
-    """Whether peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
+    """True if peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
 
     `names` and `layers` should be sets where there may be many.
     """
@@ -58,7 +64,7 @@ def matches(option: object, names: Collection[str], module: str, layers: Collect
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
-    """`layers_to_transform`; None where that is every layer."""
+    """`layers_to_transform`; None for every layer."""
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return None
@@ -66,8 +72,43 @@ def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
 
 
 def within(names: Collection[str], module: str) -> bool:
-    """Whether one of `names` is a module, or part of its path: `lm_head` of `model.lm_head.dense`."""
+    """True if one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
     parts = module.split(".")
     if len(names) <= 2 * len(parts):
         return any(f".{name}." in f".{module}." for name in names)
     return any(".".join(parts[start:end]) in names for end in range(1, len(parts) + 1) for start in range(end))
+
+
+def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
+    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
+    if contents.format != "peft":
+        return set()
+    matrices = {
+        name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
+    }
+    targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
+    saved, found = frozenset(contents.names("modules_to_save")), set()
+    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    layers = chosen_layers(contents.config)
+    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    listed = any(_EXPERT.search(target) for target in contents.targets)
+    for module in matrices:
+        if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
+            continue
+        if ours is not None and module.split(".", 1)[0] not in ours:
+            continue
+        if within(saved, module):
+            continue
+        if excluded and matches(excluded, named_others, module, None):
+            continue
+        if matches(targets, named_ones, module, layers):
+            found.add(module)
+    return found
+
+
+def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
+    """True if the adapter was trained on another class of the model than the saved one: with other heads, or half of it."""
+    mapping = contents.config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    other = isinstance(trained, str) and trained != base.architecture
+    return other or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")

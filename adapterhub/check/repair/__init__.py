@@ -17,9 +17,8 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
 from .config import repair_config
-from .draft import Proposal, Repair, open_draft
+from .draft import Proposal, Repair, open_draft, write_draft
 from .tensors import drop_copies, rename_tensors
-from .write import write_draft
 
 __all__ = ["Fixed", "Proposal", "Repair", "fix"]
 

@@ -1,16 +1,23 @@
-"""An adapter under repair: its config, its tensors by their new names, and the record of what was done."""
+"""An adapter under repair: open it, hold its config and the new names of its tensors, and write the repaired copy."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.containers import json_file
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.package_files import is_packaged
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RefusedError
 from adapterhub_converters.formats import mlx, peft, pickles, raw
 
 
@@ -133,3 +140,50 @@ def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora
         raise RefusedError(str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-required")
     number = int(alpha) if float(alpha).is_integer() else alpha
     return {"peft_type": "LORA", "lora_alpha": number, "use_rslora": rslora, "inference_mode": True}
+
+
+def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """Fill the empty `folder`: files that need no repair keep their bytes, and adapter.json is updated.
+
+    Returns:
+        The names of files that do not belong to an adapter and were not copied.
+    """
+    own = {peft.CONFIG, ADAPTER_JSON}
+    if draft.retensored:
+        own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
+        tensors = {name: draft.files[key].mapped(key) for name, key in draft.names.items()}
+        safetensors_file.write(folder / peft.WEIGHTS, tensors, draft.metadata or {"format": "pt"})
+    # In their order: peft takes the first pattern that matches.
+    json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
+    left_out = _copy(draft.folder, folder, own) if draft.folder else ()
+    if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
+        _manifest(draft, draft.folder, folder)
+    return left_out
+
+
+def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
+    left_out = []
+    for item in sorted(source.iterdir()):
+        if item.name in own or item.name.startswith("."):
+            continue
+        if item.is_file() and not item.is_symlink() and is_packaged(item.name):
+            shutil.copyfile(item, folder / item.name)
+        else:
+            left_out.append(item.name)
+    return tuple(left_out)
+
+
+def _manifest(draft: Draft, source: Path, folder: Path) -> None:
+    """Write the source's manifest with what the repairs change in it; leave it out if it did not match the source."""
+    try:
+        known = AdapterManifest.read(source)
+        there = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        if known is None or any(there.get(entry.path) != entry.digest for entry in known.files):
+            what = f"{ADAPTER_JSON} does not match the files and was left out"
+            draft.propose("files-changed", what, "Publishing derives a new one")
+            return
+        described = describe.describe(folder)
+    except AdapterhubError as error:
+        draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
+        return
+    dataclasses.replace(known, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)
