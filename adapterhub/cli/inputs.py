@@ -243,7 +243,7 @@ def _known_base(name: str, settings: Settings, *, there: bool) -> bool:
 
 def _read_base(text: str, settings: Settings) -> BaseSpec:
     if text.lower().startswith(_ADDRESSES):
-        from adapterhub.bases.address import read_url
+        from adapterhub.bases.remote import read_url
 
         return read_url(text, hub())
     name = base_name(text, settings)
