@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapterhub.digest import Digest, sha256_file
+from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
-from adapterhub_converters.adapter_files import adapter_in, is_pickle_name, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
@@ -48,6 +49,8 @@ class Contents:
         unknown: Names of tensors of unknown kind.
         adapter: Set for formats that are read as a whole.
         files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
+        heads: The first bytes of every file that was opened; `digests` those computed so far.
+        manifest_text: The text of adapter.json, empty without one; None until it is needed.
     """
 
     path: Path
@@ -67,6 +70,9 @@ class Contents:
     notes: tuple[str, ...] = ()
     config_text: str = ""
     files: dict[Path, SafetensorsFile] = field(default_factory=dict)
+    heads: dict[Path, bytes] = field(default_factory=dict)
+    digests: dict[Path, Digest] = field(default_factory=dict)
+    manifest_text: str | None = None
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of strings; none for any other value."""
@@ -120,8 +126,34 @@ class Contents:
                     yield Values([info.name for info in run], starts, np.frombuffer(piece, dtype))
 
     def digest(self, path: Path) -> Digest:
-        """The digest of one of the adapter's files, read through the open file if there is one."""
-        return self.files[path].digest() if path in self.files else sha256_file(path)
+        """The digest of one of the adapter's files, read once, through the open file if there is one."""
+        if path not in self.digests:
+            if path in self.files:
+                self.digests[path] = self.files[path].digest()
+            else:
+                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD)
+        return self.digests[path]
+
+    def has_read(self, path: Path, text: str) -> None:
+        """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
+        raw = text.encode()
+        self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the adapter."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def manifest(self) -> AdapterManifest | None:
+        """The adapter.json of the adapter, read once and checked against the schema; None without one."""
+        path = self.folder / ADAPTER_JSON
+        if self.manifest_text is None:
+            try:
+                self.manifest_text = json_file.read_text(path)
+                self.has_read(path, self.manifest_text)
+            except NotFoundError:
+                self.manifest_text = ""
+        return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
     def seen(self) -> tuple[str, Adapter] | None:
         """The format and the adapter, without the numbers of its tensors; None for a format that must be read as a whole."""
@@ -246,11 +278,13 @@ def _pickles(path: Path) -> Iterator[Problem]:
 
 def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
+    contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
     try:
         for shard in peft.weight_files(path):
             contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
+            contents.heads[shard] = file.head
             for info in file.tensors.values():
                 _sort(contents, info)
         if _has_others(contents):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.manifest.document import AdapterManifest, BaseInfo
+from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
 
@@ -29,7 +29,7 @@ _SHAPES = {
 
 def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Differences between a base and the one that the adapter's manifest pins."""
-    manifest = AdapterManifest.read(folder_of(contents))
+    manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
     if not pinned.fingerprint:
@@ -50,15 +50,9 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _numbers(pinned.config, base.config)
 
 
-def folder_of(contents: Contents) -> Path:
-    """The folder of an adapter."""
-    return contents.path if contents.path.is_dir() else contents.path.parent
-
-
 def changed_files(contents: Contents) -> Iterator[Problem]:
-    """Files whose bytes are not those that adapter.json names."""
-    folder = folder_of(contents)
-    manifest = AdapterManifest.read(folder)
+    """Files whose bytes differ from those recorded in adapter.json."""
+    folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         if entry.path == ADAPTER_TOML:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapterhub_converters import display
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
@@ -184,3 +186,9 @@ class Report:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name in SEVERITIES if (count := self.count(name)))
         return f"<Report {self.where}: {'ok' if self.ok else 'not ok'}{', ' * bool(counts)}{counts}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.code, one.count, one.reason, ", ".join(one.places)) for one in self.grouped()]
+        verdicts = [(name, one.verdict, "; ".join(one.reasons)) for name, one in self.verdicts.items()]
+        problems = display.table(rows, head=("code", "count", "reason", "where"), caption=repr(self))
+        return problems + display.table(verdicts, head=("runtime", "verdict", "reasons"))

@@ -10,7 +10,7 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, renames
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import base_weights, peft
-from adapterhub_converters.formats.image import pipeline
+from adapterhub_converters.formats.image import naming
 from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
@@ -96,7 +96,7 @@ def _verdict(
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
     """The models of a pipeline that an adapter of image models changes, as far as it names them; None for a language model."""
-    if not pipeline.of_images(contents.targets):
+    if not naming.of_images(contents.targets):
         return None
     return contents.adapter.meta.parts if contents.adapter else ()
 

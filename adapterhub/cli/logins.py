@@ -1,4 +1,4 @@
-"""The registry that a login is for."""
+"""The registry of a login."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def key(address: Address) -> str:
-    """The name under which a login is kept."""
+    """The key of a registry in the login store."""
     from adapterhub.remotes.oci.credentials import canonical
 
     return canonical(address.host, plain=address.plain)
 
 
 def address_of(text: str) -> Address:
-    """The registry that a host, a URL or the name of a remote is; UsageError for a place where others keep the login."""
+    """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address
 
     found = environment.remotes().get(text)
@@ -27,20 +27,19 @@ def address_of(text: str) -> Address:
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:
         host = rest.partition("/")[0].rpartition("@")[2]
-        raise UsageError(host, "credentials in an address end up in logs", f"Run `adapterhub login {host}`")
+        raise UsageError(host, "contains credentials, which end up in logs", f"Run `adapterhub login {host}`")
     scheme = scheme.lower()
     if not scheme.startswith("oci"):
-        raise UsageError(f"{scheme}://", "logins for such places aren't kept here", _ELSEWHERE.get(scheme, _OTHERS))
+        raise UsageError(f"{scheme}://", "has logins of its own", _ELSEWHERE.get(scheme, _OTHERS))
     return Address.parse(f"{scheme}://{rest.partition('/')[0]}/x")
 
 
-_OTHERS = "The variables and files of their own tools are read"
-
+_OTHERS = "Its own tools store them, and adapterhub reads those"
 
 _ELSEWHERE = {
-    "hf": "`hf auth login` keeps the token where all tools of the Hugging Face Hub find it, and so does adapterhub",
-    "s3": "`aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-    "file": "A folder has the permissions of its file system",
+    "hf": "Run `hf auth login`; adapterhub reads its token",
+    "s3": "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "file": "The permissions of the folder apply",
 }

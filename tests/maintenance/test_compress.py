@@ -406,13 +406,13 @@ def test_the_commands_say_what_they_did(registry: Registry, trained: Trained, ru
     assert (dry.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert dry == done
     assert [file["outcome"] for file in done["files"]] == ["kept", "packed", "packed"]
-    assert "0 files packed; 2 files packed already; 1 file gain too little" in run("pack", *at).stdout
+    assert "0 files packed; 2 files already packed; 1 file not worth packing" in run("pack", *at).stdout
     table = run("du", *at).stdout
     assert "team/sql" in table
     assert "org/base: 2 versions of 1 adapter in" in table
     found = json.loads(run("du", "team", "--json", *at).stdout)
     assert found["total"]["stored"] < found["total"]["files"]
-    assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte is right")
+    assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte matches")
     assert "2 files unpacked" in run("unpack", *at).stdout
     for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
         assert run(*command, *at, code=3).stderr.startswith("error: team/x")
@@ -441,7 +441,7 @@ def test_use_beside_whole_models_counts_those_that_name_that_base(
     assert "; as whole models" in run("du", *at).stdout
     folders.base(tmp_path / "another", size=16)
     said = run("du", "--base", tmp_path / "another", *at).stderr
-    assert "another: no version here says that it was trained on this" in said
+    assert "another: no version here was trained on it" in said
 
 
 def test_without_zstandard_one_line_says_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:

@@ -283,14 +283,14 @@ def test_the_commands(run: Run, registry: Registry, make: Make) -> None:
     registry.close()
     at = ("--registry", registry.root)
     assert "team/sql: every version" in run("keep", "team/sql", *at).stdout
-    assert "team/sql: the 2 newest and what has a tag" in run("keep", "team/sql", "--last", "2", *at).stdout
-    assert "team/sql: what has a tag" in run("keep", "team/sql", "--tagged", *at).stdout
-    assert "the 0 newest and what has a tag" not in run("log", "team/sql", *at).stdout
-    assert "keeps everything" in run("keep", "team/sql", "--all", "--last", "2", *at, code=2).stderr
+    assert "team/sql: the 2 newest and tagged versions" in run("keep", "team/sql", "--last", "2", *at).stdout
+    assert "team/sql: tagged versions" in run("keep", "team/sql", "--tagged", *at).stdout
+    assert "the 0 newest and tagged versions" not in run("log", "team/sql", *at).stdout
+    assert "cannot be combined with --last" in run("keep", "team/sql", "--all", "--last", "2", *at, code=2).stderr
     dry = run("gc", "--dry-run", "--grace", "0", *at).stdout
-    assert dry == "would drop team/sql:v1\nwould drop team/sql:v2\nwould remove 8 blobs, 9.1 kB\n"
+    assert dry == "would remove team/sql:v1\nwould remove team/sql:v2\nwould remove 8 blobs, 9.1 kB\n"
     assert json.loads(run("gc", "--json", *at).stdout)["waiting"] == 8
-    assert run("gc", *at).stdout == "8 unneeded blobs, 9.1 kB: not to be removed yet\n"
+    assert run("gc", *at).stdout == "8 unused blobs, 9.1 kB: within the grace period\n"
     done = json.loads(run("gc", "--grace", "0", "--json", *at).stdout)
     assert (done["blobs"], done["dropped"], done["dry_run"]) == (8, [], False)
     assert run("gc", *at).stdout == "nothing to remove\n"

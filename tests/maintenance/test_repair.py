@@ -1,4 +1,4 @@
-"""The ways out: bytes put back, a database that cannot be used, media that cannot be written, file systems without locks."""
+"""The ways out: bytes restored, a database that cannot be used, media that cannot be written, file systems without locks."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path)
     assert "fsck --repair --from" in run("fsck", *at, code=1).stdout
     run("fsck", "--repair", "--from", tmp_path / "a", *at, code=1)
     done = run("fsck", "--repair", "--from", tmp_path / "b", *at)
-    assert done.stderr == f"put back 4 blobs from {tmp_path / 'b'}\n"
-    for args in (["--repair"], ["--from", "a"]):
-        assert "go together" in run("fsck", *args, *at, code=2).stderr
+    assert done.stderr == f"restored 4 blobs from {tmp_path / 'b'}\n"
+    assert "--repair: requires --from SRC" in run("fsck", "--repair", *at, code=2).stderr
+    assert "--from: requires --repair" in run("fsck", "--from", "a", *at, code=2).stderr
     assert "no such option" in run("fsck", "--rebuild", *at, code=2).stderr.lower()
 
 

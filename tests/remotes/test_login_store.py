@@ -84,7 +84,7 @@ def test_a_login_is_checked_and_kept_in_a_file_of_the_user_s_alone(run: Run, beh
     assert "the login of user was refused" in login(behind, "-u", "user", "--password-stdin", text=WRONG, code=5).stderr
     assert not file(tmp_path).exists()
     done = login(behind, "-u", "user", "--password-stdin", text=f"{registry.PASSWORD}\n")
-    assert done.stdout == f"{behind}: logged in as user; kept in {file(tmp_path)}\n"
+    assert done.stdout == f"{behind}: logged in as user; stored in {file(tmp_path)}\n"
     assert file(tmp_path).stat().st_mode & 0o777 == 0o600
     run("remote", "add", "team", f"oci://{behind}/x")
     assert "user (adapterhub login)" in run("remote", "test", "team").stdout
@@ -123,7 +123,7 @@ def test_with_a_keyring_no_secret_stands_in_a_file(
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     done = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
-    assert "kept in the system's keyring" in done.stdout
+    assert "stored in the system's keyring" in done.stdout
     assert json.loads(file(tmp_path).read_text())["logins"] == {behind: {"user": "user", "keyring": True}}
     assert registry.PASSWORD in (tmp_path / "ring/keys").read_text()
     run("remote", "add", "team", f"oci://{behind}/x", env=env)
@@ -164,11 +164,11 @@ def test_a_password_is_asked_for_on_a_terminal_and_not_shown(behind: str, tmp_pa
     ("words", "text", "expected", "code"),
     [
         (["-u", "user"], "x", "there is no terminal to ask on", 2),
-        (["--password-stdin"], "x", "--username: is not given", 2),
-        (["-u", "user", "--password-stdin"], "", "nothing came", 2),
-        (["-u", "user", "--password-stdin"], "two\nlines", "no secret of one line", 2),
-        (["-u", "us:er", "--password-stdin"], "x", "cannot be a name", 2),
-        (["-u", "user", "--token-stdin"], "x", "a bearer token needs none", 2),
+        (["--password-stdin"], "x", "--username: is missing", 2),
+        (["-u", "user", "--password-stdin"], "", "--password-stdin: is empty", 2),
+        (["-u", "user", "--password-stdin"], "two\nlines", "is not one printable line", 2),
+        (["-u", "us:er", "--password-stdin"], "x", "is not a user name", 2),
+        (["-u", "user", "--token-stdin"], "x", "is not used with a bearer token", 2),
         (["--password-stdin", "--token-stdin"], "x", "Leave one out", 2),
         (["--password=not-the-password"], "", "No such option", 2),
         (["--token-stdin"], WRONG, "was refused", 5),

@@ -182,7 +182,7 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     run("fsck", code=1)
     done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
-    assert "put back 4 blobs" in done.stderr
+    assert "restored 4 blobs" in done.stderr
     run("verify", "team/sql")
 
 

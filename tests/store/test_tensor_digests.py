@@ -217,7 +217,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     part = rewritten(make("c"), {}, q_proj=np.zeros((2, 2), np.float32)) / peft.WEIGHTS
     done = find(whole)
     assert done.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
-    assert done.stderr == f"{whole}: no version holds it as a whole\n"
+    assert done.stderr == f"{whole}: no version contains it as a whole\n"
     done = find(part, make("a") / peft.WEIGHTS, code=3)
     assert ("4 of 8" in done.stdout, " all" in done.stdout) == (True, True)
     found = json.loads(find(part.parent, "--json", code=3).stdout)["found"][0]
@@ -229,7 +229,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     )
     assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
     nothing = make("z", 9) / peft.WEIGHTS
-    assert find(nothing, code=3).stderr == f"error: {nothing}: no version holds it\n"
+    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it\n"
 
 
 # ---- how much is there more than once

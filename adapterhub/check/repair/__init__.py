@@ -60,8 +60,7 @@ def fix(
 
     Raises:
         OutputExistsError: There is something at `out`.
-        ParameterError: `alpha` or `rslora` of an adapter that has a config.
-        RefusedError: It is not a PEFT adapter, or has no alpha.
+        RefusedError: It is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
     """
     if not dry_run:
         atomic.check_free(out)

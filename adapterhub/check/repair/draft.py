@@ -17,8 +17,8 @@ from adapterhub.manifest.package_files import is_packaged
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RefusedError
-from adapterhub_converters.formats import mlx, peft, pickles, raw
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
+from adapterhub_converters.formats import FORMATS, peft, pickles, raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _check_kind(path: Path) -> None:
     if path.is_file() and path.suffix != ".safetensors":
         pickles.refuse(path)
         raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
-    if path.is_dir() and mlx.sniff(path):
+    if path.is_dir() and FORMATS["mlx"].sniff(path):
         raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))
@@ -132,12 +132,14 @@ def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora
     metadata.pop(raw.METADATA_KEY, None)
     if text is not None:
         if alpha is not None or rslora:
-            parameter = "alpha" if alpha is not None else "rslora"
-            raise ParameterError(parameter, f"{path} has a config, which decides the scale", "Leave it out")
+            what = "it has a config, which decides the scale"
+            raise RefusedError(str(path), what, "Leave out its alpha and rsLoRA", code="alpha-recorded")
         return json_file.parse_object(text, str(file))
     if alpha is None:
-        what = "no alpha: the file has no config, and the scale depends on it"
-        raise RefusedError(str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-required")
+        what = "its alpha is not recorded, and the scale depends on it"
+        raise RefusedError(
+            str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
+        )
     number = int(alpha) if float(alpha).is_integer() else alpha
     return {"peft_type": "LORA", "lora_alpha": number, "use_rslora": rslora, "inference_mode": True}
 

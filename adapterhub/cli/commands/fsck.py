@@ -23,32 +23,26 @@ if TYPE_CHECKING:
 
 @command(
     "fsck",
-    short="Check a whole registry.",
     example="""
     adapterhub fsck
     adapterhub fsck --rebuild-index --registry ~/adapters
     adapterhub fsck --repair --from /backup/adapters""",
 )
-@click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
-@click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
-@click.option(
-    "--from",
-    "source",
-    metavar="PATH",
-    help="Where --repair looks: another registry (a path, or oci://HOST/NAME), an OCI layout, an adapter's folder.",
-)
-@click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
+@click.option("--rebuild-index", "rebuild", is_flag=True, help="Rebuild registry.db from the store first.")
+@click.option("--repair", is_flag=True, help="Restore missing or damaged blobs first.")
+@click.option("--from", "source", metavar="SRC", help="Source: a registry, an image layout or an adapter's folder.")
+@click.option("--quick", is_flag=True, help="Skip hashing blobs that have the right size.")
 @click.pass_obj
 def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None, quick: bool) -> int:
-    """Check a whole registry: every blob against its name, every ref against its log, the index against both.
+    """Check a whole registry: every blob against its digest, every ref against its log, the index against both.
 
-    Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
-    harms nothing is a note.
+    Nothing changes without --rebuild-index or --repair; --repair takes bytes from SRC, a path or an address. Exits 0 when
+    clean, else 1. Harmless leftovers of a killed push are notes.
     """
     from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
-        raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
+        raise UsageError("--repair" if repair else "--from", f"requires {'--from SRC' if repair else '--repair'}")
     if rebuild:
         registry, findings = checks.rebuilt(registry_folder(settings))
     else:
@@ -59,7 +53,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
             findings += checks.fsck(registry, quick=quick, progress=progress)
         root = str(registry.root)
     if source:
-        output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
+        output.say(f"restored {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return view.show(settings, root, findings, good="clean")
 
 

@@ -128,7 +128,7 @@ def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
             "os": "linux",
             "config": {"Labels": labels},
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-            "history": [{"created_by": "adapterhub push --as image"}],
+            "history": [{"created_by": "adapterhub push --to image"}],
         }
     )
     if len(config_bytes) > MAX_MANIFEST:
@@ -237,7 +237,7 @@ class Unpacked:
         where = f"{self.where}@{made.digest[:19]}"
         wanted = made.annotations.get(ORIGINAL)
         if not wanted:
-            raise RefusedError(where, "is a container image, and none that `push --as image` made", "Take its files out of it")
+            raise RefusedError(where, "is a container image, and none that `push --to image` made", "Take its files out of it")
         labels = (oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):

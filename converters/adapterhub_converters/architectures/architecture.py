@@ -226,10 +226,7 @@ def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise RefusedError(
-            where,
-            f"{module}: the order of its rows depends on the number of heads, which is not known",
-            "Name the base model",
-            code="base-required",
+            where, f"{module}: the order of its rows depends on the number of heads, which is not known", "Pass --base"
         )
     return value
 
