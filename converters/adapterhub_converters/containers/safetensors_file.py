@@ -139,7 +139,7 @@ def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
 
 
 def _are_sizes(values: tuple[object, ...]) -> bool:
-    for value in values:
+    for value in values:  # noqa: SIM110 - a loop, for a million tensors
         if type(value) is not int or not 0 <= value < _MAX_SIZE:  # a bool is an int, too
             return False
     return True
