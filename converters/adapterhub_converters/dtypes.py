@@ -1,7 +1,7 @@
-"""Element types: one name per type, as safetensors spells it, with its numpy dtype.
+"""Element types: the names of safetensors and their numpy dtypes.
 
-`ml_dtypes` gives numpy the types that models use and numpy lacks. Types narrower than a byte (F4, F6) have a
-width but no numpy dtype: their bytes can be hashed, sized and copied, not computed with.
+`ml_dtypes` adds the types that models use and numpy lacks. Types narrower than a byte (F4, F6) have a width but no numpy
+dtype: their bytes can be hashed, sized, and copied, but not used in computations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMPY: dict[str, np.dtype] = {
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 BITS: dict[str, int] = {name: dtype.itemsize * 8 for name, dtype in NUMPY.items()} | {
-    "C64": 64,  # nothing here computes with complex numbers: made real, half of them would be lost
+    "C64": 64,  # no numpy dtype: converted to real numbers, half of each would be lost
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6,
@@ -47,5 +47,5 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def name_of(dtype: np.dtype) -> str:
-    """The safetensors name of a numpy dtype (`BF16` for `ml_dtypes.bfloat16`); KeyError for one it lacks."""
+    """The safetensors name of a numpy dtype (`BF16` for `ml_dtypes.bfloat16`); KeyError for other dtypes."""
     return _NAMES[dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype]

@@ -1,21 +1,21 @@
-"""The errors every layer raises: where, what, how to fix, and the exit code the command line gives them.
+"""Errors of every layer: where, what, how to fix, and the exit code of the command line.
 
-They live in the lowest layer so that a format reader, the registry and the command line share one family. A
-module defines its own more specific error beside the code that raises it, as a subclass of one of these.
+They are in the lowest layer so that format readers, the registry, and the command line share one hierarchy. A module defines
+its own more specific errors as subclasses, next to the code that raises them.
 
-    AdapterhubError        70  a bug of ours when raised bare
-    ├── UsageError          2  the words of the command, a config file or a ref are wrong
-    │   ├── ParameterError  2  an argument has a value it cannot take
-    │   └── OutputExistsError  2  what should be written is there already
-    ├── NotFoundError       3  no such file, ref or adapter
-    ├── IntegrityError      4  bytes are not what they should be
-    │   └── FormatError     4  a file is malformed, truncated or hostile
-    ├── RemoteError         5  another machine said no, or said nothing
+    AdapterhubError        70  a bug if raised directly
+    ├── UsageError          2  a malformed command, config file, or ref
+    │   ├── ParameterError  2  an argument has an invalid value
+    │   └── OutputExistsError  2  the output exists already
+    ├── NotFoundError       3  no such file, ref, or adapter
+    ├── IntegrityError      4  bytes are not the expected ones
+    │   └── FormatError     4  a file is malformed, truncated, or hostile
+    ├── RemoteError         5  another machine refused, failed, or did not answer
     ├── RefusedError        6  the result would be wrong, so there is none
-    ├── ConflictError       7  somebody else moved the ref first
-    ├── LocalIOError        8  this machine's disk or permissions
-    ├── MissingExtraError   9  an optional dependency isn't installed
-    └── StoppedError      130  a signal ended the work; what was done is kept
+    ├── ConflictError       7  another writer moved the ref first
+    ├── LocalIOError        8  a local disk or permission error
+    ├── MissingExtraError   9  an optional dependency is missing
+    └── StoppedError      130  a signal stopped the work; finished work is kept
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import ClassVar
 
 
 class AdapterhubError(Exception):
-    """Where it happened, what is wrong, and how to fix it; `str()` is the one line people see.
+    """An error with its place, its cause, and a fix; `str()` is the one line shown to the user.
 
     Attributes:
-        code: A stable name for callers that react to this error, such as `base-required`; empty where nobody does.
+        code: A stable name for callers that react to this error, such as `base-required`; empty if none does.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
     """
 
@@ -48,15 +48,15 @@ class AdapterhubError(Exception):
 
 
 class UsageError(AdapterhubError):
-    """The words of a command, a config file or a ref do not mean anything."""
+    """A command, config file, or ref is malformed."""
 
     exit_code = 2
 
 
 class ParameterError(UsageError):
-    """An argument of a function has a value it cannot take; `where` is the parameter's name.
+    """An argument of a function has an invalid value; `where` is the parameter's name.
 
-    The command line shows the option of that name in its place.
+    The command line shows the corresponding option instead.
     """
 
     def __init__(self, parameter: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
@@ -65,39 +65,39 @@ class ParameterError(UsageError):
 
 
 class OutputExistsError(UsageError):
-    """What should be written is there already; nothing is overwritten."""
+    """The output exists already; nothing is overwritten."""
 
     def __init__(self, where: str) -> None:
         super().__init__(where, "already exists", "Name another, or remove it first")
 
 
 class NotFoundError(AdapterhubError):
-    """No such file, ref or adapter."""
+    """No such file, ref, or adapter."""
 
     exit_code = 3
 
 
 class IntegrityError(AdapterhubError):
-    """Bytes are not the ones that were promised."""
+    """Bytes are not the expected ones."""
 
     exit_code = 4
 
 
 class FormatError(IntegrityError):
-    """A file is malformed, truncated or hostile; nothing of it was believed."""
+    """A file is malformed, truncated, or hostile; none of it was used."""
 
 
 class RemoteError(AdapterhubError):
-    """Another machine refused, failed or did not answer."""
+    """Another machine refused, failed, or did not answer."""
 
     exit_code = 5
 
 
 class RefusedError(AdapterhubError):
-    """The result would silently differ from what was asked for, so there is none.
+    """The result would silently differ from the requested one, so there is none.
 
-    `items` are all the reasons, one line each, `name: reason` where a tensor or module is one; empty when the one line
-    of the error says it all.
+    `items` are all reasons, one line each, `name: reason` for a tensor or module; empty if there are no more than in the line
+    of the error.
     """
 
     exit_code = 6
@@ -110,7 +110,7 @@ class RefusedError(AdapterhubError):
 
 
 def refused(where: str, reasons: Sequence[str], hint: str = "", *, code: str = "", **fields: object) -> RefusedError:
-    """One error for all `reasons`: its line has the first, `items` have every one."""
+    """Return one error for all `reasons`: its line contains the first, `items` all of them."""
     more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
     return RefusedError(where, reasons[0] + more, hint, reasons, code=code, **fields)
 
@@ -122,18 +122,18 @@ class ConflictError(AdapterhubError):
 
 
 class LocalIOError(AdapterhubError):
-    """The disk is full, a folder cannot be written, a file vanished."""
+    """The disk is full, a folder is not writable, or a file disappeared."""
 
     exit_code = 8
 
 
 class MissingExtraError(AdapterhubError):
-    """A command needs an optional dependency; the hint is the line that installs it."""
+    """An optional dependency is missing; the hint is the command to install it."""
 
     exit_code = 9
 
 
 class StoppedError(AdapterhubError):
-    """A signal ended the work early; what was done is kept, and the hint says how to go on."""
+    """A signal stopped the work early; finished work is kept, and the hint tells how to resume."""
 
     exit_code = 130

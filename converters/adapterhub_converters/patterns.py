@@ -1,10 +1,11 @@
-"""Regular expressions from adapters' configs, matched as peft matches them, in bounded time.
+"""Match regular expressions from adapters' configs as peft does, in bounded time.
 
-`rank_pattern` and `alpha_pattern` map a regular expression to a number; peft takes the first key for which
+`rank_pattern` and `alpha_pattern` map a regular expression to a number; peft uses the first key for which
 `re.match(rf"(.*\\.)?({key})$", module_path)` succeeds (peft 0.21, `utils/other.py`, `get_pattern_key`); a string in
 `target_modules` has to match the whole path. Nearly all keys are plain paths, their dots escaped or not: those are looked up,
-so that thousands of them, one for each expert, take no time. The rest goes to RE2, whose time is linear in the text. What RE2
-does not have (lookaround, backreferences) or reads differently goes to the `regex` package, which can be given a deadline.
+so that thousands of them, one for each expert, take no time. The others are matched by RE2, in time linear in the text.
+Features that RE2 lacks (lookaround, backreferences) or interprets differently go to the `regex` package, which supports a
+deadline.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _STEPS_PER_SECOND = 10_000_000
 # A path: letters as they are, escaped or not; a dot that is not escaped stands for any character.
 _PATH = re.compile(r"(?:[\w.-]|\\[.-])+", re.ASCII)
 _PIECE = re.compile(r"\\(.)|([\w-])|(\.)")
-_COMPILING = 2_000  # steps that it costs to compile an expression
+_COMPILING = 2_000  # steps to compile an expression
 _POSIX_CLASS = re.compile(r"\[:.*:\]", re.DOTALL)  # a set of characters to `re`, a class to RE2 and `regex`
 
 
@@ -38,7 +39,7 @@ class Budget:
         self.left += self.each
 
     def spend(self, steps: int) -> bool:
-        """Spend steps; return False if there were not as many left."""
+        """Spend steps; return False if fewer were left."""
         self.left -= steps
         return self.left >= 0
 
@@ -72,7 +73,7 @@ class Expression:
         """Match a text.
 
         Raises:
-            RefusedError: The budget was spent before there was an answer.
+            RefusedError: The budget was spent before the match was decided.
         """
         # RE2's classes are those of ASCII, its `$` does not match before a line feed, its `\\s` lacks some control characters.
         if self._linear is not None and text.isascii() and text.isprintable():
@@ -101,7 +102,7 @@ class Expression:
 
 
 def _compiled_by_re2(text: str) -> Any:
-    """The expression compiled by RE2; None if RE2 does not have something in it, or reads it differently."""
+    """The expression compiled by RE2; None if RE2 does not support it, or interprets it differently."""
     if not text.isascii() or "{," in text:  # `{,n}` is plain text to RE2
         return None
     import re2

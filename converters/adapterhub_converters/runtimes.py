@@ -1,8 +1,8 @@
-"""What the programs that load adapters do with one: rules as data, each read in that program's own source.
+"""Rules for the runtimes that load adapters, as data, each from that program's own source.
 
-A rule names a *feature* of an adapter (or of an adapter on a base) and what becomes of it. The features are found
-by `adapterhub.check`; this module only says what follows. A runtime that reads another format than the adapter is
-in is judged as after `adapterhub convert`, which folds what it can (rsLoRA, patterns) and refuses what it cannot.
+A rule maps a *feature* of an adapter (or of an adapter on a base) to a verdict. `adapterhub.check` finds the features; this
+module only has the rules. If a runtime reads another format than the adapter's, the verdict is that after a conversion, which
+folds rsLoRA and patterns and refuses everything that the format does not support.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 APPLIED, IGNORED, WRONG, REFUSED, CRASHES = "applied", "ignored", "wrong", "refused", "crashes"
 VERDICTS = (APPLIED, IGNORED, WRONG, REFUSED, CRASHES)
-"""Best first: as trained; partly or wholly without effect; another result; an error at load; the process dies."""
+"""Best first: as trained; partly or wholly without effect; another result; an error at load; the process crashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """With this feature, that verdict; `says` is the runtime's own message where it has one. APPLIED: a condition."""
+    """The verdict for a feature; `says` is the runtime's own message if it has one, or for APPLIED, a condition."""
 
     feature: str
     verdict: str
@@ -26,7 +26,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A program that loads adapters: the version its rules were read from, and the format it reads."""
+    """A program that loads adapters: the version that its rules describe, and the format it reads."""
 
     name: str
     version: str
@@ -42,17 +42,17 @@ _MLX = "mlx_lm/tuner/utils.py, load_adapters"
 _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"
-"""Begins the source of a rule that follows from code read, but whose very lines were not."""
+"""Prefix of the source of a rule that was inferred from other code than the lines themselves."""
 
-_NAMES = "adapterhub_converters/names.py, ARCHITECTURES"
-_KINDS = "adapterhub_converters/adapter.py, plain_pairs"
+_NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
+_KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
 VLLM_WITHOUT_LORA = frozenset({
     "gpt2", "falcon", "bloom", "gptj", "gpt_neox", "stablelm", "dbrx", "gemma3n", "mamba", "mamba2", "mpt", "olmoe", "orion",
     "bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "clip", "siglip", "aria", "phi3_v", "zamba2",
 })  # fmt: skip
-"""Model types without a tick in the column LoRA of vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
+"""Model types without LoRA support in vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
 
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),

@@ -65,7 +65,7 @@ def test_files_of_one_folder_are_one_adapter(run: Run, two: None) -> None:
 def test_a_git_lfs_pointer_is_called_one(run: Run, two: None, tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (tmp_path / "good/adapter_model.safetensors").write_text(pointer)
-    assert "a Git LFS pointer, not the file it stands for" in run("validate", "good", code=1).stdout
+    assert "a Git LFS pointer, not the file itself" in run("validate", "good", code=1).stdout
 
 
 def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: None, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Pa
     done = run("init", "file/registry", code=8)
     assert done.stderr.count("\n") == 1
     done = run("convert", "sql", "file/out", "--to", "peft", code=8)
-    assert done.stderr.startswith("error: file/out: lies under a file, not a folder")
+    assert done.stderr.startswith("error: file/out: its parent is a file, not a folder")
     assert done.stderr.count("\n") == 1
 
 

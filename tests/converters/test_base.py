@@ -78,8 +78,8 @@ def test_the_real_smollm2_is_the_model_transformers_would_build(tmp_path: Path) 
     [
         ({"shape": [4, 4]}, None),
         ({"shape": [4, 8]}, "8 bytes are not [4, 8] in four bits"),
-        ({"shape": [-4, -4]}, "says no shape"),
-        ({}, "says no shape"),
+        ({"shape": [-4, -4]}, "has no valid shape"),
+        ({}, "has no valid shape"),
         ([], "not a JSON object"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_index_alone_gives_names_without_shapes_and_says_so(tmp_path: Path) -
         path.unlink()
     for spec in (read_base(tmp_path / "m"), read_base(tmp_path / "m/model.safetensors.index.json")):
         assert (spec.tensors, spec.names, spec.fingerprint, spec.tied) == ({}, frozenset(SHAPES), None, False)
-        assert spec.notes == ("none of the 3 files that the index names is there: names are known, shapes are not",)
+        assert spec.notes == ("all 3 files in the index are missing: names are known, shapes are not",)
 
 
 @pytest.mark.parametrize("name", ["", "model.safetensors.index.json", "model-00001-of-00003.safetensors"])
@@ -227,7 +227,7 @@ def test_an_index_that_names_more_than_its_files_have_is_told(tmp_path: Path) ->
     index = sharded(tmp_path / "m") / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": {**weight_map, "ghost.weight": "model-00001-of-00003.safetensors"}}))
-    assert read_base(index).notes == ("the index names 1 tensors that its files do not have: ghost.weight",)
+    assert read_base(index).notes == ("the index lists 1 tensors that its files do not contain: ghost.weight",)
 
 
 def test_one_tensor_with_two_shapes_is_refused(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_one_tensor_with_two_shapes_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     safetensors_file.write(tmp_path / "a.safetensors", {"base_model.model.q.lora_A.weight": np.zeros((2, 8), np.float32)})
-    with pytest.raises(FormatError, match="not a base model: its tensors are an adapter's"):
+    with pytest.raises(FormatError, match="not a base model: it contains an adapter's tensors"):
         read_base(tmp_path / "a.safetensors")
 
 
@@ -275,7 +275,7 @@ def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     paths[1].rename(tmp_path / "away.gguf")
     with pytest.raises(NotFoundError, match="m-00002-of-00003.gguf: no such file: a part of 3"):
         read_base(paths[0])
-    with pytest.raises(RefusedError, match=r"part 1 \(from 0\) of 3 of a model, and its name does not say so"):
+    with pytest.raises(RefusedError, match=r"part 1 \(from 0\) of 3 of a model, and its name has no part number"):
         read_base(tmp_path / "away.gguf")
     paths[0].rename(paths[1])
     with pytest.raises(NotFoundError, match="m-00001-of-00003.gguf"):
@@ -287,13 +287,13 @@ def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     [
         ({"p1": {"split.no": gguf_file.Value("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
         ({"p2": {"split.count": gguf_file.Value("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
-        ({"p0": {"split.count": gguf_file.string("3")}}, "split.count is not a number but STRING"),
-        ({"p0": {"split.no": gguf_file.Value("[UINT32]", [0, 1])}}, "split.no is not a number but [UINT32]"),
+        ({"p0": {"split.count": gguf_file.string("3")}}, "split.count is a STRING, not a number"),
+        ({"p0": {"split.no": gguf_file.Value("[UINT32]", [0, 1])}}, "split.no is a [UINT32], not a number"),
         (
             {"p0": {"split.tensors.count": gguf_file.Value("[INT32]", [5, 5])}},
-            "split.tensors.count is not a number but [INT32]",
+            "split.tensors.count is a [INT32], not a number",
         ),
-        ({"p0": {"split.tensors.count": gguf_file.Value("INT32", 6)}}, "says 6 tensors in all, the parts have 5"),
+        ({"p0": {"split.tensors.count": gguf_file.Value("INT32", 6)}}, "counts 6 tensors in all, the parts have 5"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: Any, says: str) -> None:

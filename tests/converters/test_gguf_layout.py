@@ -329,13 +329,13 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (
             Adapter({"model.layers.0.self_attn.kv_b_proj": low(48, D)}),
             base("DeepseekV2ForCausalLM", "deepseek_v2"),
-            "kv_b_proj: llama.cpp multiplies past the adapter here",
+            "kv_b_proj: llama.cpp bypasses the adapter here",
         ),
-        (Adapter({"lm_head": low(48, D)}), base("DeepseekV3ForCausalLM", "deepseek_v3"), "lm_head: llama.cpp multiplies past"),
+        (Adapter({"lm_head": low(48, D)}), base("DeepseekV3ForCausalLM", "deepseek_v3"), "lm_head: llama.cpp bypasses"),
         (
             Adapter({"model.layers.0.mlp.shared_expert_gate": low(2, D)}),
             base("Qwen2MoeForCausalLM", "qwen2_moe"),
-            "keeps this weight as a vector",
+            "stores this weight as a vector",
         ),
         (
             Adapter({"transformer.h.0.self_attention.query_key_value": low(96, D)}),

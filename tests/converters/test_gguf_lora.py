@@ -271,7 +271,7 @@ EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float
         (
             Adapter({Q: delta()}),
             llama(num_attention_heads=None),
-            "depends on the number of heads, which is not known. Name its base model",
+            "depends on the number of heads, which is unknown. Name its base model",
         ),
         (Adapter({Q: delta()}), dataclasses.replace(llama(), architecture="MambaForCausalLM"), "no verified mapping"),
         (Adapter({Q: delta()}), None, "depends on the base's architecture and heads. Name its base model"),

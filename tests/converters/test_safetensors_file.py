@@ -80,10 +80,10 @@ BASE = {"t": entry()}
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        (b"", "0 bytes are fewer than its length field has"),
+        (b"", "0 bytes are fewer than its length field needs"),
         (b"1234567", "7 bytes are fewer"),
         ((2**63).to_bytes(8, "little"), "header of 9223372036854775808 bytes is over the limit"),
-        ((100).to_bytes(8, "little") + b"{}", "truncated: the header says 100 bytes, the file has 2 left"),
+        ((100).to_bytes(8, "little") + b"{}", "truncated: the header takes 100 bytes, the file has 2 left"),
         (file(b" {}"), "the header does not start with {"),
         (file(b"{\xff}"), "the header is not UTF-8"),
         (file(b"{"), "not valid JSON"),
@@ -104,7 +104,7 @@ BASE = {"t": entry()}
         (file({"t": entry(), "u": entry()}, 16), "overlaps the one before it"),
         (file({"t": entry(offsets=[8, 16])}, 16), "leaves a hole before it"),
         (file(BASE, 4), "truncated: the tensors end at byte"),
-        (file(BASE, 9), "1 bytes after the last tensor belong to no tensor"),
+        (file(BASE, 9), "1 bytes follow the last tensor"),
         (file({"": entry()}, 8), "is empty, too long or unprintable"),
         (file({"a\0b": entry()}, 8), "is empty, too long or unprintable"),
         (file({"n" * 2000: entry()}, 8), "is empty, too long or unprintable"),

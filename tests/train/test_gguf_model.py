@@ -162,9 +162,9 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"general__architecture": gguf_file.string("qwen2")}, "architecture 'qwen2' isn't turned into"),
-        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "pre-tokenizer 'llama-bpe' isn't known"),
-        ({"tokenizer__ggml__model": gguf_file.string("llama")}, "tokenizer model 'llama' isn't turned into"),
+        ({"general__architecture": gguf_file.string("qwen2")}, "architecture 'qwen2' cannot be converted to"),
+        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "pre-tokenizer 'llama-bpe' is not supported"),
+        ({"tokenizer__ggml__model": gguf_file.string("llama")}, "tokenizer model 'llama' cannot be converted to"),
         ({"llama__rope__scaling__type": gguf_file.string("yarn")}, "llama.rope.scaling.type = yarn changes"),
         ({"llama__rope__dimension_count": gguf_file.u32(2)}, "a partial rotary embedding"),
         ({"llama__block_count": gguf_file.string("")}, "llama.block_count is '', not a number"),

@@ -1,1 +1,1 @@
-"""Names of modules in Hugging Face models and in llama.cpp."""
+"""Names and row orders of modules in Hugging Face models and in llama.cpp."""

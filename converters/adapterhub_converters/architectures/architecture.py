@@ -1,6 +1,6 @@
-"""What an architecture of llama.cpp is: what its modules are called there, in which order their rows are, what is stacked.
+"""`Architecture`: the names, row orders, and stacks of a llama.cpp architecture's modules.
 
-The architectures themselves are data, in `architectures`.
+The architectures themselves are data, in `table`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "f
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
-"""Tensors that may hold others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
+"""Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
 _LAYER = re.compile(r"(model\.layers|transformer\.h)\.(0|[1-9][0-9]{0,5})\.(.+)")
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)")
 
 
 Order = int | tuple[int, int]
-"""How llama.cpp reorders the rows of a module: 0, not at all; n, the halves of each of n heads become pairs; (g, q), g
-groups of q query heads, a key and a value head each become all queries, then all keys, then all values."""
+"""Order of a module's rows in llama.cpp: 0, unchanged; n, the halves of each of n heads become pairs; (g, q), g groups of q
+query heads, a key head, and a value head become all queries, then all keys, then all values."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Where a layer has its experts.
+    """The experts of a layer.
 
     Attributes:
-        listed: Path of the list of modules, one an expert, in checkpoints and transformers 4; None when there is none.
+        listed: Path of the list of modules, one per expert, in checkpoints and transformers 4; None if there is none.
         modules: Module of a listed expert to the stem of the tensor that stacks it.
-        stacked: Parameter of all experts in transformers 5 to the stems its rows are shared out to.
+        stacked: Parameter of all experts in transformers 5 to the stems that share its rows.
         interleaved: Whether those rows alternate (gate, up, gate, …) rather than follow one another.
         transposed: Whether Hugging Face stores the parameters `(experts, in, out)`.
     """
@@ -65,19 +65,19 @@ class Architecture:
 
     Attributes:
         gguf: Its name in `general.architecture`.
-        classes: Hugging Face classes that become it, the one to read it back as first; their `model_type` beside.
-        linear: Linear modules of a layer to the stem of their tensor.
-        norms: Normalizations of a layer likewise; llama.cpp takes no LoRA on them.
+        classes: Hugging Face classes that convert to it, to their `model_type`; a GGUF is read back as the first.
+        linear: Linear modules of a layer to the stems of their tensors.
+        norms: Normalizations of a layer, likewise; llama.cpp does not support LoRA on them.
         top: Modules outside the layers.
         layers: Path of the list of layers.
         permuted: Whether the rows of q and k are reordered for llama.cpp's RoPE.
-        grouped: The module whose rows hold queries, keys and values in groups, if one does.
-        head: Whether it can have an output layer of its own; the others always use the embedding table.
+        grouped: The module with grouped rows of queries, keys, and values, if any.
+        head: Whether it supports an output layer of its own; without, it always uses the embedding table.
         transposed: Whether Hugging Face stores the weights of the linear modules `(in, out)`.
-        experts: Where its experts are.
+        experts: Its experts, if any.
         unseen: Modules whose LoRA llama.cpp loads and then ignores, with the reason.
-        aside: Parameters of a layer that take no LoRA to their tensors.
-        shifted: Whether the weights of its norms are those of Hugging Face and 1, which the model adds there.
+        aside: Parameters of a layer that do not support LoRA, to their tensors.
+        shifted: Whether 1 is added to the weights of its norms, which in Hugging Face the model adds.
     """
 
     gguf: str
@@ -97,20 +97,20 @@ class Architecture:
 
     @property
     def listed(self) -> bool:
-        """Whether a checkpoint has its experts one by one."""
+        """Whether checkpoints store the experts one by one."""
         return bool(self.experts and self.experts.listed)
 
     def has(self, stem: str) -> bool:
-        """Whether it mostly has a tensor."""
+        """Whether the architecture usually has a tensor."""
         return bool(self.module(stem) or self.stacked_module(stem))
 
     def first_name(self, module: str) -> str:
-        """What the checkpoint calls a linear module that transformers may call otherwise; itself if it isn't known."""
+        """The checkpoint's name of a linear module that transformers may rename; the same name if it is unknown."""
         inner = self._in_layer(module)
         return (self.module(self.stem(module) or "") or module) if inner and inner[1] in self.linear else module
 
     def parameter(self, tensor: str) -> str | None:
-        """`blk.0.attn_q.bias` to `model.layers.0.self_attn.q_proj.bias`; None for experts and what isn't known."""
+        """`blk.0.attn_q.bias` to `model.layers.0.self_attn.q_proj.bias`; None for experts and unknown tensors."""
         stem, _, kind = tensor.rpartition(".")
         if kind in ("weight", "bias") and (module := self.module(stem)):
             return f"{module}.{kind}"
@@ -119,14 +119,14 @@ class Architecture:
         return f"{self.layers}.{match[1]}.{found}" if match and found else None
 
     def stem(self, module: str) -> str | None:
-        """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for a module that isn't known.
+        """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for an unknown module.
 
         For an expert, or a parameter of all experts, the (first) tensor that stacks it.
         """
         return next(iter(self.stems(module)), None)
 
     def stems(self, module: str) -> tuple[str, ...]:
-        """All tensors that a module's delta goes to by default; empty for one that isn't known."""
+        """All tensors that a module's delta applies to by default; empty for an unknown module."""
         if module in self.top:
             return (self.top[module],) if self.head or self.top[module] != "output" else ()
         if not (inner := self._in_layer(module)):
@@ -164,7 +164,7 @@ class Architecture:
         return int(number), module
 
     def module(self, stem: str) -> str | None:
-        """The inverse of `stem`; None for experts, of which one tensor has many."""
+        """The inverse of `stem`; None for experts, as one tensor contains many."""
         for module, known in self.top.items():
             if stem == known and (self.head or known != "output"):
                 return module
@@ -174,7 +174,7 @@ class Architecture:
         return f"{self.layers}.{match[1]}.{found}" if found else None
 
     def listed_module(self, stem: str, expert: int) -> str | None:
-        """What the list of experts calls the module of `expert` that `stem` stacks."""
+        """The name of the module of `expert` that `stem` stacks, in the list of experts."""
         match = _BLOCK.fullmatch(stem)
         if not match or not self.experts or not self.experts.listed:
             return None
@@ -195,7 +195,7 @@ class Architecture:
         return self.top.get(module, "").endswith("_norm") or bool(inner and inner[1] in self.norms)
 
     def why_unseen(self, module: str) -> str | None:
-        """Why llama.cpp would ignore a LoRA on a module; None when it doesn't."""
+        """The reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
         inner = self._in_layer(module)
         return self.unseen.get(inner[1] if inner else module)
 
@@ -208,14 +208,14 @@ class Architecture:
         return self.permuted and path in ("self_attn.q_proj", "self_attn.k_proj")
 
     def order(self, module: str, config: Mapping[str, Any], where: str) -> Order:
-        """The order of a module's rows in llama.cpp, from the numbers of a model's config; RefusedError without them."""
+        """The order of a module's rows in llama.cpp, from the numbers in a model's config; RefusedError without them."""
         if not self.is_reordered(module):
             return 0
         n_head = _count(module, config, where, "num_attention_heads")
         if self.grouped:
             groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, where)
             if n_head % groups:
-                raise RefusedError(where, f"{module}: {n_head} heads are not shared out evenly to {groups} groups")
+                raise RefusedError(where, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
             return groups, n_head // groups
         if module.endswith("q_proj") or config.get("num_key_value_heads") is None:
             return n_head
@@ -225,17 +225,17 @@ class Architecture:
 def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        what = f"{module}: the order of its rows depends on the number of heads, which is not known"
+        what = f"{module}: the order of its rows depends on the number of heads, which is unknown"
         raise RefusedError(where, what, "Name its base model", code="base-required")
     return value
 
 
 def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:
-    # As transformers' modeling_falcon.py decides it; the file of a GGUF base says how many there are.
+    # As in transformers' modeling_falcon.py; a GGUF base contains the number.
     if config.get("new_decoder_architecture"):
         return _count(module, config, where, "num_kv_heads")
     if config.get("multi_query") is False:
-        raise RefusedError(where, f"{module}: a Falcon without multi-query attention (Falcon-RW) is none that llama.cpp runs")
+        raise RefusedError(where, f"{module}: llama.cpp does not support a Falcon without multi-query attention (Falcon-RW)")
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The architecture of a Hugging Face class or of a GGUF file, and the orders that llama.cpp has for rows."""
+"""Look up architectures by Hugging Face class or GGUF name, and permute rows to and from llama.cpp's order."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings")
-"""What the table of token embeddings is called."""
+"""Names of the table of token embeddings."""
 
 
 def by_class(name: str, where: str) -> Architecture:
-    """The architecture of a Hugging Face class; RefusedError for one that isn't listed."""
+    """The architecture of a Hugging Face class; RefusedError for an unlisted class."""
     for architecture in ARCHITECTURES:
         if name in architecture.classes:
             return architecture
@@ -38,8 +38,10 @@ def by_class(name: str, where: str) -> Architecture:
 
 
 def by_gguf(name: str, where: str, *, experts: bool = False) -> Architecture:
-    """The architecture of a `general.architecture`, of those that share it the one with or without experts; RefusedError
-    for one that isn't listed."""
+    """The architecture with a `general.architecture`, with or without experts if several share it.
+
+    Raises RefusedError for an unlisted name.
+    """
     found = [architecture for architecture in ARCHITECTURES if name == architecture.gguf]
     if found:
         return next((one for one in found if (one.experts is not None) == experts), found[0])
@@ -48,7 +50,7 @@ def by_gguf(name: str, where: str, *, experts: bool = False) -> Architecture:
 
 
 def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
-    """`rows` `(out_features, …)` from Hugging Face's order to llama.cpp's; RefusedError when they cannot have that order.
+    """`rows` `(out_features, …)` from Hugging Face's order to llama.cpp's; RefusedError if their number does not fit it.
 
     The pairs are those of llama.cpp's `conversion/llama.py`, `permute`, the groups those of `falcon.py` and `bloom.py`.
     """
@@ -61,12 +63,12 @@ def unpermuted(rows: np.ndarray, order: Order) -> np.ndarray:
 
 
 def divides(order: Order, rows: int) -> bool:
-    """Whether `rows` rows can have an order."""
+    """Whether an order fits a number of rows."""
     return not rows % (2 * order if isinstance(order, int) else order[0] * (order[1] + 2)) if order else True
 
 
 def _permutation(rows: int, order: Order) -> np.ndarray:
-    """The number of the row that comes to each place."""
+    """The index of the row that moves to each position."""
     if not divides(order, rows):
         raise RefusedError("", f"{rows} rows do not have the order {order}")
     numbers = np.arange(rows)

@@ -1,4 +1,4 @@
-"""What llama.cpp calls the modules of a Hugging Face model, architecture by architecture, as data.
+"""Table of llama.cpp's architectures: names and orders of the modules of Hugging Face models.
 
 An architecture is listed when gguf-py's `TensorNameMap` agrees with the names and llama.cpp's own conversion of a model
 was found linear and equal to ours on every module (tests/converters/test_gguf_architectures.py): a renaming and, for some, a
@@ -30,7 +30,7 @@ _GPT2_TOP = {
 }
 
 # Permutation: LlamaModel.undo_permute and its subclasses in llama.cpp's conversion/. Names: gguf-py, tensor_mapping.py.
-_RAW = "llama.cpp multiplies past the adapter here (src/models/deepseek2.cpp), so it would load and do nothing"
+_RAW = "llama.cpp bypasses the adapter here (src/models/deepseek2.cpp), so it would load and have no effect"
 _LATENT = {
     "q_proj": "q", "q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a_mqa", "kv_b_proj": "kv_b",
 }  # fmt: skip
@@ -58,7 +58,7 @@ ARCHITECTURES = (
         | {f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
         experts=Experts(),
         aside={"mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight"},
-        unseen={"mlp.shared_expert_gate": "llama.cpp keeps this weight as a vector and takes no LoRA on it"},
+        unseen={"mlp.shared_expert_gate": "llama.cpp stores this weight as a vector and does not support LoRA on it"},
     ),
     Architecture("qwen3", {"Qwen3ForCausalLM": "qwen3"}, norms=NORMS | _QK_NORMS),
     Architecture(
@@ -95,7 +95,7 @@ ARCHITECTURES = (
         top=_GPT2_TOP,
         layers="transformer.h",
         transposed=True,
-        unseen={"transformer.wpe": "llama.cpp takes no LoRA on the table of positions"},
+        unseen={"transformer.wpe": "llama.cpp does not support LoRA on the position table"},
     ),
     Architecture(
         "falcon",

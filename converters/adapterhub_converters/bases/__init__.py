@@ -1,7 +1,7 @@
-"""What a base model is, as far as an adapter cares: names, logical shapes, and the numbers that change the function.
+"""Read base models from their headers: parameter names, logical shapes, and the numbers that change the function.
 
-Read from headers alone; no weight is loaded. Names are Hugging Face's and shapes are those of the model before
-quantization, whatever the file stores, so that a base in 16 bits, in NF4 and as GGUF has one fingerprint.
+No weight is loaded. Names are Hugging Face's and shapes are those of the model before
+quantization, whatever the file stores, so that a base in 16 bits, in NF4, and as GGUF has one fingerprint.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base
 
 
 def read_base(path: Path) -> BaseSpec:
-    """The base at `path`: a folder with a `config.json`, whatever else lies in it; a safetensors, index or GGUF file."""
+    """Read the base at `path`: a folder with a `config.json`, a pipeline's folder, or a safetensors, index, or GGUF file."""
     if path.is_dir():
         if (path / hf.CONFIG).is_file():
             return read_hf(path)
@@ -33,7 +33,7 @@ def read_base(path: Path) -> BaseSpec:
 
 
 def read_files(files: Files, name: str) -> BaseSpec:
-    """The base in the file `name` among others, or in all of them when it is empty; by the name, else by the first bytes."""
+    """Read the base in the file `name`, or in all files if it is empty. The name, then the first bytes, tell the kind."""
     if name in ("", hf.CONFIG):
         return hf.read(files)
     if name.endswith((".safetensors", ".json")):
@@ -42,6 +42,6 @@ def read_files(files: Files, name: str) -> BaseSpec:
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":
             return hf.read(files, name)
-    from . import gguf  # late: a folder, which most bases are, needs none of it
+    from . import gguf  # late: most bases are folders, which do not need it
 
     return gguf.read(files, name)

@@ -1,8 +1,8 @@
-"""How bitsandbytes lays a matrix in four bits out among other tensors, as transformers saves and loads it.
+"""Layout of a 4-bit bitsandbytes matrix among other tensors, as transformers saves and loads it.
 
-`X.weight` has the codes, `.absmax` the magnitudes of blocks and `.quant_map` the code book; with double quantization the
+`X.weight` contains the codes, `.absmax` the magnitudes of blocks, and `.quant_map` the code book. With double quantization the
 magnitudes are codes themselves, with `.nested_absmax` and `.nested_quant_map`. `.quant_state.bitsandbytes__nf4` (or `__fp4`)
-has the rest as JSON in bytes (bitsandbytes 0.50: `functional.py`, `QuantState.as_dict`; `nn/modules.py`,
+contains the rest as JSON bytes (bitsandbytes 0.50: `functional.py`, `QuantState.as_dict`; `nn/modules.py`,
 `_save_to_state_dict`).
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 STATE = ".quant_state.bitsandbytes__"
-"""What stands in the name of a state, between that of the weight and that of the four bits."""
+"""The infix of a state's name, between the name of the weight and that of the 4-bit type."""
 NF4_STATE = f"{STATE}nf4"
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-"""What else lies beside a weight, after its name and a point."""
+"""Suffixes of the other tensors of a weight, after its name and a dot."""
 
 BLOCK = 64  # weights that share one magnitude
-NESTED_BLOCK = 256  # magnitudes that share one
+NESTED_BLOCK = 256  # magnitudes that share one magnitude of their own
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""What a state calls the floats that were quantized, by their names in safetensors."""
+"""safetensors dtype to the state's name for the dtype of the floats before quantization."""
 
 # QLoRA (arXiv 2305.14314), appendix E, as bitsandbytes spells the values (`functional.py`, `get_4bit_type`).
 NF4_CODE = (
@@ -34,13 +34,13 @@ QUANTIZATION = {
     "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True,
     "load_in_8bit": False, "quant_method": "bitsandbytes",
 }  # fmt: skip
-"""What the `quantization_config` of a model in NF4 says; beside it, the floats to compute in."""
+"""The `quantization_config` of a model in NF4, except for the dtype to compute in."""
 
 
 def nf4_state(shape: Sequence[int], dtype: str, offset: float | None) -> dict[str, Any]:
-    """The state of a matrix in NF4 that was of `dtype` (`BF16`, `F16` or `F32`).
+    """The state of an NF4 matrix whose dtype was `dtype` (`BF16`, `F16`, or `F32`).
 
-    `offset`: the mean of the magnitudes; None without double quantization.
+    `offset` is the mean of the magnitudes; None without double quantization.
     """
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": DTYPES[dtype], "shape": list(shape)}
     if offset is not None:

@@ -1,4 +1,13 @@
-"""One weight of a base, seen from a header."""
+"""Tensors of a base under one name and shape each, those of the checkpoint on Hugging Face, and their names in memory.
+
+Files differ most in experts. A checkpoint has a tensor for each expert, or one for all (gpt-oss); transformers 5 may save
+`experts.gate_up_proj` for all; GGUF has `ffn_gate_exps`, `ffn_up_exps`, and `ffn_down_exps`, or fuses the first two. A GGUF may
+fuse q, k, and v or split them unlike its architecture's other files, and splits DeepSeek's kv_b_proj in two (llama.cpp,
+conversion/base.py, `modify_tensors`; conversion/deepseek.py).
+
+transformers 5 renames parameters as it loads and again as it saves (transformers 5.24, `conversion_mapping.py`): files keep the
+names of transformers 4, while peft sees, and writes, those of the model in memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +22,7 @@ from adapterhub_converters.containers import safetensors_file
 
 @dataclass(frozen=True, slots=True)
 class BaseTensor:
-    """Logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
+    """One weight, from a header: its logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -54,28 +63,28 @@ _RULES: dict[str, _Rules] = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_NAMES),
     "mixtral": ((r"\.block_sparse_moe\.", ".mlp."),),
 }  # fmt: skip
-# Of these, an adapter under the old names meets a peft that skips it, or that finds no module for its target_modules.
+# Model types for which peft skips an adapter with the old names, or finds no module for its target_modules.
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
-# TensorFlow's words for a normalization's weight and bias, which every model of transformers still reads.
+# TensorFlow's names for a normalization's weight and bias, which every model in transformers still reads.
 _ALWAYS: _Rules = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
 
 
 def in_memory(name: str, model_type: str) -> str:
-    """The name that a parameter or module of a file has in the model that transformers 5 makes of it."""
+    """The name that a parameter or module of a file has in the model loaded by transformers 5."""
     for pattern, replacement in (*_RULES.get(model_type, ()), *_ALWAYS):
         name = re.sub(pattern, replacement, name)
     return name
 
 
-# ---- One name and one shape for each weight, whichever file it is in: those of the checkpoint on Hugging Face
+# ---- Names of the checkpoint
 
 
 Tensors = Mapping[str, BaseTensor]
 
 
 def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]:
-    """The tensors of a Hugging Face folder under the names of the checkpoint."""
+    """Rename the tensors of a Hugging Face folder to the names of the checkpoint."""
     found: dict[str, BaseTensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
@@ -88,7 +97,7 @@ def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]
 
 
 def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
-    """The tensors of a GGUF file likewise; one that has no name there keeps its own."""
+    """Rename the tensors of a GGUF file to the names of the checkpoint; a tensor without one keeps its name."""
     found: dict[str, BaseTensor] = {}
     stacks: dict[str, dict[str, BaseTensor]] = {}
     for name, tensor in _customary(architecture, tensors, config).items():
@@ -113,7 +122,7 @@ def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, A
 
 
 def _falcon(architecture: Architecture, name: str, tensors: Tensors) -> str | None:
-    """Falcon's first norm is called otherwise where there are two (transformers, modeling_falcon.py)."""
+    """The name of Falcon's first norm if there are two (transformers, modeling_falcon.py); else None."""
     module, _, kind = (architecture.parameter(name) or "").rpartition(".")
     two = "ln_mlp" in architecture.norms and name.replace(".attn_norm.", ".attn_norm_2.") != name
     if not two or name.replace(".attn_norm.", ".attn_norm_2.") not in tensors:
@@ -122,7 +131,7 @@ def _falcon(architecture: Architecture, name: str, tensors: Tensors) -> str | No
 
 
 def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTensor | None:
-    """The tensor that some version of transformers calls `name`, however `tensors`, under the checkpoint's names, has it."""
+    """The tensor called `name` in any version of transformers, from `tensors` under the checkpoint's names; else None."""
     module, _, kind = name.rpartition(".")
     if found := tensors.get(f"{architecture.first_name(module)}.{kind}"):
         return found
@@ -140,13 +149,13 @@ def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTenso
 
 
 def _is_list(tensor: BaseTensor, stems: tuple[str, ...], before: int) -> bool:
-    """Whether it is `(experts, …)` whose rows the stems share, and not more than files can have, as an empty one may claim."""
+    """Whether a tensor is `(experts, …)` with rows shared by the stems, and few enough experts for the tensors of one file."""
     three = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
     return three and before + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
 
 
 def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
-    """A tensor of each expert, of one that is a list of them."""
+    """Split a stack of experts into one tensor for each expert and stem."""
     rows = tensor.shape[1] // len(stems)
     for expert in range(tensor.shape[0]):
         for stem in stems:
@@ -154,13 +163,13 @@ def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTens
 
 
 def _fit(parts: Iterable[BaseTensor], *, axis: int) -> bool:
-    """Whether tensors can be put end to end along an axis."""
+    """Whether tensors can be concatenated along an axis."""
     shapes = [part.shape for part in parts]
     return len(shapes[0]) > axis and len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
 
 
 def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
-    """Tensors end to end along an axis, then with their last two exchanged."""
+    """Concatenate tensors along an axis, then swap the last two axes if `turned`."""
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     if turned:
@@ -169,7 +178,7 @@ def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
 
 
 def _customary(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
-    """The tensors split or fused as the architecture mostly has them; one whose parts cannot be told stays as it is."""
+    """Split or fuse the tensors as the architecture usually does; a tensor whose parts are unknown is left alone."""
     found = dict(tensors)
     for name in tensors:
         stem, _, kind = name.rpartition(".")
@@ -193,7 +202,7 @@ def _customary(architecture: Architecture, tensors: Tensors, config: Mapping[str
 def _split(
     architecture: Architecture, name: str, found: dict[str, BaseTensor], config: Mapping[str, Any]
 ) -> dict[str, BaseTensor]:
-    """The parts of a fused tensor, which is taken out; nothing where they cannot be told."""
+    """The parts of a fused tensor, which is removed from `found`; empty if they are unknown."""
     tensor = found[name]
     stem, _, kind = name.rpartition(".")
     prefix, dot, whole = stem.rpartition(".")

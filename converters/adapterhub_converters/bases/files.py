@@ -1,7 +1,7 @@
-"""Where the files of a base lie: side by side in a folder, or anywhere else that can be read at offsets.
+"""Access to the files of a base, in a local folder or anywhere else that can be read at offsets.
 
-The readers of this package see files only through `Files`, so that a folder on the disk and one behind HTTP are read
-by the same code; headers are a few kilobytes of many gigabytes.
+The readers of this package use files only through `Files`, so that the same code reads a local folder and one behind HTTP.
+Headers are a few kilobytes of many gigabytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True, slots=True)
 class Ranged:
-    """A file that is read at offsets: its `size` in bytes, and what errors call it."""
+    """A file that is read at offsets: its `size` in bytes, and its name in errors (`where`)."""
 
     size: int
     read_at: ReadAt
@@ -35,34 +35,34 @@ class Ranged:
 
 
 class Files(Protocol):
-    """Files beside each other; names are plain, without a slash.
+    """The files of one folder; names are plain, without a slash.
 
     Attributes:
-        local: The folder on this machine's disk; None when there is none.
-        notes: What could not be read, one line each; a reader of a base passes them on.
+        local: The local folder; None for a remote one.
+        notes: Things that could not be read, one line each; a reader of a base passes them on.
     """
 
     local: Path | None
     notes: list[str]
 
     def label(self, name: str) -> str:
-        """What errors call a file; the folder, if `name` is empty."""
+        """The name of a file in errors; of the folder, if `name` is empty."""
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """The bytes of a small file; None without one, FormatError for more than `limit` bytes."""
+        """Read a small file; None if it is missing, FormatError for more than `limit` bytes."""
 
     def ranged(self, name: str) -> Ranged | None:
-        """A large file; None without one."""
+        """A large file, to be read at offsets; None if it is missing."""
 
     def sha256(self, name: str) -> str | None:
-        """The digest of a file's bytes; None when there is no such file or it takes too long to tell."""
+        """The digest of a file's bytes; None if the file is missing or the digest would take too long."""
 
     def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """What `do` makes of every item, in order; at once where waiting is what takes the time."""
+        """Apply `do` to every item and return the results in order; concurrently where most of the time is spent waiting."""
 
 
 def read_object(files: Files, name: str) -> dict[str, Any] | None:
-    """The JSON object in a file; None without one."""
+    """Read the JSON object in a file; None if the file is missing."""
     raw = files.whole(name, json_file.MAX_CONFIG)
     if raw is None:
         return None
@@ -73,7 +73,7 @@ def read_object(files: Files, name: str) -> dict[str, Any] | None:
 
 
 class LocalFiles:
-    """The files of a folder on the disk."""
+    """The files of a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self.local: Path | None = folder
@@ -82,7 +82,7 @@ class LocalFiles:
         self._ranged: dict[str, Ranged | None] = {}
 
     def label(self, name: str) -> str:
-        """The path."""
+        """Return the path."""
         return str(self._folder / name)
 
     @contextmanager
@@ -96,7 +96,7 @@ class LocalFiles:
             raise LocalIOError(self.label(name), error.strerror or str(error)) from error
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """Read at once."""
+        """Read the whole file."""
         try:
             with self._open(name) as file:
                 raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
@@ -107,7 +107,7 @@ class LocalFiles:
         return raw
 
     def ranged(self, name: str) -> Ranged | None:
-        """Opened once for its size and its beginning, and again for what lies beyond; never kept open, as there may be many."""
+        """Open a file once for its size and beginning, and again for bytes beyond; never keep it open, as there may be many."""
         if name not in self._ranged:
             self._ranged[name] = self._begin(name)
         return self._ranged[name]
@@ -132,7 +132,7 @@ class LocalFiles:
             return None
 
     def sha256(self, name: str) -> str | None:
-        """Computed."""
+        """Compute the digest."""
         try:
             with self._open(name) as file:
                 state = hashlib.sha256()
@@ -143,5 +143,5 @@ class LocalFiles:
             return None
 
     def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """One after the other."""
+        """Apply `do` to one item after the other."""
         return [do(item) for item in items]

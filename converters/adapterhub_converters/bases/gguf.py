@@ -1,4 +1,4 @@
-"""A base in GGUF: one file, or all parts of a split one."""
+"""Read a base in GGUF: one file, or all parts of a split file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .canonical_names import BaseTensor
 from .files import Files, LocalFiles, Ranged
 from .spec import BaseSpec, completed, text_digest
 
-# Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
+# Keys of `{architecture}.…` in GGUF to those of config.json (gguf-py, `constants.py`, `Keys`).
 _GGUF_NUMBERS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -36,16 +36,16 @@ _GGUF_NUMBERS = {
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
 }
-# Tensors that llama.cpp derives from a config and that no Hugging Face model has.
+# Tensors that llama.cpp derives from a config; no Hugging Face model contains them.
 _DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-# How llama-gguf-split names parts (llama.cpp, `llama_split_path`).
+# Names of parts by llama-gguf-split (llama.cpp, `llama_split_path`).
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def read(files: Files, name: str) -> BaseSpec:
-    """The base in a GGUF file, or in all parts of a split one of which `name` is any."""
+    """Read the base in a GGUF file, or in all parts of a split file if `name` is one of them."""
     parts = files.each(lambda part: _header(files, part), _parts(files, name))
     header, where = parts[0][1], files.label(name)
     metadata = header.metadata
@@ -78,7 +78,7 @@ def read(files: Files, name: str) -> BaseSpec:
 
 
 def part_paths(path: Path) -> list[Path]:
-    """The files of a model on the disk of which `path` is one."""
+    """All files of the local model that contains the file `path`."""
     return [path.parent / name for name in _parts(LocalFiles(path.parent), path.name)]
 
 
@@ -91,7 +91,7 @@ def _parts(files: Files, name: str) -> list[str]:
         return [name]
     count = int(part["count"])
     if not 1 <= int(part["part"]) <= count:
-        raise FormatError(files.label(name), "its name says that it is a part which there cannot be")
+        raise FormatError(files.label(name), "its name has a part number that is out of range")
     return [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
@@ -100,7 +100,7 @@ def _header(files: Files, name: str) -> _Part:
     part = _PART.fullmatch(name)
     if ranged is None:
         what = f"no such file: a part of {int(part['count'])}" if part else "no such file"
-        raise NotFoundError(files.label(name), what, "Fetch it: all parts are read together" if part else "")
+        raise NotFoundError(files.label(name), what, "Download it: all parts are read together" if part else "")
     header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
     if "general.type" in header.metadata and header.text("general.type") != "model":
         raise FormatError(ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
@@ -109,7 +109,7 @@ def _header(files: Files, name: str) -> _Part:
 
 
 def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where: str) -> None:
-    """That header and name agree on which part of how many it is."""
+    """Check that header and name agree on the part's number and the number of parts."""
     said = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
     named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
     if said == named or (said[1] in (0, 1) and named[1] == 1):
@@ -117,14 +117,14 @@ def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where:
     says = f"part {said[0]} (from 0) of {said[1]}"
     hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
     if not part:
-        raise RefusedError(where, f"{says} of a model, and its name does not say so", hint)
-    raise FormatError(where, f"its header says that it is {says}, its name another", hint)
+        raise RefusedError(where, f"{says} of a model, and its name has no part number", hint)
+    raise FormatError(where, f"its header describes {says}, its name another", hint)
 
 
 def _number(header: gguf_file.GGUFHeader, key: str, default: int, where: str) -> int:
     value = header.metadata.get(key, default)
     if not isinstance(value, int):  # an array would not even compare
-        raise FormatError(where, f"{key} is not a number but {header.kinds[key]}")
+        raise FormatError(where, f"{key} is a {header.kinds[key]}, not a number")
     return value
 
 
@@ -138,7 +138,7 @@ def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
     first, header = parts[0]
     count = _number(header, "split.tensors.count", len(tensors), first.where)
     if len(parts) > 1 and count != len(tensors):
-        raise FormatError(first.where, f"says {count} tensors in all, the parts have {len(tensors)}")
+        raise FormatError(first.where, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
     return tensors
 
 

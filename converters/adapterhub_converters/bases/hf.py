@@ -1,4 +1,8 @@
-"""A base in Hugging Face's form: `config.json`, and the headers of safetensors files beside it."""
+"""Read a base in Hugging Face's layout: a `config.json`, and safetensors files next to it.
+
+A pipeline of image models, a folder with a `model_index.json` and a folder for each model, is one base. The names of its
+tensors begin with that of their model, as in diffusers: `unet.down_blocks.0.…`.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,9 @@ from .spec import BaseSpec, completed, text_digest
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_DIFFUSERS = "diffusion_pytorch_model.safetensors"  # what diffusers calls the weights of its models
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"  # the weights of a diffusers model
 
-# What two models of equal shapes can differ in and still compute differently (FORMATS: rope, norms, heads).
+# The keys that change what models of equal shapes compute (rope, norms, heads).
 _NUMERICS = (
     "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps",
@@ -36,20 +40,20 @@ _NUMERICS = (
     "mlp_bias", "num_kv_heads", "multi_query", "new_decoder_architecture",
     "alibi", "parallel_attn",
 )  # fmt: skip
-# How save_pretrained names the parts of a model that it splits.
+# Names of parts by save_pretrained.
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _MAX_PARTS = 10_000
 
 
 def read_hf(folder: Path) -> BaseSpec:
-    """The base in a Hugging Face folder: `config.json`, and the headers of its safetensors files if it has any."""
+    """Read the base in a Hugging Face folder: `config.json`, and the headers of its safetensors files, if any."""
     return read(LocalFiles(folder))
 
 
 def read(files: Files, name: str = "") -> BaseSpec:
-    """The base whose weights are `name`: a safetensors file, a part of several, or an index of them.
+    """Read the base with the weights in `name`: a safetensors file, one of several parts, or their index.
 
-    Without a `name` they are what a model's folder has under the usual names, if it has any, and there must be a `config.json`.
+    Without a `name`, they are the files of the usual names, if any, and a `config.json` is required.
     """
     said = read_object(files, CONFIG)
     if said is None and not name:
@@ -59,11 +63,11 @@ def read(files: Files, name: str = "") -> BaseSpec:
     merged = completed({**_section(config, "text_config"), **config})
     weights = _weights(files, name, quantized)
     if said is None:
-        weights.notes.append("there is no config.json beside it, so its architecture and numbers are not known")
+        weights.notes.append("there is no config.json next to it, so its architecture and numbers are unknown")
         _refuse_adapter(files.label(name), weights.tensors)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        architectures = [config.get("_class_name") or ""]  # diffusers' word for it
+        architectures = [config.get("_class_name") or ""]  # diffusers' key
     tokenizer, template = files.sha256("tokenizer.json"), _chat_template_digest(files)
     return BaseSpec(
         where=files.label(name),
@@ -93,7 +97,7 @@ def _section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What the headers say; `names` alone where only an index was there. `packed`: of which no shape is known, and why."""
+    """The weights by their headers; `names` is set if there is only an index, `packed` has a reason for each unknown shape."""
 
     tensors: Mapping[str, BaseTensor]
     packed: Mapping[str, str]
@@ -108,12 +112,12 @@ def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
     missing = [shard for shard, found in zip(shards, headers, strict=True) if found is None]
     if missing and index is not None and len(missing) == len(shards):
         known = frozenset(own for stored in index if (own := parameter(stored)) and not own.endswith(_BUFFER))
-        note = f"none of the {len(shards)} files that the index names is there: names are known, shapes are not"
+        note = f"all {len(shards)} files in the index are missing: names are known, shapes are not"
         return _Weights({}, {}, known, 0, [note])
     if missing:
         rest = f": {len(missing)} of {len(shards)} files are missing" if len(shards) > 1 else ""
         raise NotFoundError(
-            files.label(missing[0]), f"no such file{rest}", "Fetch it, or name the index alone" if index else ""
+            files.label(missing[0]), f"no such file{rest}", "Download it, or name the index alone" if index else ""
         )
     there = [found for found in headers if found is not None]
     infos = _together(there)
@@ -121,7 +125,7 @@ def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
     texts = files.each(lambda item: item[0].read_at(item[1].offset, item[1].size), wanted)
     read = {info.name: text for (_, info), text in zip(wanted, texts, strict=True)}
     found, packed = logical({name: info for name, (_, info) in infos.items()}, quantized, read.__getitem__, files.label(name))
-    # A buffer that old checkpoints saved is no weight.
+    # Old checkpoints contain this buffer, which is not a weight.
     tensors = {name: BaseTensor(*tensor) for name, tensor in found.items() if not name.endswith(_BUFFER)}
     return _Weights(tensors, packed, frozenset(), sum(ranged.size for ranged, _ in there), _contradictions(index, infos))
 
@@ -136,7 +140,7 @@ def _header(files: Files, shard: str) -> _Header | None:
 
 
 def _together(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInfo]]:
-    """Every tensor, and which of the files it is in."""
+    """Every tensor by name, with the number of its file."""
     infos: dict[str, tuple[int, TensorInfo]] = {}
     for number, (ranged, header) in enumerate(headers):
         for name, info in header.tensors.items():
@@ -149,11 +153,11 @@ def _together(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInfo]]:
 
 def _contradictions(index: Collection[str] | None, infos: Collection[str]) -> list[str]:
     lacking = [name for name in index or () if name not in infos]
-    return [f"the index names {len(lacking)} tensors that its files do not have: {lacking[0]}"] if lacking else []
+    return [f"the index lists {len(lacking)} tensors that its files do not contain: {lacking[0]}"] if lacking else []
 
 
 def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
-    """The names of the safetensors files, and what the index says of them if there is one."""
+    """The names of the safetensors files, and the index's map from tensor to file, if there is an index."""
     if name.endswith(".json") or not name:
         index = read_object(files, name or INDEX)
         if index is not None:
@@ -168,7 +172,7 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
         return [name], None
     count = int(part["count"])
     if not 1 <= int(part["part"]) <= count <= _MAX_PARTS:
-        raise FormatError(files.label(name), "its name says that it is a part which there cannot be")
+        raise FormatError(files.label(name), "its name has a part number that is out of range")
     return [f"{part['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)], None
 
 
@@ -180,7 +184,7 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
         if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
             raise FormatError(where, f"shard name {name[:80]!r} is not a plain file name")
     if len(set(weight_map.values())) > _MAX_PARTS:
-        raise FormatError(where, f"names more than {_MAX_PARTS} files")
+        raise FormatError(where, f"lists more than {_MAX_PARTS} files")
     return weight_map
 
 
@@ -197,7 +201,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _usual(files: Files, name: str, weights: _Weights) -> bool:
-    """Whether whoever reads the folder's weights reads these: they lie under the usual names, not only under `name`."""
+    """Whether these are the weights of the folder's usual names, which any other reader of the folder would read."""
     if files.local is None or not weights.tensors:
         return False
     return name in ("", INDEX) or (name == SINGLE and not (files.local / INDEX).exists())
@@ -205,7 +209,7 @@ def _usual(files: Files, name: str, weights: _Weights) -> bool:
 
 def _refuse_adapter(where: str, tensors: Collection[str]) -> None:
     if any(".lora_A." in name or name.endswith(".lora_a") for name in tensors):
-        raise FormatError(where, "not a base model: its tensors are an adapter's")
+        raise FormatError(where, "not a base model: it contains an adapter's tensors")
 
 
 def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTensor]:
@@ -213,7 +217,7 @@ def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTens
 
 
 def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
-    # transformers ties by default where the config is silent, but only stored weights settle it.
+    # transformers ties by default if the config does not set it, but only the stored weights decide.
     if tensors and "lm_head.weight" not in tensors and any(f"{name}.weight" in tensors for name in names.EMBEDDINGS):
         return True
     return bool(config.get("tie_word_embeddings", not tensors))
@@ -225,7 +229,7 @@ def _quantization(config: Mapping[str, Any]) -> str:
 
 
 def _chat_template_digest(files: Files) -> str | None:
-    """Of the exact text: a template that differs by one newline tokenizes differently."""
+    """Digest of the exact template: one that differs by a newline tokenizes differently."""
     own = files.sha256("chat_template.jinja")
     return own or text_digest((read_object(files, "tokenizer_config.json") or {}).get("chat_template"))
 
@@ -234,7 +238,7 @@ def _chat_template_digest(files: Files) -> str | None:
 
 
 class ModelWeights:
-    """Every tensor of a model folder by its name, read when asked for; empty without safetensors. A context manager."""
+    """The tensors of a model folder by name, read on demand; empty without safetensors files. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)
@@ -257,11 +261,11 @@ class ModelWeights:
         return name in self._files
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype, shape and place of a tensor that is there."""
+        """Dtype, shape, and position of an existing tensor."""
         return self._files[name].tensors[name]
 
     def stored(self, name: str) -> np.ndarray:
-        """A tensor that is there, in its own dtype."""
+        """Read an existing tensor in its own dtype."""
         return self._files[name].tensor(name)
 
     def __enter__(self) -> Self:
@@ -280,11 +284,11 @@ PIPELINE_PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_
 
 
 def read_pipeline(folder: Path) -> BaseSpec:
-    """The base in a pipeline's folder, from the headers of all its models."""
+    """Read the base in a pipeline's folder, from the headers of all its models."""
     name = json_file.read_object(folder / PIPELINE_INDEX).get("_class_name")
     models = {part: read_hf(folder / part) for part in PIPELINE_PARTS if (folder / part / CONFIG).is_file()}
     if not models:
-        raise NotFoundError(str(folder), f"a pipeline without any of its models: none of {', '.join(PIPELINE_PARTS)} is there")
+        raise NotFoundError(str(folder), f"a pipeline without models: {', '.join(PIPELINE_PARTS)} are all missing")
     return BaseSpec(
         where=str(folder),
         kind="hf",
@@ -298,6 +302,6 @@ def read_pipeline(folder: Path) -> BaseSpec:
 
 
 def _stem(part: str, model: BaseSpec) -> str:
-    """What its names begin with; transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints."""
+    """The prefix of a model's names; transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints."""
     bare = model.architecture == "CLIPTextModel" and not any(name.startswith("text_model.") for name in model.tensors)
     return f"{part}.text_model." if bare else f"{part}."

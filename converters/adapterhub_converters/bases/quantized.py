@@ -1,7 +1,7 @@
-"""The shapes a quantized checkpoint stands for, from its headers.
+"""Logical shapes of the weights of a quantized checkpoint, from its headers.
 
-Each scheme packs a weight in its own way beside tensors of scales; an adapter sees the model before that. A layout that
-is not known, or whose tensors do not agree with one another, is said to be packed, never guessed. Sources: bitsandbytes
+Each scheme packs a weight in its own way, with tensors of scales; an adapter applies to the model before that. A weight in an
+unknown layout, or whose tensors contradict each other, is reported as packed, never guessed. Sources: bitsandbytes
 `functional.py` (`quantize_4bit`, `QuantState.as_dict`), GPTQModel's and AutoAWQ's packings, compressed-tensors
 `pack_quantized.py`, transformers `integrations/mxfp4.py`, mlx `mlx/nn/layers/quantized.py`, NVIDIA ModelOpt's export.
 """
@@ -22,12 +22,12 @@ from .bitsandbytes import BESIDE, STATE
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Parameter name to logical shape and dtype as stored."""
 Leaves = Mapping[str, TensorInfo]
-"""What lies in one module, by the last part of its name."""
+"""The tensors of one module, by the last part of their names."""
 Shape = tuple[int, ...] | None
 Read = Callable[[str], bytes]
 
 _MAX_STATE = 100_000  # bytes; a real one has about 200
-# What lies beside a weight, whatever packs it.
+# Suffixes of the tensors that accompany a weight, in any scheme.
 _BESIDE = {
     *(f"weight.{part}" for part in BESIDE), "SCB", "weight_format",
     "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx",
@@ -35,12 +35,12 @@ _BESIDE = {
     "qzeros", "scales", "g_idx", "qweight", "weight_packed",
 }  # fmt: skip
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
-# Bits and group of MLX's modes where the config leaves them out (mlx/ops.cpp, `quantization_params_from_mode`).
+# Group sizes of MLX's modes, if the config leaves them out (mlx/ops.cpp, `quantization_params_from_mode`).
 _MLX_GROUPS = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 
 
 def parameter(name: str) -> str | None:
-    """The parameter that a stored tensor is, by its name alone; None when it only lies beside one."""
+    """The parameter of a stored tensor, by its name alone; None for a tensor that only accompanies one."""
     module, leaf = _split(name)
     if STATE in name:
         return None
@@ -50,12 +50,12 @@ def parameter(name: str) -> str | None:
 
 
 def small(tensors: Iterable[str]) -> list[str]:
-    """The tensors whose bytes `logical` asks for."""
+    """The tensors whose bytes `logical` reads."""
     return [name for name in tensors if STATE in name or name.endswith(".weight_shape")]
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How a `config.json` says that its weights are quantized; empty when it does not."""
+    """The quantization settings in a `config.json`; empty if there are none."""
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "quantization", "compression_config"):
@@ -67,9 +67,9 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def logical(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, where: str
 ) -> tuple[Shapes, dict[str, str]]:
-    """Names and shapes before quantization, and beside them those whose shape is not known, with the reason.
+    """Names and shapes before quantization, and the names of unknown shape with the reason.
 
-    `read` gives the bytes of a small tensor. FormatError when a packed tensor contradicts its own description.
+    `read` returns the bytes of a small tensor. Raises FormatError if a packed tensor contradicts its own description.
     """
     found: Shapes = {}
     packed: dict[str, str] = {}
@@ -118,7 +118,7 @@ def _is_packed(leaves: Leaves) -> bool:
 
 
 def _module(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shapes, dict[str, str]]:
-    """What lies in one module of a quantized checkpoint: what is known of it, and what is not."""
+    """The parameters of one module of a quantized checkpoint: those of known shape, and the others with the reason."""
     found: Shapes = {}
     packed: dict[str, str] = {}
     method, weight = str(config.get("quant_method") or config.get("mode") or "packed"), _join(module, "weight")
@@ -156,7 +156,7 @@ def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: 
     if weight := leaves.get("weight"):
         if weight.dtype == "U32" and "scales" in leaves:
             return _mlx_shape(weight, leaves["scales"], _mlx_settings(module, config)), "MLX"
-        # LLM.int8 and compressed-tensors' int-quantized keep (out, in).
+        # LLM.int8 and compressed-tensors' int-quantized store (out, in).
         whole = "SCB" in leaves or (scales and config.get("quant_method") == "compressed-tensors")
         return (weight.shape if weight.dtype == "I8" and whole else None), weight.dtype
     if words := leaves.get("qweight"):
@@ -166,7 +166,7 @@ def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: 
 
 
 def _words_shape(words: TensorInfo, leaves: Leaves, config: Mapping[str, Any]) -> tuple[Shape, str]:
-    """Of words of 32 bits: GPTQ packs the inputs of a weight that it keeps transposed, AWQ the outputs."""
+    """The shape of a weight in 32-bit words: GPTQ packs the inputs of a transposed weight, AWQ the outputs."""
     method = str(config.get("quant_method", ""))
     method += str(config.get("packing_format", "")) if "round" in method else ""
     scales = leaves.get("scales")
@@ -192,7 +192,7 @@ def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None,
         return None
     if order is not None and len(order.shape) == 1 and order.shape[0]:
         return (columns, order.shape[0]) if rows * 32 / order.shape[0] in (2, 3, 4, 8) else None
-    # GPTQModel's `dynamic` gives a module bits of its own, which nothing in its tensors shows.
+    # GPTQModel's `dynamic` gives a module its own number of bits, which its tensors do not show.
     if "gptq" not in str(config["quant_method"]) or bits not in (2, 3, 4, 8) or config.get("dynamic") or rows * 32 % bits:
         return None
     reads = rows * 32 // bits
@@ -201,7 +201,7 @@ def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None,
 
 
 def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: Read) -> Shape:
-    """`weight_shape` says what padding hides; it is believed where the packed tensor has room for just that."""
+    """The shape in `weight_shape`, which padding hides; only if it fits the packed tensor exactly."""
     if shape is None or shape.shape != (2,) or shape.dtype not in ("I64", "I32") or len(words.shape) != 2:
         return None
     raw, width = read(shape.name), shape.size // 2
@@ -211,7 +211,7 @@ def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: Read) -
 
 
 def _fp4_shape(pairs: TensorInfo, scales: TensorInfo) -> tuple[Shape, str]:
-    """Two numbers a byte; NVFP4 has a scale for 16 of them, MXFP4 one for 32."""
+    """The shape of a weight with two numbers a byte; NVFP4 has a scale for 16 of them, MXFP4 one for 32."""
     group, kind = (16, "NVFP4") if scales.dtype == "F8_E4M3" else (32, "MXFP4")
     if len(pairs.shape) < 2 or scales.dtype not in ("F8_E4M3", "U8", "F8_E8M0"):
         return None, kind
@@ -220,7 +220,7 @@ def _fp4_shape(pairs: TensorInfo, scales: TensorInfo) -> tuple[Shape, str]:
 
 
 def _mxfp4_stack(blocks: TensorInfo, scales: TensorInfo) -> Shape:
-    """Of gpt-oss: `(experts, out, in / 32, 16)`, which transformers unpacks to `(experts, in, out)`."""
+    """gpt-oss's `(experts, out, in / 32, 16)`, which transformers unpacks to `(experts, in, out)`."""
     if blocks.dtype != "U8" or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
         return None
     return blocks.shape[0], 32 * blocks.shape[2], blocks.shape[1]
@@ -242,15 +242,15 @@ def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any])
 
 def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, where: str) -> tuple[int, ...]:
     if tensors[state].size > _MAX_STATE:
-        raise FormatError(where, f"{state}: {tensors[state].size} bytes are no quantization state")
+        raise FormatError(where, f"{state}: {tensors[state].size} bytes are not a quantization state")
     try:
         text = read(state).decode()
     except UnicodeDecodeError as error:
         raise FormatError(where, f"{state}: not UTF-8") from error
     shape = json_file.parse_object(text, f"{where}: {state}").get("shape")
     if not isinstance(shape, list) or not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
-        raise FormatError(where, f"{state}: says no shape")
-    # Two numbers a byte, in whole elements of whatever dtype bnb_4bit_quant_storage says.
+        raise FormatError(where, f"{state}: has no valid shape")
+    # Two numbers a byte, in whole elements of the dtype in bnb_4bit_quant_storage.
     width, size = dtypes.BITS[tensors[weight].dtype] // 8, tensors[weight].size
     if abs(size - (math.prod(shape) + 1) // 2) >= max(width, 1):
         raise FormatError(where, f"{weight}: {size} bytes are not {shape} in four bits")

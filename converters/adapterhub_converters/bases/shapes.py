@@ -1,8 +1,8 @@
-"""The shapes of a model's linear modules and tables, from its `config.json` alone.
+"""Compute the shapes of a model's linear modules and tables from its `config.json` alone.
 
-Data: each family of models lists its modules with their rows and columns in the words of its config, as transformers 5.24
-builds them (`models/*/modeling_*.py`); a sum of products is all there is to compute. Norms, biases and heads of a task are
-left out. A family that is not listed, or a config that lacks one of the numbers, has no shapes here.
+The table lists the modules of each family of models with their rows and columns in terms of config keys, as transformers 5.24
+builds them (`models/*/modeling_*.py`); each dimension is a sum of products. Norms, biases, and task heads are left out. A
+family that is not listed, or a config that lacks one of the numbers, has no shapes here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MLA_WHOLE: Modules = {**_MLA, "self_attn.q_proj": (_MLA_Q, _D)}
 
 
 def _attention(path: str, names: str, size: str, inner: str) -> Modules:
-    """Queries, keys, values and output of `path`, named in that order."""
+    """Shapes of the queries, keys, values, and output of `path`, named in that order."""
     *inputs, output = (f"{path}.{name}" for name in names.split())
     return {**dict.fromkeys(inputs, (inner, size)), output: (size, inner)}
 
@@ -73,7 +73,7 @@ _T5_CROSS: Modules = _attention("layer.1.EncDecAttention", "q k v o", "d_model",
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of layers: its path, the key of their number, what is in each, and instead of the MLP in those with experts."""
+    """A list of layers: its path, the key of their number, the modules of each, and its MLP without and with experts."""
 
     path: str
     count: str
@@ -84,7 +84,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: the attribute that its classes with a head keep it under, its layers and what is beside them."""
+    """A kind of model: the attribute under which its classes with a head hold it, its layers, and the modules outside them."""
 
     prefix: str
     stacks: tuple[Stack, ...]
@@ -107,7 +107,7 @@ _DEEPSEEK = _stacked("n_routed_experts", _SMALL) | _gated(_D, "mlp.shared_expert
 
 def _gpt2(config: Mapping[str, Any]) -> Family:
     inner = "n_inner" if config.get("n_inner") else f"4*{_D}"
-    # Conv1D keeps (in, out).
+    # Conv1D stores (in, out).
     layer: Modules = {
         "attn.c_attn": (_D, f"3*{_D}"), "attn.c_proj": (_D, _D), "mlp.c_fc": (_D, inner), "mlp.c_proj": (inner, _D),
     }  # fmt: skip
@@ -214,17 +214,17 @@ FAMILIES: dict[str, Any] = {
     "bart": _seq2seq("lm_head"), "whisper": _seq2seq("proj_out"),
 }  # fmt: skip
 _BARE = ("Model", "EncoderModel")
-_MAX_LAYERS = 2_000  # ten times what there is: a config must not say how much memory is taken
+_MAX_LAYERS = 2_000  # ten times the largest model's: a config must not decide how much memory is used
 
 
 def shapes_from_config(config: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
-    """Parameter name to shape for a completed config; empty for what is not known here."""
+    """Parameter name to shape for a completed config; empty for an unknown family."""
     family = FAMILIES.get(str(config.get("model_type", "")))
     if callable(family):
         family = family(config)
     if family is None:
         return {}
-    experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes the one for the other
+    experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes either
     numbers = {**config, "num_experts": experts, "num_local_experts": experts}
     try:
         return dict(_shapes(family, numbers, architecture))

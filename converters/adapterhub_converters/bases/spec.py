@@ -1,4 +1,4 @@
-"""The value that all readers of a base make."""
+"""`BaseSpec`: what the headers of a base model contain, in any file format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .canonical_names import BaseTensor
 
 @dataclass(frozen=True, eq=False)
 class BaseSpec:
-    """A base model seen from its headers.
+    """A base model, from its headers.
 
     Attributes:
         where: The folder, file or URL it was read from.
@@ -27,19 +27,19 @@ class BaseSpec:
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.
         config: The numbers that change the function, under their `config.json` names.
-        tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty when there are no weights. Those
-            of a GGUF have the names and shapes of the checkpoint it came from.
-        stored: What a GGUF file itself has, under its own names; a file may fuse or split what its kind mostly doesn't.
-        packed: Parameters whose logical shape is not known, with the reason; none of them is in `tensors`.
-        derived: Linear modules and tables as the config says they are, where there are no weights (`base.shapes`).
+        tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty without weights. The tensors of a
+            GGUF have the names and shapes of the checkpoint it was converted from.
+        stored: The tensors of a GGUF file under its own names; a file may fuse or split tensors unlike others of its kind.
+        packed: Parameters of unknown logical shape, with the reason; they are not in `tensors`.
+        derived: Linear modules and tables computed from the config, if there are no weights (`bases.shapes`).
         tied: Whether the output layer is the embedding table.
-        quantization: How the weights are stored when not in floats: `nf4`, `q4_1`, …
-        repo: Its name on the Hugging Face Hub; `revision` the commit there, if it was read from there.
-        names: Parameter names, where an index says them and `tensors` is empty because no shape is known.
-        size: Bytes of its weight files.
-        folder: A Hugging Face folder on the disk whose usual weight files are these, so that values can be read too.
-        fetched: Bytes that came over the network; None when it was read from the disk.
-        notes: What could not be read, one line each.
+        quantization: Type of quantized weights: `nf4`, `q4_1`, …; None for floats.
+        repo: Its name on the Hugging Face Hub; `revision` is the commit, if it was read from there.
+        names: Parameter names from an index, if no shape is known and `tensors` is empty.
+        size: Size of its weight files in bytes.
+        folder: The local Hugging Face folder whose usual weight files these are, so that values can be read too.
+        fetched: Bytes downloaded; None for a local base.
+        notes: Things that could not be read, one line each.
     """
 
     where: str
@@ -65,12 +65,12 @@ class BaseSpec:
 
     @cached_property
     def canonical(self) -> Mapping[str, BaseTensor]:
-        """The tensors under the names of the checkpoint, which transformers 5 may save otherwise."""
+        """The tensors under the names of the checkpoint, which transformers 5 may change as it saves."""
         known = self._known
         return canonical_names.of_hf(known, self.tensors) if known and self.kind == "hf" else self.tensors
 
     def tensor(self, name: str) -> BaseTensor | None:
-        """The weight of this name in any version of transformers, however the base stores it; None when there is none."""
+        """The weight called `name` in any version of transformers, in any storage; None if there is none."""
         if found := self.tensors.get(name):
             return found
         known = self._known
@@ -85,9 +85,9 @@ class BaseSpec:
 
     @property
     def fingerprint(self) -> str | None:
-        """Digest of the checkpoint's names and logical shapes, whatever holds them (`canonical`).
+        """Digest of the checkpoint's names and logical shapes (`canonical`), the same for every storage.
 
-        None without weights or where one's shape is unknown. A tied output layer counts as absent.
+        None without weights or if a shape is unknown. A tied output layer counts as absent.
         """
         if not self.tensors or self.packed:
             return None
@@ -100,12 +100,12 @@ class BaseSpec:
 
 
 def text_digest(text: object) -> str | None:
-    """Of the exact text; None when it is none."""
+    """Digest of the exact text; None if it is not a string."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the numbers that transformers derives where a config leaves them out."""
+    """Complete `config` with the numbers that transformers derives if they are missing."""
     for old, name in _OLD_NAMES.items():
         if old in config:
             config.setdefault(name, config[old])
@@ -120,5 +120,5 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-# What GPT-2's and BLOOM's configs call the numbers that all others call alike.
+# GPT-2's and BLOOM's keys to those of all other configs.
 _OLD_NAMES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}

@@ -1,1 +1,1 @@
-"""Bytes in, bytes out: the containers of formats, read with every length checked, written whole or not at all."""
+"""Containers of formats: safetensors, GGUF, and JSON files, read with every length checked and written reproducibly."""

@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all.
+"""Write files and folders that appear whole or not at all.
 
-What is written goes into a hidden folder beside its destination and gets its name at the end, when it is on the disk.
-Killed in between, that folder stays as `.NAME.partial-…` and is removed by the next run for the same destination; one
-that a living process works in holds a lock and stays.
+The output is written to a hidden folder next to its destination and renamed at the end, once it is on the disk. If the process
+is killed in between, that folder remains as `.NAME.partial-…` and the next run for the same destination removes it; the folder
+of a running process is locked and remains.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from adapterhub_converters.errors import LocalIOError, OutputExistsError
 
 @contextmanager
 def whole(out: Path, *, folder: bool = True) -> Iterator[Path]:
-    """A path to write to, an empty folder if `folder`, that becomes `out` when the block ends well, and else is gone.
+    """Yield a path to write to, an empty folder if `folder`, that becomes `out` if the block succeeds and is removed otherwise.
 
     Raises:
-        OutputExistsError: `out` is there already, and not as the empty folder that may be filled.
-        LocalIOError: The disk said no, here or in the block; it names `out`, and nothing was left behind.
+        OutputExistsError: `out` exists, other than as an empty folder that may be filled.
+        LocalIOError: A disk error, here or in the block; it names `out`, and nothing is left behind.
     """
     check_free(out, folder=folder)
-    place = Path(os.path.abspath(out))  # "." has no name to write beside
+    place = Path(os.path.abspath(out))  # "." has no name for a hidden folder
     with beside(out) as scratch, _naming(out):
         inside = scratch / place.name
         if folder:
@@ -39,7 +39,7 @@ def whole(out: Path, *, folder: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, on the same disk, for as long as the block takes; what killed ones left is removed."""
+    """Yield a hidden folder next to `out`, on the same disk, for the duration of the block; remove those of killed runs."""
     place = Path(os.path.abspath(out))
     with _naming(out):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def beside(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path, *, folder: bool = True) -> None:
-    """OutputExistsError unless `out` is free to be written: absent or, for a folder, an empty one."""
+    """Raise OutputExistsError unless `out` is absent or, if `folder`, an empty folder."""
     try:
         if folder and out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
             return
@@ -66,7 +66,7 @@ def check_free(out: Path, *, folder: bool = True) -> None:
 
 @contextmanager
 def _naming(out: Path) -> Iterator[None]:
-    """Errors of the disk name `out`, not the temporary folder, which means nothing to anybody."""
+    """Name `out` in disk errors, rather than the temporary folder, which is unknown to the user."""
     try:
         yield
     except LocalIOError as error:
@@ -74,14 +74,14 @@ def _naming(out: Path) -> Iterator[None]:
     except OutputExistsError:
         raise
     except (FileExistsError, NotADirectoryError) as error:
-        raise LocalIOError(str(out), "lies under a file, not a folder; nothing was left behind") from error
+        raise LocalIOError(str(out), "its parent is a file, not a folder; nothing was left behind") from error
     except OSError as error:
         raise LocalIOError(str(out), f"{error.strerror or error}; nothing was left behind") from error
 
 
 def _scratch(out: Path) -> tuple[Path, int | None]:
-    """A new folder beside `out` and the lock on it, which it has before it gets the name that others sweep."""
-    import tempfile  # a command that only reads imports this module for `sync` and starts faster without
+    """Create a folder next to `out` and lock it, before it gets the name that other runs sweep."""
+    import tempfile  # late: commands that only read import this module for `sync`, and start faster without
 
     fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
     lock = locked(fresh)
@@ -89,7 +89,7 @@ def _scratch(out: Path) -> tuple[Path, int | None]:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed runs for the same `out` left; without locks nothing can be told to be dead, and all stays."""
+    """Remove the folders that killed runs for the same `out` left; none without locks, which tell the running ones."""
     for left in out.parent.glob(f".{escaped(out.name)}.partial-*"):
         lock = locked(left)
         if lock is not None:
@@ -98,12 +98,12 @@ def _sweep(out: Path) -> None:
 
 
 def escaped(text: str) -> str:
-    """`text` as a pattern that matches only itself."""
+    """`text` as a glob pattern that matches only itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock, or None when another process does or there are no locks."""
+    """Lock a folder and return the descriptor; None if another process holds the lock or locks are not supported."""
     try:
         import fcntl
     except ImportError:
@@ -135,7 +135,7 @@ def _publish(inside: Path, out: Path, *, folder: bool) -> None:
         inside.rename(out)
         return
     try:
-        os.link(inside, out)  # unlike a rename, never replaces what somebody else made meanwhile
+        os.link(inside, out)  # unlike a rename, never replaces a file created meanwhile
     except FileExistsError as error:
         raise OutputExistsError(str(out)) from error
     except OSError:  # a file system without hard links
@@ -143,7 +143,7 @@ def _publish(inside: Path, out: Path, *, folder: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes or a folder's names reach the disk; a system that cannot open folders (Windows) does so itself."""
+    """Flush a file's bytes or a folder's names to the disk; a system that cannot open folders (Windows) does so itself."""
     is_folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | getattr(os, "O_BINARY", 0))

@@ -1,9 +1,9 @@
-"""GGUF files: a bounded reader of headers from anywhere, and a writer whose bytes are reproducible.
+"""Read and write GGUF files: headers with bounded work from any source, and reproducible bytes.
 
-The header is read through an injected `read_at(offset, n)` in large pieces, so that a file, bytes in memory and an
-HTTP range look the same. Every count and length is checked against what is left of the file before anything is
-allocated: the gguf package (0.19) hangs on a file of 43 bytes whose array claims 2^63 elements. The format is that
-of ggml's `docs/gguf.md`; where that is silent the rules are those of llama.cpp's `gguf.cpp`.
+The header is read through an injected `read_at(offset, n)` in large pieces, so that the source can be a file, bytes in memory,
+or an HTTP range. Every count and length is checked against the rest of the file before anything is allocated: the gguf package
+(0.19) hangs on a file of 43 bytes whose array claims 2^63 elements. The format is that of ggml's `docs/gguf.md`, and of
+llama.cpp's `gguf.cpp` for anything it leaves open.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ReadAt = Callable[[int, int], bytes]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # bytes; what a file without `general.alignment` has
+ALIGNMENT = 32  # bytes; the default of `general.alignment`
 MAX_ALIGNMENT = 65_536
 MAX_HEADER = 100_000_000  # bytes
 MAX_TENSORS = 1_000_000
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_KEY = 65_535  # bytes
 MAX_DIMS = 4
-_CHUNK = 1 << 20  # bytes read at once: a header of SmolLM2 is one or two of these, over HTTP as well
+_CHUNK = 1 << 20  # bytes read at once, over HTTP as well: a header of SmolLM2 takes one or two of these
 
 # Value types of metadata (gguf.md, `gguf_metadata_value_type`).
 _SCALARS: dict[int, tuple[str, np.dtype]] = {
@@ -52,8 +52,8 @@ _SCALARS: dict[int, tuple[str, np.dtype]] = {
 _STRING, _ARRAY = 8, 9
 _VALUE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"STRING": _STRING}
 
-# Tensor types: id, then elements and bytes of a block (ggml.c, `type_traits`). Types that ggml uses only while it
-# computes (Q8_1, Q8_K) or has removed are no types of files.
+# Tensor types: id, then elements and bytes of a block (ggml.c, `type_traits`). Types that ggml uses only in
+# computations (Q8_1, Q8_K) or has removed are not types of files.
 TYPES: dict[str, tuple[int, int, int]] = {
     "F32": (0, 1, 4),
     "F16": (1, 1, 2),
@@ -104,14 +104,14 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says of itself.
+    """The header of a GGUF file.
 
     Attributes:
         metadata: Key to value: numbers, text, a numpy array (numbers) or a list (text).
         kinds: Key to the type of its value, `UINT32`, `STRING`, `[STRING]`, …
         tensors: Name to tensor, in file order.
         alignment: In bytes.
-        data_start: Where the first tensor may begin.
+        data_start: First byte of the tensors' data.
     """
 
     version: int
@@ -122,12 +122,12 @@ class GGUFHeader:
     data_start: int
 
     def text(self, key: str) -> str:
-        """The text under `key`; empty when there is none or it is no text."""
+        """The text under `key`; empty if it is missing or not a text."""
         return str(self.metadata[key]) if self.kinds.get(key) == "STRING" else ""
 
 
 class _Cursor:
-    """Reads forward, a chunk at a time; nothing is read or allocated that the file could not hold."""
+    """Reads forward, a chunk at a time; reads and allocates nothing that the file could not contain."""
 
     def __init__(self, read_at: ReadAt, size: int, where: str) -> None:
         self.where = where
@@ -135,15 +135,15 @@ class _Cursor:
         self._limit = min(size, MAX_HEADER)
         self._over = size > MAX_HEADER
         self._buffer = b""
-        self._start = 0  # where the buffer lies in the file
-        self._next = 0  # where in the buffer we are
+        self._start = 0  # offset of the buffer in the file
+        self._next = 0  # position in the buffer
 
     @property
     def position(self) -> int:
         return self._start + self._next
 
     def need(self, n: int, what: str) -> None:
-        """Refuse if fewer than `n` bytes are left."""
+        """Raise FormatError if fewer than `n` bytes are left."""
         left = self._limit - self.position
         if n > left and self._over:
             raise FormatError(self.where, f"{what} ends beyond the limit of {MAX_HEADER} bytes for a header")
@@ -151,7 +151,7 @@ class _Cursor:
             raise FormatError(self.where, f"truncated: {what} takes {n} bytes, the file has {left} left")
 
     def _fill(self, n: int, what: str) -> None:
-        """Have at least `n` bytes in the buffer from the position on."""
+        """Fill the buffer with at least `n` bytes from the position on."""
         self.need(n, what)
         rest = self._buffer[self._next :]
         end = self.position + len(rest)
@@ -182,7 +182,7 @@ class _Cursor:
             raise FormatError(self.where, f"{what} is not UTF-8") from error
 
     def texts(self, count: int, what: str) -> list[str]:
-        """`count` strings; those that lie whole in the buffer are cut out of it without a call each."""
+        """Read `count` strings; those that are whole in the buffer are cut out of it without a call each."""
         self.need(count * 8, what)
         found: list[str] = []
         length_at = struct.Struct("<Q").unpack_from
@@ -208,7 +208,7 @@ class _Cursor:
 
 
 def read_header(read_at: ReadAt, size: int, where: str) -> GGUFHeader:
-    """The checked header of a GGUF file of `size` bytes; FormatError says what is wrong with it."""
+    """Read and check the header of a GGUF file of `size` bytes; FormatError names the first fault."""
     cursor = _Cursor(read_at, size, where)
     if size < 24 or cursor.take(4, "the magic") != MAGIC:
         raise FormatError(where, "not a GGUF file")
@@ -225,7 +225,7 @@ def read_header(read_at: ReadAt, size: int, where: str) -> GGUFHeader:
     for _ in range(n_keys):
         key = cursor.text(MAX_KEY, "a key")
         if key in metadata or not key:
-            raise FormatError(where, f"key {key[:80]!r} is empty or there twice")
+            raise FormatError(where, f"key {key[:80]!r} is empty or duplicate")
         kinds[key], metadata[key] = _value(cursor, f"key {key[:80]!r}")
     alignment = _alignment(metadata, kinds, where)
     infos = [_info(cursor) for _ in range(n_tensors)]
@@ -269,7 +269,7 @@ def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], where: str
 
 
 def _info(cursor: _Cursor) -> GGUFTensor:
-    """A tensor whose offset is still relative to the data."""
+    """Read a tensor, whose offset is still relative to the data."""
     name = cursor.text(MAX_NAME, "a tensor's name")
     what = f"tensor {name!r}"
     if not name or not name.isprintable():
@@ -288,7 +288,7 @@ def _info(cursor: _Cursor) -> GGUFTensor:
 def _size(what: str, type_name: str, shape: Sequence[int], where: str) -> int:
     _, block, width = TYPES[type_name]
     if block > 1 and (not shape or shape[-1] % block):
-        raise FormatError(where, f"{what}: rows of {shape[-1] if shape else 1} are no whole blocks of {type_name} ({block})")
+        raise FormatError(where, f"{what}: rows of {shape[-1] if shape else 1} are not whole blocks of {type_name} ({block})")
     count = 1
     for dim in shape:
         count *= dim
@@ -312,7 +312,7 @@ def _placed(infos: list[GGUFTensor], data_start: int, alignment: int, size: int,
             raise FormatError(where, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
     for info in infos:
         if info.name in tensors:
-            raise FormatError(where, f"tensor {info.name!r} is there twice")
+            raise FormatError(where, f"tensor {info.name!r} is duplicate")
         tensors[info.name] = GGUFTensor(info.name, info.type_name, info.shape, data_start + info.offset, info.size)
     return tensors
 
@@ -322,7 +322,7 @@ def _aligned(position: int, alignment: int) -> int:
 
 
 class GGUFFile(OpenFile):
-    """An open file: its header is checked at once, each tensor is read when asked for. A context manager."""
+    """An open file: its header is checked at once, tensors are read on demand. A context manager."""
 
     header: GGUFHeader
 
@@ -335,7 +335,7 @@ class GGUFFile(OpenFile):
         return self.header.tensors
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor in its own dtype, or dequantized to float32 (needs the gguf package), in numpy order."""
+        """Read a tensor in its own dtype, or dequantized to float32 (needs the gguf package), in numpy order."""
         info = self.header.tensors[name]
         if info.type_name not in _NATIVE:
             return _dequantized(self.raw(name), info, self.where)
@@ -344,7 +344,7 @@ class GGUFFile(OpenFile):
         return array
 
     def raw(self, name: str) -> np.ndarray:
-        """The bytes of a tensor as they are in the file: `(size,)`, uint8."""
+        """Read the bytes of a tensor as stored: `(size,)`, uint8."""
         info = self.header.tensors[name]
         array = np.empty(info.size, np.uint8)
         self._fill(array.data, info.offset, name)
@@ -364,43 +364,43 @@ def _dequantized(raw: np.ndarray, info: GGUFTensor, where: str) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A metadata value with the type it is written as: readers abort on an integer where they expect a float."""
+    """A metadata value with its type in the file: readers abort on an integer where they expect a float."""
 
     kind: str
     value: Any
 
 
 def string(value: str) -> Value:
-    """Text."""
+    """Return a text as a value."""
     return Value("STRING", value)
 
 
 def strings(values: Sequence[str]) -> Value:
-    """A list of texts."""
+    """Return a list of texts as a value."""
     return Value("[STRING]", list(values))
 
 
 def u32(value: int) -> Value:
-    """An unsigned integer of 32 bits, the usual type of counts."""
+    """Return an unsigned 32-bit integer as a value, the usual type of counts."""
     return Value("UINT32", value)
 
 
 def f32(value: float) -> Value:
-    """A float of 32 bits."""
+    """Return a 32-bit float as a value."""
     return Value("FLOAT32", value)
 
 
 def boolean(value: bool) -> Value:
-    """True or false."""
+    """Return a boolean as a value."""
     return Value("BOOL", value)
 
 
 def header_bytes(
     metadata: Mapping[str, Value], tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment: int = ALIGNMENT
 ) -> bytes:
-    """Everything before the data of a version 3 file with `tensors` (name, type, numpy shape) in the order given.
+    """Return the bytes before the data of a version 3 file with `tensors` (name, type, numpy shape) in the given order.
 
-    An `alignment` that isn't the usual one must be what `metadata` says.
+    An `alignment` other than the default must agree with `metadata`.
     """
     infos: list[bytes] = []
     offset = 0
@@ -448,10 +448,10 @@ def write(
     tensors: Mapping[str, np.ndarray | Packed],
     late: Callable[[], Mapping[str, Value]] | None = None,
 ) -> None:
-    """Write a version 3 file, keys and tensors in the order given, nothing else in it; `path` must not matter if we
-    are killed. Tensors are floats or integers of a dtype that GGUF has, or quantized already.
+    """Write a version 3 file with just these keys and tensors, in the given order; incomplete if the process is killed.
 
-    `late` is asked when the tensors are written: values of keys in `metadata` in whose place others of the same size stood.
+    Tensors are floats or integers of a dtype that GGUF supports, or already quantized. `late` is called once the tensors are
+    written: it returns the final values of keys in `metadata` that had placeholders of the same size.
     """
     order = [
         (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
@@ -470,7 +470,7 @@ def write(
             complete = header_bytes({**metadata, **late()}, order) if late else head
             if complete != head:
                 if len(complete) != len(head):
-                    raise ValueError("a late value has another size than what stood in its place")
+                    raise ValueError("a late value differs in size from its placeholder")
                 file.seek(0)
                 file.write(complete)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Config files in JSON: small, strict, and refused in one line when they aren't."""
+"""Read and write small JSON config files, strictly."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
-MAX_CONFIG = 16_000_000  # bytes; the largest real config.json seen is under 1 MB, tokenizer.json is not read here
+MAX_CONFIG = 16_000_000  # bytes; the largest config.json seen is under 1 MB; tokenizer.json has a limit of its own
 
-_MAX_DIGITS = 308  # of an integer: more are no float
+_MAX_DIGITS = 308  # of an integer: more do not fit a float
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:
-    """The text of a UTF-8 file of at most `limit` bytes."""
+    """Read a UTF-8 file of at most `limit` bytes."""
     where = where or str(path)
     try:
         with open(path, "rb") as file:
-            # Asked for a limit, Python would allocate it; a growing file is none of the configs there are.
+            # Python would allocate the whole limit; config files do not grow while they are read.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError as error:
         raise NotFoundError(where, "no such file") from error
@@ -44,9 +44,9 @@ def _decoded(raw: bytes, where: str) -> str:
 def parse_object(
     text: str | bytes, where: str, *, pairs: Callable[[list[tuple[str, Any]]], object] | None = None
 ) -> dict[str, Any]:
-    """The JSON object in `text`; duplicate keys, NaN, numbers too large for a float and half characters are refused.
+    """Parse the JSON object in `text`; duplicate keys, NaN, numbers too large for a float and half characters are refused.
 
-    `pairs` makes something else than a dict of each object in it, from what `unique` has checked.
+    `pairs` makes each object in it from its pairs, in place of `unique`.
     """
     text = _decoded(text, where) if isinstance(text, bytes) else text
     try:
@@ -54,7 +54,7 @@ def parse_object(
             text, object_pairs_hook=pairs or unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int
         )
         if _SURROGATE.search(text):
-            json.dumps(document, ensure_ascii=False).encode()  # one half of a pair is no text, and nothing could write it
+            json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is not text and cannot be written
     except (ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FormatError(where, f"not valid JSON ({reason})") from error
@@ -64,7 +64,7 @@ def parse_object(
 
 
 def read_object(path: Path, *, where: str | None = None) -> dict[str, Any]:
-    """The JSON object in a config file."""
+    """Read the JSON object in a config file."""
     return parse_object(read_text(path, where=where), where or str(path))
 
 
@@ -79,13 +79,13 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(text: str) -> float:
     if math.isinf(value := float(text)):
-        raise ValueError(f"{text[:40]} is too large a number")
+        raise ValueError(f"{text[:40]} is too large")
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > _MAX_DIGITS:
-        raise ValueError(f"{text[:40]}… is too large a number")
+        raise ValueError(f"{text[:40]}… is too large")
     return int(text)
 
 
@@ -94,7 +94,7 @@ def _no_constant(text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with the newlines it has."""
+    """Write UTF-8 text with its newlines unchanged."""
     try:
         path.write_bytes(text.encode())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A file that is read at given offsets, and every way that can fail told in one line."""
+"""An open file that is read at offsets, with one-line errors for every failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POINTER = b"version https://git-lfs"
 
 
 class OpenFile:
-    """An open file; a context manager. `where` is its name in errors, its path by default; `head` its first bytes."""
+    """An open file; a context manager. `where` is its name in errors, by default its path; `head` its first bytes."""
 
     def __init__(self, path: Path, *, where: str | None = None) -> None:
         self.where = where or str(path)
@@ -29,14 +29,14 @@ class OpenFile:
         try:
             self.head = self._read_at(0, len(_POINTER))
             if self.head == _POINTER:
-                raise FormatError(self.where, "a Git LFS pointer, not the file it stands for", "Run `git lfs pull`")
+                raise FormatError(self.where, "a Git LFS pointer, not the file itself", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)
         except BaseException:
             self.close()
             raise
 
     def _parse(self, size: int) -> None:
-        """Read what a file of `size` bytes says of itself; called once, when it is open."""
+        """Parse the header of a file of `size` bytes; called once, when it is open."""
 
     def _read_at(self, offset: int, n: int) -> bytes:
         self._file.seek(offset)
@@ -45,11 +45,11 @@ class OpenFile:
     def _fill(self, buffer: memoryview, offset: int, name: str) -> None:
         """Fill `buffer` from byte `offset` on, with bytes of the tensor `name`."""
         self._file.seek(offset)
-        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has it
+        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has this method
             raise FormatError(self.where, f"truncated while tensor {name!r} was read")
 
     def digest(self) -> str:
-        """The digest of the whole file, `sha256:<64 hex>`."""
+        """Compute the digest of the whole file, `sha256:<64 hex>`."""
         self._file.seek(0)
         return f"sha256:{hashlib.file_digest(self._file, 'sha256').hexdigest()}"  # type: ignore[arg-type] # it has readinto
 

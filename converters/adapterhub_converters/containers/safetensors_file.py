@@ -1,10 +1,9 @@
-"""safetensors files: a bounded reader of headers from anywhere, and a writer whose bytes are reproducible.
+"""Read and write safetensors files: headers with bounded work from any source, and reproducible bytes.
 
-The header is read through an injected `read_at(offset, n)`, so that a file, bytes in memory and an HTTP range
-look the same. Every length is checked against the file's size before anything is allocated, because the
-readers in Python at large (huggingface_hub's, gguf's) believe the header. The rules are those of the
-safetensors README, "Format", and of its Rust core (`tensor.rs`, `Metadata::validate`); duplicate keys, which
-its JSON parser lets pass, are refused too.
+The header is read through an injected `read_at(offset, n)`, so that the source can be a file, bytes in memory, or an HTTP
+range. Every length is checked against the file's size before anything is allocated, unlike in other Python readers
+(huggingface_hub, gguf), which trust the header. The rules are those of the safetensors README, "Format", and of its Rust core
+(`tensor.rs`, `Metadata::validate`); duplicate keys, which its JSON parser accepts, are refused too.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class TensorInfo(NamedTuple):  # of which a hostile header may have a million
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself; `tensors` in file order."""
+    """The header of a safetensors file; `tensors` in file order."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -53,14 +52,14 @@ class Header:
 
 
 def read_header(read_at: ReadAt, size: int, where: str) -> Header:
-    """The checked header of a safetensors file of `size` bytes; FormatError says what is wrong with it."""
+    """Read and check the header of a safetensors file of `size` bytes; FormatError names the first fault."""
     if size < 8:
-        raise FormatError(where, f"not a safetensors file: {size} bytes are fewer than its length field has")
+        raise FormatError(where, f"not a safetensors file: {size} bytes are fewer than its length field needs")
     length = int.from_bytes(read_at(0, 8), "little")
     if length > MAX_HEADER:
         raise FormatError(where, f"header of {length} bytes is over the limit of {MAX_HEADER}")
     if length > size - 8:
-        raise FormatError(where, f"truncated: the header says {length} bytes, the file has {size - 8} left")
+        raise FormatError(where, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
     document = _parse(read_at(8, length), where)
     metadata = _metadata(document.pop("__metadata__", {}), where)
     if len(document) > MAX_TENSORS:
@@ -107,7 +106,7 @@ def _compact(pairs: list[tuple[str, Any]]) -> object:
 def _metadata(value: object, where: str) -> dict[str, str]:
     if isinstance(value, _Entry):  # metadata with the keys of an entry
         value = value._asdict()
-    if value is None:  # what mlx writes where there is none, and the Rust core reads
+    if value is None:  # written by mlx if there is no metadata, and accepted by the Rust core
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError(where, "__metadata__ is not a map of strings to strings")
@@ -157,17 +156,17 @@ def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -
     if position > size:
         raise FormatError(where, f"truncated: the tensors end at byte {position}, the file at {size}")
     if position < size:
-        raise FormatError(where, f"{size - position} bytes after the last tensor belong to no tensor")
+        raise FormatError(where, f"{size - position} bytes follow the last tensor")
     return {info.name: info for info in ordered}
 
 
 class SafetensorsFile(OpenFile):
-    """An open file: its header is checked at once, each tensor is read when asked for. A context manager."""
+    """An open file: its header is checked at once, tensors are read on demand. A context manager."""
 
     header: Header
 
     def _parse(self, size: int) -> None:
-        self._map: mmap.mmap | None = None  # outlives close() for as long as a tensor looks into it
+        self._map: mmap.mmap | None = None  # outlives close() while a tensor is a view of it
         self.header = read_header(self._read_at, size, self.where)
 
     @property
@@ -176,19 +175,19 @@ class SafetensorsFile(OpenFile):
         return self.header.tensors
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor in its own dtype and shape, read into memory of its own."""
+        """Read a tensor in its own dtype and shape into new memory."""
         info = self.header.tensors[name]
         dtype = dtypes.NUMPY.get(info.dtype)
         if dtype is None:
-            raise FormatError(self.where, f"tensor {name!r}: {info.dtype} cannot be computed with")
+            raise FormatError(self.where, f"tensor {name!r}: {info.dtype} is not supported in computations")
         array = np.empty(info.shape, dtype)
         self.read_into(info, byte_view(array))
         return array
 
     def mapped(self, name: str) -> np.ndarray:
-        """The tensor as a read-only view of the file, which takes memory while it is looked at (`release`).
+        """Map a tensor as a read-only view of the file, which uses memory once it is read (`release`).
 
-        For a file that nobody changes meanwhile: cut short under our eyes, it would end the process.
+        Only for files that nobody changes meanwhile: truncation would crash the process.
         """
         info = self.header.tensors[name]
         dtype = dtypes.NUMPY.get(info.dtype)
@@ -197,7 +196,7 @@ class SafetensorsFile(OpenFile):
         if self._map is None:
             try:
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError):  # a file system that cannot
+            except (OSError, ValueError):  # a file system without mmap
                 return self.tensor(name)
         return np.frombuffer(self._map, dtype, info.size // dtype.itemsize, info.offset).reshape(info.shape)
 
@@ -212,7 +211,7 @@ def byte_view(array: np.ndarray) -> memoryview:
 
 
 def release(array: np.ndarray) -> None:
-    """Give back the memory of a mapped file of which `array` is a view, until it is looked at again; else nothing."""
+    """Free the memory of the mapped file of which `array` is a view, until it is read again; do nothing for other arrays."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -222,15 +221,15 @@ def release(array: np.ndarray) -> None:
 
 
 Layout = tuple[str, str, tuple[int, ...]]
-"""Name, dtype and shape of a tensor to be written."""
+"""Name, dtype, and shape of a tensor to write."""
 
 
 def layout(tensors: Iterable[Layout]) -> list[Layout]:
-    """The order the safetensors library writes in: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
+    """Sort tensors as the safetensors library does: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
     return sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
 
 
-# The library sorts by its enum's order, descending; among the types we write that is this one.
+# The library sorts by its enum, descending; this is the ascending order of the types written here.
 _RANK = {
     name: rank
     for rank, name in enumerate(
@@ -241,7 +240,7 @@ _RANK = {
 
 
 def header_bytes(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
-    """The length field and header of a file that holds `tensors` in the order given, padded to 8 bytes."""
+    """Return the length field and header of a file with `tensors` in the given order, padded to 8 bytes."""
     document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:
@@ -257,7 +256,7 @@ def header_bytes(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> byte
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file, byte for byte as the safetensors library would; `path` must not matter if we are killed."""
+    """Write a file, byte for byte as the safetensors library would. If the process is killed, `path` is incomplete."""
     order = layout((name, dtypes.name_of(array.dtype), array.shape) for name, array in tensors.items())
     try:
         with open(path, "wb") as file:

@@ -334,7 +334,7 @@ def test_a_vocabulary_of_pieces_is_llama_cpp_s(
     ("name", "content", "message"),
     [
         ("added_tokens.json", b'{"<|end|>": "x"}', "the id of '<|end|>' is 'x', not a number"),
-        ("added_tokens.json", b'{"<|end|>": 500}', "an added token 500, and the model has 400 rows"),
+        ("added_tokens.json", b'{"<|end|>": 500}', "an added token 500, but the model has 400 rows"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja: not UTF-8 text"),
         ("tokenizer.model", b"\x0a\xff", "tokenizer.model"),
     ],
@@ -471,24 +471,27 @@ def changed(folder: Path, **config: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act is gelu, and llama.cpp's llama computes swish"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu, but llama.cpp's llama computes swish"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "a rotary embedding of the type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "a rotary embedding of the type 'longrope'"),
         ({"model_type": "llama9"}, "model_type 'llama9' has no verified conversion"),
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM has no verified mapping"),
         ({"vocab_size": 127}, "vocab_size is 127, and there are 128 rows of embeddings"),
-        ({"num_hidden_layers": 1}, "model.layers.1.input_layernorm.weight (64,): llama.cpp's llama has no place for it"),
-        ({"max_position_embeddings": "many"}, "max_position_embeddings is many, and a GGUF needs a number there"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": []}}, "factor is [], and a GGUF needs a number there"),
-        ({"scoring_func": ["sigmoid"]}, "scoring_func \"['sigmoid']\" is not one that llama.cpp has"),
-        ({"rope_scaling": 3}, "rope_scaling is no object"),
-        ({"max_position_embeddings": 1 << 32}, "max_position_embeddings is 4294967296, and a GGUF needs a number there"),
-        ({"rms_norm_eps": 1e300}, "rms_norm_eps is 1e+300, and a GGUF needs a number there"),
+        (
+            {"num_hidden_layers": 1},
+            "model.layers.1.input_layernorm.weight (64,): no known tensor of llama.cpp's llama corresponds to it",
+        ),
+        ({"max_position_embeddings": "many"}, "max_position_embeddings is many, but a GGUF needs a number there"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": []}}, "factor is [], but a GGUF needs a number there"),
+        ({"scoring_func": ["sigmoid"]}, "scoring_func \"['sigmoid']\" is not supported by llama.cpp"),
+        ({"rope_scaling": 3}, "rope_scaling is not an object"),
+        ({"max_position_embeddings": 1 << 32}, "max_position_embeddings is 4294967296, but a GGUF needs a number there"),
+        ({"rms_norm_eps": 1e300}, "rms_norm_eps is 1e+300, but a GGUF needs a number there"),
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": -1}},
-            "original_max_position_embeddings is -1, and a GGUF needs a number there",
+            "original_max_position_embeddings is -1, but a GGUF needs a number there",
         ),
-        ({"num_hidden_layers": None}, "num_hidden_layers is None, and a GGUF needs a number there"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is None, but a GGUF needs a number there"),
     ],
 )
 def test_a_config_that_llama_cpp_would_pass_over_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
@@ -511,7 +514,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_pos
         (
             "Qwen3MoeForCausalLM",
             {"norm_topk_prob": False},
-            "norm_topk_prob is False, and llama.cpp's code for qwen3_moe has True",
+            "norm_topk_prob is False, but llama.cpp's code for qwen3_moe uses True",
         ),
         ("Qwen2MoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is True"),
         ("DeepseekV2ForCausalLM", {"n_group": 2, "topk_group": 1}, "groups of experts are chosen by their best one"),
@@ -520,17 +523,17 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_pos
         ("DeepseekV3ForCausalLM", {"n_group": 2, "topk_group": 2}, "all 2 groups of experts are chosen"),
         ("DeepseekV3ForCausalLM", {"rope_parameters": {**YARN, "rope_type": "linear"}}, "the rotary embedding is linear"),
         ("NemotronForCausalLM", {"rope_parameters": YARN}, "the rotary embedding is yarn"),
-        ("Qwen2ForCausalLM", {"head_dim": 32}, "head_dim is 32, and llama.cpp's code for qwen2 has 16"),
-        ("Qwen3ForCausalLM", {"attention_bias": True}, ".bias, and llama.cpp's qwen3 has none"),
-        ("SeedOssForCausalLM", {"mlp_bias": True}, ".bias, and llama.cpp's seed_oss has none"),
+        ("Qwen2ForCausalLM", {"head_dim": 32}, "head_dim is 32, but llama.cpp's code for qwen2 uses 16"),
+        ("Qwen3ForCausalLM", {"attention_bias": True}, ".bias, but llama.cpp's qwen3 has none"),
+        ("SeedOssForCausalLM", {"mlp_bias": True}, ".bias, but llama.cpp's seed_oss has none"),
         ("Starcoder2ForCausalLM", {"use_bias": False}, "llama.cpp's starcoder2 needs one"),
         ("Olmo2ForCausalLM", {"tie_word_embeddings": True}, "no tensor for llama.cpp's output.weight"),
         ("CohereForCausalLM", {"use_qk_norm": True}, "norms of queries and keys from 64 layers on"),
         ("GptOssForCausalLM", {"swiglu_limit": 1.0}, "swiglu_limit is 1.0"),
         ("GptOssForCausalLM", {"layer_types": PERIODIC}, "other layers attend to the whole text"),
-        ("Gemma2ForCausalLM", {"layer_types": PERIODIC}, "each 2th for that"),
-        ("Gemma3ForCausalLM", {"layer_types": PERIODIC}, "each 6th for that"),
-        ("Cohere2ForCausalLM", {"layer_types": PERIODIC}, "each 4th for that"),
+        ("Gemma2ForCausalLM", {"layer_types": PERIODIC}, "the last of every 2 layers for that"),
+        ("Gemma3ForCausalLM", {"layer_types": PERIODIC}, "the last of every 6 layers for that"),
+        ("Cohere2ForCausalLM", {"layer_types": PERIODIC}, "the last of every 4 layers for that"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 1]}, "other layers are without a rotary embedding"),
@@ -570,7 +573,7 @@ def test_an_old_config_says_which_layers_have_a_window_by_a_period(tmp_path: Pat
     need_module("transformers")
     tiny.model("Gemma3ForCausalLM").save_pretrained(tmp_path / "hf")
     changed(tmp_path / "hf", layer_types=None, sliding_window_pattern=pattern)
-    with pytest.raises(RefusedError, match="each 6th") if pattern == 2 else contextlib.nullcontext():
+    with pytest.raises(RefusedError, match="the last of every 6 layers") if pattern == 2 else contextlib.nullcontext():
         written(tmp_path / "hf", tmp_path / "out.gguf")
     assert (tmp_path / "out.gguf").exists() == (pattern != 2)
 
@@ -604,12 +607,12 @@ def test_what_long_texts_lose_is_said(tmp_path: Path, name: str, config: dict[st
         ({"pre_tokenizer": {"type": "Whitespace"}}, "texts are split by"),
         ({"post_processor": {"type": "RobertaProcessing"}}, "a post-processor 'RobertaProcessing'"),
         ({"post_processor": template("<s>", "<s>", "A")}, "a template that adds more than one token"),
-        ({"added_tokens": ["x"]}, "added_tokens is not what a tokenizer has there"),
-        ({"model": {"vocab": {"a": "b"}}}, "model is not what a tokenizer has there"),
-        ({"pre_tokenizer": {"type": "Split", "pattern": 3}}, "pre_tokenizer is not what a tokenizer has there"),
-        ({"pre_tokenizer": {"pretokenizers": 1}}, "pre_tokenizer is not what a tokenizer has there"),
-        ({"post_processor": template("<s>", "A") | {"single": ["A"]}}, "post_processor is not what a tokenizer has there"),
-        ({"added_tokens": [{"id": 500, "content": "x"}]}, "a token 500, and the model 400 rows"),
+        ({"added_tokens": ["x"]}, "added_tokens is malformed"),
+        ({"model": {"vocab": {"a": "b"}}}, "model is malformed"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": 3}}, "pre_tokenizer is malformed"),
+        ({"pre_tokenizer": {"pretokenizers": 1}}, "pre_tokenizer is malformed"),
+        ({"post_processor": template("<s>", "A") | {"single": ["A"]}}, "post_processor is malformed"),
+        ({"added_tokens": [{"id": 500, "content": "x"}]}, "a token 500, but the model 400 rows"),
         ({"added_tokens": [{"id": 3, "content": "é"}]}, "the added token 'é' has characters that stand for bytes"),
     ],
 )
@@ -627,11 +630,11 @@ def test_a_tokenizer_that_is_not_understood_is_refused(
     [
         ("model.norm.weight", None, "no tensor for llama.cpp's output_norm.weight"),
         ("lm_head.weight", None, "no tensor for llama.cpp's output.weight"),
-        ("lm_head.weight", (120, 64), r"an output layer \(120, 64\) of other sizes"),
-        ("model.layers.1.mlp.up_proj.weight", None, r"layer 1 has no for ffn_up.weight, and others \(96, 64\)"),
+        ("lm_head.weight", (120, 64), r"an output layer \(120, 64\) that contradict"),
+        ("model.layers.1.mlp.up_proj.weight", None, r"layer 1 has no tensor for ffn_up.weight, but others have \(96, 64\)"),
         ("model.layers.1.mlp.up_proj.weight", (94, 64), r"layer 1 has \(94, 64\) for ffn_up.weight"),
-        ("model.layers.0.mlp.up_proj.bias", (96,), r"layer 1 has no for ffn_up.bias"),
-        ("model.layers.1.", None, "num_hidden_layers is 2, and there are 1"),
+        ("model.layers.0.mlp.up_proj.bias", (96,), r"layer 1 has no tensor for ffn_up.bias"),
+        ("model.layers.1.", None, "num_hidden_layers is 2, but there are 1"),
     ],
 )
 def test_a_folder_that_lacks_a_tensor_is_refused(

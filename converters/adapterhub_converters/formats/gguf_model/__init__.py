@@ -1,5 +1,5 @@
-"""A whole Hugging Face model as llama.cpp's conversion has it: metadata, vocabulary, and which tensor comes from what.
+"""Convert whole Hugging Face models to GGUF as llama.cpp does (metadata, vocabulary, tensors), and GGUF bases back.
 
 The rules are those of llama.cpp's `conversion/` (of the source distribution of llama-cpp-python 0.3.36), which is the oracle of
-the tests. What it would get wrong without a word is refused by name here.
+the tests. Whatever it would silently get wrong is refused by name here.
 """

@@ -1,7 +1,9 @@
-"""Which tensor of a GGUF model is made of what of a Hugging Face one: whole, permuted, in part, or of many.
+"""Map each tensor of a GGUF model to its Hugging Face sources: one tensor, permuted or in part, or several.
 
-The names and orders are those of `architectures`, in which llama.cpp's adapters are converted too; what its conversion does
-beside that (`conversion/*.py`, `modify_tensors`) is here: the 1 in norms, stacks of experts, DeepSeek's latent keys.
+The names and orders are those of `architectures`, which adapters use too. The rest of llama.cpp's conversion
+(`conversion/*.py`, `modify_tensors`) is here: the 1 added to norms, stacks of experts, DeepSeek's latent keys, and the tensors
+computed from the config, the rotary factors of Llama 3 (conversion/llama.py, `generate_extra_tensors`) and Phi-3
+(conversion/phi.py).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from .metadata import head_size, rotated
 
 Shape = tuple[int, ...]
 _UNUSED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
-"""Buffers that old checkpoints saved."""
+"""Buffers in old checkpoints."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +35,12 @@ class SourcePart:
     """Rows of a GGUF tensor that come from one Hugging Face tensor, seen as a matrix (a vector is a column).
 
     Attributes:
-        source: Its name.
-        first: The row that a slab of it begins with.
-        height: How many rows the slab has.
-        transposed: Whether the slab is turned first.
-        picks: Which of its rows are taken, in their order; None for all as they are.
-        columns: Which of its columns are taken; None for all.
+        source: Name of the Hugging Face tensor.
+        first: First row of the slab that is used.
+        height: Number of rows of the slab.
+        transposed: Whether the slab is transposed first.
+        picks: Rows of the slab to take, in order; None for all, in place.
+        columns: Columns to take; None for all.
     """
 
     source: str
@@ -51,10 +53,7 @@ class SourcePart:
 
 @dataclass(frozen=True, eq=False)
 class Arranged:
-    """A tensor of a GGUF model: its parts one below the other, or numbers computed from the config.
-
-    `shift`: what is added to every number.
-    """
+    """A tensor of a GGUF model: its parts stacked, or a computed `constant`; `shift` is added to every number."""
 
     name: str
     shape: Shape
@@ -64,25 +63,25 @@ class Arranged:
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """Length of a row."""
         return self.shape[-1] if len(self.shape) > 1 else 1
 
     @property
     def rows(self) -> int:
-        """Rows seen as a matrix."""
+        """Number of rows of the tensor as a matrix."""
         return math.prod(self.shape) // max(1, self.columns)
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """All tensors, in the order of the Hugging Face ones; and what was left out, one line each."""
+    """All tensors, in the order of the Hugging Face ones, and a note for each tensor left out."""
 
     tensors: tuple[Arranged, ...]
     notes: tuple[str, ...] = ()
 
 
 def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
-    """The tensors of the GGUF for those of a folder; RefusedError names one that llama.cpp has no place for."""
+    """Arrange the tensors of the GGUF from those of a folder; RefusedError names a tensor that llama.cpp does not support."""
     work = _Work(architecture, shapes, config)
     made = [tensor for name, shape in shapes.items() for tensor in work.of(name, shape)]
     made += work.stacks()
@@ -94,7 +93,7 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
 
 
 class _Work:
-    """Gathers the experts that are stacked at the end."""
+    """Collects experts, to be stacked at the end."""
 
     def __init__(self, architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> None:
         self._architecture, self._config, self._where = architecture, config, config.where
@@ -120,7 +119,7 @@ class _Work:
             yield self._plain(own, name, shape)
 
     def _own_name(self, name: str) -> str:
-        """Old checkpoints of GPT-2 and Bloom have no prefix."""
+        """Add the prefix that old checkpoints of GPT-2 and Bloom lack."""
         if self._prefix != "model." and not name.startswith((self._prefix, "lm_head.")):
             return self._prefix + name
         return name
@@ -131,9 +130,11 @@ class _Work:
         layer = layer_of(name)
         ahead = layer is not None and layer >= self._layers and self._architecture.gguf == "deepseek2"
         if head or tied:
-            self.notes.append("lm_head.weight was left out: llama.cpp takes the table of embeddings")
+            self.notes.append("lm_head.weight was left out: llama.cpp uses the embedding table")
         if ahead:
-            self.notes.append("the layers that predict more than one token were left out: llama.cpp has none for this model")
+            self.notes.append(
+                "the layers for multi-token prediction were left out: llama.cpp does not support them for this model"
+            )
         return bool(head or tied or ahead)
 
     def _plain(self, own: str, name: str, shape: Shape) -> Arranged:
@@ -141,14 +142,14 @@ class _Work:
         module, _, kind = own.rpartition(".")
         target = self._target(own, module, kind)
         if target is None:
-            raise RefusedError(self._where, f"{name} {shape}: llama.cpp's {known.gguf} has no place for it that is known here")
+            raise RefusedError(self._where, f"{name} {shape}: no known tensor of llama.cpp's {known.gguf} corresponds to it")
         order = known.order(module, self._config.values, self._where)
         if order and known.gguf == "olmo" and kind == "bias":
-            raise RefusedError(self._where, f"{name}: llama.cpp leaves the rows of this bias as they are")
+            raise RefusedError(self._where, f"{name}: llama.cpp does not permute the rows of this bias")
         turned = known.transposed and len(shape) == 2 and layer_of(own) is not None
         rows = shape[-1] if turned else shape[0] if shape else 1
         if not names.divides(order, rows):
-            raise RefusedError(self._where, f"{name}: {rows} rows are not those of {order} heads")
+            raise RefusedError(self._where, f"{name}: {rows} rows do not match {order} heads")
         picks = names.permuted(np.arange(rows), order) if order else None
         height = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
         shift = 1.0 if known.shifted and own.endswith("norm.weight") else 0.0
@@ -189,34 +190,34 @@ class _Work:
             yield Arranged(f"{stem}.weight", (shape[0], per, columns), parts)
 
     def _latent(self, own: str, name: str, shape: Shape) -> Iterator[Arranged]:
-        """The keys of every head turned, for llama.cpp multiplies the query by them, and its values (`deepseek.py`)."""
+        """The keys of every head, transposed because llama.cpp multiplies the query by them, and its values (`deepseek.py`)."""
         heads, keys, values = (self._config.count(key) for key in ("num_key_value_heads", "qk_nope_head_dim", "v_head_dim"))
         per, prefix = keys + values, f"blk.{layer_of(own)}.attn_"
         if shape[0] != heads * per:
-            raise RefusedError(self._where, f"{name}: {shape[0]} rows are not those of {heads} heads of {per}")
+            raise RefusedError(self._where, f"{name}: {shape[0]} rows do not match {heads} heads of {per}")
         turned = tuple(SourcePart(name, head * per, keys, transposed=True) for head in range(heads))
         rest = tuple(SourcePart(name, head * per + keys, values) for head in range(heads))
         yield Arranged(f"{prefix}k_b.weight", (heads, shape[1], keys), turned)
         yield Arranged(f"{prefix}v_b.weight", (heads, values, shape[1]), rest)
 
     def stacks(self) -> Iterator[Arranged]:
-        """The experts that the checkpoint has one by one."""
+        """Stack the experts that the checkpoint stores one by one."""
         for stem, found in self._experts.items():
             shapes = {shape for _, shape in found.values()}
             if sorted(found) != list(range(len(found))) or len(shapes) != 1:
-                raise RefusedError(self._where, f"{stem}: the experts are not as many as their numbers say, or differ in shape")
+                raise RefusedError(self._where, f"{stem}: its experts have gaps in their numbers, or differ in shape")
             shape = shapes.pop()
             parts = tuple(SourcePart(found[number][0], 0, shape[0]) for number in range(len(found)))
             yield Arranged(f"{stem}.weight", (len(found), *shape), parts)
 
     def check(self) -> None:
-        """RefusedError for a model whose output layer would be lost."""
+        """Raise RefusedError if the output layer of the model would be lost."""
         if (
             not self._architecture.head
             and "lm_head.weight" in self._shapes
             and self._config.get("tie_word_embeddings") is False
         ):
-            what = f"an output layer of its own, and llama.cpp's {self._architecture.gguf} has none but the table of embeddings"
+            what = f"an output layer of its own, but llama.cpp's {self._architecture.gguf} only uses the embedding table"
             raise RefusedError(self._where, what)
 
 
@@ -224,7 +225,7 @@ class _Work:
 
 
 def rope_tensors(gguf: str, config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
-    """The tensors, and the keys that go with them."""
+    """The tensors of rotary factors, computed from the config, and their keys."""
     if config.rope["rope_type"] == "llama3":
         return (_constant("rope_freqs.weight", _llama3(config)),), {}
     if gguf == "phi3" and config.rope.get("long_factor"):
@@ -238,13 +239,15 @@ def _constant(name: str, numbers: np.ndarray) -> Arranged:
 
 def _llama3(config: Config) -> np.ndarray:
     size = head_size(config)
-    # In float32, as llama.cpp has it from torch.
+    # In float32, as llama.cpp computes it in torch.
     powers = np.float32(config.rope_number("rope_theta")) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
     frequencies = np.float32(1.0) / powers.astype(np.float32)
     usual = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0}
     factor, low, high, original = (config.rope_number(key, default) for key, default in usual.items())
     if low == high or not low or not high or not factor:
-        raise RefusedError(config.where, "config.json: the factors of the rotary embedding leave no way from slow to fast")
+        raise RefusedError(
+            config.where, "config.json: the llama3 factors of the rotary embedding contain a 0 or equal low and high factors"
+        )
     factors = []
     for frequency in frequencies:
         wave = np.float32(2 * math.pi) / frequency

@@ -1,8 +1,8 @@
-"""A byte-level BPE vocabulary out of a tokenizer.json (llama.cpp, `conversion/base.py`, `get_vocab_base`).
+"""Convert a byte-level BPE vocabulary from a tokenizer.json (llama.cpp, `conversion/base.py`, `get_vocab_base`).
 
-llama.cpp splits a text before the merges by one of its own rules, which has a name (src/llama-vocab.cpp, `llm_tokenizer_bpe`).
-Its conversion finds the name by a hash of the ids of a text, which only vocabularies that it has seen give; here it is found
-by the rules that tokenizer.json itself has, which is what the name stands for.
+Before the merges, llama.cpp splits a text by one of its own named rules (src/llama-vocab.cpp, `llm_tokenizer_bpe`). Its
+conversion finds the name by a hash of the ids of a test text, which works for known vocabularies only; here the name is
+found by the rules in tokenizer.json, which it stands for.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 @dataclass(frozen=True)
 class Split:
-    """How a text is split: the rules one after the other, and what llama.cpp calls them.
+    """Rules that split a text, applied one after the other, and llama.cpp's name for them.
 
     Attributes:
-        rules: Expressions whose matches stand alone; `words` is GPT-2's, which the step to bytes applies itself.
-        whole: Whether a piece that is a token is taken before any merge.
-        name: Of the rules in llama.cpp.
-        of: Names that split alike, of architectures whose tokenizers it knows under them.
-        adds: Whether llama.cpp puts the first token before a text unless it is told otherwise.
+        rules: Expressions whose matches are isolated; `words` is GPT-2's, which the byte-level step applies itself.
+        whole: Whether a piece that is a token is used before any merge.
+        name: The name of the rules in llama.cpp.
+        of: llama.cpp's other names of the same rules, by architecture.
+        adds: Whether llama.cpp adds the first token to a text by default.
     """
 
     rules: tuple[str, ...]
@@ -64,7 +64,7 @@ SPLITS = (
 
 
 def vocabulary(tokenizer: Tokenizer, gguf: str, size: int) -> dict[str, Value]:
-    """Tokens, their types and the merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
+    """Tokens, their types, and the merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
     model = tokenizer.json.get("model") or {}
     split = _split(tokenizer, model)
     tokens, types = _tokens(tokenizer, model, size)
@@ -86,11 +86,15 @@ def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
         or not model.get("merges")
     ):
         kind = "BPE with byte fallback" if model.get("byte_fallback") else str(model.get("type"))[:40]
-        hint = "Put the tokenizer.model that it was made of beside it" if kind in ("Unigram", "BPE with byte fallback") else ""
+        hint = (
+            "Put the tokenizer.model it was converted from next to it" if kind in ("Unigram", "BPE with byte fallback") else ""
+        )
         raise RefusedError(tokenizer.where, f"tokenizer.json: a vocabulary of the kind {kind}, not of bytes with merges", hint)
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
-            raise RefusedError(tokenizer.where, f"tokenizer.json: {key} is {str(model[key])[:40]}, which llama.cpp has not")
+            raise RefusedError(
+                tokenizer.where, f"tokenizer.json: {key} is {str(model[key])[:40]}, which llama.cpp does not support"
+            )
     normalizer = tokenizer.json.get("normalizer")
     if normalizer not in (None, {"type": "NFC"}, {"type": "Sequence", "normalizers": []}):
         what = f"tokenizer.json: a normalizer {str(normalizer)[:60]}, which llama.cpp does not apply"
@@ -100,13 +104,15 @@ def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
     if found is None:
         shown = " then ".join(repr(rule[:60]) for rule in rules)
         known = ", ".join(sorted({split.name for split in SPLITS}))
-        what = f"tokenizer.json: texts are split by {shown}{' and whole tokens' * whole}, no rule of llama.cpp's known here"
+        what = (
+            f"tokenizer.json: texts are split by {shown}{' and whole tokens' * whole}, which matches no known rule of llama.cpp"
+        )
         raise RefusedError(tokenizer.where, what, f"Known: {known}")
     return found
 
 
 def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The steps of the pre-tokenizer in the terms of `Split`; others as they are, which is none of them."""
+    """The steps of the pre-tokenizer as rules of `Split`; unknown steps as text that matches no rule."""
     first = tokenizer.json.get("pre_tokenizer") or {}
     steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
     rules = []
@@ -122,7 +128,7 @@ def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
             and not step.get("invert")
             and isinstance(pattern.get("Regex"), str)
         ):
-            rules.append(pattern["Regex"].replace("\r", r"\r").replace("\n", r"\n"))  # files have either
+            rules.append(pattern["Regex"].replace("\r", r"\r").replace("\n", r"\n"))  # files use either
         else:
             rules.append(f"the step {str(step)[:60]}")
     if not steps or steps[-1].get("type") != "ByteLevel":
@@ -136,7 +142,7 @@ def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[
     by_id |= {number: one["content"] for number, one in added.items()}
     _check_config(tokenizer, added)
     if max(by_id, default=0) >= size:
-        what = f"tokenizer.json has a token {max(by_id)}, and the model {size} rows of embeddings"
+        what = f"tokenizer.json has a token {max(by_id)}, but the model {size} rows of embeddings"
         raise RefusedError(tokenizer.where, what)
     tokens, types = [], []
     for number in range(size):
@@ -156,15 +162,15 @@ def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[
 
 
 def _check_config(tokenizer: Tokenizer, added: Mapping[int, Mapping[str, Any]]) -> None:
-    """transformers would add what tokenizer_config.json alone has."""
+    """Refuse tokens in tokenizer_config.json alone, which transformers would add."""
     for number, one in (tokenizer.config.get("added_tokens_decoder") or {}).items():
         if int(number) not in added or added[int(number)]["content"] != one["content"]:
-            what = f"tokenizer_config.json has an added token {number} that tokenizer.json has not"
+            what = f"tokenizer_config.json has an added token {number} that is missing from tokenizer.json"
             raise RefusedError(tokenizer.where, what)
 
 
 def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, int]:
-    """The text and the type of an added token; of one that isn't normalized as it comes out of its own encoding."""
+    """The text and type of an added token; if it is not normalized, the text as its own encoding decodes it."""
     text = str(token["content"])
     if not token.get("normalized") and not _is_plain(text):
         what = f"tokenizer.json: the added token {text[:40]!r} has characters that stand for bytes"
@@ -175,7 +181,7 @@ def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, in
 
 
 def _is_plain(text: str) -> bool:
-    """Whether decoding leaves it: in the alphabet of bytes only ASCII characters stand for themselves."""
+    """Whether decoding does not change a text: in the alphabet of bytes only ASCII characters stand for themselves."""
     return all("!" <= c <= "~" for c in text) or any(not _stands_for_byte(c) for c in text)
 
 
@@ -186,7 +192,7 @@ def _stands_for_byte(character: str) -> bool:
 
 
 def looks_special(text: str) -> bool:
-    """Tokens that models mark as usual ones and that control (`does_token_look_special`)."""
+    """Whether a token that a model marks as normal is a control token (`does_token_look_special`)."""
     framed = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
     unused = text.startswith("<unused") and text.endswith(">")
     return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or framed or unused
@@ -197,5 +203,5 @@ def _merges(tokenizer: Tokenizer, model: Mapping[str, Any]) -> list[str]:
         merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge) for merge in model["merges"]
     ]
     if any(merge.count(" ") != 1 for merge in merges):
-        raise RefusedError(tokenizer.where, "tokenizer.json: a merge that is not of two parts")
+        raise RefusedError(tokenizer.where, "tokenizer.json: a merge does not have two parts")
     return merges

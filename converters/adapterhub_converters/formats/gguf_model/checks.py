@@ -1,4 +1,8 @@
-"""Whether the tensors of a GGUF are those that llama.cpp loads (`src/models/*.cpp`): all there, and as large as they say."""
+"""Refuse models that llama.cpp cannot load, or would compute otherwise (`src/models/*.cpp`).
+
+The tensors must be complete and of consistent shapes. llama.cpp computes some steps in one way whatever config.json sets, and
+its conversion ignores the difference; a model that needs another way is refused. If only long texts differ, that is a note
+instead: Mistral's first models and gpt-oss are widely used this way."""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ _UNBIASED = dict.fromkeys(
     ),
     _BIASES,
 ) | {"seed_oss": ("attn_output.", "ffn_"), "deepseek2": ("ffn_",)}  # fmt: skip
-"""Whose biases llama.cpp has no place for (`src/models/*.cpp`), so that it doesn't load a file with them."""
+"""Biases that llama.cpp does not support (`src/models/*.cpp`): it does not load a file with them."""
 _BIASED = {"starcoder2": ("attn_output.", "ffn_down.", "ffn_up."), "gpt-oss": ("attn_q.", "attn_k.", "attn_v.", "attn_output.")}
-"""And those that it doesn't load without them."""
+"""Biases without which it does not load a file."""
 _UNTIED = ("qwen2moe", "olmo2", "stablelm", "gpt-oss", "nemotron")
-"""Nor these without an output layer."""
+"""Architectures that it does not load without an output layer."""
 
 
 def check_complete(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> None:
-    """RefusedError for a model that lacks a tensor, or has one that llama.cpp has no place for or of a shape of its own."""
+    """Raise RefusedError if a tensor is missing, is not supported by llama.cpp, or has a shape unlike other layers."""
     _check_top(architecture, shapes, config)
     _check_biases(architecture.gguf, shapes, config)
     _check_layers(architecture.gguf, shapes, config)
@@ -43,17 +47,19 @@ def _check_top(architecture: Architecture, shapes: Mapping[str, Shape], config: 
     if missing:
         raise RefusedError(config.where, f"no tensor for llama.cpp's {missing[0]}.weight")
     if table is None or len(table) != 2 or table[1] != config.count("hidden_size") or head not in (None, table):
-        raise RefusedError(config.where, f"embeddings {table} and an output layer {head} of other sizes than config.json says")
+        raise RefusedError(
+            config.where, f"embeddings {table} and an output layer {head} that contradict the sizes in config.json"
+        )
 
 
 def _check_biases(gguf: str, shapes: Mapping[str, Shape], config: Config) -> None:
     for name in shapes:
         _, _, inner = name.removeprefix("blk.").partition(".")
         if name.endswith(".bias") and inner.startswith(_UNBIASED.get(gguf, ())):
-            raise RefusedError(config.where, f"a bias {name}, and llama.cpp's {gguf} has none")
+            raise RefusedError(config.where, f"a bias {name}, but llama.cpp's {gguf} has none")
     for stem in _BIASED.get(gguf, ()):
         if f"blk.0.{stem}bias" not in shapes:
-            raise RefusedError(config.where, f"no bias blk.0.{stem}bias, and llama.cpp's {gguf} needs one")
+            raise RefusedError(config.where, f"no bias blk.0.{stem}bias, but llama.cpp's {gguf} needs one")
 
 
 def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> None:
@@ -65,12 +71,12 @@ def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
             layer, _, inner = name.removeprefix("blk.").partition(".")
             layers.setdefault(layer, {})[inner] = shape
     if len(layers) != count:
-        raise RefusedError(config.where, f"config.json: num_hidden_layers is {count}, and there are {len(layers)}")
+        raise RefusedError(config.where, f"config.json: num_hidden_layers is {count}, but there are {len(layers)}")
     for layer, found in layers.items():
         like = layers["0" if int(layer) < dense else str(dense)]
         other = next((inner for inner in sorted({*found, *like}) if found.get(inner) != like.get(inner)), None)
         if other:
-            what = f"layer {layer} has {found.get(other, 'no')} for {other}, and others {like.get(other, 'none')}"
+            what = f"layer {layer} has {found.get(other, 'no tensor')} for {other}, but others have {like.get(other, 'none')}"
             raise RefusedError(config.where, what)
 
 
@@ -85,21 +91,21 @@ _FIXED: dict[str, dict[str, tuple[Any, Any]]] = {
     "deepseek_v2": {"norm_topk_prob": (False, False)},
     "deepseek_v3": {"rope_interleave": (True, True), "scoring_func": (None, "sigmoid")},
 }
-"""Key to what transformers takes when config.json is silent, and what llama.cpp takes."""
+"""Key to transformers' default, and the value that llama.cpp always uses."""
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
-"""Of so many layers the last attends to the whole text."""
+"""Period of the layers that attend to the whole text: the last of so many."""
 _WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None}
-"""Whose window, which transformers has by default or not, is for all layers."""
+"""Model types with a window on all layers, and transformers' default for it."""
 _SQUARE = (
     "qwen2", "qwen2_moe", "olmo", "olmo2", "phi3", "starcoder2", "stablelm", "cohere", "cohere2", "nemotron", "gpt2", "falcon",
     "bloom",
 )  # fmt: skip
-"""Whose heads together are as wide as the model."""
+"""Model types whose heads together are as wide as the model."""
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def check_computed(config: Config) -> tuple[str, ...]:
-    """What comes out otherwise for long texts, a line each; RefusedError for a model of another function."""
+    """Return a note for each difference on long texts; raise RefusedError if llama.cpp computes something else."""
     for key, (usual, known) in _FIXED.get(config.model_type, {}).items():
         value = config.values.get(key, usual)
         if value != known:
@@ -117,7 +123,7 @@ def check_computed(config: Config) -> tuple[str, ...]:
 
 
 def _refuse(config: Config, said: str, known: str) -> None:
-    raise RefusedError(config.where, f"config.json: {said}, and llama.cpp's code for {config.model_type} has {known}")
+    raise RefusedError(config.where, f"config.json: {said}, but llama.cpp's code for {config.model_type} uses {known}")
 
 
 def _nothing(_: Config) -> None:
@@ -125,7 +131,7 @@ def _nothing(_: Config) -> None:
 
 
 def _layers(config: Config) -> None:
-    """Which layers have a window."""
+    """Check which layers have a window."""
     period, count = _PERIODS.get(config.model_type), config.count("num_hidden_layers")
     if not period:
         return
@@ -138,7 +144,7 @@ def _layers(config: Config) -> None:
     if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(whole) == count:
         return
     if whole != list(range(period - 1, count, period)):
-        _refuse(config, "other layers attend to the whole text", f"each {period}th for that")
+        _refuse(config, "other layers attend to the whole text", f"the last of every {period} layers for that")
 
 
 def _cohere(config: Config) -> None:
@@ -159,7 +165,7 @@ def _smollm3(config: Config) -> None:
     if said is None and isinstance(step, int) and step > 0:
         said = [int((layer + 1) % step != 0) for layer in range(count)]
     if said != known:
-        _refuse(config, "other layers are without a rotary embedding", "each 4th without one")
+        _refuse(config, "other layers are without a rotary embedding", "the last of every 4 layers without one")
 
 
 def _gemma3(config: Config) -> None:
@@ -210,7 +216,7 @@ def _rope(config: Config) -> tuple[str, ...]:
         _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "neither")
     _attention(config, 1 + 0.1 * math.log(max(1.0, config.rope_number("factor"))))
     if rope.get("truncate") is False:
-        return ("llama.cpp rounds the bounds of the rotary embedding's ramp, which this model doesn't (truncate)",)
+        return ("llama.cpp rounds the bounds of the rotary embedding's ramp, which this model does not (truncate)",)
     return ()
 
 
@@ -232,5 +238,5 @@ def _window(config: Config) -> tuple[str, ...]:
     if not isinstance(size, int) or size <= 0 or (isinstance(longest, int) and longest <= size):
         return ()
     return (
-        f"llama.cpp attends to the whole text, not to the last {size} tokens (sliding_window): longer ones come out otherwise",
+        f"llama.cpp attends to the whole text, not to the last {size} tokens (sliding_window): longer texts give other results",
     )

@@ -1,4 +1,4 @@
-"""A model's config.json with what transformers fills in, as llama.cpp's conversion sees it (`AutoConfig`, `to_dict`)."""
+"""A model's config.json with transformers' defaults, as llama.cpp's conversion reads it (`AutoConfig`, `to_dict`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from adapterhub_converters.errors import RefusedError
 
 _DIVIDED = ("llama", "mistral", "arcee", "nemotron", "cohere2", "seed_oss", "ernie4_5")
-"""Whose `head_dim`, when it is null, is that of the hidden size divided by the heads."""
+"""Model types whose null `head_dim` means the hidden size divided by the number of heads."""
 _MULTI_HEAD = (
     "llama", "granite", "olmo", "olmo2", "phi3", "cohere", "cohere2", "arcee", "nemotron", "deepseek_v2",
 )  # fmt: skip
-"""Which have a key head for every query head when it isn't said how many."""
+"""Model types with a key head for every query head by default."""
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6},
     "mistral": {"rms_norm_eps": 1e-6},
@@ -66,7 +66,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ernie4_5": {"rms_norm_eps": 1e-5, "head_dim": 128, "rope_theta": 5e5},
     "arcee": {"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
 }  # fmt: skip
-"""Values that a class of transformers 5.24 has when config.json is silent, as far as they go into a GGUF."""
+"""Defaults of the classes of transformers 5.24, as far as a GGUF contains them."""
 _OWN_NAMES = {"gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}}
 _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
@@ -76,7 +76,7 @@ _LARGEST = 3.4e38  # of float32
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a model; `rope` are its rotary embedding's, `sliding_rope` those of layers with a window."""
+    """The numbers of a model; `rope` are those of its rotary embedding, `sliding_rope` those of layers with a window."""
 
     where: str
     model_type: str
@@ -85,43 +85,43 @@ class Config:
     sliding_rope: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """A value; None when there is none."""
+        """A value; None if it is missing."""
         return self.values.get(key)
 
     def count(self, key: str) -> int:
-        """A whole number; RefusedError when it is missing or none."""
+        """A whole number; RefusedError if it is missing or not a whole number."""
         return self._whole(key, self.values.get(key))
 
     def _whole(self, key: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
-            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
+            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, but a GGUF needs a number there")
         return value
 
     def number(self, key: str) -> float:
-        """A number likewise."""
+        """A number; RefusedError if it is missing or not a number."""
         return self._float(key, self.values.get(key))
 
     def rope_number(self, key: str, default: float | None = None) -> float:
-        """A number of the rotary embedding; RefusedError when it is missing and there is no default."""
+        """A number of the rotary embedding; RefusedError if it is missing and there is no default."""
         return self._float(key, self.rope.get(key, default))
 
     def rope_count(self, key: str) -> int:
-        """A whole number of it."""
+        """A whole number of the rotary embedding."""
         value = self.rope.get(key)
         return self._whole(key, int(value) if isinstance(value, float) and value.is_integer() else value)
 
     def sliding_rope_number(self, key: str) -> float:
-        """A number of that of the layers with a window."""
+        """A number of the rotary embedding of layers with a window."""
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
-            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, and a GGUF needs a number there")
+            raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, but a GGUF needs a number there")
         return float(value)
 
 
 def configured(config: Mapping[str, Any], where: str) -> Config:
-    """The config of a model of text, with what its class says when the file doesn't."""
+    """Complete the config of a text model with the defaults of its class."""
     model_type = str(config.get("model_type"))
     if model_type not in _DEFAULTS:
         raise RefusedError(where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF")
@@ -141,7 +141,7 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
         values["head_dim"] = hidden // heads
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(values.get(key), dict | None):
-            raise RefusedError(where, f"config.json: {key} is no object")
+            raise RefusedError(where, f"config.json: {key} is not an object")
     rope, sliding = _rope(values, model_type)
     return Config(where, model_type, values, rope, sliding)
 

@@ -1,4 +1,7 @@
-"""What a GGUF says of a model beside its numbers: its name and size, how its makers sample it, and what it is stored in."""
+"""Write the metadata of a GGUF model, except for its vocabulary: `general.*` and the architecture's hyperparameters.
+
+The hyperparameters follow llama.cpp's `conversion/*.py`, `set_gguf_parameters`. A model is refused if
+llama.cpp ignores something that changes the function (an activation, a rotary embedding without tensors there)."""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ _SAMPLING = {
     "penalty_repeat": ("repetition_penalty", float), "penalty_last_n": ("penalty_last_n", int),
     "xtc_probability": ("xtc_probability", float), "xtc_threshold": ("xtc_threshold", float),
 }  # fmt: skip
-_STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))  # more than, times, unit
+_STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))  # above, factor, unit
 
 
 def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, Value]:
-    """The keys `general.*` but for the type that the tensors are stored in."""
+    """The keys `general.*`, except for those of the tensors' type."""
     made = {"general.architecture": string(gguf), "general.type": string("model")}
     for key, (asked, kind) in _SAMPLING.items():
         value = generation.get(asked)
@@ -49,7 +52,7 @@ def _rounded(count: int) -> str:
 
 
 def stored(wanted: str) -> dict[str, Value]:
-    """What the file is mostly made of (llama.h, `llama_ftype`)."""
+    """The keys of the type of most tensors (llama.h, `llama_ftype`)."""
     return {"general.file_type": u32(FILE_TYPES[wanted]), "general.quantization_version": u32(2)}
 
 
@@ -61,7 +64,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
 
 Numbers = dict[str, Value]
 
-_COUNTS = {  # of all architectures that have no list of their own; the first key that config.json has
+_COUNTS = {  # of all architectures without a list of their own; the first key found in config.json counts
     "context_length": ("max_position_embeddings",),
     "embedding_length": ("hidden_size",),
     "feed_forward_length": ("intermediate_size",),
@@ -84,7 +87,7 @@ _GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
 
 
 def _shared(config: Config) -> Numbers:
-    """What config.json says of these; RefusedError for a gating of experts that llama.cpp has not."""
+    """The keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
     made: Numbers = {}
     for key, names in _COUNTS.items():
         if name := _first_key(config.values, names):
@@ -96,7 +99,7 @@ def _shared(config: Config) -> Numbers:
     score = config.get("scoring_func")
     if score is not None:
         if not isinstance(score, str) or score not in _GATING:
-            raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not one that llama.cpp has")
+            raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not supported by llama.cpp")
         made["expert_gating_func"] = u32(_GATING[score])
     if config.get("head_dim") is not None:
         made["attention.key_length"] = made["attention.value_length"] = u32(config.count("head_dim"))
@@ -104,7 +107,7 @@ def _shared(config: Config) -> Numbers:
 
 
 def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
-    """The first of these names that has a value."""
+    """The first of the names with a value."""
     return next((name for name in names if values.get(name) is not None), None)
 
 
@@ -125,14 +128,14 @@ def _rope(config: Config) -> Numbers:
 
 
 def head_size(config: Config) -> int:
-    """The rows of a head."""
+    """The number of rows of a head."""
     if config.get("head_dim") is not None:
         return config.count("head_dim")
     return config.count("hidden_size") // config.count("num_attention_heads")
 
 
 def rotated(config: Config) -> int:
-    """How many of a head's numbers the rotary embedding turns, where the factor counts in the hidden size."""
+    """The rotated dimensions of a head, where the partial factor applies to the hidden size."""
     factor = config.rope_number("partial_rotary_factor", 1.0)
     return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
 
@@ -150,7 +153,7 @@ def _llama(config: Config) -> Numbers:
 
 def _granite(config: Config) -> Numbers:
     if config.get("head_dim") not in (None, config.count("hidden_size") // config.count("num_attention_heads")):
-        raise RefusedError(config.where, "config.json: a head_dim of its own, which llama.cpp's granite has not")
+        raise RefusedError(config.where, "config.json: a head_dim of its own, which llama.cpp's granite does not support")
     made = _llama(config)
     keys = {
         "attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
@@ -176,7 +179,7 @@ def _window(config: Config) -> Numbers:
 
 def _gemma3(config: Config) -> Numbers:
     if config.get("attn_logit_softcapping") is not None:
-        raise RefusedError(config.where, "config.json: attn_logit_softcapping, which llama.cpp's gemma3 has not")
+        raise RefusedError(config.where, "config.json: attn_logit_softcapping, which llama.cpp's gemma3 does not support")
     made = _window(config) if config.get("sliding_window_pattern") != 1 else {}
     key = "final_logit_softcapping"
     return made | ({key: f32(config.number(key))} if config.get(key) else {})
@@ -200,7 +203,7 @@ def _cohere2(config: Config) -> Numbers:
 
 def _glm4(config: Config) -> Numbers:
     if "mrope_section" in config.rope:
-        raise RefusedError(config.where, "config.json: a rotary embedding in sections, which only a model of images has")
+        raise RefusedError(config.where, "config.json: a rotary embedding in sections, which only vision models have")
     return {"rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.5)))}
 
 
@@ -257,7 +260,7 @@ _MORE: dict[str, Callable[[Config], Numbers]] = {
     "gemma3": _gemma3, "command-r": _cohere, "cohere2": _cohere2, "glm4": _glm4, "gpt-oss": _gpt_oss, "deepseek2": _deepseek2,
     "olmo": _olmo, "nemotron": _nemotron,
 }  # fmt: skip
-"""What an architecture says beside, or instead of, what all say."""
+"""Keys that an architecture adds to, or changes in, the shared ones."""
 
 
 def _some(config: Config, *keys: str) -> Numbers:
@@ -270,7 +273,7 @@ _RMS, _NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 def _check_theta(config: Config, name: str) -> None:
     if config.rope.get("rope_theta") != 10000.0:
-        raise RefusedError(config.where, f"config.json: a rope_theta of its own, which llama.cpp's {name} has no key for")
+        raise RefusedError(config.where, f"config.json: a rope_theta of its own, for which llama.cpp's {name} has no key")
 
 
 def _gemma(config: Config) -> Numbers:
@@ -279,11 +282,13 @@ def _gemma(config: Config) -> Numbers:
 
 
 def _gemma2(config: Config) -> Numbers:
-    # llama.cpp knows the scale of the queries by the number of layers (src/models/gemma2.cpp).
+    # llama.cpp derives the scale of the queries from the number of layers (src/models/gemma2.cpp).
     divided = config.count("hidden_size") / config.count("num_attention_heads")
     wanted = divided if config.count("num_hidden_layers") == 46 else config.count("head_dim")
     if config.get("query_pre_attn_scalar") not in (None, wanted):
-        raise RefusedError(config.where, f"config.json: query_pre_attn_scalar is not {wanted:g}, by which llama.cpp scales")
+        raise RefusedError(
+            config.where, f"config.json: query_pre_attn_scalar is not {wanted:g}, the only one llama.cpp supports"
+        )
     capped = {key: f32(config.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return _gemma(config) | capped | _window(config)
 
@@ -338,7 +343,7 @@ def _gpt2(config: Config) -> Numbers:
 def _only(config: Config, asked: Mapping[str, object], name: str) -> None:
     for key, value in asked.items():
         if config.get(key) not in (None, value):
-            raise RefusedError(config.where, f"config.json: {key} is {config.get(key)}, and llama.cpp's {name} has {value}")
+            raise RefusedError(config.where, f"config.json: {key} is {config.get(key)}, but llama.cpp's {name} uses {value}")
 
 
 def _stablelm(config: Config) -> Numbers:
@@ -356,7 +361,7 @@ _OWN: dict[str, Callable[[Config], Numbers]] = {
     "gemma": _gemma, "gemma2": _gemma2, "phi3": _phi3, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2,
     "stablelm": _stablelm,
 }  # fmt: skip
-"""Architectures with a list of their own."""
+"""Architectures with their own list of keys."""
 
 
 # ---- All keys under an architecture's prefix
@@ -367,41 +372,39 @@ _ACTIVATIONS = {
     "gemma": _GELU, "gemma2": _GELU, "gemma3": _GELU, "starcoder2": _GELU, "gpt2": _GELU, "falcon": _GELU, "bloom": _GELU,
     "nemotron": ("relu2",), "arcee": ("relu2",),
 }  # fmt: skip
-"""What llama.cpp computes (`src/models/*.cpp`); all others silu. Its gelu is the tanh approximation."""
+"""The activations that llama.cpp computes (`src/models/*.cpp`); silu for all others. Its gelu is the tanh approximation."""
 _SCALED = {
     **dict.fromkeys(("llama", "granite", "smollm3", "arcee"), ("default", "linear", "yarn", "llama3")),
     "phi3": ("default", "longrope", "su"),
     **dict.fromkeys(("command-r", "cohere2"), ("default",)),
 }
-"""Types of rotary embeddings whose scaling llama.cpp's conversion writes, as numbers or as tensors."""
+"""Types of rotary embeddings with a scaling that llama.cpp's conversion writes, as numbers or tensors."""
 
 
 def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
-    """Key under the architecture's prefix to value."""
+    """The hyperparameters: key under the architecture's prefix to value."""
     _check(architecture, config)
     special = _OWN.get(architecture.gguf)
     made = special(config) if special else _shared(config) | _MORE.get(architecture.gguf, _nothing)(config)
-    if architecture.gguf == "granite":  # which has no head_dim of its own
+    if architecture.gguf == "granite":  # llama.cpp has no head_dim for it
         made = {key: value for key, value in made.items() if key not in ("attention.key_length", "attention.value_length")}
     return {"block_count": u32(config.count("num_hidden_layers"))} | made
 
 
 def _check(architecture: Architecture, config: Config) -> None:
     known = _ACTIVATIONS.get(architecture.gguf, ("silu", "swish"))
-    # An old Gemma says "gelu" in hidden_act and means the other key, which is null.
+    # hidden_act is "gelu" in an old Gemma, but its null hidden_activation counts.
     key = next((key for key in ("hidden_activation", "hidden_act", "activation_function", "activation") if config.get(key)), "")
     if key and config.get(key) not in known:
-        what = f"config.json: {key} is {config.get(key)}, and llama.cpp's {architecture.gguf} computes {known[-1]}"
+        what = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {known[-1]}"
         raise RefusedError(config.where, what)
     kind = config.rope["rope_type"]
     if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in _OWN else ("default", "linear", "yarn")):
-        what = (
-            f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} leaves out"
-        )
+        what = f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} ignores"
         raise RefusedError(config.where, what)
     if config.sliding_rope.get("rope_type", "default") != "default":
         raise RefusedError(
-            config.where, "the rotary embedding of the layers with a window is scaled, which llama.cpp has no key for"
+            config.where, "the rotary embedding of the layers with a window is scaled, for which llama.cpp has no key"
         )
 
 

@@ -1,7 +1,7 @@
-"""A SentencePiece vocabulary out of a tokenizer.model (llama.cpp, `conversion/base.py`, `_create_vocab_sentencepiece`).
+"""Convert a SentencePiece vocabulary from a tokenizer.model (llama.cpp, `conversion/base.py`, `_create_vocab_sentencepiece`).
 
 The file is a protobuf message, `ModelProto` of sentencepiece_model.proto: pieces in field 1 (text, score, type), the trainer's
-settings in 2 (the kind of model in 3), the normalizer's in 3 (whether a space is put before a text in 3).
+settings in 2 (the kind of model in 3), the normalizer's in 3 (whether a space is added before a text in 3).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer
 
 NAME = "tokenizer.model"
 _BPE = 2  # TrainerSpec.ModelType
-_USER_DEFINED_PIECE = 4  # ModelProto.SentencePiece.Type; the others are numbered as llama.cpp's types are
+_USER_DEFINED_PIECE = 4  # ModelProto.SentencePiece.Type; the other types have the same numbers in llama.cpp
 _MAX = 64 << 20  # bytes; a quarter of a million pieces take 5 MB
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a tokenizer.model says: text, score and type of each piece, and whether a space is put before a text."""
+    """The contents of a tokenizer.model: text, score, and type of each piece, and whether a space is added before a text."""
 
     pieces: tuple[tuple[str, float, int], ...]
     prefixed: bool
 
 
 def read_pieces(tokenizer: Tokenizer) -> Pieces:
-    """The pieces of the file in the tokenizer's folder; RefusedError for a model of another kind than BPE."""
+    """Read the tokenizer.model in the tokenizer's folder; RefusedError if it is not a BPE model."""
     path = tokenizer.folder / NAME
     try:
         if path.stat().st_size > _MAX:
@@ -52,7 +52,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     if not pieces:
         raise FormatError(str(path), "not a SentencePiece model: it has no pieces")
     if kind != _BPE:
-        raise RefusedError(str(path), "not a BPE model, and llama.cpp would merge it as one")
+        raise RefusedError(str(path), "not a BPE model, but llama.cpp would merge it as one")
     return Pieces(tuple(pieces), prefixed)
 
 
@@ -60,17 +60,17 @@ def _piece(raw: Any, where: str) -> tuple[str, float, int]:
     found = dict(_fields(raw, where))
     text, score, kind = found.get(1, b""), found.get(2, 0.0), found.get(3, NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, float) or not isinstance(kind, int) or not 1 <= kind <= 6:
-        raise FormatError(where, "a piece that is none")
+        raise FormatError(where, "a malformed piece")
     try:
         return text.decode(), score, NORMAL if kind == _USER_DEFINED_PIECE else kind
     except UnicodeDecodeError as error:
-        raise FormatError(where, "a piece that is not UTF-8") from error
+        raise FormatError(where, "a piece is not UTF-8") from error
 
 
 def _fields(raw: Any, where: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of the fields of a message: an integer, a float, or bytes."""
+    """Iterate over the fields of a message: number, and value as an integer, a float, or bytes."""
     if not isinstance(raw, bytes):
-        raise FormatError(where, "a number where a message should be")
+        raise FormatError(where, "a number in place of a message")
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at, where)
@@ -105,14 +105,14 @@ def _varint(raw: bytes, at: int, where: str) -> tuple[int, int]:
 
 
 def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = False) -> dict[str, Value]:
-    """Tokens, scores and types for a model with `size` rows of embeddings; Phi-3's added tokens are never taken for special."""
+    """Tokens, scores, and types for a model with `size` rows of embeddings; Phi-3's added tokens never become special."""
     tokens = [f"[PAD{number}]" for number in range(size)]
     scores, types = [-10000.0] * size, [UNUSED] * size
     for number, piece in enumerate(pieces.pieces[:size]):
         tokens[number], scores[number], types[number] = piece
     for number, text, kind in _added(tokenizer, phi=phi):
         if not 0 <= number < size:
-            raise RefusedError(tokenizer.where, f"an added token {number}, and the model has {size} rows of embeddings")
+            raise RefusedError(tokenizer.where, f"an added token {number}, but the model has {size} rows of embeddings")
         tokens[number], scores[number], types[number] = text, -1000.0, kind
     return {
         "tokenizer.ggml.model": string("llama"),

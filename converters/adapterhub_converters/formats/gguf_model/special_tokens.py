@@ -1,4 +1,4 @@
-"""The numbers and names of a GGUF's vocabulary, `tokenizer.ggml.*`, which a model's tokenizer is read from and written to."""
+"""Convert special tokens and chat templates to GGUF's keys (gguf-py, `vocab.py`, `SpecialVocab`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from adapterhub_converters.containers.gguf_file import Value, boolean, string, s
 from adapterhub_converters.errors import FormatError, RefusedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-"""Of `token_type` (llama.h, `enum llama_token_type`)."""
+"""Values of `token_type` (llama.h, `enum llama_token_type`)."""
 
 SPECIAL = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask", "eot": "eot",
 }  # fmt: skip
-"""What transformers calls a special token, to what GGUF calls it (gguf-py, `constants.py`, `Keys.Tokenizer`)."""
+"""transformers' name of a special token to GGUF's (gguf-py, `constants.py`, `Keys.Tokenizer`)."""
 
 
 def id_key(kind: str) -> str:
@@ -29,12 +29,12 @@ def id_key(kind: str) -> str:
 
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
-_ADDED = ("bos", "eos", "sep")  # there are keys for
+_ADDED = ("bos", "eos", "sep")  # with a key of their own
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The documents of a tokenizer: empty where there is no file."""
+    """The documents of a tokenizer; empty for a missing file."""
 
     folder: Path
     json: Mapping[str, Any]
@@ -44,12 +44,12 @@ class Tokenizer:
 
     @property
     def where(self) -> str:
-        """For errors."""
+        """The folder, for errors."""
         return str(self.folder)
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """What lies in a model's folder of a tokenizer."""
+    """Read the tokenizer's documents in a model's folder."""
     tokenizer, said = folder / "tokenizer.json", folder / "tokenizer_config.json"
     found = [_read(path) if path.is_file() else {} for path in (tokenizer, said)]
     return Tokenizer(folder, found[0], found[1], config)
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
     document = json_file.parse_object(json_file.read_text(path, _MAX), str(path))
     for name, good in (_JSON if path.name == "tokenizer.json" else _CONFIG).items():
         if not good(document.get(name)):
-            raise FormatError(str(path), f"{name} is not what a tokenizer has there")
+            raise FormatError(str(path), f"{name} is malformed")
     return document
 
 
@@ -113,21 +113,21 @@ _MAX = 256 << 20  # bytes of a tokenizer.json; those of a quarter of a million t
 
 @dataclass
 class _Special:
-    """What is gathered; `texts` are those that tokenizer_config.json has or that are read out of the template."""
+    """The special tokens found so far; `texts` come from tokenizer_config.json or the template."""
 
     texts: dict[str, Any]
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
 
     def set(self, kind: str, number: Any, count: int | None) -> None:
-        """The first that is said of a kind holds."""
+        """Set the id of a kind, unless it is already set."""
         known = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < (1 << 32 if count is None else count)
         if known and kind not in self.ids:
             self.ids[kind] = number
 
 
 def special_tokens(tokenizer: Tokenizer, count: int | None, more: Mapping[str, int] | None = None) -> dict[str, Value]:
-    """The keys of special tokens, each id below `count`; `more` are ids that hold where none is said."""
+    """The keys of special tokens, each id below `count`; `more` are default ids."""
     found = _Special(dict(tokenizer.config))
     kinds: tuple[str, ...] = _KINDS
     if tokenizer.json:
@@ -155,7 +155,7 @@ def _configured(tokenizer: Tokenizer, found: _Special, kinds: Sequence[str], cou
 
 
 def _processed(tokenizer: Tokenizer, found: _Special) -> tuple[str, ...]:
-    """What the post-processor of tokenizer.json adds; the kinds that come with it."""
+    """Record the tokens that the post-processor of tokenizer.json adds; return the extra kinds."""
     for kind, other in (("bos", "cls"), ("eos", "sep")):
         if found.texts and not found.texts.get(f"{kind}_token") and found.texts.get(f"{other}_token"):
             found.texts[f"{kind}_token"] = found.texts[f"{other}_token"]
@@ -168,13 +168,13 @@ def _processed(tokenizer: Tokenizer, found: _Special) -> tuple[str, ...]:
         elif one.get("type") == "TemplateProcessing":
             more += _template(tokenizer, one, found)
         else:
-            what = f"tokenizer.json: a post-processor {str(one.get('type'))[:40]!r}, and what it adds isn't known"
+            what = f"tokenizer.json: a post-processor {str(one.get('type'))[:40]!r}, which is not supported"
             raise RefusedError(tokenizer.where, what)
     return more
 
 
 def _template(tokenizer: Tokenizer, processor: Mapping[str, Any], found: _Special) -> tuple[str, ...]:
-    """`<s> A </s>`: which special token comes first, and which last."""
+    """Record the first and the last token of a template such as `<s> A </s>`; return the extra kinds."""
     single = processor.get("single", [])
     inner = [part for part in single if "Sequence" in part]
     first = _special(single[0]) if len(single) > 1 else None
@@ -192,19 +192,21 @@ def _template(tokenizer: Tokenizer, processor: Mapping[str, Any], found: _Specia
             found.texts["eot_token"], found.texts["eos_token"] = found.texts.get("eos_token"), last
         found.add["eos"] = True
     if first and not found.add["bos"]:
-        raise RefusedError(tokenizer.where, f"tokenizer.json: {first!r} is put before a text and isn't the first token of one")
+        raise RefusedError(
+            tokenizer.where, f"tokenizer.json: {first!r} is added before a text but is neither the bos nor the cls token"
+        )
     _separated(processor, first, last, found)
     return more
 
 
 def _special(part: Mapping[str, Any]) -> str | None:
-    """The special token that a part of a template is, if it is one."""
+    """The special token in a part of a template; None if there is none."""
     token = part.get("SpecialToken")
     return str(token["id"]) if isinstance(token, dict) and "id" in token else None
 
 
 def _separated(processor: Mapping[str, Any], first: str | None, last: str | None, found: _Special) -> None:
-    """Whether a token is put between two texts; said only where something lies there."""
+    """Record whether a token is added between two texts, if the template has anything there."""
     ids = [_special(part) for part in processor.get("pair", [])]
     ids = ids[bool(first and ids and ids[0] == first) : len(ids) - bool(last and ids and ids[-1] == last)]
     between = ids[1:-1]
@@ -222,14 +224,14 @@ def _text(found: _Special, kind: str) -> Any:
 
 
 def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
-    """The chat template, or several with their names; none without a tokenizer_config.json, as llama.cpp has it."""
+    """The chat template, or several by name; none without a tokenizer_config.json, as in llama.cpp."""
     if not tokenizer.config:
         return {}
-    said = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _beside(tokenizer.folder)
+    said = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _template_file(tokenizer.folder)
     if said is None or isinstance(said, str):
         return {"tokenizer.chat_template": string(said)} if said is not None else {}
     if not _objects(said):
-        raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of them")
+        raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of texts")
     made: dict[str, Value] = {}
     named = []
     for one in said:
@@ -241,7 +243,7 @@ def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
     return made | ({"tokenizer.chat_templates": strings(named)} if named else {})
 
 
-def _beside(folder: Path) -> Any:
+def _template_file(folder: Path) -> Any:
     jinja, document = folder / "chat_template.jinja", folder / "chat_template.json"
     if jinja.is_file():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))

@@ -1,9 +1,9 @@
-"""A GGUF base model dequantized to a Hugging Face folder, so that it can be trained and merged.
+"""Dequantize a GGUF base model to a Hugging Face folder, so that it can be trained and merged.
 
-All numbers come from the file's metadata; what isn't understood is refused by name rather than guessed. The
-tokenizer is written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
-`llm_tokenizer_bpe`), so that training sees the ids that llama.cpp will see. llama.cpp's converter permutes the
-rows of q and k for its rotary embedding (`conversion/llama.py`, `permute`); here they go back.
+All numbers come from the file's metadata; anything unknown is refused by name rather than guessed. The tokenizer is
+written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
+`llm_tokenizer_bpe`), so that training uses the ids that llama.cpp will use. llama.cpp's converter permutes the rows of
+q and k for its rotary embedding (`conversion/llama.py`, `permute`); here the permutation is undone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IDS = {f"{kind}_token_id": id_key(kind) for kind in ("bos", "eos", "pad")}  # o
 
 @dataclass(frozen=True)
 class GGUFBase:
-    """An open GGUF file, seen as a model of the llama architecture."""
+    """An open GGUF file with a model of the llama architecture."""
 
     where: str
     file: GGUFFile
@@ -45,10 +45,10 @@ class GGUFBase:
         return {name: tensor.shape for name, tensor in self.file.tensors.items()}
 
     def number(self, key: str) -> Any:
-        """A metadata value under the architecture's prefix; RefusedError when it is missing."""
+        """A metadata value under the architecture's prefix; RefusedError if it is missing."""
         name = f"{self.metadata['general.architecture']}.{key}"
         if name not in self.metadata:
-            raise RefusedError(self.where, f"there is no {name}, which the model's config needs")
+            raise RefusedError(self.where, f"the key {name} is missing, which the model's config needs")
         value = self.metadata[name]
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number")
@@ -58,8 +58,8 @@ class GGUFBase:
 def to_hf(gguf: Path, out: Path) -> None:
     """Write the base in `gguf` as the folder `out`: config, weights in bf16, tokenizer and chat template.
 
-    `out` appears whole or not at all, and must not hold anything yet. Memory is bounded by one tensor in float32.
-    Raises RefusedError for an architecture, a tensor or a pre-tokenizer that isn't understood.
+    `out` appears whole or not at all, and must not exist or be empty. Memory is bounded by one tensor in float32.
+    Raises RefusedError for an unsupported architecture, tensor, or pre-tokenizer.
     """
     atomic.check_free(out)
     with GGUFFile(gguf) as file:
@@ -67,7 +67,7 @@ def to_hf(gguf: Path, out: Path) -> None:
 
 
 def documents(base: GGUFBase) -> dict[str, str]:
-    """Name and text of the files that a Hugging Face folder has beside the weights."""
+    """Name and text of the files of a Hugging Face folder other than the weights."""
     return {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
@@ -84,7 +84,7 @@ def _write(base: GGUFBase, out: Path) -> None:
 
 
 def tokenizer_files(base: GGUFBase) -> dict[str, str]:
-    """The text of each file of the tokenizer, the chat template among them."""
+    """Name and text of the tokenizer's files, including the chat template."""
     texts = {
         "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
         "tokenizer_config.json": _json(_tokenizer_config(base)),
@@ -97,15 +97,19 @@ def config(base: GGUFBase) -> dict[str, Any]:
     """The `config.json` of a Llama, every number from the file's metadata."""
     architecture = base.metadata.get("general.architecture")
     if architecture != "llama":
-        raise RefusedError(base.where, f"architecture {architecture!r} isn't turned into a Hugging Face model yet, only llama")
+        raise RefusedError(
+            base.where, f"architecture {architecture!r} cannot be converted to a Hugging Face model yet, only llama"
+        )
     for key in ("rope.scaling.type", "expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
         value = base.metadata.get(f"llama.{key}")
         if value not in (None, 0, "none"):
-            raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and isn't carried over yet")
+            raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and is not supported yet")
     heads, hidden = base.number("attention.head_count"), base.number("embedding_length")
     kv_heads = base.metadata.get("llama.attention.head_count_kv", heads)
     if not isinstance(heads, int) or not isinstance(kv_heads, int):
-        raise RefusedError(base.where, "its layers differ in their number of heads, which a Hugging Face llama cannot")
+        raise RefusedError(
+            base.where, "its layers differ in their number of heads, which a Hugging Face llama does not support"
+        )
     head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
     if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
@@ -133,7 +137,7 @@ def config(base: GGUFBase) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-    # GGUF holds float32: 9.999999747378752e-06 there is the 1e-05 that the model's own config said.
+    # GGUF stores float32: 9.999999747378752e-06 was 1e-05 in the model's own config.
     return float(str(np.float32(value)))
 
 
@@ -142,7 +146,7 @@ def _generation_config(base: GGUFBase) -> dict[str, Any]:
 
 
 class GGUFWeights:
-    """The tensors of a model under their Hugging Face names, each dequantized and put in order when asked for."""
+    """The tensors of a model under their Hugging Face names, each dequantized and reordered on demand."""
 
     def __init__(self, base: GGUFBase) -> None:
         self._base, self._numbers = base, config(base)
@@ -152,7 +156,7 @@ class GGUFWeights:
             stem, _, kind = name.rpartition(".")
             module = self._architecture.module(stem)
             if module is None or kind != "weight":
-                raise RefusedError(base.where, f"tensor {name[:80]!r} isn't one of a llama's that are carried over")
+                raise RefusedError(base.where, f"tensor {name[:80]!r} is not a supported tensor of a llama")
             self._sources[f"{module}.weight"] = name
 
     @property
@@ -176,7 +180,7 @@ def _write_weights(base: GGUFBase, path: Path) -> None:
 
 
 # The splitting rules of a pre-tokenizer, applied one after the other (`llm_tokenizer_bpe`, `regex_exprs`), in terms
-# of the tokenizers library: every digit alone, then GPT-2's expression, which is what ByteLevel applies.
+# of the tokenizers library: every digit alone, then GPT-2's expression, which ByteLevel applies.
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "smollm": [
         {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": False},
@@ -187,18 +191,20 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def tokenizer(base: GGUFBase) -> dict[str, Any]:
-    """The `tokenizer.json` that gives llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
+    """The `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
     model, pre = base.metadata.get("tokenizer.ggml.model"), base.metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
-        raise RefusedError(base.where, f"tokenizer model {model!r} isn't turned into a tokenizer.json yet, only gpt2")
+        raise RefusedError(base.where, f"tokenizer model {model!r} cannot be converted to a tokenizer.json yet, only gpt2")
     if pre not in _PRE_TOKENIZERS:
         known = ", ".join(sorted(_PRE_TOKENIZERS))
-        raise RefusedError(base.where, f"pre-tokenizer {pre!r} isn't known, only {known}; another one would split differently")
+        raise RefusedError(
+            base.where, f"pre-tokenizer {pre!r} is not supported, only {known}; another one would split differently"
+        )
     tokens = base.metadata["tokenizer.ggml.tokens"]
     types = [int(kind) for kind in base.metadata["tokenizer.ggml.token_type"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise RefusedError(base.where, "two tokens of the vocabulary are the same text; tokenizer.json cannot say that")
+        raise RefusedError(base.where, "two tokens of the vocabulary are the same text, which tokenizer.json does not support")
     return {
         "version": "1.0",
         "truncation": None,
@@ -233,7 +239,7 @@ def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
 
 
 def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
-    """A template that adds what llama.cpp adds: `add_bos_token` and `add_eos_token`, both off for gpt2 unless said."""
+    """A template that adds the same tokens as llama.cpp: `add_bos_token` and `add_eos_token`, both off by default for gpt2."""
     ids = {
         kind: int(base.metadata[id_key(kind)])
         for kind in ("bos", "eos")

@@ -1,7 +1,7 @@
-"""The vocabulary of a model folder in GGUF's keys, by the file that it is in and what its architecture does with it.
+"""Convert the vocabulary of a model folder to GGUF's keys, by its file and architecture.
 
-As llama.cpp's `set_vocab` of each class (`conversion/*.py`) has it. A folder without a tokenizer becomes a model that
-llama.cpp runs on ids of tokens alone, and that is said.
+The rules are those of `set_vocab` of each class in llama.cpp (`conversion/*.py`). A folder without a tokenizer becomes a model
+that llama.cpp runs on token ids only, with a note.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _LLAMA = ("llama", "arcee", "smollm3", "granite")
 _PIECES_ONLY = ("gemma", "gemma2", "nemotron", "ernie4_5")
 _EITHER = (*_LLAMA, "qwen2", "qwen3", "gemma3", "phi3")
 _NO_SPACE = ("gemma", "gemma2", "gemma3")
-_CODE_LLAMA, _SMALL_CODE = 32016, 49152  # rows of embeddings by which llama.cpp knows models
-NOTHING = "the folder has no tokenizer: llama.cpp runs the model on ids of tokens, and not on text"
+_CODE_LLAMA, _SMALL_CODE = 32016, 49152  # rows of embeddings by which llama.cpp recognizes models
+NOTHING = "the folder has no tokenizer: llama.cpp can run the model on token ids, but not on text"
 
 
 def vocabulary(architecture: Architecture, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """The keys `tokenizer.*` for a model with `size` rows of embeddings, and what is to be said; RefusedError by name."""
+    """The keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
     gguf, folder = architecture.gguf, tokenizer.folder
     pieces = (folder / sentencepiece.NAME).is_file()
     if not pieces and not tokenizer.json:
         others = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
         if others:
-            raise RefusedError(str(folder), f"a tokenizer in {others[0]} alone", "Save it as tokenizer.json")
+            raise RefusedError(str(folder), f"a tokenizer in {others[0]} only", "Save it as tokenizer.json")
         return {"tokenizer.ggml.model": string("none"), f"{gguf}.vocab_size": u32(size)}, (NOTHING,)
     if pieces and (gguf in _PIECES_ONLY or (gguf in _EITHER and not _is_gpt2(gguf, tokenizer))):
         return _of_pieces(gguf, tokenizer, size), ()
     if gguf in _PIECES_ONLY or not tokenizer.json:
         wanted = sentencepiece.NAME if gguf in _PIECES_ONLY else "tokenizer.json"
-        raise RefusedError(str(folder), f"llama.cpp's {gguf} takes its vocabulary from {wanted}, which is not there")
+        raise RefusedError(str(folder), f"llama.cpp's {gguf} reads its vocabulary from {wanted}, which is missing")
     return _of_bytes(gguf, tokenizer, size), ()
 
 
@@ -45,14 +45,14 @@ def _is_gpt2(gguf: str, tokenizer: Tokenizer) -> bool:
 def _of_pieces(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
     pieces = sentencepiece.read_pieces(tokenizer)
     made = sentencepiece.vocabulary(tokenizer, pieces, size, phi=gguf == "phi3")
-    # llama.cpp says so of every Gemma, for the sake of those for code (conversion/gemma.py).
+    # llama.cpp sets it for every Gemma, for the code models' sake (conversion/gemma.py).
     made |= special_tokens(tokenizer, size, {"eot": 107} if gguf == "gemma" else None)
     if gguf == "nemotron":
         made |= {"tokenizer.ggml.padding_token_id": u32(0), "tokenizer.ggml.unknown_token_id": u32(1)}
     made |= _spaced(gguf, tokenizer)
     prefixed = made.get("tokenizer.ggml.add_space_prefix")
     if pieces.prefixed != (prefixed is None or bool(prefixed.value)):
-        what = f"{sentencepiece.NAME} {'puts a' if pieces.prefixed else 'puts no'} space before a text, and llama.cpp would"
+        what = f"{sentencepiece.NAME} {'adds a' if pieces.prefixed else 'adds no'} space before a text, but llama.cpp would"
         raise RefusedError(tokenizer.where, f"{what}{' not' if pieces.prefixed else ''}")
     return made | _llama(gguf, tokenizer, size)
 
@@ -69,7 +69,7 @@ def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
 
 
 def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
-    """Whether a space is put before a text, where the class of llama.cpp's conversion says so."""
+    """The key for a space before a text, for classes of llama.cpp's conversion that write it."""
     if gguf in _NO_SPACE:
         return {"tokenizer.ggml.add_space_prefix": boolean(False)}
     said = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5") else None
