@@ -260,7 +260,8 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     if code is None:
         raise error
     where = error.where.removeprefix(str(path)).lstrip("/\\")
-    return Problem(code, where or path.name, "", error.what, error.hint)
+    repairable = error.code == "peft-type-missing"
+    return Problem(code, where or path.name, "", error.what, error.hint, repairable=repairable)
 
 
 def _pickles(path: Path) -> Iterator[Problem]:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
-from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
+
+if TYPE_CHECKING:
+    from adapterhub_converters.containers.gguf_file import GGUFHeader
+
+_GGUF = b"GGUF"
 
 
 class _Headers(OpenFile):
     """The header of a file that may be a GGUF or a safetensors file."""
 
     is_gguf = False
-    gguf: gguf_file.GGUFHeader | None = None
+    gguf: GGUFHeader | None = None
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
-        self.is_gguf = self._read_at(0, len(gguf_file.MAGIC)) == gguf_file.MAGIC
+        self.is_gguf = self._read_at(0, len(_GGUF)) == _GGUF
         try:
             if self.is_gguf:
+                from adapterhub_converters.containers import gguf_file  # late: a check of a PEFT adapter does not need it
+
                 self.gguf = gguf_file.read_header(self._read_at, size, self.where)
             else:
                 self.safetensors = safetensors_file.read_header(self._read_at, size, self.where)
@@ -52,7 +60,7 @@ class Candidate:
         return tuple(self.header.tensors) if self.header else ()
 
     @property
-    def gguf(self) -> gguf_file.GGUFHeader | None:
+    def gguf(self) -> GGUFHeader | None:
         """The checked header of a GGUF file; None for any other path, and for a malformed file."""
         return self._headers.gguf if self._headers else None
 
