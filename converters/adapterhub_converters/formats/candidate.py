@@ -12,7 +12,7 @@ from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
 
 if TYPE_CHECKING:
-    from adapterhub_converters.containers import gguf_file
+    pass
 
 _GGUF = b"GGUF"
 
@@ -21,7 +21,7 @@ class _Headers(OpenFile):
     """The header of a file that may be a GGUF or a safetensors file."""
 
     is_gguf = False
-    gguf: gguf_file.GGUFHeader | None = None
+    gguf: GGUFHeader | None = None
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
@@ -60,7 +60,7 @@ class Candidate:
         return tuple(self.header.tensors) if self.header else ()
 
     @property
-    def gguf(self) -> gguf_file.GGUFHeader | None:
+    def gguf(self) -> GGUFHeader | None:
         """The checked header of a GGUF file; None for any other path, and for a malformed file."""
         return self._headers.gguf if self._headers else None
 
