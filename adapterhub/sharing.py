@@ -466,9 +466,9 @@ def pull(
         version = registry.resolve(ref)
         check_policy(Local(registry, ref.name), version.digest, source, workspace)
         if conversion is not None:
-            from adapterhub_converters.formats import convert
+            from adapterhub_converters import formats
 
-            suffix = convert.ENDINGS.get(conversion.to, "")
+            suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
             target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
             form = conversion_cache.pull(registry, ref, target, conversion, base=base, model=model, policy=workspace.rules())
             workspace.deprecated(form.version.ref, form.version.deprecated)

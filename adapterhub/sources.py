@@ -266,7 +266,7 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
     """
     text = os.fspath(base)
     if text.lower().startswith(_ADDRESSES):
-        from adapterhub.bases.address import read_url
+        from adapterhub.bases.remote import read_url
 
         return read_url(text, workspace.hub())
     name = base_name(text, workspace)

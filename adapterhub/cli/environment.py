@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from adapterhub.workspace import Workspace, project_file, user_folder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
+from . import errors
 from .options import JOBS, RATE, Settings
 
 if TYPE_CHECKING:
@@ -291,5 +292,5 @@ def hinting(ref: str) -> Iterator[None]:
     except NotFoundError as error:
         with suppress(AdapterhubError):
             if (name := default_remote()) and name in remotes():
-                error.hint = f"{error.hint}; `--remote` asks {name}" if error.hint else f"`--remote` asks {name}"
+                errors.add_hint(error, f"`--remote` asks {name}", separator="; ")
         raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 from .progress import EVENTS, QUIET
@@ -21,9 +22,6 @@ from .progress import EVENTS, QUIET
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
 
-# Spelled out here so that help and completion need not import the formats (numpy); tests compare.
-FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron")
-DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
 # What people type to the command that does it.
 SYNONYMS = {
     "add": "push", "check": "validate", "cp": "copy", "delete": "rm", "download": "pull", "export": "bundle", "get": "pull",
@@ -239,15 +237,14 @@ def _into_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None
 _IMAGE = "image"  # not a format of adapters, but what an adapter is packaged as at a remote
 
 
-def to_option(*more: str, **settings: Any) -> Decorator:
+def to_option(names: Sequence[str], **settings: Any) -> Decorator:
     """`--to FORMAT`, the argument `style`."""
-    formats = (*FORMATS, *more)
-    help_text = f"Format: convert to {', '.join(formats)}."
-    return click.option("--to", "style", metavar="FORMAT", type=click.Choice(formats), help=help_text, **settings)
+    help_text = f"Format: convert to {', '.join(names)}."
+    return click.option("--to", "style", metavar="FORMAT", type=click.Choice(names), help=help_text, **settings)
 
 
 _LOSSES = (
-    dtype_option(DTYPES, "a GGUF file", default="source"),
+    dtype_option(formats.DTYPES, "a GGUF file", default="source"),
     click.option("--allow-approx", is_flag=True, help="Approximate what the format cannot express by low-rank deltas."),
     click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names."),
 )
@@ -275,7 +272,7 @@ def conversion_options(*more: str) -> Decorator:
         ) -> Any:
             return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
 
-        return to_option(*more)(loss_options(call))
+        return to_option((*formats.FORMATS, *more))(loss_options(call))
 
     return decorate
 

@@ -26,7 +26,7 @@ from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import FORMATS, peft
 
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .package_files import Listing
@@ -190,7 +190,7 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 
 def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
-    if peft.sniff(folder):
+    if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
@@ -200,7 +200,7 @@ def look(folder: Path) -> Seen:
     except FormatError as error:
         what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
         raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
-    return name, convert.FORMATS[name].read(path)
+    return name, FORMATS[name].read(path)
 
 
 def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:

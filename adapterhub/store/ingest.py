@@ -15,9 +15,6 @@ from adapterhub_converters.errors import IntegrityError
 from .store import Progress, Store, counter, local_errors, open_regular
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from adapterhub.manifest.describe import Draft
 
 _Stamp = tuple[int, int, int]

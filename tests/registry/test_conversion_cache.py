@@ -13,7 +13,7 @@ from adapterhub.registry import conversion_cache, recipe
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import bases
 from adapterhub_converters.errors import UsageError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import FORMATS
 from tests.conftest import Run
 from tests.converters import trained
 from tests.support.images import FLUX, files, peft_folder
@@ -34,15 +34,15 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("to", convert.FORMATS)
+@pytest.mark.parametrize("to", FORMATS)
 def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Path, to: str) -> None:
     source, spec = ("style", FLUX_BASE) if to in OF_IMAGES else ("sql", trained.LLAMA)
     with Registry.open(team) as registry:
         parent = registry.resolve(Ref.parse(f"team/{source}"))
-        out = tmp_path / f"out{convert.ENDINGS.get(to, '')}"
+        out = tmp_path / f"out{FORMATS[to].suffix}"
         first = conversion_cache.pull(registry, parent.ref, out, recipe.Conversion(to), base=spec)
-        assert (out.is_dir(), first.cached) == (to in convert.FOLDERS, False)
-        again = tmp_path / f"again{convert.ENDINGS.get(to, '')}"
+        assert (out.is_dir(), first.cached) == (FORMATS[to].folder, False)
+        again = tmp_path / f"again{FORMATS[to].suffix}"
         assert conversion_cache.pull(registry, parent.ref, again, recipe.Conversion(to), base=spec).cached
         assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
 

@@ -182,7 +182,7 @@ def test_pull_as_refuses_by_name_and_leaves_nothing(run: Run, team: Path) -> Non
     adapter(team / "dora", {**pairs(2), **magnitudes}, use_dora=True)
     run("push", "dora", "team/dora", "--base", "base")
     done = run("pull", "team/dora", "--to", "gguf", code=6)
-    assert "DoRA cannot be said in a GGUF adapter" in done.stderr
+    assert "DoRA cannot be expressed in a GGUF adapter" in done.stderr
     assert not (team / "dora.gguf").exists()
 
 

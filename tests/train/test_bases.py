@@ -22,6 +22,7 @@ from adapterhub.train.layers import lora, nf4  # noqa: E402
 from adapterhub.train.model import digest_cache, quantized_cache  # noqa: E402
 from adapterhub.train.model.base import Base  # noqa: E402
 from adapterhub.train.model.base_files import BaseFiles  # noqa: E402
+from adapterhub.train.model.weights import FolderWeights  # noqa: E402
 from adapterhub_converters.architectures import names  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
@@ -219,7 +220,7 @@ def quantized(source: Path, out: Path, **words: object) -> None:
 def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     quantized(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
-    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4, and only NF4 is taken as it is"):
+    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4; only NF4 is supported"):
         loaded(tmp_path / "fp4")
     config = json.loads((tiny_base / "config.json").read_text())
     shutil.copytree(tiny_base, tmp_path / "gptq")
@@ -229,16 +230,16 @@ def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path
 
 
 def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Entry) -> None:
-    with pytest.raises(RefusedError, match="only its NF4 is there"):
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
         load_base(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
-    with pytest.raises(RefusedError, match="only its NF4 is there"):
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
         loaded(entry.folder, quantize="none")
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"blocksize": 128}, "is in blocks of 128"),
+        ({"blocksize": 128}, "has block sizes 128 and 256"),
         ({"shape": [64, 65]}, "its parts do not fit a matrix of shape"),
         ({"nested_offset": None}, "is not the JSON that bitsandbytes writes"),
         ({"nested_offset": float("nan")}, "is not the JSON that bitsandbytes writes"),
@@ -257,7 +258,10 @@ def test_codes_that_mean_something_else_are_refused(
     state = {**json.loads(tensors[key].tobytes()), **change}
     tensors[key] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     safetensors_file.write(folder / "model.safetensors", tensors)
-    with pytest.raises((RefusedError, FormatError), match=says):
+    weights = FolderWeights(folder, [folder / "model.safetensors"])
+    with weights, pytest.raises((RefusedError, FormatError), match=says):
+        weights.stored_nf4("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises((RefusedError, FormatError)):
         loaded(folder)
 
 

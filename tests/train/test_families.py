@@ -16,6 +16,7 @@ from adapterhub.train import config  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import experts, lora, nf4  # noqa: E402
 from adapterhub.train.loop import loop, loss  # noqa: E402
+from adapterhub.train.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.train.loop.state import new_state  # noqa: E402
 from adapterhub.train.model import adapters, families  # noqa: E402
 from adapterhub.train.model.base import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
@@ -101,7 +102,7 @@ def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -
         loss = torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits.flatten(0, 1), labels.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings.train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
         found.append((loss.item(), float(norm)))
@@ -306,7 +307,7 @@ def test_rows_beyond_a_table_of_positions_are_refused_and_others_said(tmp_path: 
     ):
         families.check_length(learnt_positions, 257, "c.toml")
     (note,) = families.check_length(kinds.loaded(kinds.whole(tiny_base)).model, 300, "c.toml")
-    assert note == "rows are 300 tokens long, and the base was made for 256"
+    assert note == "rows are 300 tokens long, but the base was made for 256"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

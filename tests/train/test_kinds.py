@@ -17,6 +17,7 @@ from adapterhub.train.artifacts import checkpoint  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import embeddings, lora, nf4, variants  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
+from adapterhub.train.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.train.loop.state import new_state  # noqa: E402
 from adapterhub.train.model import adapters  # noqa: E402
 from adapterhub.train.model.base import Base  # noqa: E402
@@ -96,7 +97,7 @@ def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings.train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

@@ -70,7 +70,7 @@ def test_all_linear_leaves_the_table_alone_and_a_plain_word_is_a_name() -> None:
         ({"targets": ".*gate"}, "[lora] targets: '.*gate' matches no linear layer"),
         ({"layers": (7,)}, "[lora] layers: no target is in layer 7. Targets are in [0, 1, 2]"),
         ({"exclude": ("k_proj",)}, "[lora] exclude: 'k_proj' matches no linear layer"),
-        ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "[lora]: no module is left to carry LoRA"),
+        ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "[lora]: no target module is left"),
         ({"rank_pattern": {"k_proj": 4}}, "[lora] rank_pattern: pattern 'k_proj' matches no target"),
     ],
 )

@@ -295,7 +295,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path: Pat
     rest = process.stdout.read()
     process.wait()
     assert "StoppedError" in rest
-    assert "Run the same command to go on" in rest
+    assert "The same training resumes from it" in rest
     checkpoint = tmp_path / "out.checkpoint.safetensors"
     assert checkpoint.exists()
     assert not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
+from adapterhub_converters import formats
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
 
@@ -35,7 +36,7 @@ from adapterhub_converters.errors import UsageError
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@to_option("ollama", "hf", required=True)
+@to_option((*formats.names(), *formats.MODELS), required=True)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
 @loss_options
 @rank_option("an approximation. [default: the adapter's]")
@@ -81,13 +82,13 @@ def convert(
             raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
         _model_to_gguf(settings, Path(source), Path(target), dtype)
         return
-    from adapterhub_converters.formats import convert as formats
+    from adapterhub_converters.formats import convert as conversion
     from adapterhub_converters.formats.lossy import Allowed
 
     allowed = Allowed(approx=allow_approx, drop=dropped(allow_drop), rank=rank)
     spec = inputs.read_base(base, settings) if base else None
     with inputs.opened(source, settings) as found:
-        report = formats.convert(
+        report = conversion.convert(
             found.path,
             Path(target),
             to=style,

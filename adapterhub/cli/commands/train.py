@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub import sharing
-from adapterhub.cli import inputs, output
+from adapterhub.cli import errors, inputs, output
 from adapterhub.cli.environment import cache_folder, workspace
 from adapterhub.cli.options import Settings, command, dry_run_option, explain_option, force_option, output_option
 from adapterhub.cli.publish import published
@@ -95,8 +95,7 @@ def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
         return published(sharing.push(folder, ref, workspace(settings))).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
-        again = f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again"
-        error.hint = f"{error.hint}. {again}" if error.hint else again
+        errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
         raise
 
 

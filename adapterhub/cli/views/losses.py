@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import Kept, LossReport
+    from adapterhub_converters.adapter import LossReport, TensorLoss
 
 # Losses as they read in a sentence, where their name does not.
 _WORDS = {"rewritten": "exact in another form"}
@@ -22,7 +22,8 @@ def document(report: LossReport) -> dict[str, Any]:
         "worst": report.worst.name.lower(),
         "summary": report.summary,
         "tensors": [
-            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error} for line in report.kept
+            {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error}
+            for line in report.losses
         ],
         "notes": list(report.notes),
     }
@@ -31,31 +32,31 @@ def document(report: LossReport) -> dict[str, Any]:
 def summary(report: LossReport) -> str:
     """`420 tensors: 418 exact, 2 rounded`."""
     parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
-    return f"{output.plural(len(report.kept), 'tensor')}: {parts}"
+    return f"{output.plural(len(report.losses), 'tensor')}: {parts}"
 
 
 def write(report: LossReport, write: Callable[[str], None], *, verbose: bool = False) -> None:
     """Write a line for each loss and its reason, or for each tensor if `verbose`, and the notes."""
     if verbose:
-        for line in report.kept:
+        for line in report.losses:
             note = f": {line.note}" if line.note else ""
             write(output.one_line(f"  {_loss(line)}: {line.name}{note}{_error(line)}"))
     else:
-        lossy = [line for line in report.kept if line.loss > 0]
+        lossy = [line for line in report.losses if line.loss > 0]
         for text in groups.lines((groups.Item(f"{_loss(line)}:", line.name, _what(line)) for line in lossy), None, indent=2):
             write(text)
     for note in report.notes:
         write(output.one_line(f"  note: {note}"))
 
 
-def _loss(line: Kept) -> str:
+def _loss(line: TensorLoss) -> str:
     name = line.loss.name.lower()
     return _WORDS.get(name, name)
 
 
-def _what(line: Kept) -> str:
+def _what(line: TensorLoss) -> str:
     return line.note + _error(line) if _loss(line) == "approximated" else line.note
 
 
-def _error(line: Kept) -> str:
+def _error(line: TensorLoss) -> str:
     return "" if line.error is None else f" (relative error {line.error:.3g})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import output
+from adapterhub.cli import errors, output
 from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
 
@@ -65,7 +65,7 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     output.emit(document, as_json=settings.as_json, text=text)
     if misfit is None or force:
         return 0
-    output.say(output.one_line(f"error: {misfit}"))
+    output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(misfit)}"))
     return misfit.exit_code
 
 

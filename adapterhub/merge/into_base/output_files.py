@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -252,11 +252,8 @@ class Run:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
-            for future in waiting:
-                if not future.cancelled():
-                    future.exception()  # wait for it: the files are about to be closed
+            # Those that run already: wait for them, since the files are about to be closed.
+            wait([future for future in waiting if not future.cancel()])
 
     def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
         """The jobs that write a part; each returns the bytes of tensors that it wrote."""
