@@ -131,7 +131,7 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path)
         for name, array in tensors(tmp_path / "a").items()
     }
     safetensors_file.write(tmp_path / "lone.safetensors", state)
-    with pytest.raises(RefusedError, match="its alpha is not recorded"):
+    with pytest.raises(RefusedError, match="nothing says its alpha"):
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
     assert [mend.code for mend in fixed.mends] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]
@@ -252,7 +252,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert run("fix", "a-fixed").stdout == "a-fixed: nothing to repair, nothing written\n"
     assert "already exists" in run("fix", "a", code=2).stderr
     without("peft_type")(path)
-    assert "`adapterhub fix` adds a missing peft_type" in run("validate", "a", code=1).stdout
+    assert "Add the peft_type to its config" in run("validate", "a", code=1).stdout
     assert "repaired[peft-type]" in run("fix", "a", "-o", "b").stdout
     run("push", "b", "team/b")
     assert "nothing to repair" in run("fix", "team/b").stdout
