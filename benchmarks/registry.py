@@ -23,7 +23,7 @@ from typing import Any
 from _bench import OURS, Bench, Figures, Program, main, medians
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.index import search
+from adapterhub.index import queries, search
 from adapterhub.index.search import Query
 from adapterhub.manifest import describe, oci_manifest
 from adapterhub.manifest.document import FileEntry, Training
@@ -137,7 +137,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE cards (name TEXT, text TEXT)")
     db.execute("CREATE VIRTUAL TABLE words USING fts5 (name, text)")
-    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM search")
+    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM texts")
     for table in ("cards", "words"):
         db.executemany(f"INSERT INTO {table} VALUES (?, ?)", texts)
     db.commit()
@@ -148,8 +148,8 @@ def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None
     catalog, some, rounds = registry.index, words(), bench.options.rounds
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
     match = "SELECT name FROM words WHERE words MATCH ? ORDER BY rank LIMIT 20"
-    queries = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
-    for title, typed in zip(WORDS, queries, strict=True):
+    typed_words = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
+    for title, typed in zip(WORDS, typed_words, strict=True):
         phrases, total = search.phrases(typed), search.search(catalog, Query(typed, all_versions=True)).total
         (hits,) = peer.execute("SELECT count(*) FROM words WHERE words MATCH ?", (phrases,)).fetchone()
         found = {
@@ -164,7 +164,7 @@ def calls(bench: Bench, registry: Registry) -> None:
     catalog, word = registry.index, words()[500]
     one = catalog.select("SELECT digest FROM files WHERE path = 'README.md' LIMIT 1")[0][0]
     folders = iter([write_adapter(bench.scratch / f"push{n}", n) for n in range(1, bench.options.rounds + 2)])
-    name = Ref.parse(f"team07/new-{len(catalog.names())}")
+    name = Ref.parse(f"team07/new-{len(queries.names(catalog))}")
     tags = iter([f"t{n}" for n in range(bench.options.rounds + 1)])
     acts: list[Callable[[], Any]] = [
         lambda: search.search(catalog, Query(word, (("base", BASES[3]),))),
@@ -177,7 +177,7 @@ def calls(bench: Bench, registry: Registry) -> None:
         registry.list,
         lambda: registry.push(next(folders), name),
         lambda: registry.tag(name, next(tags)),
-        lambda: registry.store.write_index(catalog.index()),
+        lambda: registry.store.index_file.write(queries.ref_lines(catalog)),
     ]
     for title, act in zip(CALLS, acts, strict=True):
         bench.add(title, "a call of the library", {"adapterhub": cost(act, bench.options.rounds)})

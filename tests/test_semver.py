@@ -68,7 +68,7 @@ def test_a_ref_with_a_range_is_the_highest_matching_tag(make: Make, tmp_path: Pa
         registry.tag(Ref.parse("team/sql:v1"), "1")
         assert registry.resolve(Ref.parse("team/sql:1")).number == 1  # the tag itself, now that there is one
         registry.tag(Ref.parse("team/sql:v1"), "1.10.0")
-        with pytest.raises(RefError, match="1.10.0 and v1.10.0 are one version and point to different ones"):
+        with pytest.raises(RefError, match="1.10.0 and v1.10.0 are the same version number and point to different versions"):
             registry.resolve(Ref.parse("team/sql:^1.2"))
 
 

@@ -1,5 +1,5 @@
-"""Bases that do not lie on the disk: behind a URL, on a hub, or known to a registry by name.
+"""Base models that are not files on the disk: behind a URL, on a hub, or known to a registry by name.
 
-The formats' package reads a base through `Files` and knows no network; `address` has the files behind HTTP. `registered`
-keeps what such a base is, so that it need not be read again.
+The package of the formats reads a base through its `Files` and has no network; `ranges` has the files behind HTTP. `registered`
+stores the description of such a base, so that it need not be read again.
 """

@@ -1,4 +1,4 @@
-"""Which Hugging Face Hub is meant, and which model on it: the grammar of `hf://org/model[@revision][/file]`."""
+"""The address of a model on a Hugging Face Hub: the grammar of `hf://org/model[@revision][/file]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _PLACE = re.compile(
     r"(?P<repo>[^/@]+/[^/@]+|[^/@]+(?=@|/?$))(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
-# A page of a model, or a file of it, as a browser shows its address.
+# The URL of a page of a model, or of a file in it.
 _PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
 _NO_MODELS = ("datasets", "spaces", "api", "docs", "collections", "papers", "blog")
 
@@ -32,7 +32,7 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A model, a revision of it (a branch, a tag, a commit), and a file or folder in it, empty for the whole."""
+    """A model, a revision of it (branch, tag or commit), and a file or folder in it, empty for the whole."""
 
     repo: str
     revision: str = MAIN
@@ -40,22 +40,22 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """What `hf://…` says."""
+        """Parse `hf://…`; UsageError for an invalid one."""
         found = _PLACE.fullmatch(text[len(SCHEME) :])
-        hint = "Write it like hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
+        hint = "Write hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
         if not found:
             raise UsageError(text, "not a model on a hub", hint)
         repo, revision = found["repo"], unquote(found["revision"] or MAIN)
         path = (found["path"] or "").strip("/")
         if not _ID.fullmatch(repo) or len(repo) > 96 or "--" in repo or ".." in repo:
-            raise UsageError(text, f"{repo[:100]!r} cannot be the name of a model", hint)
+            raise UsageError(text, f"{repo[:100]!r} is not a valid model name", hint)
         if not revision.isprintable() or any(part in ("", ".", "..") for part in path.split("/") if path):
-            raise UsageError(text, "a revision or a path that there cannot be", hint)
+            raise UsageError(text, "invalid revision or path", hint)
         return cls(repo, revision, path)
 
     @classmethod
     def of_page(cls, url: str, hub: Hub) -> Place | None:
-        """What a page or file of this hub shows; None for an address that is none of its models'."""
+        """The model of a page or file URL of this hub; None for any other URL."""
         where = url.partition("?")[0]
         if origin(url, where, typed=True) != origin(hub.endpoint, hub.endpoint, typed=True):
             return None

@@ -1,9 +1,15 @@
-"""Bases that a registry knows by name: added once, then as good as their files wherever headers are enough."""
+"""Base models that a registry knows by name: added once, then as good as their files wherever headers are enough.
+
+The document of a base has names, logical shapes, dtypes, numbers and digests: all that a check or a conversion needs of it but
+its weights. The same base always gives the same bytes.
+"""
 
 from __future__ import annotations
 
 import datetime
 import difflib
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +18,20 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import Entry
-from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
+from adapterhub_converters.bases import BaseSpec, BaseTensor
+from adapterhub_converters.containers.json_file import parse_object
+from adapterhub_converters.errors import ConflictError, FormatError, NotFoundError, RefusedError
 
-from . import record
+VERSION = 1
+MAX_DOCUMENT = 64 << 20  # bytes; that of a model with 140,000 tensors has 15 MB
+BaseDocument = dict[str, Any]
+"""The JSON document of a base, as `document_of` makes it and `parse` has checked it."""
+
+_TEXTS = ("kind", "architecture", "model_type", "source")
+_OPTIONAL = ("quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
+_TENSORS = ("tensors", "stored", "derived")
+# What identifies a base; where it was read from and the size of its files do not.
+_IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -25,37 +41,38 @@ class Registered:
     Attributes:
         digest: Of its document.
         time: When it was added, ISO 8601 in UTC.
-        document: What is kept of it, as `record` has it.
-        new: Whether this call added it; False when the name meant the same base already.
+        new: This call added it; False if the name pointed at the same base already.
     """
 
     name: str
     digest: Digest
     time: str
     spec: BaseSpec
-    document: dict[str, Any]
+    document: BaseDocument
     new: bool = False
 
 
 def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bool = False) -> Registered:
-    """Keep `spec`, which was read from `source`, under a name.
+    """Store `spec`, which was read from `source`, under a name; adding the same base again changes nothing.
 
-    The same base again changes nothing. Another one under that name is a ConflictError that says what differs, unless `force`.
+    Raises:
+        RefusedError: The base has no fingerprint, because no shapes were read, or its document is too large.
+        ConflictError: The name points at another base; not with `force`, which replaces it.
     """
     named_documents.parse_document_name(name, name)
     if spec.fingerprint is None:
         raise RefusedError(spec.where, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
-    document = record.document(spec, source)
-    raw = record.dump(document)
-    if len(raw) > record.MAX_RECORD:
-        raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {record.MAX_RECORD}")
+    document = document_of(spec, source)
+    raw = dump(document)
+    if len(raw) > MAX_DOCUMENT:
+        raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {MAX_DOCUMENT}")
     digest, size = sha256_bytes(raw), len(raw)
     same: Registered | None = None
 
     def decide(state: NamedDocument) -> Entry | None:
         nonlocal same
         same = None
-        registry.store.put_bytes(raw)  # under the lock, as a gc may remove what no name needs yet
+        registry.store.put_bytes(raw)  # under the lock: a gc removes what no name needs yet
         registry.store.sync_blobs()
         if state.there and not force:
             same = _same(registry, state, document)
@@ -70,46 +87,45 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     return Registered(found.name, found.digest, found.time, found.spec, found.document, new=True)
 
 
-def _same(registry: Registry, state: NamedDocument, document: dict[str, Any]) -> Registered:
-    """What the name means, if that is the base in `document`."""
+def _same(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
+    """The base that the name points at, if it is the one in `document`; else a ConflictError."""
     found = _read(registry, state)
-    different = [key for key in record.IDENTITY if found.document[key] != document[key]]
-    if not different:
+    key = next((key for key in _IDENTITY if found.document[key] != document[key]), None)
+    if key is None:
         return found
-    key = different[0]
     here, new = (f"{str(value)[:26]}" for value in (found.document[key], document[key]))
     what = f"is another base: {key} is {here}, not {new}" if key not in ("tensors", "config") else f"is another base in {key}"
-    raise ConflictError(state.name, what, "Choose another name, or replace it with --force")
+    raise ConflictError(state.name, what, "Choose another name, or replace it", code="base-name-taken")
 
 
 def get(registry: Registry, name: str) -> Registered:
-    """The base under a name; NotFoundError when there is none."""
+    """The base under a name; NotFoundError if there is none."""
     return _read(registry, _there(registry, name))
 
 
 def _there(registry: Registry, name: str) -> NamedDocument:
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
     if not state.there:
-        close = difflib.get_close_matches(name, names(registry), 1)
-        hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub base list`"
-        raise NotFoundError(name, "no base of this name", hint)
+        if close := difflib.get_close_matches(name, names(registry), 1):
+            raise NotFoundError(name, "no base of this name", f"Did you mean {close[0]}?")
+        raise NotFoundError(name, "no base of this name", "List the bases", code="no-such-base")
     return state
 
 
 def _read(registry: Registry, state: NamedDocument) -> Registered:
-    assert state.entry is not None  # noqa: S101 - `there` was asked
-    raw = registry.store.read_document(state.entry.digest, limit=record.MAX_RECORD)
-    spec, document = record.parse(raw, state.name)
+    assert state.entry is not None  # noqa: S101 - `there` was checked
+    raw = registry.store.read_document(state.entry.digest, limit=MAX_DOCUMENT)
+    spec, document = parse(raw, state.name)
     return Registered(state.name, state.entry.digest, state.entry.time, spec, document)
 
 
 def names(registry: Registry) -> list[str]:
-    """The names that mean a base now, sorted."""
+    """The names that point at a base, sorted."""
     return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).there]
 
 
 def remove(registry: Registry, name: str) -> None:
-    """Free a name; adapters that pin the base keep what they pin."""
+    """Remove a name; adapters that pin the base keep their pins."""
     _there(registry, name)
 
     def decide(state: NamedDocument) -> Entry | None:
@@ -120,3 +136,93 @@ def remove(registry: Registry, name: str) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+# --- the document
+
+
+def document_of(spec: BaseSpec, source: str) -> BaseDocument:
+    """The document of a base that was read from `source`."""
+    return {
+        "version": VERSION,
+        "source": source,
+        "kind": spec.kind,
+        "architecture": spec.architecture,
+        "model_type": spec.model_type,
+        "config": dict(spec.config),
+        **{key: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in getattr(spec, key).items()} for key in _TENSORS},
+        "packed": dict(spec.packed),
+        "tied": spec.tied,
+        **{key: getattr(spec, key) for key in _OPTIONAL},
+        "fingerprint": spec.fingerprint,
+        "size": spec.size,
+        "notes": list(spec.notes),
+    }
+
+
+def dump(document: BaseDocument) -> bytes:
+    """The bytes to store."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def parse(raw: bytes, name: str) -> tuple[BaseSpec, BaseDocument]:
+    """The base and the document in stored bytes.
+
+    Raises:
+        FormatError: It is not the document of a base, or its fingerprint is not that of its tensors.
+        RefusedError: A newer version wrote it.
+    """
+    document = parse_object(raw.decode("utf-8", "replace"), name)
+    version = document.get("version")
+    if isinstance(version, int) and version > VERSION:
+        what = f"base document version {version} is newer than the supported {VERSION}"
+        raise RefusedError(name, what, "Upgrade adapterhub")
+    if version != VERSION or not _is_document(document):
+        raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
+    spec = BaseSpec(
+        where=name,
+        tensors=_parsed(document["tensors"]),
+        stored=_parsed(document["stored"]),
+        derived=_parsed(document["derived"]),
+        packed=document["packed"],
+        notes=tuple(document["notes"]),
+        **{key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL)},
+    )
+    if spec.fingerprint != document["fingerprint"]:
+        raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
+    return spec, document
+
+
+def _parsed(found: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
+    return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in found.items()}
+
+
+def _is_document(document: BaseDocument) -> bool:
+    notes, packed = document.get("notes"), document.get("packed")
+    return (
+        all(isinstance(document.get(key), str) for key in _TEXTS)
+        and all(key in document and isinstance(document[key], str | None) for key in (*_OPTIONAL, "fingerprint"))
+        and isinstance(document.get("config"), dict)
+        and isinstance(document.get("tied"), bool)
+        and _is_size(document.get("size"))
+        and isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
+        and isinstance(packed, dict)
+        and all(isinstance(reason, str) for reason in packed.values())
+        and all(isinstance(found := document.get(kind), dict) and all(map(_is_tensor, found.values())) for kind in _TENSORS)
+    )
+
+
+def _is_tensor(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and re.fullmatch(r"\w{1,40}", value[0]) is not None
+        and isinstance(value[1], list)
+        and all(map(_is_size, value[1]))
+    )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

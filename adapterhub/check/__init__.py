@@ -1,26 +1,43 @@
-"""Whether an adapter is sound, fits a base, and will do in a runtime what it was trained to do.
+"""Check an adapter for problems: alone, on a base model, and in each runtime.
 
-Six levels, each assuming the ones before it: the files can be believed; config and tensors agree; shapes fit the base
-in both directions; numbers that change the function agree; the base is the very one; each runtime's verdict. Every
-problem is collected. Only headers are needed for all but NaNs and zeros.
+Six levels, each assuming the ones before it: the files are well-formed; config and tensors agree; shapes fit the base in both
+directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime.
+Every problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 
-from . import contents as _contents
-from . import identity, internal, shapes
-from . import runtimes as verdicts
-from .contents import Contents
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Problem, Report, Verdict
+from .contents import Contents, read_contents, unreadable_file
+from .identity import changed_files, identity_problems
+from .internal import internal_problems, value_problems
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Group, Problem, Report, Verdict
+from .runtimes import runtime_verdicts
+from .shapes import shape_problems
 
-__all__ = ["CODES", "ERROR", "FIT", "NOTE", "SEVERITIES", "WARNING", "Problem", "Report", "Verdict", "check"]
+__all__ = [
+    "CODES",
+    "ERROR",
+    "FIT",
+    "NOTE",
+    "SEVERITIES",
+    "WARNING",
+    "Group",
+    "Problem",
+    "Report",
+    "Verdict",
+    "check",
+    "examined",
+]
 
 
 def check(
@@ -33,40 +50,144 @@ def check(
     strict: bool = False,
     where: str = "",
 ) -> Report:
-    """All that is wrong with an adapter, alone and on a base.
+    """Check an adapter for problems; the arguments are those of `examined`.
+
+    Example:
+        >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
+        >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
+        (False, ['rank-config'])
+    """
+    asked = examined(
+        path, base=base, runtimes=runtimes, max_rank=max_rank, headers_only=headers_only, strict=strict, where=where
+    )
+    with asked as (report, _):
+        return report
+
+
+@contextmanager
+def examined(
+    path: Path,
+    *,
+    base: BaseSpec | None = None,
+    runtimes: Sequence[str] = (),
+    max_rank: int | None = None,
+    headers_only: bool = False,
+    strict: bool = False,
+    where: str = "",
+) -> Iterator[tuple[Report, Contents | None]]:
+    """Check an adapter for problems, and keep its files open until the context ends.
 
     Args:
-        path: A folder or a file in a format of `adapterhub_converters.formats.convert`; NotFoundError when it is neither.
-        base: What it is to be used with; without one, levels two to four are not looked at.
-        runtimes: Names of RUNTIMES that must apply it: each that would not is a problem of code `runtime`.
-        max_rank: The largest rank that the runtime will be set to take: each module above it is a problem.
-        headers_only: Read no tensor's values: NaNs, infinities and zeros go unseen.
-        strict: Warnings fail the adapter as errors do.
-        where: What the report calls the adapter; its path if empty.
+        path: A folder or a file in one of the formats of `adapterhub_converters.formats`.
+        base: The base model to compare with; without one, the levels about a base are skipped.
+        runtimes: Names of RUNTIMES that must apply the adapter: each that would not is a problem with the code `runtime`.
+        max_rank: The largest rank allowed: each module above it is a problem with the code `rank-above-max`.
+        headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
+        strict: Let warnings fail the adapter as errors do.
+        where: The name of the adapter in the report; its path if empty.
+
+    Yields:
+        The report, and the contents of the adapter; None where its files are not well-formed.
+
+    Raises:
+        NotFoundError: There is no adapter at `path`.
+        ParameterError: A name in `runtimes` is unknown.
     """
-    unknown = sorted(set(runtimes) - set(RUNTIMES))
-    if unknown:
-        raise UsageError("--for", f"no runtime {unknown[0]!r} is known", f"Known are {', '.join(RUNTIMES)}")
-    found, problems = _contents.read(path, base=base)
-    levels = ["files"]
-    if found is not None:
-        problems += _collect(found, base, headers_only=headers_only)
-        levels += ["values"] * (not headers_only) + ["base", "identity"] * (base is not None)
-    judged = verdicts.verdicts(found, base, problems, values=not headers_only)
-    problems += [_demanded(judged[name]) for name in dict.fromkeys(runtimes) if judged[name].verdict != APPLIED]
-    problems += _above(found, max_rank) if found is not None and max_rank is not None else ()
-    problems.sort(key=_order)
-    return Report(
-        where=where or str(path),
-        format=found.format if found else None,
-        base=base.where if base else None,
-        problems=tuple(problems),
-        verdicts=judged,
-        facts=_summary(found) if found else {},
-        levels=tuple(levels),
-        strict=strict,
-        base_facts=_base_facts(base) if base else {},
-    )
+    if unknown := sorted(set(runtimes) - set(RUNTIMES)):
+        raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
+    with _collector_paused():
+        contents, problems = read_contents(path, base=base)
+    with closing(contents) if contents is not None else nullcontext():
+        with _collector_paused():
+            if contents is not None:
+                problems += _problems(contents, base, headers_only=headers_only)
+            verdicts = runtime_verdicts(contents, base, problems, values=not headers_only)
+            problems += [_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED]
+            if contents is not None and max_rank is not None:
+                problems += _above(contents, max_rank)
+            problems = _in_order(problems)
+        levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
+        report = Report(
+            where=where or str(path),
+            format=contents.format if contents else None,
+            base=base.where if base else None,
+            problems=tuple(problems),
+            verdicts=verdicts,
+            facts=_summary(contents) if contents else {},
+            levels=tuple(levels) if contents else ("files",),
+            strict=strict,
+            base_facts=_base_facts(base) if base else {},
+        )
+        yield report, contents
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector: a check makes many values and no cycles, and walking them takes a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem]:
+    levels = [internal_problems(contents)]
+    if not headers_only:
+        levels += [value_problems(contents), changed_files(contents)]
+    if base is not None:
+        levels += [shape_problems(contents, base), identity_problems(contents, base)]
+    seen = set()
+    for level in levels:
+        try:
+            yield from level
+        except AdapterhubError as error:
+            problem = unreadable_file(contents.path, error)
+            if problem not in seen:
+                seen.add(problem)
+                yield problem
+
+
+def _in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """The worst first; within one code and file, layer 2 before layer 10."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.code, problem.file), []).append(problem)
+    codes = list(CODES)
+    found: list[Problem] = []
+    for code, file in sorted(groups, key=lambda key: (SEVERITIES.index(CODES[key[0]][0]), codes.index(key[0]), key[1])):
+        found += sorted(groups[code, file], key=_natural)
+    return found
+
+
+def _natural(problem: Problem) -> str:
+    """The name with its numbers at one width."""
+    return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
+
+
+def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
+    for target, rank in contents.ranks.items():
+        if rank > max_rank:
+            what = f"rank {rank}; the largest allowed is {max_rank}"
+            yield Problem("rank-above-max", "", target, what, expected=f"{max_rank} at most", got=str(rank))
+
+
+def _not_applied(verdict: Verdict) -> Problem:
+    reason = verdict.reasons[0] if verdict.reasons else ""
+    return Problem("runtime", "", verdict.runtime, f"{verdict.verdict}: {reason}")
+
+
+def _summary(contents: Contents) -> dict[str, object]:
+    shapes = [(tensor.shape, tensor.dtype) for _, tensor in contents.tensors()]
+    return {
+        "r": sorted(set(contents.ranks.values())),
+        "modules": len(contents.targets),
+        "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
+        "dtypes": sorted({dtype for _, dtype in shapes}),
+        "parameters": sum(math.prod(shape) for shape, _ in shapes),
+    }
 
 
 def _base_facts(base: BaseSpec) -> dict[str, object]:
@@ -78,60 +199,3 @@ def _base_facts(base: BaseSpec) -> dict[str, object]:
         "fetched": base.fetched,
         "notes": list(base.notes),
     }
-
-
-def _collect(found: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem]:
-    levels = [internal.problems(found)]
-    if not headers_only:
-        levels += [internal.value_problems(found), identity.changed(found)]
-    if base is not None:
-        levels += [shapes.problems(found, base), identity.problems(found, base)]
-    seen = set()
-    for level in levels:
-        try:
-            yield from level
-        except AdapterhubError as error:
-            problem = _contents.unreadable(found.path, error)
-            if problem not in seen:
-                seen.add(problem)
-                yield problem
-
-
-_CODES = list(CODES)
-
-
-def _order(problem: Problem) -> tuple[object, ...]:
-    """The worst first; of one code, layer 2 before layer 10."""
-    natural = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in problem.name.split("."))
-    return SEVERITIES.index(problem.severity), _CODES.index(problem.code), problem.file, natural
-
-
-def _above(found: Contents, max_rank: int) -> Iterator[Problem]:
-    for target, rank in internal.ranks(found).items():
-        if rank > max_rank:
-            what = f"rank {rank}, and the largest allowed is {max_rank}"
-            yield Problem("rank-above-max", "", target, what, expected=f"{max_rank} at most", got=str(rank))
-
-
-def _demanded(verdict: Verdict) -> Problem:
-    reason = verdict.reasons[0] if verdict.reasons else ""
-    return Problem("runtime", "", verdict.runtime, f"{verdict.verdict}: {reason}")
-
-
-def _summary(found: Contents) -> dict[str, object]:
-    tensors = [tensor for _, tensor in found.tensors()]
-    ranks = internal.ranks(found)
-    return {
-        "r": sorted(set(ranks.values())),
-        "modules": len(found.targets),
-        "targets": sorted({target.rpartition(".")[2] for target in found.targets}),
-        "dtypes": sorted({tensor.dtype for tensor in tensors}),
-        "parameters": sum(_size(tensor.shape) for tensor in tensors),
-    }
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size

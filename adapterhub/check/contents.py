@@ -1,71 +1,81 @@
-"""What an adapter's files hold, seen from their headers, with every problem on the way collected.
+"""Read what the files of an adapter contain, from their headers, and collect every problem on the way.
 
-The readers in `adapterhub_converters` stop at the first thing that is wrong, because a result would be; a check wants
-all of it, and of a file with one bad tensor wants the others.
+The readers in `adapterhub_converters` stop at the first error, because their result would be wrong. A check needs all errors,
+and of a file with one bad tensor all the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
-from adapterhub_converters.adapter_files import adapter_in, is_pickle_name, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
-from adapterhub_converters.formats import FORMATS, peft
-from adapterhub_converters.formats.peft.keys import native
+from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.keys import classify_native, native
 
 from .report import Problem
 
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Shape and dtype of a tensor, and what the file calls it."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-Part = Mapping[str, Tensor]
-"""Of one module: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""
+Part = Mapping[str, TensorInfo]
+"""The tensors of one module, by part: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""
 
 
 @dataclass
 class Contents:
-    """An adapter as its files describe it. `config` is PEFT's, empty for a format that has another."""
+    """An adapter as its files describe it.
+
+    Attributes:
+        path: A folder or a file; `weights` is the file name of its tensors.
+        config: PEFT's config, `config_text` as it was read; empty for other formats.
+        pairs: Module to the tensors of its low-rank pair, by part.
+        replaced: Parameter of the base to the whole tensor that replaces it.
+        rows: Embedding table to the rows that replace some of its own, those of `row_ids`.
+        copies: Parameter of the base to a copy of its weight that the file contains as well.
+        others: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
+        renamed: Names of tensors that peft would skip, and the names that it would load.
+        unknown: Names of tensors of unknown kind.
+        adapter: Set for formats that are read as a whole.
+        files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
+        heads: The first bytes of every file that was opened; `digests` those computed so far.
+        manifest_text: The text of adapter.json, empty without one; None until it is needed.
+    """
 
     path: Path
     format: str
     weights: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    pairs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    replaced: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    pairs: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    replaced: dict[str, TensorInfo] = field(default_factory=dict)
+    rows: dict[str, TensorInfo] = field(default_factory=dict)
     row_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    copies: dict[str, Tensor] = field(default_factory=dict)
-    """Copies of the base's weights that ride along."""
+    copies: dict[str, TensorInfo] = field(default_factory=dict)
     others: dict[str, Delta] = field(default_factory=dict)
-    """Deltas that are no pair of matrices (experts, convolutions, AdaLoRA …), seen from their shapes."""
-    other_tensors: dict[str, Tensor] = field(default_factory=dict)
+    other_tensors: dict[str, TensorInfo] = field(default_factory=dict)
     renamed: list[tuple[str, str]] = field(default_factory=list)
-    """Names of tensors that peft would skip, and what it would call them."""
     unknown: list[str] = field(default_factory=list)
     adapter: Adapter | None = None
-    """Set for formats that are read as a whole."""
     notes: tuple[str, ...] = ()
+    config_text: str = ""
+    files: dict[Path, SafetensorsFile] = field(default_factory=dict)
+    heads: dict[Path, bytes] = field(default_factory=dict)
+    digests: dict[Path, Digest] = field(default_factory=dict)
+    manifest_text: str | None = None
 
     def names(self, option: str) -> list[str]:
-        """The strings of a config option that is a string or a list of them; whatever else it is counts as none."""
+        """The strings of a config option that is a string or a list of strings; none for any other value."""
         value = self.config.get(option)
         if isinstance(value, str):
             return [value]
@@ -76,64 +86,148 @@ class Contents:
         """Every module or parameter that has a delta."""
         return [*self.pairs, *self.others]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is understood, named by module and part."""
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each module with a low-rank pair, by its tensors."""
+        found: dict[str, int] = {}
         for target, parts in self.pairs.items():
-            yield from ((f"{target}.{LABELS.get(part, part)}", tensor) for part, tensor in parts.items())
+            tensor = parts.get("A") or parts.get("embedding_A")
+            if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
+                found[target] = tensor.shape[0]
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, TensorInfo]]:
+        """Every tensor of a known kind, named by module and part."""
+        for target, parts in self.pairs.items():
+            yield from ((f"{target}.{PART_NAMES.get(part, part)}", tensor) for part, tensor in parts.items())
         yield from self.other_tensors.items()
         yield from self.replaced.items()
         yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
-    def values(self) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-        """Every tensor's name and numbers, in flat pieces that are good until the next is asked for."""
+    def values(self) -> Iterator[Values]:
+        """The numbers of every tensor that numpy can compute with, in file order."""
         if self.adapter is not None:
-            yield from ((name, _pieces(array)) for name, array in self.adapter.tensors())
+            for name, array in self.adapter.tensors():
+                flat = np.ascontiguousarray(array).reshape(-1)
+                step = _PIECE // flat.itemsize
+                for start in range(0, flat.size, step):
+                    yield Values([name], [0], flat[start : start + step])
             return
-        buffer = bytearray(_PIECE)
-        for path in peft.weight_files(self.path):
-            with SafetensorsFile(path, where=path.name) as file:
-                for name, tensor in self.tensors():
-                    if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
-                        yield name, _read(file, tensor, memoryview(buffer))
+        known = {tensor.name for _, tensor in self.tensors() if tensor.dtype in dtypes.NUMPY}
+        buffer = memoryview(bytearray(_PIECE))
+        for file in self.files.values():
+            for run in _runs(info for info in file.tensors.values() if info.name in known):
+                dtype, size = dtypes.NUMPY[run[0].dtype], run[-1].offset + run[-1].size - run[0].offset
+                starts = [(info.offset - run[0].offset) // dtype.itemsize for info in run]
+                for start in range(0, size, _PIECE):
+                    piece = buffer[: min(_PIECE, size - start)]
+                    file.read_into(run[0], piece, start)
+                    yield Values([info.name for info in run], starts, np.frombuffer(piece, dtype))
+
+    def digest(self, path: Path) -> Digest:
+        """The digest of one of the adapter's files, read once, through the open file if there is one."""
+        if path not in self.digests:
+            if path in self.files:
+                self.digests[path] = self.files[path].digest()
+            else:
+                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD)
+        return self.digests[path]
+
+    def has_read(self, path: Path, text: str) -> None:
+        """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
+        raw = text.encode()
+        self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the adapter."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def manifest(self) -> AdapterManifest | None:
+        """The adapter.json of the adapter, read once and checked against the schema; None without one."""
+        path = self.folder / ADAPTER_JSON
+        if self.manifest_text is None:
+            try:
+                self.manifest_text = json_file.read_text(path)
+                self.has_read(path, self.manifest_text)
+            except NotFoundError:
+                self.manifest_text = ""
+        return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
+
+    def seen(self) -> tuple[str, Adapter] | None:
+        """The format and the adapter, without the numbers of its tensors; None for a format that must be read as a whole."""
+        if self.files:
+            headers = {path: file.header for path, file in self.files.items()}
+            return self.format, peft.parse_shapes(self.config_text, headers, where=str(self.path))
+        return None
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
 
 
 _PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
 
 
-def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    step = _PIECE // flat.itemsize
-    yield from (flat[start : start + step] for start in range(0, flat.size, step))
+class Values(NamedTuple):
+    """Numbers of consecutive tensors of one dtype, or a piece of one tensor: valid until the next ones are read.
+
+    Attributes:
+        names: As in the file.
+        starts: The index in `array` at which each of the tensors in `names` begins.
+        array: Flat, at most 1 MiB.
+    """
+
+    names: list[str]
+    starts: list[int]
+    array: np.ndarray
 
 
-def _read(file: SafetensorsFile, tensor: Tensor, buffer: memoryview) -> Iterator[np.ndarray]:
-    info, dtype = file.tensors[tensor.key], dtypes.NUMPY[tensor.dtype]
-    for start in range(0, info.size, len(buffer)):
-        piece = buffer[: min(len(buffer), info.size - start)]
-        file.read_into(info, piece, start)
-        yield np.frombuffer(piece, dtype)
+def _runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
+    """Group tensors that follow each other in the file, have one dtype and fit into a piece; a larger one is alone."""
+    run: list[TensorInfo] = []
+    for info in infos:
+        if not info.size:
+            continue
+        end = run[-1].offset + run[-1].size if run else 0
+        if run and (info.offset != end or info.dtype != run[0].dtype or end + info.size - run[0].offset > _PIECE):
+            yield run
+            run = []
+        run.append(info)
+    if run:
+        yield run
 
 
-LABELS = {
+PART_NAMES = {
     "A": "lora_A", "B": "lora_B", "embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B",
     "magnitude": "lora_magnitude_vector", "bias": "lora_B.bias",
 }  # fmt: skip
 
 
-def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
-    """What `path` holds, or None when its files cannot be believed; NotFoundError when it is no adapter at all."""
+def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
+    """Read an adapter in any format.
+
+    Returns:
+        The contents, which the caller closes, or None where the files are not well-formed; and the problems found so far.
+
+    Raises:
+        NotFoundError: There is no adapter at `path`.
+    """
     problems = list(_pickles(path))
     given, path = path, adapter_in(path)
     try:
+        if (text := peft.config_of(path)) is not None:
+            return _peft(path, text, base), problems
         kind = _sniff(path, given, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
-        contents = _peft(path, base) if kind == "peft" else _whole(path, kind, base)
+        contents = _whole(path, kind, base)
     except AdapterhubError as error:
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
-        problem = unreadable(path, error)
+        problem = unreadable_file(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
             code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
             problem = dataclasses.replace(problem, code=code)
@@ -142,9 +236,7 @@ def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Pr
 
 
 def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
-    """The format of an adapter; None if all that is known of it are pickles."""
-    if FORMATS["peft"].sniff(path):
-        return "peft"
+    """The format of an adapter that is not PEFT's; None where there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
@@ -157,8 +249,8 @@ def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
         raise
 
 
-def unreadable(path: Path, error: AdapterhubError) -> Problem:
-    """The problem that a file which cannot be used is; an error of the machine goes on as itself."""
+def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
+    """The problem of a file that cannot be used; raises `error` itself where it is not about the file."""
     codes: list[tuple[type[AdapterhubError], str]] = [
         (FormatError, "malformed"),
         (NotFoundError, "missing-file"),
@@ -184,16 +276,23 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _peft(path: Path, base: BaseSpec | None) -> Contents:
-    contents = Contents(path, "peft", peft.WEIGHTS, json_file.read_object(path / peft.CONFIG, where=peft.CONFIG))
+def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+    contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
+    contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
-    for shard in peft.weight_files(path):
-        with SafetensorsFile(shard, where=shard.name) as file:
+    try:
+        for shard in peft.weight_files(path):
+            contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
+            contents.heads[shard] = file.head
             for info in file.tensors.values():
-                _sort(contents, Tensor(info.name, info.shape, info.dtype))
-    if _has_others(contents):
-        _set_others_apart(contents, peft.read_shapes(path, base=base))
+                _sort(contents, info)
+        if _has_others(contents):
+            headers = {shard: file.header for shard, file in contents.files.items()}
+            _set_others_apart(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+    except BaseException:
+        contents.close()
+        raise
     return contents
 
 
@@ -210,15 +309,16 @@ def _set_others_apart(contents: Contents, adapter: Adapter) -> None:
     contents.others = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
     for target in [t for t in contents.pairs if t in contents.others or t not in adapter.deltas]:
         parts = contents.pairs.pop(target)
-        contents.other_tensors |= {f"{target}.{LABELS.get(part, part)}": tensor for part, tensor in parts.items()}
+        contents.other_tensors |= {f"{target}.{PART_NAMES.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
-def _sort(contents: Contents, tensor: Tensor) -> None:
-    kind, name, part = peft.classify(tensor.key)
-    if native(tensor.key) not in (tensor.key, tensor.key.removesuffix(".weight")):
-        contents.renamed.append((tensor.key, native(tensor.key)))
-    if kind == "pair" and part not in LABELS and contents.config.get("peft_type") == "LORA":
-        contents.unknown.append(tensor.key)
+def _sort(contents: Contents, tensor: TensorInfo) -> None:
+    full = native(tensor.name)
+    kind, name, part = classify_native(full, tensor.name)
+    if full != tensor.name and full != tensor.name.removesuffix(".weight"):
+        contents.renamed.append((tensor.name, full))
+    if kind == "pair" and part not in PART_NAMES and contents.config.get("peft_type") == "LORA":
+        contents.unknown.append(tensor.name)
     elif kind == "pair":
         contents.pairs.setdefault(name, {})[part] = tensor
     elif kind == "rows":
@@ -231,7 +331,7 @@ def _sort(contents: Contents, tensor: Tensor) -> None:
     elif kind == "shared" and contents.config.get("peft_type") == "VERA":
         contents.other_tensors[name] = tensor
     else:
-        contents.unknown.append(tensor.key)
+        contents.unknown.append(tensor.name)
 
 
 def _row_ids(indices: object, target: str) -> tuple[int, ...]:
@@ -258,7 +358,7 @@ def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     return contents
 
 
-def _parts(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str, Tensor]]:
+def _parts(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str, TensorInfo]]:
     prefix = "embedding_" if isinstance(delta, LowRankEmbedding) else ""
     yield f"{prefix}A", _tensor(f"{target}.lora_A", delta.lora_A)
     yield f"{prefix}B", _tensor(f"{target}.lora_B", delta.lora_B)
@@ -268,5 +368,5 @@ def _parts(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str
         yield "bias", _tensor(f"{target}.lora_B.bias", delta.bias)
 
 
-def _tensor(key: str, array: np.ndarray) -> Tensor:
-    return Tensor(key, array.shape, dtypes.name_of(array.dtype))
+def _tensor(name: str, array: np.ndarray) -> TensorInfo:
+    return TensorInfo(name, dtypes.name_of(array.dtype), array.shape, 0, array.nbytes)

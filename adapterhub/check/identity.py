@@ -1,4 +1,4 @@
-"""Whether a base is the very one an adapter was trained on, by what `adapter.json` beside the adapter pins.
+"""Check that a base is the one an adapter was trained on, by what the `adapter.json` of the adapter pins.
 
 Shapes cannot tell Llama 3 from 3.1, or an instruction-tuned model from its base: digests can.
 """
@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub.manifest.document import AdapterManifest, BaseInfo
+from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
 
@@ -28,14 +27,14 @@ _SHAPES = {
 }
 
 
-def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Differences between a base and the one that the adapter's manifest pins."""
-    manifest = AdapterManifest.read(home(contents))
+    manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
     if not pinned.fingerprint:
         what = "adapter.json pins no base; identity was not compared"
-        yield Problem("unpinned", ADAPTER_JSON, "base", what, "`adapterhub push --base` pins it")
+        yield Problem("unpinned", ADAPTER_JSON, "base", what, "Publish it with its base")
         return
     if base.fingerprint and pinned.fingerprint != base.fingerprint:
         what = f"trained on {_short(pinned.fingerprint)}, this base is {_short(base.fingerprint)}"
@@ -51,22 +50,16 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _numbers(pinned.config, base.config)
 
 
-def home(contents: Contents) -> Path:
-    """The folder that an adapter lies in."""
-    return contents.path if contents.path.is_dir() else contents.path.parent
-
-
-def changed(contents: Contents) -> Iterator[Problem]:
-    """Files whose bytes are not those that adapter.json names."""
-    folder = home(contents)
-    manifest = AdapterManifest.read(folder)
+def changed_files(contents: Contents) -> Iterator[Problem]:
+    """Files whose bytes differ from those recorded in adapter.json."""
+    folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         if entry.path == ADAPTER_TOML:
             continue
         if not path.is_file():
             yield Problem("files-changed", entry.path, "", "adapter.json names it, but it is missing")
-        elif path.stat().st_size != entry.size or sha256_file(path) != entry.digest:
+        elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
             what = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
             yield Problem(
                 "files-changed", entry.path, "", what, "Fetch it again; after an edit of your own, delete adapter.json"
@@ -88,10 +81,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _name(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
-    said = pinned.repo or contents.config.get("base_model_name_or_path")
-    if isinstance(said, str) and said and base.repo and Path(said).name != Path(base.repo).name:
-        what = f"trained on {said}, this base calls itself {base.repo}"
-        yield Problem("base-name-differs", "", base.where, what, "", str(said), str(base.repo))
+    trained = pinned.repo or contents.config.get("base_model_name_or_path")
+    if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
+        what = f"trained on {trained}, but this base is named {base.repo}"
+        yield Problem("base-name-differs", "", base.where, what, "", trained, base.repo)
 
 
 def _short(digest: object) -> str:

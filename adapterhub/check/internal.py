@@ -1,4 +1,4 @@
-"""Whether an adapter agrees with itself: its tensors with each other, its config with its tensors."""
+"""Check that an adapter is consistent: its tensors with each other, and its config with its tensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.keys import PREFIX
 from adapterhub_converters.patterns import Patterns
 
-from .contents import LABELS, Contents, Part, Tensor
-from .module_paths import chosen_layers, named
+from .contents import PART_NAMES, Contents, Part, Values
 from .report import Problem
+from .target_modules import chosen_layers, matches, within
 
-_PREFIX = "base_model.model."
-_FIX = "`adapterhub fix` does it"
-_LONGEST = 300  # characters of what a config says that are worth repeating
+_LONGEST = 300  # characters of a config's value that are worth repeating
 
 
-def problems(contents: Contents) -> Iterator[Problem]:
-    """All that headers and config show; no values are read."""
+def internal_problems(contents: Contents) -> Iterator[Problem]:
+    """Problems that headers and config show; no values are read."""
     yield from _names(contents)
     for target, parts in contents.pairs.items():
         yield from _pair(contents.weights, target, parts)
@@ -38,27 +37,17 @@ def problems(contents: Contents) -> Iterator[Problem]:
 
 
 def _names(contents: Contents) -> Iterator[Problem]:
+    file = contents.weights
     if contents.renamed:
         key, name = contents.renamed[0]
-        what = f"{len(contents.renamed)} names that peft would skip; it would call this one {name}"
-        yield Problem("key-prefix", contents.weights, key, what, _FIX)
+        what = f"{len(contents.renamed)} names that peft would skip; it would load this one as {name}"
+        yield Problem("key-prefix", file, key, what, repairable=True)
     for key in contents.unknown:
-        if key.startswith(_PREFIX) or contents.pairs:
-            yield Problem(
-                "unknown-tensor",
-                contents.weights,
-                key,
-                "of no kind that is known here",
-                "Remove it, or name the tool that wrote it",
-            )
+        if key.startswith(PREFIX) or contents.pairs:
+            yield Problem("unknown-tensor", file, key, "a tensor of unknown kind", "Remove it")
         else:
-            yield Problem(
-                "key-prefix",
-                contents.weights,
-                key,
-                f"no {_PREFIX} before the name",
-                f"Save it with peft's save_pretrained, or {_FIX}",
-            )
+            hint = "Save it with peft's save_pretrained"
+            yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
 
 
 def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
@@ -66,12 +55,12 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
         if half not in parts:
-            what = f"{LABELS[half]} is missing" + (f"; {LABELS[other]} is there" if other in parts else "")
-            yield Problem("missing-half", file, f"{target}.{LABELS[half]}", what, "Save the adapter again")
+            what = f"{PART_NAMES[half]} is missing" + (f", {PART_NAMES[other]} is not" if other in parts else "")
+            yield Problem("missing-half", file, f"{target}.{PART_NAMES[half]}", what, "Save the adapter again")
     for part, tensor in parts.items():
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
-            what = f"shape {tensor.shape} is not a matrix's"
-            yield Problem("not-a-matrix", file, f"{target}.{LABELS[part]}", what, "", "2 dimensions", str(tensor.shape))
+            what = f"shape {tensor.shape}, not a matrix"
+            yield Problem("not-a-matrix", file, f"{target}.{PART_NAMES[part]}", what, "", "2 dimensions", str(tensor.shape))
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
     if first.shape[0] != second.shape[1]:
@@ -82,7 +71,7 @@ def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
         if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
             what = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
             wanted = f"({second.shape[0]},)"
-            yield Problem("part-shape", file, f"{target}.{LABELS[part]}", what, "", wanted, str(parts[part].shape))
+            yield Problem("part-shape", file, f"{target}.{PART_NAMES[part]}", what, "", wanted, str(parts[part].shape))
 
 
 def _config(contents: Contents) -> Iterator[Problem]:
@@ -103,7 +92,7 @@ def _config(contents: Contents) -> Iterator[Problem]:
     yield from _token_rows(contents)
     init = config.get("init_lora_weights")
     if peft.residual_init(init):
-        what = f'init_lora_weights "{init}" changed the base; without the initial adapter the delta is another one'
+        what = f'init_lora_weights "{init}" changed the base; without the initial adapter the delta is wrong'
         hint = "Save with peft's path_initial_model_for_weight_conversion"
         yield Problem("initial-adapter", file, "init_lora_weights", what, hint)
     if contents.pairs and config.get("lora_alpha") == 0 and not config.get("alpha_pattern"):
@@ -111,83 +100,81 @@ def _config(contents: Contents) -> Iterator[Problem]:
 
 
 def _ranks(contents: Contents) -> Iterator[Problem]:
-    """Peft builds modules from the config, then loads tensors into them: the two must agree."""
+    """peft builds modules from the config, then loads tensors into them: the two must agree."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
     matched = Patterns(patterns, peft.CONFIG)
-    for target, rank in ranks(contents).items():
-        keys = matched.matching(target)
-        said = patterns[keys[0]] if keys else contents.config.get("r", 8)
-        if said != rank:
+    for target, rank in contents.ranks.items():
+        keys = matched.matching(target) if patterns else []
+        configured = patterns[keys[0]] if keys else contents.config.get("r", 8)
+        if configured != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
             hint = f'Set "r" to {rank}' if not patterns else f"Give {target} the rank {rank} in rank_pattern"
-            what = f"rank {rank}, but {source} is {said}"
-            yield Problem("rank-config", contents.weights, target, what, f"{hint}; {_FIX}", str(said), str(rank))
+            what = f"rank {rank}, but {source} is {configured}"
+            yield Problem("rank-config", contents.weights, target, what, hint, str(configured), str(rank), repairable=True)
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
     # AdaLoRA's rank_pattern is a mask by tensor name.
     for option in ("rank_pattern", "alpha_pattern") if contents.config["peft_type"] != "ADALORA" else ():
-        patterns = contents.config.get(option) or {}
+        patterns = contents.config.get(option)
+        if not patterns:
+            continue
         matched, used = Patterns(patterns, peft.CONFIG), set[str]()
         for target in contents.targets:
             keys = matched.matching(target)
             used.update(keys)
             if len({patterns[key] for key in keys}) > 1:
-                what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first of the file wins: {patterns[keys[0]]}'
-                ours = _FIX if option == "rank_pattern" else "`adapterhub fix` proposes them"
-                hint = f"peft sorts patterns when it saves; use whole paths; {ours}"
-                yield Problem("pattern-overlap", peft.CONFIG, option, what, hint)
+                what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first in the file applies: {patterns[keys[0]]}'
+                hint = "Use whole paths: peft sorts patterns when it saves"
+                yield Problem("pattern-overlap", peft.CONFIG, option, what, hint, repairable=option == "rank_pattern")
         for key in sorted(set(patterns) - used):
             yield Problem("pattern-unused", peft.CONFIG, option, f'"{key}" matches no module of the adapter')
 
 
 def _untargeted(contents: Contents) -> Iterator[Problem]:
-    """Peft builds the modules that target_modules names, and skips the tensors of all others without a word."""
+    """peft builds the modules that target_modules names, and silently skips the tensors of all others."""
     option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
     if not option or contents.config.get("target_parameters"):
         return
     names = contents.names("target_modules")
-    known, said = frozenset(names), (option if isinstance(option, str) else ", ".join(names))[:_LONGEST]
+    known = frozenset(names)
+    expected = f"target_modules {(option if isinstance(option, str) else ', '.join(names))[:_LONGEST]}"
     for target in contents.pairs:
-        if not named(option, known, target, layers):
+        if not matches(option, known, target, layers):
             what = "has tensors, but target_modules does not name it: peft would skip them"
-            yield Problem("not-targeted", contents.weights, target, what, _FIX, f"target_modules {said}", target)
+            yield Problem("not-targeted", contents.weights, target, what, "", expected, target, repairable=True)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:
-    config, file = contents.config, contents.weights
-    linear = {target: parts for target, parts in contents.pairs.items() if "A" in parts or "B" in parts}
-    for target, parts in linear.items():
-        for part, option, missing, present in (
-            ("magnitude", "use_dora", "no-magnitude", "magnitude-flag"),
-            ("bias", "lora_bias", "no-bias", "bias-flag"),
-        ):
-            if config.get(option) and part not in parts:
-                alone = option == "lora_bias" and not any(part in others for others in linear.values())
-                what = f"not there, but {option} is true"
-                yield Problem(missing, file, f"{target}.{LABELS[part]}", what, _FIX if alone else "")
-            if part in parts and not config.get(option):
-                what = f"there, but {option} is not true: peft would skip it"
-                yield Problem(
-                    present, file, f"{target}.{LABELS[part]}", what, f'Set "{option}" to true{_if_mendable(option, linear)}'
-                )
+    linear = [parts for parts in contents.pairs.values() if "A" in parts or "B" in parts]
+    counts = Counter(part for parts in linear for part in parts)
+    # peft has one flag for all modules, takes a missing bias for zeros, and refuses biases with DoRA.
+    all_dora, no_bias = counts["magnitude"] == len(linear), not counts["bias"]
+    yield from _flag(contents, "magnitude", "use_dora", missing=("no-magnitude", False), extra=("magnitude-flag", all_dora))
+    yield from _flag(contents, "bias", "lora_bias", missing=("no-bias", no_bias), extra=("bias-flag", not counts["magnitude"]))
 
 
-def _if_mendable(option: str, linear: Mapping[str, Part]) -> str:
-    """peft has the flag for all modules, takes a missing bias for zeros, and refuses biases beside DoRA."""
-    magnitudes = sum("magnitude" in parts for parts in linear.values())
-    mendable = magnitudes == len(linear) if option == "use_dora" else not magnitudes
-    return f"; {_FIX}" if mendable else ""
+def _flag(
+    contents: Contents, part: str, option: str, *, missing: tuple[str, bool], extra: tuple[str, bool]
+) -> Iterator[Problem]:
+    """Modules without a part although the option is set, or with one although it is not; codes, and if they are repairable."""
+    flag = bool(contents.config.get(option))
+    code, repairable = missing if flag else extra
+    what = f"missing, but {option} is true" if flag else f"present, but {option} is not true: peft would skip it"
+    hint = "" if flag else f'Set "{option}" to true'
+    for target, parts in contents.pairs.items():
+        if flag != (part in parts) and ("A" in parts or "B" in parts):
+            name = f"{target}.{PART_NAMES[part]}"
+            yield Problem(code, contents.weights, name, what, hint, repairable=repairable)
 
 
 def _whole_tensors(contents: Contents) -> Iterator[Problem]:
-    saved = contents.names("modules_to_save")
+    saved, biases = frozenset(contents.names("modules_to_save")), contents.config.get("bias", "none") != "none"
     for name in contents.replaced:
         module, _, kind = name.rpartition(".")
-        named = any(f".{item}." in f".{module}." for item in saved)
-        if not named and not (kind == "bias" and contents.config.get("bias", "none") != "none"):
-            what = "loaded over the base's own, for every adapter; modules_to_save does not name it"
-            yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or drop it')
+        if not within(saved, module) and not (kind == "bias" and biases):
+            what = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
+            yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or remove it')
 
 
 def _token_rows(contents: Contents) -> Iterator[Problem]:
@@ -199,17 +186,7 @@ def _token_rows(contents: Contents) -> Iterator[Problem]:
             yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", *rows)
 
 
-def ranks(contents: Contents) -> dict[str, int]:
-    """The rank of each module, by its tensors."""
-    found: dict[str, int] = {}
-    for target, parts in contents.pairs.items():
-        tensor: Tensor | None = parts.get("A") or parts.get("embedding_A")
-        if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
-            found[target] = tensor.shape[0]
-    return found
-
-
-# Of the bits of a float without its sign, as an unsigned integer: everything from here on is infinite or NaN.
+# How to view a float as an unsigned integer, the mask of its sign, and the integer from which on it is infinite or NaN.
 _INFINITE: dict[str, tuple[str, int, int]] = {
     "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
@@ -231,25 +208,50 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
 
 def value_problems(contents: Contents) -> Iterator[Problem]:
     """NaN and infinity in any tensor; an adapter whose every lora_B is zero."""
+    outputs = {parts[part].name for parts in contents.pairs.values() for part in ("B", "embedding_B") if part in parts}
     zeros: Counter[bool] = Counter()
-    for name, pieces in contents.values():
-        size = most = wrong = 0
-        for piece in pieces:
-            if dtypes.name_of(piece.dtype) not in _INFINITE:
-                break
-            largest, infinite = largest_bits(piece)
-            wrong += _count(piece) if largest >= infinite else 0
-            size, most = size + piece.size, max(most, largest)
-        if not size:
-            continue
-        if wrong:
-            yield Problem("non-finite", contents.weights, name, f"{wrong} of {size} are NaN or infinite")
-        if name.endswith(("lora_B", "lora_embedding_B")):
+    wrong: dict[str, str] = {}
+    for name, size, most, bad in _measured(contents):
+        if bad:
+            wrong[name] = f"{bad} of {size} are NaN or infinite"
+        if name in outputs:
             zeros[most == 0] += 1
+    if wrong:
+        labels = {tensor.name: label for label, tensor in contents.tensors() if tensor.name in wrong}
+        yield from (Problem("non-finite", contents.weights, labels.get(name, name), what) for name, what in wrong.items())
     if zeros[True] and not zeros[False] and not (contents.replaced or contents.rows or contents.others):
         what = f"all {zeros[True]} lora_B are zero: the adapter changes nothing"
-        yield Problem("does-nothing", contents.weights, "", what, "It was saved before it was trained")
+        yield Problem("does-nothing", contents.weights, "", what, "It was saved before training")
 
 
-def _count(array: np.ndarray) -> int:
+def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
+    """Name, number of values, largest bits and number of non-finite values of each tensor of floats."""
+    last = ("", 0, 0, 0)
+    for values in contents.values():
+        dtype = dtypes.name_of(values.array.dtype)
+        if dtype not in _INFINITE:
+            continue
+        ends = [*values.starts[1:], len(values.array)]
+        for name, start, end, most in zip(values.names, values.starts, ends, _largest_each(values), strict=True):
+            bad = _count_non_finite(values.array[start:end]) if most >= _INFINITE[dtype][2] else 0
+            if name == last[0]:  # another piece of a large one
+                last = (name, last[1] + end - start, max(last[2], most), last[3] + bad)
+                continue
+            if last[1]:
+                yield last
+            last = (name, end - start, most, bad)
+    if last[1]:
+        yield last
+
+
+def _largest_each(values: Values) -> list[int]:
+    if len(values.names) == 1:
+        return [largest_bits(values.array)[0]]
+    dtype, mask, _ = _INFINITE[dtypes.name_of(values.array.dtype)]
+    bits = values.array.view(dtype)
+    found: list[int] = np.maximum.reduceat(bits & bits.dtype.type(mask), values.starts).tolist()
+    return found
+
+
+def _count_non_finite(array: np.ndarray) -> int:
     return int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float64))))

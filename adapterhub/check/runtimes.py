@@ -1,4 +1,4 @@
-"""What each runtime makes of an adapter: its features, looked up in `adapterhub_converters.runtimes`."""
+"""Judge what each runtime does with an adapter, from its features and the rules in `adapterhub_converters.runtimes`."""
 
 from __future__ import annotations
 
@@ -14,77 +14,94 @@ from adapterhub_converters.formats.image import naming
 from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
-from . import internal, shapes
 from .contents import Contents
-from .report import ERROR, Problem, Verdict
+from .report import CODES, ERROR, Problem, Verdict
+from .shapes import is_conv1d
 
-# What a problem of this code is to a runtime.
+_REASONS = 5  # of a verdict
+# Code of a problem to the feature of the adapter that rules of runtimes name.
 _FROM_PROBLEM = {
     "shape-mismatch": "shape", "vocab-differs": "shape", "row-outside": "shape",
     "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
     "base-deeper": "deeper", "uncovered-module": "deeper",
     "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
 }  # fmt: skip
-# Problems that every runtime stumbles over: nothing is loaded.
+# Problems with which no runtime loads the adapter.
 _FATAL = {
     "malformed", "missing-file", "pickle", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
     "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
-# Problems after which the numbers are wrong wherever they are loaded.
+# Problems with which the numbers are wrong in every runtime.
 _WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}
-# Models that read a whole text or image before they answer, or write from one they read.
+# Encoders, and models with an encoder and a decoder.
 _ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
     "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
     "beit", "dinov2", "clip", "siglip",
 }  # fmt: skip
-_EXACT = ("pissa", "olora")  # decompositions that come out the same again
+_EXACT = ("pissa", "olora")  # decompositions with a reproducible result
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
-def verdicts(
+def runtime_verdicts(
     contents: Contents | None, base: BaseSpec | None, problems: Iterable[Problem], *, values: bool = True
 ) -> dict[str, Verdict]:
-    """A verdict for every runtime there are rules for; `values`: whether the numbers of tensors may be looked at."""
-    problems = list(problems)
-    understood = not any(problem.code == "not-understood" for problem in problems)
-    features = dict(_features(contents, base, values=values)) if contents and understood else {}
-    features.update({_FROM_PROBLEM[p.code]: p.what for p in problems if p.code in _FROM_PROBLEM})
-    # What only some stumble over: the others take the tensors that are there.
-    features.update({p.code: p.what for p in problems if p.code == "not-targeted"})
-    return {name: _verdict(runtime, contents, features, problems) for name, runtime in RUNTIMES.items()}
+    """The verdict of every runtime; `values`: the numbers of tensors may be read."""
+    by_code: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_code.setdefault(problem.code, []).append(problem)
+    features = dict(_features(contents, base, values=values)) if contents and "not-understood" not in by_code else {}
+    features.update({_FROM_PROBLEM[code]: found[-1].what for code, found in by_code.items() if code in _FROM_PROBLEM})
+    if "not-targeted" in by_code:  # an obstacle for some; the others load the tensors
+        features["not-targeted"] = by_code["not-targeted"][-1].what
+    reasons = {code: _first_reasons(found) for code, found in by_code.items()}
+    image_parts = _image_parts(contents) if contents else None
+    return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
 
 
-def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str, str], problems: list[Problem]) -> Verdict:
-    found: list[tuple[str, str]] = [("refused", f"{p.code}: {p.what}") for p in problems if p.code in _FATAL]
-    found += [("wrong", f"{p.code}: {p.what}") for p in problems if p.code in _WRONG]
-    found += [("refused", reason) for reason in _of_image_models(runtime, contents)]
-    for rule in runtime.rules:
-        if rule.feature in features:
-            found.append((rule.verdict, _said(rule, features[rule.feature])))
-    unexplained = [p for p in problems if p.severity == ERROR and p.code in _FROM_PROBLEM]
+def _first_reasons(problems: list[Problem]) -> list[str]:
+    """The first reasons that a verdict shows of problems of one code."""
+    found: dict[str, None] = {}
+    for problem in problems:
+        found[f"{problem.code}: {problem.what}"] = None
+        if len(found) == _REASONS:
+            break
+    return list(found)
+
+
+def _verdict(
+    runtime: Runtime,
+    contents: Contents | None,
+    features: Mapping[str, str],
+    reasons: Mapping[str, list[str]],
+    image_parts: tuple[str, ...] | None,
+) -> Verdict:
     known = {rule.feature for rule in runtime.rules}
-    found += [("wrong", f"{p.code}: {p.what}") for p in unexplained if _FROM_PROBLEM[p.code] not in known]
+    found: list[tuple[str, str]] = []
+    for code, texts in reasons.items():
+        unexplained = CODES[code][0] == ERROR and code in _FROM_PROBLEM and _FROM_PROBLEM[code] not in known
+        verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
+        found += [(verdict, text) for text in texts if verdict]
+    if image_parts is not None and len(image_parts) > 1:
+        what = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
+        found.append(("refused", what))
+    elif image_parts is not None and runtime.name != "peft":
+        found.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it"))
+    found += [(rule.verdict, _reason(rule, features[rule.feature])) for rule in runtime.rules if rule.feature in features]
     worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=APPLIED)
-    convert = None
-    if contents is not None and contents.format != runtime.reads:
-        convert = runtime.reads
-    reasons = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
-    return Verdict(runtime.name, runtime.version, worst, tuple(reasons)[:5], convert if worst == APPLIED else None)
+    convert = runtime.reads if contents is not None and contents.format != runtime.reads else None
+    why = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
+    return Verdict(runtime.name, runtime.version, worst, tuple(why)[:_REASONS], convert if worst == APPLIED else None)
 
 
-def _of_image_models(runtime: Runtime, contents: Contents | None) -> Iterator[str]:
-    """Why a runtime of language models takes no adapter of image models; peft takes one of one model."""
-    if contents is None or not naming.of_images(contents.targets):
-        return
-    parts = contents.adapter.meta.parts if contents.adapter else ()
-    if len(parts) > 1:
-        yield f"it acts on {' and '.join(parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
-    elif runtime.name != "peft":
-        yield "an adapter of an image model; diffusers and ComfyUI read it"
+def _image_parts(contents: Contents) -> tuple[str, ...] | None:
+    """The models of a pipeline that an adapter of image models changes, as far as it names them; None for a language model."""
+    if not naming.of_images(contents.targets):
+        return None
+    return contents.adapter.meta.parts if contents.adapter else ()
 
 
-def _said(rule: Rule, about: str) -> str:
+def _reason(rule: Rule, about: str) -> str:
     return re.sub(r"\{\w+\}", lambda _: about, rule.says)
 
 
@@ -112,12 +129,12 @@ def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Itera
         yield "rows", ""
         if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
             yield "rows-unsettled", ""  # else the conversion writes the difference to the base's rows
-    if contents.copies and not (values and _are_the_bases(contents, base)):
+    if contents.copies and not (values and _are_equal_to_base(contents, base)):
         yield "copies-unsettled", ""
 
 
 def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """What an init that changed the base is to whoever loads the adapter."""
+    """Features of an initialization that changed the base."""
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
         yield "init", init
@@ -127,12 +144,12 @@ def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
-    """Whether a conversion can look at the base's numbers."""
+    """True if a conversion can read the numbers of the base."""
     return base is not None and base.folder is not None
 
 
-def _are_the_bases(contents: Contents, base: BaseSpec | None) -> bool:
-    """Whether every copy that rides along is the base's own, as a conversion makes sure."""
+def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
+    """True if every copy of a base weight equals it, as a conversion verifies."""
     if base is None or base.folder is None or contents.format != "peft":
         return False
     try:
@@ -155,7 +172,7 @@ def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
-    ranks = set(internal.ranks(contents).values())
+    ranks = set(contents.ranks.values())
     if ranks and max(ranks) > 16:
         yield "rank-over-16", str(max(ranks))
     if len(ranks) > 1:
@@ -170,7 +187,7 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
     if contents.config.get("use_rslora"):
         yield "rslora", ""
     patterns, alpha = contents.config.get("alpha_pattern"), contents.config.get("lora_alpha", 8)
-    if isinstance(patterns, dict):
+    if isinstance(patterns, dict) and patterns:
         matched = Patterns(patterns, peft.CONFIG)
         for target in contents.pairs:
             keys = matched.matching(target)
@@ -180,7 +197,7 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    if shapes.conv1d(base):
+    if is_conv1d(base):
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type

@@ -1,7 +1,7 @@
-"""Whether an adapter fits a base: every tensor of the one has its module in the other, and the other way round.
+"""Check that an adapter fits a base in both directions: each tensor has its module, and each targeted module its tensors.
 
-No loader checks both directions (peft 0.21 loads a 2-layer adapter on a 4-layer base without a word), so a wrong base
-of the same width goes unnoticed. Shapes come from headers; see `adapterhub_converters.bases`.
+No loader checks both (peft 0.21 silently loads a 2-layer adapter on a 4-layer base), so a wrong base of the same width goes
+unnoticed. Shapes come from headers; see `adapterhub_converters.bases`.
 """
 
 from __future__ import annotations
@@ -9,33 +9,32 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import TypeVar
 
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.bases.renames import in_memory
+from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
-from .contents import Contents, Part, Tensor
-from .module_paths import EMBEDDINGS, OUTPUTS, chosen_layers, depths_of, last_of, layer_of, named, stack_of, within
+from .contents import Contents, Part
 from .report import Problem
+from .target_modules import EMBEDDINGS, HEAD_TASKS, OUTPUTS, depths_of, last_of, layer_of, stack_of, targeted_modules
 
 _T = TypeVar("_T")
 
 _MAX_LAYERS = 2_000
-_EXPERT = re.compile(r"\.experts\.\d+\.")
-# Heads that AutoModelFor… puts on a base, and the tasks of peft that do so (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
+# Heads that AutoModelFor… adds to a base (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
 _HEADS = ("classifier", "score", "pre_classifier", "qa_outputs", "classification_head")
-_HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 # Hugging Face classes whose linear modules are Conv1D, which stores its weight (in, out).
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 
 
-def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Both directions against a base."""
-    yield from tied(contents, base)
+def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Disagreements of an adapter with a base, in both directions."""
+    yield from tied_weight_problems(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
     if not base.tensors and base.names and not base.derived:
@@ -58,32 +57,32 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
-            yield from _shapes(contents.weights, target, parts, weight, transposed=conv1d(base), known=bool(base.model_type))
+            yield from _shapes(contents.weights, target, parts, weight, transposed=is_conv1d(base), known=bool(base.model_type))
     yield from _others(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     depths = depths_of(base.tensors) if base.derived else {}
-    yield from _missing(contents.weights, base, [name for name in missing if not _unsaid(contents, base, name, depths)])
+    yield from _missing(contents.weights, base, [name for name in missing if not _not_derived(contents, base, name, depths)])
     yield from _uncovered(contents, base)
 
 
 def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Both directions as far as names go: modules that are missing, and layers too many or too few."""
+    """Disagreements in names, with a base whose shapes are unknown: missing modules, and layers too many or too few."""
     nothing = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
     base = yield from _renamed(contents, nothing)
     wanted = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
-    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base)])
+    blocks = _with_experts(base)
+    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base, blocks)])
     yield from _uncovered(contents, base)
 
 
-def _is_named(name: str, base: BaseSpec) -> bool:
-    """Whether a base whose names alone are known has a module or a parameter, or the experts that it stacks."""
-    there = name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None
-    return there or any(known.startswith(f"{_block(name)}.") and ".experts.0." in known for known in base.tensors)
+def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
+    """True if a base of which only names are known has a module or parameter, or the experts that it stacks."""
+    return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or _block(name) in blocks
 
 
 def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
-    """The base with its layers repeated as `layer_replication` says (peft/tuners/lora/model.py, `_replicate_layers`)."""
+    """The base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
     if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
         return base
@@ -107,8 +106,8 @@ def _is_range(item: object) -> bool:
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
-    """The base under the names that the adapter has for its modules, when transformers' own renaming or one exchange of
-    prefixes explains what is missing."""
+    """The base under the adapter's names of its modules, if transformers' renaming or one exchange of prefixes explains what
+    is missing."""
     missing = _unmatched(contents, base)
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
@@ -141,7 +140,7 @@ def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
 
 
 def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
-    """What begins with `prefix`, without it: a model without its head."""
+    """Names that begin with `prefix`, without it: a model without its head."""
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
 
@@ -149,13 +148,13 @@ def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]
     return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
 
 
-def conv1d(base: BaseSpec) -> bool:
-    """Whether the base's linear modules store `(in, out)`."""
+def is_conv1d(base: BaseSpec) -> bool:
+    """True if the base's linear modules store `(in, out)`."""
     return base.model_type in _CONV1D
 
 
 def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
-    """The weight of a module with its logical shape; a reason when that is not known; None when there is no module."""
+    """The weight of a module with its logical shape; the reason if that is unknown; None if there is no such module."""
     weight = base.tensor(f"{target}.weight")
     if weight is not None:
         return weight
@@ -175,7 +174,7 @@ def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transpos
     if got == wanted:
         return
     if not known and got == wanted[::-1]:
-        what = f"the base stores {wanted}; without its config.json it is not known which of them is the input"
+        what = f"the base stores {wanted}; without its config.json it is unknown which of them is the input"
         yield Problem("shape-unknown", file, target, what)
         return
     vocabulary = 0 if last_of(target) in (*EMBEDDINGS, *OUTPUTS) else None
@@ -189,7 +188,7 @@ def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transpos
 
 
 def delta_shape(parts: Part) -> tuple[int, int] | None:
-    """Rows and columns of what is added to the weight, in the base's orientation; None when the halves make none."""
+    """Rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
     embedding = "embedding_A" in parts
     first, second = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2:
@@ -198,9 +197,10 @@ def delta_shape(parts: Part) -> tuple[int, int] | None:
 
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    blocks = _with_experts(base) if contents.others else ()
     for target, delta in contents.others.items():
         weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target)
-        if weight is None and any(name.startswith(f"{_block(target)}.") and ".experts.0." in name for name in base.tensors):
+        if weight is None and _block(target) in blocks:
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:
             missing.append(target)
@@ -212,12 +212,12 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
             yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
 
 
-# What a list of experts calls what transformers 5 stacks as one parameter.
+# The parameter that transformers 5 stacks to the modules that it stacks, as a list of experts names them.
 _LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 
 
 def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
-    """The parameter that transformers 5 makes of experts that the files have one by one."""
+    """The parameter that transformers 5 stacks from experts that are separate in the files."""
     module, _, name = target.rpartition(".")
     old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
     listed = old if f"{old}.0.w1.weight" in base.tensors else module
@@ -232,6 +232,11 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
     return None
 
 
+def _with_experts(base: BaseSpec) -> set[str]:
+    """The layers whose experts the files have one by one."""
+    return {_block(name) for name in base.tensors if ".experts.0." in name}
+
+
 def _block(target: str) -> str:
     """The layer a module is in: `model.layers.0`."""
     found = re.match(r"(?:.*?\.)?\d+(?=\.)", target)
@@ -239,7 +244,7 @@ def _block(target: str) -> str:
 
 
 def _either_way(delta: Delta) -> set[tuple[int, ...]]:
-    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored (in, out)."""
+    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
     shape = delta.shape
     turned = (*shape[:-2], shape[-1], shape[-2])
     if isinstance(delta, StackedLowRank):
@@ -251,29 +256,30 @@ def _either_way(delta: Delta) -> set[tuple[int, ...]]:
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    heads: dict[str, Tensor] = {}
+    heads: dict[str, TensorInfo] = {}
+    tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
-        if weight is None and _is_head(contents, base, name):
+        if weight is None and _is_head(contents, tops, name):
             heads[name.rpartition(".")[0]] = tensor
         elif weight is None:
             missing.append(name)
         elif isinstance(weight, BaseTensor) and weight.shape != tensor.shape:
             yield _whole_shape(contents.weights, name, tensor, weight)
     for head, tensor in heads.items():
-        what = f"the base has none; the model class of its task makes it, and the adapter brings it, {tensor.shape[0]} outputs"
+        what = f"not in the base: the class of the task adds it, and the adapter contains it with {tensor.shape[0]} outputs"
         yield Problem("new-head", contents.weights, head, what)
 
 
-def _is_head(contents: Contents, base: BaseSpec, name: str) -> bool:
-    """Whether a whole tensor belongs to a head that the class of the adapter's task puts on the base."""
+def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
+    """True for a whole tensor of a head that the class of the adapter's task adds to a base with the modules `tops`."""
     top, task = name.split(".", 1)[0], contents.config.get("task_type")
-    if layer_of(name) is not None or any(other.split(".", 1)[0] == top for other in (*base.tensors, *base.packed)):
+    if layer_of(name) is not None or top in tops:
         return False
-    return top in contents.names("modules_to_save") and (task in _HEAD_TASKS or (task is None and top in _HEADS))
+    return top in contents.names("modules_to_save") and (task in HEAD_TASKS or (task is None and top in _HEADS))
 
 
-def _whole_shape(file: str, name: str, tensor: Tensor, weight: BaseTensor) -> Problem:
+def _whole_shape(file: str, name: str, tensor: TensorInfo, weight: BaseTensor) -> Problem:
     vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
     what = f"shape {tensor.shape}, the base's is {weight.shape}"
     code = "vocab-differs" if vocabulary else "shape-mismatch"
@@ -297,8 +303,8 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
                 yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
 
 
-def _unsaid(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
-    """Whether a config says nothing of a parameter: a norm, a bias, a head, an expert under the name that files have."""
+def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
+    """True if a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
     if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
     whole = name in contents.replaced or name in contents.copies
@@ -308,7 +314,7 @@ def _unsaid(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, 
 
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    """Layers that the base lacks are one problem, other modules one each."""
+    """One problem for all layers that the base lacks, and one for each other module."""
     depths = depths_of([*base.tensors, *base.packed])
     deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
     for stack in sorted({stack_of(target) for target in deep}):
@@ -322,7 +328,7 @@ def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]
 
 
 def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
-    """The prefix that missing modules have and the one the base has instead, when one exchange explains most of them."""
+    """The prefix of missing modules and that of the base in its place, if one exchange explains most of them."""
     if not missing:
         return None
     names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
@@ -345,9 +351,9 @@ def _swapped(name: str, old: str, new: str) -> str | None:
 
 
 def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Modules of the base that should have a delta and do not."""
+    """Modules of the base that should have a delta but do not."""
     try:
-        wanted = _targeted(contents, base)
+        wanted = targeted_modules(contents, base)
     except AdapterhubError as error:
         yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
         return
@@ -364,7 +370,7 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
-    """Lists of which whole paths, which name no layer they lack, cover every layer from 0 on and end before the base does."""
+    """Stacks in which the adapter covers every layer from 0 on and ends before the base, without naming its layers."""
     if contents.config.get("layers_to_transform") is not None:
         return set()
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
@@ -375,42 +381,7 @@ def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str
     return {stack for stack, depth in ours.items() if depth < depths.get(stack, 0) and covered[stack] == set(range(depth))}
 
 
-def _targeted(contents: Contents, base: BaseSpec) -> set[str]:
-    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
-    if contents.format != "peft":
-        return set()
-    matrices = {
-        name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
-    }
-    targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved, found = frozenset(contents.names("modules_to_save")), set()
-    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
-    layers = chosen_layers(contents.config)
-    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
-    listed = any(_EXPERT.search(target) for target in contents.targets)
-    for module in matrices:
-        if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
-            continue
-        if ours is not None and module.split(".", 1)[0] not in ours:
-            continue
-        if within(saved, module):
-            continue
-        if excluded and named(excluded, named_others, module, None):
-            continue
-        if named(targets, named_ones, module, layers):
-            found.add(module)
-    return found
-
-
-def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
-    """Whether the adapter was trained on another class of the model than the one that was saved: other heads, or half of it."""
-    mapping = contents.config.get("auto_mapping")
-    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    other = isinstance(trained, str) and trained != base.architecture
-    return other or contents.config.get("task_type") in (*_HEAD_TASKS, "FEATURE_EXTRACTION")
-
-
-def tied(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Changes to one of two tied tables."""
     if not base.tied:
         return
@@ -423,7 +394,7 @@ def tied(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
             names["output"].append(target)
     if bool(names["input"]) != bool(names["output"]):
         side = "input" if names["input"] else "output"
-        what = f"the base ties its input and output tables; only the {side} side is changed"
+        what = f"the base ties its input and output tables, but only the {side} side is changed"
         yield Problem(
             "tied-weights", contents.weights, names[side][0], what, "llama.cpp cannot load it; train neither, or untie the base"
         )

@@ -29,18 +29,25 @@ HINTS: dict[str, str] = {
     "alpha-required": "Pass --alpha N, the alpha it was trained with",
     "as-trained": "Leave out --onto as-trained",
     "base-required": "Pass --base BASE",
+    "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
+    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",
     "check-registry": "Run `adapterhub fsck`",
     "collect-garbage": "`adapterhub gc` removes what is old enough",
     "config-key": "`adapterhub train --explain` lists them",
+    "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
+    "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
     "has-children": "--force removes it all the same",
+    "image-here": "Name one like layout://x.tar:v1",
     "look-at-log": "Run `adapterhub log {ref}`",
     "loss-not-allowed": "{options} would help",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-registry": "Run `adapterhub init`",
     "no-such-adapter": "Run `adapterhub list`",
+    "no-such-base": "`adapterhub base list` shows the names of bases",
     "no-such-recipe": "Run `adapterhub materialize --list`",
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
@@ -51,7 +58,7 @@ HINTS: dict[str, str] = {
     "quantized-base": "Merge into the full-precision model, or add --dequantize for a model in floats",
     "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
     "recipe-base-required": "Pass it as --base",
-    "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --forget {name}`",
+    "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --remove {name}`",
     "repair": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same files again",
     "repair-missing": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again",
     "rows-not-whole-blocks": "Choose --dtype f16",
@@ -94,3 +101,10 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if error.code in HINTS:
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
+
+
+def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
+    """Append to the hint of an error, in the words of the command line."""
+    in_words_of_the_command_line(error)
+    error.hint = f"{error.hint}{separator}{more}" if error.hint else more
+    error.code = ""  # its hint is in place

@@ -122,7 +122,7 @@ class _Program(click.Group):
 
 def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
     if value:
-        from adapterhub import __version__
+        from adapterhub.version import __version__
 
         click.echo(f"{PROGRAM} {__version__}")
         context.exit()
@@ -238,7 +238,7 @@ def _wants_json(arguments: list[str]) -> bool:
 
 def _crash_report(error: Exception, arguments: list[str]) -> str:
     """Write the traceback to a file for a bug report; its path, or empty if it could not be written."""
-    from adapterhub import __version__
+    from adapterhub.version import __version__
 
     text = [f"adapterhub {__version__}, Python {sys.version}, {sys.platform}\n", f"arguments: {arguments}\n\n"]
     try:

@@ -79,23 +79,23 @@ def read(store: Store, digest: Digest) -> Extract:
         manifest = adapter_manifest(store, made) or AdapterManifest.salvage({})
     except AdapterhubError:
         return Extract()
-    told = _card(store, made)
+    readme = _card(store, made)
     values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
     values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
     return Extract(
         tuple(_column(values[key] if key in values else getattr(manifest, key), kind) for key, kind in COLUMNS.items()),
         tuple(_text(parent.ref) or _text(parent.digest) for parent in manifest.parents),
         tuple(dict.fromkeys(_text(parent.digest) for parent in manifest.parents)),
-        tuple(sorted(set(_facets(manifest, told)))),
+        tuple(sorted(set(_facets(manifest, readme)))),
         dict(_metrics(manifest.training)),
         tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
-        " ".join(filter(None, (_text(manifest.name), _text(told.title)))),
-        _text(told.prose),
+        " ".join(filter(None, (_text(manifest.name), _text(readme.title)))),
+        _text(readme.prose),
     )
 
 
 def adapter_manifest(store: Store, made: Manifest) -> AdapterManifest | None:
-    """What can be used of a version's adapter.json, which may never have been checked; None if it has none."""
+    """Read the usable part of a version's adapter.json, which may never have been checked; None if it has none."""
     layer = made.adapter_json
     if layer is None:
         return None
@@ -111,7 +111,7 @@ def _card(store: Store, made: Manifest) -> Card:
     return Card()
 
 
-def _facets(manifest: AdapterManifest, told: Card) -> Iterator[tuple[str, str]]:
+def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]]:
     base, training = manifest.base, manifest.training
     found: dict[str, list[str | None]] = {
         "base": [base.repo],
@@ -128,7 +128,7 @@ def _facets(manifest: AdapterManifest, told: Card) -> Iterator[tuple[str, str]]:
     for kind, keys in CARD_FACETS.items():
         # The card fills in what adapter.json lacks; where both have a value, the declared one may be newer.
         if not any(found.get(kind, ())):
-            found[kind] = list(told.values(*keys))
+            found[kind] = list(readme.values(*keys))
     for kind, values in found.items():
         for value in map(_text, values):
             if value:

@@ -20,7 +20,7 @@ _Key = TypeVar("_Key", str, tuple[str, str])
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of some versions.
+    """Disk usage of some versions, in bytes.
 
     Attributes:
         name: The adapter or base that the versions have in common; empty for all.

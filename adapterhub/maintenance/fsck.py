@@ -39,9 +39,9 @@ class Finding:
 
     Attributes:
         code: Kind of finding, a stable name.
-        severity: Whether promised data is affected.
+        severity: `error` if promised data is affected, else `note`.
         where: File or ref.
-        what: What is wrong with it.
+        what: The problem.
         hint: How to fix it.
         remedy: Stable name of the hint, like the `code` of an error; empty where none is needed.
     """

@@ -29,10 +29,10 @@ class Node:
     """One adapter.
 
     Attributes:
-        digest: Of its OCI manifest.
+        digest: Digest of its OCI manifest.
         refs: Its refs in this registry, or those under which its children knew it.
         manifest: Its adapter.json; None if the adapter is not in this registry.
-        deprecated: Those of `refs` that should not be used any more, with the reason.
+        deprecated: Those of `refs` that are deprecated, with the reason.
     """
 
     digest: Digest
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def how(self) -> str:
-        """How it came to be, in a few words."""
+        """Its origin in a few words."""
         if self.manifest is None:
             return "not in this registry"
         recipe, parents = self.manifest.recipe, self.manifest.parents
@@ -57,7 +57,7 @@ class Node:
 
     @property
     def base(self) -> str:
-        """The base it is for, as repository and revision; else the beginning of its fingerprint, else empty."""
+        """Its base model: repository and revision, else the first digits of the fingerprint, else empty."""
         base = self.manifest.base if self.manifest else BaseInfo()
         if base.repo:
             return f"{base.repo}@{base.revision}" if base.revision else base.repo
@@ -130,14 +130,17 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     return Lineage(
-        root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
+        root, {digest: _with_refs(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
     )
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
+    names = registry.store.log.document_names(MERGES)
+    if not names:
+        return
     from . import merge_recipe, merge_recipes  # numpy, which most lineages do without
 
-    for name in registry.store.log.document_names(MERGES):
+    for name in names:
         with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
             recipe = merge_recipes.get(registry, name).recipe
             for adapter in recipe["adapters"]:
@@ -164,7 +167,7 @@ def _edges(node: Node) -> Iterator[Edge]:
         yield Edge(parent.digest, node.digest, parent.weight, parent.method)
 
 
-def _called(node: Node, nodes: Mapping[Digest, Node]) -> Node:
+def _with_refs(node: Node, nodes: Mapping[Digest, Node]) -> Node:
     """Return a node that is not in this registry with the refs by which its children knew it."""
     if node.refs:
         return node

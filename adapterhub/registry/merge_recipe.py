@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import adapterhub_schemas
-from adapterhub import __version__
 from adapterhub.digest import Digest, is_hex, sha256_file
 from adapterhub.merge import Options
+from adapterhub.version import __version__
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.bases import BaseSpec, weight_files

@@ -202,20 +202,20 @@ class Difference:
     ulps: int | None = None
 
 
-def differences(kept: Path, made: Path) -> list[Difference]:
+def differences(stored: Path, made: Path) -> list[Difference]:
     """Compare the rebuilt files with the stored ones; further stored files are ignored."""
     found = []
     for path in sorted(item for item in made.rglob("*") if item.is_file() and item.name != ADAPTER_JSON):
         name = path.relative_to(made).as_posix()
-        if not (kept / name).is_file():
+        if not (stored / name).is_file():
             found.append(Difference(name, "missing"))
-        elif digest.sha256_file(path) != digest.sha256_file(kept / name):
-            found += list(_tensors(kept, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
+        elif digest.sha256_file(path) != digest.sha256_file(stored / name):
+            found += list(_tensors(stored, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
     return found
 
 
-def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
-    one, other = (dict(formats.read(folder).tensors()) for folder in (kept, made))
+def _tensors(stored: Path, made: Path) -> Iterator[Difference]:
+    one, other = (dict(formats.read(folder).tensors()) for folder in (stored, made))
     for name in sorted(one.keys() | other.keys()):
         if name not in one or name not in other:
             yield Difference(name, "only in one of them")

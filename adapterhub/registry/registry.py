@@ -41,7 +41,10 @@ from .ledger import Ledger, find
 from .versions import Version, deprecation, find_exact_row, find_row, never_set, number_before, version_of
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.describe import Seen
+    from adapterhub.project.policy import Policy
+    from adapterhub_converters.bases import BaseSpec
+
+    from .publish import Package
 
 __all__ = ["ABSENT", "Registry", "Version", "find", "latest_tags", "now"]
 
@@ -253,31 +256,55 @@ class Registry:
         folder: Path,
         ref: Ref,
         *,
+        base: BaseSpec | None = None,
+        policy: Policy | None = None,
+        force: bool = False,
         expect: Digest | None = None,
         restore: bool = False,
         progress: Progress | None = None,
-        seen: Seen | None = None,
     ) -> Version:
-        """Store the files of `folder` as a new version of `ref.name`; `latest` and `ref.tag` move to it.
+        """Check the adapter in `folder` and store it as a new version of `ref.name`; `latest` and `ref.tag` move to it.
 
         The same content again makes no new version: the existing one is returned, and `ref.tag` moves to it.
 
         Args:
             folder: An adapter.
             ref: A name, or a name and a tag; numbers are assigned.
+            base: The model it was trained on, to pin.
+            policy: Requirements on adapters, None for none.
+            force: Store an adapter whose check finds errors.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
             restore: Add new versions to a name that was deleted; its old ones stay removed.
             progress: Called with bytes stored and total bytes.
-            seen: Format and adapter of `folder`, from a caller that has read them.
+
+        Raises:
+            RefusedError: The check finds errors, or the policy does not allow the adapter.
         """
+        from . import publish  # needs numpy, which commands that only read do without
+
+        if policy is not None:
+            policy.check_name(ref.name)
+        package = publish.package(folder, base=base, policy=policy, force=force)
+        return self.publish(package, ref, expect=expect, restore=restore, progress=progress)
+
+    def publish(
+        self,
+        package: Package,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        restore: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Push an adapter that was checked; the arguments are those of `push`."""
         _check_no_number(ref)
         self._check_push(ref, self.ledger.current(ref.name), expect, restore=restore)
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = ingest.ingest(self.store, folder, progress, seen=seen)
+                made, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
                 version = self._name(ref, made, expect, restore=restore)
             if version is not None:
-                return replace(version, skipped=skipped)
+                return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
 
     def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import NotFoundError
 from .ledger import Ledger
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Version:
     """One version of a name.
 
@@ -30,6 +30,7 @@ class Version:
         deprecated: Why it should no longer be used, possibly empty; None if it is not deprecated.
         new: True if this push created it; False if the name had the same content already.
         skipped: Names in the pushed folder that were left out.
+        overridden: Codes of the errors of its check that `force` accepted.
     """
 
     name: str
@@ -41,11 +42,15 @@ class Version:
     deprecated: str | None = None
     new: bool = False
     skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
 
     @property
     def ref(self) -> Ref:
         """The name with the running number."""
         return Ref(self.name, number=self.number)
+
+    def __repr__(self) -> str:
+        return f"<Version {self.ref} {self.digest[:19]}{''.join(f' {tag}' for tag in self.tags)}>"
 
 
 def version_of(ledger: Ledger, row: Row, tag: str | None = None) -> Version:

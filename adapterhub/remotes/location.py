@@ -43,7 +43,7 @@ class Surroundings:
     """What a place may need of who asks; gathered where the environment is read.
 
     Attributes:
-        docker: docker's config.json, which need not be there.
+        docker: docker's config.json, which need not be there; None for none.
         logins: What `adapterhub login` keeps, which need not be there either.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
@@ -51,7 +51,7 @@ class Surroundings:
         proxy: The proxy for a scheme and a host.
     """
 
-    docker: Path
+    docker: Path | None
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     logins: Path | None = None

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING
 from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.manifest.package_files import listing
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError
 
 from .store import Progress, Store, counter, local_errors, open_regular
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.describe import Seen
+    from adapterhub.manifest.describe import Draft
 
 _Stamp = tuple[int, int, int]
 
 
 def ingest(
-    store: Store, folder: Path, progress: Progress | None = None, *, seen: Seen | None = None
+    store: Store, folder: Path, progress: Progress | None = None, *, draft: Draft | None = None
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Store every blob of the adapter in `folder`; return its manifest and the names that were skipped.
 
@@ -30,7 +29,7 @@ def ingest(
         store: Where to; hold a lease on it until a ref names the manifest.
         folder: An adapter in any supported format.
         progress: Called with bytes stored and total bytes.
-        seen: Format and adapter of `folder`, from a caller that has read its headers; None to read them.
+        draft: The manifest but for the digests, from a caller that has read the folder; None to read it.
 
     Raises:
         IntegrityError: A file changed while it was read.
@@ -38,8 +37,8 @@ def ingest(
     from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
 
     store.files.sweep()
-    found = listing(folder)
-    seen = seen or describe.look(folder)  # before anything is stored, as this may not be an adapter
+    draft = draft or describe.draft(folder)  # before anything is stored, as this may not be an adapter
+    found = draft.listing
     more = counter(progress, sum(_size(folder / path) for path in found.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
@@ -50,7 +49,7 @@ def ingest(
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(file.fileno())
             files[path] = store.put_stream(file, more=more)
-    manifest, raw = describe.settle(folder, files, seen)
+    manifest, raw = draft.settle(files)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = _stamp(folder / path)

@@ -3,7 +3,7 @@
     bases/<name>/<seq>.json     one file per move: `push` points the name at a document, `delete` frees it
     merges/<name>/<seq>.json    likewise
 
-A document is a blob: the record of a base model (`adapterhub.bases.record`) or a merge recipe
+A document is a blob: the record of a base model (`adapterhub.bases.registered`) or a merge recipe
 (`adapterhub.registry.merge_recipe`). Of a recipe, only the adapters that it needs are read here.
 """
 

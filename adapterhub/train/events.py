@@ -179,6 +179,11 @@ class EvaluationResult:
         return _exp(self.loss)
 
     @property
+    def base_perplexity(self) -> float:
+        """Without it."""
+        return _exp(self.base_loss)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The metrics, under the names of `adapterhub.manifest.measurement`."""
         return {

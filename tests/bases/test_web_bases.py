@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.bases.address import read_url
-from adapterhub.bases.client import RangeClient
-from adapterhub.bases.hub import Hub, Place
-from adapterhub.bases.web import WebFile
+from adapterhub.bases.hub_address import Hub, Place
+from adapterhub.bases.ranges import RangeClient, WebFile
+from adapterhub.bases.remote import read_url
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
@@ -191,9 +190,7 @@ def test_a_file_a_folder_and_a_revision_on_a_hub(web: Web, storage: Web, tmp_pat
     same(spec, read_base(folder / "q/m-00001-of-00002.gguf"), "repo", "revision")
     assert (spec.repo, spec.revision) == ("org/model", "b" * 40)
     same(read(f"{web.url}/org/model/blob/refs%2Fpr%2F1/hf", hub), read_base(folder / "hf"), "repo", "revision")
-    with pytest.raises(
-        NotFoundError, match=r"no such file in this model. Name one of its 3 files of weights, like hf://org/mo"
-    ):
+    with pytest.raises(NotFoundError, match=r"no such file in this model. Name one of its 3 weight files, such as hf://org/mo"):
         read("hf://org/model@refs%2Fpr%2F1/x.gguf", hub)
     with pytest.raises(NotFoundError, match="there is no config.json. Name one of its"):
         read("hf://org/model@refs/pr/1", hub)
@@ -326,12 +323,12 @@ def lying(data: bytes, **changes: Any) -> Callable[[Handler], None]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({}, "a part of a file ('') that does not say which of how many bytes it is"),
-        ({"Content_Range": "bytes 0-4/*"}, "that does not say which of how many bytes it is"),
-        ({"Content_Range": "bytes 1-5/5000000"}, "bytes 1 to 5 of 5000000 came, asked for were 0 to"),
-        ({"Content_Range": "bytes 0-4/5000000"}, "bytes 0 to 4 of 5000000 came"),
-        ({"Content_Range": "bytes 0-9/10"}, "5 bytes came as bytes 0 to 9"),
-        ({"Content_Range": "bytes 0-3/4"}, "5 bytes came as bytes 0 to 3"),
+        ({}, "a part of a file with an invalid Content-Range ('')"),
+        ({"Content_Range": "bytes 0-4/*"}, "with an invalid Content-Range"),
+        ({"Content_Range": "bytes 1-5/5000000"}, "bytes 1 to 5 of 5000000 received, 0 to"),
+        ({"Content_Range": "bytes 0-4/5000000"}, "bytes 0 to 4 of 5000000 received"),
+        ({"Content_Range": "bytes 0-9/10"}, "5 bytes received for bytes 0 to 9"),
+        ({"Content_Range": "bytes 0-3/4"}, "5 bytes received for bytes 0 to 3"),
         ({"later": True, "Content_Range": "bytes 0-4/5"}, "changed while it was read"),
         ({"Content_Encoding": "gzip", "Content_Range": "bytes 0-4/5"}, "compressed"),
         ({"Content_Range": "bytes 0-4/5"}, "not a GGUF file"),
@@ -382,7 +379,7 @@ def test_a_header_longer_than_any_is_not_read(web: Web) -> None:
         (403, {"X-Error-Code": "GatedRepo"}, RemoteError, "a gated model. Ask for access on its page and set HF_TOKEN"),
         (418, {}, RemoteError, "HTTP 418"),
         (500, {}, RemoteError, r"HTTP 500 \(3 tries\). Try again later"),
-        (200, {}, RemoteError, "does not answer as a hub does. Is HF_ENDPOINT right"),
+        (200, {}, RemoteError, "is not a Hugging Face Hub. Is HF_ENDPOINT right"),
     ],
 )
 def test_what_a_hub_that_says_no_means(
@@ -405,7 +402,7 @@ def test_a_server_that_is_no_hub_is_not_said_to_want_the_hubs_token(web: Web, st
 def test_a_part_is_not_taken_for_the_whole_of_a_small_file(web: Web, tmp_path: Path) -> None:
     web.add(model(tmp_path / "m"))
     web.rules["/config.json"] = lambda to: to.send(206, b"{}", **{"Content-Range": "bytes 0-1/500"})
-    with pytest.raises(RemoteError, match="HTTP 206, where the whole file was asked for"):
+    with pytest.raises(RemoteError, match="HTTP 206 for a request of the whole file"):
         read(web.url)
 
 
@@ -415,7 +412,7 @@ def test_a_refusal_of_what_need_not_be_there_is_noted(web: Web, tmp_path: Path) 
     web.rules["/tokenizer.json"] = lambda to: to.send(403)
     spec = read(web.url)
     assert spec.tokenizer_digest is None
-    assert spec.notes == (f"{web.url}/tokenizer.json: HTTP 403, taken as not there",)
+    assert spec.notes == (f"{web.url}/tokenizer.json: HTTP 403, treated as missing",)
     web.rules["/model.safetensors"] = web.rules["/tokenizer.json"]
     with pytest.raises(RemoteError, match="HTTP 403"):
         read(f"{web.url}/model.safetensors")
@@ -471,7 +468,7 @@ def test_validate_says_what_it_took(run: Run, web: Web, storage: Web, tmp_path: 
     [
         ("hf://org/private", 5, "error: hf://org/private: HTTP 401: login required, or there is no such model. Set HF_TOKEN"),
         ("hf://org/none", 3, "error: hf://org/none: no such file (HTTP 404)"),
-        ("hf://a--b", 2, "cannot be the name of a model"),
+        ("hf://a--b", 2, "is not a valid model name"),
         ("URL/none/x.gguf", 3, "none/x.gguf: no such file"),
         ("URL/none/", 3, "not a base model: there is no config.json. Name a .gguf"),
     ],

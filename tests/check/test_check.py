@@ -319,7 +319,7 @@ def test_no_byte_is_a_crash(tmp_path: Path, place: int, byte: int, name: str) ->
 def test_what_is_no_adapter_and_what_is_no_runtime(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         check.check(tmp_path)
-    with pytest.raises(UsageError, match="no runtime 'torch' is known"):
+    with pytest.raises(UsageError, match="unknown runtime 'torch'"):
         check.check(adapter(tmp_path / "a", pairs(1)), runtimes=["torch"])
 
 

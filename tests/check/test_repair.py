@@ -1,4 +1,4 @@
-"""What fix mends, peft loads to the function that was meant; what is uncertain, it leaves and proposes."""
+"""After a repair, peft loads the function that was meant; what is uncertain is left alone and proposed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adapterhub import check
-from adapterhub.check.repair import config as mended_config
+from adapterhub.check.repair import config as repair_config
 from adapterhub.check.repair import fix
 from adapterhub.manifest import describe
 from adapterhub_converters.containers import safetensors_file
@@ -82,7 +82,7 @@ BREAKS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None]]] = {
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", BREAKS)
-def test_peft_loads_what_was_mended_to_the_function_that_was_meant(tmp_path: Path, name: str) -> None:
+def test_peft_loads_a_repaired_adapter_to_the_function_that_was_meant(tmp_path: Path, name: str) -> None:
     for module in ("torch", "transformers", "peft"):
         need_module(module)
     import peft as real
@@ -93,16 +93,16 @@ def test_peft_loads_what_was_mended_to_the_function_that_was_meant(tmp_path: Pat
     spoil(tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     fixed = fix(tmp_path / "a", tmp_path / "out")
-    assert code in {mend.code for mend in fixed.mends}
+    assert code in {repair.code for repair in fixed.repairs}
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
-    assert not codes(tmp_path / "out") & {mend.code for mend in fixed.mends}
+    assert not codes(tmp_path / "out") & {repair.code for repair in fixed.repairs}
     loaded = real.PeftModel.from_pretrained(tiny.model(), tmp_path / "out").eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
         wanted, logits = made(ids).logits, loaded(ids).logits
     assert torch.allclose(wanted, logits, atol=1e-5)
     again = fix(tmp_path / "out", tmp_path / "again")
-    assert (again.mends, again.out) == ((), None)
+    assert (again.repairs, again.out) == ((), None)
     assert not (tmp_path / "again").exists()
 
 
@@ -119,9 +119,9 @@ def test_what_peft_itself_saved_needs_nothing(tmp_path: Path) -> None:
         "linear": {"target_modules": "all-linear"},
     }.items():
         tiny.adapter(tiny.model(), tmp_path / name, **{"target_modules": ["q_proj", "v_proj"], **config})
-        assert fix(tmp_path / name, tmp_path / "out").mends == ()
+        assert fix(tmp_path / name, tmp_path / "out").repairs == ()
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields - peft.INERT - peft.READ <= mended_config._WRITTEN
+    assert fields - peft.INERT - peft.READ <= repair_config._WRITTEN
 
 
 def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path)
     with pytest.raises(RefusedError, match="nothing says its alpha"):
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
-    assert [mend.code for mend in fixed.mends] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]
+    assert [repair.code for repair in fixed.repairs] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]
     wanted, got = convert.read(tmp_path / "a"), convert.read(tmp_path / "out")
     for target, delta in wanted.deltas.items():
         other = got.deltas[target]
@@ -147,7 +147,7 @@ def test_a_prefix_that_is_not_certain_is_proposed_and_the_base_settles_it(tmp_pa
     adapter(tmp_path / "a", pairs(2))
     renamed(tmp_path / "a", lambda name: name.removeprefix(PREFIX + "model."))
     fixed = fix(tmp_path / "a", tmp_path / "out")
-    assert (fixed.mends, [proposal.code for proposal in fixed.proposals]) == ((), ["key-prefix", "no-base-name"])
+    assert (fixed.repairs, [proposal.code for proposal in fixed.proposals]) == ((), ["key-prefix", "no-base-name"])
     spec = base(tmp_path / "base", 2)
     fix(tmp_path / "a", tmp_path / "out", base=spec)
     assert sorted(tensors(tmp_path / "out")) == sorted(PREFIX + name for name in pairs(2))
@@ -156,7 +156,7 @@ def test_a_prefix_that_is_not_certain_is_proposed_and_the_base_settles_it(tmp_pa
 def test_an_overlap_of_alphas_is_proposed_only(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(2), alpha_pattern={"q_proj": 3, r"0\.self_attn\.q_proj": 5})
     fixed = fix(path, tmp_path / "out")
-    assert fixed.mends == ()
+    assert fixed.repairs == ()
     found = next(proposal for proposal in fixed.proposals if proposal.code == "pattern-overlap")
     explicit = json.loads(found.do.partition('"alpha_pattern" to ')[2])
     configured(path, lambda config: config.update(alpha_pattern=explicit))
@@ -166,7 +166,7 @@ def test_an_overlap_of_alphas_is_proposed_only(tmp_path: Path) -> None:
 
 def test_a_key_that_may_change_the_function_is_proposed_only(tmp_path: Path) -> None:
     fixed = fix(adapter(tmp_path / "a", pairs(1), use_next_big_thing=True), tmp_path / "out")
-    assert fixed.mends == ()
+    assert fixed.repairs == ()
     assert "unknown-key" in {proposal.code for proposal in fixed.proposals}
 
 
@@ -186,7 +186,7 @@ def test_a_copy_goes_only_if_it_is_the_bases_own(tmp_path: Path, same: bool) -> 
     safetensors_file.write(path / peft.WEIGHTS, {**tensors(path), key: copy})
     assert [p.code for p in fix(path, tmp_path / "out").proposals] == ["copy", "no-base-name"]
     fixed = fix(path, tmp_path / "out", base=spec)
-    assert [mend.code for mend in fixed.mends] == (["copy"] if same else [])
+    assert [repair.code for repair in fixed.repairs] == (["copy"] if same else [])
     assert not same or key not in tensors(tmp_path / "out")
 
 
@@ -195,7 +195,7 @@ def test_the_base_is_named_where_something_says_it(tmp_path: Path) -> None:
     described = describe.describe(path)
     dataclasses.replace(described, base=dataclasses.replace(described.base, repo="org/base")).write(path)
     fixed = fix(path, tmp_path / "out")
-    assert [mend.code for mend in fixed.mends] == ["no-base-name"]
+    assert [repair.code for repair in fixed.repairs] == ["no-base-name"]
     assert convert.read(tmp_path / "out").meta.base_model == "org/base"
     settled, _ = describe.settle(tmp_path / "out")
     assert settled.base.repo == "org/base"
@@ -244,11 +244,11 @@ def test_a_config_that_makes_no_sense_is_an_error_of_ours_or_stays(tmp_path: Pat
 
 def test_the_command(run: Run, tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(2), r=8, base_model_name_or_path="org/base")
-    assert "`adapterhub fix` does it" in run("validate", "a", code=1).stdout
+    assert "`adapterhub fix` repairs it" in run("validate", "a", code=1).stdout
     assert "1 repair, nothing written (--dry-run)" in run("fix", "a", "--dry-run").stdout
     assert not (tmp_path / "a-fixed").exists()
     found = document(run, "fix", "a")
-    assert (found["output"], [mend["code"] for mend in found["mended"]]) == ("a-fixed", ["rank-config"])
+    assert (found["output"], [repair["code"] for repair in found["repaired"]]) == ("a-fixed", ["rank-config"])
     assert run("fix", "a-fixed").stdout == "a-fixed: nothing to repair, nothing written\n"
     assert "already exists" in run("fix", "a", code=2).stderr
     without("peft_type")(path)

@@ -138,7 +138,7 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
         (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --t instead"),
-        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
+        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters writes a folder. Add --into BASE"),
         (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2 adapters, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -94,7 +94,7 @@ def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
     assert "<c> & 100%" in (failure.text or "")
 
 
-@pytest.mark.parametrize(("code", "level"), [("malformed", "error"), ("does-nothing", "warning"), ("unpinned", "notice")])
+@pytest.mark.parametrize(("code", "level"), [("malformed", "error"), ("does-nothing", "warning"), ("new-head", "notice")])
 def test_github_commands_are_escaped(code: str, level: str) -> None:
     line = reports.github([nasty(code)]).splitlines()[0]
     assert line.startswith(f"::{level} file=a b%2Cc%3Ad/adapter_config.json,title={code}::")

@@ -135,13 +135,13 @@ def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config:
     nodes = json.loads(run("lineage", "team/letters:v2", "--json").stdout)["nodes"]
     assert [node["how"] for node in nodes if "team/letters:v2" in node["refs"]] == ["trained further"]
     again = run("rebuild", "team/letters:v2", code=6).stderr
-    assert "its training record says how" in again
+    assert "its training record describes how" in again
 
 
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:
-    assert "allots the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
+    assert "assigns the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
     assert not (tmp_path / "letters").exists()
     run("train", "letters.toml", "--push", "team/letters", "-o", "one")
     run("rm", "team/letters")
@@ -170,7 +170,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
 @pytest.mark.parametrize(
     ("extra", "says", "code"),
     [
-        (["--gate", "bleu>1"], "nothing that is measured", 2),
+        (["--gate", "bleu>1"], "is not measured", 2),
         (["--gate", "ppl"], "is not a comparison", 2),
         (["--name", "A b"], "not a valid name for an evaluation", 2),
         (["--base", "nowhere"], "no such file or folder", 3),

@@ -419,7 +419,7 @@ def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: 
     assert [private.repos[name].private for name in ("org/public", "org/secret")] == [False, True]
     run("pull", "hf://org/secret", "-o", "out", env=env)
     for ref in ("team/sql", "oci://127.0.0.1:9/team/sql"):
-        assert "--private: is for a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
+        assert "--private: only a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
 
 
 def test_offline_is_said_in_one_line(run: Run) -> None:

@@ -115,7 +115,7 @@ def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -
 
 def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> None:
     run("init", ".")
-    assert "is for places elsewhere" in run("push", source, "team/sql", "--to", "image", code=2).stderr
+    assert "an image is for remotes" in run("push", source, "team/sql", "--to", "image", code=2).stderr
     done = run("push", source, "oci:x:v1", "--to", "image", "--allow-approx", code=2)
     assert "does not convert the adapter" in done.stderr
     run("push", source, "team/sql")

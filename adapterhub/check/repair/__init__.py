@@ -1,7 +1,7 @@
-"""Mends what is certainly wrong with a PEFT adapter, in a copy, each by name; what is uncertain is only proposed.
+"""Repair known defects of a PEFT adapter in a copy; propose what cannot be proven.
 
-Certain is what the tensors themselves say (names, ranks, which modules, biases, magnitudes) and what the base's weights or
-`adapter.json` say. A scale is never among it: tensors don't tell theirs.
+Tensors prove names, ranks, target modules, biases and magnitudes; the base's weights and `adapter.json` prove a few more. A
+scale is never repaired: tensors don't contain theirs.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub import check
+from adapterhub.check import Problem, check
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
-from . import config, copies, keys, write
-from .draft import Mend, Proposal, opened
+from .config import repair_config
+from .draft import Proposal, Repair, open_draft, write_draft
+from .tensors import drop_copies, rename_tensors
 
-__all__ = ["Fixed", "Mend", "Proposal", "fix"]
+__all__ = ["Fixed", "Proposal", "Repair", "fix"]
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was mended, what is proposed, and what `validate` still says of the result.
+    """The result of `fix`.
 
-    `out` is None where nothing was written: nothing had to be mended, or nothing should be written.
+    Attributes:
+        out: The new folder; None where nothing was written.
+        left: Problems that a check still finds.
+        left_out: Files of the source that do not belong to an adapter and were not copied.
     """
 
     out: Path | None
-    mends: tuple[Mend, ...]
+    repairs: tuple[Repair, ...]
     proposals: tuple[Proposal, ...]
-    left: tuple[check.Problem, ...]
+    left: tuple[Problem, ...]
     left_out: tuple[str, ...] = ()
-    """Files of the source that are no part of an adapter, and were not copied."""
 
 
 def fix(
@@ -46,35 +49,39 @@ def fix(
     rslora: bool = False,
     dry_run: bool = False,
 ) -> Fixed:
-    """Mend a copy of the PEFT folder or lone state dict `path` as the folder `out`, whole or not at all.
+    """Repair a copy of the PEFT folder or lone state dict `path` as the folder `out`, whole or not at all.
 
     Args:
         path: Never changed.
-        out: Must not exist, or be an empty folder; nothing is written there if there is nothing to mend.
-        base: What the adapter is for: settles prefixes, and with its weights copies of them.
-        alpha: Of a lone state dict that has no config; likewise `rslora`.
+        out: Must not exist, or be an empty folder; nothing is written if there is nothing to repair.
+        base: The base model: decides prefixes, and with its weights which copies of them to drop.
+        alpha: Of a lone state dict without a config; likewise `rslora`.
         dry_run: Write nothing.
+
+    Raises:
+        OutputExistsError: There is something at `out`.
+        RefusedError: It is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
     """
     if not dry_run:
         atomic.check_free(out)
-    with opened(path, alpha=alpha, rslora=rslora) as state:
-        keys.mend(state, base)
-        copies.mend(state, base)
-        config.mend(state, base)
-        if not state.mends:
-            return Fixed(None, (), tuple(state.proposals), _left(path, base))
-        with _place(out, dry_run=dry_run) as folder:
-            left_out = write.write(state, folder)
+    with open_draft(path, alpha=alpha, rslora=rslora) as draft:
+        rename_tensors(draft, base)
+        drop_copies(draft, base)
+        repair_config(draft, base)
+        if not draft.repairs:
+            return Fixed(None, (), tuple(draft.proposals), _left(path, base))
+        with _folder(out, dry_run=dry_run) as folder:
+            left_out = write_draft(draft, folder)
             left = _left(folder, base)
-    return Fixed(None if dry_run else out, tuple(state.mends), tuple(state.proposals), left, left_out)
+    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), left, left_out)
 
 
-def _left(path: Path, base: BaseSpec | None) -> tuple[check.Problem, ...]:
-    return tuple(check.check(path, base=base, headers_only=True).problems)
+def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
+    return tuple(check(path, base=base, headers_only=True).problems)
 
 
 @contextlib.contextmanager
-def _place(out: Path, *, dry_run: bool) -> Iterator[Path]:
+def _folder(out: Path, *, dry_run: bool) -> Iterator[Path]:
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             yield Path(temporary)

@@ -1,22 +1,29 @@
-"""An adapter while it is mended: its config as text has it, its tensors under the names they get."""
+"""An adapter under repair: open it, hold its config and the new names of its tensors, and write the repaired copy."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.containers import json_file
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.package_files import is_packaged
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft, pickles, raw
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
-    """What was mended: `code` is that of the problem of `validate` where it has one."""
+class Repair:
+    """One repair; `code` is that of the problem where a check has one."""
 
     code: str
     what: str
@@ -24,7 +31,7 @@ class Mend:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What may be wrong and cannot be known; `do` is the edit or command that would mend it."""
+    """A defect that the files cannot prove; `do` is how to fix it."""
 
     code: str
     what: str
@@ -32,35 +39,45 @@ class Proposal:
 
 
 @dataclass
-class State:
-    """What is mended step by step. `names` maps the name a tensor gets to that in its file; what is not in it goes."""
+class Draft:
+    """An adapter that is repaired step by step.
+
+    Attributes:
+        folder: The folder that the other files are copied from; None for a lone file.
+        names: New name of a tensor to its name in the file; a tensor that is not in it is dropped.
+        files: Name of a tensor in its file to the open file.
+        lone: The source is a state dict without a config.
+    """
 
     folder: Path | None
-    """What the other files are copied from; None for a lone file."""
     config: dict[str, Any]
     names: dict[str, str]
     files: dict[str, SafetensorsFile]
-    """Name in its file to the open file."""
     metadata: dict[str, str]
     lone: bool = False
-    mends: list[Mend] = field(default_factory=list)
+    repairs: list[Repair] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
 
-    def mended(self, code: str, what: str) -> None:
-        """Note what was done."""
-        self.mends.append(Mend(code, what))
+    @property
+    def where(self) -> str:
+        """The source, in errors."""
+        return str(self.folder or "the file")
 
-    def proposed(self, code: str, what: str, do: str) -> None:
-        """Note what might be done."""
+    def record(self, code: str, what: str) -> None:
+        """Record a repair."""
+        self.repairs.append(Repair(code, what))
+
+    def propose(self, code: str, what: str, do: str) -> None:
+        """Record a proposal."""
         self.proposals.append(Proposal(code, what, do))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor that gets this name."""
+        """The shape of a tensor, by its new name."""
         key = self.names[name]
         return self.files[key].tensors[key].shape
 
     def pairs(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Module path to its parts' shapes, for what is a delta by its name."""
+        """Module to the shapes of its parts, for tensors that their names make a delta."""
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in self.names:
             kind, target, part = peft.classify(name)
@@ -70,13 +87,13 @@ class State:
 
     @property
     def retensored(self) -> bool:
-        """Whether the weights have to be written anew."""
+        """True if the weights must be rewritten."""
         return self.lone or any(name != key for name, key in self.names.items()) or len(self.names) != len(self.files)
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[State]:
-    """The state of a PEFT folder, or of a lone state dict that becomes one."""
+def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
+    """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `repair`."""
     if path.is_file() and path.name == peft.WEIGHTS and (path.parent / peft.CONFIG).is_file():
         path = path.parent
     _check_kind(path)
@@ -91,32 +108,84 @@ def opened(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[State]:
             metadata = dict(file.header.metadata)
         config = _config(path, metadata, alpha, rslora=rslora)
         lone = not (folder and (folder / peft.CONFIG).is_file())
-        state = State(folder, config, {key: key for key in files}, files, metadata, lone)
+        draft = Draft(folder, config, {key: key for key in files}, files, metadata, lone)
         if lone:
-            state.mended("lone-state-dict", f"{paths[0].name} is a folder of its own now, with {peft.CONFIG}")
-        yield state
+            draft.record("lone-state-dict", f"{paths[0].name} becomes a folder with {peft.CONFIG}")
+        yield draft
 
 
 def _check_kind(path: Path) -> None:
+    hint = "Convert it to PEFT"
     if path.is_file() and path.suffix != ".safetensors":
         pickles.refuse(path)
-        raise RefusedError(str(path), "only PEFT's files are mended", "`adapterhub convert --to peft` makes them of it")
+        raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and FORMATS["mlx"].sniff(path):
-        raise RefusedError(str(path), "an MLX adapter, and only PEFT's are mended", "`adapterhub convert --to peft` makes one")
+        raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))
 
 
 def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
-    beside = path / peft.CONFIG
-    text = json_file.read_text(beside) if beside.is_file() else metadata.pop(raw.CONFIG_KEY, None)
+    """The config of the folder, or in the header of the file, or made of `alpha`; `metadata` loses what it had of it."""
+    file = path / peft.CONFIG
+    text = json_file.read_text(file) if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
     metadata.pop(raw.METADATA_KEY, None)
     if text is not None:
         if alpha is not None or rslora:
-            raise UsageError(str(path), "it has a config that says its alpha", "Leave out --alpha and --rslora")
-        return json_file.parse_object(text, str(beside))
+            what = "it has a config, which decides the scale"
+            raise RefusedError(str(path), what, "Leave out its alpha and rsLoRA", code="alpha-recorded")
+        return json_file.parse_object(text, str(file))
     if alpha is None:
-        reason = "nothing says its alpha, and the scale depends on it"
-        raise RefusedError(str(path), reason, "Pass --alpha N, and --rslora if it was trained with it")
+        what = "its alpha is not recorded, and the scale depends on it"
+        raise RefusedError(
+            str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
+        )
     number = int(alpha) if float(alpha).is_integer() else alpha
     return {"peft_type": "LORA", "lora_alpha": number, "use_rslora": rslora, "inference_mode": True}
+
+
+def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """Fill the empty `folder`: files that need no repair keep their bytes, and adapter.json is updated.
+
+    Returns:
+        The names of files that do not belong to an adapter and were not copied.
+    """
+    own = {peft.CONFIG, ADAPTER_JSON}
+    if draft.retensored:
+        own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
+        tensors = {name: draft.files[key].mapped(key) for name, key in draft.names.items()}
+        safetensors_file.write(folder / peft.WEIGHTS, tensors, draft.metadata or {"format": "pt"})
+    # In their order: peft takes the first pattern that matches.
+    json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
+    left_out = _copy(draft.folder, folder, own) if draft.folder else ()
+    if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
+        _manifest(draft, draft.folder, folder)
+    return left_out
+
+
+def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
+    left_out = []
+    for item in sorted(source.iterdir()):
+        if item.name in own or item.name.startswith("."):
+            continue
+        if item.is_file() and not item.is_symlink() and is_packaged(item.name):
+            shutil.copyfile(item, folder / item.name)
+        else:
+            left_out.append(item.name)
+    return tuple(left_out)
+
+
+def _manifest(draft: Draft, source: Path, folder: Path) -> None:
+    """Write the source's manifest with what the repairs change in it; leave it out if it did not match the source."""
+    try:
+        known = AdapterManifest.read(source)
+        there = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        if known is None or any(there.get(entry.path) != entry.digest for entry in known.files):
+            what = f"{ADAPTER_JSON} does not match the files and was left out"
+            draft.propose("files-changed", what, "Publishing derives a new one")
+            return
+        described = describe.describe(folder)
+    except AdapterhubError as error:
+        draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
+        return
+    dataclasses.replace(known, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)

@@ -154,7 +154,7 @@ def _list_text(found: list[Registered]) -> None:
 @click.pass_obj
 def show(settings: Settings, source: str) -> None:
     """Show a base model: by name, or in a folder, a file or at a URL. --json has every tensor."""
-    from adapterhub.bases import record, registered
+    from adapterhub.bases import registered
 
     name = inputs.base_name(source, settings)
     if name is not None:
@@ -163,7 +163,7 @@ def show(settings: Settings, source: str) -> None:
         document = {**_document(found), **_whole(found.document)}
     else:
         spec = inputs.read_base(source, settings, notes=False)
-        document = {"name": None, "digest": None, "time": None, **_whole(record.document(spec, spec.where))}
+        document = {"name": None, "digest": None, "time": None, **_whole(registered.document_of(spec, spec.where))}
     output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document))
 
 

@@ -68,9 +68,9 @@ def eval(  # noqa: A001 - the command's name
     ppl/base, the perplexity relative to that of the base alone. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import train as trainer
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
+    from adapterhub.train import EvaluationOptions, evaluate
 
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in `train`
     asked["dtype"] = _DTYPES.get(asked["dtype"])
@@ -81,9 +81,7 @@ def eval(  # noqa: A001 - the command's name
         raise UsageError(base, "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file")
     with inputs.opened(source, settings) as found:
         given = inputs.given(found)
-        measured = trainer.evaluate(
-            given, folder, [Path(file) for file in files], trainer.EvaluationOptions(**asked), cache=cache_folder()
-        )
+        measured = evaluate(given, folder, [Path(file) for file in files], EvaluationOptions(**asked), cache=cache_folder())
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
     evaluation = Evaluation(name, measured.metrics, measured.data, measured.base)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub import merging
 from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, command, dtype_option, energy_option, max_rank_option, output_option, rank_option
 from adapterhub.cli.output import Column
-from adapterhub.cli.progress import count_bar
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SHOWN = 12  # rows of a table
 )
 @click.argument("base", metavar="BASE")
 @click.argument("tuned", metavar="FINETUNED")
-@output_option("new folder for the adapter.", required=True)
+@output_option("new folder for the adapter, or a ref to push it to.", required=True)
 @rank_option("every module.")
 @energy_option
 @max_rank_option("the limit of --energy. [default: 256]", default=256)
@@ -52,22 +52,15 @@ def extract(
     BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is that of the
     adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
-    from adapterhub.manifest import describe
-    from adapterhub.merge.into_base import extract as difference
-    from adapterhub_converters import bases as base_model
-    from adapterhub_converters.containers import atomic
-    from adapterhub_converters.formats import peft
+    from adapterhub.merge.into_base.extract import Wanted
 
     if (rank is None) == (energy is None):
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
-    folder, other, target = inputs.weights(base, settings), inputs.weights(tuned, settings), Path(out)
-    atomic.check_free(target)
-    wanted = difference.Wanted(rank, energy, max_rank, rest, dtype.upper())
-    with count_bar("extracting weights") as progress:
-        adapter, report = difference.extract(folder, other, wanted, progress=progress)
-    with atomic.whole(target) as made:
-        peft.write(adapter, made)
-        describe.describe(made, base=base_model.read_hf(folder)).write(made)
+    folder, other = inputs.weights(base, settings), inputs.weights(tuned, settings)
+    wanted = Wanted(rank, energy, max_rank, rest, dtype.upper())
+    target = merging.destination(out)
+    adapter, report, version = merging.extract(folder, other, target, wanted, workspace(settings))
+    out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))
 

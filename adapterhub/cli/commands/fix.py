@@ -53,7 +53,7 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
     return {
         "source": where,
         "output": str(fixed.out) if fixed.out else None,
-        "mended": [asdict(mend) for mend in fixed.mends],
+        "repaired": [asdict(repair) for repair in fixed.repairs],
         "proposed": [asdict(proposal) for proposal in fixed.proposals],
         "left": [{"severity": problem.severity, **asdict(problem)} for problem in fixed.left],
         "left_out": list(fixed.left_out),
@@ -61,14 +61,14 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
 
 
 def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:
-    if not fixed.mends:
+    if not fixed.repairs:
         head = f"{where}: nothing to repair, nothing written"
     elif dry_run:
-        head = f"{where}: {output.plural(len(fixed.mends), 'repair')}, nothing written (--dry-run)"
+        head = f"{where}: {output.plural(len(fixed.repairs), 'repair')}, nothing written (--dry-run)"
     else:
-        head = f"{fixed.out}: {output.plural(len(fixed.mends), 'repair')}"
+        head = f"{fixed.out}: {output.plural(len(fixed.repairs), 'repair')}"
     output.write(output.one_line(head))
-    items = [groups.Item(f"repaired[{mend.code}]", "", mend.what, color="green") for mend in fixed.mends]
+    items = [groups.Item(f"repaired[{one.code}]", "", one.what, color="green") for one in fixed.repairs]
     items += [groups.Item(f"proposed[{one.code}]", "", one.what, one.do, color="yellow") for one in fixed.proposals]
     for line in groups.lines(items, output.width()):
         output.write(line)

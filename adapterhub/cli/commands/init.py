@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import output
 from adapterhub.cli.environment import (
     named_registry,
     registry_folder,
 )
 from adapterhub.cli.options import Settings, command, project_option
+from adapterhub.workspace import PROJECT
 
 
 @command(
@@ -48,7 +49,7 @@ def _project(settings: Settings, folder: str | None) -> None:
     from adapterhub import user_files
     from adapterhub.project.settings import TEMPLATE
 
-    path = (Path(folder) if folder else Path.cwd()) / environment.PROJECT
+    path = (Path(folder) if folder else Path.cwd()) / PROJECT
     new = user_files.change(path, lambda text: None if text or path.exists() else TEMPLATE)
     text = f"{'created' if new else 'already there:'} {path}"
     output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output, recipes
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry, workspace
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
@@ -285,7 +283,10 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _from_address(ref: str, settings: Settings, digest: str) -> Iterator[Path]:
-    """The adapter at an address, if it still has that digest."""
+    """The adapter at an address, if it still has that digest and the project allows it."""
+    from adapterhub import sharing
+
+    sharing.check_address(ref, workspace(settings))
     with inputs.opened(ref, settings) as one:
         if one.digest != digest:
             what = f"is now another adapter: {output.digest(one.digest or '')}, not {output.digest(digest)}"

@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, inputs, locks, output, policy, remotes
-from adapterhub.cli.environment import (
-    at_remote,
-    complete_ref,
-    hinting,
-    open_registry,
-    remote_option,
-)
+from adapterhub import sharing
+from adapterhub.cli import environment, inputs, locks, output
+from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -24,9 +19,7 @@ from adapterhub.cli.options import (
     output_option,
     transfer_options,
 )
-from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views.versions import version_document
-from adapterhub_converters import formats
+from adapterhub.cli.publish import converted, pulled
 from adapterhub_converters.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -96,78 +89,36 @@ def pull(
         if conversion is not None or base is not None:
             hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
             raise UsageError("--to", "converts versions of the local registry only", hint)
-        called = None if remote is None else ref
-        _from_address(settings, address, out, ref=called, lock=(called or address) if lock else None)
-        return
+    elif conversion is not None and lock:
+        raise UsageError("--lock", "records the version, not a conversion of it", "Lock it with `adapterhub lock`")
+    elif base is not None and conversion is None:
+        raise UsageError("--base", "is for --to", "Leave it out")
+    called = None if remote is None else ref
     with hinting(ref):
-        policy.ref_fits(settings, ref)
-        if conversion is not None:
-            if lock:
-                raise UsageError("--lock", "records the version, not a conversion of it", "Lock it with `adapterhub lock`")
-            _converted(settings, ref, out, base, conversion, model=model)
-        elif base is not None:
-            raise UsageError("--base", "is for --to", "Leave it out")
-        else:
-            _pull(settings, ref, out, lock=lock)
-
-
-def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
-    from adapterhub.ref import Ref
-
-    wanted = Ref.parse(ref)
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
-    with open_registry(settings) as registry:
-        with bytes_bar("writing") as progress:
-            version = registry.pull(wanted, target, progress)
-        files = [layer.path for layer in registry.files(version)]
-    if lock:
-        locks.keep_version(settings, ref, version)
-    document = {**version_document(version), "output": str(target), "files": files}
-    del document["new"], document["skipped"]
-    output.deprecated(str(version.ref), version.deprecated)
-    size = output.size(version.size or 0)
-    text = f"{target}: {version.ref}, {output.plural(len(files), 'file')}, {size}, verified"
+        made = sharing.pull(
+            address,
+            out,
+            workspace(settings),
+            conversion=conversion,
+            base=inputs.read_base(base, settings) if base else None,
+            model=_model(conversion, model, base),
+            name=called.partition("@")[0].partition(":")[0] if called else None,
+        )
+    if lock and made.version is not None:
+        locks.keep_version(settings, ref, made.version)
+    elif lock and made.manifest is not None:
+        locks.keep(called or address, address, made.manifest)
+    document, text = converted(made, conversion.to) if conversion else pulled(made)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _converted(
-    settings: Settings, ref: str, out: str | None, base: str | None, conversion: Conversion, *, model: str | None
-) -> None:
-    """Pull a version of this registry in another format."""
-    from adapterhub.ref import Ref
-    from adapterhub.registry import conversion_cache
-
-    if model and conversion.to not in formats.PACKAGES:
+def _model(conversion: Conversion | None, model: str | None, base: str | None) -> str | None:
+    """The name of the base in Ollama: the one that was given, else its path."""
+    if conversion is None or conversion.to == "ollama":
+        return model or inputs.here(base)
+    if model:
         raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
-    wanted = Ref.parse(ref)
-    suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + suffix)
-    spec = inputs.read_base(base, settings) if base else None
-    with open_registry(settings) as registry:
-        named = model or (inputs.here(base) if conversion.to in formats.PACKAGES else None)
-        form = conversion_cache.pull(registry, wanted, target, conversion, base=spec, model=named)
-    document = {
-        "ref": str(form.version.ref),
-        "digest": form.version.digest,
-        "deprecated": form.version.deprecated,
-        "output": str(target),
-        "format": conversion.to,
-        "loss": form.loss,
-        "cached": form.cached,
-    }
-    output.deprecated(str(form.version.ref), form.version.deprecated)
-    losses = ", ".join(f"{count} {name}" for name, count in form.loss.items())
-    kept = ", from the cache" if form.cached else ""
-    text = f"{target}: {form.version.ref} as {conversion.to}, {sum(form.loss.values())} tensors: {losses}{kept}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-def _from_address(settings: Settings, address: str, out: str | None, *, ref: str | None, lock: str | None) -> None:
-    """Pull from an address. `ref`: its name on a remote; `lock`: the ref to record in the lock file."""
-    made, document, text = remotes.pull(address, out, ref=ref)
-    if lock:
-        locks.keep(lock, address, made)
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    return None
 
 
 def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
@@ -234,24 +185,24 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
 
 def _one_locked(settings: Settings, locked: Locked, target: Path) -> bool:
     """Pull a locked version into a folder; False if the folder already was that version."""
+    from adapterhub import sources
     from adapterhub.project import lockfile
+    from adapterhub.remotes.location import parse
 
-    policy.allowed(locked.name)
+    here = workspace(settings)
+    if locked.source == lockfile.HERE:
+        if lockfile.is_version(target, locked.digest):
+            return False
+        sharing.pull(f"{locked.name}@{locked.digest}", target, here)
+        return True
+    if policy := here.rules():
+        policy.check_name(locked.name)
     if lockfile.is_version(target, locked.digest):
         return False
-    if locked.source == lockfile.HERE:
-        from adapterhub.ref import Ref
-
-        ref = Ref(locked.name, digest=locked.digest)
-        policy.ref_fits(settings, str(ref))
-        with open_registry(settings) as registry:
-            registry.pull(ref, target)
-        return True
-    from adapterhub.remotes import location
-
-    with remotes.opened(locked.source) as there:
-        policy.fits(there, locked.digest, locked.ref)
-        made, new = remotes.downloaded(there, locked.digest, target, location.parse(locked.source).host)
+    place = parse(locked.source)
+    with here.connect(place) as there:
+        sharing.check_policy(there, locked.digest, locked.ref, here)
+        made, new = sources.downloaded(there, locked.digest, target, place.host, here)
     if made.digest != locked.digest:
         raise IntegrityError(
             locked.source, f"digest mismatch: received {made.digest}, locked {locked.digest}", "Ask the owner of the registry"

@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output, publish
-from adapterhub.cli.environment import (
-    at_remote,
-    complete_ref,
-    remote_option,
-)
+from adapterhub import sharing
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import at_remote, complete_ref, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -21,6 +18,7 @@ from adapterhub.cli.options import (
     force_option,
     transfer_options,
 )
+from adapterhub.cli.publish import published
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -64,16 +62,17 @@ def push(
     REF may also be an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote.
     --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only, pushes a container image.
     """
-    name = None if remote is None else ref.partition(":")[0]
-    made = publish.push(
-        settings,
-        source,
-        at_remote(ref, remote),
-        base=base,
-        expect=expect,
-        force=force,
-        private=private,
-        conversion=conversion,
-        name=name,
+    made = published(
+        sharing.push(
+            source,
+            at_remote(ref, remote),
+            workspace(settings),
+            base=inputs.read_base(base, settings) if base else None,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            private=private,
+            name=None if remote is None else ref.partition(":")[0],
+        )
     )
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))

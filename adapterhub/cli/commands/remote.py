@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub import workspace
 from adapterhub.cli import environment, output, remotes
 from adapterhub.cli.options import Group, Settings, force_option, project_option
 from adapterhub.cli.output import Column
@@ -219,10 +220,10 @@ def _file(project: bool) -> Path:
     """The file to change; without a project file upwards, one in this folder."""
     if not project:
         return environment.user_file()
-    found = environment.project_file()
+    found = workspace.project_file(Path.cwd())
     if found is not None and environment.project() is None:
         raise UsageError(str(found), "belongs to another user", "Create an adapterhub.toml of your own")
-    return found or Path.cwd() / environment.PROJECT
+    return found or Path.cwd() / workspace.PROJECT
 
 
 def _change(path: Path, changed: Any) -> bool:

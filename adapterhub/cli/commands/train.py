@@ -7,18 +7,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import inputs, output, publish
-from adapterhub.cli.environment import (
-    cache_folder,
-)
+from adapterhub import sharing
+from adapterhub.cli import errors, inputs, output
+from adapterhub.cli.environment import cache_folder, workspace
 from adapterhub.cli.options import Settings, command, dry_run_option, explain_option, force_option, output_option
+from adapterhub.cli.publish import published
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
-from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.train import InitialAdapter
@@ -65,28 +65,38 @@ def train(
     push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import train as trainer
+    from adapterhub.train import read_config, run
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
     # torch's OpenMP reads it when it is loaded. Its threads wait for each other in a busy loop; where another program
     # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    read = trainer.read_config(Path(config))
+    read = read_config(Path(config))
     if dry_run:
         return train_plan.show(settings, read, force=force)
     if ref:
-        publish.check(ref)
+        sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, view.Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
+        result = run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # only the first of several processes reports
     document = view.document(result, screen.ready)
     if ref:
-        document["pushed"] = publish.push_trained(settings, target, ref)
+        document["pushed"] = _pushed(target, ref, settings)
     output.emit(document, as_json=settings.as_json, text=lambda: view.text(result, document.get("pushed")))
     return 0
+
+
+def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
+    """Push what was trained; an error says that the folder is still there."""
+    try:
+        return published(sharing.push(folder, ref, workspace(settings))).document
+    except AdapterhubError as error:
+        source = folder if folder.is_absolute() else f"./{folder}"
+        errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
+        raise
 
 
 def _aside(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:

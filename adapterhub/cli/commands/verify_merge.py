@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.merge_into import trained_in, weights_of
+from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import count_bar
+from adapterhub.merging import trained_in
 
 if TYPE_CHECKING:
     from adapterhub.merge.into_base.verify import Proof, Proofs

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub import __version__
 from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
 from adapterhub.cli.output import Column, color, number, one_line, plural, table
+from adapterhub.version import __version__
 from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
 _REASONS = 2  # reasons of a verdict that the text report shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
+# Code of a problem to the option or command that helps.
+_HINTS = {"needs-base": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
 
 
 def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
@@ -54,7 +56,13 @@ def _headline(report: Report) -> str:
 
 def _item(problem: Problem) -> groups.Item:
     kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, problem.hint, problem.file, _COLORS[problem.severity])
+    return groups.Item(kind, problem.name, problem.what, _hint(problem), problem.file, _COLORS[problem.severity])
+
+
+def _hint(problem: Problem) -> str:
+    """The hint of a problem in the words of the command line."""
+    repair = "`adapterhub fix` repairs it" if problem.repairable else ""
+    return "; ".join(filter(None, (_HINTS.get(problem.code, problem.hint), repair)))
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
@@ -95,7 +103,7 @@ def document(report: Report) -> dict[str, Any]:
                 "what": problem.what,
                 "expected": problem.expected,
                 "got": problem.got,
-                "hint": problem.hint,
+                "hint": _hint(problem),
             }
             for problem in report.problems
         ],
@@ -160,7 +168,8 @@ def _file(report: Report, problem: Problem) -> str:
 
 def _sentence(problem: Problem) -> str:
     name = f"{problem.name}: " if problem.name else ""
-    return one_line(f"{name}{problem.what}. {problem.hint}" if problem.hint else f"{name}{problem.what}")
+    hint = _hint(problem)
+    return one_line(f"{name}{problem.what}. {hint}" if hint else f"{name}{problem.what}")
 
 
 def junit(reports: Sequence[Report]) -> str:

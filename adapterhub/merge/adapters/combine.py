@@ -14,6 +14,7 @@ import numpy as np
 
 from adapterhub.analysis.low_rank import Factors, norm
 from adapterhub.merge.checks import check_adapter
+from adapterhub_converters import display
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
 from adapterhub_converters.errors import ParameterError, RefusedError
 
@@ -62,7 +63,7 @@ class Merged:
     exact: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeReport:
     """The result of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
 
@@ -77,6 +78,16 @@ class MergeReport:
     def error(self) -> float:
         """The largest error of a module."""
         return max((module.error for module in self.modules.values()), default=0.0)
+
+    def __repr__(self) -> str:
+        return f"<MergeReport: {self.method}, {len(self.modules)} modules, largest relative error {self.error:.2g}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, "+".join(map(str, one.ranks)), one.rank, f"{one.lost:.2%}", f"{one.error:.1e}")
+            for name, one in self.modules.items()
+        ]
+        return display.table(rows, head=("module", "ranks", "r", "energy lost", "error"), caption=repr(self))
 
 
 def combine(

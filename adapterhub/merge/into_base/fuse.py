@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from adapterhub.merge.checks import Weighted
+from adapterhub_converters import display
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -33,7 +34,7 @@ from .write_gguf import gguf_files
 PLAIN = Options()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FuseReport:
     """What a merge does; sizes in bytes.
 
@@ -58,6 +59,13 @@ class FuseReport:
     warnings: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, change.relative, change.kept) for name, change in self.touched.items()]
+        return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))
 
 
 def _no_side_files(folder: Path) -> None:

@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
@@ -265,7 +266,7 @@ class LossGroup:
         return len(self.names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LossReport:
     """What became of every tensor in a conversion.
 
@@ -302,3 +303,7 @@ class LossReport:
             names = tuple(line.name for line in lines)
             found.append(LossGroup(loss, note, names, (min(errors), max(errors)) if errors else None))
         return found
+
+    def _repr_html_(self) -> str:
+        rows = [(line.name, line.loss.name.lower(), line.note, line.error) for line in self.losses]
+        return display.table(rows, head=("tensor", "loss", "note", "error"), caption=repr(self))

@@ -18,6 +18,9 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import ReadAt
 from adapterhub_converters.errors import FormatError, LocalIOError
 
+_FIRST = 1 << 16  # bytes: the whole header of most shards
+_AHEAD_GGUF = 1 << 20  # bytes
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -76,6 +79,7 @@ class LocalFiles:
         self.local: Path | None = folder
         self.notes: list[str] = []
         self._folder = folder
+        self._ranged: dict[str, Ranged | None] = {}
 
     def label(self, name: str) -> str:
         """The path."""
@@ -103,15 +107,26 @@ class LocalFiles:
         return raw
 
     def ranged(self, name: str) -> Ranged | None:
-        """Opened for each read: headers take one or two."""
+        """Opened once for its size and its beginning, and again for what lies beyond; never kept open, as there may be many."""
+        if name not in self._ranged:
+            self._ranged[name] = self._begin(name)
+        return self._ranged[name]
+
+    def _begin(self, name: str) -> Ranged | None:
+        ahead = _AHEAD_GGUF if name.endswith(".gguf") else 0  # its header is read piece by piece
+        at, block = 0, b""
 
         def read_at(offset: int, n: int) -> bytes:
-            with self._open(name) as file:
-                file.seek(offset)
-                return file.read(n)
+            nonlocal at, block
+            if not at <= offset <= offset + n <= at + len(block):
+                with self._open(name) as file:
+                    file.seek(offset)
+                    at, block = offset, file.read(max(n, ahead))
+            return block[offset - at : offset - at + n]
 
         try:
             with self._open(name) as file:
+                block = file.read(max(_FIRST, ahead))
                 return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
         except FileNotFoundError:
             return None

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,18 @@ def _decoded(raw: bytes, where: str) -> str:
         raise FormatError(where, "not UTF-8 text") from error
 
 
-def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object that `text` is; duplicate keys, NaN, numbers too large for a float and half characters are refused."""
+def parse_object(
+    text: str | bytes, where: str, *, pairs: Callable[[list[tuple[str, Any]]], object] | None = None
+) -> dict[str, Any]:
+    """The JSON object in `text`; duplicate keys, NaN, numbers too large for a float and half characters are refused.
+
+    `pairs` makes something else than a dict of each object in it, from what `unique` has checked.
+    """
     text = _decoded(text, where) if isinstance(text, bytes) else text
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int)
+        document = json.loads(
+            text, object_pairs_hook=pairs or unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_int
+        )
         if _SURROGATE.search(text):
             json.dumps(document, ensure_ascii=False).encode()  # one half of a pair is no text, and nothing could write it
     except (ValueError, RecursionError) as error:
@@ -60,12 +68,12 @@ def read_object(path: Path, *, where: str | None = None) -> dict[str, Any]:
     return parse_object(read_text(path, where=where), where or str(path))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"duplicate key {key[:80]!r}")
-        document[key] = value
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of an object's pairs; ValueError for a duplicate key."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)[:80]!r}")
     return document
 
 

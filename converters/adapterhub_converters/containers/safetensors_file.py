@@ -12,17 +12,18 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
 
-from .json_file import parse_object
+from .json_file import parse_object, unique
 from .open_file import OpenFile
 
 ReadAt = Callable[[int, int], bytes]
@@ -32,8 +33,7 @@ MAX_TENSORS = 1_000_000
 MAX_NAME = 1_024  # characters
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):  # of which a hostile header may have a million
     """One tensor of a header: `offset` and `size` in bytes, absolute in the file."""
 
     name: str
@@ -66,7 +66,8 @@ def read_header(read_at: ReadAt, size: int, where: str) -> Header:
     if len(document) > MAX_TENSORS:
         raise FormatError(where, f"{len(document)} tensors are over the limit of {MAX_TENSORS}")
     data_start = 8 + length
-    infos = [_info(name, entry, data_start, where) for name, entry in document.items()]
+    # Each entry is let go as it is read: together they take more memory than what is kept of them.
+    infos = [_info(name, document.pop(name), data_start, where) for name in list(document)]
     return Header(_covering(infos, data_start, size, where), metadata, data_start)
 
 
@@ -77,10 +78,35 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise FormatError(where, "the header is not UTF-8") from error
-    return parse_object(text, where)
+    del raw
+    return parse_object(text, where, pairs=_compact)
+
+
+_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+class _Entry(NamedTuple):
+    dtype: Any
+    shape: Any
+    data_offsets: Any
+
+
+def _compact(pairs: list[tuple[str, Any]]) -> object:
+    """Keep what looks like an entry as tuples: a million of them take half the memory of dicts and lists."""
+    document = unique(pairs)
+    if document.keys() != _KEYS:
+        return document
+    dtype, shape, offsets = document["dtype"], document["shape"], document["data_offsets"]
+    return _Entry(
+        sys.intern(dtype) if isinstance(dtype, str) else dtype,
+        tuple(shape) if isinstance(shape, list) else shape,
+        tuple(offsets) if isinstance(offsets, list) else offsets,
+    )
 
 
 def _metadata(value: object, where: str) -> dict[str, str]:
+    if isinstance(value, _Entry):  # metadata with the keys of an entry
+        value = value._asdict()
     if value is None:  # what mlx writes where there is none, and the Rust core reads
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -88,29 +114,35 @@ def _metadata(value: object, where: str) -> dict[str, str]:
     return value
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+_MAX_SIZE = 2**63
 
 
 def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise FormatError(where, f"tensor name {name[:80]!r} is empty, too long or unprintable")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, _Entry):
         raise FormatError(where, f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry
     if not isinstance(dtype, str) or dtype not in dtypes.BITS:
         raise FormatError(where, f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
-    if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_size, shape)):
+    if not isinstance(shape, tuple) or len(shape) > 16 or not _are_sizes(shape):
         raise FormatError(where, f"tensor {name!r} has a malformed shape")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+    if not isinstance(offsets, tuple) or len(offsets) != 2 or not _are_sizes(offsets):
         raise FormatError(where, f"tensor {name!r} has malformed data_offsets")
     start, end = offsets
     bits = dtypes.BITS[dtype] * math.prod(shape)
     if bits != (end - start) * 8:
-        raise FormatError(where, f"tensor {name!r}: {dtype} {shape} is not the {end - start} bytes of its offsets")
-    if dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
+        raise FormatError(where, f"tensor {name!r}: {dtype} {list(shape)} is not the {end - start} bytes of its offsets")
+    if not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
         raise FormatError(where, f"tensor {name!r} has a shape that is too large")
-    return TensorInfo(name, dtype, tuple(shape), data_start + start, end - start)
+    return TensorInfo(name, dtype, shape, data_start + start, end - start)
+
+
+def _are_sizes(values: tuple[object, ...]) -> bool:
+    for value in values:  # noqa: SIM110 - a loop, for a million tensors
+        if type(value) is not int or not 0 <= value < _MAX_SIZE:  # a bool is an int, too
+            return False
+    return True
 
 
 def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -> dict[str, TensorInfo]:

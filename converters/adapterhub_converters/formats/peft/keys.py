@@ -46,11 +46,16 @@ _COPY = re.compile(r"^(.+?)(?:\.token_adapter)?\.(?:base_layer|original_module)\
 def classify(key: str) -> tuple[str, str, str]:
     """The kind, name and part of a tensor: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter),
     `shared`, or `unknown`."""
-    if native(key) in SHARED:
-        return "shared", SHARED[native(key)], ""
-    name = native(key).removeprefix(PREFIX)
-    if not native(key).startswith(PREFIX):
+    return classify_native(native(key), key)
+
+
+def classify_native(full: str, key: str) -> tuple[str, str, str]:
+    """`classify` for a caller that has the native name `full` of `key`."""
+    if full in SHARED:
+        return "shared", SHARED[full], ""
+    if not full.startswith(PREFIX):
         return "unknown", key, ""
+    name = full.removeprefix(PREFIX)
     if name.endswith(_ROWS):
         return "rows", name.removesuffix(_ROWS), ""
     return _pair(name) or _whole(name) or ("unknown", name, "")
@@ -76,12 +81,14 @@ def _whole(name: str) -> tuple[str, str, str] | None:
 
 def native(key: str) -> str:
     """The name by which peft saves this tensor, without trainers' wrappers."""
-    parts = [part for part in key.split(".") if part not in _WRAPPERS]
-    while parts[:1] == ["module"]:
-        parts = parts[1:]
-    while parts[:4] == ["base_model", "model"] * 2:
-        parts = parts[2:]
-    name = ".".join(parts)
+    name = key
+    if "._" in key or key.startswith(("_", "module.", PREFIX * 2)):
+        parts = [part for part in key.split(".") if part not in _WRAPPERS]
+        while parts[:1] == ["module"]:
+            parts = parts[1:]
+        while parts[:4] == ["base_model", "model"] * 2:
+            parts = parts[2:]
+        name = ".".join(parts)
     found = _NAMED.search(name)
     if found:
         part, _, rest = found.groups()

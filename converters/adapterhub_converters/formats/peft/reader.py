@@ -34,6 +34,15 @@ def sniff(candidate: Candidate) -> bool:
     return '"peft_type"' in candidate.config
 
 
+def config_of(path: Path) -> str | None:
+    """The text of the config of the PEFT adapter in a folder; None where there is no such adapter."""
+    config = path / CONFIG
+    if not config.is_file():
+        return None
+    text = json_file.read_text(config)
+    return text if '"peft_type"' in text else None
+
+
 def nested(path: Path) -> str:
     """A hint that names the one folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
     found = sorted(item.name for item in path.iterdir() if (item / CONFIG).is_file()) if path.is_dir() else []
@@ -58,17 +67,28 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
 
 
 def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The same from headers alone: every tensor has its shape and dtype, and is filled with zeros that take no memory."""
-    text, tensors, metadata = _config(path), {}, {}
+    """Read the same from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
+    text, headers = _config(path), {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
-            for name, info in file.tensors.items():
-                if info.dtype not in dtypes.NUMPY:
-                    raise FormatError(str(file_path), f"tensor {name!r}: {info.dtype} cannot be computed with")
-                # One number viewed with strides of 0.
-                tensors[name] = np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape)
-            metadata = file.header.metadata
-    return parse(text, tensors, metadata, where=str(path), base=base)
+            headers[file_path] = file.header
+    return parse_shapes(text, headers, where=str(path), base=base)
+
+
+def parse_shapes(
+    text: str, headers: Mapping[Path, safetensors_file.Header], *, where: str, base: BaseSpec | None = None
+) -> Adapter:
+    """As `read_shapes`, from the config's text and the header of every weights file, which the caller has read."""
+    tensors: dict[str, np.ndarray] = {}
+    metadata: Mapping[str, str] = {}
+    for path, header in headers.items():
+        for name, info in header.tensors.items():
+            if info.dtype not in dtypes.NUMPY:
+                raise FormatError(str(path), f"tensor {name!r}: {info.dtype} cannot be computed with")
+            # One number seen through strides of 0.
+            tensors[name] = np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape)
+        metadata = header.metadata
+    return parse(text, tensors, metadata, where=where, base=base)
 
 
 def _config(path: Path) -> str:

@@ -1,32 +1,72 @@
-"""Models on a Hugging Face Hub, or on what answers like one: `hf://org/model[@revision][/file]`.
+"""A base behind an address, `https://…`, `http://…` or `hf://org/model[@revision][/file]`, read from its headers.
 
-Two endpoints are all it takes, those that huggingface_hub uses itself: `/api/models/{id}/revision/{revision}?blobs=true` for
-the commit, the files, their sizes and the digests of large ones, and `/{id}/resolve/{commit}/{path}` for bytes.
+Two endpoints of a Hugging Face Hub are enough, as huggingface_hub uses them: `/api/models/{id}/revision/{revision}?blobs=true`
+for the commit, the files, their sizes and the digests of large ones, and `/{id}/resolve/{commit}/{path}` for bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
+from adapterhub.http.urls import origin
 from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
-from .client import RangeClient
-from .hub_address import Hub, Place
-from .web import Known, WebFiles
+from .hub_address import SCHEME, Hub, Place
+from .ranges import Known, RangeClient, WebFiles
 
+_FILES = (".gguf", ".safetensors", ".json")
 _MAX_LISTING = 64_000_000  # bytes
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
-    """The base at a place on a hub, its revision the commit that `place` names now."""
+def read_url(text: str, hub: Hub, *, client: RangeClient | None = None) -> BaseSpec:
+    """Read the base at an address; its `fetched` is the number of bytes that took.
+
+    Raises:
+        NotFoundError: There is nothing at the address, or no base.
+        RemoteError: The server refused, failed, or gave an invalid answer.
+    """
+    client = client or RangeClient.of(hub)
+    with contextlib.closing(client):
+        place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
+        spec = _read_hub(place, hub, client) if place else _read_plain(text, client)
+    return dataclasses.replace(spec, fetched=client.fetched)
+
+
+def _read_plain(url: str, client: RangeClient) -> BaseSpec:
+    # The query, which may be a signature, is no part of the name in reports.
+    origin(url, url.partition("?")[0], typed=True)
+    parts = urlsplit(url)
+    folder, _, name = parts.path.rpartition("/")
+    if not name.endswith(_FILES):
+        folder, name = parts.path.rstrip("/"), ""
+
+    def address(name: str) -> str:
+        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}", parts.query, ""))
+
+    def label(name: str) -> str:
+        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}".rstrip("/"), "", ""))
+
+    files = WebFiles(client, address, label, needed=(name or "config.json",))
+    try:
+        return read_files(files, name)
+    except NotFoundError as error:
+        if name or error.where != label("config.json"):
+            raise
+        what = "not a base model: there is no config.json"
+        raise NotFoundError(label(""), what, "Name a .gguf, a .safetensors or an index.json") from error
+
+
+def _read_hub(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
+    """Read the base at a place on a hub; its revision is the commit that `place` means now."""
     commit, listing = _listing(place, hub, client)
     folder, name = _split(place, listing)
     there = {path.removeprefix(folder): known for path, known in listing.items() if path.startswith(folder)}
@@ -45,14 +85,14 @@ def read(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
 
 
 def _named(spec: BaseSpec, repo: str, commit: str) -> BaseSpec:
-    """With the model's name and commit; a GGUF that names the model it was made of keeps that, whose commit is unknown."""
+    """Add the model's name and commit, unless a GGUF names the model it was made from, of which the commit is unknown."""
     if spec.kind == "gguf" and spec.repo and spec.repo != repo:
         return spec
     return dataclasses.replace(spec, repo=repo, revision=commit)
 
 
 def _split(place: Place, listing: Mapping[str, Known]) -> tuple[str, str]:
-    """The folder in the model, empty or with a slash at its end, and the file in it, if one is named."""
+    """The folder in the model, empty or with a slash at its end, and the file in it, empty if none is named."""
     if place.path in listing:
         folder, _, name = place.path.rpartition("/")
         return (f"{folder}/" if folder else ""), name
@@ -64,7 +104,7 @@ def _split(place: Place, listing: Mapping[str, Known]) -> tuple[str, str]:
 
 def _instead(top: Place, listing: Mapping[str, Known]) -> str:
     found = sorted(path for path in listing if path.endswith((".gguf", ".safetensors")))
-    return f"Name one of its {len(found)} files of weights, like {top}/{found[0]}" if found else ""
+    return f"Name one of its {len(found)} weight files, such as {top}/{found[0]}" if found else ""
 
 
 def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
@@ -74,10 +114,10 @@ def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str
     try:
         document = json_file.parse_object(raw.decode(), where)
     except (FormatError, UnicodeDecodeError) as error:
-        raise RemoteError(where, f"{hub.endpoint} does not answer as a hub does", "Is HF_ENDPOINT right?") from error
+        raise RemoteError(where, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
     commit, siblings = document.get("sha"), document.get("siblings")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise RemoteError(where, f"{hub.endpoint} says neither the commit nor the files of it", "Is HF_ENDPOINT right?")
+        raise RemoteError(where, f"{hub.endpoint} lists neither the commit nor its files", "Is HF_ENDPOINT right?")
     return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
 
 

@@ -1,0 +1,90 @@
+"""Repair the tensors of an adapter: names that peft would skip, and copies of the base's weights."""
+
+from __future__ import annotations
+
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.base_weights import BaseWeights
+from adapterhub_converters.formats.peft import quirks
+from adapterhub_converters.formats.peft.keys import PREFIX, cleaned, native
+
+from .draft import Draft
+
+# What the modules of a causal model begin with; a path that begins in its layers may lack more than PEFT's prefix.
+_ROOTS = ("model.", "transformer.", "gpt_neox.", "lm_head.")
+
+
+def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
+    """Remove the parts that wrappers add to names, and add PEFT's prefix where nothing else can be missing.
+
+    Raises:
+        FormatError: Two tensors have one name without their wrappers.
+        RefusedError: The file has several adapters.
+    """
+    cleaned(draft.names, draft.where)
+    names, _ = quirks.unwrapped({_native(name): key for name, key in draft.names.items()}, base)
+    bare = [name for name in names if not name.startswith(PREFIX)]
+    prefix = _prefix(bare, base) if len(bare) == len(names) else None
+    if bare and prefix is None:
+        what = f"{len(bare)} names have no {PREFIX}, such as {bare[0]}, and may lack more than that"
+        draft.propose("key-prefix", what, "Repair it with its base model, whose modules decide")
+    elif prefix is not None:
+        names = {prefix + name: key for name, key in names.items()}
+    renamed = [(key, name) for name, key in names.items() if name != key]
+    if renamed:
+        draft.names = names
+        draft.record("key-prefix", f"{len(renamed)} of {len(names)} tensors renamed: {renamed[0][0]} is {renamed[0][1]}")
+
+
+def _native(name: str) -> str:
+    """PEFT's name of a tensor; PEFT itself removes the `.weight` of a magnitude."""
+    found = native(name)
+    return name if found == name.removesuffix(".weight") else found
+
+
+def _prefix(bare: list[str], base: BaseSpec | None) -> str | None:
+    """The prefix that all names lack, if only one is possible."""
+    if not bare or any(name.startswith("base_model.") for name in bare):
+        return None
+    if base is not None and base.tensors:
+        found = [extra for extra in ("", "model.") if all(_known(extra + name, base) for name in bare)]
+        return PREFIX + found[0] if len(found) == 1 else None
+    certain = all(name.startswith(_ROOTS) and not name.startswith("model.model.") for name in bare)
+    return PREFIX if certain else None
+
+
+def _known(name: str, base: BaseSpec) -> bool:
+    kind, target, _ = peft.classify(PREFIX + name)
+    return target in base.tensors or (kind in ("pair", "rows") and f"{target}.weight" in base.tensors)
+
+
+def drop_copies(draft: Draft, base: BaseSpec | None) -> None:
+    """Drop each copy of a base weight that equals it, byte for byte as training loaded it."""
+    found = {name: parameter for name in draft.names for kind, parameter, _ in (peft.classify(name),) if kind == "copy"}
+    if not found:
+        return
+    if base is None or base.folder is None:
+        for name in found:
+            what = f"{name} is a copy of a weight of the base, which may differ from it"
+            draft.propose("copy", what, "Repair it with its base model and the weights of that: an equal copy is dropped")
+        return
+    with BaseWeights(base.folder) as weights:
+        for name, parameter in found.items():
+            _drop_copy(draft, weights, name, parameter)
+
+
+def _drop_copy(draft: Draft, weights: BaseWeights, name: str, parameter: str) -> None:
+    key = draft.names[name]
+    copy = draft.files[key].tensor(key)
+    try:
+        own = weights.tensor(parameter)
+    except RefusedError as error:
+        draft.propose("copy", f"{name} is a copy of {parameter}, {error.what}", "Use the base it was trained on")
+        return
+    if own.shape == copy.shape and own.astype(copy.dtype).tobytes() == copy.tobytes():
+        del draft.names[name]
+        draft.record("copy", f"{name} dropped: it equals the base's weight")
+    else:
+        what = f"{name} differs from the base's weight: its vocabulary was resized, or it was trained"
+        draft.propose("copy", what, f"Keep it and name its module in modules_to_save, or drop it: {parameter}")

@@ -1,0 +1,114 @@
+"""Split paths of modules, and match `target_modules` as peft does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.formats import peft
+from adapterhub_converters.patterns import fullmatch
+
+from .contents import Contents
+
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
+OUTPUTS = ("lm_head", "embed_out", "output")
+# Tasks of peft whose model class adds a head to the base.
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
+
+
+def last_of(target: str) -> str:
+    """The last name of a module's path."""
+    return target.rpartition(".")[2]
+
+
+def layer_of(target: str) -> int | None:
+    """The index of the layer a module is in: the first component that is a number."""
+    found = _LAYER.match(target)
+    return int(found.group(1)) if found else None
+
+
+def stack_of(target: str) -> str:
+    """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
+    found = _LAYER.match(target)
+    return target[: found.start(1)] if found else ""
+
+
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
+    depths: dict[str, int] = {}
+    for name in names:
+        if found := _LAYER.match(name):
+            stack = name[: found.start(1)]
+            depths[stack] = max(depths.get(stack, 0), int(found.group(1)) + 1)
+    return depths
+
+
+def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
+    """True if peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
+
+    `names` and `layers` should be sets where there may be many.
+    """
+    if isinstance(option, str):
+        if option == "all-linear":
+            return last_of(module) not in (*EMBEDDINGS, *OUTPUTS)
+        return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
+    if module in names:
+        return True
+    if not any(module[at + 1 :] in names for at, char in enumerate(module) if char == "."):
+        return False
+    return layers is None or layer_of(module) in layers
+
+
+def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
+    """`layers_to_transform`; None for every layer."""
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return None
+    return frozenset(layer for layer in (layers if isinstance(layers, list) else [layers]) if isinstance(layer, int | float))
+
+
+def within(names: Collection[str], module: str) -> bool:
+    """True if one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
+    parts = module.split(".")
+    if len(names) <= 2 * len(parts):
+        return any(f".{name}." in f".{module}." for name in names)
+    return any(".".join(parts[start:end]) in names for end in range(1, len(parts) + 1) for start in range(end))
+
+
+def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
+    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
+    if contents.format != "peft":
+        return set()
+    matrices = {
+        name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
+    }
+    targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
+    saved, found = frozenset(contents.names("modules_to_save")), set()
+    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    layers = chosen_layers(contents.config)
+    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    listed = any(_EXPERT.search(target) for target in contents.targets)
+    for module in matrices:
+        if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
+            continue
+        if ours is not None and module.split(".", 1)[0] not in ours:
+            continue
+        if within(saved, module):
+            continue
+        if excluded and matches(excluded, named_others, module, None):
+            continue
+        if matches(targets, named_ones, module, layers):
+            found.add(module)
+    return found
+
+
+def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
+    """True if the adapter was trained on another class of the model than the saved one: with other heads, or half of it."""
+    mapping = contents.config.get("auto_mapping")
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    other = isinstance(trained, str) and trained != base.architecture
+    return other or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")
