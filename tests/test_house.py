@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Rooms whose errors still speak of options of the command line. To be emptied.
 _SPEAK_OF_OPTIONS = (
     "adapterhub/analysis", "adapterhub/bases", "adapterhub/check", "adapterhub/index", "adapterhub/maintenance",
-    "adapterhub/merge", "adapterhub/project", "adapterhub/registry", "adapterhub/remotes",
+    "adapterhub/merge", "adapterhub/project", "adapterhub/registry",
     "adapterhub/store", "adapterhub/train", "adapterhub/user_files.py",
     "converters/adapterhub_converters",
 )  # fmt: skip

@@ -135,7 +135,7 @@ def cache_folder() -> Path:
 
 
 def config_folder() -> Path:
-    """Where the user's own remotes and logins are kept."""
+    """The folder of the user's own settings and remotes."""
     return _user_folder("XDG_CONFIG_HOME", "APPDATA", ".config")
 
 
@@ -155,11 +155,10 @@ def user_file() -> Path:
     return config_folder() / "config.toml"
 
 
-def logins_file() -> Path:
-    """What `adapterhub login` keeps."""
-    from adapterhub.remotes.oci.login_store import FILE
-
-    return config_folder() / FILE
+def docker_config() -> Path:
+    """The config.json of docker, in which docker, oras and `adapterhub login` store credentials."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 def project_file() -> Path | None:

@@ -14,7 +14,15 @@ OPTIONS = {
 }
 # Code to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
+    "address-with-remote": "Omit --remote, or write a ref",
     "base-required": "Pass --base BASE",
+    "credentials-in-address": "Remove them; use `adapterhub login`",
+    "expect-unsupported": "Omit --expect",
+    "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
+    "login-required": "Log in with `adapterhub login {host}`",
+    "no-such-tag": "Run `adapterhub list {repository}` for its tags",
+    "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
+    "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
 }
 
 
@@ -25,5 +33,8 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if isinstance(error, ParameterError):
         error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
     if error.code in HINTS:
-        error.hint = HINTS[error.code].format_map(error.fields)
+        words, written = HINTS[error.code].format_map(error.fields), str(error.args[2])
+        if error.hint.startswith(written):  # more may have been appended to the hint it was raised with
+            later = error.hint[len(written) :]
+            error.hint = words + (later if written or not later else f". {later}")
     return error

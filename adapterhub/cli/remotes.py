@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output, policy
-from adapterhub.cli.environment import data_folder, hub, logins_file, proxy
+from adapterhub.cli.environment import data_folder, docker_config, hub, proxy
 from adapterhub_converters.errors import UsageError
 
 from .options import JOBS, RATE
@@ -27,9 +27,7 @@ def surroundings() -> Surroundings:
     """Who asks: the files and variables in which others keep that."""
     from adapterhub.remotes.location import Surroundings
 
-    folder = os.environ.get("DOCKER_CONFIG")
-    docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    return Surroundings(docker, hub, os.environ, logins_file(), data_folder() / "uploads", proxy)
+    return Surroundings(docker_config(), hub, os.environ, data_folder() / "uploads", proxy)
 
 
 def connect(place: Place) -> Connected:

@@ -33,8 +33,8 @@ def check_url(text: str) -> str:
     scheme, found, rest = url.partition("://")
     host = rest.partition("/")[0]
     if "@" in host:
-        what = "credentials in a URL end up in logs"
-        raise UsageError(f"{scheme}://…@{host.rpartition('@')[2]}", what, "Leave them out; use `adapterhub login`")
+        shown, what = f"{scheme}://…@{host.rpartition('@')[2]}", "credentials in a URL end up in logs"
+        raise UsageError(shown, what, "Remove them", code="credentials-in-address")
     if not url.isprintable() or any(part in rest for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "a URL of a remote ends with its path", _HINT)
     if not found or not location.is_address(url):
@@ -61,7 +61,8 @@ def below(url: str, ref: str) -> str:
     `layout://PATH`, a ref is the name that its index has.
     """
     if "://" in ref:
-        raise UsageError(ref[:200], "an address says where it is: it takes no remote", "Leave --remote out, or write a ref")
+        what = "an address names its place already, so it takes no remote"
+        raise UsageError(ref[:200], what, "Write a ref", code="address-with-remote")
     name, at, version = ref.partition("@")
     if not at:
         name, at, version = ref.partition(":")

@@ -44,7 +44,6 @@ class Surroundings:
 
     Attributes:
         docker: docker's config.json, which need not be there.
-        logins: What `adapterhub login` keeps, which need not be there either.
         hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
         uploads: A folder of the user's for how far uploads have come; None for nowhere.
@@ -54,7 +53,6 @@ class Surroundings:
     docker: Path
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    logins: Path | None = None
     uploads: Path | None = None
     proxy: ProxyOf = no_proxy
 

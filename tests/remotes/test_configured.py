@@ -12,8 +12,8 @@ import pytest
 from adapterhub.remotes.configured import below, check_url
 from adapterhub.remotes.hub import writer
 from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.credentials import Credentials
 from adapterhub.remotes.oci.host import Host
-from adapterhub.remotes.oci.login_store import Credentials
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.support import registry

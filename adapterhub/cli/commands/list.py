@@ -125,7 +125,7 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
         raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
     place = Address.parse(below(found.url, prefix or NOBODY))
     who = remotes.surroundings()
-    find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+    find = partial(credentials.find, place.host, who.docker, plain=place.plain)
     with Host(place, find, proxy=who.proxy) as host:
         root = place.name.removesuffix(prefix or NOBODY)
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]

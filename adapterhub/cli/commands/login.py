@@ -13,7 +13,7 @@ from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.login_store import Credentials
+    from adapterhub.remotes.oci.credentials import Credentials
 
 
 _LONGEST = 1 << 16  # characters of a token
@@ -21,7 +21,7 @@ _LONGEST = 1 << 16  # characters of a token
 
 @command(
     "login",
-    short="Say who you are to another registry.",
+    short="Log in to a registry.",
     example="""
     adapterhub login registry.example --username ada
     adapterhub login team --username ci --password-stdin < secret""",
@@ -32,30 +32,30 @@ _LONGEST = 1 << 16  # characters of a token
 @click.option("--token-stdin", is_flag=True, help="Read a bearer token from stdin, which needs no username.")
 @click.pass_obj
 def login(settings: Settings, *, host: str, username: str | None, password_stdin: bool, token_stdin: bool) -> None:
-    """Keep a login for a registry, HOST[:PORT] or the NAME of a remote, once that registry has taken it.
+    """Log in to a registry, HOST[:PORT] or the NAME of a remote. The login is stored once the registry has accepted it.
 
-    On a terminal you are asked, and see nothing of what you type; there is no option for a password. It is kept in the system's
-    keyring, if the package keyring is installed and has one, else in a file that only you may read. It comes before what
-    `docker login` keeps.
+    On a terminal you are asked for the password, which is not shown; there is no option for it. It is stored where docker and
+    oras store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package
+    keyring is installed and has one, else in config.json itself, which only you can read then.
     """
-    from adapterhub.remotes.oci import login_store
+    from adapterhub.remotes.oci import credentials
     from adapterhub.remotes.oci.host import GIVEN, Host
 
     address = logins.address_of(host)
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
-    hint = "Nothing was kept; look at the name and the password"
+    hint = "Nothing was stored; check the username and the password"
     with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
         server.check_login()
-    where = login_store.write(environment.logins_file(), logins.key(address), who)
-    document = {"host": address.host, "user": who.user, "kept_in": where}
+    where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
+    document = {"host": address.host, "user": who.user, "stored_in": where}
     as_whom = f" as {who.user}" if who.user else ""
-    text = f"{address.host}: logged in{as_whom}; kept in {where}"
+    text = f"{address.host}: logged in{as_whom}; stored in {where}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
 def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:
-    """Name and password, or a token, from stdin or from whoever sits at the terminal."""
-    from adapterhub.remotes.oci.login_store import Credentials
+    """Read a username and a password, or a token, from stdin or the terminal."""
+    from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
         raise UsageError("--token-stdin", "is instead of --password-stdin", "Leave one out")

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import environment, logins, output
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
 
-if TYPE_CHECKING:
-    pass
-
 
 @command(
     "logout",
-    short="Forget a login.",
+    short="Log out of a registry.",
     example="""
     adapterhub logout registry.example""",
 )
 @click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
 @click.pass_obj
 def logout(settings: Settings, host: str) -> None:
-    """Forget the login for a registry, HOST[:PORT] or the NAME of a remote. What `docker login` keeps stays."""
-    from adapterhub.remotes.oci import login_store
+    """Remove the login for a registry, HOST[:PORT] or the NAME of a remote, as `docker logout` does."""
+    from adapterhub.remotes.oci import credentials
 
-    address, path = logins.address_of(host), environment.logins_file()
-    if not login_store.forget(path, logins.key(address)):
-        there = login_store.hosts(path)
+    address, config = logins.address_of(host), environment.docker_config()
+    if not credentials.forget(address.host, config, plain=address.plain):
+        there = credentials.hosts(config)
         raise NotFoundError(address.host, "there is no login", f"There are logins for {', '.join(there)}" if there else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))

@@ -201,8 +201,8 @@ class HubRepository:
                 version = self._version(self._client.listing(commit))
                 if version.made.digest == digest:
                     return version
-        hint = f"Run `adapterhub list {self.where}` for its branches and tags"
-        raise NotFoundError(self.address.at(digest), "no such version in this repository", hint)
+        what = "no such version in this repository"
+        raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.where)
 
     def _candidates(self, digest: Digest) -> Iterator[str]:
         """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""

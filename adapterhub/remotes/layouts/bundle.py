@@ -120,7 +120,9 @@ def named(layout: Layout, text: str) -> str:
     there = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
     if found:
         raise UsageError(text, f"means several there: {', '.join(found[:5])}", "Name one of them")
-    raise NotFoundError(text, f"no such version in the bundle; {there}", f"Run `adapterhub list layout://{layout.where}`")
+    raise NotFoundError(
+        text, f"no such version in the bundle; {there}", code="no-such-tag", repository=f"layout://{layout.where}"
+    )
 
 
 def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:

@@ -112,8 +112,8 @@ class LayoutFolder(Layout):
         """The folders and files of an empty layout, unless there is one; nobody's other folder becomes one."""
         there = self.exists()
         if there and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
-            hint = "Name the adapter in it, like team/sql, and the registry with --registry"
-            raise RefusedError(self.where, "is the store of a registry, whose index nobody else may change", hint)
+            what = "is the store of a local registry, whose index only that registry changes"
+            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
         with local_errors(self.root):
             for folder in (self._blobs, self.root / _INCOMING):
                 folder.mkdir(parents=True, exist_ok=True)

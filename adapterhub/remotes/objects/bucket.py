@@ -29,9 +29,9 @@ _CHUNK = 1 << 16  # bytes that come at once; what is lost of them when a connect
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
 _MAKE = {
-    "s3": "Make it: `aws s3 mb s3://{}`",
-    "gs": "Make it: `gcloud storage buckets create gs://{}`",
-    "az": "Make it: `az storage container create --name {}`",
+    "s3": "Create it: `aws s3 mb s3://{}`",
+    "gs": "Create it: `gcloud storage buckets create gs://{}`",
+    "az": "Create it: `az storage container create -n {}`",
 }
 _LOGIN = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it isn't Amazon's",

@@ -119,7 +119,8 @@ class Log:
                 return found[0]
         elif (number := ref.number or _tagged(state, ref, where)) in state.versions:
             return state.versions[number]
-        raise NotFoundError(where, "no such version there", f"`adapterhub list {self._bucket.where}/{self._name}` says which")
+        repository = f"{self._bucket.where}/{self._name}"
+        raise NotFoundError(where, "no such version there", code="no-such-tag", repository=repository)
 
     def there(self) -> State:
         """Where the name stands; NotFoundError when there is no such name."""

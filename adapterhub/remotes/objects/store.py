@@ -198,13 +198,14 @@ class Objects:
         if ref.number or ref.range or ref.digest:
             raise RefError(str(self.address), "a push allots the number itself", f"Push to {self.where}, or to a tag of it")
         if root.rpartition("/")[2] == FOLDER:
-            raise RefusedError(self.where, "is the store of a registry", "Name the registry with --registry")
+            what = "is the store of a local registry"
+            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
         self._bucket.make()
         if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
         exclusive = objects_probe.exclusive(self._bucket)
         if self.expect is not None and not exclusive:
-            raise RefusedError(self.where, "this store cannot compare and move at once", "Leave --expect out")
+            raise RefusedError(self.where, "this store cannot compare and move a tag in one step", code="expect-unsupported")
         state = self._log.refresh()
         if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
             self._check(state, ref.tag)
@@ -217,7 +218,7 @@ class Objects:
             raise ConflictError(self.where, "this name was deleted, and deleted names are not reused", "Choose another name")
         if self.expect is None:
             return
-        wanted = ABSENT if self.expect == ABSENT else parse_prefix(self.expect, f"{self.where}: --expect")
+        wanted = ABSENT if self.expect == ABSENT else parse_prefix(self.expect, f"{self.where}: expected digest")
         found = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
         if not found.startswith(wanted):
             what = f"moved meanwhile: it is {found}, not {self.expect}"
@@ -274,7 +275,7 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: Thr
         del piece, hashed  # before there is the next one
     if (f"sha256:{state.hexdigest()}", done) != (blob.digest, blob.size):
         what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
     yield piece
 
 

@@ -44,7 +44,7 @@ class Address:
         netloc, _, path = rest.partition("/")
         shown = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
         if "@" in netloc:
-            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; use `adapterhub login`")
+            raise UsageError(shown, "credentials in an address end up in logs", "Remove them", code="credentials-in-address")
         host, port = _host_and_port(shown, netloc)
         path, at, digest = path.partition("@")
         name, colon, tag = path.partition(":")
@@ -87,8 +87,13 @@ class Address:
 
     @property
     def plain(self) -> bool:
-        """Whether others can listen on the way: no TLS, and another machine."""
+        """Tell whether others can listen on the way: no TLS, and another machine."""
         return not self.tls and not _is_here(urlsplit(f"//{self.host}").hostname or "")
+
+    @property
+    def login(self) -> str:
+        """The host to log in to; with its scheme for plain HTTP, for which credentials are stored separately."""
+        return f"{self.scheme}://{self.host}" if self.plain else self.host
 
     @property
     def repository(self) -> str:

@@ -21,8 +21,8 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 from .address import Address
 from .client import RegistryClient
+from .credentials import Credentials
 from .login import Login
-from .login_store import Credentials
 
 GIVEN = "given"
 """The source of credentials that are only tried so far."""
@@ -51,9 +51,10 @@ class Host:
             self._found.append(find())
             return self._found[-1]
 
-        hint = hint or f"Log in with `adapterhub login {address.host}`"
-        login = Login(self.where, address.base, hint, once, proxy)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
+        host = "" if hint else address.login
+        hint = hint or f"Log in to {host}"
+        login = Login(self.where, address.base, hint, once, proxy, host=host)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
 
     def __enter__(self) -> Host:
         return self
@@ -83,9 +84,8 @@ class Host:
                 raise
             of = f" of {found.user}" if found.user else ""
             by = f" ({found.source or _DOCKER})" if found.source != GIVEN else ""
-            raise DeniedError(
-                self.where, f"{error.what.partition(':')[0]}: the login{of}{by} was refused", error.hint
-            ) from error
+            what = f"{error.what.partition(':')[0]}: the login{of}{by} was refused"
+            raise DeniedError(self.where, what, error.hint, host=str(error.fields["host"])) from error
 
     def access(self) -> Access:
         """What we may do below the address; RemoteError when there is no registry, or it doesn't take us at all."""

@@ -128,7 +128,7 @@ def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
             "os": "linux",
             "config": {"Labels": labels},
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-            "history": [{"created_by": "adapterhub push --as image"}],
+            "history": [{"created_by": "adapterhub"}],
         }
     )
     if len(config_bytes) > MAX_MANIFEST:
@@ -237,7 +237,8 @@ class Unpacked:
         where = f"{self.where}@{made.digest[:19]}"
         wanted = made.annotations.get(ORIGINAL)
         if not wanted:
-            raise RefusedError(where, "is a container image, and none that `push --as image` made", "Take its files out of it")
+            what = "is a container image that adapterhub did not make"
+            raise RefusedError(where, what, "Extract its files, and push those")
         labels = (oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
@@ -249,8 +250,9 @@ class Unpacked:
         pieces = _pieces(original.layers)
         kinds = [layer.media_type for layer in made.layers]
         if kinds != [_GZIP] and (kinds != [IMAGE_LAYER] or made.layers[0].size != _size(pieces)):
-            hint = "Copy it with `skopeo copy --preserve-digests`, or the adapter that it was made of"
-            raise RefusedError(where, f"its layer isn't the one that was packaged, but {', '.join(kinds)[:120]}", hint)
+            what = f"its layer is not the one that was packaged, but {', '.join(kinds)[:120]}"
+            hint = "Copy the image with its digests preserved, or the adapter that it contains"
+            raise RefusedError(where, what, hint, code="image-repacked")
         at = 0
         for piece in pieces:
             if isinstance(piece, Descriptor):

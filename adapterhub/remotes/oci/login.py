@@ -17,7 +17,7 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.errors import RemoteError
 
 from .client import RegistryClient
-from .login_store import Credentials
+from .credentials import Credentials
 
 _CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,16384}")
@@ -29,9 +29,17 @@ class Login:
     """Who asks one registry. `find` is called once, when it wants to know."""
 
     def __init__(
-        self, where: str, base: str, hint: str, find: Callable[[], Credentials | None], proxy: ProxyOf = no_proxy
+        self,
+        where: str,
+        base: str,
+        hint: str,
+        find: Callable[[], Credentials | None],
+        proxy: ProxyOf = no_proxy,
+        *,
+        host: str = "",
     ) -> None:
-        self.where, self._base, self._hint, self._find, self._proxy = where, base, hint, find, proxy
+        self.where, self._base, self._find, self._proxy = where, base, find, proxy
+        self._hint, self._host = hint, host
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, challenges: Sequence[str], scope: str) -> str:
@@ -46,7 +54,7 @@ class Login:
         if "basic" in found and credentials and credentials.user:
             return credentials.basic()
         what = "login required" if found else "login required, of a kind that is not supported"
-        raise DeniedError(self.where, f"HTTP 401: {what}", self._hint)
+        raise DeniedError(self.where, f"HTTP 401: {what}", self._hint, host=self._host)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
         realm = challenge.get("realm", "")
@@ -66,7 +74,7 @@ class Login:
         return token
 
     def _asked(self, realm: str, asked: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
-        client = RegistryClient(realm, login_hint=self._hint, secrets=lambda: self.secrets, proxy=self._proxy)
+        client = RegistryClient(realm, secrets=lambda: self.secrets, proxy=self._proxy)
         try:
             if credentials and credentials.identity:
                 form = [
@@ -89,7 +97,8 @@ class Login:
             return client.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
         except DeniedError as error:
             what = "name and password were refused" if credentials else "login required"
-            raise DeniedError(self.where, f"{error.what.partition(':')[0]}: {what}", self._hint) from error
+            what = f"{error.what.partition(':')[0]}: {what}"
+            raise DeniedError(self.where, what, self._hint, host=self._host) from error
         finally:
             client.close()
 

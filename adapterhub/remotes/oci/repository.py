@@ -34,6 +34,7 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 from . import credentials
 from .address import Address
 from .client import RegistryClient
+from .credentials import Credentials
 from .login import Login
 from .upload import Sending, whole
 from .uploads import Begun, Note, Uploads
@@ -68,16 +69,15 @@ def parse(text: str) -> Address:
 
 
 def connect(address: Address, who: Surroundings) -> Oci:
-    """The repository; who asks is what our own login keeps, else what docker's or oras' wrote into docker's config.json."""
-    return Oci(address, who.docker, logins=who.logins, uploads=who.uploads, proxy=who.proxy)
+    """Open the repository, with the credentials in docker's config.json."""
+    return Oci(address, who.docker, uploads=who.uploads, proxy=who.proxy)
 
 
 class Oci:
     """One repository of a registry; `close` it in the end.
 
     Attributes:
-        config: docker's config.json, which says who asks.
-        logins: What `adapterhub login` keeps, which is asked first.
+        config: docker's config.json, for the credentials.
         pauses: Seconds before another try.
         piece, largest: Bytes of the first PATCH of a blob, and of any.
         uploads: The folder where it is kept how far uploads have come, for the next run; None for nowhere.
@@ -89,7 +89,6 @@ class Oci:
         address: Address,
         config: Path | None = None,
         *,
-        logins: Path | None = None,
         pauses: Sequence[float] = PAUSES,
         piece: int = PIECE,
         largest: int = _LARGEST,
@@ -97,11 +96,13 @@ class Oci:
         proxy: ProxyOf = no_proxy,
     ) -> None:
         self.address = address
-        hint = f"Log in with `adapterhub login {address.host}`"
-        login = Login(
-            self.where, address.base, hint, lambda: credentials.find(address.host, config, logins, plain=address.plain), proxy
-        )
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
+        host, hint = address.login, f"Log in to {address.login}"
+
+        def find() -> Credentials | None:
+            return credentials.find(address.host, config, plain=address.plain)
+
+        login = Login(self.where, address.base, hint, find, proxy, host=host)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
         self._uploads = Uploads(uploads, self.address.repository)
@@ -139,8 +140,8 @@ class Oci:
         try:
             answer = self._client.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
         except NotFoundError as error:
-            hint = f"`adapterhub list {self.where}` says which tags there are"
-            raise NotFoundError(where, "no such version in this registry", hint) from error
+            what = "no such version in this registry"
+            raise NotFoundError(where, what, code="no-such-tag", repository=self.where) from error
         digest = sha256_bytes(answer.body)
         wanted = reference if ":" in reference else answer.headers.get(_DIGEST_HEADER)
         if wanted is not None and wanted != digest:
@@ -454,4 +455,4 @@ def _check(sending: Sending, where: str) -> None:
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
         what = f"{sending.hashed} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")

@@ -83,9 +83,7 @@ class Sending:
                 raise LocalIOError(self._where, error.strerror or str(error)) from error
             if not n:
                 what = f"it ended after {self._at} of {self.blob.size} bytes"
-                raise IntegrityError(
-                    self._where, what, "Nothing was stored; if it is the registry's here, run `adapterhub fsck`"
-                )
+                raise IntegrityError(self._where, what, "Nothing was stored", code="source-damaged")
             self._hash(buffer[:n])
             self._at += n
             size -= n
