@@ -136,7 +136,7 @@ def _elsewhere(
         remote = stack.enter_context(remotes.connect(address))
         expecting(remote, expect)
         if private:
-            remotes.make_private(remote)
+            remote.make_private()
         ready: Source
         if is_address(source) and base is None and conversion is None:
             there = parse(source)

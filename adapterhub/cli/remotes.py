@@ -10,7 +10,6 @@ import click
 
 from adapterhub.cli import output, policy
 from adapterhub.cli.environment import data_folder, docker_config, hub, proxy
-from adapterhub_converters.errors import UsageError
 
 from .options import JOBS, RATE
 from .progress import bytes_bar
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.remotes.copy import Copied
-    from adapterhub.remotes.location import Connected, Place, Surroundings
-    from adapterhub.remotes.protocol import Source, Target
+    from adapterhub.remotes.location import Place, Surroundings
+    from adapterhub.remotes.protocol import Connected, Source, Target
 
 
 def surroundings() -> Surroundings:
@@ -103,19 +102,12 @@ def copy(source: Source, reference: str, remote: Target, address: Place, *, as_i
         return copying.copy(source, reference, remote, address.reference, show, **how())
 
 
-def notes(remote: object) -> dict[str, str]:
-    """Say what a place has to say; the commit, if it has such, under which others know what was read or made."""
-    commit = getattr(remote, "commit_id", "")
-    for note in [*getattr(remote, "notes", ()), *([f"commit {commit}"] if commit else [])]:
+def notes(remote: Connected) -> dict[str, str]:
+    """Print the remarks of a remote; return the commit that was read or made, if it has commits."""
+    commit = remote.commit_id
+    for note in [*remote.notes, *([f"commit {commit}"] if commit else [])]:
         output.say(output.one_line(note))
     return {"commit": commit} if commit else {}
-
-
-def make_private(remote: Any) -> None:
-    """Have a repository that a hub has to make be private."""
-    if not hasattr(remote, "private"):
-        raise UsageError("--private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
-    remote.private = True
 
 
 def how() -> dict[str, Any]:
@@ -130,24 +122,24 @@ def how() -> dict[str, Any]:
 class Ahead:
     """Has large files sent while they are hashed, where a place can take them so and surely has none of them."""
 
-    def __init__(self, remote: Target, host: str) -> None:
-        self._remote, self._host = remote, host
-        self._may: bool | None = None if hasattr(remote, "put_unnamed") else False
+    def __init__(self, remote: Connected, host: str) -> None:
+        self._remote, self._host = remote.unnamed(), host
+        self._may: bool | None = None if self._remote else False
         self._sent = 0
 
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
         """The digest of a file that was sent; None where it has to be hashed first."""
-        remote: Any = self._remote
-        if self._may is None:
+        remote = self._remote
+        if remote and self._may is None:
             self._may = remote.is_new()
-        if not self._may:
+        if not remote or not self._may:
             return None
         from adapterhub.manifest.oci_manifest import Descriptor
         from adapterhub.remotes.parallel import Move
 
         with bytes_bar(f"copying to {self._host}") as show:
             move = Move([Descriptor("", "", size, path)], show, pace=how()["pace"])
-            digest = str(remote.put_unnamed(size, path, move.watched(source)))
+            digest = remote.put_unnamed(size, path, move.watched(source))
         self._sent += size
         return digest
 

@@ -73,6 +73,9 @@ class AdapterFolder:
         """None: a folder is one version."""
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
+
 
 LARGE = 32 << 20  # bytes; what takes long enough to hash that it is sent meanwhile
 
@@ -94,6 +97,9 @@ class _File:
 
     def tags(self) -> list[str]:
         return []
+
+    def stop(self, *, on: bool = True) -> None:
+        pass
 
 
 def _hashed(folder: Path, path: str, ahead: Ahead | None) -> tuple[Digest, int]:

@@ -67,6 +67,9 @@ class Local:
         self.registry.resolve(Ref(self.name))
         return sorted({tag for row in self.registry.list(self.name) if row.name == self.name for tag in row.tags})
 
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
+
     def has(self, blob: Descriptor) -> bool:
         """Whether the store has it."""
         return self.registry.store.holds(blob.digest, blob.size)

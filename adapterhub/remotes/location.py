@@ -10,13 +10,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub_converters.errors import UsageError
 
-from .protocol import Target
+from .protocol import Connected
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
@@ -87,6 +86,10 @@ class Place(Protocol):
         """The address without a version."""
 
     @property
+    def mark(self) -> str:
+        """The character between the name and a tag."""
+
+    @property
     def tag(self) -> str | None:
         """The tag, if there is one."""
 
@@ -101,20 +104,6 @@ class Place(Protocol):
     @property
     def version(self) -> str:
         """`repository` with `reference`."""
-
-
-class Connected(Target, Protocol):
-    """A place, open; a context manager."""
-
-    def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
-
-    def close(self) -> None:
-        """Let go of its connections."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def is_address(text: str) -> bool:
@@ -140,12 +129,9 @@ def connect(place: Place, who: Surroundings) -> Connected:
 
 
 def expecting(place: Connected, digest: str | None) -> None:
-    """Have what is put there be put only if its tag still is at `digest`; UsageError where that cannot be asked for."""
-    if digest is None:
-        return
-    if not hasattr(place, "expect"):
-        raise UsageError("--expect", f"{place.where} cannot be asked to compare", "Leave it out")
-    place.expect = digest
+    """Write to a remote only if its tag is still at `digest`; ParameterError if it cannot compare, nothing for None."""
+    if digest is not None:
+        place.expect(digest)
 
 
 def _module(text: str) -> Any:

@@ -80,10 +80,10 @@ class Move:
                 if self._progress:
                     self._progress(sum(self._done.values()), self._total)
 
-    def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: object) -> list[Any]:
+    def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
         """What `work` returns of each blob. The first error ends the others, which keep what they have, and is raised.
 
-        `places`: those with a `stop` are told to give up what they are waiting for.
+        `places` are told to `stop` then.
         """
         self._tell(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
@@ -113,17 +113,15 @@ class Move:
         self.at(blob.digest, blob.size)
         return result
 
-    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[object]) -> None:
+    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[Source]) -> None:
         self._stop.set()
         for job in jobs:
             job.cancel()
         self._tell(places, on=True)
 
-    def _tell(self, places: Sequence[object], *, on: bool) -> None:
+    def _tell(self, places: Sequence[Source], *, on: bool) -> None:
         for place in places:
-            stop = getattr(place, "stop", None)
-            if stop:
-                stop(on=on)
+            place.stop(on=on)
 
 
 class Watched:
@@ -144,6 +142,10 @@ class Watched:
     def tags(self) -> list[str]:
         """Those of the source."""
         return self.source.tags()
+
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self.source.stop(on=on)
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:

@@ -46,7 +46,7 @@ def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: 
 @contextmanager
 def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objects]:
     with place(server, bucket) as found:
-        found.expect = digest
+        found.expect(digest)
         yield found
 
 
@@ -258,7 +258,7 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
     with place(tmp_path / "reg" / FOLDER) as live:
         assert live.manifest("prod").digest == oci_manifest.build(adapter).digest
-        with pytest.raises(RefusedError, match="store of a registry"):
+        with pytest.raises(RefusedError, match="store of a local registry"):
             copy(AdapterFolder(adapter), "latest", live, "test")
 
 

@@ -100,11 +100,10 @@ def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         )
     with remotes.connect(address) as remote:
         tags = remote.tags()
-        commits: dict[str, str] = getattr(remote, "commits", {})
+        commits = remote.commits
     if not tags:
         output.say("no tags")
-    mark = getattr(address, "mark", ":")
-    lines = [f"{address.repository}{mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
+    lines = [f"{address.repository}{address.mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
     document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 

@@ -24,7 +24,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import Steady, pass_over
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -74,13 +74,10 @@ class _Version:
     made: Manifest
 
 
-class HubRepository:
+class HubRepository(Connected):
     """One repository of a hub; `close` it in the end.
 
     Attributes:
-        commit_id: The commit that was read or made last.
-        commits: The commit of each branch and tag, after `tags`.
-        notes: Remarks for the user.
         private: Create the repository as private, if it has to be created.
     """
 
@@ -93,9 +90,8 @@ class HubRepository:
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
     ) -> None:
-        self.address, self.commit_id = address, ""
-        self.notes: list[str] = []
-        self.commits: dict[str, str] = {}
+        super().__init__()
+        self.address = address
         self.private = False
         self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy)
         self._pauses = pauses
@@ -122,11 +118,13 @@ class HubRepository:
         """Close its connections."""
         self._client.wire.close()
 
-    def __enter__(self) -> HubRepository:
-        return self
+    def stop(self, *, on: bool = True) -> None:
+        """Have what other threads wait for here fail at once, until called with `on` False."""
+        self._client.wire.stop(on=on)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def make_private(self) -> None:
+        """Create the repository as private, if it has to be created."""
+        self.private = True
 
     # ---- reading
 

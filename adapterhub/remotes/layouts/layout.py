@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
@@ -12,14 +12,14 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.protocol import Reader
+from adapterhub.remotes.protocol import Connected, Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import index as layout_index
 from .index import Entry
 
 
-class Layout(ABC):
+class Layout(Connected):
     """What a folder and an archive have in common. `where`: what errors call it.
 
     Attributes:
@@ -27,6 +27,7 @@ class Layout(ABC):
     """
 
     def __init__(self, where: str, *, any_name: bool = False) -> None:
+        super().__init__()
         self._where = where
         self.any_name = any_name
 
@@ -46,6 +47,14 @@ class Layout(ABC):
     @abstractmethod
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """An unbuffered file, where in it a blob begins, and how many bytes that is; None when it isn't there."""
+
+    def referring(self) -> Self:
+        """Itself."""
+        return self
+
+    @abstractmethod
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Store a manifest or an index, and its entry in index.json."""
 
     # ---- a source
 
@@ -134,18 +143,6 @@ class Layout(ABC):
         missing = [blob for blob in (*made.layers, made.config) if not self.has(blob)]
         if missing:
             raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
-
-    # ---- a context
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of what is held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Window(io.RawIOBase):

@@ -36,6 +36,8 @@ class LayoutAddress:
     tag: str | None = None
     digest: Digest | None = None
 
+    mark = ":"  # before a tag
+
     @property
     def host(self) -> str:
         """The file or folder, without where it lies."""

@@ -34,6 +34,8 @@ class ObjectAddress:
     root: str
     ref: Ref
 
+    mark = ":"  # before a tag
+
     @classmethod
     def parse(cls, text: str) -> ObjectAddress:
         """What an address says; UsageError says what is wrong with it, and never repeats a password."""

@@ -29,7 +29,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry.registry import ABSENT, now
 from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
 
@@ -60,12 +60,10 @@ def connect(address: ObjectAddress, who: Surroundings) -> Objects:
     return Objects(address, who.environ)
 
 
-class Objects:
+class Objects(Connected):
     """One name in an object store; `close` it in the end.
 
     Attributes:
-        expect: The digest, its first digits or ABSENT, that a put manifest's tag must have until then.
-        notes: What whoever writes should be told.
         verify: Read each blob again after it was put.
     """
 
@@ -79,9 +77,9 @@ class Objects:
         retries: int = RETRIES,
         verify: bool = False,
     ) -> None:
+        super().__init__()
         self.address, self.verify = address, verify
-        self.expect: str | None = None
-        self.notes: list[str] = []
+        self._expected: str | None = None
         self._bucket = Bucket(address, environ, retries=retries)
         self._log = Log(self._bucket, address.ref.name)
         self._pauses, self._piece = pauses, piece
@@ -98,11 +96,9 @@ class Objects:
         """Let go of its connections."""
         self._bucket.close()
 
-    def __enter__(self) -> Objects:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def expect(self, digest: str) -> None:
+        """Write the tag only if it is at this digest, its first digits, or ABSENT."""
+        self._expected = digest
 
     # ---- reading
 
@@ -204,7 +200,7 @@ class Objects:
         if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
         exclusive = objects_probe.exclusive(self._bucket)
-        if self.expect is not None and not exclusive:
+        if self._expected is not None and not exclusive:
             raise RefusedError(self.where, "this store cannot compare and move a tag in one step", code="expect-unsupported")
         state = self._log.refresh()
         if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
@@ -216,12 +212,12 @@ class Objects:
         """What forbids a push: a deleted name, or another version than was expected."""
         if state.deleted:
             raise ConflictError(self.where, "this name was deleted, and deleted names are not reused", "Choose another name")
-        if self.expect is None:
+        if self._expected is None:
             return
-        wanted = ABSENT if self.expect == ABSENT else parse_prefix(self.expect, f"{self.where}: expected digest")
+        wanted = ABSENT if self._expected == ABSENT else parse_prefix(self._expected, f"{self.where}: expected digest")
         found = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
         if not found.startswith(wanted):
-            what = f"moved meanwhile: it is {found}, not {self.expect}"
+            what = f"moved meanwhile: it is {found}, not {self._expected}"
             raise ConflictError(f"{self.where}:{tag or LATEST}", what, "Look at that version, then try again")
 
     def _decided(self, state: State, made: Manifest, tag: str | None) -> Entry | None:

@@ -37,6 +37,8 @@ class Address:
     tls: bool = True
     scheme: str = "oci"
 
+    mark = ":"  # before a tag
+
     @classmethod
     def parse(cls, text: str) -> Address:
         """What `oci://…` says; UsageError says what is wrong with it, and never repeats a password."""

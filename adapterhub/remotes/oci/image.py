@@ -98,6 +98,10 @@ class Image:
         """None."""
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self._source.stop(on=on)
+
 
 def _pieces(layers: Sequence[Descriptor]) -> list[Piece]:
     """The layer of files: folders and files by path, each under its header."""
@@ -280,6 +284,10 @@ class Unpacked:
     def tags(self) -> list[str]:
         """Those of the source."""
         return self._source.tags()
+
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self._source.stop(on=on)
 
 
 class _Bounded:

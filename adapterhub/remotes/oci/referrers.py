@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
 from adapterhub.remotes.download import received
 from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.protocol import Reader, Target
+from adapterhub.remotes.protocol import Reader, Referring
 from adapterhub.store.store import open_regular
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
@@ -32,19 +32,6 @@ MAX_REFERRERS = 1000
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
 _TRIES = 5  # of renewing an index that others renew as well
-
-
-class Referring(Target, Protocol):
-    """A place that keeps manifests of any kind, and may know which of them are about which."""
-
-    def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, compared with the digest; NotFoundError."""
-
-    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Have it under its digest, or under a name; whether the place will list it by its subject."""
-
-    def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
-        """Descriptors of what is about a manifest; None where the place cannot say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +141,9 @@ class _Files:
     def tags(self) -> list[str]:
         """None."""
         return []
+
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
 
 
 def _json(document: object) -> bytes:

@@ -28,7 +28,7 @@ from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
 from . import credentials
@@ -73,7 +73,7 @@ def connect(address: Address, who: Surroundings) -> Oci:
     return Oci(address, who.docker, uploads=who.uploads, proxy=who.proxy)
 
 
-class Oci:
+class Oci(Connected):
     """One repository of a registry; `close` it in the end.
 
     Attributes:
@@ -95,6 +95,7 @@ class Oci:
         uploads: Path | None = None,
         proxy: ProxyOf = no_proxy,
     ) -> None:
+        super().__init__()
         self.address = address
         host, hint = address.login, f"Log in to {address.login}"
 
@@ -120,11 +121,13 @@ class Oci:
         """Have what other threads are doing here end at once; until it is `on` no more."""
         self._client.stop(on=on)
 
-    def __enter__(self) -> Oci:
+    def referring(self) -> Oci:
+        """Itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def unnamed(self) -> Oci:
+        """Itself."""
+        return self
 
     # ---- reading
 
