@@ -248,7 +248,7 @@ def test_what_is_no_login_is_one_line(behind: str, login: Login, words: list[str
 
 
 def test_a_registry_that_asks_nobody_gets_no_login(host: str, login: Login, tmp_path: Path) -> None:
-    assert "asks nobody who it is" in login(host, "-u", "user", "--password-stdin", text="x", code=6).stderr
+    assert "requires no login" in login(host, "-u", "user", "--password-stdin", text="x", code=6).stderr
     assert not file(tmp_path).exists()
 
 

@@ -126,7 +126,7 @@ def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path
 
 def test_a_version_cannot_be_pushed_to_a_number_a_range_or_a_digest(moto: Server, adapter: Path) -> None:
     for reference in (":v3", ":^1.2", "@sha256:abcd"):
-        with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="allots the number"):
+        with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="assigns the number"):
             copy(AdapterFolder(adapter), "latest", to, to.address.reference)
 
 

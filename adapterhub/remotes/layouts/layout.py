@@ -1,4 +1,4 @@
-"""An image layout as a source, wherever its bytes lie: names from index.json, blobs by their digests, all of it compared."""
+"""An image layout as a source, in a folder or a tar: names from index.json, blobs by digest."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .index import Entry
 
 
 class Layout(Connected):
-    """What a folder and an archive have in common. `where`: what errors call it.
+    """The common part of a folder and an archive; `where` is its name in errors.
 
     Attributes:
-        any_name: The latest is what there is, if that is one thing only: nobody has said a name.
+        any_name: `latest` is the only version there, if there is one only, because the address has no name.
     """
 
     def __init__(self, where: str, *, any_name: bool = False) -> None:
@@ -38,15 +38,15 @@ class Layout(Connected):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Tell whether there is a layout."""
 
     @abstractmethod
     def entries(self) -> list[Entry]:
-        """What index.json says; nothing where there is none yet."""
+        """The entries of index.json; empty if there is none yet."""
 
     @abstractmethod
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """An unbuffered file, where in it a blob begins, and how many bytes that is; None when it isn't there."""
+        """An unbuffered file, the position of a blob in it, and its size in bytes; None without the blob."""
 
     def referring(self) -> Self:
         """Itself."""
@@ -79,7 +79,7 @@ class Layout(Connected):
         return found
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, compared with its digest."""
+        """The bytes of a manifest or an index, verified."""
         where = self._at(reference)
         digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
         found = self.blob(digest)
@@ -92,11 +92,11 @@ class Layout(Connected):
             file.seek(offset)
             raw = b"".join(iter(lambda: file.read(size - file.tell() + offset), b""))
         if sha256_bytes(raw) != digest:
-            raise IntegrityError(where, f"its bytes are not those of {digest}")
+            raise IntegrityError(where, f"its bytes do not match {digest}")
         return raw
 
     def referrers(self, digest: Digest) -> list[Entry] | None:
-        """The entries of what is about a manifest: all that are listed are looked at."""
+        """The entries of the manifests about a manifest; all manifests are read for it."""
         found = {}
         for entry in self.entries() if self.exists() else []:
             if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
@@ -112,7 +112,7 @@ class Layout(Connected):
         """The bytes of a blob from `start` on."""
         found = self.blob(blob.digest)
         if found is None:
-            raise NotFoundError(self.where, f"has no blob {blob.digest}")
+            raise NotFoundError(self.where, f"no blob {blob.digest}")
         file, offset, size = found
         with file:
             if size != blob.size:
@@ -120,18 +120,18 @@ class Layout(Connected):
             yield Window(file, offset + start, size - start)
 
     def tags(self) -> list[str]:
-        """Every name, sorted."""
+        """All names, sorted."""
         if not self.exists():
             raise NotFoundError(self.where, "no such file or folder")
         return layout_index.names(self.entries())
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, to be closed; None for nothing."""
+        """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
         found = self.blob(digest)
         return Window(*found) if found else None
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether a blob of this digest and size is there; its bytes aren't read."""
+        """Tell whether a blob of this digest and size is there; its bytes are not read."""
         found = self.blob(blob.digest)
         if found is None:
             return False
@@ -146,7 +146,7 @@ class Layout(Connected):
 
 
 class Window(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as an unbuffered file that closes it."""
+    """`size` bytes of a file from `offset` on, as an unbuffered file; closing it closes the file."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Window(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as there is left."""
+        """Read up to `len(buffer)` bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
         n = self._file.readinto(view[: self._left]) or 0  # type: ignore[attr-defined]
         self._left -= n

@@ -10,9 +10,9 @@ from adapterhub_converters.errors import IntegrityError
 
 
 class RegistryClient(Client):
-    """Requests to one registry or to its token service."""
+    """HTTP to one registry, or to its token service."""
 
-    plain_hint = "Write oci+http:// if plain HTTP is meant"
+    plain_hint = "Use oci+http:// for plain HTTP"
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         found = super()._refusal(answer, where)

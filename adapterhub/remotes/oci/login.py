@@ -1,7 +1,7 @@
 """The answer to a registry's 401: Basic, or a token from the service that it names (docker's "Token Authentication").
 
-The challenge says which service; name and password, or the identity token, go to that service and to the registry itself,
-never along a redirect, and never over plain HTTP from a registry that speaks HTTPS.
+The challenge names the service. The username and password, or the identity token, are sent to that service and to the registry
+itself, never along a redirect, and never over plain HTTP for a registry with HTTPS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLIENT = "adapterhub"
 
 
 class Login:
-    """Who asks one registry. `find` is called once, when it wants to know."""
+    """Authentication at one registry; `find` is called when it first asks for credentials."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Login:
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, challenges: Sequence[str], scope: str) -> str:
-        """What `Authorization` has to say; DeniedError when there is nothing to say."""
+        """The value of `Authorization`; DeniedError without credentials for any of the challenges."""
         credentials = self._find()
         self.secrets = credentials.secrets() if credentials else ()
         found = _parse(challenges)
@@ -53,7 +53,7 @@ class Login:
             return f"Bearer {self._token(found['bearer'], scope, credentials)}"
         if "basic" in found and credentials and credentials.user:
             return credentials.basic()
-        what = "login required" if found else "login required, of a kind that is not supported"
+        what = "login required" if found else "login required, with an unsupported authentication scheme"
         raise DeniedError(self.where, f"HTTP 401: {what}", self._hint, host=self._host)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
@@ -69,7 +69,7 @@ class Login:
         except (ValueError, AttributeError, RecursionError):
             token = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise RemoteError(self.where, "its token service does not answer as one")
+            raise RemoteError(self.where, "invalid answer of its token service")
         self.secrets += (token,)
         return token
 
@@ -92,11 +92,11 @@ class Login:
             url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(asked)
             if not credentials:
                 return client.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
-            # As a POST would be, a request with a password is not redirected: 3xx is none of the good ones.
+            # Like a POST, a request with a password is not redirected: 3xx is not a good status.
             said = {"Authorization": credentials.basic()}
             return client.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
         except DeniedError as error:
-            what = "name and password were refused" if credentials else "login required"
+            what = "the username and password were refused" if credentials else "login required"
             what = f"{error.what.partition(':')[0]}: {what}"
             raise DeniedError(self.where, what, self._hint, host=self._host) from error
         finally:

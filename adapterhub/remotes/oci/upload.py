@@ -1,6 +1,6 @@
-"""Bytes that go out: read, and hashed beside, while they are sent; from any byte on, as often as a connection breaks.
+"""Uploads of blobs: the bytes, hashed in another thread while they are sent, and notes of uploads that can be resumed.
 
-A registry names the digest of what it received only at the end, and so do we: nothing has to be read before it is sent.
+A registry compares the digest only at the end, so nothing has to be read before it is sent.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Source
 from adapterhub_converters.errors import IntegrityError, LocalIOError
 
-_AHEAD = 3  # chunks that may have been read and not be hashed yet
+_AHEAD = 3  # chunks that may have been read and not hashed yet
 
 
 class Sending:
-    """One blob of a source on its way out; a context manager.
+    """One blob of a source that is being sent; a context manager.
 
     Attributes:
-        hashed: How many bytes, from the first on, `digest` is of.
+        hashed: The number of bytes, from the first on, that `digest` covers.
     """
 
     def __init__(self, source: Source, blob: Descriptor, *, pauses: Sequence[float] = PAUSES) -> None:
@@ -50,11 +50,11 @@ class Sending:
         self._stack.close()
 
     def piece(self, start: int, size: int) -> Piece:
-        """What to send next: `size` bytes from `start` on, none of which lies behind what has been read yet."""
+        """The body of the next request: `size` bytes from `start` on, which is at most where reading has come to."""
         return Piece(self, start, size)
 
     def pass_to(self, start: int) -> None:
-        """Hash what comes before `start`, which needn't be sent; whoever watches the source hears nothing of it."""
+        """Hash the bytes before `start`, which need not be sent, without reporting progress."""
         watched, self._source = self._source, unwatched(self._source)
         try:
             for _ in self.read(self.hashed, start - self.hashed):
@@ -64,13 +64,13 @@ class Sending:
             self._let_go()
 
     def digest(self) -> Digest:
-        """Of the first `hashed` bytes."""
+        """The digest of the first `hashed` bytes."""
         for job in filter(None, self._pending):
             job.result()
         return f"sha256:{self._state.hexdigest()}"
 
     def read(self, start: int, size: int) -> Iterator[memoryview]:
-        """So many bytes from `start` on, each piece good until the next one but one is asked for."""
+        """`size` bytes from `start` on; each piece is valid until the next but one is requested."""
         if self._reader is None or self._at != start:
             self._let_go()
             self._reader = self._stack.enter_context(Steady(self._source, self.blob, start, pauses=self._pauses))
@@ -82,7 +82,7 @@ class Sending:
             except OSError as error:
                 raise LocalIOError(self._where, error.strerror or str(error)) from error
             if not n:
-                what = f"it ended after {self._at} of {self.blob.size} bytes"
+                what = f"ended after {self._at} of {self.blob.size} bytes"
                 raise IntegrityError(self._where, what, "Nothing was stored", code="source-damaged")
             self._hash(buffer[:n])
             self._at += n
@@ -98,7 +98,7 @@ class Sending:
         return f"{self._source.where}: {self.blob.path or self.blob.digest}"
 
     def _next(self) -> memoryview:
-        """The buffer that was used longest ago, once it has been hashed."""
+        """The buffer that was used longest ago, after it has been hashed."""
         buffer, job = self._buffers.pop(0), self._pending.pop(0)
         if job:
             job.result()
@@ -107,7 +107,7 @@ class Sending:
         return buffer
 
     def _hash(self, data: memoryview) -> None:
-        """Hash what of `data`, which lies at the place that is read, hasn't been hashed yet."""
+        """Hash the part of `data`, which was just read, that has not been hashed yet."""
         new = data[max(self.hashed - self._at, 0) :]
         if not new:
             return
@@ -119,7 +119,7 @@ class Sending:
 
 
 class Piece:
-    """A body for a request, read again from its start when it has to be sent again."""
+    """The body of a request, read again from its start when it is sent again."""
 
     def __init__(self, of: Sending, start: int, size: int) -> None:
         self._of, self._start, self._size = of, start, size
@@ -132,5 +132,5 @@ class Piece:
 
 
 def whole(sending: Sending) -> Any:
-    """All of a small blob in memory, which may be sent again without its source."""
+    """A whole small blob in memory."""
     return b"".join(bytes(part) for part in sending.read(0, sending.blob.size))  # each is in the same memory

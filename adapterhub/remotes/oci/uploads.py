@@ -1,8 +1,8 @@
-"""Uploads that were begun and not finished, on this disk, so that a push that was killed can be gone on with.
+"""Notes of unfinished uploads on the local disk, so that a push that was killed can be resumed.
 
-A file for each: where the registry takes the rest, and how many bytes of which digest it has said it has. A file of one that
-was finished stays until a manifest names the blob: then the registry is known to have more than its tags say. Only this user
-can read them: the address of an upload may be enough to write to it.
+Each is a file with the URL that takes the rest, and how many bytes, of which digest, the registry has confirmed. The note of a
+finished upload stays until a manifest names the blob: until then the registry has more than its tags show. Only the user can
+read them, because the URL of an upload may be enough to write to it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_FORGOTTEN = 7 * 24 * 3600  # seconds after which registries themselves throw uploads away
+_FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
 
 
 @dataclass(frozen=True)
 class Begun:
-    """An upload of a blob of `size` bytes, whose `digest` may not be known yet; there are `sent` of them, of digest `of`."""
+    """An upload of a blob of `size` bytes, whose `digest` may not be known yet; the `sent` ones have the digest `of`."""
 
     url: str
     size: int
@@ -31,33 +31,33 @@ class Begun:
     of: str = ""
 
     def can_be(self, digest: str) -> bool:
-        """Whether its bytes, of which only the first are known, may turn out to be those of `digest`."""
+        """Tell whether a blob without a known digest may be that of `digest`."""
         return not self.digest and bool(self.sent) and bool(digest)
 
 
 class Uploads:
-    """Those to one repository; with no folder to keep them in, none are known."""
+    """The notes of uploads to one repository; without a folder for them, there are none."""
 
     def __init__(self, folder: Path | None, repository: str) -> None:
         self._folder = folder / hashlib.sha256(repository.encode()).hexdigest()[:32] if folder else None
 
     @property
     def kept(self) -> bool:
-        """Whether they can be kept at all."""
+        """Tell whether notes can be stored at all."""
         return self._folder is not None
 
     def any(self) -> bool:
-        """Whether there are some, finished ones too."""
+        """Tell whether there are notes, also of finished uploads."""
         return bool(self._files())
 
     def of(self, size: int, digest: str) -> list[Note]:
-        """Those that may be of a blob of this size and digest, the one that has come furthest first."""
+        """The notes that may be of a blob of this size and digest, the most advanced first."""
         found = [(note, begun) for note in map(Note, self._files()) if (begun := note.read()) and begun.url]
         found = [pair for pair in found if pair[1].size == size and (pair[1].digest == digest or pair[1].can_be(digest))]
         return [note for note, _ in sorted(found, key=lambda pair: -pair[1].sent)]
 
     def new(self) -> Note:
-        """A note of an upload that begins."""
+        """A note for a new upload."""
         if self._folder is None:
             return Note(None)
         with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ class Uploads:
         return Note(self._folder / f"{os.urandom(12).hex()}.json")
 
     def clear(self) -> None:
-        """Forget them all: a manifest names what there is."""
+        """Remove all notes, after a manifest names the blobs."""
         for path in self._files("*"):
             with Note(path) as note:
                 if note.ours:
@@ -83,12 +83,12 @@ class Uploads:
     def _sweep(self, folder: Path) -> None:
         for old in folder.glob("*/"):
             with contextlib.suppress(OSError):
-                if old.stat().st_mtime < time.time() - _FORGOTTEN:  # a note is replaced all the time
+                if old.stat().st_mtime < time.time() - _FORGOTTEN:  # a note is replaced often
                     shutil.rmtree(old, ignore_errors=True)
 
 
 class Note:
-    """One upload's file, locked while somebody is at work on it."""
+    """The file of one upload, locked while it is in use."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._handle = path, -1
@@ -109,7 +109,7 @@ class Note:
         self._handle, self.ours = -1, False
 
     def read(self) -> Begun | None:
-        """What it says; None for nothing that makes sense."""
+        """The upload; None without a valid note."""
         if self._path is None:
             return None
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -121,7 +121,7 @@ class Note:
         return None
 
     def write(self, begun: Begun) -> None:
-        """Say how far it is. Where that cannot be written, more is sent again."""
+        """Record the progress; if that fails, more is sent again."""
         if self._path is None or not self.ours:
             return
         with contextlib.suppress(OSError):
@@ -131,14 +131,14 @@ class Note:
             os.replace(new, self._path)
 
     def drop(self) -> None:
-        """Forget it."""
+        """Remove the note."""
         if self._path:
             for suffix in (".json", ".new", ".lock"):
                 self._path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _locked(handle: int) -> bool:
-    """Whether it is ours; where there are no locks it is."""
+    """Lock a file; False if another process has the lock, True on systems without locks."""
     try:
         import fcntl
     except ImportError:
