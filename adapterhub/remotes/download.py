@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub.digest import CHUNK
+from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
@@ -271,3 +271,16 @@ def pass_over(reader: Reader, count: int) -> None:
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
     while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
         count -= n
+
+
+def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:
+    """All bytes of a small blob, verified."""
+    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
+    with Steady(source, blob, pauses=pauses) as reader:
+        while len(data) <= blob.size and (n := reader.readinto(buffer)):
+            data += buffer[:n]
+    whole = bytes(data)
+    if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
+        where = f"{source.where}: {blob.path or blob.digest}"
+        raise IntegrityError(where, f"got {len(whole)} bytes that are not the {blob.size} of {blob.digest}")
+    return whole

@@ -17,13 +17,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases.hub_address import MAIN
-from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
+from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.remotes.download import Steady, pass_over
+from adapterhub.remotes.download import Steady, pass_over, read_blob
 from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
@@ -306,7 +306,7 @@ class HubRepository(Connected):
             sent = writer.upload(blob, source)
             self._large.add(blob.digest)
             return sent
-        data = _whole(source, blob, self._pauses)
+        data = read_blob(source, blob, self._pauses)
         with self._lock:
             self._bytes[blob.digest] = data
         return blob.size
@@ -321,7 +321,7 @@ class HubRepository(Connected):
     def _content(self, blob: Descriptor) -> bytes:
         """The bytes of a small file."""
         if blob.digest not in self._bytes:
-            self._bytes[blob.digest] = _whole(self, blob, self._pauses)
+            self._bytes[blob.digest] = read_blob(self, blob, self._pauses)
         return self._bytes[blob.digest]
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
@@ -465,16 +465,3 @@ class HubRepository(Connected):
 
 
 _Changes = dict[str, bytes | Descriptor | None]
-
-
-def _whole(source: Source, blob: Descriptor, pauses: Sequence[float]) -> bytes:
-    """All bytes of a blob, verified."""
-    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
-    with Steady(source, blob, pauses=pauses) as reader:
-        while len(data) <= blob.size and (n := reader.readinto(buffer)):
-            data += buffer[:n]
-    whole = bytes(data)
-    if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
-        where = f"{source.where}: {blob.path or blob.digest}"
-        raise IntegrityError(where, f"got {len(whole)} bytes that are not the {blob.size} of {blob.digest}")
-    return whole

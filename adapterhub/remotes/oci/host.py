@@ -20,9 +20,8 @@ from adapterhub.remotes.location import Access
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
-from .client import RegistryClient
+from .client import Login, RegistryClient
 from .credentials import Credentials
-from .login import Login
 
 GIVEN = "given"
 """The source of credentials that are not stored yet."""

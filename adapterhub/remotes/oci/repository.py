@@ -33,11 +33,9 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 
 from . import credentials
 from .address import Address
-from .client import RegistryClient
+from .client import Login, RegistryClient
 from .credentials import Credentials
-from .login import Login
-from .upload import Sending, whole
-from .uploads import Begun, Note, Uploads
+from .upload import Begun, Note, Sending, Uploads, whole
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
