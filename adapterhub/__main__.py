@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from . import __version__
+from .version import __version__
 
 
 def main() -> NoReturn:

@@ -39,9 +39,16 @@ def sha256_bytes(data: bytes) -> Digest:
 
 def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Digest:
     """The digest of a file's bytes, read in chunks."""
+    return sha256_and_head(path, 0, more)[0]
+
+
+def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
+    """The digest of a file's bytes and the first `head` of them, by one opening."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return copy_hashing(file, None, more=more)[0]
+            first = file.read(head)
+            file.seek(0)
+            return copy_hashing(file, None, more=more)[0], first
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:

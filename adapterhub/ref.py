@@ -27,7 +27,7 @@ class RefError(UsageError):
     """The text is not a ref."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ref:
     """A name and at most one of: a tag, a version number, a digest (`sha256:` and 4 or more of its digits), a range."""
 
@@ -36,6 +36,9 @@ class Ref:
     number: int | None = None
     digest: str | None = None
     range: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Ref({str(self)!r})"
 
     @classmethod
     def parse(cls, text: str) -> Ref:

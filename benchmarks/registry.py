@@ -93,7 +93,7 @@ def filled(root: str, count: int) -> None:
         previous = head if number > 1 else ""
         made_at = f"2026-01-{n % 28 + 1:02}T00:00:00Z"
         entry = Entry(name, number, "push", made_at, made.digest, len(made.raw), number, ("latest",), previous)
-        path = store.entry_path(name, number)
+        path = store.log.path(name, number)
         if number == 1:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(entry.dump())
@@ -137,7 +137,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE cards (name TEXT, text TEXT)")
     db.execute("CREATE VIRTUAL TABLE words USING fts5 (name, text)")
-    texts = registry.catalog.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM search")
+    texts = registry.index.select("SELECT name, title || ' ' || description || ' ' || facts || ' ' || card FROM search")
     for table in ("cards", "words"):
         db.executemany(f"INSERT INTO {table} VALUES (?, ?)", texts)
     db.commit()
@@ -145,7 +145,7 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
 
 
 def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None:
-    catalog, some, rounds = registry.catalog, words(), bench.options.rounds
+    catalog, some, rounds = registry.index, words(), bench.options.rounds
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
     match = "SELECT name FROM words WHERE words MATCH ? ORDER BY rank LIMIT 20"
     queries = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
@@ -161,7 +161,7 @@ def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None
 
 
 def calls(bench: Bench, registry: Registry) -> None:
-    catalog, word = registry.catalog, words()[500]
+    catalog, word = registry.index, words()[500]
     one = catalog.select("SELECT digest FROM files WHERE path = 'README.md' LIMIT 1")[0][0]
     folders = iter([write_adapter(bench.scratch / f"push{n}", n) for n in range(1, bench.options.rounds + 2)])
     name = Ref.parse(f"team07/new-{len(catalog.names())}")

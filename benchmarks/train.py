@@ -106,9 +106,12 @@ def ours(options: Namespace) -> Steps:
     from adapterhub.train.data import dataset as data
     from adapterhub.train.layers import lora
     from adapterhub.train.loop import loop
-    from adapterhub.train.model import base as loading
+    from adapterhub.train.loop.state import new_state
+    from adapterhub.train.model.base_files import BaseFiles
+    from adapterhub.train.model.loading import load
 
-    made = loading.load(Path(options.base), config.BaseConfig(options.base), config.LoRAConfig(r=R, alpha=ALPHA), where="")
+    with BaseFiles(Path(options.base)) as files:
+        made = load(files, config.BaseConfig(options.base), config.LoRAConfig(r=R, alpha=ALPHA), where="")
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)
@@ -116,7 +119,7 @@ def ours(options: Namespace) -> Steps:
     ids = rows_of(options)
     labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], data.IGNORED)], axis=1)
     rows = data.Rows(ids, labels, np.tile(np.arange(options.sequence), (len(ids), 1)))
-    state = loop.new_state(made.model, settings)
+    state = new_state(made.model, settings)
     state.order = np.arange(len(ids))
     return each(options, lambda _: float(loop.advance(made, rows, state, settings, options.steps)["loss"]))
 

@@ -1,1 +1,1 @@
-"""Adapters as functions: low-rank algebra, differences, norms."""
+"""Analyze adapters as functions: low-rank algebra, differences, norms."""

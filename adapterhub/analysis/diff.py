@@ -1,8 +1,8 @@
-"""What changed between two adapters: in function, module by module, and in the words of their configs.
+"""Compare two adapters: as functions, module by module, and by the keys of their configs.
 
-Deltas are compared as the matrices they are, whatever their rank, scale and factors (`factors`), so that a conversion,
-rsLoRA under another alpha or a padded rank is no difference. What differs by less than the rounding of float32 counts
-as the same; numbers that are equal give a change of 0 and a cosine of 1, exactly.
+Deltas are compared as matrices, independent of rank, scaling and factors (`low_rank`), so a conversion, rsLoRA with another
+alpha or a padded rank is not a difference. Changes below the rounding of float32 count as the same; equal numbers give a
+change of exactly 0 and a cosine of exactly 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .low_rank import alike, distance, inner, norm, size, terms
+from .low_rank import Factors, alike, distance, inner, norm, size, terms
 
 SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
 ROUNDING = 1e-6
@@ -33,7 +33,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A module in one of the two adapters; `size` is the Frobenius norm of the delta, None where it has no factors."""
+    """A module in one of the two adapters; `size` is the Frobenius norm of the delta, None if it has no factors."""
 
     kind: str
     shape: tuple[int, ...]
@@ -50,9 +50,9 @@ class ModuleChange:
     """A module in both, or in one of them.
 
     Attributes:
-        change: The norm of the difference of the deltas over the norm of A's; None where that is 0, or not comparable.
-        ratio: The norm of B's over that of A's.
-        cosine: Between the two deltas as long vectors; None where one is 0.
+        change: The norm of the difference of the deltas over the norm of A's; None if that is 0, or not comparable.
+        ratio: The norm of B's delta over that of A's.
+        cosine: Between the two deltas as long vectors; None if one is 0.
         distance: The norm of the difference.
     """
 
@@ -69,7 +69,7 @@ class ModuleChange:
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """A tensor beside the factors: a magnitude, a bias, a replaced weight, rows, a copy."""
+    """A tensor other than factors: a magnitude, a bias, a replaced weight, rows, a copy."""
 
     name: str
     status: str
@@ -79,7 +79,7 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """A key whose values differ; `semantic` when it can change what is computed. Absent is None."""
+    """A key with different values, None if absent; `semantic` if it can change the function."""
 
     key: str
     a: Any
@@ -89,19 +89,19 @@ class KeyChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs. `modules` and `tensors` have those that are the same as well."""
+    """The differences; `modules` and `tensors` include those that are the same."""
 
     modules: tuple[ModuleChange, ...]
     tensors: tuple[TensorChange, ...]
     config: tuple[KeyChange, ...]
     conditions: tuple[KeyChange, ...]
-    """When and on what the adapter acts: not in its tensors, and still part of the function."""
+    """Settings that decide when and on what the adapter acts: part of the function, although not in its tensors."""
     verdicts: Mapping[str, tuple[Verdict, Verdict]] = field(default_factory=dict)
-    """Runtimes that would treat the two differently."""
+    """Runtimes that treat the two differently."""
 
     @property
     def same(self) -> bool:
-        """Whether the two are one function, up to the rounding of float32."""
+        """Whether the two are the same function, up to the rounding of float32."""
         return self._statuses <= {SAME, ROUNDED} and not self.conditions
 
     @property
@@ -115,19 +115,19 @@ class Difference:
 
     @property
     def change(self) -> float | None:
-        """The norm of the difference of all deltas over the norm of all of A's; None where that cannot be said."""
+        """The norm of the difference of all deltas over the norm of all of A's; None if a module cannot be compared."""
         if any(module.distance is None for module in self.modules):
             return None
         whole = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
         return math.hypot(*(module.distance for module in self.modules if module.distance)) / whole if whole else None
 
     def count(self, status: str) -> int:
-        """How many modules have this status."""
+        """The number of modules with a status."""
         return sum(module.status == status for module in self.modules)
 
 
 def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
-    """What changed from the adapter `a` to the adapter `b`, each in any format; a base is needed where reading needs one."""
+    """The differences between the adapters `a` and `b`, in any formats; a base for formats that cannot be read without one."""
     first, second = (_read(path, base) for path in (a, b))
     found = compare(first, second)
     judged = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
@@ -145,7 +145,7 @@ def _read(path: Path, base: BaseSpec | None) -> Adapter:
 
 
 def compare(a: Adapter, b: Adapter) -> Difference:
-    """What changed from `a` to `b`, verdicts apart."""
+    """The differences between `a` and `b`, without verdicts."""
     names = sorted({*a.deltas, *b.deltas}, key=natural)
     modules = tuple(_module(name, a.deltas.get(name), b.deltas.get(name)) for name in names)
     return Difference(modules, tuple(_tensors(a, b)), tuple(_config(a, b)), tuple(_conditions(a, b)))
@@ -154,9 +154,6 @@ def compare(a: Adapter, b: Adapter) -> Difference:
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """A key to sort module paths by: layer 2 before layer 10."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in name.split("."))
-
-
-# ---- modules
 
 
 def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
@@ -175,10 +172,10 @@ def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
         return ModuleChange(name, UNKNOWN, *sides, note=f"not compared: {error.what}")
 
 
-def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[Any]) -> ModuleChange:
+def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
     sizes = [math.hypot(*(norm(pair[which]) for pair in pairs)) for which in (0, 1)]
     if not all(map(math.isfinite, sizes)):
-        return ModuleChange(name, UNKNOWN, *sides, note="not compared: NaN or infinity in it")
+        return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")
     apart = math.hypot(*(distance(one, two) for one, two in pairs))
     cosine = sum(inner(one, two) for one, two in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
     if cosine is not None:
@@ -197,7 +194,7 @@ def _side(delta: Delta | None) -> Side | None:
 
 
 def _equal(a: Delta, b: Delta) -> bool:
-    """Whether scale and factors are the same numbers, whatever their types."""
+    """Whether scaling and factors are the same numbers, in any dtypes."""
     one, two = dict(a.parts()), dict(b.parts())
     extra = ("magnitude", "bias")
     if type(a) is not type(b) or a.scaling != b.scaling or {*one} - {*extra} != {*two} - {*extra}:
@@ -206,15 +203,12 @@ def _equal(a: Delta, b: Delta) -> bool:
 
 
 def same_numbers(one: np.ndarray, two: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers; of one type, the same bytes."""
+    """Whether two arrays contain the same numbers; if of one dtype, the same bytes."""
     if one.shape != two.shape:
         return False
     if one.dtype == two.dtype:
         return one.tobytes() == two.tobytes()
     return bool(np.array_equal(one.astype(np.float64), two.astype(np.float64)))
-
-
-# ---- tensors beside the factors
 
 
 def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
@@ -244,7 +238,7 @@ def _tensor(name: str, one: np.ndarray, two: np.ndarray) -> TensorChange:
     wide, other = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
     whole, apart = (float(np.sqrt(np.sum(array * array))) for array in (wide, other - wide))
     if not (math.isfinite(whole) and math.isfinite(apart)):
-        return TensorChange(name, UNKNOWN, note="not compared: NaN or infinity in it")
+        return TensorChange(name, UNKNOWN, note="not compared: contains NaN or infinity")
     change = apart / whole if whole else None
     return TensorChange(name, ROUNDED if change is not None and change <= ROUNDING else CHANGED, change)
 
@@ -258,33 +252,30 @@ def _rows(target: str, one: Rows | None, two: Rows | None) -> TensorChange:
     return _tensor(name, one.values, two.values)
 
 
-# ---- words
-
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 _SEMANTIC_THOUGH_SETTLED_BY_TENSORS = {"target_modules", "modules_to_save", "bias", "lora_bias", "use_dora"}
 
 
 def _config(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
-    """Key by key, those that can change what is computed first; null, false and empty are as good as absent."""
-    one, two = (_words(adapter) for adapter in (a, b))
-    if not all(adapter.source and adapter.source.format == "peft" for adapter in (a, b)):
-        one, two = (_facts(adapter) for adapter in (a, b))
+    """Keys that differ, first those that can change the function; null, false and empty values count as absent."""
+    both_peft = all(adapter.source and adapter.source.format == "peft" for adapter in (a, b))
+    one, two = ((_peft_config if both_peft else _common_config)(adapter) for adapter in (a, b))
     inert = peft.INERT - _SEMANTIC_THOUGH_SETTLED_BY_TENSORS
     keys = sorted({*one, *two}, key=lambda key: (key in inert, key))
     for key in keys:
-        x, y = (_plain(words.get(key)) for words in (one, two))
+        x, y = (_normalized(config.get(key)) for config in (one, two))
         if x != y:
             yield KeyChange(key, x, y, key not in inert)
 
 
-def _words(adapter: Adapter) -> Mapping[str, Any]:
+def _peft_config(adapter: Adapter) -> Mapping[str, Any]:
     source = adapter.source
     parsed: dict[str, Any] = json.loads(source.config) if source and source.format == "peft" else {}
     return parsed
 
 
-def _facts(adapter: Adapter) -> Mapping[str, Any]:
-    """What every format says, in the names PEFT has for it; numbers that differ from module to module are in `modules`."""
+def _common_config(adapter: Adapter) -> Mapping[str, Any]:
+    """The settings that every format has, under PEFT's names; a list of numbers where they differ between modules."""
     deltas = list(adapter.deltas.values())
     numbers: dict[str, list[Any]] = {
         "r": sorted({delta.r for delta in deltas}),
@@ -300,8 +291,8 @@ def _facts(adapter: Adapter) -> Mapping[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Without what says nothing: the order of a list of names, and which kind of nothing a value is."""
+def _normalized(value: Any) -> Any:
+    """A value without differences that mean nothing: the order of a list of names, and null, false or empty."""
     if any(value is nothing or (value == nothing and type(value) is type(nothing)) for nothing in _NOTHING):
         return None
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -310,11 +301,11 @@ def _plain(value: Any) -> Any:
 
 
 def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
-    words = {
+    attributes = {
         "init_lora_weights": "init", "alora_invocation_tokens": "invocation", "layer_replication": "layers",
         "ensure_weight_tying": "ties",
     }  # fmt: skip
-    for key, name in words.items():
+    for key, name in attributes.items():
         one, two = getattr(a.meta, name), getattr(b.meta, name)
         if one != two:
             yield KeyChange(key, one, two, semantic=True)

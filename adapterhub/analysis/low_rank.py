@@ -1,13 +1,13 @@
 """Low-rank matrices as pairs of factors: sums, norms, angles and best approximations, never the dense matrix.
 
-For `(m, n)` and a stacked rank R everything here costs O((m + n) R^2 + R^3) against O(m n min(m, n)) for a dense
-SVD: with orthonormal `Q_l` and `Q_r`, `left = Q_l R_l` and `right.T = Q_r R_r`, the singular values of the product
-are those of the small `R_l R_r.T`. Computed in float64, so that a result is as good as its rounding to float32.
+For `(m, n)` and a stacked rank R every function here costs O((m + n) R^2 + R^3), against O(m n min(m, n)) for a dense SVD: with
+orthonormal `Q_l` and `Q_r`, `left = Q_l R_l` and `right.T = Q_r R_r`, the singular values of the product are those of the small
+`R_l R_r.T`. All is computed in float64, so that a result is as exact as its rounding to float32.
 
-The bases come from Gram matrices and not from LAPACK's QR: (4096, 32) takes 0.3 ms against 2.7 ms, and the QR of an
-OpenBLAS with two threads on two busy cores took 440 ms. A Gram matrix in float64 keeps what is above 1e-8 of the
-largest term, which float32 factors cannot tell from rounding (6e-8). Products go in pieces that OpenBLAS gives to
-one thread: its threads wait for each other in a spin, which on a busy machine takes a thousand times the work.
+The bases come from Gram matrices, not from LAPACK's QR: (4096, 32) takes 0.3 ms against 2.7 ms, and the QR of an OpenBLAS
+with two threads on two busy cores took 440 ms. A Gram matrix in float64 preserves what is above 1e-8 of the largest term;
+below that, float32 factors cannot be told from rounding (6e-8). Products are computed in pieces that OpenBLAS gives to one
+thread: its threads spin while they wait for each other, which on a busy machine takes a thousand times the work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapterhub_converters.errors import RefusedError
 
 F64Array = NDArray[np.float64]
 
-_CANCELS = 1e-8  # of a sum of squares: what is left of it is good to 1e-8 of itself
+_CANCELS = 1e-8  # of a sum of squares: a difference above this share of it is exact to 1e-8
 _NOISE = 2.0**-24  # half a step of float32
 _ONE_THREAD = 1 << 18  # multiplications in a product that OpenBLAS does not split (interface/gemm.c)
 
@@ -38,13 +38,13 @@ class Factors:
 
     @property
     def r(self) -> int:
-        """How many columns `left` has; the rank is at most that."""
+        """The number of columns of `left`, an upper bound of the rank."""
         return int(self.left.shape[1])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Spectrum:
-    """A thin singular value decomposition: `u @ diag(s) @ vt`, `s` falling."""
+    """A thin singular value decomposition: `u @ diag(s) @ vt`, `s` descending."""
 
     u: F64Array
     s: F64Array
@@ -52,19 +52,19 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """How many singular values float32 factors can hold beside the first; at least 1: zero has factors too."""
+        """The number of singular values that float32 factors can represent next to the first; at least 1, also for zero."""
         return max(1, int(np.count_nonzero(self.s > _NOISE * self.s[0])))
 
     def truncated(self, rank: int) -> Factors:
-        """The closest matrix of that rank (Eckart-Young), its singular values shared between the factors."""
+        """The closest matrix of that rank (Eckart-Young), its singular values split between the factors."""
         root = np.sqrt(self.s[:rank])
         return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank])
 
 
 def terms(delta: Delta) -> list[Factors]:
-    """What a delta adds, its scale included: one matrix, or one for each expert of a stack.
+    """The matrices of a delta, its scaling included: one, or one for each expert of a stack.
 
-    An embedding's is `(d, vocab)`, which is how its factors multiply; a convolution's has its kernel in the columns.
+    That of an embedding is `(d, vocab)`, the product of its factors; that of a convolution has the kernel in its columns.
     RefusedError for a convolution with a core, whose product has another form.
     """
     if isinstance(delta, Factored):
@@ -76,7 +76,7 @@ def terms(delta: Delta) -> list[Factors]:
 
 
 def alike(one: Delta, two: Delta) -> bool:
-    """Whether the matrices of the two can be compared: of one shape, and with one orientation."""
+    """Whether the matrices of two deltas can be compared: of the same shape and orientation."""
     embeddings = {isinstance(delta, LowRankEmbedding) for delta in (one, two)}
     return len(embeddings) == 1 and one.shape == two.shape
 
@@ -110,7 +110,7 @@ def stacked(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 def spectrum(matrix: Factors) -> Spectrum:
     """The singular values and vectors of the product."""
-    # Unit columns and rows, so that how a delta is split between its factors changes nothing.
+    # Unit columns and rows, so that the result does not depend on how a delta is split between its factors.
     columns, rows = (np.linalg.norm(matrix.left, axis=0), np.linalg.norm(matrix.right, axis=1))
     q_left, r_left = basis(matrix.left / np.where(columns, columns, 1))
     q_right, r_right = basis(matrix.right.T / np.where(rows, rows, 1))
@@ -121,11 +121,11 @@ def spectrum(matrix: Factors) -> Spectrum:
 def basis(x: F64Array) -> tuple[F64Array, F64Array]:
     """Orthonormal `q` `(m, k)` and `q.T @ x`, with `q @ q.T @ x = x` up to 1e-8 of `x`.
 
-    Twice, as in CholeskyQR2 (Yamamoto et al., 2015): the second round makes good what the first lost in squaring.
+    Two rounds, as in CholeskyQR2 (Yamamoto et al., 2015): the second restores what the first lost in squaring.
     """
     q = x
     for _ in range(2):
-        vectors, values, _ = np.linalg.svd(across(q, q))  # of a symmetric matrix; eigh's threads spin, see above
+        vectors, values, _ = np.linalg.svd(across(q, q))  # of a symmetric matrix; the threads of eigh spin, see above
         keep = values > len(values) * np.finfo(np.float64).eps * max(float(values[0]), np.finfo(np.float64).tiny)
         keep[0] = True
         q = times(q, vectors[:, keep] / np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny)))
@@ -133,12 +133,12 @@ def basis(x: F64Array) -> tuple[F64Array, F64Array]:
 
 
 def norm(matrix: Factors) -> float:
-    """Frobenius; NaN where there is one in the factors."""
+    """The Frobenius norm; NaN if the factors contain one."""
     return float(np.sqrt(np.maximum(0.0, inner(matrix, matrix))))
 
 
 def size(delta: Delta) -> float | None:
-    """The Frobenius norm of what a delta adds; None where it has no factors, or a NaN among them."""
+    """The Frobenius norm of a delta; None if it has no factors, or they contain NaN."""
     try:
         found = math.hypot(*map(norm, terms(delta)))
     except RefusedError:
@@ -147,10 +147,10 @@ def size(delta: Delta) -> float | None:
 
 
 def distance(one: Factors, two: Factors) -> float:
-    """The norm of the difference: 0 for the same factors, and noise below 1e-14 of their norms.
+    """The norm of the difference: exactly 0 for the same factors, otherwise with noise below 1e-14 of their norms.
 
-    Inner products where they don't cancel; else those of the factors' own differences, small where one is the other
-    rounded; else the triangles of the stacked factors, which cancel at the rounding of float64.
+    Computed from inner products if they do not cancel; else from the differences of the factors, which are small if one
+    matrix is the other rounded; else from the triangles of the stacked factors, which cancel at the rounding of float64.
     """
     if one.r == two.r:
         up, down = Factors(one.left - two.left, one.right), Factors(two.left, one.right - two.right)
@@ -170,7 +170,7 @@ def distance(one: Factors, two: Factors) -> float:
 
 
 def _triangle(x: F64Array) -> F64Array:
-    """`c` with `c.T @ c = x.T @ x` as exactly as a QR's R: what the first basis lost (1e-8 of `x`) gets a second one."""
+    """`c` with `c.T @ c = x.T @ x`, as exact as R of a QR: a second basis covers what the first lost (1e-8 of `x`)."""
     q, c = basis(x)
     rest = x - times(q, c)
     return np.concatenate([c, basis(rest)[1]]) if rest.any() else c
@@ -182,7 +182,7 @@ def inner(one: Factors, two: Factors) -> float:
 
 
 def cosines(terms: Sequence[Factors]) -> tuple[tuple[float, ...], ...]:
-    """The cosine between every two terms, as if they were long vectors; 0 where one is zero."""
+    """The cosines between all pairs of terms, as long vectors; 0 if one is zero."""
     lengths = [norm(term) for term in terms]
     return tuple(
         tuple(inner(a, b) / (x * y) if x * y else 0.0 for b, y in zip(terms, lengths, strict=True))

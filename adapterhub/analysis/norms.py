@@ -1,4 +1,4 @@
-"""Where an adapter acts: the norm of every module's delta, by layer and kind of module, as numbers and as a PNG."""
+"""The norm of every module's delta by layer and kind of module, as numbers and as a PNG: where an adapter acts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from adapterhub_converters.formats.base_weights import BaseWeights
 from .low_rank import size
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # as the data flow
+_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # a whole part of a path
 _GRAY = "#6b7280"
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Frobenius norms of the deltas, scales included; under DoRA those of the low-rank part.
+    """Frobenius norms of deltas, scalings included; under DoRA of the low-rank part.
 
     Attributes:
-        layers: Rows: the layer's number, with what comes before it where there are several stacks of layers.
-        kinds: Columns: the module's path in its layer, `self_attn.q_proj`; experts are taken together, `experts.*.up_proj`.
-        values: `values[row][column]`, None where the layer has no such module.
-        others: Of modules in no layer: `lm_head`.
-        left_out: Modules without a norm, and why.
-        relative: The norms are over those of the base's weights.
+        layers: Rows: the number of the layer, with its prefix if there are several stacks of layers.
+        kinds: Columns: the path of the module in its layer, `self_attn.q_proj`; experts are combined, `experts.*.up_proj`.
+        values: `values[row][column]`, None if the layer has no such module.
+        others: The norms of modules outside of layers, such as `lm_head`.
+        left_out: Modules without a norm, with the reason.
+        relative: Whether the norms are divided by those of the base's weights.
     """
 
     layers: tuple[str, ...]
@@ -46,19 +46,19 @@ class Heat:
 
     @property
     def short_kinds(self) -> tuple[str, ...]:
-        """The kinds by the last part of their names, where that tells them apart."""
+        """The kinds by the last part of their names, if these are distinct."""
         last = [kind.rpartition(".")[2].removesuffix("_proj") for kind in self.kinds]
         whole = [kind.rpartition(".")[2] for kind in self.kinds]
         return tuple(next(names for names in (last, whole, self.kinds) if len(set(names)) == len(names)))
 
     @property
     def span(self) -> tuple[float, float]:
-        """The least and the greatest value of a layer; zeros if there is none."""
+        """The least and the greatest value of a layer; zeros without any."""
         known = [value for row in self.values for value in row if value is not None]
         return (min(known), max(known)) if known else (0.0, 0.0)
 
     def folded(self, most: int) -> Heat:
-        """At most `most` rows, each the mean of as many neighbors as that takes."""
+        """At most `most` rows, each the mean of neighboring ones."""
         step = math.ceil(len(self.layers) / most)
         if step < 2:
             return self
@@ -80,10 +80,10 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
-    """The norms of an adapter's deltas, over those of the weights in the Hugging Face folder `base` if there is one."""
+    """The norms of an adapter's deltas, divided by those of the weights in the Hugging Face folder `base` if given."""
     with contextlib.ExitStack() as stack:
         weights = stack.enter_context(BaseWeights(base)) if base else None
-        norms: dict[str, tuple[float, float]] = {}  # what is one cell has one key: the experts of a kind in a layer
+        norms: dict[str, tuple[float, float]] = {}  # experts of a kind in a layer share a key
         left_out: dict[str, str] = {}
         for target, delta in adapter.deltas.items():
             found, key = size(delta), _key(target)
@@ -113,7 +113,7 @@ def _norm(weight: np.ndarray) -> float:
         raise RefusedError("base", "its weight is quantized", "Name the base in 16 or 32 bits")
     norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
     if not math.isfinite(norm):
-        raise RefusedError("base", "its weight has NaN or Inf in it")
+        raise RefusedError("base", "its weight contains NaN or Inf")
     return norm
 
 
@@ -134,7 +134,7 @@ def _in_order(kind: str) -> tuple[int, str]:
 
 
 def plot(found: Heat, path: Path, *, title: str) -> None:
-    """The heat map as a PNG, whole or not at all; no display is needed, matplotlib is."""
+    """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -157,7 +157,7 @@ def plot(found: Heat, path: Path, *, title: str) -> None:
     axes.set_ylabel("layer", color=_GRAY)
     if found.others:
         others = ", ".join(f"{name} {value:.3g}" for name, value in list(found.others.items())[:4])
-        axes.set_xlabel(f"in no layer: {others}", color=_GRAY, fontsize=9)
+        axes.set_xlabel(f"outside of layers: {others}", color=_GRAY, fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=_GRAY, length=0)
     with atomic.whole(path, folder=False) as temporary:
@@ -166,7 +166,7 @@ def plot(found: Heat, path: Path, *, title: str) -> None:
 
 
 def subtitle(found: Heat) -> str:
-    """What the numbers are."""
+    """A description of the numbers."""
     return (
         "norm of the delta over that of the base's weight" if found.relative else "Frobenius norm of the delta, scale included"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
-from adapterhub.store.named_documents import Shelved
+from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import Entry
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
@@ -42,7 +42,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
 
     The same base again changes nothing. Another one under that name is a ConflictError that says what differs, unless `force`.
     """
-    named_documents.parse_base_name(name, name)
+    named_documents.parse_document_name(name, name)
     if spec.fingerprint is None:
         raise RefusedError(spec.where, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
     document = record.document(spec, source)
@@ -52,7 +52,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     digest, size = sha256_bytes(raw), len(raw)
     same: Registered | None = None
 
-    def decide(state: Shelved) -> Entry | None:
+    def decide(state: NamedDocument) -> Entry | None:
         nonlocal same
         same = None
         registry.store.put_bytes(raw)  # under the lock, as a gc may remove what no name needs yet
@@ -70,7 +70,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     return Registered(found.name, found.digest, found.time, found.spec, found.document, new=True)
 
 
-def _same(registry: Registry, state: Shelved, document: dict[str, Any]) -> Registered:
+def _same(registry: Registry, state: NamedDocument, document: dict[str, Any]) -> Registered:
     """What the name means, if that is the base in `document`."""
     found = _read(registry, state)
     different = [key for key in record.IDENTITY if found.document[key] != document[key]]
@@ -87,8 +87,8 @@ def get(registry: Registry, name: str) -> Registered:
     return _read(registry, _there(registry, name))
 
 
-def _there(registry: Registry, name: str) -> Shelved:
-    state = named_documents.current(registry.store, named_documents.parse_base_name(name, name))
+def _there(registry: Registry, name: str) -> NamedDocument:
+    state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
     if not state.there:
         close = difflib.get_close_matches(name, names(registry), 1)
         hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub base list`"
@@ -96,7 +96,7 @@ def _there(registry: Registry, name: str) -> Shelved:
     return state
 
 
-def _read(registry: Registry, state: Shelved) -> Registered:
+def _read(registry: Registry, state: NamedDocument) -> Registered:
     assert state.entry is not None  # noqa: S101 - `there` was asked
     raw = registry.store.read_document(state.entry.digest, limit=record.MAX_RECORD)
     spec, document = record.parse(raw, state.name)
@@ -105,14 +105,14 @@ def _read(registry: Registry, state: Shelved) -> Registered:
 
 def names(registry: Registry) -> list[str]:
     """The names that mean a base now, sorted."""
-    return [name for name in registry.store.base_names() if named_documents.current(registry.store, name).there]
+    return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).there]
 
 
 def remove(registry: Registry, name: str) -> None:
     """Free a name; adapters that pin the base keep what they pin."""
     _there(registry, name)
 
-    def decide(state: Shelved) -> Entry | None:
+    def decide(state: NamedDocument) -> Entry | None:
         return state.next("delete", _now()) if state.there else None
 
     named_documents.move(registry.store, registry.locked, name, decide)

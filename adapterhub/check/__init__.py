@@ -8,6 +8,7 @@ problem is collected. Only headers are needed for all but NaNs and zeros.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from adapterhub_converters.bases import BaseSpec
@@ -20,7 +21,7 @@ from . import runtimes as verdicts
 from .contents import Contents
 from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Problem, Report, Verdict
 
-__all__ = ["CODES", "ERROR", "FIT", "NOTE", "SEVERITIES", "WARNING", "Problem", "Report", "Verdict", "check"]
+__all__ = ["CODES", "ERROR", "FIT", "NOTE", "SEVERITIES", "WARNING", "Problem", "Report", "Verdict", "check", "examined"]
 
 
 def check(
@@ -33,7 +34,26 @@ def check(
     strict: bool = False,
     where: str = "",
 ) -> Report:
-    """All that is wrong with an adapter, alone and on a base.
+    """Check an adapter for problems, alone and on a base; the arguments are those of `examined`."""
+    asked = examined(
+        path, base=base, runtimes=runtimes, max_rank=max_rank, headers_only=headers_only, strict=strict, where=where
+    )
+    with asked as (report, _):
+        return report
+
+
+@contextmanager
+def examined(
+    path: Path,
+    *,
+    base: BaseSpec | None = None,
+    runtimes: Sequence[str] = (),
+    max_rank: int | None = None,
+    headers_only: bool = False,
+    strict: bool = False,
+    where: str = "",
+) -> Iterator[tuple[Report, Contents | None]]:
+    """Check an adapter for problems; the report, and what was read of its files, open until the context ends.
 
     Args:
         path: A folder or a file in a format of `adapterhub_converters.formats.convert`; NotFoundError when it is neither.
@@ -48,25 +68,27 @@ def check(
     if unknown:
         raise UsageError("--for", f"no runtime {unknown[0]!r} is known", f"Known are {', '.join(RUNTIMES)}")
     found, problems = _contents.read(path, base=base)
-    levels = ["files"]
-    if found is not None:
-        problems += _collect(found, base, headers_only=headers_only)
-        levels += ["values"] * (not headers_only) + ["base", "identity"] * (base is not None)
-    judged = verdicts.verdicts(found, base, problems, values=not headers_only)
-    problems += [_demanded(judged[name]) for name in dict.fromkeys(runtimes) if judged[name].verdict != APPLIED]
-    problems += _above(found, max_rank) if found is not None and max_rank is not None else ()
-    problems.sort(key=_order)
-    return Report(
-        where=where or str(path),
-        format=found.format if found else None,
-        base=base.where if base else None,
-        problems=tuple(problems),
-        verdicts=judged,
-        facts=_summary(found) if found else {},
-        levels=tuple(levels),
-        strict=strict,
-        base_facts=_base_facts(base) if base else {},
-    )
+    with closing(found) if found is not None else nullcontext():
+        levels = ["files"]
+        if found is not None:
+            problems += _collect(found, base, headers_only=headers_only)
+            levels += ["values"] * (not headers_only) + ["base", "identity"] * (base is not None)
+        judged = verdicts.verdicts(found, base, problems, values=not headers_only)
+        problems += [_demanded(judged[name]) for name in dict.fromkeys(runtimes) if judged[name].verdict != APPLIED]
+        problems += _above(found, max_rank) if found is not None and max_rank is not None else ()
+        problems.sort(key=_order)
+        report = Report(
+            where=where or str(path),
+            format=found.format if found else None,
+            base=base.where if base else None,
+            problems=tuple(problems),
+            verdicts=judged,
+            facts=_summary(found) if found else {},
+            levels=tuple(levels),
+            strict=strict,
+            base_facts=_base_facts(base) if base else {},
+        )
+        yield report, found
 
 
 def _base_facts(base: BaseSpec) -> dict[str, object]:

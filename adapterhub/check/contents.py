@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
-from adapterhub_converters.adapter_files import adapter_in, is_pickle_name, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -63,6 +65,15 @@ class Contents:
     adapter: Adapter | None = None
     """Set for formats that are read as a whole."""
     notes: tuple[str, ...] = ()
+    config_text: str = ""
+    """Of PEFT's config, as it was read."""
+    files: dict[Path, SafetensorsFile] = field(default_factory=dict)
+    """PEFT's weights, open until `close`, so that headers, values and digests are read through one opening."""
+    heads: dict[Path, bytes] = field(default_factory=dict)
+    """The first bytes of the files that were opened, so that whoever looks at them next need not open them again."""
+    digests: dict[Path, Digest] = field(default_factory=dict)
+    manifest_text: str | None = None
+    """The text of adapter.json, empty where there is none; None as long as nobody asked."""
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of them; whatever else it is counts as none."""
@@ -91,11 +102,52 @@ class Contents:
             yield from ((name, _pieces(array)) for name, array in self.adapter.tensors())
             return
         buffer = bytearray(_PIECE)
-        for path in peft.weight_files(self.path):
-            with SafetensorsFile(path, where=path.name) as file:
-                for name, tensor in self.tensors():
-                    if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
-                        yield name, _read(file, tensor, memoryview(buffer))
+        for file in self.files.values():
+            for name, tensor in self.tensors():
+                if tensor.key in file.tensors and tensor.dtype in dtypes.NUMPY:
+                    yield name, _read(file, tensor, memoryview(buffer))
+
+    def digest(self, path: Path) -> Digest:
+        """The digest of one of the adapter's files, read once; through its opening where it has one."""
+        if path not in self.digests:
+            if path in self.files:
+                self.digests[path] = self.files[path].digest()
+            else:
+                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD)
+        return self.digests[path]
+
+    def has_read(self, path: Path, text: str) -> None:
+        """Note the text of a file, so that it need not be opened again for its first bytes or its digest."""
+        raw = text.encode()
+        self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the adapter is in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def manifest(self) -> AdapterManifest | None:
+        """The adapter.json next to the adapter, read once and checked against the schema; None where there is none."""
+        path = self.folder / ADAPTER_JSON
+        if self.manifest_text is None:
+            try:
+                self.manifest_text = json_file.read_text(path)
+                self.has_read(path, self.manifest_text)
+            except NotFoundError:
+                self.manifest_text = ""
+        return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
+
+    def seen(self) -> tuple[str, Adapter] | None:
+        """The format and the adapter, its tensors perhaps without their numbers; None for what `describe.look` must settle."""
+        if self.files:
+            headers = {path: file.header for path, file in self.files.items()}
+            return self.format, peft.parse_shapes(self.config_text, headers, where=str(self.path))
+        return None
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
 
 
 _PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
@@ -122,29 +174,29 @@ LABELS = {
 
 
 def read(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
-    """What `path` holds, or None when its files cannot be believed; NotFoundError when it is no adapter at all."""
+    """The contents of `path`, to be closed, or None when its files cannot be trusted; NotFoundError when it is no adapter."""
     problems = list(_pickles(path))
     given, path = path, adapter_in(path)
     try:
+        if (text := peft.config_of(path)) is not None:
+            return _peft(path, text, base), problems
         kind = _sniff(path, given, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
-        contents = _peft(path, base) if kind == "peft" else _whole(path, kind, base)
+        contents = _whole(path, kind, base)
     except AdapterhubError as error:
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
         problem = unreadable(path, error)
         if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
-            code = "does-not-fit" if base else "needs-base" if "--base" in error.hint else problem.code
+            code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
             problem = dataclasses.replace(problem, code=code)
         return None, [*problems, problem]
     return contents, problems
 
 
 def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
-    """The format of an adapter; None if all that is known of it are pickles."""
-    if peft.sniff(path):
-        return "peft"
+    """The format of an adapter that is not PEFT's; None if all that is known of it are pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
@@ -184,16 +236,23 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _peft(path: Path, base: BaseSpec | None) -> Contents:
-    contents = Contents(path, "peft", peft.WEIGHTS, json_file.read_object(path / peft.CONFIG, where=peft.CONFIG))
+def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+    contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
+    contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
-    for shard in peft.weight_files(path):
-        with SafetensorsFile(shard, where=shard.name) as file:
+    try:
+        for shard in peft.weight_files(path):
+            contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
+            contents.heads[shard] = file.head
             for info in file.tensors.values():
                 _sort(contents, Tensor(info.name, info.shape, info.dtype))
-    if _has_others(contents):
-        _set_others_apart(contents, peft.read_shapes(path, base=base))
+        if _has_others(contents):
+            headers = {shard: file.header for shard, file in contents.files.items()}
+            _set_others_apart(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+    except BaseException:
+        contents.close()
+        raise
     return contents
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.digest import sha256_file
-from adapterhub.manifest.document import AdapterManifest, BaseInfo
+from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
 
@@ -30,7 +29,7 @@ _SHAPES = {
 
 def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Differences between a base and the one that the adapter's manifest pins."""
-    manifest = AdapterManifest.read(home(contents))
+    manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
     if not pinned.fingerprint:
@@ -51,22 +50,16 @@ def problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from _numbers(pinned.config, base.config)
 
 
-def home(contents: Contents) -> Path:
-    """The folder that an adapter lies in."""
-    return contents.path if contents.path.is_dir() else contents.path.parent
-
-
 def changed(contents: Contents) -> Iterator[Problem]:
     """Files whose bytes are not those that adapter.json names."""
-    folder = home(contents)
-    manifest = AdapterManifest.read(folder)
+    folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         if entry.path == ADAPTER_TOML:
             continue
         if not path.is_file():
             yield Problem("files-changed", entry.path, "", "adapter.json names it, but it is missing")
-        elif path.stat().st_size != entry.size or sha256_file(path) != entry.digest:
+        elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
             what = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
             yield Problem(
                 "files-changed", entry.path, "", what, "Fetch it again; after an edit of your own, delete adapter.json"

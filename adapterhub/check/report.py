@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapterhub_converters import display
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
@@ -113,7 +115,7 @@ class Verdict:
     convert_to: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """All that a check found.
 
@@ -143,3 +145,13 @@ class Report:
     def count(self, severity: str) -> int:
         """How many problems have this severity."""
         return sum(problem.severity == severity for problem in self.problems)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name in SEVERITIES if (count := self.count(name)))
+        return f"<Report {self.where}: {'ok' if self.ok else 'not ok'}{', ' * bool(counts)}{counts}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.severity, one.code, one.where, one.what, one.hint) for one in self.problems]
+        verdicts = [(name, one.verdict, "; ".join(one.reasons)) for name, one in self.verdicts.items()]
+        problems = display.table(rows, head=("severity", "code", "where", "what", "hint"), caption=repr(self))
+        return problems + display.table(verdicts, head=("runtime", "verdict", "reasons"))

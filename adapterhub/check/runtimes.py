@@ -10,7 +10,7 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, renames
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import base_weights, peft
-from adapterhub_converters.formats.image import pipeline
+from adapterhub_converters.formats.image import naming
 from adapterhub_converters.patterns import Patterns
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
@@ -75,7 +75,7 @@ def _verdict(runtime: Runtime, contents: Contents | None, features: Mapping[str,
 
 def _of_image_models(runtime: Runtime, contents: Contents | None) -> Iterator[str]:
     """Why a runtime of language models takes no adapter of image models; peft takes one of one model."""
-    if contents is None or not pipeline.of_images(contents.targets):
+    if contents is None or not naming.of_images(contents.targets):
         return
     parts = contents.adapter.meta.parts if contents.adapter else ()
     if len(parts) > 1:

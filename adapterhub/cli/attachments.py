@@ -1,4 +1,4 @@
-"""Files that are attached to a version elsewhere, as OCI referrers."""
+"""Files attached to versions, as OCI referrers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(address: str) -> Iterator[tuple[Referring, Place]]:
-    """A place that can keep attachments, open; UsageError for any other."""
+    """Open an address that can have attachments; UsageError for any other."""
     from adapterhub.remotes.location import is_address, parse
 
     if not is_address(address):
-        hint = "Copy it to a registry or a layout, and name that: oci://HOST/NAME:TAG or layout://PATH:NAME"
-        raise UsageError(address, "is not an address: things are attached where versions are shared", hint)
+        hint = "Copy it to a registry or a layout first, like oci://HOST/NAME:TAG or layout://PATH:NAME"
+        raise UsageError(address, "is not an address, and attachments are stored at an address", hint)
     place = parse(address)
     with remotes.opened(address) as there:
         referring = there.referring()
         if referring is None:
-            raise UsageError(address, "nothing can be attached in this kind of place", "OCI registries and layouts can")
+            raise UsageError(address, "does not support attachments", "Use an OCI registry or an image layout")
         yield referring, place
 
 
 def carry(source: str, target: str) -> int:
-    """Copy what is attached to a version to where the version is about to go; how many things that was."""
+    """Copy the attachments of a version to the address it will be copied to, and return their number."""
     from adapterhub.remotes.oci import referrers
 
     with opened(source) as (there, where), opened(target) as (place, _):
@@ -40,7 +40,7 @@ def carry(source: str, target: str) -> int:
 
 
 def document(referrer: Referrer) -> dict[str, object]:
-    """An attachment for programs."""
+    """An attachment with stable keys."""
     return {
         "digest": referrer.digest,
         "size": referrer.size,

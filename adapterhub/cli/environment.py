@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,19 +12,21 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from adapterhub.workspace import Workspace, project_file, user_folder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
-from .options import Settings
+from . import errors
+from .options import JOBS, RATE, Settings
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
-    from adapterhub.project.settings import Policy, Settled
+    from adapterhub.project.policy import Policy
+    from adapterhub.project.settings import Settled
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
-PROJECT = "adapterhub.toml"
 DEFAULT = ""
 """What --remote is without a name."""
 
@@ -46,6 +47,29 @@ def named_registry(settings: Settings) -> str | None:
     if not named and (found := project()) and found.registry:
         return str(found.registry)
     return named
+
+
+def workspace(settings: Settings) -> Workspace:
+    """All that the library may need of options, variables, the project and its user."""
+    from . import output, progress
+
+    context = click.get_current_context(silent=True)
+    given = context.meta if context else {}
+    return Workspace(
+        registry=lambda: registry_folder(settings),
+        policy=policy,
+        docker=docker_config(),
+        hub=hub,
+        environ=os.environ,
+        proxy=proxy,
+        uploads=data_folder() / "uploads",
+        cache=cache_folder(),
+        tell=lambda note: output.say(output.one_line(note)),
+        bar=progress.bytes_bar,
+        steps=progress.count_bar,
+        jobs=given.get(JOBS) or 4,
+        rate=given.get(RATE),
+    )
 
 
 def open_registry(settings: Settings, *, make: bool = False) -> Registry:
@@ -123,31 +147,17 @@ def _on(name: str) -> bool:
 
 def data_folder() -> Path:
     """Where the user's own registry lies when no other is named."""
-    return _user_folder("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share")
+    return user_folder("data", os.environ)
 
 
 def cache_folder() -> Path:
     """Where what can be made again is kept: quantized bases, digests of large files."""
-    if sys.platform == "darwin" and not os.environ.get("XDG_CACHE_HOME"):
-        return Path.home() / "Library" / "Caches" / "adapterhub"
-    folder = _user_folder("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache")
-    return folder / "cache" if sys.platform == "win32" else folder  # its local data are beside it there
+    return user_folder("cache", os.environ)
 
 
 def config_folder() -> Path:
     """The folder of the user's own settings and remotes."""
-    return _user_folder("XDG_CONFIG_HOME", "APPDATA", ".config")
-
-
-def _user_folder(xdg: str, windows: str, unix: str) -> Path:
-    """Ours among the folders that a system has for programs' files."""
-    if os.environ.get(xdg):
-        return Path(os.environ[xdg]) / "adapterhub"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "adapterhub"
-    if sys.platform == "win32":
-        return Path(os.environ.get(windows) or Path.home()) / "adapterhub"
-    return Path.home() / unix / "adapterhub"
+    return user_folder("config", os.environ)
 
 
 def user_file() -> Path:
@@ -161,24 +171,18 @@ def docker_config() -> Path:
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
-def project_file() -> Path | None:
-    """The nearest adapterhub.toml upwards, whoever owns it."""
-    here = Path.cwd()
-    return next((folder / PROJECT for folder in (here, *here.parents) if (folder / PROJECT).is_file()), None)
-
-
 def lock_file() -> Path:
     """The lock file of the project, beside its adapterhub.toml; without one, here."""
     from adapterhub.project.lockfile import FILE
 
-    found = project_file()
+    found = project_file(Path.cwd())
     return (found.parent if found else Path.cwd()) / FILE
 
 
 @functools.cache
 def project() -> Settled | None:
     """What the project has settled; a file of somebody else's is passed over, and that is said."""
-    path = project_file()
+    path = project_file(Path.cwd())
     if path is None:
         return None
     from adapterhub import user_files
@@ -285,5 +289,5 @@ def hinting(ref: str) -> Iterator[None]:
     except NotFoundError as error:
         with suppress(AdapterhubError):
             if (name := default_remote()) and name in remotes():
-                error.hint = f"{error.hint}; `--remote` asks {name}" if error.hint else f"`--remote` asks {name}"
+                errors.add_hint(error, f"`--remote` asks {name}", separator="; ")
         raise

@@ -5,25 +5,97 @@ The library names parameters and codes; flags and commands are written here alon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from adapterhub_converters.errors import AdapterhubError, ParameterError
+
+if TYPE_CHECKING:
+    from adapterhub.maintenance.fsck import Finding
 
 # Parameter to the option that sets it, where the two differ in more than dashes.
 OPTIONS = {
+    "budget": "--rank-budget",
     "conversion": "--to",
     "runtimes": "--for",
 }
-# Code to hint; `{name}` is a field of the error.
+# Code of an error, or remedy of a finding, to hint; `{name}` is a field of the error.
 HINTS: dict[str, str] = {
-    "address-with-remote": "Omit --remote, or write a ref",
+    "adapter-lost": "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it anyway",
+    "adapter-lost-in-nf4": "Merge into 16 bits (--dequantize in place of --requantize), or into the full-precision model; --force writes it anyway",
+    "add-base": "Add it again: `adapterhub base add NAME … --force`",
+    "address-with-remote": "Leave out --remote, or write a ref",
+    "alpha-or-rslora-required": "Pass --alpha N, and --rslora if it was trained with it",
+    "alpha-recorded": "Leave out --alpha and --rslora",
+    "alpha-required": "Pass --alpha N, the alpha it was trained with",
+    "as-trained": "Leave out --onto as-trained",
     "base-required": "Pass --base BASE",
+    "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
+    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-registry": "Run `adapterhub fsck`",
+    "collect-garbage": "`adapterhub gc` removes what is old enough",
+    "config-key": "`adapterhub train --explain` lists them",
+    "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
     "credentials-in-address": "Remove them; use `adapterhub login`",
-    "expect-unsupported": "Omit --expect",
+    "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
+    "expect-unsupported": "Leave out --expect",
+    "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
+    "has-children": "--force removes it all the same",
+    "image-here": "Name one like layout://x.tar:v1",
     "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
     "login-required": "Log in with `adapterhub login {host}`",
+    "look-at-log": "Run `adapterhub log {ref}`",
+    "loss-not-allowed": "{options} would help",
+    "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
+    "no-registry": "Run `adapterhub init`",
+    "no-such-adapter": "Run `adapterhub list`",
+    "no-such-base": "`adapterhub base list` shows the names of bases",
+    "no-such-recipe": "Run `adapterhub materialize --list`",
     "no-such-tag": "Run `adapterhub list {repository}` for its tags",
+    "no-such-version": "Run `adapterhub list {name}`",
+    "other-base": "Pass the right one as --base",
+    "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
+    "peft-type-missing": "`adapterhub fix` adds a missing peft_type",
+    "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
+    "protected": "Run `adapterhub tag {ref} --unprotect` first",
+    "quantized-base": "Merge into the full-precision model, or add --dequantize for a model in floats",
+    "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
+    "recipe-base-required": "Pass it as --base",
+    "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --remove {name}`",
+    "repair": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same files again",
+    "repair-missing": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again",
+    "rows-not-whole-blocks": "Choose --dtype f16",
+    "several-models": "Convert one model at a time: --allow-drop '{drop}'",
     "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
+    "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
+    "t-for-weights": "Pass --t instead",
+    "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
+    "training-memory": "{change}. --plan shows what needs how much memory, --force starts anyway",
+    "training-stopped": "Run the same command to resume",
+    "two-types": "Pass either --dtype or --requantize",
+    "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
+    "unknown-method": "Run `adapterhub merge --method list` for all methods",
 }
+
+
+def hint_of(finding: Finding) -> str:
+    """Return the hint of a finding, with the command that helps."""
+    return HINTS.get(finding.remedy, finding.hint)
+
+
+# Options of `formats.lossy.Reduced`.
+_LOSSES = {"approx": "--allow-approx", "weights": "--base with a Hugging Face folder that has the weights"}
+
+
+def _spelled(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields of an error, in which the `options` that would allow a conversion are a list of flags."""
+    options = fields.get("options")
+    if not isinstance(options, tuple):
+        return dict(fields)
+    words = [_LOSSES.get(word, word.replace("drop", "--allow-drop", 1)) for word in options]
+    return {**fields, "options": " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)}
 
 
 def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubError | None:
@@ -33,8 +105,12 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if isinstance(error, ParameterError):
         error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
     if error.code in HINTS:
-        words, written = HINTS[error.code].format_map(error.fields), str(error.args[2])
-        if error.hint.startswith(written):  # more may have been appended to the hint it was raised with
-            later = error.hint[len(written) :]
-            error.hint = words + (later if written or not later else f". {later}")
+        error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
+
+
+def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
+    """Append to the hint of an error, in the words of the command line."""
+    in_words_of_the_command_line(error)
+    error.hint = f"{error.hint}{separator}{more}" if error.hint else more
+    error.code = ""  # its hint is in place

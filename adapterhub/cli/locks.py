@@ -1,4 +1,4 @@
-"""What a lock file records of a version."""
+"""Entries of a lock file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def keep_version(settings: Settings, ref: str, version: Version) -> None:
-    """`keep`, of a version of the registry here."""
+    """Record a version of the local registry in the lock file."""
     from adapterhub.ref import Ref
 
     keep(ref, None, here(settings, str(Ref(version.name, digest=version.digest))))
 
 
 def keep(ref: str, address: str | None, made: Manifest) -> None:
-    """What `pull REF --lock` records: a version of the registry here, or of an address that `ref` was."""
+    """Record a version in the lock file; `address` is None for one of the local registry."""
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
@@ -32,7 +32,7 @@ def keep(ref: str, address: str | None, made: Manifest) -> None:
 
 
 def entry(ref: str, address: str | None, made: Manifest) -> Locked:
-    """The entry of a version: of the registry here, or of an address that `ref` was."""
+    """The entry of a version; `address` is None for one of the local registry."""
     from adapterhub.project import lockfile
     from adapterhub.remotes import location
 
@@ -45,7 +45,7 @@ def entry(ref: str, address: str | None, made: Manifest) -> Locked:
 
 
 def here(settings: Settings, text: str) -> Manifest:
-    """The manifest of a version of the registry here."""
+    """The manifest of a version of the local registry."""
     from adapterhub.ref import Ref
     from adapterhub.remotes.local import Local
 
@@ -57,5 +57,5 @@ def here(settings: Settings, text: str) -> Manifest:
 
 
 def shown(path: Path) -> str:
-    """A lock file as people know it."""
+    """The path of a lock file as shown."""
     return path.name if path.parent == Path.cwd() else str(path)

@@ -1,4 +1,4 @@
-"""The registry that a login is for."""
+"""The registry of a login."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def address_of(text: str) -> Address:
-    """The registry that a host, a URL or the name of a remote means; UsageError for a place whose logins other tools store."""
+    """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address
 
     found = environment.remotes().get(text)
@@ -20,20 +20,19 @@ def address_of(text: str) -> Address:
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:
         host = rest.partition("/")[0].rpartition("@")[2]
-        raise UsageError(host, "credentials in an address end up in logs", f"Run `adapterhub login {host}`")
+        raise UsageError(host, "contains credentials, which end up in logs", f"Run `adapterhub login {host}`")
     scheme = scheme.lower()
     if not scheme.startswith("oci"):
-        raise UsageError(f"{scheme}://", "logins for such places are stored by other tools", _ELSEWHERE.get(scheme, _OTHERS))
+        raise UsageError(f"{scheme}://", "has logins of its own", _ELSEWHERE.get(scheme, _OTHERS))
     return Address.parse(f"{scheme}://{rest.partition('/')[0]}/x")
 
 
-_OTHERS = "The variables and files of those tools are read"
-
+_OTHERS = "Its own tools store them, and adapterhub reads those"
 
 _ELSEWHERE = {
-    "hf": "Use `hf auth login`; adapterhub reads the token that it stores",
-    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "Use `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "Run `hf auth login`; adapterhub reads its token",
+    "s3": "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-    "file": "A folder has the permissions of its file system",
+    "file": "The permissions of the folder apply",
 }

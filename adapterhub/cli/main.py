@@ -1,4 +1,4 @@
-"""The program: its commands, loaded when they are asked for, and one run as a process with signals, errors and exit codes."""
+"""The program: commands loaded on demand, and one run as a process with its signals, errors and exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import click
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
 from . import errors, output
-from .options import Settings, set_shared
+from .options import Settings, refuse_unknown, set_shared
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -30,14 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 PROGRAM = "adapterhub"
-
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-
-EXIT_TERMINATED, EXIT_PIPE = 143, 141
-
-
+EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
@@ -45,13 +38,62 @@ _EXTRAS = {
 }  # fmt: skip
 
 
-# In the order in which an adapter meets them. Each is a module of `commands`, with a dash as an underscore.
-COMMANDS = (
-    "init", "train", "eval", "validate", "fix", "diff", "convert", "formats", "merge", "materialize", "verify-merge", "extract",
-    "base", "push", "pull", "copy", "bundle", "attach", "attached", "remote", "login", "logout", "lock", "list", "search",
-    "find", "show", "tag", "rm", "log", "deprecate", "keep", "gc", "lineage", "rebuild", "verify", "fsck", "pack", "unpack",
-    "du", "completion",
-)  # fmt: skip
+# What each command does, by purpose. A command is the module of its name in `commands`, with an underscore for a dash; the
+# words are here, so that the program's help needs none of these modules.
+GROUPS = {
+    "Create": {
+        "train": "Train an adapter (QLoRA).",
+        "eval": "Measure an adapter on held-out data.",
+        "merge": "Merge adapters, or adapters into a base model.",
+        "extract": "Extract an adapter from a full fine-tune.",
+        "convert": "Convert an adapter to another format.",
+        "materialize": "Rebuild a merged model from its recipe.",
+        "rebuild": "Rebuild a merged or converted adapter, and compare.",
+    },
+    "Check": {
+        "validate": "Check adapters for problems.",
+        "fix": "Repair known defects in a copy.",
+        "diff": "Compare two adapters.",
+        "verify-merge": "Prove that a merged model contains its adapters.",
+        "formats": "List the formats that can be read and written.",
+    },
+    "Share": {
+        "push": "Store an adapter as a new version.",
+        "pull": "Write the files of a version, verified.",
+        "copy": "Copy a version to or from another registry.",
+        "bundle": "Export versions to one file for offline use.",
+        "attach": "Attach files to a version in an OCI registry.",
+        "attached": "List the attachments of a version.",
+        "lock": "Lock the versions that a project uses.",
+        "remote": "Manage other registries by name.",
+        "login": "Log in to a registry.",
+        "logout": "Log out of a registry.",
+    },
+    "Find": {
+        "list": "List versions.",
+        "show": "Show an adapter.",
+        "search": "Search adapters by words and manifest fields.",
+        "find": "Find the version that contains a file or its tensors.",
+        "lineage": "Show what an adapter was made from, and what from it.",
+        "log": "Show the history of a name.",
+    },
+    "Maintain": {
+        "init": "Create a registry.",
+        "base": "Manage base models by name.",
+        "tag": "Point a tag at a version.",
+        "rm": "Remove a tag or a name.",
+        "deprecate": "Mark a version as deprecated.",
+        "keep": "Choose which versions gc keeps.",
+        "gc": "Remove unused data.",
+        "verify": "Compare bytes with digests.",
+        "fsck": "Check a whole registry, and repair it.",
+        "pack": "Compress stored versions.",
+        "unpack": "Decompress packed versions.",
+        "du": "Show disk usage.",
+        "completion": "Print a completion script for a shell.",
+    },
+}
+COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 
 
 class _Program(click.Group):
@@ -68,18 +110,19 @@ class _Program(click.Group):
         return found if isinstance(found, click.Command) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        refuse_unknown(ctx, args[0], COMMANDS)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        wide = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(wide), does) for name, does in group.items()])
 
 
 def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
     if value:
-        from adapterhub import __version__
+        from adapterhub.version import __version__
 
         click.echo(f"{PROGRAM} {__version__}")
         context.exit()
@@ -94,15 +137,16 @@ def _version(context: click.Context, _option: click.Parameter, value: bool) -> N
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
 )
-@click.option("--registry", metavar="DIR", expose_value=False, callback=set_shared, help="The registry to use.")
+@click.option("--registry", metavar="DIR", expose_value=False, callback=set_shared, help="Registry to use.")
 @click.option("--debug", is_flag=True, expose_value=False, callback=set_shared, help="Show tracebacks.")
 @click.pass_context
 def app(context: click.Context) -> None:
     """Package, check, convert, merge, version and train LoRA adapters.
 
-    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref like team/sql:v2 in a registry; every command takes any of them,
-    and most take one elsewhere, like oci://registry.example/team/sql:v2.
-    The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db upwards, else your data folder.
+    An adapter is a folder (PEFT, MLX), a .gguf file, or a ref in a registry like team/sql:v2. Every command takes all three;
+    most also take an address like oci://registry.example/team/sql:v2.
+    The registry is --registry, else $ADAPTERHUB_REGISTRY, else the nearest registry.db in this folder or above it, else the
+    one in your data folder.
     """
     context.ensure_object(Settings)
     if context.invoked_subcommand is None:
@@ -110,10 +154,10 @@ def app(context: click.Context) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of a command line."""
+    """Run one command line and return its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of numbers that overflow: what comes of them is checked
-    warnings.simplefilter("ignore", FutureWarning)  # from library to programmer: who types commands can't follow it
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about overflow: results are checked
+    warnings.simplefilter("ignore", FutureWarning)  # addressed to programmers, not to users of a command
     try:
         code = _invoke(arguments)
         sys.stdout.flush()
@@ -123,7 +167,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _close_stdout()
         return EXIT_PIPE
-    except Exception as error:  # noqa: BLE001 - the last line of defense: no traceback reaches a user
+    except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
         return _report(error, arguments)
 
 
@@ -133,7 +177,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _close_stdout() -> None:
-    # The interpreter flushes stdout once more at exit, which would complain again.
+    # The interpreter flushes stdout once more at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -168,41 +212,33 @@ def _report(error: Exception, arguments: list[str]) -> int:
 
 
 def translate(error: Exception) -> AdapterhubError | None:
-    """The error of ours that an exception is, or None for a bug."""
+    """The error to report for an exception, or None for a bug."""
     if isinstance(error, AdapterhubError):
         return None if type(error) is AdapterhubError else error
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else PROGRAM
-        return UsageError("", error.format_message().rstrip("."), f"`{command} --help` says how")
+        what, close, meant = error.format_message().rstrip(".").partition(". Did you mean ")
+        return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
     if isinstance(error, ImportError):
         module = (error.name or "").partition(".")[0]
-        return _missing(module) if module in _EXTRAS else None
+        hint = f"Run `pip install 'adapterhub[{_EXTRAS.get(module)}]'`"
+        return MissingExtraError("", f"requires {module}, which is not installed", hint) if module in _EXTRAS else None
     if isinstance(error, MemoryError):
-        return LocalIOError("memory", "there is not enough of it", "Close other programs, or use a smaller model")
+        return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model")
     if isinstance(error, OSError):
-        return LocalIOError(
-            str(error.filename or "disk"), _reason(error), "Free some space" if error.errno == errno.ENOSPC else ""
-        )
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")
     return None
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
-
-
-def _missing(module: str) -> MissingExtraError:
-    extra = _EXTRAS[module]
-    return MissingExtraError("", f"this needs {module}, which isn't installed", f"pip install 'adapterhub[{extra}]'")
-
-
 def _wants_json(arguments: list[str]) -> bool:
-    # Read from the words themselves: the error may be that they could not be parsed.
+    # Read from the arguments themselves: the error may be that they could not be parsed.
     return any(word in ("--json", "--format=json") for word in arguments) or ("--format", "json") in pairwise(arguments)
 
 
 def _crash_report(error: Exception, arguments: list[str]) -> str:
-    """Where the traceback lies for who reports the bug; empty if it could not be written."""
-    from adapterhub import __version__
+    """Write the traceback to a file for a bug report; its path, or empty if it could not be written."""
+    from adapterhub.version import __version__
 
     text = [f"adapterhub {__version__}, Python {sys.version}, {sys.platform}\n", f"arguments: {arguments}\n\n"]
     try:

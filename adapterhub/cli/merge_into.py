@@ -1,13 +1,13 @@
-"""Adapters into a base: what was asked for, what is warned of, the merge itself."""
+"""The merge of adapters into a base, from options to report."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adapterhub import merging
 from adapterhub.cli import inputs, output, recipes
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import UsageError
@@ -15,19 +15,15 @@ from adapterhub_converters.errors import UsageError
 from .options import Settings
 from .views import fused
 
-if TYPE_CHECKING:
-    from adapterhub.merge import Options
-    from adapterhub_converters.bases import BaseSpec
-
 
 def weights_of(text: str | None, count: int) -> list[float]:
-    """The numbers of --weights, one an adapter."""
+    """The numbers of --weights, one per adapter."""
     if text is None:
         return [1.0] * count
     try:
         weights = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError("--weights", f"{text!r} is not numbers with commas between", "Write it like 0.7,-0.4") from error
+        raise UsageError("--weights", f"{text!r} is not a list of numbers", "Write it like 0.7,-0.4") from error
     if len(weights) != count:
         raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
     return weights
@@ -43,26 +39,29 @@ def run(
     places: tuple[str, str],
     into: Mapping[str, Any],
 ) -> None:
-    """Merge into a base, or say what would be; `places` are the base and what to write."""
-    from adapterhub.merge import prepared
-    from adapterhub_converters import bases
+    """Merge into a base, or show the plan; `places` are the base and the output."""
+    from adapterhub.merge import Options
     from adapterhub_converters.containers import atomic
-    from adapterhub_converters.formats import convert
 
     base, out = inputs.weights(places[0], settings), Path(places[1])
-    asked = _asked(found, weights, base, into)
-    if base.is_dir() and not into["recipe_only"] and base.resolve() in out.resolve().parents:
-        raise UsageError(str(out), f"lies in the base, {places[0]}, which would not be the same any more", "Name another place")
+    size = into["shard_size"]
+    asked = Options(
+        dtype=into["dtype"],
+        requantize=into["requantize"],
+        shard_size=_bytes(size) if size else None,
+        dequantize=into["dequantize"],
+        as_trained=into["onto"] == "as-trained",
+        force=into["force"],
+    )
+    if not into["recipe_only"]:
+        merging.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)))
-    spec = bases.read_base(base)
-    adapters = [convert.read(source.path, base=spec) for source in found]
-    merge = prepared(list(zip(adapters, weights, strict=True)), base, asked, gguf=gguf)
-    warnings = (*_of_other_bases(found, spec, places[0]), *merge.report.warnings)
-    for warning in warnings:
+    merge, asked = merging.prepare_into(found, weights, base, asked, gguf=gguf)
+    for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
         recipes.keep(settings, merge, asked, recipes.Place(base, *places), digest=not into["no_digest"])
@@ -71,41 +70,7 @@ def run(
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress)
-    document_ = fused.document(dataclasses.replace(report, warnings=warnings))
-    output.emit(document_, as_json=settings.as_json, text=lambda: fused.text(report))
-
-
-def _of_other_bases(found: Sequence[inputs.Source], spec: BaseSpec, typed: str) -> list[str]:
-    """A line for each adapter whose manifest pins a base of other names or shapes; a fine-tune of its base has the same."""
-    from adapterhub.manifest.document import AdapterManifest
-
-    lines = []
-    for source in found:
-        manifest = AdapterManifest.read(source.folder)
-        pinned = manifest.base.fingerprint if manifest else None
-        if manifest and spec.fingerprint and pinned not in (None, spec.fingerprint):
-            trained_on = manifest.base.repo or f"the base {str(pinned)[:19]}"
-            lines.append(
-                f"{source.where} was trained on {trained_on}, and {typed} has tensors of other names or shapes. "
-                f"`adapterhub validate {source.where} --base {typed}` says more"
-            )
-    return lines
-
-
-def _asked(found: Sequence[inputs.Source], weights: Sequence[float], base: Path, into: Mapping[str, Any]) -> Options:
-    from adapterhub.merge import Options
-
-    size = into["shard_size"]
-    return Options(
-        dtype=into["dtype"],
-        requantize=into["requantize"],
-        shard_size=_bytes(size) if size else None,
-        dequantize=into["dequantize"],
-        as_trained=into["onto"] == "as-trained",
-        trained_in=trained_in(found),
-        force=into["force"],
-        lineage=_lineage(found, weights, base),
-    )
+    output.emit(fused.document(report), as_json=settings.as_json, text=lambda: fused.text(report))
 
 
 def _bytes(text: str) -> int:
@@ -113,28 +78,5 @@ def _bytes(text: str) -> int:
     unit = match[2].upper() if match else ""
     unit += "B" if unit in ("K", "M", "G", "T") else ""
     if not match or not (count := int(float(match[1]) * _UNITS[unit])):
-        raise UsageError("--shard-size", f"{text!r} is no size", "Write it like 5GB or 500MB")
+        raise UsageError("--shard-size", f"{text!r} is not a size", "Write it like 5GB or 500MB")
     return count
-
-
-def trained_in(found: Sequence[inputs.Source]) -> str | None:
-    """The quantization that all adapters saw in training, by their manifests; None when none or more than one is recorded."""
-    from adapterhub.manifest.document import AdapterManifest
-
-    said = {manifest.base.quantization if (manifest := AdapterManifest.read(source.folder)) else None for source in found}
-    return said.pop() if len(said) == 1 else None
-
-
-def _lineage(found: Sequence[inputs.Source], weights: Sequence[float], base: Path) -> dict[str, Any]:
-    from adapterhub_converters.bases import read_base
-
-    spec = read_base(base)
-    parents = [inputs.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
-    known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
-    return {
-        "base": known if spec.repo else {**known, "name": base.resolve().name},
-        "adapters": [
-            {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
-            for parent in parents
-        ],
-    }

@@ -1,15 +1,20 @@
-"""The options that commands share, and what every command understands."""
+"""Options that several commands share, and those of every command.
+
+An option has one name and one meaning in all commands, so its help begins the same in all of them; a test compares. Only
+`adapterhub search` differs: its options are filters, each named for the field it compares.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 from .progress import EVENTS, QUIET
@@ -17,10 +22,12 @@ from .progress import EVENTS, QUIET
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
 
-# Spelled out here so that help and completion need not import the formats (numpy); a test compares.
-FORMATS = ("peft", "gguf", "mlx", "kohya", "diffusers", "raw", "torchtune", "litgpt", "megatron")
-DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
-EXPECT = "Fail (exit 7) unless the tag still has this digest, or is `absent`."
+# What people type to the command that does it.
+SYNONYMS = {
+    "add": "push", "check": "validate", "cp": "copy", "delete": "rm", "download": "pull", "export": "bundle", "get": "pull",
+    "history": "log", "info": "show", "inspect": "show", "lint": "validate", "ls": "list", "put": "push", "quantize": "convert",
+    "remove": "rm", "repair": "fix", "upload": "push", "version": "--version",
+}  # fmt: skip
 
 
 @dataclass
@@ -33,25 +40,21 @@ class Settings:
 
 
 class Command(click.Command):
-    """A command with an example in its help, and with the options that all commands share, wherever they are written."""
+    """A command with an example in its help and the options that all commands share, wherever they are written."""
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
         self.params += [
             click.Option(
-                ["--json", "as_json"],
-                is_flag=True,
-                expose_value=False,
-                callback=set_shared,
-                help="One JSON document, for programs.",
+                ["--json", "as_json"], is_flag=True, expose_value=False, callback=set_shared, help="Print one JSON document."
             ),
             click.Option(
                 ["--registry"],
                 metavar="DIR",
                 expose_value=False,
                 callback=set_shared,
-                help="The registry to use: a folder, or the registry.db in it.",
+                help="Registry to use: a folder, or the registry.db in it.",
             ),
             click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=set_shared, hidden=True, help="Show tracebacks."
@@ -59,7 +62,7 @@ class Command(click.Command):
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; of an option that lacks its value click doesn't say whose it is."""
+        """As click does, and with the command's name in the error of an option without its value."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -67,7 +70,7 @@ class Command(click.Command):
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The example, as it is typed."""
+        """Write the example as it is typed."""
         formatter.write_paragraph()
         formatter.write_text("Example:")
         for line in self.example.strip().splitlines():
@@ -79,17 +82,118 @@ class Group(Command, click.Group):
 
     command_class = Command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the command that was probably meant."""
+        refuse_unknown(ctx, args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> None:
+    """Raise UsageError for a word that names no command, with the command it probably means."""
+    if typed in names or typed.startswith("-"):
+        return
+    import difflib
+
+    known = {name: name for name in names} | {word: meant for word, meant in SYNONYMS.items() if meant in (*names, "--version")}
+    close = difflib.get_close_matches(typed.lower(), known, 1)
+    hint = f"Did you mean `{context.command_path} {known[close[0]]}`?" if close else f"See `{context.command_path} --help`"
+    raise UsageError(typed[:80], "no such command", hint)
+
 
 def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Have the settings of the run take an option, wherever it was written."""
+    """Set a field of the run's settings, wherever the option was written."""
     if value:
         setattr(context.ensure_object(Settings), str(option.name), value)
 
 
-def command(name: str, *, short: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a command of the program; `short` is its line in the program's help."""
-    return click.command(name, cls=Command, short_help=short, example=example)
+def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command of the program."""
+    return click.command(name, cls=Command, example=example)
 
+
+# ---- one option each
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def base_option(detail: str, **more: Any) -> Decorator:
+    """`--base BASE`: the base model."""
+    return click.option("--base", metavar="BASE", help=f"Base model: {detail}", **more)
+
+
+def output_option(detail: str, **more: Any) -> Decorator:
+    """`-o OUT`, the argument `out`: the file or folder to write."""
+    return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **more)
+
+
+def force_option(detail: str) -> Decorator:
+    """`--force`: do what would be refused."""
+    return click.option("--force", is_flag=True, help=f"Override a refusal: {detail}")
+
+
+def plot_option(detail: str) -> Decorator:
+    """`--plot PNG`: a picture as well."""
+    return click.option("--plot", metavar="PNG", help=f"Also draw {detail} (needs matplotlib).")
+
+
+def adapter_option(detail: str, **more: Any) -> Decorator:
+    """`--adapter SRC`, repeatable; the argument `adapters`."""
+    return click.option("--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **more)
+
+
+def headers_only_option(detail: str) -> Decorator:
+    """`--headers-only`: no tensor is read."""
+    return click.option("--headers-only", is_flag=True, help=f"Read headers only: {detail}")
+
+
+def explain_option(detail: str, **more: Any) -> Decorator:
+    """`--explain NAME`: documentation of one thing."""
+    return click.option("--explain", "about", metavar="NAME", help=f"Explain a {detail}", **more)
+
+
+def rank_option(detail: str) -> Decorator:
+    """`--rank R`: the rank of what is made."""
+    return click.option("--rank", metavar="R", type=click.IntRange(1), help=f"Rank of {detail}")
+
+
+def max_rank_option(detail: str, **more: Any) -> Decorator:
+    """`--max-rank R`: the largest rank there may be."""
+    return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **more)
+
+
+def dtype_option(choices: Sequence[str], of: str, *, default_text: str = "", **more: Any) -> Decorator:
+    """`--dtype DTYPE`: how numbers are stored or held; `default_text` for a default that depends."""
+    help_text = f"Data type of {of}: {', '.join(choices)}." + (f" [default: {default_text}]" if default_text else "")
+    return click.option("--dtype", metavar="DTYPE", type=click.Choice(choices), help=help_text, **more)
+
+
+energy_option = click.option(
+    "--energy",
+    metavar="E",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the energy to keep, by the smallest ranks that do, like 0.99.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
+expect_option = click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless the tag has this digest, or is `absent`.")
+weights_option = click.option("--weights", metavar="W,W…", help="Weight of each adapter, like 0.7,-0.4. [default: 1 each]")
+alpha_option = click.option(
+    "--alpha", metavar="N", type=float, help="Alpha of a bare .safetensors file, which does not record it."
+)
+rslora_option = click.option("--rslora", is_flag=True, help="A bare .safetensors file scales by alpha / sqrt(r).")
+project_option = click.option(
+    "--project", is_flag=True, help="Write the project's adapterhub.toml instead of files of your own."
+)
+onto_option = click.option(
+    "--onto",
+    type=click.Choice(("original", "as-trained")),
+    help="Merge onto BASE as it is, or as training quantized it. [default: original]",
+)
+model_option = click.option(
+    "--model", metavar="MODEL", help="With --to ollama: Ollama's name of the base. [default: the path of --base]"
+)
+
+
+# ---- transfers
 
 JOBS, RATE = f"{__name__}.jobs", f"{__name__}.rate"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
@@ -102,55 +206,64 @@ class _Rate(click.ParamType[float]):
         found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)", str(value), re.IGNORECASE)
         rate = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
         if rate < 1:
-            self.fail(f"{value!r} is no number of bytes a second; write it like 500k or 10M", param, ctx)
+            self.fail(f"{value!r} is not a number of bytes per second, like 500k or 10M", param, ctx)
         return rate
 
 
-def _keep(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def keep(context: click.Context, _option: click.Parameter, value: Any) -> None:
-        context.meta[key] = value
-
-    return keep
-
-
 def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that moves bytes; what they say is kept for `how` and for the bars."""
-    for option in (
-        click.option(
-            "--events",
-            is_flag=True,
-            expose_value=False,
-            callback=_keep(EVENTS),
-            help="Progress as JSON lines on stderr.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep(QUIET), help="Show no progress."),
-        click.option(
-            "--limit-rate",
-            metavar="RATE",
-            type=_Rate(),
-            expose_value=False,
-            callback=_keep(RATE),
-            help="At most so many bytes a second, like 10M.",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1, 32),
-            default=4,
-            show_default=True,
-            expose_value=False,
-            callback=_keep(JOBS),
-            help="Files at once.",
-        ),
+    """Add the options of a command that moves bytes; their values go into the context's `meta`, for `remotes` and bars."""
+    jobs, rate, show = click.IntRange(1, 32), _Rate(), {"default": 4, "show_default": True}
+    for name, key, help_text, more in (
+        ("--events", EVENTS, "Report progress as JSON lines on stderr.", {"is_flag": True}),
+        ("--quiet", QUIET, "Show no progress.", {"is_flag": True}),
+        ("--limit-rate", RATE, "Limit the transfer rate, in bytes per second, like 10M.", {"metavar": "RATE", "type": rate}),
+        ("--jobs", JOBS, "Number of files to transfer in parallel.", {"metavar": "N", "type": jobs, **show}),
     ):
+        names = ["-q", name] if name == "--quiet" else [name]
+        option = click.option(*names, expose_value=False, callback=_into_meta(key), help=help_text, **more)
         function = option(function)
     return function
 
 
-_IMAGE = "image"  # no format of adapters, but what an adapter is packaged as elsewhere
+def _into_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
+        context.meta[key] = value
+
+    return store
 
 
-def conversion_options(help_of_as: str, *, more: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options that say a conversion; the command gets `conversion`, None without --as."""
+# ---- conversions
+
+_IMAGE = "image"  # not a format of adapters, but what an adapter is packaged as at a remote
+
+
+def to_option(names: Sequence[str], **settings: Any) -> Decorator:
+    """`--to FORMAT`, the argument `style`."""
+    help_text = f"Format: convert to {', '.join(names)}."
+    return click.option("--to", "style", metavar="FORMAT", type=click.Choice(names), help=help_text, **settings)
+
+
+_LOSSES = (
+    dtype_option(formats.DTYPES, "a GGUF file", default="source"),
+    click.option("--allow-approx", is_flag=True, help="Approximate what the format cannot express by low-rank deltas."),
+    click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names."),
+)
+
+
+def loss_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that allow a conversion to lose something: `dtype`, `allow_approx`, `allow_drop`."""
+    for option in reversed(_LOSSES):
+        function = option(function)
+    return function
+
+
+def dropped(given: Sequence[str]) -> tuple[str, ...]:
+    """The words of every `--allow-drop`, which may have commas between them."""
+    return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+
+
+def conversion_options(*more: str) -> Decorator:
+    """Add `--to` and `loss_options` to a command that takes them as one argument `conversion`, None without --to."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -159,33 +272,23 @@ def conversion_options(help_of_as: str, *, more: tuple[str, ...] = ()) -> Callab
         ) -> Any:
             return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
 
-        for option in reversed(_CONVERSION):
-            call = option(call)
-        return click.option("--as", "style", type=click.Choice((*FORMATS, *more)), help=help_of_as)(call)
+        return to_option((*formats.FORMATS, *more))(loss_options(call))
 
     return decorate
-
-
-_CONVERSION = (
-    click.option("--dtype", type=click.Choice(DTYPES), default="source", help="With --as gguf: what it stores numbers as."),
-    click.option("--allow-approx", is_flag=True, help="With --as: as convert has it."),
-    click.option("--allow-drop", metavar="WHAT", multiple=True, help="With --as: as convert has it."),
-)
 
 
 def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ...]) -> Conversion | None:
     if style is None:
         if dtype != "source" or approx or drop:
-            raise UsageError("--as", "is missing: the other options of a conversion need it", "Add --as FORMAT")
+            raise UsageError("--to", "is required by --dtype, --allow-approx and --allow-drop", "Add --to FORMAT")
         return None
     if style == _IMAGE and (dtype != "source" or approx or drop):
-        raise UsageError("--as image", "converts nothing", "Leave the other options out, or convert it first")
+        raise UsageError("--to image", "does not convert the adapter", "Leave the other options out, or convert it first")
     from adapterhub.registry.recipe import Conversion
 
-    words = tuple(word.strip() for given in drop for word in given.split(",") if word.strip())
-    return Conversion(style, dtype, approx, words)
+    return Conversion(style, dtype, approx, dropped(drop))
 
 
 def is_image(conversion: Conversion | None) -> bool:
-    """Whether `--as image` was asked for."""
+    """True for `--to image`."""
     return conversion is not None and conversion.to == _IMAGE

@@ -1,4 +1,4 @@
-"""Merged models that are kept as recipes of a few kilobytes."""
+"""Recipes of a few kilobytes for merged models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """The base, what its user called it, and where the recipe goes."""
+    """The base, the base as typed, and the output of the recipe."""
 
     base: Path
     typed: str
@@ -30,9 +30,8 @@ class Place(NamedTuple):
 
 
 def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, digest: bool) -> None:
-    """Write the recipe of a merge, having run it once into a temporary place for the digests of its files."""
+    """Write the recipe of a merge; with `digest`, run it once into a temporary folder for the digests of its files."""
     from adapterhub.registry import merge_recipe, merge_recipes
-    from adapterhub_converters import bases
     from adapterhub_converters.containers import atomic, json_file
 
     name = _name(place.out)
@@ -48,40 +47,38 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
         beside = registry.root / name if name else Path(place.out)
         with atomic.beside(beside) as temporary:
             made = ran(merge, temporary / "model") if digest else None
-            found = merge_recipe.document(
-                place.base, bases.read_base(place.base), place.typed, options, made, single=merge.single
-            )
+            found = merge_recipe.document(place.base, merge.base.spec, place.typed, options, made, single=merge.single)
         raw = merge_recipe.dump(found)
         if name:
-            merge_recipes.keep(registry, name, found)
+            merge_recipes.store(registry, name, found)
         else:
             with atomic.whole(beside, folder=False) as inside:
                 json_file.write_text(inside, raw.decode())
     files, out = found["output"]["files"], name or place.out
     document = {"output": out, "size": len(raw), "model_size": merge.report.size, "files": files, "base": found["base"]}
-    of = f"{output.plural(len(files), 'file')} with digests" if files is not None else "without digests to compare with"
+    of = f"{output.plural(len(files), 'file')} with digests" if files is not None else "without digests"
     text = f"{out}: a recipe of {output.size(len(raw))} for a model of {output.size(merge.report.size)}, {of}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
 def _name(text: str) -> str | None:
     """The name in the registry that OUT is; None for a file."""
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
     if text.endswith(".json"):
         return None
     try:
-        return parse_base_name(text, text)
+        return parse_document_name(text, text)
     except UsageError as error:
         hint = f"Write {text}.json, or one word for a name in the registry"
-        raise UsageError(text, "a recipe is a .json file, or has a name of one word", hint) from error
+        raise UsageError(text, "is neither a .json file nor a name of one word", hint) from error
 
 
 def _tell_of_folders(adapters: Sequence[Mapping[str, Any]]) -> None:
     for adapter in adapters:
         if "ref" not in adapter:
-            what = f"adapter {output.digest(adapter['digest'])} is a folder: whoever follows the recipe has to have it"
-            output.say(f"note: {what}. Push it, or name it with `materialize --adapter`")
+            what = f"adapter {output.digest(adapter['digest'])} is a folder, which the recipe cannot contain"
+            output.say(f"note: {what}. Push it, or pass it to `materialize --adapter`")
 
 
 def ran(merge: Merge, out: Path) -> Made:

@@ -1,43 +1,70 @@
-"""The tables of registry.db, one migration after the other.
+"""The tables of registry.db: one migration after the other, by sqlite-utils.
 
-The database is an index: a migration may drop what it likes, as `Catalog` replays the store's logs after the last of
-them, in the same transaction. STRICT tables need SQLite 3.37, FTS5 a SQLite that was built with it, as Python's are.
+The database is an index: a migration may drop any data, as `opening.migrate` replays the store's logs after the last one, in
+the same transaction. Migrations that have been released are frozen. STRICT tables need SQLite 3.37, full-text search a SQLite
+built with FTS5, as Python's is. WITHOUT ROWID tables, which sqlite-utils cannot create, are plain SQL.
 """
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
-from collections.abc import Callable
 
-Migration = Callable[[sqlite3.Connection], None]
-MIGRATIONS: list[Migration] = []
+from sqlite_utils import Database, Migrations
+from sqlite_utils.db import Table
+
+from .database import VERSION
+
+migrations = Migrations("adapterhub")
 FILLED = (
-    "index_file",
-    "unwritten",
-    "marks",
-    "search",
-    "facets",
-    "metrics",
-    "files",
-    "made_from",
-    "tensors",
-    "weights",
-    "facet_counts",
-    "tags",
-    "versions",
-    "names",
-)
-"""What a rebuild empties, in this order."""
+    "index_file", "unwritten", "marks", "texts", "facets", "metrics", "files", "made_from", "tensors", "weights",
+    "facet_counts", "tags", "versions", "names",
+)  # fmt: skip
+"""Tables that a rebuild empties, in this order."""
+_SEARCHED = ("name", "title", "tags", "description", "facts", "card")
 
 
-def migration(step: Migration) -> Migration:
-    """Make a function the next migration; what the last one leaves is the schema."""
-    MIGRATIONS.append(step)
-    return step
+def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
+    """Apply the migrations that a database lacks, up to `version`; call this in a transaction.
+
+    `user_version` counts the applied migrations, so that a command knows without sqlite-utils that there are none to apply. The
+    table of sqlite-utils lacks those that were applied before version 8; they are added to it.
+    """
+    db = wrapped(connection)
+    ((before,),) = db.execute("PRAGMA user_version").fetchall()
+    migrations.ensure_migrations_table(db)
+    applied, pending = migrations.applied(db), [migration.name for migration in migrations.pending(db)]
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    db.table(migrations.migrations_table).insert_all(
+        {"migration_set": migrations.name, "name": name, "applied_at": now} for name in pending[: before - len(applied)]
+    )
+    migrations.apply(db, stop_before=pending[version - len(applied) :])
+    db.execute(f"PRAGMA user_version = {version}")
 
 
-@migration
-def _names_and_versions(db: sqlite3.Connection) -> None:
+def wrapped(connection: sqlite3.Connection) -> Database:
+    """Return sqlite-utils' view of a connection, with tables STRICT and no plugins."""
+    return Database(connection, strict=True, recursive_triggers=False, execute_plugins=False)
+
+
+def texts(db: Database) -> Table:
+    """Return the table of searched texts, one row per version."""
+    return db.table("texts")
+
+
+def build_search(db: Database) -> None:
+    """Build the full-text index `texts_fts` from the table `texts`; triggers keep it up to date from then on."""
+    texts(db).enable_fts(_SEARCHED, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
+
+
+def drop_search(db: Database) -> None:
+    """Drop the full-text index and its triggers, so that many texts can be written at once."""
+    texts(db).disable_fts()
+
+
+@migrations()
+def names_and_versions(db: Database) -> None:
+    """Create names, versions and tags."""
     db.execute(
         "CREATE TABLE names (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, head TEXT NOT NULL, number INTEGER NOT NULL,"
         " deleted INTEGER NOT NULL) STRICT, WITHOUT ROWID"
@@ -54,9 +81,9 @@ def _names_and_versions(db: sqlite3.Connection) -> None:
     )
 
 
-@migration
-def _finding(db: sqlite3.Connection) -> None:
-    """Versions get an id, by which words (`search`), facets, metrics and files name them."""
+@migrations()
+def finding(db: Database) -> None:
+    """Add an id to versions, by which texts, facets, metrics and files refer to them."""
     db.execute("DROP TABLE tags")
     db.execute("DROP TABLE versions")
     db.execute(
@@ -87,23 +114,23 @@ def _finding(db: sqlite3.Connection) -> None:
         "CREATE VIRTUAL TABLE search USING fts5 (name, title, tags, description, facts, card,"
         " tokenize = 'unicode61 remove_diacritics 2')"
     )
-    # The index.json that was written last, and the names whose lines in it are older than their versions here.
+    # The stamp of the index.json that was written last, and the names whose lines in it are outdated.
     db.execute("CREATE TABLE index_file (stamp TEXT NOT NULL) STRICT")
     db.execute("CREATE TABLE unwritten (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
 
 
-@migration
-def _marks(db: sqlite3.Connection) -> None:
-    """What logs say besides where refs are: `kind` is an operation of `Entry`, `key` a tag or a version's number."""
+@migrations()
+def marks(db: Database) -> None:
+    """Add settings from the logs: `kind` is an operation of `Entry`, `key` a tag or a version's number."""
     db.execute(
         "CREATE TABLE marks (name TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
         " PRIMARY KEY (kind, name, key)) STRICT, WITHOUT ROWID"
     )
 
 
-@migration
-def _made_from(db: sqlite3.Connection) -> None:
-    """Which versions name which digest among their parents. By version, so that dropping one reads no other's lines."""
+@migrations()
+def made_from(db: Database) -> None:
+    """Add the versions that name a digest among their parents; indexed by version for dropping one."""
     db.execute(
         "CREATE TABLE made_from (parent TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (parent, version)) STRICT,"
         " WITHOUT ROWID"
@@ -112,10 +139,12 @@ def _made_from(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX files_version ON files (version)")
 
 
-@migration
-def _tensors(db: sqlite3.Connection) -> None:
-    """Which files of weights have which tensors. A row a tensor, of which there may be millions: `key` is all of its digest
-    that it takes to find it (`tensors.key`); the lists in the store have the rest."""
+@migrations()
+def tensors(db: Database) -> None:
+    """Add the tensors of files of weights, one row each, of which there may be millions.
+
+    `key` is the part of a digest that finds it (`tensors.key`); the lists in the store have the whole.
+    """
     db.execute("CREATE TABLE weights (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE) STRICT")
     db.execute(
         "CREATE TABLE tensors (key INTEGER NOT NULL, file INTEGER NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (key, file))"
@@ -123,10 +152,12 @@ def _tensors(db: sqlite3.Connection) -> None:
     )
 
 
-@migration
-def _common(db: sqlite3.Connection) -> None:
-    """What is asked of everything: the newest versions, and how many names' newest versions say what (`r` is a facet here, and
-    the empty one counts the names)."""
+@migrations()
+def common(db: Database) -> None:
+    """Add an index for the newest versions, and the number of names whose newest version has a facet.
+
+    `r` is a facet here, and the empty facet counts the names.
+    """
     db.execute("CREATE INDEX versions_time ON versions (time)")
     db.execute(
         "CREATE TABLE facet_counts (kind TEXT NOT NULL, value TEXT NOT NULL COLLATE NOCASE, n INTEGER NOT NULL,"
@@ -134,7 +165,16 @@ def _common(db: sqlite3.Connection) -> None:
     )
 
 
-@migration
-def _license(db: sqlite3.Connection) -> None:
-    """The spelling that adapter.json has since schema 2."""
+@migrations()
+def license_spelling(db: Database) -> None:
+    """Rename a column as adapter.json did in schema 2."""
     db.execute("ALTER TABLE versions RENAME COLUMN licence TO license")
+
+
+@migrations()
+def searched_texts(db: Database) -> None:
+    """Move the searched texts into a table of their own, which sqlite-utils keeps a full-text index of."""
+    db.table("search").drop()
+    columns = {"version": int, **dict.fromkeys(_SEARCHED, str)}
+    texts(db).create(columns, pk="version", not_null=columns)
+    build_search(db)

@@ -1,7 +1,7 @@
-"""What the index keeps of one version: columns to list it by, words and facets to find it by, and its files.
+"""The row of a version in registry.db: columns for lists, words and facets for search, and its files.
 
-All of it comes from the version's own blobs: its OCI manifest, its adapter.json and its model card. A version from elsewhere
-may have documents that were never checked, so a field of the wrong type is left out, and hides nothing else.
+All of it comes from the version's own blobs: manifest, adapter.json and model card. A manifest from another registry may refer
+to documents that were never checked, so a value of the wrong type is left out, without affecting the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,
 }  # fmt: skip
-# Kind of facet to the keys of a card's front matter that say it too.
+# Kind of facet to the keys of a model card's front matter with the same meaning.
 CARD_FACETS = {
     "base": ("base_model",), "license": ("license", "license_name"), "language": ("language", "languages"), "tag": ("tags",),
     "task": ("pipeline_tag",), "dataset": ("datasets",),
@@ -34,15 +34,17 @@ CARD_FACETS = {
 
 @dataclass(frozen=True)
 class Extract:
-    """What is kept of a version.
+    """The indexed data of a version.
 
     Attributes:
-        columns: In the order of COLUMNS; None for what isn't known.
-        parents: Refs of the adapters it was made from, or their digests.
+        columns: In the order of COLUMNS; None for an unknown value.
+        parents: Refs of the adapters it was made from; digests where no ref was recorded.
         parent_digests: Digests of these.
-        facets: Kind and value, each once.
-        metrics: What was measured at the end of its training.
+        facets: Kind and value, each pair once.
+        metrics: Metrics at the end of its training.
         files: Path, digest and size in bytes.
+        title: Name in adapter.json and title of the model card.
+        prose: Text of the model card.
     """
 
     columns: tuple[object, ...] = (None,) * len(COLUMNS)
@@ -56,44 +58,44 @@ class Extract:
 
     @property
     def description(self) -> str:
-        """What its owner says of it."""
+        """The description in adapter.json."""
         return str(self.columns[-1] or "")
 
     @property
     def weights(self) -> tuple[Digest, ...]:
-        """The files that have tensors."""
+        """Digests of the files of weights."""
         return tuple(digest for path, digest, _ in self.files if is_weights(path))
 
     @property
     def words(self) -> str:
-        """The facets as text, so that words find them too."""
+        """The facets as text, so that a search by words finds them."""
         return " ".join(value for kind, value in self.facets if kind != "base-name")
 
 
 def read(store: Store, digest: Digest) -> Extract:
-    """What to keep of the version whose manifest is `digest`."""
+    """Read the indexed data of the version with manifest `digest`; empty if that cannot be read."""
     try:
         made = oci_manifest.parse(store.read_document(digest), digest)
         manifest = adapter_manifest(store, made) or AdapterManifest.salvage({})
     except AdapterhubError:
         return Extract()
-    told = _card(store, made)
+    readme = _card(store, made)
     values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
     values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
     return Extract(
         tuple(_column(values[key] if key in values else getattr(manifest, key), kind) for key, kind in COLUMNS.items()),
         tuple(_text(parent.ref) or _text(parent.digest) for parent in manifest.parents),
         tuple(dict.fromkeys(_text(parent.digest) for parent in manifest.parents)),
-        tuple(sorted(set(_facets(manifest, told)))),
+        tuple(sorted(set(_facets(manifest, readme)))),
         dict(_metrics(manifest.training)),
         tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
-        " ".join(filter(None, (_text(manifest.name), _text(told.title)))),
-        _text(told.prose),
+        " ".join(filter(None, (_text(manifest.name), _text(readme.title)))),
+        _text(readme.prose),
     )
 
 
 def adapter_manifest(store: Store, made: Manifest) -> AdapterManifest | None:
-    """What can be used of a version's adapter.json, which may never have been checked; None if it has none."""
+    """Read the usable part of a version's adapter.json, which may never have been checked; None if it has none."""
     layer = made.adapter_json
     if layer is None:
         return None
@@ -109,7 +111,7 @@ def _card(store: Store, made: Manifest) -> Card:
     return Card()
 
 
-def _facets(manifest: AdapterManifest, told: Card) -> Iterator[tuple[str, str]]:
+def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]]:
     base, training = manifest.base, manifest.training
     found: dict[str, list[str | None]] = {
         "base": [base.repo],
@@ -124,9 +126,9 @@ def _facets(manifest: AdapterManifest, told: Card) -> Iterator[tuple[str, str]]:
         "dataset": [item.name for item in (training.data if training else None) or ()],
     }
     for kind, keys in CARD_FACETS.items():
-        # What a card says counts where adapter.json says nothing: the owner may have declared something newer.
+        # The card fills in what adapter.json lacks; where both have a value, the declared one may be newer.
         if not any(found.get(kind, ())):
-            found[kind] = list(told.values(*keys))
+            found[kind] = list(readme.values(*keys))
     for kind, values in found.items():
         for value in map(_text, values):
             if value:
@@ -142,12 +144,12 @@ def _metrics(training: Training | None) -> Iterator[tuple[str, float]]:
 
 
 def _text(value: object) -> str:
-    """Text that SQLite can hold, in the NOCASE columns too; empty for anything else."""
+    """Return text in a form that SQLite can store, in NOCASE columns too; empty for another type."""
     return value.encode(errors="replace").decode().replace("\0", " ") if isinstance(value, str) else ""
 
 
 def _column(value: object, kind: type) -> object:
-    """`value` if SQLite can hold it in a column of that kind, else None."""
+    """Return `value` if SQLite can store it in a column of that type, else None."""
     if isinstance(value, str):
         return value if kind is str and value and value.encode(errors="replace").decode() == value else None
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
@@ -156,5 +158,5 @@ def _column(value: object, kind: type) -> object:
 
 
 def dump_parents(found: Extract) -> str:
-    """Parents as the column of `versions` holds them."""
+    """Return the parents as the column of `versions` stores them."""
     return json.dumps(found.parents)

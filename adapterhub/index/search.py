@@ -1,12 +1,13 @@
 # ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_checked`, or a `?`
-"""Finding adapters: by words and by what their facts say, or by the bytes of a file.
+"""Search for adapters by words and facts, or by the bytes of a file.
 
-Words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose last
-token may go on, and all of them must match. Any text is a valid query. Of each name the newest version that matches is
-found; how well it matches is bm25 over the columns of the index, a hit in the name worth the most.
+The words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose
+last token is a prefix, and all of them must match. Any text is a valid query. Of each name, the newest version that matches is
+found, ranked by bm25 over the columns of the index, where a match in the name weighs most. sqlite-utils builds that index, but
+its own `search` has no weights, and importing it takes longer than a search.
 
-Words that over COMMON versions have tell these apart no more, and to weigh each of them takes long (bm25 of a word that 50,000
-have: 54 ms). Then names and titles that have them come first, then the rest, the latest push first in each.
+Words that more than COMMON versions contain hardly distinguish them, and scoring each takes long (54 ms of bm25 for a word in
+50,000 versions). For these, names and titles with the words come first, then the others, the latest push first in each.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from dataclasses import dataclass, field, replace
 from adapterhub.digest import Digest
 from adapterhub_converters.errors import UsageError
 
-from .database import Catalog, Row
+from .database import Index
+from .queries import Row, by_id, select
 
-# name, title, tags, description, facts, card: a word in a long card says the least.
+# name, title, tags, description, facts, card: a word in a long card is the weakest evidence.
 _WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0, 1.0)
 FACETS = ("base", "method", "r", "target", "license", "task", "language", "tag", "dataset", "model_type", "format", "dtype")
-"""Kinds in the order in which they are shown."""
+"""Kinds of facets, in the order in which they are shown."""
 COMMON = 1000  # versions
-MAX_VALUES = 20  # of a facet, the most frequent ones
+MAX_VALUES = 20  # most frequent values of a facet
 _COLUMNS = {"r", "size"}
 _OPERATORS = {"<", "<=", ">", ">=", "="}
 _UNITS = {"": 1, "b": 1}
@@ -39,7 +41,7 @@ _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?"
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One comparison that a number must pass; `operator` as SQL writes it."""
+    """A comparison that a number must pass; `operator` in SQL's spelling."""
 
     operator: str
     value: float
@@ -50,15 +52,15 @@ Bounds = tuple[Bound, ...]
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for; all of it must hold.
+    """A search; every condition must hold.
 
     Attributes:
-        words: As their user typed them. None at all: the newest first.
-        facets: Kind (of FACETS, but `r`) and value, in any case; a base also by its name without the organization.
-        tags: In the registry, or of the model card.
-        bounds: Column (`r`, or `size` in bytes) and what its number must pass.
-        metrics: Name and bounds likewise.
-        all_versions: Every version that matches, instead of the newest of each name.
+        words: As typed. Without any, the newest versions come first.
+        facets: Kind (one of FACETS except `r`) and value, in any case; a base also by its name without the organization.
+        tags: Tags in the registry or of the model card.
+        bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
+        metrics: Name of a metric and its bounds.
+        all_versions: Return every version that matches instead of the newest of each name.
     """
 
     words: str = ""
@@ -72,9 +74,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Found:
-    """The best matches, how many there are in all, and of all of them: kind of facet to value to count.
+    """The best matches, the number of all matches, and the facets of all matches: kind to value to count.
 
-    `more`: There are more than `total`, as counting all of them would have taken longer than finding these.
+    `more`: There are more matches than `total`, as counting all of them would have taken longer than finding these.
     """
 
     rows: list[Row]
@@ -85,9 +87,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A version and the path of one of its files; the path is empty where the digest is the version's own.
+    """A version and the path of one of its files; the path is empty if the digest is that of the version's manifest.
 
-    `tensor`: What a tensor of that file is called whose digest it is.
+    `tensor`: Name of the tensor in that file that has the digest.
     """
 
     row: Row
@@ -99,65 +101,65 @@ class Holder:
 # ---- by words and facts
 
 
-def search(catalog: Catalog, query: Query, *, facets: bool = False) -> Found:
-    """The versions that match, best first; `facets` counts what all of them say, and then how many there are as well."""
+def search(index: Index, query: Query, *, facets: bool = False) -> Found:
+    """Return the versions that match, best first; `facets` counts the facets and the number of all matches."""
     if query == Query(limit=query.limit):
-        return _newest(catalog, query, facets=facets)
-    found = _common(catalog, query)
+        return _newest(index, query, facets=facets)
+    found = _common(index, query)
     if found is None:
-        found = _ranked(catalog, query)
-    elif facets and not query.all_versions and _all_have(catalog, query):
-        return replace(found, total=_names(catalog), more=False, facets=_counted(catalog))
+        found = _ranked(index, query)
+    elif facets and not query.all_versions and _all_have(index, query):
+        return replace(found, total=_names(index), more=False, facets=_counted(index))
     elif facets:
         matching, values = _matching(query)
-        found = replace(found, total=catalog.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
-    return replace(found, facets=_count(catalog, query)) if facets else found
+        found = replace(found, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
+    return replace(found, facets=_count(index, query)) if facets else found
 
 
-def _ranked(catalog: Catalog, query: Query) -> Found:
+def _ranked(index: Index, query: Query) -> Found:
     matching, values = _matching(query)
     best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
-    found = catalog.select(best, *values, _limit(query))
-    return Found(_rows(catalog, [version for version, _ in found]), found[0][1] if found else 0)
+    found = index.select(best, *values, _limit(query))
+    return Found(by_id(index, [version for version, _ in found]), found[0][1] if found else 0)
 
 
 def _limit(query: Query) -> int:
     return max(0, min(query.limit, 2**62))
 
 
-def _newest(catalog: Catalog, query: Query, *, facets: bool) -> Found:
-    """The newest version of every name, the latest first."""
+def _newest(index: Index, query: Query, *, facets: bool) -> Found:
+    """Return the newest version of every name, latest first."""
     sql = f"SELECT id FROM versions v WHERE {_NEWEST} ORDER BY time DESC, name LIMIT ?"
-    found = catalog.select(sql, _limit(query))
-    counted = _counted(catalog) if facets else {}
-    return Found(_rows(catalog, [version for (version,) in found]), _names(catalog), counted)
+    found = index.select(sql, _limit(query))
+    counted = _counted(index) if facets else {}
+    return Found(by_id(index, [version for (version,) in found]), _names(index), counted)
 
 
-def _names(catalog: Catalog) -> int:
-    """How many names have versions."""
-    found = catalog.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
+def _names(index: Index) -> int:
+    """Return the number of names that have versions."""
+    found = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
     return int(found[0][0]) if found else 0
 
 
-def _all_have(catalog: Catalog, query: Query) -> bool:
-    """Whether every version has the words."""
-    every = "SELECT (SELECT count(*) FROM search WHERE search MATCH ?) = (SELECT count(*) FROM versions)"
-    return bool(catalog.select(every, phrases(query.words))[0][0])
+def _all_have(index: Index, query: Query) -> bool:
+    """Return True if every version contains the words."""
+    every = "SELECT (SELECT count(*) FROM texts_fts WHERE texts_fts MATCH ?) = (SELECT count(*) FROM versions)"
+    return bool(index.select(every, phrases(query.words))[0][0])
 
 
-def _common(catalog: Catalog, query: Query) -> Found | None:
-    """The matches of words alone that very many versions have; None where they are not so many, or not of so many names."""
+def _common(index: Index, query: Query) -> Found | None:
+    """Return matches of words that over COMMON versions contain; None for fewer versions, or other conditions than words."""
     words = phrases(query.words)
     if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit):
         return None
-    latest = "SELECT rowid FROM search WHERE search MATCH ? ORDER BY rowid DESC LIMIT ?"
-    some = [version for (version,) in catalog.select(latest, words, COMMON + 1)]
+    latest = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? ORDER BY rowid DESC LIMIT ?"
+    some = [version for (version,) in index.select(latest, words, COMMON + 1)]
     if len(some) <= COMMON:
         return None
     of_these = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
-    named = [version for (version,) in catalog.select(latest, f"{{name title}}: ({words})", COMMON)]
-    found = catalog.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named))
-    recent = catalog.select(f"{of_these} ORDER BY id DESC", json.dumps(some))
+    named = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
+    found = index.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named))
+    recent = index.select(f"{of_these} ORDER BY id DESC", json.dumps(some))
     best: dict[object, tuple[int, int]] = {}
     for tier, matches in enumerate((found, recent)):
         for version, name in matches:
@@ -165,29 +167,18 @@ def _common(catalog: Catalog, query: Query) -> Found | None:
     if len(best) < query.limit:
         return None
     ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
-    return Found(_rows(catalog, [version for _, version in ranked[: _limit(query)]]), len(best), more=True)
-
-
-def _rows(catalog: Catalog, versions: Sequence[int]) -> list[Row]:
-    """The rows of these ids, in their order."""
-    pairs = catalog.select(
-        "SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", json.dumps(versions)
-    )
-    names = {version: (name, number) for version, name, number in pairs}
-    rows = catalog.rows("id IN (SELECT value FROM json_each(?))", json.dumps(versions))
-    by_name = {(row.name, row.number): row for row in rows}
-    return [by_name[names[version]] for version in versions]
+    return Found(by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), more=True)
 
 
 def _matching(query: Query) -> tuple[str, list[object]]:
-    """The start of a statement in which `hit` is what matches: id, name, number, time, score."""
+    """Return the start of a statement in which the table `hit` has the matches: id, name, number, time, score."""
     conditions, values = _conditions(query)
     words = phrases(query.words)
     source, score = "versions v", "0.0"
     if words:
-        source = "search JOIN versions v ON v.id = search.rowid"
-        score = f"bm25(search, {', '.join(map(str, _WEIGHTS))})"
-        conditions, values = ["search MATCH ?", *conditions], [words, *values]
+        source = "texts_fts JOIN versions v ON v.id = texts_fts.rowid"
+        score = f"bm25(texts_fts, {', '.join(map(str, _WEIGHTS))})"
+        conditions, values = ["texts_fts MATCH ?", *conditions], [words, *values]
     sql = f"SELECT v.id, v.name, v.number, v.time, {score} AS score FROM {source}"
     sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
     if query.all_versions:
@@ -198,8 +189,8 @@ def _matching(query: Query) -> tuple[str, list[object]]:
 
 
 def phrases(words: str) -> str:
-    """Words as FTS5 takes them: a quoted prefix each, all of which must match."""
-    # Neither a NUL, which would end the statement's text, nor half a surrogate pair, which no encoding has.
+    """Quote words for FTS5: each becomes a prefix, and all of them must match."""
+    # No NUL, which would end the statement, and no half of a surrogate pair, which cannot be encoded.
     clean = words.replace("\0", " ").encode(errors="replace").decode()
     return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
 
@@ -233,20 +224,20 @@ def _checked(text: str, known: set[str]) -> str:
     return text
 
 
-def _count(catalog: Catalog, query: Query) -> dict[str, dict[str, int]]:
-    """Kind to value to how many of all matches say so, the most frequent first."""
+def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
+    """Count the facets of all matches: kind to value to number of matches, most frequent first."""
     matching, values = _matching(query)
     counts = (
         f"{matching} SELECT kind, value, count(*) AS n FROM hit JOIN facets ON version = id GROUP BY kind, value"
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
         " ORDER BY n DESC, value"
     )
-    return _by_kind(catalog.select(counts, *values))
+    return _by_kind(index.select(counts, *values))
 
 
-def _counted(catalog: Catalog) -> dict[str, dict[str, int]]:
-    """The same of the newest version of every name."""
-    return _by_kind(catalog.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value"))
+def _counted(index: Index) -> dict[str, dict[str, int]]:
+    """Return the counts for the newest version of every name."""
+    return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value"))
 
 
 def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
@@ -260,29 +251,29 @@ def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]
 # ---- by bytes
 
 
-def holders(catalog: Catalog, digest: str) -> list[Holder]:
-    """The versions that have a file of this digest, or are of it, by name and newest first; a prefix will do."""
-    end = digest + "g"  # after every digest that begins so
-    found = [Holder(row, "", row.digest) for row in catalog.rows("digest >= ? AND digest < ?", digest, end)]
-    files = catalog.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end)
-    rows = _rows(catalog, [version for version, _, _ in files])
+def holders(index: Index, digest: str) -> list[Holder]:
+    """Return the versions that have a file or a manifest whose digest begins with `digest`, by name, newest first."""
+    end = digest + "g"  # after every digest with this prefix
+    found = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
+    files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end)
+    rows = by_id(index, [version for version, _, _ in files])
     found += [Holder(row, path, whole) for row, (_, path, whole) in zip(rows, files, strict=True)]
     return sorted(found, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
 
 
 def parse_digest_prefix(text: str) -> str:
-    """`sha256:` and the first 6 to 64 digits of a digest, as a digest of the index begins."""
+    """Parse the first 6 to 64 digits of a digest, with or without `sha256:`; UsageError for anything else."""
     match = re.fullmatch(r"(?:sha256:)?([0-9a-f]{6,64})", text.strip().lower())
     if not match:
-        raise UsageError(text[:80], "is not a sha256", "Write its 64 hexadecimal digits, or at least the first 6")
+        raise UsageError(text[:80], "is not a sha256", "Write 6 to 64 hexadecimal digits")
     return f"sha256:{match[1]}"
 
 
-# ---- what is typed
+# ---- parsing
 
 
 def parse_bounds(text: str, where: str, *, size: bool = False) -> Bounds:
-    """`8`, `4..16`, `<10`, `>=0.5`; sizes with a unit (`10MB`), and no size alone, as no two files have just so many bytes."""
+    """Parse `8`, `4..16`, `<10` or `>=0.5`. With `size`, units are allowed (`10MB`), and an exact size is refused."""
     wanted = text.strip()
     low, dots, high = wanted.partition("..")
     if dots and (low or high):
@@ -291,12 +282,12 @@ def parse_bounds(text: str, where: str, *, size: bool = False) -> Bounds:
     match = re.match(r"(<=|>=|==|<|>|=)?\s*(.*)$", wanted, re.DOTALL)
     operator, rest = (match[1] or "", match[2]) if match else ("", wanted)
     if size and not operator:
-        raise UsageError(where, f"{text[:80]!r} is one size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
+        raise UsageError(where, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
     return (Bound({"==": "=", "": "="}.get(operator, operator), _number(rest, where, size=size)),)
 
 
 def parse_metric(text: str, where: str) -> tuple[str, Bounds]:
-    """`eval_loss<0.7`: the name and what its value must pass."""
+    """Parse a comparison such as `eval_loss<0.7` into the name of a metric and its bounds."""
     match = re.match(r"([^<>=]+?)\s*((?:<|>|=).*)$", text.strip(), re.DOTALL)
     if not match:
         raise UsageError(where, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")

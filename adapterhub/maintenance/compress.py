@@ -1,9 +1,9 @@
-"""Compresses the blobs that versions need, and makes them plain again. A version stays what it is, to the byte.
+"""Lossless compression of the blobs that versions need, and its reversal.
 
-A blob is packed when that saves something worth having, against nothing or as a difference to a near parent: the same
-file in an earlier version of the name, or in an earlier push to its namespace that is of the same shape. The plain file goes
-after the pack, flushed, has been read back and has given the digest. A writer killed anywhere leaves the blob plain,
-packed, or both; the next `pack` or `unpack` tidies that up.
+A blob is packed if that saves enough, alone or as a difference to a near parent: the same file in an earlier version of the
+name, in an earlier push of the same shape to the namespace, or any earlier file with most of its tensors. The plain file is
+removed after the pack was flushed, read back and found to have the digest. A killed writer leaves the blob plain, packed, or
+both, which the next `pack` or `unpack` tidies up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing
-from adapterhub.index import tensor_search
-from adapterhub.index.database import Row
+from adapterhub.index import queries, tensors
+from adapterhub.index.queries import Row
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
@@ -30,26 +30,26 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
-_NEAR = 4  # versions back, and as many of other names, that are looked at for a parent
-_LEAST = 4096  # bytes: a file system gives no less back
-_WORTH = 0.97
+_NEAR = 4  # earlier versions, and as many of other names, that are candidates for a parent
+_LEAST = 4096  # bytes: a file system frees no less
+_WORTH = 0.97  # share of the size above which a pack is not worth it
 _KIN = ("base", "method", "r", "format", "dtype", "parameters")
 
 Progress = Callable[[int, int], None]
-"""Bytes done, bytes in all."""
+"""Called with bytes done and total bytes."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one blob.
+    """Outcome for one blob.
 
     Attributes:
         ref: The first version that needs it.
-        path: What it is called there.
+        path: Its path there.
         size: Bytes of the blob.
-        stored: Bytes it takes on the disk now, or would.
-        parent: What it is a difference to, if it is one.
-        outcome: `packed`; `kept`: plain, as packing gains too little; `already`: it was packed; `unpacked`.
+        stored: Bytes it takes on the disk now, or would take.
+        parent: The blob it is a difference to; empty if it is not one.
+        outcome: `packed`; `kept`: plain, as packing saves too little; `already`: it was packed; `unpacked`.
     """
 
     ref: str
@@ -69,31 +69,40 @@ def pack(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> list[Change]:
-    """Pack what the versions of `names` need, or all versions; `dry_run` only says what it would come to.
+    """Pack the blobs of the versions of `names`, or of all versions.
 
-    Manifests, configs and adapter.json stay plain: they are small, and read by everybody.
+    Manifests, configs and adapter.json stay plain: they are small and read often. Weights whose tensors are not listed yet are
+    read first, to find parents.
+
+    Args:
+        registry: The registry.
+        names: Names, namespaces or refs.
+        level: zstd's level for bytes that are not numbers.
+        dry_run: Pack nothing; the outcomes are those of packing.
+        progress: Called with bytes done and total bytes.
     """
     if not dry_run:
-        registry.store.sweep()
+        registry.store.files.sweep()
+    registry.list_tensors(progress)
     with _held(registry, names) as rows:
         packer = _Packer(registry, level, dry_run=dry_run)
         return [packer.pack(row, layer) for row, layer in _work(registry, rows, progress)]
 
 
 def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[Change]:
-    """Make plain what the versions of `names` need, or all versions."""
+    """Unpack the blobs of the versions of `names`, or of all versions."""
     with _held(registry, names) as rows:
         found = _work(registry, rows, progress)
         return [_change(row, layer, layer.size, "", "unpacked") for row, layer in found if _unpack(registry, layer)]
 
 
 def _unpack(registry: Registry, layer: Descriptor) -> bool:
-    """Make one blob plain; whether it was packed."""
+    """Unpack a blob; return True if it was packed."""
     if registry.store.packs.head(layer.digest) is None:
         return False
     try:
         registry.store.make_plain(layer.digest, layer.size)
-    except NotFoundError:  # somebody else unpacked it meanwhile
+    except NotFoundError:  # another process unpacked it meanwhile
         return False
     with registry.locked():
         registry.store.drop_pack(layer.digest)
@@ -102,15 +111,15 @@ def _unpack(registry: Registry, layer: Descriptor) -> bool:
 
 @contextmanager
 def _held(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]]:
-    """The versions of `names`; no gc removes a blob of them until the context ends."""
+    """Return the versions of `names`; no gc removes a blob of them until the context ends."""
     with registry.store.lease("pack", required=False) as lease:
         for row in selected(registry, names):
             lease.note(row.digest)
-        yield selected(registry, names)  # looked at again, as in `Registry.reading`
+        yield selected(registry, names)  # selected again, as in `Registry.reading`
 
 
 def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
-    """Every blob once, with the first version that needs it: the oldest, as those after it may become differences to it."""
+    """Yield every blob once, with the oldest version that needs it: later blobs may become differences to it."""
     found: dict[Digest, tuple[Row, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
@@ -125,7 +134,7 @@ def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) ->
 
 
 def selected(registry: Registry, names: Sequence[str]) -> list[Row]:
-    """The versions that names, namespaces or refs mean, all if there are none of them; the oldest push first."""
+    """Return the versions of names, namespaces or refs, or all versions, oldest push first."""
     rows: dict[tuple[str, int], Row] = {}
     for name in names or (None,):
         for row in _rows(registry, name):
@@ -134,7 +143,7 @@ def selected(registry: Registry, names: Sequence[str]) -> list[Row]:
 
 
 def _age(row: Row) -> tuple[str, str, int]:
-    """Sorts versions as they were pushed."""
+    """Return a key that sorts versions by push."""
     return row.time, row.name, row.number
 
 
@@ -144,7 +153,8 @@ def _rows(registry: Registry, name: str | None) -> list[Row]:
         return [row for row in registry.list(version.name) if row.number == version.number]
     rows = registry.list(name)
     if name is not None and not rows:
-        raise NotFoundError(name, "no adapter of this name or namespace", "Run `adapterhub list`")
+        what = "no adapter of this name or namespace"
+        raise NotFoundError(name, what, "List the adapters of the registry", code="no-such-adapter")
     return rows
 
 
@@ -157,14 +167,14 @@ def _change(row: Row, layer: Descriptor, stored: int, parent: Digest, outcome: s
 
 
 class _Packer:
-    """Packs blobs one by one; knows which pack needs which blob, a run that only tries included."""
+    """Packs blobs one by one; `parents` has the parent of each pack, including those of a dry run."""
 
     def __init__(self, registry: Registry, level: int, *, dry_run: bool) -> None:
         self.registry, self.store, self.level, self.dry_run = registry, registry.store, level, dry_run
         self.parents = self.store.packs.parents()
 
     def pack(self, row: Row, layer: Descriptor) -> Change:
-        """Pack one blob, if that is worth it."""
+        """Pack a blob if that saves enough."""
         if self.store.packs.path(layer.digest).exists() and self._settled(layer):
             head = self.store.packs.head(layer.digest)
             stored = self.store.packs.path(layer.digest).stat().st_size
@@ -178,13 +188,13 @@ class _Packer:
             return self._encoded(row, layer, blob, runs, parent)
 
     def _settled(self, layer: Descriptor) -> bool:
-        """Whether a pack that is there is right; a plain blob beside it, as a killed writer leaves one, then goes."""
+        """Return True if an existing pack is right; a plain file left next to it by a killed writer is then removed."""
         if not self.store.blob_path(layer.digest).exists() or self.dry_run:
             return True
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
             if copy_hashing(file, None, limit=layer.size) == (layer.digest, layer.size):
                 with self.registry.locked():
-                    if self.store.packs.path(layer.digest).exists():  # nobody unpacked it meanwhile
+                    if self.store.packs.path(layer.digest).exists():  # no other process unpacked it meanwhile
                         self.store.drop_plain(layer.digest)
                         return True
         return False
@@ -193,7 +203,7 @@ class _Packer:
         self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], parent: tuple[Digest, BinaryIO] | None
     ) -> Change:
         with contextlib.ExitStack() as stack:
-            path, file = (Path(), None) if self.dry_run else stack.enter_context(self.store.temporary())
+            path, file = (Path(), None) if self.dry_run else stack.enter_context(self.store.files.temporary())
             written = self._write(file, layer, blob, runs, parent)
             digest = parent[0] if parent and written.delta else ""
             if layer.size - written.size < _LEAST or written.size > _WORTH * layer.size:
@@ -227,17 +237,16 @@ class _Packer:
         return written
 
     def _prove(self, path: Path, layer: Descriptor, parent: tuple[Digest, BinaryIO] | None) -> None:
-        """Read a pack back, all of it; IntegrityError when that does not give the blob."""
+        """Read a whole pack back; IntegrityError if the bytes do not have the blob's digest."""
         with local_errors(path), open(path, "rb", buffering=0) as file:
             again = container.Reader(file, str(path), parent[1] if parent else None)
             if copy_hashing(again, None, limit=layer.size) != (layer.digest, layer.size):
                 where = str(self.store.blob_path(layer.digest))
-                raise IntegrityError(
-                    where, "its bytes are not those of its name, so it was not packed", "Run `adapterhub fsck`"
-                )
+                what = "its bytes do not have the digest of its name; it was not packed"
+                raise IntegrityError(where, what, "Check the registry", code="check-registry")
 
     def _adopt(self, path: Path, digest: Digest, parent: Digest) -> bool:
-        """Put a pack in the place of its blob, unless either went meanwhile, or the parent became a difference to us."""
+        """Replace a blob with its pack, unless blob or parent was removed meanwhile, or the parent now needs the blob."""
         with self.registry.locked():
             if not self.store.blob_path(digest).exists():
                 return False
@@ -247,7 +256,7 @@ class _Packer:
         return True
 
     def _above(self, digest: Digest) -> list[Digest]:
-        """What `digest` needs, as it is on the disk now."""
+        """Return `digest` and the parents it needs on the disk now."""
         found = [digest]
         while len(found) <= chains.READ_DEPTH and (head := self.store.packs.head(found[-1])) and head.parent:
             found.append(head.parent)
@@ -258,22 +267,22 @@ class _Packer:
     def _nearest(
         self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], stack: contextlib.ExitStack
     ) -> tuple[tuple[Digest, BinaryIO] | None, list[cutting.Run]]:
-        """The parent to which the blob differs least, open, and the runs with their places in it."""
+        """Return the open parent to which the blob differs least, and the runs with their offsets in it."""
         best, least = None, _WORTH
         for candidate in self._candidates(row, layer):
-            with contextlib.suppress(IntegrityError):  # a damaged one is no parent
+            with contextlib.suppress(IntegrityError):  # a damaged blob cannot be a parent
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
                 theirs = cutting.runs(container.at(file), candidate.size)
                 matched = cutting.matched(runs, theirs, self._equal(layer.digest, candidate.digest))
                 alone, delta = container.gain(container.at(blob), list(cutting.blocks(matched)), container.at(file))
-                # What the parent lacks is no shorter for it.
+                # The part that the parent lacks is not shortened by it.
                 share = sum(run.size for run in matched if run.parent is not None) / layer.size
                 if alone and 1 - share * (1 - delta / alone) < least:
                     best, least = (candidate.digest, file, matched), 1 - share * (1 - delta / alone)
         return ((best[0], best[1]), best[2]) if best else (None, runs)
 
     def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
-        """The same file in versions that may be near, each once: those it would make no circle or long chain with."""
+        """Return files of versions that may be near, each once, without those that would make a circle or a long chain."""
         if not is_weights(layer.path):
             return []
         found: dict[Digest, Descriptor] = {}
@@ -287,29 +296,27 @@ class _Packer:
         return list(found.values())
 
     def _twins(self, row: Row, layer: Descriptor) -> list[Descriptor]:
-        """Files of earlier versions that have most of its tensors."""
-        listed = self.store.tensors.read(layer.digest) or ()
-        near = tensor_search.nearest(self.registry.catalog, self.store, listed)
+        """Return files of earlier versions that have most of its tensors."""
+        listed = self.store.list_tensors(layer.digest) or ()
+        near = tensors.nearest(self.registry.index, self.store, listed)
         older = [share for share in near if share.digest != layer.digest and _age(share.row) < _age(row)]
         sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _NEAR]}
         return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][:_NEAR]
 
     def _equal(self, digest: Digest, parent: Digest) -> dict[str, str]:
-        """What tensors of a file are called in another that has the same bytes under another name."""
-        theirs = self.store.tensors.read(parent) or ()
+        """Return the names of tensors of a file to the names of tensors in another that have the same bytes."""
+        theirs = self.store.list_tensors(parent) or ()
         names = {tensor.digest: tensor.name for tensor in theirs}
         own = {(tensor.name, tensor.digest) for tensor in theirs}
-        ours = [tensor for tensor in self.store.tensors.read(digest) or () if (tensor.name, tensor.digest) not in own]
+        ours = [tensor for tensor in self.store.list_tensors(digest) or () if (tensor.name, tensor.digest) not in own]
         return {tensor.name: names[tensor.digest] for tensor in ours if tensor.digest in names}
 
     def _kin(self, row: Row) -> list[Row]:
-        rows = self.registry.catalog.rows
-        own = rows("name = ? AND number < ?", row.name, row.number)[:_NEAR]
-        space = row.name.partition("/")[0] + "/"
-        like = " AND ".join(f"{key} IS ?" for key in _KIN)
-        near = rows(f"name <> ? AND substr(name, 1, length(?)) = ? AND {like}", row.name, space, space, *_values(row))
+        """Return the last versions of the name before `row`, and the last similar ones of other names in its namespace."""
+        own = [other for other in queries.versions(self.registry.index, name=row.name) if other.number < row.number]
+        near = queries.similar(self.registry.index, row, _KIN)
         older = [other for other in near if _age(other) < _age(row)]
-        return own + sorted(older, key=_age, reverse=True)[:_NEAR]
+        return own[:_NEAR] + sorted(older, key=_age, reverse=True)[:_NEAR]
 
     def _layers(self, row: Row) -> tuple[Descriptor, ...]:
         try:
@@ -318,17 +325,13 @@ class _Packer:
             return ()
 
 
-def _values(row: Row) -> list[object]:
-    return [getattr(row, key) for key in _KIN]
-
-
 class _Nowhere(io.RawIOBase):
-    """Takes everything and keeps nothing."""
+    """A file that discards what is written."""
 
     def write(self, data: Any) -> int:
-        """As if it were written."""
+        """Discard the data."""
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As if."""
+        """Return the offset."""
         return offset

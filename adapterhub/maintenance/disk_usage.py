@@ -1,4 +1,4 @@
-"""What versions take on the disk, and what they would: as separate copies, and as whole models."""
+"""Disk usage of versions: as stored, as separate copies, and by base model."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from adapterhub.digest import Digest
-from adapterhub.index import tensor_search
-from adapterhub.index.database import Row
+from adapterhub.index import tensors
+from adapterhub.index.queries import Row
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
+from adapterhub.store.store import Progress
 from adapterhub_converters.errors import IntegrityError
 
-_BASE = "io.adapterhub.base"  # what a manifest's annotations say of the base
+_BASE = "io.adapterhub.base"  # prefix of a manifest's annotations about the base
 _Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of some versions.
+    """Disk usage of some versions, in bytes.
 
     Attributes:
-        name: The adapter, the base or whatever else the versions have in common; empty for all.
-        versions: How many there are.
-        adapters: Names that they belong to.
-        files: All blobs of every version, each as often as a version has it: what a copy of each would take.
+        name: The adapter or base that the versions have in common; empty for all.
+        versions: Number of versions.
+        adapters: Number of their names.
+        files: All blobs of every version, each as often as a version has it: the size of a copy of each version.
         distinct: Every blob once.
-        stored: What those take on the disk; packed ones less than their size.
+        stored: The same on the disk, where packed ones take less than their size.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Usage:
 
     @property
     def shared(self) -> int:
-        """Bytes that need not be stored because another version has the same file."""
+        """Bytes that need no storage because another version has the same file."""
         return self.files - self.distinct
 
     @property
@@ -50,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class BaseUsage:
-    """What the versions take that were trained on one base, as their adapter.json names it: either may be unknown."""
+    """Usage of the versions for one base, as their adapter.json names it; repo and fingerprint may be unknown."""
 
     repo: str | None
     fingerprint: str | None
@@ -59,12 +60,12 @@ class BaseUsage:
 
 @dataclass(frozen=True)
 class Report:
-    """By name and by base, both sorted, and all of it.
+    """Usage by name and by base, both sorted, and in total.
 
     Attributes:
-        repeated: Bytes of tensors that files have in common which differ as a whole. Packed against each other they take next
-            to nothing; plain, they are there as often as `distinct` says.
-        unlisted: Files of weights of which it isn't known what tensors they have.
+        repeated: Bytes of tensors that files which differ as a whole have in common. Packed against each other they take next
+            to nothing; plain, each copy is stored.
+        unlisted: Number of files of weights whose tensors are unknown, as they are missing or damaged.
     """
 
     names: list[Usage]
@@ -74,8 +75,12 @@ class Report:
     unlisted: int
 
 
-def usage(registry: Registry, prefix: str | None = None) -> Report:
-    """What the versions take that `Registry.list(prefix)` names. A blob that several of a group need counts there once."""
+def usage(registry: Registry, prefix: str | None = None, *, progress: Progress | None = None) -> Report:
+    """Return the usage of the versions of a name or namespace, or of all; a blob that several of a group need counts once.
+
+    Files of weights whose tensors are not listed yet are read once; `progress` is called with bytes read and total bytes.
+    """
+    registry.list_tensors(progress, prefix=prefix)
     seen = {row: _Seen.of(registry, row) for row in registry.list(prefix)}
     stored = {digest: registry.store.stored(digest) for found in seen.values() for digest in found.blobs}
 
@@ -90,8 +95,8 @@ def usage(registry: Registry, prefix: str | None = None) -> Report:
         [of(name, rows) for name, rows in names],
         [BaseUsage(repo or None, print_ or None, of(repo or print_, rows)) for (repo, print_), rows in bases],
         of("", list(seen)),
-        tensor_search.repeated(registry.catalog, stored),
-        len(registry.catalog.unlisted().keys() & stored.keys()),
+        tensors.repeated(registry.index, stored),
+        len(tensors.unlisted(registry.index).keys() & stored.keys()),
     )
 
 
@@ -104,7 +109,7 @@ def _grouped(pairs: Iterable[tuple[_Key, Row]]) -> list[tuple[_Key, list[Row]]]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Bytes of a version and of each of its blobs, and its base. Of one that can't be read, as fsck tells, the manifest."""
+    """Bytes of a version and of each of its blobs, and its base; of an unreadable one, which fsck reports, of the manifest."""
 
     size: int
     blobs: Mapping[Digest, int]

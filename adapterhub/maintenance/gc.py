@@ -1,12 +1,12 @@
-"""What of a store nothing needs any more, and its removal; never what a version, a base, a push at work or an open read needs.
+"""Garbage collection: removes the blobs that no version, base, recipe, running push or open read needs.
 
-What is needed comes from the logs alone, all of which must read well: a log or a manifest that doesn't might need anything, so
-then nothing is removed. Blobs go in batches under the write lock, and before each batch it is looked again at what moved
-meanwhile and what leases say. A push looks under the same lock whether all its blobs are there still before it names them, and
-puts back those that went, so that no clock, lease or grace time has to be right for nothing to be lost.
+What is needed comes from the logs alone, all of which must be readable: a damaged log or manifest might need any blob, so then
+nothing is removed. Blobs are removed in batches under the write lock, and before each batch, logs and leases are read again. A
+push checks under the same lock that all its blobs exist before it names them, and stores removed ones again, so that safety
+depends on no clock, lease or grace period.
 
-A version's manifest goes before its files, and a version's name long before both: killed anywhere, only blobs that no version
-needs are left. A packed blob needs the one it is a difference to, so it goes before that.
+A version's manifest is removed before its files, and a version's name long before both: killed at any time, a gc leaves only
+blobs that no version needs. A packed blob is removed before the parent that it needs.
 """
 
 from __future__ import annotations
@@ -15,37 +15,43 @@ import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex
-from adapterhub.index.database import Row
+from adapterhub.index import index_file, queries, replay
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
 from adapterhub.store.packs.chains import children_first, with_parents
 from adapterhub.store.store import BASES, MERGES, REFS, Entry, Store, local_errors
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
+from . import retention
+
 Progress = Callable[[int, int], None]
-_BATCH = 256  # blobs, a few hundredths of a second during which no ref can move
-_UNOWNED = 3600.0  # seconds that a temporary file of no known lease is left alone at least
+"""Called with blobs done and the number of blobs."""
+GRACE = 24.0
+"""Hours that a blob stays after no version needs it any more."""
+_BATCH = 256  # blobs: a few hundredths of a second in which no ref can move
+_UNOWNED = 3600.0  # seconds that a temporary file without a lease stays at least
 
 
 @dataclass
 class Swept:
-    """What a collection removed, or with `dry_run` would.
+    """What a gc removed, or with `dry_run` would remove.
 
     Attributes:
-        dropped: Versions that were not to be kept.
-        parents: Versions that were not to be kept either, but that something was made from which stays.
-        blobs: How many blobs, plain or packed, nothing needed, of `size` bytes on the disk.
-        conversions: How many kept conversions nobody used of late, of `conversion_size` bytes.
+        dropped: Versions that need not be kept.
+        parents: Versions that need not be kept either, but from which something that stays was made.
+        blobs: Number of blobs, plain or packed, that nothing needed, of `size` bytes on the disk.
+        conversions: Number of cached conversions that were not used lately, of `conversion_size` bytes.
         leftovers: Files of killed processes, of `leftover_size` bytes.
-        waiting: Blobs that nothing needs and that stay for now, of `waiting_size` bytes: too young or let go too lately,
-            needed by a push or a read at work or to unpack another that stays, or not ours to remove.
+        waiting: Blobs that nothing needs and that stay for now, of `waiting_size` bytes: too young, needed by a running push or
+            read or by the pack of another that stays, or owned by another user.
     """
 
     dry_run: bool
@@ -61,14 +67,50 @@ class Swept:
     waiting_size: int = 0
 
 
-def unkept(rows: Iterable[Row], last: int) -> dict[int, Digest]:
-    """The versions that are neither among the `last` newest nor have a tag; `rows` are the newest first."""
-    return {row.number: row.digest for at, row in enumerate(rows) if at >= last and not row.tags}
+def gc(
+    registry: Registry,
+    *,
+    grace: float = GRACE,
+    last: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Swept:
+    """Drop the versions that need not be kept; remove what nothing needs, and what killed processes left.
+
+    Args:
+        registry: The registry.
+        grace: Hours that a blob stays after it was stored or let go.
+        last: Number of newest versions to keep, besides the tagged ones, of names without a setting (`retention.keep`).
+        dry_run: Change nothing.
+        progress: Called with blobs done and the number of blobs.
+    """
+    dropped = retention.drop(registry, last, dry_run=dry_run)
+    swept = Swept(dry_run, dropped.refs, dropped.parents)
+    store = registry.store
+    needs = _Needs(
+        store,
+        lambda: {name.name: name.seq for name in queries.names(registry.index)},
+        grace * 3600,
+        dropped.numbers if dry_run else {},
+    )
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with registry.locked():
+            for name in store.log.names():
+                replay.catch_up(registry.index, store, name)
+            # A writer killed here may not have written index.json.
+            if store.log.pending_moves() and not store.index_file.has_exactly(queries.ref_lines(registry.index)):
+                index_file.write(registry.index, store)
+            yield
+
+    _collect(store, needs, locked, swept, grace=grace * 3600, progress=progress)
+    return swept
 
 
 @dataclass
 class _Log:
-    """One name as far as its log was read: its versions, the digests it ever named, and what it let go when.
+    """The state of a name's log: its versions, all digests it has named, and what it let go at which time.
 
     A base or a recipe has one version, number 1, whose digest is that of its document.
     """
@@ -80,45 +122,46 @@ class _Log:
     let_go: list[tuple[float, Digest]] = field(default_factory=list)
 
 
-class Needs:
-    """Which blobs are needed; `update` under the write lock brings it up to date.
+class _Needs:
+    """The blobs that are needed; `update`, under the write lock, brings it up to date.
 
-    `spared` are those that no version needs, but somebody at work, or whoever would undo what was done not long ago. `parents`
-    are what packs are differences to.
+    Attributes:
+        spared: Blobs that no version needs, but a running process, or a user who undoes a recent removal.
+        parents: Packed blobs to the parents they are differences to.
     """
 
     def __init__(self, store: Store, known: Callable[[], dict[str, int]], grace: float, unkept: dict[str, list[int]]) -> None:
         self._store = store
-        self._known = known  # how far each log goes, as the catalog remembers
+        self._known = known  # the last entry of each log in the index
         self._grace = grace
         self._since = time.time() - grace
         self._unkept = unkept
         self._logs: dict[str, _Log] = {}
-        self._shelved: dict[tuple[str, str], _Log] = {}
+        self._documents: dict[tuple[str, str], _Log] = {}
         self._recipes: dict[Digest, set[Digest]] = {}
         self._blobs: dict[Digest, set[Digest]] = {}
         self.spared: set[Digest] = set()
         self.parents: dict[Digest, Digest] = {}
 
     def update(self) -> set[Digest]:
-        """The blobs that are needed now; IntegrityError or RefusedError where that cannot be known."""
+        """Return the blobs that are needed now; IntegrityError or RefusedError where that cannot be determined."""
         for path in self._store.unknown():
-            what = "is not known to this adapterhub and may need any of the blobs; nothing was removed"
+            what = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
             raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere")
         known = self._known()
-        for name in sorted({*self._store.names(), *known}):
+        for name in sorted({*self._store.log.names(), *known}):
             self._read(name, known.get(name, 0))
         for kind in (BASES, MERGES):
-            for name in self._store.shelved(kind):
-                self._read_shelved(kind, name)
+            for name in self._store.log.document_names(kind):
+                self._read_document_log(kind, name)
         needed, spared = self._of_versions()
-        for (kind, name), log in self._shelved.items():
+        for (kind, name), log in self._documents.items():
             needed.update(log.versions.values())
             spared.update(digest for when, digest in log.let_go if when > self._since)
             if kind == MERGES:
                 needed.update(*(self._of_recipe(digest, name) for digest in log.versions.values()))
                 for digest in [digest for when, digest in log.let_go if when > self._since]:
-                    with contextlib.suppress(AdapterhubError):  # what cannot be read any more needs nothing
+                    with contextlib.suppress(AdapterhubError):  # an unreadable one needs nothing
                         spared |= self._of_recipe(digest, name)
         leased = self._store.leased()
         spared |= leased
@@ -127,14 +170,14 @@ class Needs:
         return self._with_parents(needed, spared)
 
     def _of_versions(self) -> tuple[set[Digest], set[Digest]]:
-        """What versions need, and what those would that were let go not long ago."""
+        """Return what versions need, and what recently dropped or removed versions would need."""
         needed: set[Digest] = set()
         spared: set[Digest] = set()
         for name, log in self._logs.items():
             for number, digest in log.versions.items():
                 if number not in self._unkept.get(name, ()):
                     needed |= self._of(digest, f"{name}:v{number}")
-                elif self._grace:  # a dry run: it would have been dropped just now
+                elif self._grace:  # in a dry run: it would just have been dropped
                     spared |= self._of_gone(digest)
             for when, digest in log.let_go:
                 if when > self._since:
@@ -147,17 +190,16 @@ class Needs:
         needed = with_parents(needed, self.parents)
         for digest in needed:
             if digest in heads and heads[digest] is None and not self._store.blob_path(digest).exists():
-                what = "cannot be read, so it isn't known what it is a difference to; nothing was removed"
-                raise IntegrityError(str(self._store.packs.path(digest)), what, "Run `adapterhub fsck`")
+                raise _damaged(str(self._store.packs.path(digest)), "cannot be read, so that its parent is unknown")
         self.spared = with_parents(spared, self.parents) - needed
         return needed | self.spared
 
     def manifests(self) -> set[Digest]:
-        """Every digest that a log ever named."""
+        """Return every digest that a log has ever named."""
         return set().union(*(log.named for log in self._logs.values()))
 
     def _read(self, name: str, known: int) -> None:
-        """Go on where the log of a name was left."""
+        """Read the log of a name from where it was left."""
         log = self._logs.get(name, _Log())
         for entry, when in self._entries(name, log, known, REFS):
             if entry.op == "push":
@@ -167,72 +209,71 @@ class Needs:
             log.let_go += [(when, log.versions.pop(number)) for number in gone if number in log.versions]
         self._logs[name] = log
 
-    def _read_shelved(self, kind: str, name: str) -> None:
-        """The same of a base or a recipe, whose document goes when the name is freed or another takes its place."""
-        log = self._shelved.get((kind, name), _Log())
+    def _read_document_log(self, kind: str, name: str) -> None:
+        """Read the log of a base or a recipe, whose document is let go when the name is freed or replaced."""
+        log = self._documents.get((kind, name), _Log())
         for entry, when in self._entries(name, log, 0, kind):
             log.let_go += [(when, digest) for digest in log.versions.values()]
             log.versions = {1: entry.digest} if entry.op == "push" else {}
-        self._shelved[kind, name] = log
+        self._documents[kind, name] = log
 
     def _entries(self, name: str, log: _Log, known: int, kind: str) -> Iterator[tuple[Entry, float]]:
-        """The entries that `log` lacks, with the times when they were written."""
+        """Yield the entries that `log` lacks, with the times they were written at."""
         first = log.seq == 0
-        while found := self._store.entry(name, log.seq + 1, log=kind):
+        while found := self._store.log.entry(name, log.seq + 1, log=kind):
             entry, digest = found
-            path = self._store.entry_path(name, entry.seq, log=kind)
+            path = self._store.log.path(name, entry.seq, log=kind)
             if entry.previous != log.head:
-                raise IntegrityError(
-                    str(path), "does not follow the entry before it; nothing was removed", "Run `adapterhub fsck`"
-                )
+                raise _damaged(str(path), "does not follow the entry before it")
             log.seq, log.head = entry.seq, digest
             yield entry, path.stat().st_mtime
-        if log.seq < known or (first and self._store.has_entry_after(name, log.seq, log=kind)):
-            path = self._store.entry_path(name, log.seq + 1, log=kind)
-            raise IntegrityError(
-                str(path), "is missing, though later ones are known; nothing was removed", "Run `adapterhub fsck`"
-            )
+        if log.seq < known or (first and self._store.log.has_entry_after(name, log.seq, log=kind)):
+            path = self._store.log.path(name, log.seq + 1, log=kind)
+            raise _damaged(str(path), "is missing, although there are later ones")
 
     def _of(self, digest: Digest, where: str) -> set[Digest]:
         if digest not in self._blobs:
             try:
                 made = oci_manifest.parse(self._store.read_document(digest), where)
             except AdapterhubError as error:
-                what = "its manifest cannot be read, so it isn't known what it needs; nothing was removed"
-                raise IntegrityError(where, what, "Run `adapterhub fsck`") from error
+                raise _damaged(where, "its manifest cannot be read, so that the blobs it needs are unknown") from error
             self._blobs[digest] = {digest, made.config.digest, *(layer.digest for layer in made.layers)}
         return self._blobs[digest]
 
     def _of_recipe(self, document: Digest, name: str) -> set[Digest]:
-        """What the adapters of a recipe need, as far as they are here."""
+        """Return what the adapters of a recipe need, those that are in this registry."""
         if document not in self._recipes:
             try:
                 named = named_documents.adapters(self._store, document)
             except AdapterhubError as error:
-                what = "its recipe cannot be read, so it isn't known what it needs; nothing was removed"
-                raise IntegrityError(f"merge:{name}", what, "Run `adapterhub fsck`") from error
+                what = "its recipe cannot be read, so that the adapters it needs are unknown"
+                raise _damaged(f"merge:{name}", what) from error
             there = [digest for digest in named if self._store.size(digest) is not None]
             self._recipes[document] = set().union(*(self._of(digest, f"merge:{name}") for digest in there))
         return self._recipes[document]
 
     def _of_gone(self, digest: Digest) -> set[Digest]:
-        """The same of a version that was let go: what cannot be read any more needs nothing."""
+        """Return what a removed version would need; an unreadable one needs nothing."""
         try:
             return self._of(digest, digest)
         except IntegrityError:
             return {digest}
 
 
-def collect(
+def _damaged(where: str, what: str) -> IntegrityError:
+    return IntegrityError(where, f"{what}; nothing was removed", "Check the registry", code="check-registry")
+
+
+def _collect(
     store: Store,
-    needs: Needs,
+    needs: _Needs,
     locked: Callable[[], AbstractContextManager[None]],
     swept: Swept,
     *,
     grace: float,
     progress: Progress | None = None,
 ) -> None:
-    """Remove what isn't needed and has been so for `grace` seconds; `swept` says what became of it."""
+    """Remove what has not been needed for `grace` seconds, and record it in `swept`."""
     with locked():
         needed = needs.update()
         _remove_leftovers(store, needed, swept, max(grace, _UNOWNED))
@@ -261,17 +302,17 @@ def collect(
 
 
 def _remove_blob(store: Store, digest: Digest, swept: Swept, grace: float, *, held: bool) -> bool:
-    """Remove a blob, plain or packed or both, unless it is young or `held`; whether no pack of it is left."""
+    """Remove a blob, plain and packed, unless it is young or `held`; return True if it has no pack any more."""
     packed = _remove_file(store.packs.path(digest), swept, grace, held=held)
     plain = _remove_file(store.blob_path(digest), swept, grace, held=held)
     if packed and plain and not swept.dry_run:
         with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
-            store.tensors.path(digest).unlink()  # what was said of it
+            store.tensors.path(digest).unlink()
     return packed
 
 
 def _remove_file(path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
-    """Remove a file unless it is young or `held`; whether it is gone, or would be."""
+    """Remove a file unless it is young or `held`; return True if it is gone, or would be."""
     with local_errors(path):
         try:
             status = path.stat()
@@ -280,7 +321,7 @@ def _remove_file(path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
                 path.unlink()
         except FileNotFoundError:
             return True  # another gc was first
-        except PermissionError:  # another user's in a folder with the sticky bit, or open on Windows
+        except PermissionError:  # another user's, in a folder with the sticky bit, or open on Windows
             stays = True
     if stays:
         swept.waiting += 1
@@ -292,7 +333,7 @@ def _remove_file(path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
 
 
 def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
-    """Conversions that `pull --as` kept and nobody has used for `age` seconds; whoever uses one makes it young first."""
+    """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
     for folder in store.conversions():
         with contextlib.suppress(OSError):  # another gc was first
             if folder.stat().st_mtime > time.time() - age:
@@ -305,7 +346,7 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
 
 
 def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
-    """Under the write lock, after the logs were replayed: then a move that seems unfinished isn't."""
+    """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
         for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir()), *store.stray_lists(needed)):
             try:

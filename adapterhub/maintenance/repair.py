@@ -1,31 +1,56 @@
-"""Blobs that are missing or damaged, put back from somewhere that has the right bytes: a registry, an OCI layout, a folder.
+"""Repair of missing or damaged blobs, from a registry, an OCI layout, an adapter's folder or a remote that has the right bytes.
 
-Nothing is believed: what is found is hashed as it is copied, and only what has the right digest gets its name.
+No source is trusted: bytes are hashed as they are copied, and get their name only with the right digest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing, sha256_bytes, sha256_file
+from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import listing
-from adapterhub.store.store import FOLDER, Store, open_regular
+from adapterhub.registry.registry import Registry
+from adapterhub.store import named_documents
+from adapterhub.store.store import BASES, FOLDER, MERGES, Store, open_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
 Find = Callable[[Digest], Any]
-"""An unbuffered file that may hold the bytes of a digest, or None; whoever asks closes it."""
+"""Opens an unbuffered file that may have the bytes of a digest, or returns None; the caller closes it."""
 
 
-def source(path: Path) -> Find:
-    """What can be had from a registry (its folder or registry.db), an OCI image layout, or an adapter's folder."""
+def repair(registry: Registry, source: Path | Find) -> list[Digest]:
+    """Restore missing or damaged blobs from a registry, an OCI layout, an adapter's folder, or a function that finds bytes.
+
+    Returns the digests of the restored blobs.
+    """
+    find = _source(source) if isinstance(source, Path) else source
+    rows = queries.versions(registry.index)
+    versions = [Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
+    restored = _restore(registry.store, versions, list(_documents(registry)), find, registry.locked)
+    if restored:
+        registry.rebuild_index()  # its data about a version comes from the blobs
+    return restored
+
+
+def _documents(registry: Registry) -> Iterator[Descriptor]:
+    for log, name in [(kind, name) for kind in (BASES, MERGES) for name in registry.store.log.document_names(kind)]:
+        with contextlib.suppress(AdapterhubError):  # a damaged log, which fsck reports
+            state = named_documents.current(registry.store, name, log=log)
+            if state.there and state.entry:
+                yield Descriptor("application/json", state.entry.digest, state.entry.size, "its document")
+
+
+def _source(path: Path) -> Find:
+    """Return what finds blobs in a registry (its folder or registry.db), an OCI image layout, or an adapter's folder."""
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder")
     folder = path if path.is_dir() else path.parent
@@ -40,69 +65,69 @@ def _in_layout(store: Store, digest: Digest) -> Any:
     return open_regular(path) if path.is_file() else store.packs.open(digest, store.opened)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> BinaryIO | None:
     return open_regular(path) if path.is_file() else None
 
 
 def _in_folder(folder: Path) -> Find:
-    from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
+    from adapterhub.manifest import describe  # needs numpy
 
     files = {sha256_file(folder / path): folder / path for path in listing(folder).files}
     made: dict[Digest, bytes] = {}
-    with contextlib.suppress(AdapterhubError):  # perhaps no whole adapter; its files may do all the same
+    with contextlib.suppress(AdapterhubError):  # perhaps not a complete adapter; its files may still be the right ones
         built = oci_manifest.build(folder)
         made = {sha256_bytes(raw): raw for raw in (built.raw, built.config_bytes, describe.settle(folder)[1])}
     return lambda digest: io.BytesIO(made[digest]) if digest in made else _opened(files[digest]) if digest in files else None
 
 
-def heal(
+def _restore(
     store: Store,
     versions: Iterable[Descriptor],
     others: Iterable[Descriptor],
     find: Find,
     locked: Callable[[], AbstractContextManager[None]],
 ) -> list[Digest]:
-    """Put back what is wrong of the blobs that versions (their manifests) need and of `others`, where `find` has it.
+    """Restore the blobs that versions (their manifests) need, and `others`, where `find` has them.
 
-    A pack that is not right goes, once its blob is there plain. Returns what was put back or is right again.
+    A damaged pack is removed once its blob is restored as a plain file. Returns what was restored or is right again.
     """
-    healing = _Healing(store, find, locked)
+    restoring = _Repair(store, find, locked)
     with store.lease("repair"):
         for version in versions:
-            healing.mend(version.digest, version.size)
+            restoring.blob(version.digest, version.size)
             with contextlib.suppress(AdapterhubError):
                 made = oci_manifest.parse(store.read_document(version.digest), version.digest)
                 for blob in (made.config, *made.layers):
-                    healing.mend(blob.digest, blob.size)
+                    restoring.blob(blob.digest, blob.size)
         for blob in others:
-            healing.mend(blob.digest, blob.size)
+            restoring.blob(blob.digest, blob.size)
         store.sync_blobs()
-    return healing.healed
+    return restoring.restored
 
 
-class _Healing:
-    """What was looked at and what was put back."""
+class _Repair:
+    """Restores blobs, each once; `restored` lists them."""
 
     def __init__(self, store: Store, find: Find, locked: Callable[[], AbstractContextManager[None]]) -> None:
         self._store, self._find, self._locked = store, find, locked
         self._seen: set[Digest] = set()
-        self.healed: list[Digest] = []
+        self.restored: list[Digest] = []
 
-    def mend(self, digest: Digest, size: int | None) -> None:
-        """Look at one blob, after what its pack is a difference to: with that right, it may be right as well."""
+    def blob(self, digest: Digest, size: int | None) -> None:
+        """Check a blob and restore it; after the parent of its pack, as restoring that may be enough."""
         if digest in self._seen:
             return
         self._seen.add(digest)
         with contextlib.suppress(IntegrityError):
             head = self._store.packs.head(digest)
             if head and head.parent and not self._store.blob_path(digest).exists():
-                self.mend(head.parent, None)
+                self.blob(head.parent, None)
         right = self._is_right(digest, size)
         if (not right and self._put_back(digest, size)) | self._drop_wrong_pack(digest):
-            self.healed.append(digest)
+            self.restored.append(digest)
 
     def _put_back(self, digest: Digest, size: int | None) -> bool:
-        with contextlib.suppress(IntegrityError):  # where it came from, too
+        with contextlib.suppress(IntegrityError):  # the source is damaged, too
             found = self._find(digest)
             if found is not None:
                 with found:
@@ -110,7 +135,7 @@ class _Healing:
         return False
 
     def _drop_wrong_pack(self, digest: Digest) -> bool:
-        """Remove a pack beside its plain blob that does not give the blob."""
+        """Remove a damaged pack whose blob has a right plain file."""
         if not (self._store.packs.path(digest).exists() and self._is_right(digest, None)):
             return False
         with contextlib.suppress(IntegrityError, NotFoundError), self._store.open_pack(digest) as file:

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,11 @@ from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import FORMATS, peft
 
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
-from .package_files import listing
+from .package_files import Listing
+from .package_files import listing as package_listing
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Delta
@@ -86,23 +88,74 @@ def describe(
     return _declared(found, read_declared(folder) if declared is None else declared, folder)
 
 
-def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[AdapterManifest, bytes]:
-    """The manifest to publish for `folder`, and the bytes of its document.
+@dataclass(frozen=True)
+class Draft:
+    """The manifest of a folder before its files are hashed: all else of the folder has been read, once.
 
-    The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added. One that
-    contradicts the files is an IntegrityError: its records belong to other weights.
+    Attributes:
+        listing: The files that belong to the adapter.
+        seen: Its format and its adapter; the numbers in its tensors may be absent.
+        known: The adapter.json in the folder, None if there is none; `text` is its text.
+        declared: The content of adapter.toml.
+        base: The base model to pin, if one was given. Recorded values take precedence over it.
+        digests: Digests of files that were hashed on the way.
     """
+
+    folder: Path
+    listing: Listing
+    seen: Seen
+    known: AdapterManifest | None
+    text: str
+    declared: Mapping[str, Any]
+    base: BaseSpec | None = None
+    digests: Mapping[Path, Digest] = field(default_factory=dict)
+
+    def manifest(self, files: Files | None = None) -> AdapterManifest:
+        """The manifest to publish; without `files` (path to digest and size) it names none, which is enough for a policy."""
+        files = {} if files is None else files
+        if self.known is None:
+            return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen)
+        found = dataclasses.replace(self.known, files=_entries(files))
+        if self.base is not None:
+            found = dataclasses.replace(found, base=found.base.filled_from(_base(self.seen[1], self.base)))
+        return _declared(found, self.declared, self.folder) if self.declared else found
+
+    def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
+        """The manifest to publish, and the bytes of its document.
+
+        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added. One
+        that contradicts the files is an IntegrityError: its records belong to other weights.
+        """
+        if self.known is not None:
+            _check_true(self.known, files, self.seen, f"{self.folder}/{ADAPTER_JSON}")
+        found = self.manifest(files)
+        return found, self.text.encode() if found == self.known else found.dump()
+
+
+def draft(
+    folder: Path,
+    *,
+    listing: Listing | None = None,
+    seen: Seen | None = None,
+    text: str | None = None,
+    base: BaseSpec | None = None,
+    digests: Mapping[Path, Digest] | None = None,
+) -> Draft:
+    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already."""
     seen = seen or look(folder)
-    files = digests(folder) if files is None else files
-    known = AdapterManifest.read(folder)
-    if known is None:
-        found = describe(folder, files=files, seen=seen)
-        return found, found.dump()
-    _check_true(known, files, seen, f"{folder}/{ADAPTER_JSON}")
-    found = dataclasses.replace(known, files=_entries(files))
-    if declared := read_declared(folder):
-        found = _declared(found, declared, folder)
-    return found, json_file.read_text(folder / ADAPTER_JSON).encode() if found == known else found.dump()
+    if text is None:
+        try:
+            text = json_file.read_text(folder / ADAPTER_JSON)
+        except NotFoundError:
+            text = ""
+    known = AdapterManifest.parse(text, f"{folder}/{ADAPTER_JSON}") if text else None
+    declared = read_declared(folder)
+    return Draft(folder, listing or package_listing(folder), seen, known, text, declared, base, digests or {})
+
+
+def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[AdapterManifest, bytes]:
+    """`Draft.settle` of a folder; `files` are hashed unless they are given."""
+    return draft(folder, seen=seen).settle(digests(folder) if files is None else files)
 
 
 def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) -> None:
@@ -125,7 +178,7 @@ def _short(value: object) -> str:
 
 def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
     """Path to digest and size of the adapter's files, adapter.json included; `more` is called with counts of bytes read."""
-    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in listing(folder).files}
+    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in package_listing(folder).files}
 
 
 def _entries(files: Files) -> tuple[FileEntry, ...]:
@@ -137,7 +190,7 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 
 def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
-    if peft.sniff(folder):
+    if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
@@ -147,7 +200,7 @@ def look(folder: Path) -> Seen:
     except FormatError as error:
         what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
         raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
-    return name, convert.FORMATS[name].read(path)
+    return name, FORMATS[name].read(path)
 
 
 def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -38,15 +38,23 @@ class Listing:
     skipped: tuple[str, ...] = ()
 
 
-def listing(folder: Path) -> Listing:
-    """List the files in `folder` that are packaged. Dotfiles are skipped; RefusedError names a file that must not be there."""
+def listing(folder: Path, *, head: Callable[[Path], bytes] | None = None) -> Listing:
+    """The files of `folder` that belong to the adapter. Dotfiles are skipped.
+
+    Args:
+        folder: The adapter's own folder.
+        head: Returns the first `HEAD` bytes of a file, where the caller opens the files anyway.
+
+    Raises:
+        RefusedError: A file must not be there at all, such as a pickle; the error names it.
+    """
     files: list[str] = []
     skipped: list[str] = []
     refused: list[tuple[str, str, str]] = []
     for path, mode in _walk(folder, ""):
         if path.rpartition("/")[2].startswith(".") or path in _OWN:
             skipped.append(path)
-        elif reason := _why_not(folder, path, mode):
+        elif reason := _why_not(folder, path, mode, head or first_bytes):
             refused.append((path, *reason))
         else:
             files.append(path)
@@ -80,14 +88,14 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
             yield path, mode
 
 
-def _why_not(folder: Path, path: str, mode: int) -> tuple[str, str] | None:
+def _why_not(folder: Path, path: str, mode: int, head: Callable[[Path], bytes]) -> tuple[str, str] | None:
     """The reason why a file may not be part of an adapter, and the way to fix it; None if it may."""
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
-    return _why_not_name(path) or _why_not_content(_first_bytes(folder / path), suffix)
+    return _why_not_name(path) or _why_not_content(head(folder / path), suffix)
 
 
 def _why_not_name(path: str) -> tuple[str, str] | None:
@@ -136,7 +144,8 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
     return None
 
 
-def _first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
+    """The first `HEAD` bytes of a file."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(HEAD)

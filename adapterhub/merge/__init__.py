@@ -1,7 +1,7 @@
-"""Two things under one verb: adapters into a base (`fuse`), and adapters into an adapter (`combine`); numpy alone."""
+"""Merge adapters into a base (`fuse`) or into one adapter (`combine`), with numpy alone."""
 
 from .adapters import METHODS, Merged, MergeReport, Progress, combine
-from .into_base import Change, FuseReport, Merge, Options, fuse, prepared
+from .into_base import Change, FuseReport, Merge, Options, fuse, prepared, read_base
 
 __all__ = [
     "METHODS",
@@ -15,4 +15,5 @@ __all__ = [
     "combine",
     "fuse",
     "prepared",
+    "read_base",
 ]

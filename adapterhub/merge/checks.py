@@ -1,4 +1,4 @@
-"""What makes an adapter unfit for any merge."""
+"""Checks of an adapter before any merge."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import RefusedError
 
 Weighted = Sequence[tuple[Adapter, float]]
-"""Adapters, and what each is multiplied by."""
+"""Adapters and their weights."""
 _FLOATS = (dtypes.BF16, dtypes.F16, dtypes.F32, dtypes.F64)
 
 
 def check_adapter(adapter: Adapter, weight: float) -> None:
-    """Refuse an adapter with numbers that aren't, or whose delta is not what its tensors say."""
+    """Refuse an adapter with numbers that are not finite, or whose tensors alone do not determine its delta."""
     if not math.isfinite(weight):
-        raise RefusedError("weight", f"{weight} is not a number to multiply by")
+        raise RefusedError("weight", f"{weight} is not a finite number")
     if adapter.meta.init != "default":
         raise RefusedError(
             "adapter",
@@ -28,9 +28,9 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
         )
     for target, delta in adapter.deltas.items():
         if not math.isfinite(delta.scaling):
-            raise RefusedError(target, f"alpha {delta.alpha} is not a number to multiply by")
+            raise RefusedError(target, f"alpha {delta.alpha} does not give a finite scaling")
     for name, tensor in adapter.tensors():
         if tensor.dtype not in _FLOATS:
-            raise RefusedError(name, f"{tensor.dtype} is not a type to compute with")
+            raise RefusedError(name, f"{tensor.dtype} is not a type of floats")
         if not np.isfinite(tensor.astype(np.float32)).all():
-            raise RefusedError(name, "has NaN or Inf in it")
+            raise RefusedError(name, "contains NaN or Inf")

@@ -6,19 +6,20 @@ policy. A key that isn't known is refused by name: a misspelled rule would be no
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import user_files
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import UsageError
+
+from .policy import Policy
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.document import AdapterManifest
+    pass
 
 _TOP = ("registry", "remote", "remotes", "policy")
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -40,41 +41,6 @@ TEMPLATE = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What adapters have to be; None and empty ask nothing."""
-
-    where: str = ""
-    max_rank: int | None = None
-    require_base: bool = False
-    licenses: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-
-    @property
-    def needs_manifest(self) -> bool:
-        """Whether a name alone does not decide it."""
-        return self.max_rank is not None or self.require_base or bool(self.licenses)
-
-    def check_name(self, name: str) -> None:
-        """RefusedError when `name`, of a ref or a whole address, is none of those that are allowed."""
-        if self.allow and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
-            raise RefusedError(name, f"not a name that {self.where} allows", f"allow = {list(self.allow)}")
-
-    def check_manifest(self, manifest: AdapterManifest, where: str) -> None:
-        """RefusedError that lists every rule an adapter breaks."""
-        if reasons := list(self._against(manifest)):
-            raise RefusedError(where, f"against the policy of {self.where}: {'; '.join(reasons)}", "", reasons)
-
-    def _against(self, manifest: AdapterManifest) -> Iterable[str]:
-        if self.max_rank is not None and manifest.max_rank > self.max_rank:
-            yield f"rank {manifest.max_rank} is over {self.max_rank}"
-        if self.require_base and not manifest.base.fingerprint:
-            yield "its base is not pinned (`push --base` does it)"
-        spdx = manifest.license
-        if self.licenses and (spdx or "").lower() not in [one.lower() for one in self.licenses]:
-            yield f"its license is {spdx or 'not declared'}, not {' or '.join(self.licenses)}"
-
-
 @dataclass(frozen=True)
 class Settled:
     """One of the files; `registry` as an absolute path."""
@@ -83,7 +49,7 @@ class Settled:
     registry: Path | None = None
     remote: str | None = None
     remotes: Mapping[str, str] = field(default_factory=dict)
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
 
 
 def read(path: Path) -> Settled:

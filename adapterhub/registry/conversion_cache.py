@@ -1,7 +1,7 @@
-"""One adapter in many forms: a version converted on its way out, and kept for the next who asks.
+"""Cache of converted versions: a version is converted when it is pulled in another format, and the result kept.
 
-What was converted lies in `cache/` of the store under a key of all that decides it, and is believed only if its bytes are
-those that were written. Where the weights of a base went in, which no key names, nothing is kept.
+A conversion is stored in `cache/` under a key of everything that determines it, and used only if its bytes still have the
+recorded digest. One that used the weights of a base model, which the key does not cover, is not kept.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import __version__
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.version import __version__
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
-from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import ollama
+from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
-from . import export
+from . import publish
 from .recipe import Conversion, Parent, convert
 
 if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub_converters.bases import BaseSpec
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Form:
-    """A version in another format: where it is now, how its tensors were kept, and whether it was there already."""
+class Converted:
+    """A version in another format: its path, the sums of its loss report, and whether it came from the cache."""
 
     version: Version
     out: Path
@@ -54,33 +54,37 @@ def pull(
     *,
     base: BaseSpec | None = None,
     model: str | None = None,
-) -> Form:
-    """Write a version in another format as `out`, whole or not at all: a file, or a folder with its manifest.
+    policy: Policy | None = None,
+) -> Converted:
+    """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
-    For ollama, a folder with a GGUF and a Modelfile, in which `model` is what Ollama calls the base.
+    For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model. The version
+    is checked before, and the result compared with the policy, as by a push: nothing else is cached.
     """
-    package = conversion.to in formats.PACKAGES
-    named, name = (ollama.check(model, "--model"), ollama.adapter_name(out)) if package else ("", "")
+    package = conversion.to in PACKAGES
+    named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
-    is_folder = package or conversion.to in formats.FOLDERS
+    is_folder = package or FORMATS[conversion.to].folder
     atomic.check_free(out, folder=is_folder)
     version = registry.resolve(ref)
-    kept = None if _weighty(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
+    entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        folder, cached = _cached(kept), True
+        folder, cached = _cached(entry), True
         if folder is None:
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
-            export.pull(registry, version.ref, source)
+            registry.pull(version.ref, source)
             path = adapter_in(source)
             try:
+                publish.check_adapter(path, where=str(version.ref))
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
-            except AdapterhubError as error:  # the temporary name means nothing to whoever reads it
+            except AdapterhubError as error:  # the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
-            if kept is not None:
-                _keep(folder, kept)
         manifest = AdapterManifest.read(folder)
+        publish.check_manifest(policy, manifest, str(version.ref))
+        if entry is not None and not cached:
+            _keep(folder, entry)
         with atomic.whole(out, folder=is_folder) as target:
             if package:
                 shutil.copyfile(adapter_in(folder), target / name)
@@ -90,10 +94,10 @@ def pull(
             else:
                 shutil.copyfile(adapter_in(folder), target)
     recipe = manifest.recipe if manifest else None
-    return Form(version, out, dict((recipe.loss if recipe else None) or {}), cached)
+    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
-def _weighty(base: BaseSpec | None) -> bool:
+def _has_weights(base: BaseSpec | None) -> bool:
     return base is not None and base.folder is not None
 
 
@@ -104,23 +108,23 @@ def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(kept: Path | None) -> Path | None:
-    """The folder of an earlier conversion if every byte of it is the one that was written; else it is removed."""
-    if kept is None or not kept.is_dir():
+def _cached(entry: Path | None) -> Path | None:
+    """Return the folder of an earlier conversion; one whose bytes have changed is removed."""
+    if entry is None or not entry.is_dir():
         return None
     with contextlib.suppress(AdapterhubError, OSError):
-        os.utime(kept)  # when it was last of use; before it is read, as a gc looks at it
-        if (kept / _DIGEST).read_text() == oci_manifest.build(kept / _FILES).digest:
-            return kept / _FILES
-    shutil.rmtree(kept, ignore_errors=True)
+        os.utime(entry)  # time of last use, which a gc reads; before the conversion is read
+        if (entry / _DIGEST).read_text() == oci_manifest.build(entry / _FILES).digest:
+            return entry / _FILES
+    shutil.rmtree(entry, ignore_errors=True)
     return None
 
 
 _FILES, _DIGEST = "files", "digest"
 
 
-def _keep(folder: Path, kept: Path) -> None:
-    """Put a conversion into the cache; a full disk or a read-only registry is no reason to fail."""
-    with contextlib.suppress(LocalIOError, OSError), atomic.whole(kept) as place:
+def _keep(folder: Path, entry: Path) -> None:
+    """Put a conversion into the cache; a full disk or a read-only registry is not an error."""
+    with contextlib.suppress(LocalIOError, OSError), atomic.whole(entry) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

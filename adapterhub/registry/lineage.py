@@ -1,7 +1,7 @@
-"""Where an adapter comes from and what came of it: parents, bases, training data, children.
+"""Lineage of an adapter: parents, bases, training data and children.
 
-Walked over the digests that each adapter.json names. A parent that this registry does not hold is still a node: its
-digest, and the ref it once had, are all that is known of it.
+It follows the digests in each adapter.json. A parent that is not in this registry is still a node, with its digest and the ref
+it once had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .registry import Registry
 
-_MANY = 10_000  # adapters; a chain this long is no lineage but an attack
+_MANY = 10_000  # adapters; a longer chain is an attack
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Node:
     """One adapter.
 
     Attributes:
-        digest: Of its OCI manifest.
+        digest: Digest of its OCI manifest.
         refs: Its refs in this registry, or those under which its children knew it.
         manifest: Its adapter.json; None if the adapter is not in this registry.
-        deprecated: Those of `refs` that should not be used any more, with the reason.
+        deprecated: Those of `refs` that are deprecated, with the reason.
     """
 
     digest: Digest
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def how(self) -> str:
-        """How it came to be, in a few words."""
+        """Its origin in a few words."""
         if self.manifest is None:
             return "not in this registry"
         recipe, parents = self.manifest.recipe, self.manifest.parents
@@ -57,7 +57,7 @@ class Node:
 
     @property
     def base(self) -> str:
-        """The base it is for, as repository and revision; else the beginning of its fingerprint, else empty."""
+        """Its base model: repository and revision, else the first digits of the fingerprint, else empty."""
         base = self.manifest.base if self.manifest else BaseInfo()
         if base.repo:
             return f"{base.repo}@{base.revision}" if base.revision else base.repo
@@ -77,7 +77,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """`child` was made from `parent`."""
+    """A step of the lineage: `child` was made from `parent`."""
 
     parent: Digest
     child: Digest
@@ -87,7 +87,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Model:
-    """A merged model, kept as a recipe under a name, that one of the adapters is in."""
+    """A merged model, stored as a recipe under a name, that contains one of the adapters."""
 
     name: str
     parent: Digest
@@ -97,7 +97,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Lineage:
-    """All ancestors and descendants of one adapter, itself among the nodes, and the models that were made of them."""
+    """All ancestors and descendants of an adapter, itself included, and the merged models that contain them."""
 
     root: Digest
     nodes: Mapping[Digest, Node]
@@ -105,18 +105,18 @@ class Lineage:
     models: tuple[Model, ...] = ()
 
     def parents(self, digest: Digest) -> list[Edge]:
-        """The edges from what an adapter was made of."""
+        """Return the edges from the adapters that an adapter was made from."""
         return [edge for edge in self.edges if edge.child == digest]
 
     def children(self, digest: Digest) -> list[Edge]:
-        """The edges to what was made of it."""
+        """Return the edges to the adapters that were made from it."""
         return [edge for edge in self.edges if edge.parent == digest]
 
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
-    """The lineage of a version."""
+    """Return the lineage of a version."""
     root = registry.resolve(ref).digest
-    told = registry.deprecations()
+    deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}
     for upwards in (True, False):
         waiting = [root]
@@ -126,28 +126,31 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             if digest in seen:
                 continue
             seen.add(digest)
-            node = nodes.setdefault(digest, _node(registry, digest, told))
+            node = nodes.setdefault(digest, _node(registry, digest, deprecations))
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     return Lineage(
-        root, {digest: _called(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
+        root, {digest: _with_refs(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
     )
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
-    from . import merge_recipe, merge_recipes  # most registries keep none
+    names = registry.store.log.document_names(MERGES)
+    if not names:
+        return
+    from . import merge_recipe, merge_recipes  # numpy, which most lineages do without
 
-    for name in registry.store.shelved(MERGES):
-        with contextlib.suppress(AdapterhubError):  # forgotten, or a matter of fsck's
+    for name in names:
+        with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
             recipe = merge_recipes.get(registry, name).recipe
             for adapter in recipe["adapters"]:
                 if adapter["digest"] in nodes:
-                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.called(recipe))
+                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.base_name(recipe))
 
 
-def _node(registry: Registry, digest: Digest, told: Mapping[tuple[str, int], str]) -> Node:
+def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
     rows = registry.holding(digest)
-    found = {str(row.ref): told.get((row.name, row.number), told.get((row.name, 0))) for row in rows}
+    found = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
     deprecated = {ref: why for ref, why in found.items() if why is not None}
     try:
         return Node(digest, tuple(found), registry.adapter_manifest(digest), deprecated)
@@ -164,8 +167,8 @@ def _edges(node: Node) -> Iterator[Edge]:
         yield Edge(parent.digest, node.digest, parent.weight, parent.method)
 
 
-def _called(node: Node, nodes: Mapping[Digest, Node]) -> Node:
-    """A node that is elsewhere, with the refs by which its children knew it."""
+def _with_refs(node: Node, nodes: Mapping[Digest, Node]) -> Node:
+    """Return a node that is not in this registry with the refs by which its children knew it."""
     if node.refs:
         return node
     named = {parent.ref for child in nodes.values() for parent in child.parents if parent.digest == node.digest and parent.ref}

@@ -1,4 +1,4 @@
-"""Measurements of versions: said in the log of their name, and gates that they pass or don't."""
+"""Measurements of versions, recorded in the log of their name, and gates that compare them with bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapterhub.index.database import Name
+from adapterhub.index import queries
+from adapterhub.index.queries import Name
 from adapterhub.index.search import Bounds, parse_metric
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
@@ -15,7 +16,7 @@ from adapterhub_converters.errors import UsageError
 
 from .registry import Registry, now
 
-# What a gate may be about, to the metric; `ppl/base` is short for the ratio.
+# Name of a gate to its metric; `ppl/base` is short for the ratio.
 _GATES = {
     "ppl": "perplexity", "perplexity": "perplexity", "loss": "loss", "ppl/base": "perplexity_ratio",
     "perplexity/base": "perplexity_ratio", "base": "base_perplexity", "tokens": "tokens",
@@ -27,39 +28,39 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Gate:
-    """What a metric must pass; `text` as it was typed."""
+    """Bounds of a metric; `text` as typed."""
 
     text: str
     metric: str
     bounds: Bounds
 
     def passes(self, metrics: Mapping[str, float]) -> bool:
-        """Whether all bounds hold."""
+        """Return True if all bounds hold."""
         return all(_COMPARE[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
 
 
 def parse_gate(text: str, where: str) -> Gate:
-    """`ppl<12`, `ppl/base<0.9`, `loss<=2.1`."""
+    """Parse a gate such as `ppl<12`, `ppl/base<0.9` or `loss<=2.1`."""
     name, bounds = parse_metric(text, where)
     metric = _GATES.get(name.replace(" ", "").lower())
     if metric is None:
-        raise UsageError(where, f"{name[:60]!r} is nothing that is measured", f"Known are {', '.join(_GATES)}")
+        raise UsageError(where, f"{name[:60]!r} is not measured", f"Choose one of {', '.join(_GATES)}")
     return Gate(text, metric, bounds)
 
 
 def record(registry: Registry, ref: Ref, evaluation: Evaluation) -> bool:
-    """Say in the log of a version what was measured of it; False if just that was said last under this name."""
+    """Record a measurement in the log of a version; False if the last one under its name is the same."""
     row = registry.row(ref)
-    said = evaluation.dump()
+    text = evaluation.dump()
     new = False
 
     def decide(state: Name) -> Entry | None:
         nonlocal new
         registry.row(Ref(ref.name, number=row.number))
-        new = registry.catalog.marks("evaluate", row.name).get(f"{row.number} {evaluation.name}") != said
+        new = queries.marks(registry.index, "evaluate", row.name).get(f"{row.number} {evaluation.name}") != text
         if not new:
             return None
-        return Entry(row.name, state.seq + 1, "evaluate", now(), number=row.number, previous=state.head, message=said)
+        return Entry(row.name, state.seq + 1, "evaluate", now(), number=row.number, previous=state.head, message=text)
 
     registry.move(row.name, decide)
     return new

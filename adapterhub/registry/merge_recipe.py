@@ -1,7 +1,8 @@
-"""A merged model as a recipe of a few kilobytes: what it is made of, and the digests of what has to come of it.
+"""Merge recipes: a merged model in a few kilobytes, as its ingredients and the digests of the result.
 
-Base, adapters by the digests of their manifests, and options: all that the bytes of a merge depend on, but for the class of
-CPU. Of the numbers that the merge changes some are kept, drawn evenly, so that of a result that differs it can be said how far.
+A recipe has the base model, the adapters by the digests of their manifests, and the options: everything the bytes of a merge
+depend on except the class of CPU. It also keeps an even sample of the numbers that the merge changes, to tell how far a result
+differs.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import adapterhub_schemas
-from adapterhub import __version__
 from adapterhub.digest import Digest, is_hex, sha256_file
 from adapterhub.merge import Options
+from adapterhub.version import __version__
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.bases import BaseSpec, weight_files
@@ -35,34 +36,34 @@ from .recipe import Difference, ulps
 
 SCHEMA_ID = "urn:adapterhub:schema:merge:2"
 VERSION = 2
-_MODEL = "model"  # the name that the output has here, whatever it has there
-_SAMPLE = 512  # numbers that are kept of an output
+_MODEL = "model"  # name of the output in recipes, whatever its name on the disk
+_SAMPLE = 512  # numbers of an output that are kept
 _OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "as_trained", "trained_in", "force")
 _FLOATS = ("F32", "F16", "BF16")
 _GOLDEN = 0.6180339887498949
 
-Variant = dict[str, Any]
-"""A recipe, under the names of the schema."""
+MergeRecipe = dict[str, Any]
+"""A recipe, with the keys of its schema."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """An output on the disk: `single` if it is one file; `touched` are the tensors that the merge changes."""
+    """An output on the disk: `single` for one file; `touched` are the tensors that the merge changes."""
 
     path: Path
     single: bool
     touched: Sequence[str]
 
 
-def document(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> Variant:
-    """The recipe of a merge whose lineage is in its options; with the digests of what it `made`, and of the base's files."""
-    said = options.lineage["base"]
+def document(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> MergeRecipe:
+    """Return the recipe of a merge whose lineage is in its options, with the digests of its output and of the base's files."""
+    named = options.lineage["base"]
     return {
         "$schema": SCHEMA_ID,
         "schema_version": VERSION,
         "made_by": {"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
         "base": {
-            "name": said.get("name") or base.resolve().name,
+            "name": named.get("name") or base.resolve().name,
             "source": source,
             "repo": spec.repo,
             "revision": spec.revision,
@@ -78,27 +79,27 @@ def document(base: Path, spec: BaseSpec, source: str, options: Options, made: Ma
     }
 
 
-def options_of(variant: Variant) -> Options:
-    """What the merge was asked for, its lineage as it is written into the output."""
-    base = variant["base"]
-    said = {key: base[key] for key in ("repo", "revision", "fingerprint")}
-    lineage = {"base": said if said["repo"] else {**said, "name": base["name"]}, "adapters": variant["adapters"]}
-    return Options(**variant["options"], lineage=lineage)
+def options_of(recipe: MergeRecipe) -> Options:
+    """Return the options of the merge, with the lineage that is written into the output."""
+    base = recipe["base"]
+    named = {key: base[key] for key in ("repo", "revision", "fingerprint")}
+    lineage = {"base": named if named["repo"] else {**named, "name": base["name"]}, "adapters": recipe["adapters"]}
+    return Options(**recipe["options"], lineage=lineage)
 
 
-def dump(variant: Variant) -> bytes:
-    """The bytes that are kept."""
-    return json.dumps(variant, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+def dump(recipe: MergeRecipe) -> bytes:
+    """Return the bytes of a recipe."""
+    return json.dumps(recipe, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def parse(text: str, where: str) -> Variant:
-    """The recipe that `text` is, checked against the schema."""
+def parse(text: str, where: str) -> MergeRecipe:
+    """Parse a recipe and check it against the schema; FormatError for another text, RefusedError for a newer schema."""
     import jsonschema
 
     found = json_file.parse_object(text, where)
     version = found.get("schema_version")
     if type(version) is int and version > VERSION and str(found.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
-        raise RefusedError(where, f"schema_version {version} is newer than the {VERSION} known here", "Upgrade adapterhub")
+        raise RefusedError(where, f"schema_version {version} is newer than {VERSION}, the last supported", "Upgrade adapterhub")
     found = _upgraded(found)
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(found)
@@ -106,14 +107,12 @@ def parse(text: str, where: str) -> Variant:
     if error:
         field = "/".join(str(part) for part in error.absolute_path)
         message = " ".join(error.message.split())[:120]
-        raise FormatError(
-            where, f"not the recipe of a merge: {field}: {message}" if field else f"not the recipe of a merge: {message}"
-        )
+        raise FormatError(where, f"not a merge recipe: {field}: {message}" if field else f"not a merge recipe: {message}")
     return found
 
 
-def _upgraded(found: Variant) -> Variant:
-    """A recipe of schema 1, which spelled two options and one key otherwise, as one of schema 2."""
+def _upgraded(found: MergeRecipe) -> MergeRecipe:
+    """Convert a recipe of schema 1, which spelled two options and one key differently, to schema 2."""
     if found.get("$schema") != "urn:adapterhub:schema:merge:1" or not isinstance(found.get("options"), dict):
         return found
     options = {_RENAMED.get(key, key): value for key, value in found["options"].items()}
@@ -123,37 +122,37 @@ def _upgraded(found: Variant) -> Variant:
 _RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}
 
 
-def called(variant: Variant) -> str:
-    """What people call its base."""
-    base = variant["base"]
+def base_name(recipe: MergeRecipe) -> str:
+    """Return a readable name of the recipe's base model."""
+    base = recipe["base"]
     return f"{base['repo']}@{base['revision']}" if base["repo"] and base["revision"] else str(base["repo"] or base["name"])
 
 
-def check_base(variant: Variant, base: Path, spec: BaseSpec) -> None:
-    """RefusedError unless the base can be the recipe's, by its names, shapes and sizes; its bytes are not read."""
-    wanted = variant["base"]
+def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
+    """Raise RefusedError unless names, shapes and sizes are those of the recipe's base; its bytes are not read."""
+    wanted = recipe["base"]
     if spec.fingerprint != wanted["fingerprint"]:
-        found = f"its names and shapes are {str(spec.fingerprint)[:19]}, not {str(wanted['fingerprint'])[:19]}"
-        raise RefusedError(str(base), f"is not the base of the recipe, {called(variant)}: {found}", _BASE)
+        found = f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(wanted['fingerprint'])[:19]}"
+        raise _other_base(base, recipe, found)
     sizes = [path.stat().st_size for path in _weights(base)]
     if sizes != [file["size"] for file in wanted["files"]]:
-        raise RefusedError(str(base), f"is not the base of the recipe, {called(variant)}: its weights have other sizes", _BASE)
+        raise _other_base(base, recipe, "its weights have other sizes")
 
 
-def check_weights(variant: Variant, base: Path) -> bool:
-    """Read the base's weights; RefusedError when they are others than the recipe's, False when it has no digest of some."""
+def check_weights(recipe: MergeRecipe, base: Path) -> bool:
+    """Read the base's weights; RefusedError if they differ from the recipe's, False if the recipe lacks a digest."""
     known = True
-    for path, wanted in zip(_weights(base), variant["base"]["files"], strict=True):
+    for path, wanted in zip(_weights(base), recipe["base"]["files"], strict=True):
         if wanted["digest"] is None:
             known = False
         elif sha256_file(path) != wanted["digest"]:
-            raise RefusedError(
-                str(base), f"is not the base of the recipe, {called(variant)}: {path.name} has other numbers", _BASE
-            )
+            raise _other_base(base, recipe, f"{path.name} has other numbers")
     return known
 
 
-_BASE = "Name the right one with --base"
+def _other_base(base: Path, recipe: MergeRecipe, why: str) -> RefusedError:
+    what = f"not the base model of the recipe, {base_name(recipe)}: {why}"
+    return RefusedError(str(base), what, "Name the base model that the recipe was made with", code="other-base")
 
 
 def _weights(base: Path) -> list[Path]:
@@ -161,7 +160,7 @@ def _weights(base: Path) -> list[Path]:
 
 
 def _known(path: Path) -> Digest | None:
-    """The digest of a file that its name in a cache says: huggingface_hub's blobs."""
+    """Return the digest of a file in huggingface_hub's cache, whose blobs are named by it; None for another file."""
     real = path.resolve()
     return f"sha256:{real.name}" if real.parent.name == "blobs" and is_hex(real.name) else None
 
@@ -169,13 +168,11 @@ def _known(path: Path) -> Digest | None:
 # ---- the output
 
 
-def differences(variant: Variant, made: Made) -> list[Difference]:
-    """How what was made anew differs from what the recipe says; empty when every byte is the same."""
-    wanted = {file["path"]: file for file in variant["output"]["files"] or ()}
+def differences(recipe: MergeRecipe, made: Made) -> list[Difference]:
+    """Compare a rebuilt output with the recipe; empty if every byte is the same."""
+    wanted = {file["path"]: file for file in recipe["output"]["files"] or ()}
     there = dict(_paths(made))
-    found = [
-        Difference(name, "is not there" if name in wanted else "is not in the recipe") for name in wanted.keys() ^ there.keys()
-    ]
+    found = [Difference(name, "missing" if name in wanted else "not in the recipe") for name in wanted.keys() ^ there.keys()]
     for name in wanted.keys() & there.keys():
         if sha256_file(there[name]) != wanted[name]["digest"]:
             found.append(_difference(name, there[name], wanted[name].get("sample"), made.touched))
@@ -188,18 +185,18 @@ def _difference(name: str, path: Path, kept: str | None, touched: Sequence[str])
     try:
         old = np.frombuffer(base64.b64decode(kept, validate=True), "<f4")
     except (binascii.Error, ValueError):
-        return Difference(name, "bytes differ; the numbers that the recipe keeps of it can't be read")
+        return Difference(name, "bytes differ; the numbers in the recipe cannot be read")
     drawn = list(_sample(path, touched, len(old)))
     if sum(len(new) for new in drawn) != len(old):
-        return Difference(name, "bytes differ, and which tensors there are")
+        return Difference(name, "bytes differ, and the tensors it contains")
     apart, most, at = 0, 0, 0
     for new in drawn:
         before = old[at : at + len(new)].astype(new.dtype)
         apart += int(np.count_nonzero(before != new))
         most, at = max(most, ulps(before, new)), at + len(new)
     if not apart:
-        return Difference(name, f"bytes differ, though none of the {len(old)} numbers that the recipe keeps of it does", 0)
-    return Difference(name, f"bytes differ; {apart} of the {len(old)} numbers that the recipe keeps of it do", most)
+        return Difference(name, f"bytes differ, but none of the {len(old)} numbers in the recipe does", 0)
+    return Difference(name, f"bytes differ; {apart} of the {len(old)} numbers in the recipe differ", most)
 
 
 def _files(made: Made) -> Iterator[dict[str, Any]]:
@@ -214,7 +211,7 @@ def _files(made: Made) -> Iterator[dict[str, Any]]:
 
 
 def _paths(made: Made) -> Iterator[tuple[str, Path]]:
-    """Every file under the name that it has in recipes, where the output is called `model`."""
+    """Yield every file with its name in recipes, where the output is called `model`."""
     if made.single:
         yield f"{_MODEL}.gguf", made.path
         return
@@ -225,7 +222,7 @@ def _paths(made: Made) -> Iterator[tuple[str, Path]]:
 
 
 def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarray]:
-    """Some of the numbers of the tensors that a merge changes in one file, in their own dtypes, drawn by the golden ratio."""
+    """Yield a sample of the numbers that a merge changes in a file, in their own dtypes, at multiples of the golden ratio."""
     with SafetensorsFile(path) if path.suffix == ".safetensors" else GGUFFile(path) as file:
         kinds = {name: str(getattr(info, "dtype", "") or getattr(info, "type_name", "")) for name, info in file.tensors.items()}
         changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}  # of a weight in NF4 the scales are floats

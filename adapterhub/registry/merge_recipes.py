@@ -1,4 +1,4 @@
-"""Merged models that a registry keeps as recipes, each under a name of one word; gc keeps what their adapters need."""
+"""Merge recipes of a registry, each under a name of one word; gc keeps the blobs of their adapters."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from dataclasses import dataclass
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.store import named_documents
-from adapterhub.store.named_documents import Shelved
+from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import MERGES, Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
 
 from . import merge_recipe
-from .merge_recipe import Variant
+from .merge_recipe import MergeRecipe
 from .registry import Registry, now
 
-EXPLICIT = "merge:"  # before a name, where a file of that name is there too
+EXPLICIT = "merge:"  # prefix of a name that is also the name of a file
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A recipe under a name; `digest` is that of its document, `time` when it was kept, ISO 8601 in UTC."""
+class StoredRecipe:
+    """A recipe under a name; `digest` of its document, `time` of its storing, ISO 8601 in UTC."""
 
     name: str
     digest: Digest
     time: str
-    recipe: Variant
+    recipe: MergeRecipe
 
 
 def check_free(registry: Registry, name: str) -> None:
-    """ConflictError when there is a recipe of this name."""
-    _check_free(named_documents.current(registry.store, named_documents.parse_base_name(name, name), log=MERGES))
+    """Raise ConflictError if there is a recipe of this name."""
+    _check_free(named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES))
 
 
-def _check_free(state: Shelved) -> None:
+def _check_free(state: NamedDocument) -> None:
     if state.there:
-        hint = f"Choose another name, or forget it: `adapterhub materialize --forget {state.name}`"
-        raise ConflictError(state.name, "is the name of another model", hint)
+        hint = "Choose another name, or remove that recipe"
+        raise ConflictError(state.name, "is the name of another model", hint, code="recipe-name-taken", name=state.name)
 
 
 def check_adapters(registry: Registry, adapters: list[Mapping[str, str]]) -> None:
-    """NotFoundError for an adapter that is neither whole in the registry nor at an address."""
+    """Raise NotFoundError for an adapter that is neither complete in the registry nor at a URL."""
     for adapter in adapters:
         where = adapter.get("ref", "")
         if "://" not in where and not _whole(registry, adapter["digest"]):
-            what = "is not in this registry, so that a gc could not keep it for the recipe"
+            what = "not in this registry, where a gc would keep it for the recipe"
             raise NotFoundError(where or adapter["digest"], what, "Push it first, or write the recipe to a .json file")
 
 
@@ -57,13 +57,13 @@ def _whole(registry: Registry, digest: Digest) -> bool:
     return all(registry.store.size(blob.digest) == blob.size for blob in (made.config, *made.layers))
 
 
-def keep(registry: Registry, name: str, recipe: Variant) -> Kept:
-    """Keep a recipe under a name; ConflictError when that means another, NotFoundError when an adapter is missing."""
+def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
+    """Store a recipe under a name; ConflictError if that has another one, NotFoundError if an adapter is missing."""
     raw = merge_recipe.dump(recipe)
     digest, size = sha256_bytes(raw), len(raw)
 
-    def decide(state: Shelved) -> Entry | None:
-        registry.store.put_bytes(raw)  # under the lock, as a gc may remove what no name needs yet
+    def decide(state: NamedDocument) -> Entry | None:
+        registry.store.put_bytes(raw)  # under the lock, as a gc may remove a blob that no name needs yet
         registry.store.sync_blobs()
         check_adapters(registry, recipe["adapters"])
         if state.there and state.entry and state.entry.digest == digest:
@@ -71,26 +71,27 @@ def keep(registry: Registry, name: str, recipe: Variant) -> Kept:
         _check_free(state)
         return state.next("push", now(), digest, size)
 
-    named_documents.move(registry.store, registry.locked, named_documents.parse_base_name(name, name), decide, log=MERGES)
+    named_documents.move(registry.store, registry.locked, named_documents.parse_document_name(name, name), decide, log=MERGES)
     return get(registry, name)
 
 
-def get(registry: Registry, name: str) -> Kept:
-    """The recipe under a name; NotFoundError when there is none."""
-    state = named_documents.current(registry.store, named_documents.parse_base_name(name, name), log=MERGES)
+def get(registry: Registry, name: str) -> StoredRecipe:
+    """Return the recipe under a name; NotFoundError if there is none."""
+    state = named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES)
     if not state.there or state.entry is None:
         close = difflib.get_close_matches(name, names(registry), 1)
-        hint = f"Did you mean {close[0]}?" if close else "`adapterhub materialize --list` says which there are"
-        raise NotFoundError(name, "no model of this name is kept as a recipe", hint)
+        if close:
+            raise NotFoundError(name, "no merge recipe of this name", f"Did you mean {close[0]}?")
+        raise NotFoundError(name, "no merge recipe of this name", "List the recipes", code="no-such-recipe")
     raw = registry.store.read_document(state.entry.digest, limit=named_documents.MAX_RECIPE)
     found = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{EXPLICIT}{name}")
-    return Kept(name, state.entry.digest, state.entry.time, found)
+    return StoredRecipe(name, state.entry.digest, state.entry.time, found)
 
 
 def names(registry: Registry) -> list[str]:
-    """The names that mean a model now, sorted; one whose log was changed among them."""
+    """List the names that have a recipe now, sorted; one whose log was changed is included."""
     found = []
-    for name in registry.store.shelved(MERGES):
+    for name in registry.store.log.document_names(MERGES):
         try:
             there = named_documents.current(registry.store, name, log=MERGES).there
         except AdapterhubError:
@@ -100,12 +101,12 @@ def names(registry: Registry) -> list[str]:
     return found
 
 
-def forget(registry: Registry, name: str) -> None:
-    """Free a name; its adapters stay what they are."""
-    if not named_documents.current(registry.store, named_documents.parse_base_name(name, name), log=MERGES).there:
+def remove(registry: Registry, name: str) -> None:
+    """Remove a recipe; its adapters are not affected."""
+    if not named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES).there:
         get(registry, name)
 
-    def decide(state: Shelved) -> Entry | None:
+    def decide(state: NamedDocument) -> Entry | None:
         return state.next("delete", now()) if state.there else None
 
     named_documents.move(registry.store, registry.locked, name, decide, log=MERGES)

@@ -1,7 +1,7 @@
-"""How an adapter is made from others, kept as a few lines in its adapter.json, and made again from them.
+"""Recipes of merged and converted adapters: a few lines in adapter.json from which the adapter can be made again.
 
-A recipe and the digests of its parents say all that a merge or a conversion depends on but the base, so whoever has the
-parents can check that the result is theirs, bit for bit on the same class of CPU.
+A recipe and the digests of the parents are everything that a merge or a conversion depends on, except the base. With the
+parents, the result can be reproduced and compared, bit for bit on the same class of CPU.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from adapterhub.merge import MergeReport, Progress, combine
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.lossy import Allowed
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MERGE, CONVERT = "merge", "convert"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion was asked for; `rank` is that of approximations."""
+    """Options of a conversion; `rank` is that of approximations."""
 
     to: str
     dtype: str = "source"
@@ -42,7 +42,7 @@ class Conversion:
     rank: int | None = None
 
     def recipe(self, base: BaseSpec | None, report: LossReport) -> Recipe:
-        """The recipe of a conversion that gave this report."""
+        """Return the recipe of a conversion with this loss report."""
         return Recipe(
             kind=CONVERT,
             to=self.to,
@@ -56,13 +56,13 @@ class Conversion:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Conversion:
-        """The conversion that `recipe` describes."""
+        """Return the conversion of a recipe."""
         return cls(recipe.to or "", recipe.dtype or "source", bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """An adapter that another is made from: where it lies now, and the digest of its manifest."""
+    """An adapter that another is made from: its folder, its path and the digest of its manifest."""
 
     folder: Path
     path: Path
@@ -74,12 +74,12 @@ class Parent:
 def convert(
     parent: Parent, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
 ) -> tuple[Path, LossReport]:
-    """Convert `parent` into the new or empty folder `out`, with a manifest that records it; the adapter's path and the losses.
+    """Convert `parent` into the new or empty folder `out`, with its manifest; return the adapter's path and the losses.
 
-    A format that is one file is called `name` with its ending.
+    A format of one file is named `name` with its suffix.
     """
     with atomic.whole(out) as folder:
-        target = folder if conversion.to in formats.FOLDERS else folder / f"{name}{formats.ENDINGS[conversion.to]}"
+        target = folder if FORMATS[conversion.to].folder else folder / f"{name}{FORMATS[conversion.to].suffix}"
         report = formats.convert(
             parent.path,
             target,
@@ -99,7 +99,7 @@ def convert(
     return out / target.relative_to(folder) if target != folder else out, report
 
 
-# What stays true of an adapter in another format. Its training is the parent's, and there it is recorded.
+# Fields that a conversion does not change. The training is recorded in the parent.
 _INHERITED = ("name", "task", "license", "description")
 
 
@@ -123,7 +123,7 @@ def merge(
     base: BaseInfo | None = None,
     progress: Progress | None = None,
 ) -> tuple[MergeReport, AdapterManifest]:
-    """Merge `parents` into the new folder `out`, with a manifest that records it; `base` is the model of all of them."""
+    """Merge `parents` into the new folder `out`, with its manifest; `base` is the model they were all trained on."""
     combined, report = combine(
         [formats.read(parent.path) for parent in parents],
         [parent.weight for parent in parents],
@@ -154,17 +154,17 @@ def merge(
 
 
 def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec | None = None) -> None:
-    """Make the adapter in `folder` anew from its recipe, in the new folder `out`.
+    """Make the adapter in `folder` again from its recipe, in the new folder `out`.
 
-    RefusedError where it has no recipe, or where the base is not the one it was made with.
+    Raises RefusedError if it has no recipe, or `base` is not the one it was made with.
     """
     known = AdapterManifest.read(folder)
     if known is None or known.recipe is None:
         parents_named = known.parents if known else ()
-        what = "it was merged before recipes were kept" if parents_named else "it has no parents"
+        what = "it was merged before recipes were recorded" if parents_named else "it has no parents"
         if parents_named and parents_named[0].method == "train":
-            what = "it was trained, and its training record says how"
-        raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only what was merged or converted can be")
+            what = "it was trained; its training record describes how"
+        raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only merged and converted adapters have one")
     recipe = known.recipe
     if len(parents) != len(known.parents):
         raise FormatError(f"{folder}/{ADAPTER_JSON}", f"{len(known.parents)} parents are named, {len(parents)} were given")
@@ -183,7 +183,8 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
         return
     if recipe.base and (base is None or base.fingerprint != recipe.base):
         given = "another was given" if base else "none was given"
-        raise RefusedError(str(folder), f"made with the base {recipe.base[:19]}, and {given}", "Pass it as --base")
+        what = f"made with the base {recipe.base[:19]}, and {given}"
+        raise RefusedError(str(folder), what, "Pass that base", code="recipe-base-required")
     convert(parents[0], out, Conversion.of(recipe), name=_stem(folder), base=base)
 
 
@@ -194,30 +195,30 @@ def _stem(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor or a file that came out otherwise; `ulps`: the largest distance of its numbers, if they can be counted."""
+    """A tensor or a file that differs; `ulps`: the largest distance of its numbers in units in the last place, if known."""
 
     name: str
     what: str
     ulps: int | None = None
 
 
-def differences(kept: Path, made: Path) -> list[Difference]:
-    """How the files that were made anew differ from those kept; files that were only laid beside them don't count."""
+def differences(stored: Path, made: Path) -> list[Difference]:
+    """Compare the rebuilt files with the stored ones; further stored files are ignored."""
     found = []
     for path in sorted(item for item in made.rglob("*") if item.is_file() and item.name != ADAPTER_JSON):
         name = path.relative_to(made).as_posix()
-        if not (kept / name).is_file():
-            found.append(Difference(name, "is not there"))
-        elif digest.sha256_file(path) != digest.sha256_file(kept / name):
-            found += list(_tensors(kept, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
+        if not (stored / name).is_file():
+            found.append(Difference(name, "missing"))
+        elif digest.sha256_file(path) != digest.sha256_file(stored / name):
+            found += list(_tensors(stored, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
     return found
 
 
-def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
-    one, other = (dict(formats.read(folder).tensors()) for folder in (kept, made))
+def _tensors(stored: Path, made: Path) -> Iterator[Difference]:
+    one, other = (dict(formats.read(folder).tensors()) for folder in (stored, made))
     for name in sorted(one.keys() | other.keys()):
         if name not in one or name not in other:
-            yield Difference(name, "is in one of them only")
+            yield Difference(name, "only in one of them")
         elif one[name].shape != other[name].shape or one[name].dtype != other[name].dtype:
             yield Difference(name, f"{one[name].dtype} {one[name].shape} became {other[name].dtype} {other[name].shape}")
         elif one[name].tobytes() != other[name].tobytes():
@@ -225,7 +226,7 @@ def _tensors(kept: Path, made: Path) -> Iterator[Difference]:
 
 
 def ulps(one: np.ndarray, other: np.ndarray) -> int:
-    """The largest number of floats between two of one place."""
+    """Return the largest distance between two numbers at the same position, in units in the last place."""
     bits = np.dtype(f"i{one.dtype.itemsize}")
     lowest = np.iinfo(bits).min
 

@@ -1,137 +1,253 @@
-"""A local registry: a store that is the truth, and a catalog that finds things in it.
+"""A local registry: versions, refs that move, and their bytes.
 
     with Registry.init(Path(".")) as registry:
         version = registry.push(Path("out/sql"), Ref.parse("team/sql"))
 
-Versions are immutable and numbered by the push that makes them; refs move, one log entry a move, and only ever point at
+Versions are immutable and numbered by the push that creates them. Refs move, one log entry per move, and only ever point at
 complete manifests. Every method that takes a ref may raise RefError, NotFoundError or IntegrityError.
 """
 
 from __future__ import annotations
 
-import contextlib
+import builtins
 import datetime
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from adapterhub.digest import Digest
-from adapterhub.index.database import FILE, Catalog, Name, Row, is_ours, latest_tags
-from adapterhub.maintenance import fsck
-from adapterhub.maintenance.fsck import Finding, Findings
-from adapterhub.manifest import oci_manifest
+from adapterhub.index import queries, rows, tensors
+from adapterhub.index.database import Index
+from adapterhub.index.queries import Name, Row
+from adapterhub.manifest import measurement, oci_manifest
+from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store import ingest
-from adapterhub.store.store import FOLDER, Entry, Progress, Store, told
-from adapterhub_converters.adapter_files import is_weights
+from adapterhub.store.export import export
+from adapterhub.store.store import Entry, Progress, Store, counter
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
     IntegrityError,
-    LocalIOError,
-    NotFoundError,
     RefusedError,
 )
 
-from .reading import Reading, Version
+from .ledger import Ledger, find
+from .versions import Version, deprecation, find_exact_row, find_row, never_set, number_before, version_of
 
-__all__ = ["ABSENT", "Registry", "Version", "find", "now"]
+if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
+    from adapterhub_converters.bases import BaseSpec
+
+    from .publish import Package
+
+__all__ = ["ABSENT", "Registry", "Version", "find", "latest_tags", "now"]
 
 ABSENT = "absent"
-"""What `expect` says of a ref that must not be there yet."""
+"""`expect` of a ref that must not exist yet."""
 _MAX_MESSAGE = 1000
 _TRIES = 5
 
 
-def find(start: Path, *, explicit: Path | None = None, default: Path | None = None) -> Path:
-    """The folder of the registry to use.
-
-    `explicit` (a registry.db or the folder that holds it) if given; else the nearest folder at or above `start` with a
-    registry that is ours and the user's own, as git asks of `.git`; else `default`, which need not exist yet.
-    """
-    if explicit is not None:
-        return explicit.parent if explicit.name == FILE else explicit
-    start = start.absolute()
-    for folder in (start, *start.parents):
-        if _is_registry(folder):
-            return folder
-    if default is None:
-        raise NotFoundError(str(start), f"no {FILE} here or above", "Run `adapterhub init`")
-    return default
+def now() -> str:
+    """Return the time for an entry of a log."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _is_registry(folder: Path) -> bool:
-    database, layout = folder / FILE, folder / FOLDER / "oci-layout"
-    # A store with a broken database is found too, so that opening it says so: the next one up would be another registry.
-    found = database if is_ours(database) else layout if layout.is_file() else None
-    if found is None:
-        return False
-    # A registry that somebody else laid in a shared folder above is not to be trusted unasked.
-    return not hasattr(os, "geteuid") or found.stat().st_uid == os.geteuid()
+def latest_tags(tag: str | None) -> tuple[str, ...]:
+    """Return the tags that a push to `tag` moves."""
+    return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
 
 
-class Registry(Reading):
-    """An open registry; a context manager. Make one with `Registry.init` or `Registry.open`."""
+class Registry:
+    """An open registry; a context manager. Create one with `Registry.init`, open one with `Registry.open`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
 
     @classmethod
     def init(cls, root: Path) -> Registry:
-        """The registry in the folder `root`, made if there is none."""
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LocalIOError(str(root), error.strerror or str(error)) from error
-        store = Store.create(root / FOLDER)
-        if not (root / FILE).exists():
-            Catalog.create(root / FILE, store)
-            with cls.open(root) as made, made.locked():
-                made.catalog.write_index(made.store)
-        return cls.open(root)
+        """Open the registry in the folder `root`; create it if there is none."""
+        return cls(Ledger.create(root))
 
     @classmethod
     def open(cls, path: Path) -> Registry:
-        """The registry in a folder, or of a registry.db; what a killed writer left undone in the catalog is done first."""
-        root = path.parent if path.name == FILE else path
-        store = Store(root / FOLDER)
-        if not store.exists():
-            if (root / FILE).exists():
-                raise IntegrityError(
-                    str(store.root), f"the store is missing, {FILE} alone holds nothing", "Restore it from a backup"
-                )
-            raise NotFoundError(str(root), "no registry there", "Run `adapterhub init`")
-        there = (root / FILE).exists()
-        if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
-            return cls._open_read_only(root, store)
-        if not there:
-            return cls.init(root)
-        registry = cls(root, store, Catalog.open(root / FILE, store))
-        registry._finish_moves()
-        registry._replay()
-        return registry
+        """Open the registry in a folder, or of a registry.db."""
+        return cls(Ledger.open(path))
 
     @classmethod
-    def _open_read_only(cls, root: Path, store: Store) -> Registry:
-        """For who may not write: a copy of the catalog in memory, brought up to the logs there."""
-        registry = cls(root, store, Catalog.in_memory(root / FILE, store))
-        if store.pending() or not registry.catalog.is_level(store):
-            with registry.catalog.transaction():
-                registry._catch_up_all()
-        return registry
+    def rebuilt(cls, path: Path) -> tuple[Registry, builtins.list[AdapterhubError]]:
+        """Open a registry with its index rebuilt from the logs; the errors are of logs that could not be replayed.
 
-    @classmethod
-    def rebuilt(cls, path: Path, progress: Progress | None = None) -> tuple[Registry, Findings]:
-        """The registry, its database made anew from the logs; what could not be replayed. One that is broken is set aside."""
-        root = path.parent if path.name == FILE else path
-        for last in (False, True):
-            try:
-                registry = cls.open(root)
-                return registry, registry.rebuild_index(progress)
-            except (IntegrityError, RefusedError) as error:
-                if last or error.where != str(root / FILE):
-                    raise
-                Catalog.set_aside(root / FILE)
-        raise AssertionError
+        A damaged registry.db is renamed to registry.db.old.
+        """
+        ledger, errors = Ledger.rebuilt(path)
+        return cls(ledger), errors
+
+    def close(self) -> None:
+        """Close the registry."""
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def root(self) -> Path:
+        """The folder that contains registry.db and .adapterhub."""
+        return self.ledger.root
+
+    @property
+    def store(self) -> Store:
+        """Blobs and logs."""
+        return self.ledger.store
+
+    @property
+    def index(self) -> Index:
+        """The index of the logs; another object after registry.db was replaced."""
+        return self.ledger.index
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the write lock, under which refs move and blobs are removed."""
+        return self.ledger.locked()
+
+    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+        """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
+        self.ledger.move(name, decide)
+
+    def rebuild_index(self) -> builtins.list[AdapterhubError]:
+        """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
+        return self.ledger.rebuild()
+
+    # ---- reading
+
+    def resolve(self, ref: Ref) -> Version:
+        """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest."""
+        return version_of(self.ledger, self.row(ref), ref.tag)
+
+    def row(self, ref: Ref) -> Row:
+        """Return the version that `ref` names now, as lists show it."""
+        return find_row(self.ledger, ref)
+
+    def list(self, prefix: str | None = None) -> list[Row]:
+        """Return every version, or those of a name or namespace, sorted by name, newest first."""
+        return queries.versions(self.index, prefix=prefix)
+
+    def show(self, ref: Ref) -> dict[str, Any]:
+        """Return a version as JSON: its refs, its manifest (adapter.json in today's schema) and its OCI manifest."""
+        row = self.row(ref)
+        raw = self.store.read_document(row.digest)
+        made = oci_manifest.parse(raw, str(row.ref))
+        manifest = self.store.read_document(made.adapter_json.digest) if made.adapter_json else b"{}"
+        return {
+            "ref": str(row.ref),
+            "name": row.name,
+            "number": row.number,
+            "tags": list(row.tags),
+            "protected": sorted(set(row.tags) & set(queries.marks(self.index, "protect", row.name))),
+            "deprecated": deprecation(self.ledger, row),
+            "digest": row.digest,
+            "size": made.size,
+            "time": row.time,
+            "evaluations": measurement.of_version(queries.marks(self.index, "evaluate", row.name), row.number),
+            "manifest": upgrade(oci_manifest.parse_json(manifest, f"{row.ref}/{ADAPTER_JSON}")),
+            "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
+        }
+
+    def deprecations(self) -> dict[tuple[str, int], str]:
+        """Return the reasons for which versions, or whole names under the number 0, are deprecated."""
+        return queries.deprecations(self.index)
+
+    def holding(self, digest: Digest) -> Sequence[Row]:
+        """Return the versions with this manifest: one of each name that it was pushed to."""
+        return queries.versions(self.index, digest=digest)
+
+    def children(self, digest: Digest) -> Sequence[Row]:
+        """Return the versions that were made from the manifest `digest`."""
+        return queries.versions(self.index, parent=digest)
+
+    def adapter_manifest(self, digest: Digest) -> AdapterManifest | None:
+        """Return the usable part of the adapter.json of a version, by its OCI manifest `digest`; None if it has none."""
+        return rows.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
+
+    def oci_manifest(self, version: Version) -> Manifest:
+        """Return the OCI manifest of a version."""
+        return oci_manifest.parse(self.store.read_document(version.digest), str(version.ref))
+
+    def files(self, version: Version) -> tuple[Descriptor, ...]:
+        """Return the files of a version, sorted by path; each file is the blob of its digest."""
+        return self.oci_manifest(version).layers
+
+    @contextmanager
+    def reading(self, ref: Ref) -> Iterator[Version]:
+        """Resolve a ref; until the context ends no gc removes a blob of the version, even if its name is removed."""
+        with self.store.lease("read", required=False) as lease:
+            found = self.resolve(ref)
+            lease.note(found.digest)
+            # Resolved again: a version removed before it was noted is reported, and one removed from now on stays.
+            yield replace(self.resolve(Ref(found.name, digest=found.digest)), tag=found.tag)
+
+    def pull(self, ref: Ref, out: Path, progress: Progress | None = None) -> Version:
+        """Write the files of a version into `out`, a new or empty folder: all of them, verified, or none.
+
+        `progress` is called with bytes written and total bytes.
+        """
+        with self.reading(ref) as version, atomic.whole(out) as folder:
+            export(self.store, self.files(version), folder, progress)
+        return version
+
+    def pull_digest(self, digest: Digest, out: Path) -> bool:
+        """Write the files of the version with this manifest, even if no name has it any more; False if it is not here."""
+        if held := self.holding(digest):
+            self.pull(Ref(held[0].name, digest=digest), out)
+            return True
+        if self.store.size(digest) is None:
+            return False
+        with self.store.lease("read", required=False) as lease, atomic.whole(out) as folder:
+            lease.note(digest)
+            export(self.store, oci_manifest.parse(self.store.read_document(digest), digest).layers, folder)
+        return True
+
+    def log(self, ref: Ref) -> builtins.list[Entry]:
+        """Return the log of a name, deleted or not, newest entry first; of a tag or a version, the entries about it."""
+        if self.ledger.current(ref.name).seq == 0:
+            self.row(ref)  # raises NotFoundError
+        number = self.row(ref).number if ref.number or ref.digest or ref.range else 0
+
+        def is_about(entry: Entry) -> bool:
+            if ref.tag:
+                return entry.op == "delete" or ref.tag in entry.tags
+            return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
+
+        found = [entry for entry in self.store.log.entries(ref.name) if is_about(entry)]
+        if ref.tag and not any(entry.tags for entry in found):
+            raise never_set(ref)
+        return found[::-1]
+
+    def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:
+        """Make the tensor lists that are missing, which reads the weights once; `find`, disk usage and packing need them.
+
+        Args:
+            progress: Called with bytes read and total bytes.
+            prefix: Only versions of this name or namespace.
+        """
+        missing = tensors.unlisted(self.index, prefix)
+        if not missing:
+            return
+        with self.store.lease("list", required=False) as lease:
+            more = counter(progress, sum(missing.values()))
+            for digest in missing:
+                lease.note(digest)
+                if self.store.list_tensors(digest, more) is not None:
+                    with self.locked():
+                        tensors.add(self.index, digest, self.store.tensors.read)
 
     # ---- moving refs
 
@@ -140,56 +256,77 @@ class Registry(Reading):
         folder: Path,
         ref: Ref,
         *,
+        base: BaseSpec | None = None,
+        policy: Policy | None = None,
+        force: bool = False,
         expect: Digest | None = None,
         restore: bool = False,
         progress: Progress | None = None,
     ) -> Version:
-        """A new version of `ref.name` with the files of `folder`; `latest` and `ref.tag` move to it.
+        """Check the adapter in `folder` and store it as a new version of `ref.name`; `latest` and `ref.tag` move to it.
 
-        The same content again makes no new version: the one there is is returned, and `ref.tag` moves to it.
+        The same content again makes no new version: the existing one is returned, and `ref.tag` moves to it.
 
         Args:
             folder: An adapter.
-            ref: A name, or a name and a tag; numbers are allotted.
+            ref: A name, or a name and a tag; numbers are assigned.
+            base: The model it was trained on, to pin.
+            policy: Requirements on adapters, None for none.
+            force: Store an adapter whose check finds errors.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
-            restore: Give new versions to a name that was deleted; its old ones stay gone.
-            progress: Is told bytes stored and bytes in all.
+            restore: Add new versions to a name that was deleted; its old ones stay removed.
+            progress: Called with bytes stored and total bytes.
+
+        Raises:
+            RefusedError: The check finds errors, or the policy does not allow the adapter.
         """
-        if ref.number or ref.digest or ref.range:
-            raise RefError(str(ref), "a push allots the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
-        self._check_push(ref, self._current(ref.name), expect, restore=restore)
+        from . import publish  # needs numpy, which commands that only read do without
+
+        if policy is not None:
+            policy.check_name(ref.name)
+        package = publish.package(folder, base=base, policy=policy, force=force)
+        return self.publish(package, ref, expect=expect, restore=restore, progress=progress)
+
+    def publish(
+        self,
+        package: Package,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        restore: bool = False,
+        progress: Progress | None = None,
+    ) -> Version:
+        """Push an adapter that was checked; the arguments are those of `push`."""
+        _check_no_number(ref)
+        self._check_push(ref, self.ledger.current(ref.name), expect, restore=restore)
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = ingest.take_in(self.store, folder, progress)
+                made, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
                 version = self._name(ref, made, expect, restore=restore)
             if version is not None:
-                return replace(version, skipped=skipped)
-        raise IntegrityError(str(ref), "its blobs went while it was pushed", "Try again when `adapterhub gc` has ended")
+                return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
+        raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
 
     def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:
-        """As `push`, of a manifest from elsewhere whose blobs were put under a lease that is still held."""
-        if ref.number or ref.digest or ref.range:
-            raise RefError(str(ref), "the number is allotted here", f"Name {ref.name}, or {ref.name}:TAG")
-        for layer in made.layers:
-            if is_weights(layer.path):
-                self.store.list_tensors(layer.digest)
+        """Push a manifest whose blobs were stored under a lease that is still held."""
+        _check_no_number(ref)
         version = self._name(ref, made, expect, restore=False)
         if version is None:
-            raise IntegrityError(str(ref), "not all of its blobs are there", "Try again")
+            raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")
         return version
 
     def _name(self, ref: Ref, made: Manifest, expect: Digest | None, *, restore: bool) -> Version | None:
-        """Move `ref` to a version whose blobs were put; None if any went since, as a gc may have it until there is a name."""
-        new = there_is_all = False
+        """Move `ref` to a manifest whose blobs were stored; None if a gc has removed any of them since."""
+        new = complete = False
 
         def decide(state: Name) -> Entry | None:
-            nonlocal new, there_is_all
+            nonlocal new, complete
             self._check_push(ref, state, expect, restore=restore)
-            there = self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)
+            there = queries.versions(self.index, name=ref.name, digest=made.digest)
             new = not there
             blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
-            there_is_all = all(self.store.has(blob.digest, blob.size) for blob in blobs)
-            if not there_is_all:
+            complete = all(self.store.has(blob.digest, blob.size) for blob in blobs)
+            if not complete:
                 return None
             if new:
                 self._check_protected(ref.name, ref.tag)
@@ -198,9 +335,10 @@ class Registry(Reading):
             return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
 
         self.move(ref.name, decide)
-        if not there_is_all:
+        if not complete:
             return None
-        return replace(self._version(self.catalog.rows("name = ? AND digest = ?", ref.name, made.digest)[0], ref.tag), new=new)
+        (row,) = queries.versions(self.index, name=ref.name, digest=made.digest)
+        return replace(version_of(self.ledger, row, ref.tag), new=new)
 
     def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
         if state.deleted and not restore:
@@ -208,25 +346,27 @@ class Registry(Reading):
         self._check_expect(ref.name, ref.tag, expect)
 
     def _check_expect(self, name: str, tag: str | None, expect: Digest | None) -> None:
-        """ConflictError, which names the winner, unless a tag (None: `latest`) still points to what was expected."""
+        """Raise ConflictError, which names the winner, unless a tag (None: `latest`) still points to `expect`."""
         if expect is None:
             return
-        ref = Ref(name, tag=tag)
-        wanted = expect if expect == ABSENT else parse_prefix(expect, f"{ref}: --expect")
-        number = self.catalog.tags(name).get(tag or LATEST, 0)
-        rows = self.catalog.rows("name = ? AND number = ?", name, number)
+        wanted = expect if expect == ABSENT else parse_prefix(expect, f"{Ref(name, tag=tag)}: expect")
+        number = queries.tags(self.index, name).get(tag or LATEST, 0)
+        rows = queries.versions(self.index, name=name, number=number)
         found = rows[0].digest if rows else ABSENT
         if not found.startswith(wanted):
-            raise ConflictError(
-                str(ref), f"moved meanwhile: it is {found}, not {expect}", "Look at that version, then try again"
-            )
+            what = f"moved meanwhile: it is {found}, not {expect}"
+            raise ConflictError(str(Ref(name, tag=tag)), what, "Look at that version, then try again")
 
     def _check_protected(self, name: str, tag: str | None) -> None:
-        if tag and tag in self.catalog.marks("protect", name):
-            raise RefusedError(f"{name}:{tag}", "is protected", f"Run `adapterhub tag {name}:{tag} --unprotect` first")
+        if tag and tag in queries.marks(self.index, "protect", name):
+            raise RefusedError(f"{name}:{tag}", "is protected", "Unprotect it first", code="protected", ref=f"{name}:{tag}")
+
+    def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
+        self._check_protected(row.name, tag)
+        return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
-        """Point `tag` at the version that `ref` names, whatever it pointed at before; `expect` as in `push`."""
+        """Point `tag` at the version that `ref` names, wherever it pointed before; `expect` as in `push`."""
         parse_tag(tag, f"{ref.name}:{tag}")
         _check_not_latest(ref.name, tag)
         row = self.row(ref)
@@ -236,91 +376,72 @@ class Registry(Reading):
             return None if tag in self.row(row.ref).tags else self._tag_entry(state, row, tag)
 
         self.move(ref.name, decide)
-        return self._version(self.row(row.ref), tag)
+        return version_of(self.ledger, self.row(row.ref), tag)
 
-    def put_back(self, ref: Ref, seq: int | None = None) -> Version:
-        """Point the tag of `ref` where it pointed before it last moved or went, or after entry `seq` of the log."""
-        tag = _its_tag(ref)
-        _check_not_latest(ref.name, tag)
-        if self._current(ref.name).deleted or not self._current(ref.name).seq:
-            self.row(ref)  # says so
+    def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
+        """Point the tag of `ref` where it pointed before its last move or removal, or after entry `seq` of the log."""
+        tag = _tag_of(ref)
+        state = self.ledger.current(ref.name)
+        if state.deleted or not state.seq:
+            self.row(ref)  # raises NotFoundError
 
         def decide(state: Name) -> Entry | None:
-            row = self.row(Ref(ref.name, number=self._stood(ref, tag, state.seq, seq)))
+            row = self.row(Ref(ref.name, number=number_before(self.ledger, ref, state.seq, seq)))
             return None if tag in row.tags else self._tag_entry(state, row, tag)
 
         self.move(ref.name, decide)
-        return self._version(self._exact(ref), tag)
-
-    def _stood(self, ref: Ref, tag: str, end: int, seq: int | None) -> int:
-        """The number that a tag had after entry `seq`, or before its last move."""
-        if seq is not None and not 1 <= seq <= end:
-            raise NotFoundError(
-                str(ref), f"there is no entry {seq}; the log has 1 to {end}", f"Run `adapterhub log {ref.name}`"
-            )
-        moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the number that the tag has from there on; 0 for none
-        for entry in self.store.log(ref.name):
-            if entry.op == "delete" or (entry.op in ("push", "tag", "untag") and tag in entry.tags):
-                moves.append((entry.seq, 0 if entry.op in ("delete", "untag") else entry.number))
-        if len(moves) == 1:
-            raise NotFoundError(str(ref), "this tag was never set", f"Run `adapterhub log {ref.name}`")
-        before = moves[-1][0] - 1 if seq is None else seq
-        number = [number for at, number in moves if at <= before][-1]
-        if not number:
-            when = f"at entry {seq}" if seq is not None else f"before entry {before + 1}"
-            raise NotFoundError(str(ref), f"was not there {when}", f"`adapterhub log {ref}` says when it was")
-        return number
+        return version_of(self.ledger, find_exact_row(self.ledger, ref), tag)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
-        """Have the tag of `ref` neither move nor go until it is unprotected again (`on=False`)."""
-        tag = _its_tag(ref)
-        _check_not_latest(ref.name, tag)
-        self._exact(ref)
+        """Keep the tag of `ref` from being moved or removed until it is unprotected (`on=False`)."""
+        tag = _tag_of(ref)
+        find_exact_row(self.ledger, ref)
 
         def decide(state: Name) -> Entry | None:
-            self._exact(ref)
-            if (tag in self.catalog.marks("protect", ref.name)) == on:
+            find_exact_row(self.ledger, ref)
+            if (tag in queries.marks(self.index, "protect", ref.name)) == on:
                 return None
             op = "protect" if on else "unprotect"
             return Entry(ref.name, state.seq + 1, op, now(), tags=(tag,), previous=state.head)
 
         self.move(ref.name, decide)
-        return self._version(self._exact(ref), tag)
+        return version_of(self.ledger, find_exact_row(self.ledger, ref), tag)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
-        """Say that a version, or with a bare name all of them, should not be used any more; its number, 0 for all."""
+        """Mark a version, or all versions of a bare name, as deprecated; return its number, 0 for all."""
         row = self.row(ref)
         number = row.number if ref != Ref(ref.name) else 0
         message = message.encode(errors="replace").decode()
         if len(message) > _MAX_MESSAGE:
-            raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Say it shorter, or link to it")
+            raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Shorten it, or link to a longer one")
 
         def decide(state: Name) -> Entry | None:
             self.row(Ref(ref.name, number=row.number))
-            found = self.catalog.marks("deprecate", ref.name).get(str(number))
+            found = queries.marks(self.index, "deprecate", ref.name).get(str(number))
             if found == (None if undo else message):
                 return None
-            op, said = ("undeprecate", "") if undo else ("deprecate", message)
-            return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=said)
+            op, text = ("undeprecate", "") if undo else ("deprecate", message)
+            return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=text)
 
         self.move(ref.name, decide)
         return number
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again. `expect` as in `push`.
+        """Remove a tag, or a whole name with all its versions, which is never reused. `expect` as in `push`.
 
-        A name is refused from whose versions others in the registry were made, unless `force`: those could not be made again.
+        Without `force`, RefusedError for a name from whose versions others in the registry were made: those could not be made
+        again.
         """
         if ref.number or ref.digest:
-            raise RefusedError(str(ref), "a version is never removed alone", f"Remove the name {ref.name}, or a tag")
+            raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
         if ref.tag:
             _check_not_latest(ref.name, ref.tag)
-        self._exact(ref)
+        find_exact_row(self.ledger, ref)
 
         def decide(state: Name) -> Entry:
             self._check_expect(ref.name, ref.tag, expect)
-            self._exact(ref)
-            for tag in (ref.tag,) if ref.tag else self.catalog.marks("protect", ref.name):
+            find_exact_row(self.ledger, ref)
+            for tag in (ref.tag,) if ref.tag else queries.marks(self.index, "protect", ref.name):
                 self._check_protected(ref.name, tag)
             if not (ref.tag or force):
                 self._check_childless(ref.name)
@@ -330,102 +451,31 @@ class Registry(Reading):
         self.move(ref.name, decide)
 
     def _check_childless(self, name: str) -> None:
-        """RefusedError where versions of other names were made from those of `name`, and no other name has the same."""
+        """Raise RefusedError if versions of other names were made from those of `name`, unless another name has the same."""
         made = {
             row.ref: parent.ref
-            for parent in self.catalog.rows("name = ?", name)
+            for parent in queries.versions(self.index, name=name)
             for row in self.children(parent.digest)
             if row.name != name and all(held.name == name for held in self.holding(parent.digest))
         }
         for child, parent in sorted(made.items(), key=lambda item: str(item[0]))[:1]:
-            more = f", as {len(made) - 1} more were" if len(made) > 1 else ""
-            what = f"{child} was made from {parent}{more}, and could not be made again"
-            raise RefusedError(name, what, "--force removes it all the same")
-
-    def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
-        self._check_protected(row.name, tag)
-        return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
-
-    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
-        """Commit the entry that `decide` makes of where the log stands; decide again when another writer was first."""
-        committed = False
-        while not committed:
-            try:
-                with self.locked():
-                    entry = decide(self.catalog.catch_up(self.store, name))
-                    if entry is None:
-                        return
-                    intent = self.store.begin(name)
-                    committed = self.store.append(entry)
-                    self.catalog.catch_up(self.store, name)
-                    self.catalog.write_index(self.store)
-            except LocalIOError as error:
-                if not committed:
-                    raise
-                done = f"{error.what}; but {name} has moved, and the next command that can write tells the index"
-                raise LocalIOError(error.where, done, error.hint) from error
-            with contextlib.suppress(OSError):  # it is done; whoever finds the intent does nothing more
-                intent.unlink()
-
-    # ---- checks
-
-    def _finish_moves(self) -> None:
-        """Replay the names whose writers were killed before they told the catalog. Live writers hold the lock meanwhile."""
-        pending = self.store.pending()
-        if not pending:
-            return
-        done = []
-        for intent, name in pending:
-            with contextlib.suppress(AdapterhubError), self.locked():
-                self.catalog.catch_up(self.store, name)
-                self.catalog.write_index(self.store)
-                done.append(intent)
-        for intent in done:
-            intent.unlink(missing_ok=True)
-
-    def rebuild_index(self, progress: Progress | None = None) -> Findings:
-        """Make catalog and index.json anew from the logs; what could not be replayed is returned.
-
-        Weights of which no list says what tensors they have, as an older adapterhub put them there, are read for one.
-        """
-        with self.locked():
-            errors = self.catalog.rebuild(self.store)
-            self.catalog.write_index(self.store)
-        self._list_tensors(progress)
-        return [Finding("broken-log", "error", error.where, error.what, error.hint) for error in errors]
-
-    def _list_tensors(self, progress: Progress | None) -> None:
-        with self.store.lease("list") as lease:
-            unlisted = self.catalog.unlisted()
-            more = told(progress, sum(unlisted.values()))
-            for digest in unlisted:
-                lease.note(digest)
-                if self.store.list_tensors(digest, more) is not None:
-                    with self.locked():
-                        self.catalog.add_tensors(self.store, digest)
-
-    def fsck(self, *, quick: bool = False, progress: Progress | None = None) -> Findings:
-        """What is wrong with the registry; `quick` trusts the bytes of blobs that have the right size."""
-        return fsck.fsck(self.store, self.catalog, quick=quick, progress=progress)
-
-    def verify(self, ref: Ref, progress: Progress | None = None) -> Findings:
-        """The bytes of a version against its manifest."""
-        version = self.resolve(ref)
-        made = self._manifest(version)
-        return fsck.verify(self.store, (made.config, *made.layers), str(version.ref), progress)
+            more = f" ({len(made) - 1} more like it)" if len(made) > 1 else ""
+            what = f"{child} was made from {parent} and could not be made again{more}"
+            raise RefusedError(name, what, "Force it to remove it all the same", code="has-children")
 
 
-def _its_tag(ref: Ref) -> str:
+def _check_no_number(ref: Ref) -> None:
+    if ref.number or ref.digest or ref.range:
+        raise RefError(str(ref), "a push assigns the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
+
+
+def _tag_of(ref: Ref) -> str:
     if ref.tag is None:
-        raise RefError(str(ref), "names no tag", f"Write {ref.name}:TAG")
+        raise RefError(str(ref), "has no tag", f"Write {ref.name}:TAG")
+    _check_not_latest(ref.name, ref.tag)
     return ref.tag
 
 
 def _check_not_latest(name: str, tag: str) -> None:
     if tag == LATEST:
         raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
-
-
-def now() -> str:
-    """The time for an entry of a log."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adapterhub.digest import sha256_bytes
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import IntegrityError, RefusedError
 
 from .parallel import JOBS, Move, Pace
 from .protocol import Progress, Source, Target
@@ -48,3 +53,22 @@ def copy(
 def unique(made: Manifest) -> list[Descriptor]:
     """The blobs of a manifest, each once, the config last."""
     return list({blob.digest: blob for blob in (*made.layers, made.config)}.values())
+
+
+def read_manifest(source: Source, made: Manifest, where: str) -> AdapterManifest:
+    """Fetch the adapter.json of a version, of which no other file is needed; its bytes are verified.
+
+    Raises:
+        RefusedError: The version has no adapter.json, so that nothing is known of it before its files are fetched.
+    """
+    blob = made.adapter_json
+    if blob is None or blob.size > json_file.MAX_CONFIG:
+        what = f"no {ADAPTER_JSON} to compare with the project's policy"
+        raise RefusedError(where, what, "Copy it to a registry without a policy first, which derives one", code="no-manifest")
+    raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
+    with source.open_blob(blob) as reader:
+        while len(raw) <= blob.size and (n := reader.readinto(buffer)):
+            raw += buffer[:n]
+    if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
+        raise IntegrityError(f"{where}: {ADAPTER_JSON}", f"received {len(raw)} bytes that do not match {blob.digest}")
+    return AdapterManifest.parse(bytes(raw), f"{where}: {ADAPTER_JSON}")

@@ -10,9 +10,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub.digest import Digest, sha256_bytes, sha256_file
 from adapterhub.manifest import oci_manifest
@@ -29,25 +29,32 @@ from .download import PAUSES, received
 from .parallel import JOBS, Move, Pace
 from .protocol import Progress, Reader, Source
 
+if TYPE_CHECKING:
+    from adapterhub.manifest.describe import Draft
+
 Ahead = Callable[[str, int, Source], Digest | None]
 
 
 class AdapterFolder:
-    """The adapter in a folder, as a push would make it of it; nothing is written there.
+    """The adapter in a folder, as a push publishes it; nothing is written there.
 
-    `ahead`: Takes a large file, by its name and size, before anybody knows its digest, and says it; None where it doesn't.
+    Args:
+        folder: The adapter's own folder.
+        where: Its name in errors.
+        ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None where it
+            does not take it.
+        draft: What was read of the folder already.
     """
 
-    def __init__(self, folder: Path, where: str = "", ahead: Ahead | None = None) -> None:
+    def __init__(self, folder: Path, where: str = "", ahead: Ahead | None = None, draft: Draft | None = None) -> None:
         from adapterhub.manifest import describe  # needs numpy, which a pull does without
 
         self.folder = folder
         self.where = where or str(folder)
-        found = listing(folder)
-        seen = describe.look(folder)  # before anything is sent: this may be no adapter at all
-        self.skipped = found.skipped
-        files = {path: _hashed(folder, path, ahead) for path in found.files}
-        manifest, raw = describe.settle(folder, files, seen)
+        draft = draft or describe.draft(folder)  # before anything is sent: this may be no adapter at all
+        self.skipped = draft.listing.skipped
+        files = {path: _hashed(folder, path, ahead, draft.digests) for path in draft.listing.files}
+        manifest, raw = draft.settle(files)
         self._made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
         self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
@@ -102,11 +109,13 @@ class _File:
         pass
 
 
-def _hashed(folder: Path, path: str, ahead: Ahead | None) -> tuple[Digest, int]:
+def _hashed(folder: Path, path: str, ahead: Ahead | None, known: Mapping[Path, Digest]) -> tuple[Digest, int]:
     """The digest and the size of a file, which is sent meanwhile if somebody takes it."""
     with local_errors(folder / path):
         size = (folder / path).stat().st_size
-    digest = ahead(path, size, _File(folder / path)) if ahead and size >= LARGE else None
+    digest = known.get(folder / path)
+    if digest is None and ahead and size >= LARGE:
+        digest = ahead(path, size, _File(folder / path))
     return digest or sha256_file(folder / path), size
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest, FileEntry
@@ -13,22 +16,26 @@ from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
 from adapterhub.store.store import local_errors
-from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
-from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
 
 from .download import pass_over, received_beside
 from .protocol import Reader, Source
+
+if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
 
 
 class Local:
     """One name of an open registry. What is put needs `Local.at_work` around it, as a gc would take it otherwise.
 
     Attributes:
-        version: What the last manifest that was put has become.
+        version: The version that the last manifest which was put has become.
+        policy: The project's; a manifest that it does not allow is not put.
     """
 
-    def __init__(self, registry: Registry, name: str) -> None:
-        self.registry, self.name = registry, name
+    def __init__(self, registry: Registry, name: str, policy: Policy | None = None) -> None:
+        self.registry, self.name, self.policy = registry, name, policy
         self.version: Version | None = None
 
     @property
@@ -39,7 +46,7 @@ class Local:
     @contextmanager
     def at_work(self) -> Iterator[Local]:
         """Blobs that are put in here stay until a manifest names them."""
-        self.registry.store.sweep()
+        self.registry.store.files.sweep()
         with self.registry.store.lease("push"):
             yield self
 
@@ -82,7 +89,7 @@ class Local:
         return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Make it the next version of the name, if its adapter.json is true of its files."""
+        """Make it the next version of the name, if its adapter.json is true of its files and its check finds no errors."""
         store = self.registry.store
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
         missing = [blob for blob in (*made.layers, made.config) if not store.has(blob.digest, blob.size)]
@@ -90,10 +97,41 @@ class Local:
             raise IntegrityError(str(ref), f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
         if not store.has(made.digest, len(made.raw)):  # what is in the store has been looked at
             self._check(made)
+        self.check(made, str(ref))
         store.put_bytes(made.raw)
         with local_errors(store.root):
             store.sync_blobs()
         self.version = self.registry.admit(made, ref)
+
+    def check(self, made: Manifest, where: str, *, force: bool = False) -> tuple[str, ...]:
+        """Refuse a version whose files a push would refuse; with `force` the codes of its errors."""
+        from adapterhub.registry import publish  # needs numpy
+
+        with self._linked(made) as folder:
+            try:
+                errors = publish.check_adapter(adapter_in(folder), where=where, force=force)
+            except AdapterhubError as error:
+                error.where = error.where.replace(str(folder), where)
+                raise
+            publish.check_manifest(self.policy, AdapterManifest.read(folder), where)
+        return tuple(problem.code for problem in errors)
+
+    @contextmanager
+    def _linked(self, made: Manifest) -> Iterator[Path]:
+        """A folder in which the blobs of a version have the names of its files, until the context ends."""
+        store = self.registry.store
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+            for layer in made.layers:
+                path = Path(temporary) / layer.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    if not store.blob_path(layer.digest).is_file():
+                        raise FileNotFoundError
+                    path.symlink_to(store.blob_path(layer.digest).resolve())
+                except OSError:  # stored compressed, or a file system without links
+                    with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
+                        shutil.copyfileobj(blob, file)
+            yield Path(temporary)
 
     def _check(self, made: Manifest) -> None:
         """What a push checks of a folder, as far as names and documents say it."""

@@ -42,14 +42,14 @@ class Surroundings:
     """The settings of the user that a remote may need, gathered where the environment is read.
 
     Attributes:
-        docker: docker's config.json, with the credentials for registries; it may be absent.
+        docker: docker's config.json, with the credentials for registries; it may be absent. None for none.
         hub: Returns the Hugging Face Hub to use and the token for it; called only if needed.
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
         uploads: The folder that records how far uploads have come; None to record nothing.
         proxy: The proxy for a scheme and a host.
     """
 
-    docker: Path
+    docker: Path | None
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     uploads: Path | None = None

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.store.store import open_regular
 
 from .protocol import Progress, Reader, Source
 
@@ -163,6 +165,47 @@ class _Reader:
         return n
 
 
+class Fetched:
+    """A source with a version that was downloaded into a folder: its files are read there, anything else from the source.
+
+    `unwatched` still returns the source, so that a registry can mount blobs of another repository.
+    """
+
+    def __init__(self, source: Source, folder: Path, made: Manifest) -> None:
+        self.source = source
+        self._paths = {layer.digest: folder / layer.path for layer in made.layers}
+
+    @property
+    def where(self) -> str:
+        """That of the source."""
+        return self.source.where
+
+    def manifest(self, reference: str) -> Manifest:
+        """That of the source."""
+        return self.source.manifest(reference)
+
+    def tags(self) -> list[str]:
+        """Those of the source."""
+        return self.source.tags()
+
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self.source.stop(on=on)
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A file that was downloaded, else the blob at the source."""
+        if blob.digest not in self._paths:
+            with self.source.open_blob(blob, start) as reader:
+                yield reader
+            return
+        with open_regular(self._paths[blob.digest]) as file:
+            file.seek(start)
+            yield cast(Reader, file)
+
+
 def unwatched(source: Source) -> Source:
-    """The source behind a watched one."""
-    return source.source if isinstance(source, Watched) else source
+    """The source behind `Watched` and `Fetched` ones."""
+    while isinstance(source, Watched | Fetched):
+        source = source.source
+    return source

@@ -136,7 +136,7 @@ class Connected(Target, ABC):
         Raises:
             ParameterError: The remote has no repositories that are private or public.
         """
-        raise ParameterError("private", "is for a repository on a hub, hf://ORG/NAME", "Leave it out")
+        raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
 
     def referring(self) -> Referring | None:
         """The remote itself, if it can store attachments."""

@@ -1,6 +1,6 @@
-"""Files of a store, each of which appears under its final name whole, flushed and at once, or not at all.
+"""Files of a store that appear under their final name complete and flushed, or not at all.
 
-A killed writer leaves a temporary file in tmp/, which means nothing and is swept.
+A killed writer leaves a temporary file in tmp/, which nothing refers to and `sweep` removes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ from adapterhub_converters.errors import LocalIOError, RefusedError
 
 from .leases import ABANDONED, Lease
 
-# What a file system without hard links answers (FAT, some network and container mounts).
+# The error of a file system without hard links (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
 class Files:
-    """The files below `root`. Those of a process that holds a lease are named by it."""
+    """Writer of files below `root`.
+
+    Attributes:
+        lease: The lease that this process holds, if any. Its id starts the names of temporary files, so that those of a
+            killed process are recognized.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lease: Lease | None = None
+        self.lease: Lease | None = None
 
     @contextmanager
     def temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A new file in tmp/, unbuffered, gone afterwards unless it was renamed."""
-        with self._temporary() as made:
-            yield made
-
-    @contextmanager
-    def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A new file in tmp/, gone afterwards unless it was renamed."""
-        path = self.root / "tmp" / (f"{self._lease.id}-{random_name()}" if self._lease else random_name())
+        """Open a new unbuffered file in tmp/; it is removed afterwards unless it was renamed."""
+        path = self.root / "tmp" / (f"{self.lease.id}-{random_name()}" if self.lease else random_name())
         with local_errors(path):
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
             file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
@@ -51,21 +50,24 @@ class Files:
                 path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete what killed writers left in tmp/ more than a day ago; a writer at work touches its files all the time."""
-        with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else swept it
+        """Delete files in tmp/ that were last written more than a day ago; a running writer writes its own all the time."""
+        with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # another process swept it
             for path in (self.root / "tmp").iterdir():
                 if path.stat().st_mtime < time.time() - ABANDONED:
                     path.unlink()
 
-    def _replace(self, final: Path, data: bytes) -> None:
-        with self._temporary() as (path, file):
+    def replace(self, final: Path, data: bytes) -> None:
+        """Write `data` as `final`, flushed; an existing file is replaced in one step."""
+        with self.temporary() as (path, file):
             write_all(file, data)
             os.fsync(file.fileno())
             file.close()
             os.replace(path, final)
             sync(final.parent)
 
-    def _make_dir(self, folder: Path) -> None:
+    @staticmethod
+    def make_dir(folder: Path) -> None:
+        """Create a folder and its parent where they are missing, flushed."""
         for missing in [parent for parent in (folder.parent, folder) if not parent.is_dir()]:
             missing.mkdir(exist_ok=True)
             sync(missing.parent)
@@ -73,7 +75,7 @@ class Files:
 
 @contextmanager
 def local_errors(path: Path) -> Iterator[None]:
-    """An OSError in here becomes one line that names `path`."""
+    """Raise an OSError of the block as a LocalIOError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -82,7 +84,7 @@ def local_errors(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file for reading, unbuffered; a link in its place is refused."""
+    """Open a regular file for reading, unbuffered; RefusedError for a link or a device."""
     with local_errors(path):
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
         file = os.fdopen(handle, "rb", buffering=0)
@@ -93,7 +95,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def link(path: Path, final: Path) -> bool:
-    """Give a complete file its final name unless that is taken."""
+    """Give a complete file its final name; False when that name is taken."""
     try:
         os.link(path, final)
     except FileExistsError:
@@ -101,7 +103,7 @@ def link(path: Path, final: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Without hard links the catalog's write lock, which every writer holds here, keeps this from racing.
+        # Without hard links, the write lock of registry.db, which every writer holds here, prevents a race.
         if final.exists():
             return False
         os.rename(path, final)
@@ -109,12 +111,12 @@ def link(path: Path, final: Path) -> bool:
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
-    """Write to an unbuffered file until all is written."""
+    """Write all of `data` to an unbuffered file, which may take less in one call."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def random_name() -> str:
-    """A name that nothing else has."""
+    """Return 24 random hexadecimal digits."""
     return os.urandom(12).hex()

@@ -1,54 +1,65 @@
-"""Bytes into a store: each file of a folder read once and hashed as it passes; no ref moves here."""
+"""Bytes into a store: each file of a folder is opened once, read once and hashed as it is copied. No ref moves here."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.manifest.package_files import listing
-from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError
 
-from .store import Progress, Store, local_errors, open_regular, told
-from .tensor_digests import Hashing
+from .store import Progress, Store, counter, local_errors, open_regular
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.describe import Draft
 
 _Stamp = tuple[int, int, int]
 
 
-def take_in(store: Store, folder: Path, progress: Progress | None = None) -> tuple[Manifest, tuple[str, ...]]:
-    """Store every blob of the adapter in `folder`; its manifest, and the names that were skipped. No ref moves.
+def ingest(
+    store: Store, folder: Path, progress: Progress | None = None, *, draft: Draft | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Store every blob of the adapter in `folder`; return its manifest and the names that were skipped.
 
-    `progress` is told bytes stored and bytes in all.
+    Args:
+        store: Where to; hold a lease on it until a ref names the manifest.
+        folder: An adapter in any supported format.
+        progress: Called with bytes stored and total bytes.
+        draft: The manifest but for the digests, from a caller that has read the folder; None to read it.
+
+    Raises:
+        IntegrityError: A file changed while it was read.
     """
     from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
 
-    store.sweep()
-    found = listing(folder)
-    seen = describe.look(folder)  # before anything is stored: this may be no adapter at all
-    more = told(progress, sum(_size(folder / path) for path in found.files)) if progress else None
+    store.files.sweep()
+    draft = draft or describe.draft(folder)  # before anything is stored, as this may not be an adapter
+    found = draft.listing
+    more = counter(progress, sum(_size(folder / path) for path in found.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
-    listed: dict[Digest, Hashing] = {}
     for path in found.files:
+        if path == ADAPTER_JSON:  # `settle` reads it; its bytes may change
+            stamps[path] = _stamp(folder / path)
+            continue
         with open_regular(folder / path) as file:
-            stamps[path] = _stamp(os.fstat(file.fileno()))
-            if path != ADAPTER_JSON:
-                beside = Hashing.of(file, stamps[path][0]) if is_weights(path) else None
-                files[path] = store.put_stream(file, beside=beside, more=more)
-                if beside:
-                    listed[files[path][0]] = beside
-    manifest, raw = describe.settle(folder, files, seen)
+            stamps[path] = _stamp(file.fileno())
+            files[path] = store.put_stream(file, more=more)
+    manifest, raw = draft.settle(files)
     for path, stamp in stamps.items():
         with local_errors(folder / path):
-            now = os.stat(folder / path, follow_symlinks=False)
-        if _stamp(now) != stamp:
-            raise IntegrityError(f"{folder}/{path}", "changed while it was read", "Try again when nothing writes to the folder")
-    for digest, hashing in listed.items():  # only now: had a file changed, its header might be that of other bytes
-        if (tensors := hashing.result()) is not None:
-            store.keep_tensors(digest, tensors)
+            now = _stamp(folder / path)
+        if now != stamp:
+            raise IntegrityError(
+                f"{folder}/{path}", "changed while it was read", "Try again when no other program writes to the folder"
+            )
     files[ADAPTER_JSON] = store.put_bytes(raw)
     made = oci_manifest.assemble(files, manifest)
     store.put_bytes(made.config_bytes)
@@ -62,5 +73,7 @@ def _size(path: Path) -> int:
         return path.stat().st_size
 
 
-def _stamp(status: os.stat_result) -> _Stamp:
+def _stamp(file: Path | int) -> _Stamp:
+    """Return size, modification time and inode of a path, links not followed, or of an open file."""
+    status = os.fstat(file) if isinstance(file, int) else os.stat(file, follow_symlinks=False)
     return status.st_size, status.st_mtime_ns, status.st_ino

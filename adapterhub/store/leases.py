@@ -1,8 +1,9 @@
-"""Leases: while a process needs blobs that no ref names yet, or may stop naming, it holds a file that says which.
+"""Leases: files that list the blobs a running process needs although no ref names them, or although a ref may stop to.
 
-A file in `leases/` has a line about its holder, then a digest a line. The holder keeps it locked (flock), so that one whose
-holder was killed is known at once; where locks say nothing (another host, a file system or system without them) it counts for
-a day after it was last written. A lease spares work; that nothing is lost hangs on the store's write lock alone.
+A file in `leases/` has one line about its holder, then one digest per line. The holder keeps it locked (flock), so that the
+lease of a killed process is recognized at once. Where locks are no evidence (another host, a file system or an operating system
+without them), a lease is valid for a day after it was last written. Leases save work; that no blob is lost depends on the write
+lock of registry.db alone.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ _NEW = ".new"
 
 
 class Lease:
-    """One held lease; `id` is what its holder's temporary files begin with."""
+    """A held lease; the names of its holder's temporary files begin with `id`."""
 
     def __init__(self, ident: str, handle: int | None) -> None:
         self.id = ident
         self._handle = handle
 
     def note(self, digest: str) -> None:
-        """Say that a blob is needed, before looking whether it is there."""
+        """Add a blob. Call this before checking that the store has it, so that a gc cannot remove it in between."""
         if self._handle is not None:
             os.write(self._handle, f"{digest}\n".encode())
 
 
 @contextmanager
 def hold(folder: Path, kind: str, *, required: bool) -> Iterator[Lease]:
-    """Hold a lease in `folder`. Who only reads goes on without one where it cannot be written, unless it is `required`."""
+    """Hold a lease in `folder`. Unless it is `required`, continue without one where it cannot be written, as a reader may."""
     ident = os.urandom(12).hex()
     path = folder / f"{ident}{_SUFFIX}"
     handle = None
@@ -66,7 +67,7 @@ def _make(folder: Path, path: Path, kind: str) -> int:
         _lock(handle)
         holder = {"pid": os.getpid(), "host": _host(), "time": int(time.time()), "kind": kind}
         os.write(handle, json.dumps(holder).encode() + b"\n")
-        os.rename(new, path)  # only now, locked, others take it for a lease
+        os.rename(new, path)  # a lease for others from here on, as it is locked
     except BaseException:
         os.close(handle)
         raise
@@ -74,13 +75,13 @@ def _make(folder: Path, path: Path, kind: str) -> int:
 
 
 def _host() -> str:
-    import platform  # not needed by who only looks
+    import platform  # slow, and only writers of leases need it
 
     return platform.node()
 
 
 def _lock(handle: int) -> bool:
-    """Whether the file is ours to lock; False when another process holds it or there are no locks."""
+    """Try to lock an open file; False when another process holds it or there are no locks."""
     try:
         import fcntl
 
@@ -91,7 +92,7 @@ def _lock(handle: int) -> bool:
 
 
 def wait_for(handle: int) -> None:
-    """Have the lock of an open file until it is closed, where there are locks."""
+    """Lock an open file until it is closed, waiting for other holders; do nothing where there are no locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -99,7 +100,7 @@ def wait_for(handle: int) -> None:
 
 
 def noted(folder: Path) -> tuple[set[str], set[str]]:
-    """The digests that live leases name, and the ids of these leases."""
+    """Return the digests in leases of running processes, and the ids of these leases."""
     digests: set[str] = set()
     ids: set[str] = set()
     for path in _files(folder, _SUFFIX):
@@ -111,7 +112,7 @@ def noted(folder: Path) -> tuple[set[str], set[str]]:
 
 
 def dead(folder: Path) -> list[Path]:
-    """The files of leases whose holders have gone."""
+    """List the files of leases whose holders have ended."""
     found = [path for path in _files(folder, _NEW) if _age(path) > ABANDONED]
     for path in _files(folder, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -131,7 +132,7 @@ def _is_dead(handle: int, path: Path) -> bool:
     try:
         host = json.loads(os.read(handle, 4096).split(b"\n", 1)[0]).get("host")
     except (ValueError, AttributeError):
-        host = None  # half a line, as a power cut leaves it
+        host = None  # an incomplete line, as after a power cut
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(path) > ABANDONED
     return (old and not _has_locks()) or (_lock(handle) and (old or host == _host()))

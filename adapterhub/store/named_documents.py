@@ -1,10 +1,10 @@
-"""What a registry knows by a name of one word: each name has a log of its own in the store, like the refs of adapters.
+"""Documents of a registry under a name of one word: base models and merge recipes.
 
-    bases/<name>/<seq>.json     one move each, created exclusively: `push` points the name at a document, `delete` frees it
-    merges/<name>/<seq>.json    the same
+    bases/<name>/<seq>.json     one file per move: `push` points the name at a document, `delete` frees it
+    merges/<name>/<seq>.json    likewise
 
-The document, a blob, says what a base is (`adapterhub.bases.record` reads it), or is the recipe of a merged model
-(`adapterhub.registry.merge_recipe`). All that has to be known of it here are the adapters that a recipe needs.
+A document is a blob: the record of a base model (`adapterhub.bases.record`) or a merge recipe
+(`adapterhub.registry.merge_recipe`). Of a recipe, only the adapters that it needs are read here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_RECIPE = 4 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Shelved:
-    """Where a name stands: the last entry of its log (None when there is none) and that entry's digest."""
+class NamedDocument:
+    """The state of a name: the last entry of its log (None for an empty log) and that entry's digest."""
 
     name: str
     entry: Entry | None = None
@@ -33,30 +33,31 @@ class Shelved:
 
     @property
     def there(self) -> bool:
-        """Whether the name means a base now."""
+        """True if the name points at a document."""
         return self.entry is not None and self.entry.op == "push"
 
     def next(self, op: str, time: str, digest: Digest = "", size: int = 0) -> Entry:
-        """The entry that would follow."""
+        """Return the entry that follows."""
         seq = self.entry.seq + 1 if self.entry else 1
         return Entry(self.name, seq, op, time, digest, size, previous=self.head)
 
 
-def parse_base_name(name: str, where: str) -> str:
-    """`name` itself if a base may have it: one word as the parts of a ref are."""
+def parse_document_name(name: str, where: str) -> str:
+    """Return `name` if it is a valid name of a document: one word, as each part of a ref."""
     parse_name(f"base/{name}", where)
     return name
 
 
-def current(store: Store, name: str, *, log: str = BASES) -> Shelved:
-    """Where `name` stands; IntegrityError for a log that was changed."""
-    found = Shelved(name)
-    while step := store.entry(name, (found.entry.seq if found.entry else 0) + 1, log=log):
+def current(store: Store, name: str, *, log: str = BASES) -> NamedDocument:
+    """Read the state of a name; IntegrityError if its log was changed."""
+    found = NamedDocument(name)
+    while step := store.log.entry(name, (found.entry.seq if found.entry else 0) + 1, log=log):
         entry, digest = step
         if entry.previous != found.head or entry.op not in ("push", "delete"):
-            where = str(store.entry_path(name, entry.seq, log=log))
-            raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Run `adapterhub fsck`")
-        found = Shelved(name, entry, digest)
+            where = str(store.log.path(name, entry.seq, log=log))
+            what = "does not follow the entry before it: the log was changed"
+            raise IntegrityError(where, what, "Check the registry", code="check-registry")
+        found = NamedDocument(name, entry, digest)
     return found
 
 
@@ -64,22 +65,22 @@ def move(
     store: Store,
     locked: Callable[[], AbstractContextManager[None]],
     name: str,
-    decide: Callable[[Shelved], Entry | None],
+    decide: Callable[[NamedDocument], Entry | None],
     *,
     log: str = BASES,
 ) -> None:
-    """Commit the entry that `decide` makes of where the name stands; decide again when another writer was first."""
+    """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
     while True:
-        with locked():  # which alone decides where there are no hard links
+        with locked():  # the only protection on file systems without hard links
             entry = decide(current(store, name, log=log))
-            if entry is None or store.append(entry, log=log):
+            if entry is None or store.log.append(entry, log=log):
                 return
 
 
 def adapters(store: Store, document: Digest) -> dict[Digest, str]:
-    """The manifests that a recipe needs, and where each was had from; FormatError where it doesn't say that."""
+    """Return the manifests that a merge recipe needs, each with the ref it came from; FormatError for another document."""
     raw = store.read_document(document, limit=MAX_RECIPE)
     listed = parse_object(raw.decode("utf-8", "replace"), document).get("adapters")
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise FormatError(document, "is not the recipe of a merge")
+        raise FormatError(document, "not a merge recipe")
     return {parse_digest(one.get("digest"), document): str(one.get("ref", "")) for one in listed}

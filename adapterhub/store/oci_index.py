@@ -1,20 +1,23 @@
-"""index.json of an OCI image layout: every ref of the registry, one line each, so that skopeo and oras find them.
+"""index.json of an OCI image layout: one line per ref of the registry, so that skopeo and oras find them.
 
-It has to be whole after every move of a ref, and grows with the registry: 17 MB at 50,000 versions. So a move changes the
-lines of the one name that moved in the text that is there, which is a search and a copy, instead of making all of it anew.
+It must be complete after every move of a ref, and it grows with the registry: 17 MB at 50,000 versions. A move therefore
+replaces the lines of one name in the existing text, a search and a copy, instead of building all of it again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 
 from adapterhub.digest import Digest
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError
 
+from .atomic import Files, local_errors
+
 Line = tuple[str, Digest, int]
-"""`namespace/name:tag`, and digest and size of the manifest. Lines are sorted by name; one name's lie together."""
+"""`namespace/name:tag`, digest and size of the manifest. Lines are sorted by name; those of one name are contiguous."""
 
 _HEAD = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":['
 _END = b"]}"
@@ -25,26 +28,79 @@ _START = (
 _NAME = '"annotations":{"org.opencontainers.image.ref.name":'
 
 
+class IndexFile:
+    """The index.json of a store."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.path = files.root / "index.json"
+
+    def write(self, lines: Iterable[Line]) -> str:
+        """Replace the file with one of these lines; return its new stamp."""
+        return self._write(build(lines))
+
+    def change(self, changes: Iterable[tuple[str, list[Line], str | None]]) -> str:
+        """Replace the lines of some names, given as name, lines and the next name; return the new stamp.
+
+        Returns an empty string, and leaves the file alone, where it is not what `write` makes.
+        """
+        with local_errors(self.path):
+            text = self.path.read_bytes()
+        try:
+            for name, lines, before in changes:
+                text = replace(text, name, lines, before=before)
+        except ValueError:
+            return ""
+        return self._write(text)
+
+    def _write(self, text: bytes) -> str:
+        with local_errors(self.path):
+            self._files.replace(self.path, text)
+        return self.stamp()
+
+    def stamp(self) -> str:
+        """Return inode, size and modification time of the file, which every write changes; empty without a file."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return ""
+        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+    def is_written(self, lines: Iterable[Line]) -> bool:
+        """Return True if the file is what `write` makes of these lines, byte for byte."""
+        try:
+            return self.path.read_bytes() == build(lines)
+        except OSError:
+            return False
+
+    def has_exactly(self, lines: Iterable[Line]) -> bool:
+        """Return True if the file has these refs and no others."""
+        try:
+            return has_exactly(self.path.read_bytes(), lines)
+        except OSError:
+            return False
+
+
 def build(lines: Iterable[Line]) -> bytes:
-    """The text that says these lines."""
+    """Return the text of an index with these lines."""
     text = ",\n".join(map(_dump, lines)).encode()
     return _HEAD + b"\n" + (text + b"\n" if text else b"") + _END
 
 
 def replace(text: bytes, name: str, lines: Iterable[Line], *, before: str | None) -> bytes:
-    """A text of `build` with `lines` in place of those of `name`; ValueError for another text.
+    """Return an index with `lines` in place of those of `name`; ValueError for a text that `build` did not make.
 
     Args:
-        text: Made by `build` or by this.
+        text: Made by `build` or by this function.
         name: `namespace/name`.
-        lines: All that it has now.
-        before: The name after it in the text, which its lines go before where it has none yet; None: it goes last.
+        lines: All lines of `name`.
+        before: The next name in the text, for a name without lines so far; None: `name` is the last one.
     """
     start, end = _lines_of(text, name)
-    if start < 0:  # it is new
+    if start < 0:  # a new name
         start = end = _lines_of(text, before)[0] if before else len(text) - len(_END)
     if start < len(_HEAD) or not text.startswith(_HEAD) or not text.endswith(_END):
-        raise ValueError("not an index.json of ours")
+        raise ValueError("not an index.json that adapterhub wrote")
     made = b"".join(_dump(line).encode() + b",\n" for line in lines)
     head, tail = text[:start], text[end:]
     if tail != _END:
@@ -55,8 +111,8 @@ def replace(text: bytes, name: str, lines: Iterable[Line], *, before: str | None
     return (whole[:-2] + b"\n" if whole.endswith(b",\n") else whole) + _END
 
 
-def says(text: bytes, lines: Iterable[Line]) -> bool:
-    """Whether an index.json, however it is spelled, has just these refs."""
+def has_exactly(text: bytes, lines: Iterable[Line]) -> bool:
+    """Return True if an index.json, in any spelling, has these refs and no others."""
     try:
         found = [
             (entry["annotations"]["org.opencontainers.image.ref.name"], entry["digest"], entry["size"])
@@ -73,7 +129,7 @@ def _dump(line: Line) -> str:
 
 
 def _lines_of(text: bytes, name: str) -> tuple[int, int]:
-    """Where the lines of `name` begin and end; -1 twice if there are none."""
+    """Return the start and end of the lines of `name`; (-1, -1) if it has none."""
     needle = (_NAME + json.dumps(name + ":")[:-1]).encode()
     at = text.find(needle)
     if at < 0:

@@ -1,24 +1,28 @@
-"""The tensors of a file of weights, each by the digest of its own bytes: what two files share, whatever else differs.
+"""Digests of the tensors in a file of weights: what two files have in common, whatever else differs.
 
-Such a list is derived from the file alone. In a store it lies under the file's digest (`tensors/sha256/<hex>`): JSON, one line
-a tensor, and at last the digest of all above it, so that half a list, as a power cut may leave one, is none.
+A list is derived from the file alone. Hashing every tensor takes as long as hashing the file, so a list is made when a search,
+a disk usage report or packing needs it, not by a push, and kept in the store under the file's digest
+(`tensors/sha256/<hex>`): JSON, one line per tensor, and at the end the digest of everything before it, so that an incomplete
+list, as after a power cut, is recognized.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
-from adapterhub_converters.errors import AdapterhubError, FormatError
+from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
+
+from .atomic import Files, write_all
 
 if TYPE_CHECKING:
-    from adapterhub.store.packs.cutting import ReadAt, Run
+    from .packs.cutting import ReadAt, Run
 
 _HEAD = b'{"version":1,"tensors":[\n'
 _END = b'],"sha256":"'
@@ -27,7 +31,7 @@ _MAX = 256 << 20  # bytes of a list
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file: `dtype` in the file's own words, `size` in bytes, `digest` of these."""
+    """One tensor of a file: `dtype` as the file names it, `size` in bytes, `digest` of these bytes."""
 
     name: str
     dtype: str
@@ -37,14 +41,14 @@ class Tensor:
 
 
 Tensors = tuple[Tensor, ...]
-"""Of one file, as they lie in it."""
+"""The tensors of one file, in file order."""
 
 
 class Hashing:
-    """The digests of a file's tensors, made as its bytes pass, from the first to the last."""
+    """Computes the digests of a file's tensors from its bytes, passed in order."""
 
     def __init__(self, read_at: ReadAt, size: int) -> None:
-        """Of a file of `size` bytes."""
+        """Read the header of a file of `size` bytes."""
         self._size = size
         self._todo = _runs(read_at, size)
         self._found: list[Tensor] = []
@@ -53,7 +57,7 @@ class Hashing:
 
     @classmethod
     def of(cls, file: Any, size: int) -> Hashing:
-        """Of an unbuffered file, plain or packed, that is at its start and still is afterwards."""
+        """Start on an unbuffered file, plain or packed, at its start; its position is unchanged afterwards."""
         if hasattr(file, "read_at"):
             return cls(file.read_at, size)
 
@@ -67,7 +71,7 @@ class Hashing:
             file.seek(0)
 
     def __call__(self, piece: memoryview) -> None:
-        """Take the bytes that come next."""
+        """Add the next bytes of the file."""
         end = self._position + len(piece)
         while self._todo and (run := self._todo[-1]).offset < end:
             start = max(run.offset, self._position)
@@ -85,7 +89,7 @@ class Hashing:
         self._state = hashlib.sha256()
 
     def result(self) -> Tensors | None:
-        """All tensors; None where the file turned out not to be as long as it was said to be."""
+        """Return all tensors; None if the file was not as long as announced."""
         if self._position != self._size:
             return None
         while self._todo and not self._todo[-1].size:  # at the very end
@@ -94,8 +98,8 @@ class Hashing:
 
 
 def _runs(read_at: ReadAt, size: int) -> list[Run]:
-    """Where the tensors are, the last one first; none in what is no file of tensors."""
-    from adapterhub.store.packs.cutting import tensors
+    """Return the places of the tensors, last one first; empty for a file of another kind."""
+    from .packs.cutting import tensors  # needs numpy
 
     try:
         return sorted(tensors(read_at, size), key=lambda run: (run.offset, run.size), reverse=True)
@@ -108,7 +112,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
-    """The digest of an unbuffered file of `size` bytes that is at its start, and its tensors; none in what has none."""
+    """Return the digest of an unbuffered file of `size` bytes, at its start, and its tensors (empty for a file without any)."""
     hashing = Hashing.of(file, size)
     digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
     return digest, hashing.result() or ()
@@ -118,7 +122,7 @@ def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -
 
 
 def dump(tensors: Iterable[Tensor]) -> bytes:
-    """The bytes of a list."""
+    """Return the bytes of a list."""
     lines = (
         json.dumps([t.name, t.dtype, list(t.shape), t.size, t.digest.removeprefix("sha256:")], separators=(",", ":"))
         for t in tensors
@@ -128,14 +132,14 @@ def dump(tensors: Iterable[Tensor]) -> bytes:
 
 
 def parse(raw: bytes, where: str) -> Tensors:
-    """The tensors in the bytes of a list; FormatError for what `dump` did not make."""
+    """Parse the bytes of a list; FormatError for anything that `dump` did not make."""
     text, sums = raw[: -len('"}\n') - 64], raw[-len('"}\n') - 64 :]
     if not raw.startswith(_HEAD) or not text.endswith(_END) or sums != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
-        raise FormatError(where, "not a whole list of tensors", "Run `adapterhub fsck --rebuild-index`")
+        raise FormatError(where, "incomplete list of tensors", "Delete it; it is made again when needed")
     try:
         return tuple(_parsed(entry, where) for entry in json.loads(raw)["tensors"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FormatError(where, "a list of tensors that makes no sense") from error
+        raise FormatError(where, "invalid list of tensors") from error
 
 
 def _parsed(entry: Any, where: str) -> Tensor:
@@ -145,52 +149,49 @@ def _parsed(entry: Any, where: str) -> Tensor:
     return Tensor(name, dtype, _shape(shape), size, parse_digest(f"sha256:{sha256}", where))
 
 
-class Lists:
-    """The lists below a folder, which need not be there."""
+class TensorLists:
+    """The lists below a folder, which is created with the first one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Files) -> None:
         self.folder = folder
+        self._files = files
+        self._unwritten: dict[Digest, Tensors] = {}
 
     def path(self, digest: Digest) -> Path:
-        """Where the list of a blob lies, or would; `digest` has been checked."""
+        """Return the path of a blob's list; the caller has checked `digest`."""
         return self.folder / digest.removeprefix("sha256:")
 
     def read(self, digest: Digest) -> Tensors | None:
-        """The tensors of a blob; None where there is no list, or none that can be believed."""
+        """Read the tensors of a blob; None without a list, or with an incomplete or invalid one."""
         path = self.path(digest)
         try:
             with open(path, "rb") as file:
                 return parse(file.read(_MAX), str(path))
         except (OSError, AdapterhubError):
-            return None
+            return self._unwritten.get(digest)
+
+    def keep(self, digest: Digest, found: Tensors) -> None:
+        """Write the list of a blob; in a store that cannot be written, hold it in memory.
+
+        The list is not flushed: an incomplete one is recognized and made again.
+        """
+        final = self.path(digest)
+        try:
+            self._files.make_dir(final.parent)
+            with self._files.temporary() as (path, file):
+                write_all(file, dump(found))
+                file.close()
+                os.replace(path, final)
+        except (OSError, LocalIOError):
+            self._unwritten[digest] = found
 
     def files(self) -> list[Path]:
-        """Every file where lists lie, sorted."""
+        """List every file in the folder, sorted."""
         try:
             return sorted(self.folder.iterdir())
         except FileNotFoundError:
             return []
 
     def digests(self) -> Iterator[Digest]:
-        """Of every blob that has a list."""
+        """Yield the digest of every blob that has a list."""
         return (f"sha256:{path.name}" for path in self.files() if is_hex(path.name))
-
-
-# ---- in the index
-
-
-def key(digest: Digest) -> int:
-    """The first 64 bits of a digest as SQLite's INTEGER, in the order of the digests."""
-    return int(digest.removeprefix("sha256:")[:16], 16) - 2**63
-
-
-def keys(prefix: str) -> tuple[int, int]:
-    """The least and the greatest key of the digests that begin so."""
-    digits = re.sub("^sha256:", "", prefix)[:16]
-    return key(digits.ljust(16, "0")), key(digits.ljust(16, "f"))
-
-
-def shared(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
-    """Those of `tensors`, but empty ones, whose bytes are among the others', under whatever name."""
-    there = {(other.digest, other.size) for other in others}
-    return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in there]

@@ -1,7 +1,7 @@
-"""What a training is: a TOML file, checked key by key, as frozen dataclasses.
+"""The config of a training: a TOML file, checked key by key, as frozen dataclasses.
 
-Paths are relative to the file. A key that isn't known is refused by name, because a misspelled `learning_rate` that
-silently keeps its default is a wasted run.
+Paths are relative to the file. An unknown key is refused by name, because a misspelled `learning_rate` that silently keeps
+its default is a wasted run.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The model that is adapted."""
+    """The model to adapt."""
 
     path: str
     """A Hugging Face folder, in floats or in NF4 as bitsandbytes serializes it; or a GGUF file."""
     name: str | None = None
-    """What the model is called where others get it, `owner/model`; goes into the adapter."""
+    """The model's public name, `owner/model`; recorded in the adapter."""
     revision: str | None = None
     quantize: Literal["nf4", "none"] = "nf4"
-    """How the linear layers are held: `nf4` (4.127 bits a weight), or `none`: as `dtype`."""
+    """The form of the linear layers in memory: `nf4` (4.127 bits a weight), or `none`, which is `dtype`."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What is computed in; `float16` with a scaled loss."""
+    """The dtype to compute in; `float16` with a scaled loss."""
     shard: bool = False
-    """Of several processes (torchrun) each holds only its part of the quantized layers."""
+    """With several processes (torchrun), each holds only its part of the quantized layers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What computes; `auto`: CUDA where torch sees it."""
+    """The device to compute on; `auto` is CUDA if torch finds it."""
     cache: bool = True
-    """Keep the quantized base, so that the next training on it starts at once."""
+    """Cache the quantized base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned, and what isn't shown but asked about afterwards."""
+    """Data to train on, and held-out data."""
 
     train: tuple[str, ...]
-    """JSON Lines, arrays in JSON, plain text or Parquet files, or folders that `datasets` saved."""
+    """Files of JSON Lines, JSON arrays, plain text or Parquet, or folders that `datasets` saved."""
     heldout: tuple[str, ...] = ()
-    """The same, never trained on."""
+    """Files of the same kinds, never trained on."""
     heldout_share: float = 0.0
-    """Instead of `heldout`: the share of the training documents that is held out. Which are follows from what they say."""
+    """Instead of `heldout`: the share of the training documents to hold out, chosen by their content."""
     sequence: int = 512
-    """Tokens in a row; a document that has to stay whole is cut there."""
+    """Tokens in a row; a document that must stay in one row is cut there."""
     pack: bool = True
-    """Let documents share rows, without seeing each other; else each has a row."""
+    """Let documents share rows, without seeing each other; otherwise each has a row of its own."""
     loss: Literal["all", "completion"] = "completion"
-    """Which tokens of a conversation or of a prompt with completion are learned: all, or only the answers."""
+    """Tokens of a conversation or of a prompt with completion to train on: all, or only the answers."""
     heldout_tokens: int = 8192
-    """At most so many tokens are asked about, evenly from all of the held-out data."""
+    """Evaluate on at most so many tokens, evenly from all of the held-out data."""
 
 
 @dataclass(frozen=True)
@@ -64,41 +64,41 @@ class LoRAConfig:
     """The size and place of the adapter."""
 
     r: int = 16
-    """The rank: how many directions a layer can learn."""
+    """The rank: the number of directions in which a layer can change."""
     alpha: float = 32
     """The delta is multiplied by alpha / r."""
     rslora: bool = False
     """Multiply by alpha / sqrt(r) instead (arXiv 2312.03732)."""
     dora: bool = False
-    """Learn the length of every output's weights apart from their direction (DoRA, arXiv 2402.09353)."""
+    """Train the norm of each output's weights separately from their direction (DoRA, arXiv 2402.09353)."""
     lora_bias: bool = False
-    """Let every delta have a bias as well."""
+    """Give every delta a bias as well."""
     dropout: float = 0.0
-    """Share of the delta's inputs that a step leaves out."""
+    """The share of the delta's inputs that a step drops."""
     targets: str | tuple[str, ...] = "all-linear"
     """`all-linear`; names of modules, or the ends of their paths; or one regular expression for whole paths. The
-    embedding table only if it is named."""
+    embedding table is a target only if it is named."""
     exclude: tuple[str, ...] = ()
-    """Names of modules, or the ends of their paths, that stay as they are."""
+    """Names of modules, or the ends of their paths, that are not targets."""
     layers: tuple[int, ...] | None = None
     """Only these layers, counted from 0; None: all."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Another rank where the end of a path matches: a name, or a regular expression; the first that matches counts."""
+    """Ranks of single modules: keys are names or regular expressions for the end of a path; the first match counts."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    """Another alpha, likewise."""
+    """Alphas of single modules, likewise."""
     init: Literal["default", "pissa", "loftq"] = "default"
-    """How the factors begin: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`:
-    the principal part of what quantizing loses (arXiv 2310.08659). The last two are saved as plain LoRA."""
+    """Initial factors: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`: the
+    principal part of the quantization error (arXiv 2310.08659). The last two are saved as plain LoRA."""
     init_iterations: int = 0
-    """`pissa`: 0 for an exact decomposition, else a randomized one with so many iterations; `loftq`: how often quantizing
-    and decomposing alternate, at least once."""
+    """`pissa`: 0 for an exact decomposition, else the iterations of a randomized one; `loftq`: how often quantization and
+    decomposition alternate, at least once."""
     trainable_token_indices: tuple[int, ...] = ()
-    """Rows of the embedding table that are trained whole: new special tokens, say."""
+    """Rows of the embedding table to train whole, such as those of new special tokens."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How long, how fast, in which order."""
+    """The steps, the optimizer, and what happens between steps."""
 
     steps: int | None = None
     """Optimizer steps; else `epochs`."""
@@ -106,44 +106,44 @@ class OptimConfig:
     rows: int = 4
     """Rows in a step."""
     group_by_length: bool = False
-    """Let rows of about the same length make a step: less padding where documents do not share rows."""
+    """Put rows of about the same length into a step: less padding where documents do not share rows."""
     micro_rows: int | None = None
     """Rows in memory at once; the gradient is the same. None: all of a step."""
     learning_rate: float = 2e-4
     loraplus: float = 1.0
-    """lora_B learns so many times faster (LoRA+, arXiv 2402.12354)."""
+    """The factor of lora_B's learning rate (LoRA+, arXiv 2402.12354)."""
     schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    """How the rate falls; `wsd` holds it and falls in the last fifth of the steps."""
+    """How the rate falls; `wsd` keeps it constant up to the last fifth of the steps."""
     floor: float = 0.0
-    """Share of the rate that it falls to."""
+    """The share of the rate that it falls to."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
-    """In 8 bits by bitsandbytes; paged only on CUDA."""
+    """8-bit moments are bitsandbytes'; paged ones need CUDA."""
     neftune: float = 0.0
-    """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 none."""
+    """Strength of the noise on the embeddings (NEFTune, arXiv 2310.05914); 5 is usual, 0 is none."""
     warmup: int = 0
     """Steps in which the rate rises from 0."""
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     clip: float = 1.0
-    """Norm that the gradient is clipped to; 0: not."""
+    """Norm to clip the gradient to; 0: no clipping."""
     compile: bool = False
-    """Let torch compile what lies between the layers."""
+    """Compile what is between the layers with torch."""
     checkpointing: bool | Literal["auto"] = "auto"
-    """Keep only each block's input and compute the rest again: half the memory, a third more time. `auto`: where it doesn't
-    fit otherwise. The result is the same, byte for byte."""
+    """Save only each block's input and compute the rest again: half the memory, a third more time. `auto`: only where the
+    training does not fit into memory otherwise. The result is the same, byte for byte."""
     evaluate_every: int = 0
     """Steps between held-out evaluations; 0: only before and after."""
     keep_best: bool = False
-    """Keep what was best on the held-out data, not what came last."""
+    """Keep the parameters with the best held-out loss instead of the last ones."""
     patience: int = 0
-    """Stop after so many evaluations that brought nothing better; 0: never."""
+    """Stop after so many evaluations without improvement; 0: never."""
     samples: tuple[str, ...] = ()
-    """Questions whose answers are logged with each evaluation."""
+    """Prompts whose answers are logged with each evaluation."""
     sample_tokens: int = 48
-    """At most so many tokens an answer."""
+    """The most tokens of an answer."""
     log_to: tuple[str, ...] = ()
-    """Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio."""
+    """Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio."""
     save_every: int = 0
     """Steps between checkpoints; 0: only when stopped."""
     seed: int = 0
@@ -152,7 +152,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CardConfig:
-    """Fields of the model card that are not in the manifest."""
+    """Text of the model card."""
 
     title: str | None = None
     description: str = ""
@@ -163,7 +163,7 @@ class CardConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training; `folder` is where its relative paths start, `text` the file's own bytes."""
+    """A whole training; relative paths start at `folder`, and `where` is the config in messages."""
 
     base: BaseConfig
     data: DataConfig
@@ -174,11 +174,11 @@ class TrainConfig:
     where: str = "config"
 
     def resolve(self, path: str) -> Path:
-        """A path of the config as one that can be opened."""
+        """Return a path of the config as one that can be opened."""
         return self.folder / Path(path).expanduser()
 
     def document(self) -> dict[str, Any]:
-        """The sections as plain values, for the adapter's record: paths as they were written, no machine in it."""
+        """Return the sections as plain values for adapter.json, with the paths as they were written."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
         del sections["base"]["cache"]  # changes no byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
@@ -194,14 +194,14 @@ _SECTIONS: dict[str, type] = {
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; a map of patterns as pairs, since their order counts and JSON with sorted keys has none."""
+    """Return a value for JSON; patterns as pairs, since their order counts and sorted keys would lose it."""
     if isinstance(value, Mapping):
         return [list(pair) for pair in value.items()]
     return list(value) if isinstance(value, tuple) else value
 
 
 def read(path: Path) -> TrainConfig:
-    """The training that a TOML file describes."""
+    """Read the TOML file of a training."""
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError as error:
@@ -212,14 +212,14 @@ def read(path: Path) -> TrainConfig:
 
 
 def parse(text: str, *, folder: Path, where: str) -> TrainConfig:
-    """The training that TOML text describes; `where` stands in messages."""
+    """Parse the TOML text of a training; `where` is its place in messages."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(where, f"not valid TOML ({error})") from error
     unknown = sorted(set(document) - set(_SECTIONS))
     if unknown:
-        raise UsageError(where, f"[{unknown[0]}] isn't known", f"The sections are {', '.join(_SECTIONS)}")
+        raise UsageError(where, f"unknown section [{unknown[0]}]", f"The sections are {', '.join(_SECTIONS)}")
     sections = {name: _section(kind, document.get(name), f"{where}: [{name}]") for name, kind in _SECTIONS.items()}
     config = TrainConfig(**sections, folder=folder, where=where)
     _check(config)
@@ -230,11 +230,11 @@ def _section(kind: type, values: object, where: str) -> Any:
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise UsageError(where, "isn't a table")
+        raise UsageError(where, "is not a table")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise UsageError(f"{where} {key}", "isn't known", f"The keys are {', '.join(fields)}")
+            raise UsageError(f"{where} {key}", "unknown key", f"The keys are {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     for name, item in fields.items():
         if name not in values and item.default is item.default_factory is dataclasses.MISSING:
@@ -249,7 +249,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             if value in typing.get_args(option):
                 return value
             known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
-            raise UsageError(where, f"{value!r} isn't one of {', '.join(map(str, known))}")
+            raise UsageError(where, f"{value!r} is not one of {', '.join(map(str, known))}")
         if typing.get_origin(option) is tuple:
             kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
@@ -262,7 +262,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             return float(value)
         elif option is not type(None) and type(value) is option:
             return value
-    raise UsageError(where, f"{value!r} is of the wrong kind")
+    raise UsageError(where, f"{value!r} has the wrong type")
 
 
 def _check(config: TrainConfig) -> None:
@@ -281,16 +281,16 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
     _check_shares(config)
     if data.heldout_share and data.heldout:
-        raise UsageError(f"{config.where}: [data] heldout_share", "cannot be set beside heldout")
+        raise UsageError(f"{config.where}: [data] heldout_share", "cannot be combined with heldout")
     for key in ("patience", "keep_best"):
         if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
             raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
     if config.base.shard and config.base.quantize == "none":
-        raise UsageError(f"{config.where}: [base] shard", "is for a quantized base")
+        raise UsageError(f"{config.where}: [base] shard", "needs a quantized base")
     if lora.lora_bias and lora.dora:
-        raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be set beside dora")
+        raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be combined with dora")
     if lora.init == "loftq" and config.base.quantize == "none":
-        raise UsageError(f"{config.where}: [lora] init", "loftq makes up for quantizing, and the base isn't quantized")
+        raise UsageError(f"{config.where}: [lora] init", "loftq needs a quantized base")
 
 
 def _check_shares(config: TrainConfig) -> None:
@@ -300,4 +300,4 @@ def _check_shares(config: TrainConfig) -> None:
     }  # fmt: skip
     for name, value in shares.items():
         if not 0 <= value < 1:
-            raise UsageError(f"{config.where}: {name}", "isn't a share from 0 to below 1")
+            raise UsageError(f"{config.where}: {name}", "must be at least 0 and below 1")

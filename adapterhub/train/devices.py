@@ -1,7 +1,10 @@
-"""Where a model is computed: the CPU, or a CUDA device. What each holds, and what it is called."""
+"""The CPU or a CUDA device to compute on: choosing it, its memory, and torch's threads."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +13,12 @@ from torch import distributed
 from adapterhub_converters.errors import RefusedError
 
 
-def chosen(asked: str) -> Any:
-    """The device that `auto`, `cpu` or `cuda` means: of several processes each has a CUDA device of its own."""
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+def chosen(wanted: str) -> Any:
+    """Return the device for `auto`, `cpu` or `cuda`: each of several processes has a CUDA device of its own."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RefusedError("[base] device", "torch sees no CUDA device", 'Set "auto" or "cpu"')
+        raise RefusedError("[base] device", "torch finds no CUDA device", 'Set "auto" or "cpu"')
     own = distributed.get_node_local_rank(fallback_rank=0) if distributed.is_available() else 0
     if own >= torch.cuda.device_count():
         raise RefusedError("[base] device", f"process {own} of this machine has no CUDA device of its own")
@@ -25,20 +28,55 @@ def chosen(asked: str) -> Any:
 
 
 def name(device: Any) -> str | None:
-    """What a CUDA device is called; None for the CPU."""
+    """Return the name of a CUDA device; None for the CPU."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
+def free(device: Any) -> int | None:
+    """Return the bytes that a CUDA device has free; None for the CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
 def held(device: Any) -> int:
-    """Bytes that this process holds in tensors of a CUDA device; 0 for the CPU."""
-    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0
+    """Return the bytes of this process's tensors on a CUDA device, or of the process on the CPU; 0 if unknown."""
+    return (int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0) or _resident()
 
 
 def peak(device: Any) -> int:
-    """The most that `held` was."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
+    """Return the largest value that `held` had; 0 if unknown."""
+    return (int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0) or _largest_resident()
 
 
-def free(device: Any) -> int | None:
-    """Bytes that a CUDA device could still give; None for the CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+def _resident() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def _largest_resident() -> int:
+    # ru_maxrss would include what the parent held before it started this program (getrusage(2)).
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return 0
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Use `count` threads in torch within the block; None changes nothing. Yields how many there are."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """Several processes that train one adapter, as `torchrun` starts them: each has the model, and some rows of every step.
 
 A process divides its rows' loss by the labels of the whole step, and gradients are summed, so that the number of processes
-changes no loss. All then do the same step; the first writes, and speaks. One process is the usual case and needs nothing.
+changes no loss. All then do the same step; the first writes files and reports events. One process is the usual case.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import distributed
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return int(distributed.get_world_size()) if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def number() -> int:
-    """Which of them this is, from 0."""
+def process() -> int:
+    """Return the number of this process, from 0."""
     return int(distributed.get_rank()) if count() > 1 else 0
 
 
 def first() -> bool:
-    """Whether this is the one that writes."""
-    return number() == 0
+    """Return whether this is the process that writes."""
+    return process() == 0
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the processes that `torchrun` started know each other."""
+    """Connect the processes that `torchrun` started within the block."""
     if count() > 1 or not distributed.is_torchelastic_launched():
         yield
         return
-    # Single numbers are summed on the CPU, the rest where the model lies.
+    # Single numbers are summed on the CPU, tensors on the model's device.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -45,18 +45,18 @@ def joined() -> Iterator[None]:
 
 
 def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """This process's part of some rows, and how many come before it."""
+    """Return this process's part of some rows, and how many are before it."""
     parts = np.array_split(rows, count())
-    return parts[number()], sum(map(len, parts[: number()]))
+    return parts[process()], sum(map(len, parts[: process()]))
 
 
 def rounds(rows: int, size: int) -> int:
-    """How many passes of `size` rows the process with the largest part of `rows` makes."""
+    """Return how many passes of `size` rows the process with the largest part of `rows` makes."""
     return -(-(rows // -count()) // -size)
 
 
 def total(value: float) -> float:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     if count() == 1:
         return value
     summed = torch.tensor([value], dtype=torch.float64)
@@ -75,6 +75,6 @@ def sum_gradients(parameters: Sequence[Any]) -> None:
 
 
 def wait() -> None:
-    """Go on when all have come here."""
+    """Wait until all processes have come here."""
     if count() > 1:
         distributed.barrier()

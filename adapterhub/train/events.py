@@ -1,4 +1,4 @@
-"""What a training says while it runs; whoever draws a progress bar or writes a log picks from these."""
+"""Events of a training, for progress bars and logs; and the values that go into and come out of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Given:
-    """An adapter to start from or to measure.
+class InitialAdapter:
+    """An adapter to train further or to evaluate.
 
-    `path` is what a format reader takes, `folder` what holds it, `digest` its manifest's, `where` what its user called it.
+    Attributes:
+        path: The file or folder for a format's reader.
+        folder: The folder that contains it.
+        digest: Of its manifest.
+        where: The adapter, in messages.
+        ref: Its name in a registry.
     """
 
     path: Path
@@ -26,7 +31,7 @@ class Given:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a training will hold, in bytes, by what it is for; `runtime` is Python with its libraries."""
+    """The memory that a training will need, in bytes, by purpose; `runtime` is Python with its libraries."""
 
     base: int
     adapter: int
@@ -39,17 +44,17 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """All of it: the peak to expect."""
+        """The sum: the expected peak."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Part to bytes, in order."""
+        """Return purpose to bytes, in order."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """`done` of `total` linear layers of the base are read and quantized."""
+    """`done` of `total` linear layers of the base are loaded."""
 
     done: int
     total: int
@@ -57,13 +62,20 @@ class Loading:
 
 @dataclass(frozen=True)
 class Ready:
-    """All is loaded. `parameters` learn, beside those of the base; `tokens` are those of the training data.
+    """Everything is loaded, and the first step follows.
 
-    `notes` are worth showing, one line each; `checkpointing` is what `auto` came to.
+    Attributes:
+        parameters: How many are trained, besides `base_parameters` that are not.
+        base_in_16_bits: Bytes of the base in 16 bits; `base_in_4_bits` with linear layers in NF4.
+        documents: Of the training data, with `tokens` in `rows`.
+        notes: For the user, one line each.
+        checkpointing: Whether it is on, also where it was `auto`.
     """
 
     parameters: int
     base_parameters: int
+    base_in_16_bits: int
+    base_in_4_bits: int
     documents: int
     tokens: int
     rows: int
@@ -75,7 +87,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run goes on after `step`, in which `tokens` were learned."""
+    """An interrupted run resumes after `step`; `tokens` were trained on so far."""
 
     step: int
     tokens: int
@@ -84,7 +96,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step. `loss` in nats a token; `tokens` learned so far; `memory` resident bytes, 0 if unknown."""
+    """One optimizer step. `loss` in nats a token; `tokens` trained on so far; `memory` in bytes, 0 if unknown."""
 
     step: int
     steps: int
@@ -98,7 +110,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out data after `step` steps; loss in nats a token. `samples` are questions and what was answered."""
+    """An evaluation on the held-out data after `step` steps; loss in nats a token. `samples` are prompts and answers."""
 
     step: int
     steps: int
@@ -109,7 +121,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Saved:
-    """The finished adapter, or with `step` below the last one a checkpoint, lies at `path`."""
+    """The finished adapter, or with `step` below the last one a checkpoint, has been written to `path`."""
 
     step: int
     path: Path
@@ -117,17 +129,20 @@ class Saved:
 
 @dataclass(frozen=True)
 class Untracked:
-    """What `log_to` names as `name` takes no more numbers, for a `reason`; the training goes on without."""
+    """The tracker `name` of `log_to` failed for a `reason`; the training continues without it."""
 
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """How an adapter is to be measured; None is as it was trained, or as a training would be.
+class EvaluationOptions:
+    """Settings of an evaluation; None is the value of the adapter's training, else a training's default.
 
-    `rows` are in memory at once; of the data about `tokens` are asked about, evenly, or all.
+    Attributes:
+        tokens: Use about so many tokens, evenly from all of the data; None for all.
+        rows: Rows in memory at once.
+        threads: Threads to compute with; None is torch's number.
     """
 
     quantize: str | None = None
@@ -140,8 +155,15 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A base with and without an adapter on the same `tokens`; losses are nats a token. `notes` are one line each."""
+class EvaluationResult:
+    """A base with and without an adapter on the same `tokens`.
+
+    Attributes:
+        loss: With the adapter, in nats a token; `base_loss` without.
+        data: Name and digest of each file.
+        base: Quantization, dtype, and name and digest of each weight file.
+        notes: For the user, one line each.
+    """
 
     loss: float
     base_loss: float
@@ -152,10 +174,20 @@ class Measured:
     notes: tuple[str, ...] = ()
 
     @property
+    def perplexity(self) -> float:
+        """With the adapter."""
+        return _exp(self.loss)
+
+    @property
+    def base_perplexity(self) -> float:
+        """Without it."""
+        return _exp(self.base_loss)
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """Numbers under the names of `adapterhub.manifest.measurement`."""
+        """The metrics, under the names of `adapterhub.manifest.measurement`."""
         return {
-            "perplexity": _exp(self.loss),
+            "perplexity": self.perplexity,
             "loss": self.loss,
             "base_perplexity": _exp(self.base_loss),
             "base_loss": self.base_loss,
@@ -165,7 +197,7 @@ class Measured:
 
 
 def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond that no float holds it
+    return math.exp(min(nats, 700.0))  # beyond, a float overflows
 
 
 Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved | Untracked
@@ -174,19 +206,19 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What a training took; only the steps of this process count.
+    """The time and memory of a training; only steps of this process count.
 
     Attributes:
-        parameters: How many learn, beside `base_parameters` that don't.
-        predicted: The peak of memory that was expected, in bytes.
-        peak: The most that this process held, 0 if unknown.
-        full_fine_tuning: What training every parameter in float32 would hold at least.
-        seconds: In steps; loading, evaluations and checkpoints are not in it.
-        tokens_per_second: All that went through the model, prompts and padding too.
+        parameters: How many are trained, besides `base_parameters` that are not.
+        predicted: The expected peak of memory, in bytes.
+        peak: The most memory that this process held, in bytes; 0 if unknown.
+        full_fine_tuning: The least memory of training every parameter in float32, in bytes.
+        seconds: Of steps; without loading, evaluations and checkpoints.
+        tokens_per_second: All tokens, prompts and padding included.
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
-        matmul: Such operations a second of a plain matrix product on this machine, at best.
+        matmul: Floating-point operations a second of a matrix product on this machine, at best.
         utilization: The share of that which the steps reached.
-        checkpointing: Whether activations were computed again rather than kept.
+        checkpointing: Whether activations were computed again in the backward pass.
     """
 
     parameters: int
@@ -203,13 +235,20 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Of all parameters, what learns."""
+        """The trained share of all parameters."""
         return self.parameters / max(1, self.parameters + self.base_parameters)
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a training ended: perplexities of the held-out data, None if there is none; the step `kept` is the adapter's."""
+    """A finished training.
+
+    Attributes:
+        tokens: Trained on.
+        loss: Over the last steps, in nats a token.
+        perplexity_before: Of the held-out data; None without any.
+        kept_step: The step whose parameters are the adapter: the last one, or with `keep_best` the best.
+    """
 
     folder: Path
     steps: int
@@ -218,4 +257,4 @@ class Result:
     perplexity_before: float | None
     perplexity_after: float | None
     report: Report | None = None
-    kept: int | None = None
+    kept_step: int | None = None

@@ -1,4 +1,4 @@
-"""What every key of a config is for and why its default is what it is, and a config that says it in comments.
+"""Explain every key of a config and its default, also as comments in a new config.
 
 From the papers named, and from "LoRA Without Regret" (Schulman and Thinking Machines Lab, thinkingmachines.ai/blog/lora, 2025).
 """
@@ -23,172 +23,173 @@ _SECTIONS: dict[str, type] = {
 _WHY: dict[str, dict[str, str]] = {
     "base": {
         "path": (
-            "The model that is adapted: a folder as Hugging Face stores it, in floats or in bitsandbytes' NF4, or a GGUF file. "
-            "There is no default: it is yours to choose."
+            "The model to adapt: a Hugging Face folder, in floats or in bitsandbytes' NF4, or a GGUF file. There is no default."
         ),
         "name": (
-            "What the model is called where others get it, owner/model. It goes into the adapter, a path doesn't: that "
-            "means nothing on another machine."
+            "The model's public name, owner/model. It is recorded in the adapter; a path is not, because it means nothing on "
+            "another machine."
         ),
-        "revision": ("The commit of the base, where it has one. A branch moves, and with it what the adapter was trained on."),
+        "revision": (
+            "The commit of the base, if it has one. A branch may move, and then the adapter no longer belongs to its head."
+        ),
         "quantize": (
-            "nf4 holds the linear layers in 4.127 bits a weight with double quantization. The QLoRA paper (arXiv "
-            "2305.14314) found no loss against 16 bits over its models: mean MMLU 53.1 against 53.0. none holds them "
-            "as dtype: faster where memory doesn't matter."
+            "nf4 stores the linear layers in 4.127 bits a weight with double quantization. The QLoRA paper (arXiv "
+            "2305.14314) found no loss against 16 bits over its models: mean MMLU 53.1 against 53.0. none stores them "
+            "in dtype: faster where there is enough memory."
         ),
         "dtype": (
-            "What is computed in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B did not finish: it is for cards without bfloat16, and has its loss scaled. float32 is for "
+            "The dtype to compute in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
+            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, and its loss is scaled. float32 is for "
             "comparisons."
         ),
         "device": (
-            "auto takes a CUDA device where torch sees one, of several processes each its own, and else the CPU. The base is "
-            "quantized on the CPU either way, so that its codes are the same."
+            "auto uses CUDA if torch finds it, with a device of its own for each of several processes, else the CPU. The base "
+            "is quantized on the CPU in either case, so that its codes are the same."
         ),
         "cache": (
-            "A base that was quantized once is kept in the user's cache folder, about a quarter of its 16 bits, and read from "
-            "there as long as its files are the same. The result is the same, byte for byte; false keeps nothing."
+            "The quantized base is stored in the user's cache folder, in about a quarter of the size of its 16 bits, and read "
+            "from there as long as the base's files are unchanged. The result is the same, byte for byte; false stores nothing."
         ),
         "shard": (
-            "Of several processes, each holds only its part of the quantized base and gets the rest when it is needed. "
-            "Off: in four bits most bases fit whole, and nothing has to be sent."
+            "With several processes, each holds only its part of the quantized base and gets the rest when it is needed. "
+            "Off: in four bits most bases fit into each process, and nothing has to be sent."
         ),
     },
     "data": {
-        "train": "What is learned: files of documents with text, with prompt and completion, or with messages.",
+        "train": "The data to train on: files of documents with text, with prompt and completion, or with messages.",
         "heldout": (
-            "Documents never trained on, asked about before and after: without them nobody knows whether it learned or "
-            "memorized."
+            "Documents that are never trained on, evaluated before and after: without them nobody knows whether the model "
+            "learned or memorized."
         ),
         "heldout_share": (
-            "Instead of heldout, a share of the training documents. 0 takes none: what is learned stays what you gave."
+            "Instead of heldout, a share of the training documents. 0 holds out none: all of your data are trained on."
         ),
         "sequence": (
-            "Tokens in a row. 512 holds most instructions; memory grows with it, and documents that are longer are cut "
-            "or go on in the next row."
+            "Tokens in a row. 512 is enough for most instructions; memory grows with it, and longer documents are cut "
+            "or continue in the next row."
         ),
-        "pack": "Documents share rows without seeing each other, so that no arithmetic goes into padding.",
+        "pack": "Documents share rows without seeing each other, so that no computation is spent on padding.",
         "loss": (
-            "completion learns the answers alone. Prompts are given at inference, and the QLoRA paper found training "
+            "completion trains on the answers alone. Prompts are given at inference, and the QLoRA paper found training "
             "on the answers only better on MMLU. all is for text without prompts, where both are the same."
         ),
         "heldout_tokens": (
-            "An evaluation over 8192 tokens, evenly from all documents, is near enough and costs little; perplexities "
-            "compare only at the same number."
+            "An evaluation on 8192 tokens, evenly from all documents, is accurate enough and cheap; perplexities "
+            "are comparable only at the same number."
         ),
     },
     "lora": {
         "r": (
             "The rank. The QLoRA paper found that with all layers adapted the rank hardly matters; LoRA Without Regret "
-            "that LoRA learns as full fine-tuning does until its capacity is used up. 16 is enough for instructions; "
+            "that LoRA learns like full fine-tuning until its capacity is used up. 16 is enough for instructions; "
             "raise it for much text."
         ),
         "alpha": (
             "The delta is multiplied by alpha / r. LoRA Without Regret keeps alpha at 32: with 1 / r in front the best "
-            "rate hardly depends on the rank, so r can change and the rate stay."
+            "learning rate hardly depends on the rank, so r can change without it."
         ),
         "rslora": (
-            "Multiply by alpha / sqrt(r) instead (arXiv 2312.03732), which keeps large ranks, 64 and more, learning. "
-            "Off, as at 16 it is a factor of 4 that the rate would have to take back."
+            "Multiply by alpha / sqrt(r) instead (arXiv 2312.03732), with which large ranks, 64 and more, keep learning. "
+            "Off: at 16 it is a factor of 4 that the learning rate would have to compensate."
         ),
         "dora": (
-            "Learn the length of each output's weights apart from their direction (arXiv 2402.09353), better at small "
-            "ranks by its paper. Off: it is slower, and not every runtime applies it."
+            "Train the norm of each output's weights separately from their direction (arXiv 2402.09353), better at small "
+            "ranks according to its paper. Off: it is slower, and not every runtime supports it."
         ),
         "lora_bias": (
-            "Let every delta have a bias, which peft calls lora_bias. Off: the papers have none, and few loaders know it. Not "
-            "beside dora."
+            "Give every delta a bias, peft's lora_bias. Off: the papers have none, and few loaders support it. It cannot be "
+            "combined with dora."
         ),
         "dropout": (
-            "The QLoRA paper used 0.1 up to 13 B and 0.05 beyond. 0 here, the plain method: raise it where the "
-            "held-out loss turns upwards."
+            "The QLoRA paper used 0.1 up to 13 B and 0.05 beyond. 0 is the plain method: raise it if the held-out loss "
+            "starts to rise."
         ),
         "targets": (
-            "all-linear: every linear layer but the output layer. The QLoRA paper found that to be what matters for "
-            "reaching full fine-tuning, and LoRA Without Regret that attention alone falls behind whatever its rank."
+            "all-linear: every linear layer but the output layer. The QLoRA paper found that this matters most for "
+            "reaching full fine-tuning, and LoRA Without Regret that attention alone is worse at any rank."
         ),
-        "exclude": "Layers that stay as they are, against what the papers say of all layers.",
-        "layers": "Only some layers of the model, by number; all by default, as above.",
-        "rank_pattern": ("Another rank for some modules. None: nothing is known that beats one rank for all without trying."),
-        "alpha_pattern": "Another alpha for some modules, likewise.",
+        "exclude": "Layers that are not targets. None: the papers recommend all layers.",
+        "layers": "Only some layers of the model, by number. All by default, for the same reason.",
+        "rank_pattern": "Ranks of single modules. None: no rule is known to beat one rank for all without trying.",
+        "alpha_pattern": "Alphas of single modules, likewise.",
         "init": (
-            "default begins with no delta: A by chance, B zero. pissa (arXiv 2404.02948) and loftq (arXiv 2310.08659) "
-            "begin with the principal part of the weights or of what quantizing loses, which helps at few steps or few "
+            "default starts without a delta: A is random, B zero. pissa (arXiv 2404.02948) and loftq (arXiv 2310.08659) "
+            "start with the principal part of the weights or of the quantization error, which helps with few steps or few "
             "bits."
         ),
-        "init_iterations": "How thoroughly pissa or loftq decompose; 0 is exact for pissa.",
-        "trainable_token_indices": "Rows of the embedding table to train whole, for tokens that are new. None are.",
+        "init_iterations": "The iterations of pissa's or loftq's decomposition; 0 is exact for pissa.",
+        "trainable_token_indices": "Rows of the embedding table to train whole, for new tokens. None by default.",
     },
     "train": {
-        "steps": "How many optimizer steps. Without it, epochs.",
-        "epochs": ("How often every document is seen. One pass: more is for little data, with an eye on the held-out loss."),
+        "steps": "The number of optimizer steps. Without it, epochs.",
+        "epochs": "Passes over the documents. One: more is for little data, with an eye on the held-out loss.",
         "rows": (
             "Rows in a step. LoRA Without Regret found LoRA less tolerant of large batches than full fine-tuning, "
             "whatever the rank; so few."
         ),
-        "group_by_length": "Rows of one length make a step. Off: it isn't needed where documents share rows.",
+        "group_by_length": "Rows of one length make a step. Off: it is not needed where documents share rows.",
         "micro_rows": (
             "Rows in memory at once. The gradient is the same, divided by the tokens of the whole step, so it costs "
-            "nothing but time. Without it all of a step."
+            "nothing but time. Without it, all rows of a step."
         ),
         "learning_rate": (
-            "2e-4 is the QLoRA paper's up to 13 B (1e-4 for 33 B and 65 B). LoRA Without Regret: about ten times what "
-            "full fine-tuning takes, 15 times in runs under a hundred steps; such want 1e-3 and more."
+            "2e-4 is the QLoRA paper's up to 13 B (1e-4 for 33 B and 65 B). LoRA Without Regret: about ten times that of "
+            "full fine-tuning, 15 times in runs under a hundred steps, which need 1e-3 and more."
         ),
         "loraplus": (
-            "lora_B learns so many times faster. LoRA+ (arXiv 2402.12354) finds it should in wide models, about 16 "
-            "times; it begins at zero. 1 is plain LoRA, which every recipe's rate was chosen for; 4 helps short runs."
+            "The factor of lora_B's learning rate. LoRA+ (arXiv 2402.12354) recommends about 16 in wide models, as lora_B "
+            "starts at zero. 1 is plain LoRA, for which every recipe's rate was chosen; 4 helps short runs."
         ),
-        "schedule": "cosine ends gently, which a short run gains from. The QLoRA paper used constant.",
-        "floor": "Share of the rate that the schedule falls to; 0 falls all the way.",
+        "schedule": "cosine ends gently, which helps a short run. The QLoRA paper used constant.",
+        "floor": "The share of the rate that the schedule falls to; 0 falls all the way.",
         "optimizer": (
-            "AdamW in float32: its two moments are eight bytes a trained number, little for an adapter. adamw8bit has two "
-            "bytes; paged_adamw8bit lets them leave a CUDA device when its memory is full."
+            "AdamW in float32: its two moments take eight bytes a trained parameter, little for an adapter. adamw8bit takes "
+            "two bytes; paged_adamw8bit moves them out of a CUDA device when its memory is full."
         ),
-        "neftune": "Noise on the embeddings (arXiv 2310.05914). 0: conversation is what it was shown to help.",
+        "neftune": "Noise on the embeddings (arXiv 2310.05914). 0: its benefit was shown for conversation only.",
         "warmup": (
-            "Steps in which the rate rises from zero. None: lora_B is zero at first, so the first steps are small by "
-            "themselves. The QLoRA paper took 3 % of the steps."
+            "Steps in which the rate rises from zero. None: lora_B starts at zero, so the first steps are small by "
+            "themselves. The QLoRA paper used 3 % of the steps."
         ),
-        "weight_decay": "The QLoRA paper's 0: an adapter of low rank has little to overfit with.",
+        "weight_decay": "The QLoRA paper's 0: an adapter of low rank has little capacity to overfit.",
         "beta1": "AdamW's usual 0.9.",
         "beta2": "AdamW's usual 0.999, the QLoRA paper's.",
         "clip": (
-            "The gradient is shortened to this norm. 1 is common; the QLoRA paper took 0.3, which is worth trying "
-            "where the loss jumps. 0 never does."
+            "The gradient is clipped to this norm. 1 is common; the QLoRA paper used 0.3, which is worth trying "
+            "if the loss jumps. 0 never clips."
         ),
         "compile": (
-            "Let torch compile what lies between the layers: norms, rotations, activations. Off: on a CPU it saves 8 % of a "
+            "Compile what is between the layers: norms, rotations, activations. Off: on a CPU it saves 8 % of a "
             "step in bfloat16 and 2 % in float32 (4 blocks of 512, 1024 tokens), after seconds of compiling."
         ),
         "checkpointing": (
-            "Keep each block's input only and compute the rest again: less memory, a third more time; the result is the "
-            "same. auto does it where the training doesn't fit into the memory that is free otherwise. `--plan` says what "
-            "it takes either way."
+            "Save each block's input only and compute the rest again: less memory, a third more time, the same result. "
+            "auto does it where the training would not fit into free memory otherwise. The memory plan shows both."
         ),
         "evaluate_every": "Steps between evaluations; 0 is before and after only, as each costs forward passes.",
-        "keep_best": "Keep what was best on the held-out data. Off, as what came last is what the config describes.",
-        "patience": "Stop after so many evaluations without anything better; 0 never.",
-        "samples": "Questions whose answers are logged, to be read by people.",
-        "sample_tokens": "How long such an answer may be.",
+        "keep_best": "Keep the parameters with the best held-out loss. Off: the config describes the last ones.",
+        "patience": "Stop after so many evaluations without improvement; 0 never.",
+        "samples": "Prompts whose answers are logged, for people to read.",
+        "sample_tokens": "The most tokens of such an answer.",
         "log_to": (
-            "Where the numbers go besides log.jsonl: tensorboard, wandb, mlflow, trackio, or several; each has to be installed."
+            "Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio, or several; each has "
+            "to be installed."
         ),
         "save_every": (
-            "Steps between checkpoints; 0 writes one only when the run is stopped, which Ctrl-C and SIGTERM do well."
+            "Steps between checkpoints; 0 writes one only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
         ),
-        "seed": "Of everything random. The same seed, machine and versions give the same bytes.",
-        "threads": "Threads to compute with; part of what makes two runs the same to the byte.",
+        "seed": "The seed of everything random. The same seed, machine and versions give the same bytes.",
+        "threads": "Threads to compute with; two runs give the same bytes only with the same number.",
     },
     "card": {
         "title": "The heading of the model card.",
         "description": "One paragraph for people.",
-        "license": "An SPDX expression. None is guessed: the base's and the data's licenses are yours to weigh.",
-        "language": "Languages, as the Hugging Face Hub knows them: en.",
-        "tags": "Words to find it by.",
+        "license": "An SPDX expression. There is no default: consider the licenses of the base and of the data.",
+        "language": "Languages, as codes of the Hugging Face Hub: en.",
+        "tags": "Tags to find it by.",
     },
 }
-# What stands in a new config for keys that are needed, and beside those that have no value by default.
+# Values in a new config for required keys, and for keys without a default.
 _SAMPLES = {
     "base.path": "model", "data.train": ["train.jsonl"], "data.heldout": ["heldout.jsonl"], "base.name": "owner/model",
     "base.revision": "c1899de289a04d12100db370d81485cdf75e47ca", "lora.layers": [0, 1], "train.steps": 200,
@@ -199,7 +200,7 @@ _WIDE = 100
 
 @dataclass(frozen=True)
 class Explained:
-    """One key; `default` as TOML writes it, empty where there is none."""
+    """One key; `default` is TOML, empty where there is none."""
 
     section: str
     key: str
@@ -209,7 +210,11 @@ class Explained:
 
 
 def explain(wanted: str | None = None) -> list[Explained]:
-    """All keys, those of a section, or one: `lora`, `learning_rate`, `train.learning_rate`."""
+    """Return all keys, those of a section, or one: `lora`, `learning_rate`, `train.learning_rate`.
+
+    Raises:
+        UsageError: With the code `config-key`, where nothing has that name.
+    """
     found = list(_all())
     if wanted is None:
         return found
@@ -219,8 +224,8 @@ def explain(wanted: str | None = None) -> list[Explained]:
     if not chosen:
         known = [*_SECTIONS, *(item.key for item in found)]
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {close[0]}?" if close else "`adapterhub train --explain` says all of them"
-        raise UsageError(wanted[:60], "is no key or section of a config", hint)
+        what = "is not a key or section of a config"
+        raise UsageError(wanted[:60], what, f"Did you mean {close[0]}?" if close else "", code="" if close else "config-key")
     return chosen
 
 
@@ -242,10 +247,10 @@ def _toml(value: Any) -> str:
 
 
 def template() -> str:
-    """A config with every key: what is needed to be filled in, the rest commented out at its default, and why."""
+    """Return a config with every key: required ones to fill in, the others commented out at their defaults, explained."""
     lines = [
-        "# A training for `adapterhub train`. Fill in the two paths, relative to this file; then it trains as it stands.",
-        "# What is commented out is the default.",
+        "# The config of a training. Fill in the two paths, relative to this file; nothing else is required.",
+        "# Keys that are commented out have their defaults.",
     ]
     section = ""
     for item in _all():

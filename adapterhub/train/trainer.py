@@ -7,20 +7,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adapterhub.train.cost.report import Meter
-from adapterhub.train.model.base import Base, load, threads
-from adapterhub_converters.bases import read_base
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
 from . import devices, distributed
 from .artifacts import checkpoint, finish
 from .config import TrainConfig
 from .cost import budget, memory
+from .cost.report import Meter
 from .data import dataset as data
-from .events import Given, Loading, OnEvent, Ready, Result, Resumed, Saved
+from .events import InitialAdapter, Loading, OnEvent, Ready, Result, Resumed, Saved
 from .layers import lora
 from .loop import loop
-from .model import compiled, digest_cache, document_isolation, families, initial_adapter, quantized_cache
+from .loop.state import State, new_state
+from .model import adapters, families, quantized_cache
+from .model.base import Base, check_isolation
+from .model.base_files import BaseFiles
+from .model.loading import load
 
 
 def train(
@@ -29,173 +32,158 @@ def train(
     on_event: OnEvent,
     *,
     force: bool = False,
-    start: Given | None = None,
+    start: InitialAdapter | None = None,
     cache: Path | None = None,
 ) -> Result:
-    """See `adapterhub.train.trainer`."""
+    """Train in this process; arguments, result and errors are those of `adapterhub.train.run`."""
     atomic.check_free(out)
     finish.check_place(out)
     device = devices.chosen(config.base.device)
-    free, held = _room(config, device)
-    settled = _settled(config, free, held)
-    plan = memory.plan(settled)
     on_event = meter = Meter(on_event)
-    if not force:
-        budget.check(settled, free=free, held=held)
-    first = _first(config, start)
-    with threads(config.train.threads) as thread_count:
-        base, weights = _loaded(settled, device, cache if config.base.cache else None, on_event)
+    with devices.threads(config.train.threads) as thread_count:
+        with BaseFiles(config.resolve(config.base.path), cache if config.base.cache else None) as files:
+            spec = files.spec
+            settled = _settled(config, spec, device, force=force)
+            initial = adapters.read(start) if start else None
+            if initial:
+                adapters.check_base(initial, spec, config.base.name)
+            base = _loaded(settled, files, device, on_event)
+            weights = files.digests
         train_set, heldout = data.datasets(config, base.tokenizer)
-        longer = families.check_length(base.model, config.data.sequence, config.where)
-        document_isolation.check(base, (train_set.rows, heldout.rows if heldout else None), config.where)
-        steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
+        length_notes = families.check_length(base.model, config.data.sequence, config.where)
+        check_isolation(base, (train_set.rows, heldout.rows if heldout else None), config.where)
         lora.reset(base.model, config.train.seed)
-        overlap = data.overlap(train_set, heldout)
-        notes = (
-            *base.notes,
-            *longer,
-            *train_set.notes,
-            *overlap,
-            *(initial_adapter.other_weights(first, weights) if first else ()),
-        )
-        if first:
-            initial_adapter.check_config(first, config.lora, base.targets, config.where)
-            initial_adapter.put(base, first)
-        parameters = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
-        on_event(
-            Ready(
-                parameters=parameters,
-                base_parameters=memory.parameters(config)[0],
-                documents=train_set.documents,
-                tokens=train_set.tokens,
-                rows=len(train_set.rows),
-                steps=steps,
-                memory=plan,
-                notes=notes,
-                checkpointing=settled.train.checkpointing is True,
-            )
-        )
-        record = {"weights": weights, **_record(config, train_set, heldout, steps, finish.versions(thread_count, device))}
+        notes = [*base.notes, *length_notes, *train_set.notes, *data.overlap(train_set, heldout)]
+        if initial:
+            notes += adapters.other_weights(initial, weights)
+            adapters.check_config(initial, config.lora, base.targets, config.where)
+            adapters.put(base, initial)
+        steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
+        on_event(_ready(settled, spec, base, train_set, steps=steps, notes=tuple(notes)))
+        record = {
+            "config": {**config.document(), "steps": steps},
+            "data": _data_record(train_set, heldout),
+            "seed": config.train.seed,
+            "versions": finish.versions(thread_count, device),
+            "weights": weights,
+        }
         parents = _parents(start)
-        state = _run(config, base, out, record, parents=parents, rows=train_set.rows, heldout=heldout, on_event=on_event)
+        path = checkpoint.path_for(out)
+        facts = {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
+        run_id = checkpoint.identity(facts)
+        state = _run(config, base, train_set.rows, heldout, path=path, run_id=run_id, steps=steps, on_event=on_event)
         distributed.wait()
-        if not distributed.first():
-            return Result(
-                out, state.step, state.tokens, finish.metrics(state)["train_loss"], None, None, meter.report(settled, device)
-            )
-        training = finish.finish(config, base, state, record, out, parents=parents)
-        report = meter.report(settled, device)
-    checkpoint.path_for(out).unlink(missing_ok=True)
-    on_event(Saved(state.step, out))
+        if distributed.first():
+            finish.finish(config, spec, base, state, record=record, out=out, parents=parents)
+        report = meter.report(settled, spec, device)
+    if distributed.first():
+        path.unlink(missing_ok=True)
+        on_event(Saved(state.step, out))
+    metrics = finish.metrics(state)
     return Result(
         folder=out,
         steps=state.step,
         tokens=state.tokens,
-        loss=training["metrics"]["train_loss"],
-        perplexity_before=training["metrics"].get("heldout_perplexity_before"),
-        perplexity_after=training["metrics"].get("heldout_perplexity"),
+        loss=metrics["train_loss"],
+        perplexity_before=metrics.get("heldout_perplexity_before"),
+        perplexity_after=metrics.get("heldout_perplexity"),
         report=report,
-        kept=state.kept,
+        kept_step=state.kept_step,
     )
 
 
-def _room(config: TrainConfig, device: Any) -> tuple[int | None, int]:
-    """Bytes that are free where the model will lie, and those that this process holds there already."""
-    there = devices.free(device)
-    # The interpreter isn't on a CUDA device, and every plan counts it.
-    return (budget.free_memory(), loop.resident()) if there is None else (there, memory.plan(config).runtime)
+def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
+    """Return the config with `auto` resolved, once it is known to fit into memory; unless `force`."""
+    free, held = devices.free(device), memory.plan(config, spec).runtime
+    if free is None:
+        free, held = budget.free_memory(), devices.held(device)
+    settled = budget.settled(config, spec, free=free, held=held)
+    # The same in all processes: each has to make the same exchanges.
+    checkpointing = distributed.total(float(settled.train.checkpointing is True)) > 0
+    settled = dataclasses.replace(settled, train=dataclasses.replace(settled.train, checkpointing=checkpointing))
+    if not force:
+        budget.check(settled, spec, free=free, held=held)
+    return settled
 
 
-def _settled(config: TrainConfig, free: int | None, held: int) -> TrainConfig:
-    """The config with what `auto` comes to: in all processes the same, or those with parts of the base would not meet."""
-    found = budget.settled(config, free=free, held=held)
-    on = distributed.total(float(found.train.checkpointing is True)) > 0
-    return dataclasses.replace(found, train=dataclasses.replace(found.train, checkpointing=on))
-
-
-def _loaded(config: TrainConfig, device: Any, cache: Path | None, on_event: OnEvent) -> tuple[Base, list[dict[str, Any]]]:
-    """The base with its layers, ready for steps, and what its weights are by their digests."""
-    path = config.resolve(config.base.path)
-    weights = digest_cache.weights(path, cache)
+def _loaded(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEvent) -> Base:
+    """Load the base with its layers, ready for steps."""
     base = load(
-        path,
+        files,
         config.base,
         config.lora,
         where=config.where,
         progress=lambda done, total: on_event(Loading(done, total)),
-        place=quantized_cache.place(cache, path, weights) if cache else None,
+        entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
     )
     if config.train.checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
-        compiled.apply(base.model, config.where)
-    return base, weights
+        families.compile_blocks(base.model, config.where)
+    return base
 
 
-def _record(
-    config: TrainConfig, train_set: data.Dataset, heldout: data.Dataset | None, steps: int, versions: dict[str, str]
-) -> dict[str, Any]:
-    """What the adapter will say of its training, but for the metrics; nothing in it depends on when or where."""
-    sets = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
-    return {
-        "config": {**config.document(), "steps": steps},
-        "data": [
-            {
-                "path": file.path, "split": split, "digest": file.digest, "size": file.size,
-                "documents": file.documents, "tokens": file.tokens,
-            }
-            for split, dataset in sets
-            for file in dataset.files
-        ],
-        "seed": config.train.seed,
-        "versions": versions,
-    }  # fmt: skip
+def _ready(
+    config: TrainConfig, spec: BaseSpec, base: Base, train_set: data.Dataset, *, steps: int, notes: tuple[str, ...]
+) -> Ready:
+    in_16_bits, in_4_bits = memory.base_sizes(config, spec)
+    return Ready(
+        parameters=sum(p.numel() for p in base.model.parameters() if p.requires_grad),
+        base_parameters=memory.parameters(config, spec)[0],
+        base_in_16_bits=in_16_bits,
+        base_in_4_bits=in_4_bits,
+        documents=train_set.documents,
+        tokens=train_set.tokens,
+        rows=len(train_set.rows),
+        steps=steps,
+        memory=memory.plan(config, spec),
+        notes=notes,
+        checkpointing=config.train.checkpointing is True,
+    )
 
 
-def _first(config: TrainConfig, start: Given | None) -> initial_adapter.Factors | None:
-    """The factors to begin with, if they are for this base."""
-    if start is None:
-        return None
-    found = initial_adapter.read(start)
-    initial_adapter.check_base(found, read_base(config.resolve(config.base.path)), config.base.name)
-    return found
+def _data_record(train_set: data.Dataset, heldout: data.Dataset | None) -> list[dict[str, Any]]:
+    """Describe the data files for adapter.json; nothing in it depends on when or where."""
+    splits = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
+    return [
+        {
+            "path": file.path, "split": split, "digest": file.digest, "size": file.size,
+            "documents": file.documents, "tokens": file.tokens,
+        }
+        for split, dataset in splits
+        for file in dataset.files
+    ]  # fmt: skip
 
 
-def _parents(start: Given | None) -> list[dict[str, Any]]:
-    """What the adapter will say that it was made from."""
+def _parents(start: InitialAdapter | None) -> list[dict[str, Any]]:
+    """Return the parents of the adapter, for adapter.json."""
     if start is None:
         return []
-    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": initial_adapter.METHOD}]
+    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": adapters.METHOD}]
 
 
 def _run(
     config: TrainConfig,
     base: Base,
-    out: Path,
-    record: dict[str, Any],
-    *,
-    parents: list[dict[str, Any]],
     rows: data.Rows,
     heldout: data.Dataset | None,
+    *,
+    path: Path,
+    run_id: str,
+    steps: int,
     on_event: OnEvent,
-) -> loop.State:
-    """The loop, from its checkpoint if there is one."""
-    state = loop.new_state(base.model, config.train)
-    path = checkpoint.path_for(out)
-    spec = read_base(config.resolve(config.base.path))
-    run = checkpoint.identity(
-        {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
-    )
-    if checkpoint.restore(path, base.model, state, run):
+) -> State:
+    """Run the loop, from the checkpoint at `path` if there is one."""
+    state = new_state(base.model, config.train)
+    if checkpoint.restore(path, base.model, state, run_id):
         on_event(Resumed(state.step, state.tokens, path))
 
     def save() -> Path:
-        checkpoint.save(path, base.model, state, run)
+        checkpoint.save(path, base.model, state, run_id)
         on_event(Saved(state.step, path))
         return path
 
-    asked = data.some(heldout.rows, config.data.heldout_tokens) if heldout else None
-    steps = record["config"]["steps"]
-    loop.loop(base, rows, asked, state, config.train, steps=steps, save=save, on_event=on_event)
+    sample = data.sample(heldout.rows, config.data.heldout_tokens) if heldout else None
+    loop.run(base, rows, sample, state, config.train, steps=steps, save=save, on_event=on_event)
     return state

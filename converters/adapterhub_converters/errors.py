@@ -109,10 +109,10 @@ class RefusedError(AdapterhubError):
         self.items = tuple(items)
 
 
-def refused(where: str, reasons: Sequence[str], hint: str = "") -> RefusedError:
+def refused(where: str, reasons: Sequence[str], hint: str = "", *, code: str = "", **fields: object) -> RefusedError:
     """One error for all `reasons`: its line has the first, `items` have every one."""
     more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-    return RefusedError(where, reasons[0] + more, hint, reasons)
+    return RefusedError(where, reasons[0] + more, hint, reasons, code=code, **fields)
 
 
 class ConflictError(AdapterhubError):

@@ -126,5 +126,5 @@ def test_a_plot_without_matplotlib_says_what_to_install(run: Run, tmp_path: Path
     hook.mkdir()
     (hook / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
     done = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
-    assert done.stderr == "error: this needs matplotlib, which isn't installed. pip install 'adapterhub[train]'\n"
+    assert done.stderr == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[train]'`\n"
     assert not (tmp_path / "a.png").exists()

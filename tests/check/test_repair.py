@@ -131,7 +131,7 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path)
         for name, array in tensors(tmp_path / "a").items()
     }
     safetensors_file.write(tmp_path / "lone.safetensors", state)
-    with pytest.raises(RefusedError, match="nothing says its alpha"):
+    with pytest.raises(RefusedError, match="its alpha is not recorded"):
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
     assert [mend.code for mend in fixed.mends] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]
@@ -245,14 +245,14 @@ def test_a_config_that_makes_no_sense_is_an_error_of_ours_or_stays(tmp_path: Pat
 def test_the_command(run: Run, tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(2), r=8, base_model_name_or_path="org/base")
     assert "`adapterhub fix` does it" in run("validate", "a", code=1).stdout
-    assert "1 mend, nothing written (--dry-run)" in run("fix", "a", "--dry-run").stdout
+    assert "1 repair, nothing written (--dry-run)" in run("fix", "a", "--dry-run").stdout
     assert not (tmp_path / "a-fixed").exists()
     found = document(run, "fix", "a")
     assert (found["output"], [mend["code"] for mend in found["mended"]]) == ("a-fixed", ["rank-config"])
-    assert run("fix", "a-fixed").stdout == "a-fixed: nothing to mend, nothing written\n"
+    assert run("fix", "a-fixed").stdout == "a-fixed: nothing to repair, nothing written\n"
     assert "already exists" in run("fix", "a", code=2).stderr
     without("peft_type")(path)
     assert "`adapterhub fix` adds a missing peft_type" in run("validate", "a", code=1).stdout
-    assert "mended[peft-type]" in run("fix", "a", "-o", "b").stdout
+    assert "repaired[peft-type]" in run("fix", "a", "-o", "b").stdout
     run("push", "b", "team/b")
-    assert "nothing to mend" in run("fix", "team/b").stdout
+    assert "nothing to repair" in run("fix", "team/b").stdout

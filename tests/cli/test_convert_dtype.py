@@ -5,15 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from adapterhub.cli import options
 from adapterhub_converters.containers.gguf_file import GGUFFile
-from adapterhub_converters.formats.gguf import storage
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
-
-
-def test_the_choices_are_those_of_the_writer() -> None:
-    assert storage.CHOICES == options.DTYPES
 
 
 def test_f16_is_stored_and_its_rounding_reported(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.views import tree
-from adapterhub.index.database import Row
+from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
 from tests.cli.test_commands import terminal
 from tests.conftest import Run
@@ -52,13 +52,13 @@ def test_search_as_it_is_typed(run: Run, registry: Path) -> None:
 @pytest.mark.parametrize("words", [["nowhere"], ['"'], ["NEAR(", "*", "a:b"], ["--", "-x"], ["\udcff"], [""]])
 def test_no_words_are_an_error(run: Run, registry: Path, words: list[str]) -> None:
     done = run("search", *words)
-    assert done.stderr in ("nothing matches\n", "")
+    assert done.stderr in ("no matches\n", "")
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--size", "10MB"], "'10MB' is one size. Write '<10MB'"),
+        (["--size", "10MB"], "'10MB' is an exact size. Write '<10MB'"),
         (["--rank", "many"], "'many' is not a number"),
         (["--metric", "loss"], "Write it like 'accuracy>0.8'"),
         (["--limit", "-1"], "--limit"),
@@ -98,10 +98,10 @@ def test_a_folder_that_has_changed_is_found_by_its_weights(run: Run, registry: P
 
 def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:
     (registry / "other.txt").write_text("other")
-    assert "other.txt: no version holds it" in run("find", "other.txt", code=3).stderr
+    assert "other.txt: no version contains it" in run("find", "other.txt", code=3).stderr
     some = run("find", "other.txt", "sql", code=3)
     assert "team/sql:v2" in some.stdout
-    assert some.stderr == "other.txt: no version holds it\n"
+    assert some.stderr == "other.txt: no version contains it\n"
     run("find", "--sha256", "0" * 64, code=3)
     run("find", "--sha256", "xyz", code=2)
     run("find", "nowhere", code=3)

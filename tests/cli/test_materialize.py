@@ -98,7 +98,7 @@ def test_a_folder_that_is_in_no_registry_is_told_and_has_to_be_named(place: Path
     missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
     assert "byte for byte" in run("materialize", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
-    assert "is no adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
+    assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
 
 def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -> None:
@@ -107,9 +107,9 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     assert "has other numbers" in run("materialize", "a.json", "--base", "other", "-o", "out", cwd=place, code=6).stderr
     write_base(place / "third")
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
-    assert "is not the base of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
+    assert "not the base model of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
-    assert "Name it with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
+    assert "Pass its path with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
@@ -125,7 +125,7 @@ def test_what_comes_out_otherwise_is_kept_and_said_in_units_of_the_last_place(pl
     (place / "a.json").write_text(json.dumps(recipe))
     done = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
     assert [(one["name"], one["ulps"]) for one in done["differences"]] == [("model.safetensors", 2)]
-    assert done["differences"][0]["what"] == "bytes differ; 3 of the 512 numbers that the recipe keeps of it do"
+    assert done["differences"][0]["what"] == "bytes differ; 3 of the 512 numbers in the recipe differ"
     assert (place / "out" / "model.safetensors").exists()
 
 
@@ -141,13 +141,13 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     ("args", "code", "says"),
     [
         (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
-        (["materialize", "nothing"], 3, "no model of this name is kept as a recipe"),
-        (["materialize", "nothing", "--forget"], 3, "no model of this name is kept as a recipe"),
+        (["materialize", "nothing"], 3, "no merge recipe of this name"),
+        (["materialize", "nothing", "--remove"], 3, "no merge recipe of this name"),
         (["materialize"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
         (["materialize", "nowhere.json"], 3, "no such file"),
-        (["materialize", "base/config.json"], 4, "not the recipe of a merge"),
+        (["materialize", "base/config.json"], 4, "not a merge recipe"),
         (["materialize", "base/model.safetensors"], 4, "not"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_name_of_an_output_in_a_recipe_leads_nowhere(place: Path, run: Any) ->
     recipe["output"]["files"].append({"path": "../../etc/passwd", "size": 1, "digest": "sha256:" + 64 * "0"})
     (place / "a.json").write_text(json.dumps(recipe))
     done = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
-    assert done["differences"] == [{"name": "../../etc/passwd", "what": "is not there", "ulps": None}]
+    assert done["differences"] == [{"name": "../../etc/passwd", "what": "missing", "ulps": None}]
     shutil.rmtree(place / "out")
 
 
@@ -182,9 +182,9 @@ def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run
     assert json.loads(run("fsck", "--json", cwd=named).stdout)["findings"] == []
     assert "byte for byte" in run("materialize", "sql", cwd=named).stdout
     assert contents(named / "sql") == contents(named / "merged")
-    assert "both a file and a model" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
+    assert "both a file and a recipe" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
     assert "byte for byte" in run("materialize", "merge:sql", "-o", "out", cwd=named).stdout
-    run("materialize", "merge:sql", "--forget", cwd=named)
+    run("materialize", "merge:sql", "--remove", cwd=named)
     swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
     assert swept["blobs"] >= 4  # the recipe, and the adapter's manifest, config and files
     assert run("materialize", "--list", "--json", cwd=named).stdout.strip() == json.dumps(
@@ -196,7 +196,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
     listed = run("materialize", "--list", cwd=named).stdout
     assert "sql " in listed
     assert "1 × team/a:v1" in listed
-    assert "models kept as recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
+    assert "models in recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
     document = json.loads(run("lineage", "team/a", "--json", cwd=named).stdout)
     assert [model["name"] for model in document["models"]] == ["sql"]
 
@@ -204,7 +204,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
     other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
     assert "is the name of another model" in run(*other, cwd=named, code=7).stderr
-    run("materialize", "sql", "--forget", cwd=named)
+    run("materialize", "sql", "--remove", cwd=named)
     run(*other, cwd=named)
     assert json.loads(run("materialize", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
 
@@ -212,7 +212,7 @@ def test_a_name_means_one_model(named: Path, run: Any) -> None:
 def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
     told = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
-    assert "is not in this registry" in told
+    assert "not in this registry" in told
 
 
 def test_fsck_finds_what_a_recipe_lacks(named: Path, run: Any) -> None:

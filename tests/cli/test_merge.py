@@ -83,13 +83,16 @@ def test_the_result_in_a_registry_is_the_one_in_a_folder(run: Run, team: Path) -
 def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> None:
     (team / "team").mkdir()
     says = run("merge", "a", "b", "-o", "team/both", code=2).stderr
-    assert "may be a folder or an adapter. Write ./team/both for the folder, team/both:latest for the adapter" in says
+    assert "could be a folder or a ref. Write ./team/both for the folder, team/both:latest for the ref" in says
     assert document(run, "merge", "a", "b", "-o", "./team/both")["ref"] is None
     assert (team / "team/both/adapter.json").is_file()
     assert document(run, "merge", "a", "b", "-o", "team/both:latest")["ref"] == "team/both:v1"
     assert document(run, "merge", "a", "b", "--method", "svd", "-o", "other/both")["ref"] == "other/both:v1"
-    assert "names a version, and a merge makes a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
-    assert "is elsewhere" in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    assert "names a version, and a merge creates a new one" in run("merge", "a", "b", "-o", "team/both:v3", code=2).stderr
+    assert (
+        "is an address, and a merge is stored locally"
+        in run("merge", "a", "b", "-o", "oci://localhost/team/both", code=2).stderr
+    )
     assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
 
 
@@ -119,7 +122,7 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     assert "ties  " in run("merge", "--method", "list").stdout
     text = run("merge", "--explain", "della").stdout
     assert "Paper: DELLA-Merging" in text
-    assert "--epsilon: from 0 to 1, by default 0.1" in text
+    assert "--epsilon: from 0 to 1, default 0.1" in text
     assert "Did you mean ties?" in run("merge", "--explain", "tie", code=2).stderr
 
 
@@ -128,15 +131,15 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     [
         (["-o", "out"], "SRC: is missing"),
         (["a", "b"], "-o: is missing"),
-        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: svd takes none"),
+        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: is not a parameter of svd"),
         (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
         (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
-        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for adapters into an adapter"),
-        (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for adapters into an adapter"),
+        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for a merge of adapters"),
+        (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
-        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes none, but --t"),
-        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters makes a folder. Add --into BASE"),
-        (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2, and 1 were given"),
+        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --t instead"),
+        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters writes a folder. Add --into BASE"),
+        (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2 adapters, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

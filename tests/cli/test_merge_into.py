@@ -45,7 +45,7 @@ def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, ru
     assert done["output"] == "out"
     assert {**planned, "output": "out"} == done
     assert done["touched"][f"{Q}.weight"]["kept"] == pytest.approx(1, abs=0.05)
-    text = run("merge", "./a", "--into", "base", "-o", "other", "--plan", cwd=place).stdout
+    text = run("merge", "./a", "--into", "base", "-o", "other", "--dry-run", cwd=place).stdout
     assert "nothing written" in text
     assert "LEAST KEPT" in text
 
@@ -60,7 +60,7 @@ def test_a_base_of_other_names_or_shapes_than_the_adapter_was_trained_on_is_said
     done = run("merge", "team/a", "--into", "other", "-o", "out2", "--json", cwd=place)
     (warning,) = json.loads(done.stdout)["warnings"]
     assert "team/a:v1 was trained on the base sha256:" in warning
-    assert "other has tensors of other names or shapes. `adapterhub validate team/a:v1 --base other` says more" in warning
+    assert "other has tensors of other names or shapes. Check it on that base for the differences" in warning
     assert done.stderr == f"warning: {warning}\n"
 
 
@@ -87,13 +87,13 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
     ("args", "code", "says"),
     [
         (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into BASE"),
-        (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is no size"),
+        (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is not a size"),
         (["-o", "base", "--into", "base"], 2, "already exists"),
-        (["-o", "base/out", "--into", "base"], 2, "base/out: lies in the base, base"),
+        (["-o", "base/out", "--into", "base"], 2, "base/out: is inside the base, base"),
         (["-o", "out", "--into", "base", "--onto", "as-trained"], 6, "no quantization is recorded"),
         (["-o", "out", "--into", "nowhere"], 3, "nowhere"),
         (["-o", "out.gguf", "--into", "base", "--shard-size", "5GB"], 6, "a Hugging Face folder becomes one GGUF file"),
-        (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for adapters into an adapter"),
+        (["-o", "out", "--into", "base", "--rank", "3"], 2, "is for a merge of adapters"),
         (["-o", "out", "--into", "base", "--requantize", "q8_0"], 6, "--requantize"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_file_of_the_base_s_folder_means_the_folder_and_a_name_says_what_is_la
     run("push", "./a", "team/a", cwd=place)
     run("base", "add", "mine", "./base", cwd=place)
     said = run("merge", "./a", "--into", "mine", "-o", "three", cwd=place, code=3).stderr
-    assert "mine: a base in the registry, which knows its headers only, and the weights are needed" in said
+    assert "mine: a base in the registry, which has its headers only, and the weights are needed" in said
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:

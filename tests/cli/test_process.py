@@ -85,11 +85,11 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["frobnicate"], 2, "there is no command 'frobnicate'"),
-        (["validte", "sql"], 2, "did you mean validate?"),
+        (["frobnicate"], 2, "frobnicate: no such command"),
+        (["validte", "sql"], 2, "Did you mean `adapterhub validate`?"),
         (["validate"], 2, "Missing argument 'SRC...'"),
         (["validate", "sql", "--bose", "x"], 2, "No such option"),
-        (["merge", "--explain"], 2, "requires an argument. `adapterhub merge --help` says how"),
+        (["merge", "--explain"], 2, "requires an argument. See `adapterhub merge --help`"),
         (["validate", "sql", "--for", "torch"], 2, "'torch' is not one of"),
         (["validate", "nope"], 3, "nope: no such file or folder, and not a ref either"),
         (["validate", "."], 3, ".: "),
@@ -202,7 +202,8 @@ def test_findings_are_exit_1_and_no_color_in_a_pipe(run: Run, sql: Path) -> None
     assert run("validate", "sql", "--base", "base").stdout.endswith("ok: 1 note\n")
     (sql / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 5, "lora_alpha": 1, "target_modules": ["q_proj"]}')
     done = run("validate", "sql", "--base", "base", code=1)
-    assert "error[rank-config] 2 times in adapter_model.safetensors" in done.stdout
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    assert f"error[rank-config] adapter_model.safetensors: {', '.join(names)}: rank 2, but" in done.stdout
     assert "\x1b" not in done.stdout
     assert json.loads(run("validate", "sql", "--json", code=1).stdout)["ok"] is False
 

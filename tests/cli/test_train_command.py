@@ -100,13 +100,13 @@ def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: 
 
 
 def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
-    shown = run("train", "letters.toml", "--plan").stdout
+    shown = run("train", "letters.toml", "--dry-run").stdout
     assert "trains 3.3 k of" in shown
     for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "interpreter", "peak"):
         assert f"\n{part} " in shown
     assert "micro_rows = 1" in shown
-    assert "full fine-tuning in float32 would take at least" in shown
-    plan = json.loads(run("train", "letters.toml", "--plan", "--json").stdout)
+    assert "full fine-tuning in float32 needs at least" in shown
+    plan = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)
     memory = plan["memory"]
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
     assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantize = "none"'}
@@ -116,14 +116,14 @@ def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Pa
 def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_path: Path) -> None:
     huge = config.read_text().replace("sequence = 16", "sequence = 16777216").replace("rows = 2", "rows = 16384")
     config.write_text(huge)
-    for extra in ([], ["--plan"]):
+    for extra in ([], ["--dry-run"]):
         done = run("train", "letters.toml", *extra, code=6)
         assert "are free" in done.stderr
         assert "--force" in done.stderr
         assert done.stderr.count("\n") == 1
         assert ("\npeak " in done.stdout) == bool(extra)
-    assert json.loads(run("train", "letters.toml", "--plan", "--json", code=6).stdout)["fits"] is False
-    assert "peak" in run("train", "letters.toml", "--plan", "--force").stdout
+    assert json.loads(run("train", "letters.toml", "--dry-run", "--json", code=6).stdout)["fits"] is False
+    assert "peak" in run("train", "letters.toml", "--dry-run", "--force").stdout
     assert not (tmp_path / "letters").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config:
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:
-    assert "allots the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
+    assert "assigns the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
     assert not (tmp_path / "letters").exists()
     run("train", "letters.toml", "--push", "team/letters", "-o", "one")
     run("rm", "team/letters")
@@ -183,11 +183,11 @@ def test_an_evaluation_that_means_nothing(run: Run, tmp_path: Path, extra: list[
 
 
 def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path, tmp_path: Path) -> None:
-    assert "made new.toml" in run("train", "--init", "new.toml").stdout
+    assert "wrote new.toml" in run("train", "--init", "new.toml").stdout
     assert "already exists" in run("train", "--init", "new.toml", code=2).stderr
     new = tmp_path / "new.toml"
     new.write_text(new.read_text().replace('path = "model"', 'path = "tiny"'))
-    assert "trains" in run("train", "new.toml", "--plan").stdout
+    assert "trains" in run("train", "new.toml", "--dry-run").stdout
     assert json.loads(run("train", "new.toml", "-o", "new", "--json").stdout)["steps"] == 1
 
 

@@ -104,7 +104,7 @@ def test_the_adapter_in_a_folder_is_the_same_for_all(
 ) -> None:
     folder = made(tmp_path / "folder", files, sources)
     if answer == "none":
-        with pytest.raises(AdapterhubError, match="no adapter"):
+        with pytest.raises(AdapterhubError, match="no.* adapter"):
             WAYS[way](folder)
     elif "two" in answer:
         with pytest.raises(RefusedError, match=answer):

@@ -59,7 +59,7 @@ def test_names_of_now_and_of_before_are_read(tmp_path: Path, form: str, halves: 
     (found,) = adapter.deltas.items()
     assert found[0] == target
     assert (found[1].lora_A.tobytes(), found[1].lora_B.tobytes(), found[1].scaling) == (A.tobytes(), B.tobytes(), 1)  # type: ignore[union-attr]
-    assert "nothing says its alpha: it is the rank, as diffusers takes it" in adapter.notes[0]
+    assert "its alpha is not recorded: it is the rank, as in diffusers" in adapter.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_alpha_beside_the_factors_is_its_alpha(tmp_path: Path) -> None:
     adapter = convert.read(save(tmp_path / "x", {**tensors, f"{stem}.alpha": np.asarray(3.0)}))
     assert (adapter.deltas[stem].alpha, adapter.notes) == (3, ())
     both = save(tmp_path / "y", {**tensors, f"{stem}.alpha": np.asarray(3.0)}, {"transformer.lora_alpha": 4})
-    with pytest.raises(RefusedError, match="an alpha beside it and a config in the header, of which one may be wrong"):
+    with pytest.raises(RefusedError, match="has an alpha, and there is a config in the header, which may contradict it"):
         convert.read(both)
 
 
@@ -142,10 +142,10 @@ def test_kohya_says_the_true_alpha(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "config", "error", "says"),
     [
-        ({f"unet.{IN_UNET}.to_q.lora_A.weight": A}, None, FormatError, "its other half is missing"),
+        ({f"unet.{IN_UNET}.to_q.lora_A.weight": A}, None, FormatError, "its counterpart is missing"),
         ({**named("unet.x{}", *NOW), "x.lora_A.weight": A}, None, RefusedError, "x: does not begin with a model of a pipeline"),
-        ({**named("unet.x{}", *NOW), "unet.y": A}, None, RefusedError, "tensor 'unet.y': is of no kind that is read yet"),
-        ({**named("unet.x{}", *NOW), "unet.x.lora.down.weight": A}, None, FormatError, "is there under two names"),
+        ({**named("unet.x{}", *NOW), "unet.y": A}, None, RefusedError, "tensor 'unet.y': is of a kind that is not supported"),
+        ({**named("unet.x{}", *NOW), "unet.x.lora.down.weight": A}, None, FormatError, "exists under two names"),
         (named("unet.x{}", *NOW), {"unet.use_bdlora": True}, RefusedError, "use_bdlora"),
         (named("unet.x{}", *NOW), {"unet.r": "two"}, FormatError, '"r" is "two"'),
         (named("unet.x{}", *NOW), {"unet.init_lora_weights": []}, FormatError, "init_lora_weights"),
@@ -172,10 +172,10 @@ def test_a_header_that_is_no_config_is_refused(tmp_path: Path, text: str) -> Non
     ("adapter", "says"),
     [
         (Adapter({}), "there is no low-rank delta to write"),
-        (Adapter({"unet.x": LowRank(A, B, 1.0)}, meta=Meta(init="pissa")), "its factors began as pissa"),
-        (Adapter({"unet.x": LowRank(A, B, 1.0)}, {"unet.y": A}), "unet.y: a replaced parameter cannot be said"),
-        (Adapter({"unet.x": LowRank(A, B, 1.0, transposed_base=True)}), "unet.x: a module whose weight is stored transposed"),
-        (Adapter({"x": LowRank(A, B, 1.0)}), "x: no module that is known of an image model"),
+        (Adapter({"unet.x": LowRank(A, B, 1.0)}, meta=Meta(init="pissa")), "its factors were initialized with pissa"),
+        (Adapter({"unet.x": LowRank(A, B, 1.0)}, {"unet.y": A}), "unet.y: a replaced parameter cannot be expressed"),
+        (Adapter({"unet.x": LowRank(A, B, 1.0, transposed_base=True)}), "unet.x: its weight is stored transposed"),
+        (Adapter({"x": LowRank(A, B, 1.0)}), "x: not a known module of an image model"),
     ],
 )
 @pytest.mark.parametrize("writer", [diffusers, kohya], ids=["diffusers", "kohya"])

@@ -61,7 +61,7 @@ def test_there_and_back_again_is_the_same_bytes(tmp_path: Path, source: Path, pa
         there = tmp_path / str(n) / name_of(kind)
         report = convert.convert(here, there, to=kind, base=BASE)
         assert report.worst == Loss.EXACT
-        assert len(report.kept) == 12
+        assert len(report.losses) == 12
         assert convert.sniff(there) == kind
         here = there
     assert {file.name: file.read_bytes() for file in here.iterdir()} == {
@@ -76,7 +76,7 @@ def test_the_way_back_needs_no_base(tmp_path: Path, source: Path) -> None:
 
 
 def test_a_manifest_next_to_the_source_is_base_enough(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(RefusedError, match="Pass --base"):
+    with pytest.raises(RefusedError, match="Name its base model"):
         convert.convert(source, tmp_path / "a.gguf", to="gguf")
     base = {"architecture": "LlamaForCausalLM", "model_type": "llama", "config": CONFIG, "repo": "a/b"}
     (source / "adapter.json").write_text(json.dumps({"schema_version": 1, "base": base}))
@@ -167,10 +167,10 @@ def test_a_killed_conversion_leaves_no_result_and_does_not_hinder_the_next(tmp_p
     ("files", "error", "says"),
     [
         (None, NotFoundError, "no such file or folder"),
-        ({}, FormatError, "no adapter of a known format"),
-        ({"adapter_config.json": b"{}"}, FormatError, "no adapter of a known format"),
+        ({}, FormatError, "not an adapter of a known format"),
+        ({"adapter_config.json": b"{}"}, FormatError, "not an adapter of a known format"),
         ({"adapter_config.json": b"\xff"}, FormatError, "not UTF-8"),
-        (b"hello", FormatError, "no adapter of a known format"),
+        (b"hello", FormatError, "not an adapter of a known format"),
     ],
 )
 def test_what_is_no_adapter(tmp_path: Path, files: object, error: type[AdapterhubError], says: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub_converters import formats
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, BaseTensor, canonical_names
@@ -19,7 +20,7 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
 from adapterhub_converters.formats import gguf, peft
-from adapterhub_converters.formats.gguf import storage
+from adapterhub_converters.formats.gguf import writer
 from tests.conftest import need_module
 
 D, FF = 32, 48
@@ -261,7 +262,7 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
 
 def test_what_is_assumed_of_a_gguf_that_is_not_there_is_said(tmp_path: Path) -> None:
     adapter, llama = Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}), base("LlamaForCausalLM", "llama")
-    says = "made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
+    says = "made without fuse-qkv and fuse-gate-up-exps; for another, name that GGUF as the base"
     assert any(says in note for note in gguf.write(adapter, tmp_path / "a.gguf", base=llama).notes)
     assert gguf.write(adapter, tmp_path / "b.gguf", base=fused_base()).notes == ()
 
@@ -305,11 +306,11 @@ ONE = {expert(0, "w1"): low(FF, D)}
     ("adapter", "spec", "says"),
     [
         (Adapter({expert(4, "w1"): low(FF, D)}), base(), "experts.4.w1: the base has 4 experts"),
-        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Pass --base"),
+        (Adapter(ONE), base(num_local_experts=None), "the base has an unknown number of experts. Name its base model"),
         (Adapter({GATE_UP: stack(96, D, experts=3)}), base(), "the delta has 3 experts, the base 4"),
-        (Adapter({GATE_UP: low(96, D)}), base(), "a delta of all experts together on a module of one"),
-        (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or the other way round"),
-        (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "more than one delta for the same rows of blk.0.ffn_gate_exps"),
+        (Adapter({GATE_UP: low(96, D)}), base(), "a delta of all experts on a module of one"),
+        (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or vice versa"),
+        (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "there are several deltas for the same rows of blk.0.ffn_gate_exps"),
         (
             Adapter({"model.layers.0.self_attn.k_proj": low(48, D)}),
             fused_base(head_dim=None),
@@ -339,22 +340,22 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (
             Adapter({"transformer.h.0.self_attention.query_key_value": low(96, D)}),
             base("FalconForCausalLM", "falcon", multi_query=False),
-            "no Falcon without multi-query attention (Falcon-RW)",
+            "does not support Falcon without multi-query attention (Falcon-RW)",
         ),
         (
             Adapter({"transformer.h.0.self_attention.dense": low(32, D)}),
             base("FalconForCausalLM", "falcon", new_decoder_architecture=True, alibi=True),
-            "no Falcon with ALiBi (Falcon-RW)",
+            "does not support Falcon with ALiBi (Falcon-RW)",
         ),
         (
             Adapter({"transformer.h.0.mlp.dense_h_to_4h": low(32, D)}),
             base("FalconForCausalLM", "falcon", multi_query=True, parallel_attn=False),
-            "no Falcon whose attention and MLP follow one another (Falcon-RW)",
+            "does not support Falcon with sequential attention and MLP (Falcon-RW)",
         ),
         (
             Adapter(dict.fromkeys((f"model.layers.0.{gate}.gate" for gate in ("block_sparse_moe", "mlp")), low(4, D))),
             base(),
-            "more than one delta for the same rows of blk.0.ffn_gate_inp",
+            "there are several deltas for the same rows of blk.0.ffn_gate_inp",
         ),
         (
             Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}),
@@ -408,7 +409,7 @@ def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path,
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("dtype", storage.CHOICES)
+@pytest.mark.parametrize("dtype", formats.DTYPES)
 def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
     need_module("gguf")
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
@@ -426,12 +427,12 @@ def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, 
     assert types["blk.0.ffn_up.weight.lora_a"] == dtype.upper()
     assert types["blk.0.ffn_up.weight.lora_b"] == ("F16" if quantized else dtype.upper())
     assert types["blk.0.ffn_down.weight.lora_b"] == dtype.upper()
-    kept = {line.name: line for line in report.kept}
+    kept = {line.name: line for line in report.losses}
     assert report.worst == Loss.ROUNDED
     error = np.abs(tensors["blk.0.ffn_up.weight.lora_a"].astype(np.float64) - adapter.deltas[up].lora_A).max()
     assert f"no element off by more than {error:.3g}" in kept[f"{up}.lora_A"].note
     if quantized:
-        assert "rows of 2 are no whole blocks" in kept[f"{up}.lora_B"].note
+        assert "rows of 2 are not a multiple" in kept[f"{up}.lora_B"].note
     # The way back gives the config of the source and the numbers that run.
     again = gguf.read(tmp_path / "a.gguf")
     assert again.deltas[up].alpha == 4.0
@@ -457,13 +458,13 @@ def test_a_number_too_large_for_16_bits_never_becomes_infinite(tmp_path: Path) -
 @pytest.mark.peer
 def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
-    found = storage.stored("x", np.full((4, 2), 1e5, np.float32), "q8_0")
+    found = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
     assert found.seen.dtype == np.float32
-    assert found.note == "rows of 2 are no whole blocks of Q8_0 (32): stays F32"
+    assert found.note == "rows of 2 are not a multiple of Q8_0's blocks (32): stays F32"
 
 
 def test_another_dtype_is_no_choice(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no dtype 'q4_k' for GGUF. One of source, f32"):
+    with pytest.raises(UsageError, match="GGUF has no 'q4_k'. One of source, f32"):
         gguf.write(Adapter(ONE), tmp_path / "a.gguf", base=base(), dtype="q4_k")
 
 

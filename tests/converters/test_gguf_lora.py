@@ -219,7 +219,7 @@ def test_a_rider_that_lies_about_the_scale_is_refused(tmp_path: Path) -> None:
         without="never",
         adapterhub_source_config=gguf_file.string(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
     )
-    with pytest.raises(AdapterhubError, match="the file scales by 3.5, the source's config by 4.5"):
+    with pytest.raises(AdapterhubError, match="the scale is 3.5 in the file and 4.5 in the source's config"):
         gguf_lora.read(path)
 
 
@@ -240,15 +240,19 @@ EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float
     ("adapter", "base", "says"),
     [
         (Adapter({}), llama(), "there is no low-rank delta"),
-        (Adapter({Q: delta(magnitude=np.ones(32, np.float32))}), llama(), "q_proj: DoRA cannot be said"),
-        (Adapter({Q: delta(bias=np.ones(32, np.float32))}), llama(), "q_proj: lora_bias cannot be said"),
+        (Adapter({Q: delta(magnitude=np.ones(32, np.float32))}), llama(), "q_proj: DoRA cannot be expressed"),
+        (Adapter({Q: delta(bias=np.ones(32, np.float32))}), llama(), "q_proj: lora_bias cannot be expressed"),
         (Adapter({Q: delta()}, replaced={"lm_head.weight": np.ones((2, 2))}), llama(), "lm_head.weight: a replaced parameter"),
         (Adapter({Q: delta()}, rows={"model.embed_tokens": Rows((1,), np.ones((1, 2)))}), llama(), "replaced rows"),
-        (Adapter({Q: delta()}, meta=Meta(init="pissa")), llama(), "its factors began as pissa"),
-        (Adapter({"model.embed_tokens": EMBED}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on a LoRA"),
-        (Adapter({"lm_head": delta()}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on a LoRA"),
-        (Adapter({"model.layers.0.input_layernorm": delta()}), llama(), "llama.cpp ignores a LoRA on a normalization"),
-        (Adapter({"model.layers.0.mlp.qkv_proj": delta()}), llama(), "qkv_proj: not a module that llama.cpp's 'llama' has"),
+        (Adapter({Q: delta()}, meta=Meta(init="pissa")), llama(), "its factors were initialized with pissa"),
+        (Adapter({"model.embed_tokens": EMBED}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on LoRA"),
+        (Adapter({"lm_head": delta()}), dataclasses.replace(llama(), tied=True), "llama.cpp aborts on LoRA"),
+        (Adapter({"model.layers.0.input_layernorm": delta()}), llama(), "llama.cpp ignores LoRA on norms"),
+        (
+            Adapter({"model.layers.0.mlp.qkv_proj": delta()}),
+            llama(),
+            "qkv_proj: llama.cpp's 'llama' has no tensor for this module",
+        ),
         (Adapter({"model.layers.7.mlp.up_proj": delta()}), llama(), "the base has only 2 layers (base)"),
         (Adapter({UP: delta()}), dataclasses.replace(llama(), tensors=TABLE), "the base has no such module (base)"),
         (
@@ -261,18 +265,18 @@ EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float
             dataclasses.replace(llama(), tensors=TABLE),
             "the delta is (32, 32), the base's weight (64, 32)",
         ),
-        (Adapter({Q: delta(30)}), llama(), "30 rows are not those of 4 heads"),
-        (Adapter({Q: delta(dtype=np.float64)}), llama(), "llama.cpp does not multiply float64"),
-        (Adapter({"model.embed_tokens": delta()}), llama(), "an embedding delta on a module that is no embedding"),
+        (Adapter({Q: delta(30)}), llama(), "30 rows do not match 4 heads"),
+        (Adapter({Q: delta(dtype=np.float64)}), llama(), "llama.cpp does not support float64"),
+        (Adapter({"model.embed_tokens": delta()}), llama(), "an embedding delta on a module that is not an embedding"),
         (
             Adapter({Q: delta()}),
             llama(num_attention_heads=None),
             "depends on the number of heads, which is not known. Pass --base",
         ),
         (Adapter({Q: delta()}), dataclasses.replace(llama(), architecture="MambaForCausalLM"), "no verified mapping"),
-        (Adapter({Q: delta()}), None, "depends on the base's architecture and heads. Pass --base"),
+        (Adapter({Q: delta()}), None, "depends on the base's architecture and heads. Name its base model"),
         (Adapter({Q: delta(magnitude=np.ones(32)), K: delta(dtype=np.float64)}), llama(), "(and 2 more like it)"),
-        (Adapter({Q: delta(alpha=1e-35)}), llama(), "is no number that a float32 can hold"),
+        (Adapter({Q: delta(alpha=1e-35)}), llama(), "a float32 cannot hold the alpha"),
         (Adapter({Q: delta(), K: delta(16), UP: delta(alpha=1e45)}), llama(), "does not fit into float32"),
     ],
 )
@@ -304,15 +308,19 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
         (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
         (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 3), np.float32)}, "do not share a rank"),
-        (KIND, PAIR | {"blk.0.attn_norm.weight": np.ones(8, np.float32)}, "is no half of a low-rank pair"),
+        (KIND, PAIR | {"blk.0.attn_norm.weight": np.ones(8, np.float32)}, "is not part of a low-rank pair"),
         (
             KIND,
             PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((2, 6, 2), np.float32)},
-            "of shape (2, 6, 2) is none that llama.cpp multiplies",
+            "has shape (2, 6, 2), which llama.cpp does not multiply",
         ),
-        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.int32)}, "holds integers"),
+        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.int32)}, "contains integers"),
         (KIND, {name.replace("ffn_up", "ffn_gate_inp"): array for name, array in PAIR.items()}, "has no verified name"),
-        (KIND, {name.replace("ffn_up", "ffn_up_exps"): array for name, array in PAIR.items()}, "is none that llama.cpp"),
+        (
+            KIND,
+            {name.replace("ffn_up", "ffn_up_exps"): array for name, array in PAIR.items()},
+            "which llama.cpp does not multiply",
+        ),
     ],
 )
 def test_malformed_adapters_are_refused_in_one_line(
@@ -412,7 +420,7 @@ def test_any_alpha_comes_back_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("AAAA", "are 3 bytes, not 16"), ("A" * 4_000_000, "bytes, not 16"), ("=!", "are not base64")]
+    ("text", "says"), [("AAAA", "is 3 bytes, not 16"), ("A" * 4_000_000, "bytes, not 16"), ("=!", "is not base64")]
 )
 def test_last_places_of_another_size_are_refused(tmp_path: Path, text: str, says: str) -> None:
     gguf_lora.write(ADAPTER, tmp_path / "a.gguf", base=llama())

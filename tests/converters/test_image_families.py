@@ -13,7 +13,7 @@ import pytest
 from adapterhub_converters import bases
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.image import families
+from adapterhub_converters.formats.image import tables
 from tests.conftest import need_module
 from tests.support.images import Numbers, dense, kohya_file, peft_folder
 
@@ -171,7 +171,7 @@ def linears(family: str) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family: str) -> None:
-    table = next(table for table in families.TABLES if table.name == family)
+    table = next(table for table in tables.TRANSFORMERS if table.name == family)
     shapes = linears(family)
     for target, shape in shapes.items():
         found = table.written(target)

@@ -76,7 +76,7 @@ def test_golden_bytes(tmp_path: Path) -> None:
 
 def test_an_alpha_that_is_no_whole_number_is_multiplied_in(tmp_path: Path) -> None:
     report = trained.there_and_back(trained.full("q_proj", alpha=2.5), tmp_path, "litgpt")
-    assert "alpha 2.5 is no whole number: the file has 2" in report.notes
+    assert "alpha 2.5 is not a whole number: the file has 2" in report.notes
 
 
 HYPER = """model_name: x
@@ -99,7 +99,7 @@ def test_which_of_q_k_and_v_it_is_the_options_say(tmp_path: Path, yaml: str | No
         return
     with pytest.raises(RefusedError) as caught:
         litgpt.read(plain, base=LLAMA, alpha=4)
-    assert "qkv: it may be of q and k or q and v. Put litgpt's hyperparameters.yaml beside it" in str(caught.value)
+    assert "qkv: may be q and k or q and v. Put litgpt's hyperparameters.yaml next to it" in str(caught.value)
 
 
 def test_all_three_need_no_options(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ PAIR = {f"{ATTENTION}.lora_A": np.ones((6, 16), np.float32), f"{ATTENTION}.lora_
 @pytest.mark.parametrize(
     ("tensors", "yaml", "says"),
     [
-        (PAIR, "", "nothing says its alpha, and the scale depends on it. Pass --alpha"),
-        ({**PAIR, f"{ATTENTION}.lora_B": np.ones((30, 2), np.float32)}, "lora_alpha: 4", "are not those of heads of this base"),
-        ({**PAIR, f"{ATTENTION}.lora_B": np.ones((32, 4), np.float32)}, "lora_alpha: 4", "are no pair"),
-        (PAIR, "lora_alpha: 4\nlora_r: 3", "rank 2 by its tensors, 3 by what lies beside the file"),
-        (PAIR, "lora_alpha: 4\nlora_query: true", "are not those of q of this base"),
-        ({f"{ATTENTION}.lora_A": np.ones((6, 16), np.float32)}, "", "has lora_A alone, its other half is missing"),
+        (PAIR, "", "its alpha is not recorded anywhere, and the scale depends on it. Give the alpha"),
+        ({**PAIR, f"{ATTENTION}.lora_B": np.ones((30, 2), np.float32)}, "lora_alpha: 4", "do not match the heads of this base"),
+        ({**PAIR, f"{ATTENTION}.lora_B": np.ones((32, 4), np.float32)}, "lora_alpha: 4", "are not a pair"),
+        (PAIR, "lora_alpha: 4\nlora_r: 3", "rank 2 by its tensors, but 3 in the config next to the file"),
+        (PAIR, "lora_alpha: 4\nlora_query: true", "do not match q of this base"),
+        ({f"{ATTENTION}.lora_A": np.ones((6, 16), np.float32)}, "", "has lora_A alone; its counterpart is missing"),
         ({**PAIR, "transformer.h.0.mlp.fc.lora_A": np.ones((2, 16), np.float32)}, "", "tensor 'transformer.h.0.mlp.fc.lora_A'"),
     ],
 )
@@ -145,9 +145,9 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
-        (trained.full(), None, "depends on the base. Pass --base"),
+        (trained.full(), None, "depend on the base. Name its base model"),
         (trained.full(), trained.base("Phi3ForCausalLM"), "no verified mapping to litgpt's names"),
-        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in litgpt's adapters"),
+        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in litgpt's adapters"),
     ],
 )
 def test_what_litgpt_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:

@@ -184,7 +184,7 @@ def test_what_wrappers_put_before_names_is_taken_off(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = sharded(tensors_of(written(shared(), tmp_path / "a.safetensors")), tmp_path / "f", tp=2, pp=2, local=True)
     (folder / "mp_rank_01_000/model.safetensors").unlink()
-    with pytest.raises(FormatError, match="mp_rank_01_000: has no safetensors file, and the other ranks have one"):
+    with pytest.raises(FormatError, match="mp_rank_01_000: has no safetensors file, but the other ranks have one"):
         megatron.read(folder, base=LLAMA, alpha=4)
     (folder / "mp_rank_01_000").rmdir()
     with pytest.raises(FormatError, match="the shard of mp_rank_01_000_000 is missing"):
@@ -196,7 +196,7 @@ def test_a_distributed_checkpoint_is_refused_by_name(tmp_path: Path, name: str) 
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"x" * 600)
-    with pytest.raises(RefusedError, match=r"distributed checkpoint .* Export it with Megatron-Bridge"):
+    with pytest.raises(RefusedError, match=r"distributed checkpoint.* Export it to PEFT with Megatron-Bridge"):
         convert.read(tmp_path / name.partition("/")[0])
 
 
@@ -293,7 +293,7 @@ def test_experts_whose_gate_and_up_share_nothing_are_canonical_lora(tmp_path: Pa
 
 def test_an_expert_that_the_base_lacks_is_refused_by_name(tmp_path: Path) -> None:
     adapter = Adapter({"model.layers.1.mlp.experts.4.down_proj": expert(0, "down_proj")})
-    with pytest.raises(RefusedError, match=r"experts\.4\.down_proj: no module that Megatron is known to have a LoRA on"):
+    with pytest.raises(RefusedError, match=r"experts\.4\.down_proj: not a module that Megatron is known to have LoRA on"):
         megatron.write(adapter, tmp_path / "a.safetensors", base=MOE)
 
 
@@ -307,13 +307,13 @@ PAIR = {f"{STEM}.linear_in.weight": np.ones((2, 16), np.float32), f"{STEM}.linea
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        (PAIR, "nothing says its alpha, and the scale depends on it. Pass --alpha"),
+        (PAIR, "its alpha is not recorded anywhere, and the scale depends on it. Give the alpha"),
         (
             {**PAIR, f"{STEM}.linear_out.weight": np.ones((16, 2), np.float32)},
-            "16 rows, those of this base are 32: is a shard missing?",
+            "16 rows, but 32 in this base. Is a shard missing?",
         ),
-        ({**PAIR, f"{STEM}.linear_out.weight": np.ones((32, 3), np.float32)}, "are no pair"),
-        ({f"{STEM}.linear_in.weight": np.ones((2, 16), np.float32)}, "has linear_in alone, its other half is missing"),
+        ({**PAIR, f"{STEM}.linear_out.weight": np.ones((32, 3), np.float32)}, "are not a pair"),
+        ({f"{STEM}.linear_in.weight": np.ones((2, 16), np.float32)}, "has linear_in alone; its counterpart is missing"),
         ({**PAIR, f"{STEM}.weight_magnitude": np.ones(32, np.float32)}, "tensor 'decoder.layers.0.self_attention.linear_qkv"),
         (
             {k.replace("linear_qkv.adapter", "linear_qkv.adapter.adapter_up"): v for k, v in PAIR.items()},
@@ -336,10 +336,14 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: Tensors
 @pytest.mark.parametrize(
     ("adapter", "base", "says"),
     [
-        (trained.full(), None, "depends on the base. Pass --base"),
+        (trained.full(), None, "depend on the base. Name its base model"),
         (trained.full(), trained.base("GPT2LMHeadModel"), "no verified mapping to Megatron's names"),
-        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be said in Megatron's adapters"),
-        (shared(), trained.base(num_key_value_heads=4), "model.layers.0.self_attn.k_proj: (8, 16), the base has (16, 16)"),
+        (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in Megatron's adapters"),
+        (
+            shared(),
+            trained.base(num_key_value_heads=4),
+            "model.layers.0.self_attn.k_proj: its delta is (8, 16), the base's weight (16, 16)",
+        ),
     ],
 )
 def test_what_megatron_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:

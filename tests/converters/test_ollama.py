@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", [["--from", "llama3.2:1b"], []])
+@pytest.mark.parametrize("said", [["--model", "llama3.2:1b"], []])
 def test_the_modelfile_names_the_base_and_the_adapter_beside_it(tmp_path: Path, run: Run, model: Path, said: list[str]) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     done = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)
@@ -40,9 +40,9 @@ def test_the_modelfile_names_the_base_and_the_adapter_beside_it(tmp_path: Path, 
 def test_a_base_that_ollama_could_not_find_has_to_be_named(tmp_path: Path) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     for model, says in (
-        (None, "--from: is missing"),
-        ("a\nSYSTEM b", "nothing that a Modelfile can say"),
-        ('"""a', "nothing that"),
+        (None, "model: is missing"),
+        ("a\nSYSTEM b", "a Modelfile cannot contain"),
+        ('"""a', "a Modelfile cannot"),
     ):
         with pytest.raises(UsageError, match=says):
             convert.convert(source, tmp_path / "out", to="ollama", base=LLAMA, model=model)

@@ -59,7 +59,7 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3' is not read yet"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
         ({"use_bdlora": True}, "use_bdlora = true: changes what the adapter computes"),
         ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
@@ -82,7 +82,7 @@ def test_refused_configs(tmp_path: Path, config: dict[str, object], says: str) -
         ({"l.0.q.lora_A.weight": (2, 8)}, "lora_B is missing"),
         ({**PAIR, "l.0.q.lora_B.weight": (6, 3)}, "do not share a rank"),
         ({**PAIR, "l.0.q.lora_A.weight": (0, 8), "l.0.q.lora_B.weight": (6, 0)}, "empty tensor"),
-        ({"l.0.q.lora_E": (2, 1)}, "is of no kind that is read yet"),
+        ({"l.0.q.lora_E": (2, 1)}, "is not supported in a LoRA adapter"),
     ],
 )
 def test_refused_tensors(tmp_path: Path, tensors: dict[str, tuple[int, ...]], says: str) -> None:
@@ -184,8 +184,8 @@ def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_
     tensors = {"e.lora_embedding_A": (2, 12), "e.lora_embedding_B": (8, 2), "e.base_layer.weight": (12, 8)}
     adapter = peft.read(folder(tmp_path / "a", tensors))
     assert list(adapter.copies) == ["e.weight"]
-    assert "copies of the base's weights ride along: e.weight" in adapter.notes
-    with pytest.raises(RefusedError, match="e.weight: a copy of the base's weight rides along"):
+    assert "contains copies of the base's weights: e.weight" in adapter.notes
+    with pytest.raises(RefusedError, match="e.weight: the adapter contains a copy of the base's weight"):
         plain_pairs(adapter)
 
 
@@ -194,7 +194,7 @@ def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_
     [
         ({"alora_invocation_tokens": [1]}, "acts only after certain tokens"),
         ({"layer_replication": [[0, 1]]}, "a base with repeated layers"),
-        ({"ensure_weight_tying": True}, "is done to the layer tied to it"),
+        ({"ensure_weight_tying": True}, "applies to the layer tied to it too"),
     ],
 )
 def test_what_only_peft_can_say_is_refused_elsewhere(tmp_path: Path, config: dict[str, object], says: str) -> None:
@@ -229,7 +229,7 @@ def vera(path: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> Pa
     ("shapes", "config", "says"),
     [
         (LAMBDAS, {"save_projection": False}, "vera_A and vera_B were not saved.*Save it again with save_projection=True"),
-        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)}, {"save_projection": False}, "are in the file and peft makes others"),
+        (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)}, {"save_projection": False}, "are in the file, but peft makes others"),
         (LAMBDAS | {"vera_A": (2, 8)}, {}, "base_model.vera_B is missing"),
         (LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 3)}, {}, "do not share a rank"),
         (LAMBDAS | {"vera_A": (2, 0), "vera_B": (6, 2)}, {}, "do not share a rank"),
@@ -238,10 +238,10 @@ def vera(path: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> Pa
         (LAMBDAS | {"vera_A": (3, 8), "vera_B": (6, 3)}, {}, "do not fit vera_A"),
         (LAMBDAS | {"l.0.q.vera_lambda_b": (6, 1), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "do not fit vera_A"),
         ({"l.0.q.vera_lambda_b": (6,), "vera_A": (2, 8), "vera_B": (6, 2)}, {}, "vera_lambda_d is missing"),
-        ({"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "projections and no module that uses them"),
+        ({"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "projections, but no module that uses them"),
         (LAMBDAS | PAIR | {"vera_A": (2, 8), "vera_B": (6, 2)}, {}, "a VeRA delta of A, B, vera_lambda_b, vera_lambda_d"),
-        (PAIR | {"vera_A": (2, 8)}, {"peft_type": "LORA"}, "in another adapter than VeRA"),
-        (LAMBDAS, {"peft_type": "LORA"}, "is of no kind that is read yet"),
+        (PAIR | {"vera_A": (2, 8)}, {"peft_type": "LORA"}, "in VeRA adapters only"),
+        (LAMBDAS, {"peft_type": "LORA"}, "is not supported in a LoRA adapter"),
     ],
 )
 def test_vera_that_makes_no_sense_is_refused(
@@ -256,7 +256,9 @@ def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weig
     tensors = {} if weight is None else {"l.0.q.weight": BaseTensor(weight, "F32")}
     base = BaseSpec("base", "hf", "", "", {}, tensors)
     source = vera(tmp_path / "a", LAMBDAS | {"vera_A": (2, 8), "vera_B": (6, 2)})
-    with pytest.raises(RefusedError, match="how many of its columns a module has only the base says.*Give --base"):
+    with pytest.raises(
+        RefusedError, match="the number of its columns that a module uses depends on the base.*Name its base model"
+    ):
         factored_out(peft.read(source, base=base))
 
 

@@ -315,13 +315,13 @@ def test_vera_goes_to_every_format_and_raw_gives_it_back(tmp_path: Path) -> None
     base = read_base(base_folder(llama(), tmp_path / "base"))
     for to in ("gguf", "mlx"):
         report = convert.convert(tmp_path / "a", tmp_path / to, to=to, base=base)
-        assert {line.loss for line in report.kept} == {Loss.ROUNDED}
+        assert {line.loss for line in report.losses} == {Loss.ROUNDED}
         assert_deltas(convert.read(tmp_path / to, base=base), wrapped)
     convert.convert(tmp_path / "a", tmp_path / "lone.safetensors", to="raw")
     convert.convert(tmp_path / "lone.safetensors", tmp_path / "b", to="peft")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes(), name
-    with pytest.raises(RefusedError, match="only the base says.*Give --base"):
+    with pytest.raises(RefusedError, match="depends on the base.*Name its base model"):
         convert.convert(tmp_path / "a", tmp_path / "none", to="gguf")
 
 
@@ -478,5 +478,5 @@ def test_experts_of_older_pefts_are_what_their_formula_says(version: str, family
         t: dense(d).tobytes() for t, d in adapter.deltas.items()
     }
     if known_by == "base" and version != "0.19.0":
-        with pytest.raises(RefusedError, match="depends on how the base stores them.*Give --base"):
+        with pytest.raises(RefusedError, match="depends on how the base stores them.*Name its base model"):
             peft.read(source)

@@ -56,7 +56,7 @@ def test_by_content_whatever_the_name(tmp_path: Path, payload: str, name: str) -
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_bytes(PAYLOADS[payload])
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(RefusedError, match=r"a pickle can run code when it is loaded.*--unsafe-pickle"):
+        with pytest.raises(RefusedError, match=r"a pickle can run code when it is loaded"):
             convert.read(path)
         with pytest.raises(RefusedError, match=f"{name}: a pickle"):
             convert.convert(path, tmp_path / "out", to="mlx")
@@ -103,13 +103,13 @@ def test_asked_to_it_is_read_to_the_bit(tmp_path: Path, dtype: str, zipped: bool
         for name, array in expected.items():
             assert np.array_equal(file.tensor(name).astype(np.float32), array)
     assert json.loads((tmp_path / "out" / peft.CONFIG).read_text()) == CONFIG
-    assert len(report.kept) == 2
+    assert len(report.losses) == 2
 
 
 @pytest.mark.peer
 def test_a_lone_one_needs_its_alpha(tmp_path: Path) -> None:
     path, _ = save(tmp_path, config=False)
-    with pytest.raises(RefusedError, match="nothing says its alpha") as caught:
+    with pytest.raises(RefusedError, match="its alpha is not recorded") as caught:
         convert.convert(path, tmp_path / "out", to="mlx", unsafe_pickle=True)
     assert str(tmp_path) in caught.value.where
     convert.convert(path, tmp_path / "out", to="mlx", unsafe_pickle=True, alpha=2)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 
-from adapterhub.cli import options
+from adapterhub.cli.commands import convert
+from adapterhub_converters.formats import FORMATS, PACKAGES, probe
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats import probe
 from adapterhub_converters.formats.probe import Row
 from tests.conftest import ROOT, Run
 from tests.converters import trained
@@ -37,12 +38,14 @@ def test_the_table_in_the_docs_is_what_conversions_do(rows: list[Row]) -> None:
 
 
 def test_every_format_is_read_and_written(rows: list[Row]) -> None:
-    assert [row.name for row in rows] == [*formats.FORMATS, *formats.PACKAGES]
+    assert [row.name for row in rows] == [*FORMATS, *PACKAGES]
     assert all(row.reads and row.writes for row in rows)
 
 
 def test_convert_offers_every_format(rows: list[Row]) -> None:
-    assert {*options.FORMATS, "ollama", "hf"} == {row.name for row in rows} | {"hf"}
+    (option,) = (option for option in convert.convert.params if option.name == "style")
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == {row.name for row in rows} | {"hf"}
 
 
 def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:

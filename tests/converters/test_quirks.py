@@ -57,14 +57,14 @@ def test_a_base_in_4_bits_is_said_with_the_one_in_16(tmp_path: Path, name: str) 
 def test_dora_without_magnitudes_is_said_and_goes_nowhere_but_back(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(), use_dora=True)
     found = peft.read(source)
-    assert '"use_dora" is true and 1 modules have no magnitude: peft takes' in found.notes[0]
+    assert '"use_dora" is true and 1 modules have no magnitude: peft uses' in found.notes[0]
     assert unchanged(source, tmp_path)
     (tmp_path / "c").mkdir()
     peft.write(dataclasses.replace(found, source=None), tmp_path / "c")
     assert unmeasured(peft.read(tmp_path / "c")) == [Q]
-    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+    with pytest.raises(RefusedError, match="norms of the base's rows"):
         plain_pairs(found)
-    with pytest.raises(RefusedError, match="lengths of the base's rows"):
+    with pytest.raises(RefusedError, match="norms of the base's rows"):
         combine([found, found], [1.0, 1.0], method="linear")
 
 
@@ -93,11 +93,11 @@ def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_pat
 def test_wrapped_modules_are_those_of_the_base(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(f"{Q}.linear"))
     assert set(peft.read(source).deltas) == {f"{Q}.linear"}
-    assert "--base says whether it has such" in peft.read(source).notes[0]
+    assert "which only some bases have: name the base" in peft.read(source).notes[0]
     assert set(peft.read(source, base=base(f"{Q}.linear")).deltas) == {f"{Q}.linear"}
     found = peft.read(source, base=base(Q))
     assert set(found.deltas) == {Q}
-    assert "and the base has none" in found.notes[0]
+    assert "which the base does not have" in found.notes[0]
     convert.convert(source, tmp_path / "gguf", to="raw", base=base(Q))
     convert.convert(tmp_path / "gguf", tmp_path / "back", to="peft", base=base(Q))
     assert (tmp_path / "back" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
@@ -116,7 +116,7 @@ def test_fix_renames_wrapped_modules_that_the_base_has_not(tmp_path: Path) -> No
 @pytest.mark.parametrize("act", ["read", "fix"])
 def test_dora_as_torchtune_exports_it_is_refused(tmp_path: Path, act: str) -> None:
     source = folder(tmp_path / "a", pair() | {f"{PREFIX}{Q}.lora_magnitude_vector": np.ones(16, np.float32)})
-    with pytest.raises(RefusedError, match=r"in another order than their rows. Convert the adapter_model.pt beside it"):
+    with pytest.raises(RefusedError, match=r"in another order than their rows. Convert the adapter_model.pt next to it"):
         peft.read(source) if act == "read" else repair.fix(source, tmp_path / "mended")
 
 
@@ -128,7 +128,7 @@ def test_other_dora_is_read(tmp_path: Path) -> None:
 
 def test_a_qwen2_of_torchtunes_is_said(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair())
-    assert "though its Qwen2 has none turned" in peft.read(source, base=base(Q, architecture="Qwen2ForCausalLM")).notes[0]
+    assert "which those of its Qwen2 are not" in peft.read(source, base=base(Q, architecture="Qwen2ForCausalLM")).notes[0]
     assert not peft.read(source, base=base(Q)).notes
 
 
@@ -138,9 +138,9 @@ def test_alpha_is_the_rank_in_a_file_of_ai_toolkits(tmp_path: Path) -> None:
     safetensors_file.write(tmp_path / "a.safetensors", tensors, {"format": "pt", "software": software})
     found = raw.read(tmp_path / "a.safetensors")
     assert {delta.scaling for delta in found.deltas.values()} == {1.0}
-    assert "alpha is the rank, as ai-toolkit always saves it" in found.notes
+    assert "alpha is the rank, as always in files that ai-toolkit saves" in found.notes
     safetensors_file.write(tmp_path / "b.safetensors", tensors, {"format": "pt", "software": "other"})
-    with pytest.raises(RefusedError, match="nothing says its alpha"):
+    with pytest.raises(RefusedError, match="its alpha is not recorded"):
         raw.read(tmp_path / "b.safetensors")
 
 

@@ -37,7 +37,7 @@ def save(path: Path, form: str = "base_model.model.{}.lora_{}.weight", metadata:
 def test_with_the_alpha_said_it_is_a_peft_adapter(tmp_path: Path, form: str) -> None:
     path = save(tmp_path / "x.safetensors", form)
     assert convert.sniff(path) == "raw"
-    with pytest.raises(RefusedError, match=r"nothing says its alpha.*Pass --alpha N, and --rslora"):
+    with pytest.raises(RefusedError, match=r"its alpha is not recorded"):
         convert.read(path)
     convert.convert(path, tmp_path / "peft", to="peft", alpha=3, rslora=True)
     adapter = peft.read(tmp_path / "peft")
@@ -50,9 +50,9 @@ def test_with_the_alpha_said_it_is_a_peft_adapter(tmp_path: Path, form: str) -> 
 def test_the_report_says_whose_word_the_alpha_is(tmp_path: Path) -> None:
     path = save(tmp_path / "x.safetensors", "{}.lora_{}.default.weight")
     notes = convert.convert(path, tmp_path / "peft", to="peft", alpha=3).notes
-    assert "alpha 3 for all modules, as you said" in notes
+    assert "alpha 3 for all modules, as given" in notes
     assert "'default' was the adapter's name in its keys" in notes
-    assert "keys without base_model.model. were given it" in notes
+    assert "base_model.model. was added to keys without it" in notes
 
 
 def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     convert.convert(tmp_path / "x.safetensors", tmp_path / "again", to="peft")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (source / name).read_bytes()
-    with pytest.raises(RefusedError, match="Leave out --alpha"):
+    with pytest.raises(RefusedError, match="Leave"):
         convert.convert(tmp_path / "x.safetensors", tmp_path / "more", to="peft", alpha=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source", "x.safetensors"]
 
@@ -77,9 +77,9 @@ def test_the_weights_file_of_a_peft_folder_has_its_config_beside_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("tensors", "metadata", "error", "says"),
     [
-        ({f"{Q}.lora_A.one.weight": A, f"{Q}.lora_B.two.weight": B}, {}, RefusedError, "it holds 2 adapters: one, two"),
-        ({f"{Q}.lora_A.one.weight": A, f"{Q}.lora_A.weight": A}, {}, FormatError, "is there under two names"),
-        ({f"{Q}.lora_A.weight": A}, {}, FormatError, "its other half is there"),
+        ({f"{Q}.lora_A.one.weight": A, f"{Q}.lora_B.two.weight": B}, {}, RefusedError, "it contains 2 adapters: one, two"),
+        ({f"{Q}.lora_A.one.weight": A, f"{Q}.lora_A.weight": A}, {}, FormatError, "exists under two names"),
+        ({f"{Q}.lora_A.weight": A}, {}, FormatError, "its counterpart exists"),
         ({f"{Q}.lora_A.weight": A}, {raw.CONFIG_KEY: "x"}, FormatError, "not valid JSON"),
         ({f"{Q}.lora_A.weight": A}, {raw.CONFIG_KEY: '{"peft_type": "X"}'}, RefusedError, "peft_type 'X'"),
         ({f"{Q}.lora_A.weight": A}, {raw.CONFIG_KEY: "{}", raw.METADATA_KEY: '{"a":1}'}, FormatError, ""),
@@ -106,14 +106,14 @@ def test_a_malformed_file_says_why(tmp_path: Path, content: bytes) -> None:
 
 def test_a_file_of_other_tensors_is_no_adapter(tmp_path: Path) -> None:
     safetensors_file.write(tmp_path / "x.safetensors", {"weight": A})
-    with pytest.raises(FormatError, match="no adapter of a known format"):
+    with pytest.raises(FormatError, match="not an adapter of a known format"):
         convert.sniff(tmp_path / "x.safetensors")
 
 
 def test_alpha_for_a_format_that_says_it_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     peft.write(Adapter({Q: LowRank(A, B, 5.0)}), tmp_path / "a")
-    with pytest.raises(UsageError, match="Leave out --alpha"):
+    with pytest.raises(UsageError, match="Leave"):
         convert.convert(tmp_path / "a", tmp_path / "b", to="mlx", alpha=1)
 
 

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.digest import sha256_file
-from adapterhub.index import migrations, search
+from adapterhub.index import queries, search
+from adapterhub.index.database import VERSION
 from adapterhub.index.search import Query
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import card, oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -23,6 +25,7 @@ from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
 from adapterhub_converters.formats import peft
 from tests.support.adapters import write_adapter
+from tests.support.aged import age
 
 Make = Callable[..., Path]
 
@@ -61,7 +64,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 def found(registry: Registry, words: str = "", **query: Any) -> list[str]:
-    return [str(row.ref) for row in search.search(registry.catalog, Query(words, **query)).rows]
+    return [str(row.ref) for row in search.search(registry.index, Query(words, **query)).rows]
 
 
 # ---- words
@@ -94,7 +97,7 @@ def test_words_find_what_they_are_in(filled: Registry, words: str, refs: list[st
 def test_without_words_the_newest_of_each_name_is_listed(filled: Registry) -> None:
     assert sorted(found(filled)) == ["other/poems:v1", "team/sql:v2"]
     assert sorted(found(filled, all_versions=True)) == ["other/poems:v1", "team/sql:v1", "team/sql:v2"]
-    short = search.search(filled.catalog, Query(limit=1))
+    short = search.search(filled.index, Query(limit=1))
     assert (len(short.rows), short.total) == (1, 2)
 
 
@@ -104,9 +107,9 @@ ODD = ['"', "'", "a AND", "NEAR(a b, 2)", "^a", "{name}: a", "name : a", "a*", "
 @given(words=st.one_of(st.text(st.characters()), st.sampled_from(ODD), st.text("\"'*()^:{}+-AND ORT\0", max_size=30)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 def test_any_text_is_a_valid_query(filled: Registry, words: str) -> None:
-    result = search.search(filled.catalog, Query(words, facets=(("target", words),), tags=(words,)), facets=True)
+    result = search.search(filled.index, Query(words, facets=(("target", words),), tags=(words,)), facets=True)
     assert result.total == len(result.rows)
-    search.search(filled.catalog, Query(words), facets=True)
+    search.search(filled.index, Query(words), facets=True)
 
 
 def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
@@ -144,7 +147,7 @@ def test_filters(filled: Registry, query: dict[str, Any], refs: list[str]) -> No
 
 
 def test_facets_count_all_that_match(filled: Registry) -> None:
-    counts = search.search(filled.catalog, Query(limit=0), facets=True).facets
+    counts = search.search(filled.index, Query(limit=0), facets=True).facets
     assert counts["base"] == {"big/llama-7b": 1, "org/base": 1}
     assert counts["target"] == {"q_proj": 2, "v_proj": 2}
     assert counts["r"] == {"2": 2}
@@ -190,15 +193,15 @@ def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
 def test_the_holder_of_a_file_is_found_by_its_digest(filled: Registry) -> None:
     sql = filled.root.parent / "sql"
     digest = sha256_file(sql / peft.WEIGHTS)
-    assert [(str(holder.row.ref), holder.path) for holder in search.holders(filled.catalog, digest)] == [
+    assert [(str(holder.row.ref), holder.path) for holder in search.holders(filled.index, digest)] == [
         ("team/sql:v1", peft.WEIGHTS)
     ]
-    assert search.holders(filled.catalog, digest[:20]) == search.holders(filled.catalog, digest)
-    config = search.holders(filled.catalog, sha256_file(sql / peft.CONFIG))
+    assert search.holders(filled.index, digest[:20]) == search.holders(filled.index, digest)
+    config = search.holders(filled.index, sha256_file(sql / peft.CONFIG))
     assert [str(holder.row.ref) for holder in config] == ["team/sql:v2", "team/sql:v1"]
-    whole = search.holders(filled.catalog, oci_manifest.build(sql).digest)
+    whole = search.holders(filled.index, oci_manifest.build(sql).digest)
     assert [(str(holder.row.ref), holder.path) for holder in whole] == [("team/sql:v1", "")]
-    assert search.holders(filled.catalog, "sha256:" + "0" * 64) == []
+    assert search.holders(filled.index, "sha256:" + "0" * 64) == []
 
 
 # ---- the index
@@ -206,9 +209,9 @@ def test_the_holder_of_a_file_is_found_by_its_digest(filled: Registry) -> None:
 
 def everything(registry: Registry) -> dict[str, list[Any]]:
     """All that the index says, in terms that a rebuild doesn't change."""
-    select = registry.catalog.select
+    select = registry.index.select
     named = {version: (name, number) for version, name, number in select("SELECT id, name, number FROM versions")}
-    result: dict[str, list[Any]] = {"rows": registry.list(), "names": registry.catalog.names()}
+    result: dict[str, list[Any]] = {"rows": registry.list(), "names": queries.names(registry.index)}
     result["tags"] = select("SELECT * FROM tags ORDER BY name, tag")
     for table in ("facets", "metrics", "files"):
         columns = [name for _, name, *_ in select(f"PRAGMA table_info({table})") if name != "version"]
@@ -217,8 +220,9 @@ def everything(registry: Registry) -> dict[str, list[Any]]:
     result["tensors"] = select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY digest, key")
     result["facet_counts"] = select("SELECT kind, lower(value), n FROM facet_counts WHERE n > 0 ORDER BY kind, lower(value)")
     result["weights"] = select("SELECT digest FROM weights ORDER BY digest")
-    result["search"] = sorted((named[version], *rest) for version, *rest in select("SELECT rowid, * FROM search"))
-    registry.catalog.select("INSERT INTO search (search) VALUES ('integrity-check')")
+    result["texts"] = sorted((named[version], *rest) for version, *rest in select("SELECT * FROM texts"))
+    for check in ("texts_fts) VALUES ('integrity-check')", "texts_fts, rank) VALUES ('integrity-check', 1)"):
+        registry.index.select(f"INSERT INTO texts_fts ({check}")
     return result
 
 
@@ -252,30 +256,28 @@ def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tm
         kept = everything(registry)
         registry.rebuild_index()
         assert everything(registry) == kept
-        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
-def test_an_older_database_is_rebuilt_on_the_way(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_an_older_database_is_rebuilt_on_the_way(make: Make, tmp_path: Path, version: int) -> None:
     with Registry.init(tmp_path / "registry") as registry:
         registry.push(make(), Ref.parse("team/sql:prod"))
         before = everything(registry)
-    path = tmp_path / "registry" / "registry.db"
-    path.unlink()
-    with sqlite3.connect(path, isolation_level=None) as db:
-        db.execute("PRAGMA application_id = 0x41644862")
-        db.execute("PRAGMA journal_mode = WAL")
-        migrations.MIGRATIONS[0](db)
-        db.execute("PRAGMA user_version = 1")
+    age(tmp_path / "registry" / "registry.db", version)
+    with sqlite3.connect(tmp_path / "registry" / "registry.db", isolation_level=None) as db:
         db.execute("INSERT INTO names VALUES ('team/stale', 1, '', 1, 0)")
     db.close()
     with Registry.open(tmp_path / "registry") as registry:
         assert everything(registry) == before
+        names = [name for (name,) in registry.index.select("SELECT name FROM _sqlite_migrations ORDER BY id")]
+        assert len(names) == len(set(names)) == VERSION == registry.index.version
 
 
 def test_tables_are_strict_and_the_database_has_a_write_ahead_log(filled: Registry) -> None:
-    listed = filled.catalog.select("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
+    listed = filled.index.select("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
     assert {name for name, strict in listed if not strict} == {"sqlite_schema"}
-    assert filled.catalog.select("PRAGMA journal_mode") == [("wal",)]
+    assert filled.index.select("PRAGMA journal_mode") == [("wal",)]
 
 
 def test_fields_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path) -> None:
@@ -294,10 +296,10 @@ def test_fields_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path
         ]
         made = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers}).encode()
         manifest_digest, manifest_size = registry.store.put_bytes(made)
-        registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
+        registry.store.log.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
         registry.resolve(Ref.parse("team/sql"))
         assert found(registry, "odd", facets=(("target", "q"),)) == ["team/sql:v1"]
-        assert registry.catalog.select("SELECT name, value FROM metrics ORDER BY name") == [("d", 1e300), ("f", 2.0)]
+        assert registry.index.select("SELECT name, value FROM metrics ORDER BY name") == [("d", 1e300), ("f", 2.0)]
 
 
 # ---- cards
@@ -336,7 +338,7 @@ def test_any_text_is_a_card(text: str) -> None:
 
 def test_a_newer_catalog_is_not_touched(filled: Registry, tmp_path: Path) -> None:
     with Registry.init(tmp_path / "r") as registry:
-        registry.catalog.select(f"PRAGMA user_version = {len(migrations.MIGRATIONS) + 1}")
+        registry.index.select(f"PRAGMA user_version = {VERSION + 1}")
     with pytest.raises(AdapterhubError, match="Upgrade adapterhub"):
         Registry.open(tmp_path / "r")
 
@@ -359,15 +361,15 @@ def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry
     """v2 of n0 has another title than v1, and v2 is what there is of n0."""
     assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
     assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
-    result = search.search(crowded.catalog, Query("lora", limit=4))
+    result = search.search(crowded.index, Query("lora", limit=4))
     assert (result.total, result.more) == (6, True)
-    counted = search.search(crowded.catalog, Query("lora", limit=4), facets=True)
+    counted = search.search(crowded.index, Query("lora", limit=4), facets=True)
     assert (counted.total, counted.more, counted.facets["r"]) == (6, False, {"2": 6})
 
 
 def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None:
     for limit in (7, 20):
-        result = search.search(crowded.catalog, Query("lora", limit=limit))
+        result = search.search(crowded.index, Query("lora", limit=limit))
         assert (len(result.rows), result.total, result.more) == (6, 6, False)
     assert found(crowded, "lora rare3") == ["team/n3:v1"]
     assert found(crowded, "lora", bounds=(("r", search.parse_bounds("3", "")),)) == []
@@ -375,7 +377,7 @@ def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None
 
 def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: Registry) -> None:
     crowded.rm(Ref.parse("team/n5"))
-    everything_there = search.search(crowded.catalog, Query(), facets=True)
-    counted = search.search(crowded.catalog, Query("lora"), facets=True)
+    everything_there = search.search(crowded.index, Query(), facets=True)
+    counted = search.search(crowded.index, Query("lora"), facets=True)
     assert (everything_there.total, everything_there.facets) == (counted.total, counted.facets)
     assert {str(row.ref) for row in everything_there.rows} == {str(row.ref) for row in counted.rows}

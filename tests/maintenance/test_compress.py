@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.maintenance import compress, disk_usage, retention
+from adapterhub.maintenance import compress, disk_usage
+from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.gc import gc
+from adapterhub.maintenance.repair import repair
 from adapterhub.manifest import describe, oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import chains
 from adapterhub_converters import dtypes
@@ -83,8 +85,8 @@ def weights(registry: Registry, ref: str) -> str:
 
 def check_whole(registry: Registry) -> None:
     for row in registry.list():
-        assert registry.verify(row.ref) == []
-    assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert verify(registry, row.ref) == []
+    assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
 # ---- the same registry
@@ -100,10 +102,10 @@ def test_a_packed_version_is_pulled_byte_for_byte_under_its_old_digest(
     assert (change.ref, change.path, change.digest) == ("team/sql:v1", peft.WEIGHTS, weights(registry, "team/sql"))
     assert change.stored == registry.store.stored(change.digest) < 0.7 * change.size
     assert not registry.store.blob_path(change.digest).exists()
-    assert export.pull(registry, SQL, tmp_path / "out").digest == version.digest
+    assert registry.pull(SQL, tmp_path / "out").digest == version.digest
     for path in source.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-    assert registry.fsck() == registry.verify(SQL) == []
+    assert fsck(registry) == verify(registry, SQL) == []
     assert not registry.push(source, SQL).new  # a push finds the packed blob and writes no second one
     assert not registry.store.blob_path(change.digest).exists()
     assert [change.outcome for change in compress.unpack(registry)] == ["unpacked"]
@@ -123,7 +125,7 @@ def test_checkpoints_become_differences_to_near_ones_and_no_chain_is_long(
     parents = registry.store.packs.parents()
     assert max(len(chains.chain(digest, parents)) for digest in parents) == chains.MAX_DEPTH
     check_whole(registry)
-    export.pull(registry, SQL, tmp_path / "out")
+    registry.pull(SQL, tmp_path / "out")
     assert (tmp_path / "out" / peft.WEIGHTS).read_bytes() == (tmp_path / "s6" / peft.WEIGHTS).read_bytes()
     compress.unpack(registry, ["team/sql:v1"])  # a parent of others
     check_whole(registry)
@@ -182,7 +184,7 @@ def test_a_blob_that_is_damaged_already_stays_as_it_is(registry: Registry, train
     raw[-1] ^= 1
     path.chmod(0o644)
     path.write_bytes(raw)
-    with pytest.raises(IntegrityError, match="its bytes are not those of its name, so it was not packed"):
+    with pytest.raises(IntegrityError, match="its bytes do not have the digest of its name; it was not packed"):
         compress.pack(registry)
     assert path.read_bytes() == raw
     assert list(registry.store.packs.digests()) == []
@@ -199,10 +201,10 @@ def test_a_difference_without_its_parent_is_missing_until_both_are_pushed_again(
     parent, child = weights(registry, "team/sql:v1"), weights(registry, "team/sql:v2")
     registry.store.packs.path(parent).unlink()
     assert registry.store.size(child) is None
-    assert {finding.code for finding in registry.fsck()} == {"missing", "broken-pack", "damaged"}
-    assert [finding.code for finding in registry.verify(Ref.parse("team/sql:v2"))] == ["missing"]
+    assert {finding.code for finding in fsck(registry)} == {"missing", "broken-pack", "damaged"}
+    assert [finding.code for finding in verify(registry, Ref.parse("team/sql:v2"))] == ["missing"]
     with pytest.raises(IntegrityError, match=parent):
-        export.pull(registry, SQL, tmp_path / "out")
+        registry.pull(SQL, tmp_path / "out")
     registry.push(folders[0], SQL)
     check_whole(registry)
 
@@ -219,8 +221,8 @@ def test_a_pack_that_is_a_difference_to_itself_ends_in_one_line(registry: Regist
         path.chmod(0o644)
         path.write_bytes(raw)
     assert registry.store.size(child) is None
-    assert {finding.code for finding in registry.fsck()} >= {"broken-pack"}
-    assert [finding.code for finding in registry.verify(SQL)] == ["missing"]
+    assert {finding.code for finding in fsck(registry)} >= {"broken-pack"}
+    assert [finding.code for finding in verify(registry, SQL)] == ["missing"]
 
 
 def test_the_parent_of_a_needed_blob_is_no_orphan(registry: Registry, trained: Trained) -> None:
@@ -230,11 +232,11 @@ def test_the_parent_of_a_needed_blob_is_no_orphan(registry: Registry, trained: T
     parent, child = weights(registry, "team/first"), weights(registry, "team/second")
     assert registry.store.packs.parents() == {child: parent}
     registry.rm(Ref.parse("team/first"))
-    (orphans,) = registry.fsck()
+    (orphans,) = fsck(registry)
     assert orphans.what.startswith("3 blobs")  # what only the first version has: not the weights, which the second needs
     registry.rm(Ref.parse("team/second"))
     everything = len(blobs(registry)) + len(registry.store.packs.files())
-    assert registry.fsck()[0].what.startswith(f"{everything} blobs")
+    assert fsck(registry)[0].what.startswith(f"{everything} blobs")
     order = chains.children_first([parent, child], registry.store.packs.parents())
     assert order == [child, parent]
 
@@ -281,7 +283,7 @@ def test_readers_see_every_version_while_it_is_packed_and_unpacked(
     n = 0
     while not done.is_set():
         n += 1
-        export.pull(registry, Ref.parse(f"team/sql:v{n % 3 + 1}"), tmp_path / f"out{n}")
+        registry.pull(Ref.parse(f"team/sql:v{n % 3 + 1}"), tmp_path / f"out{n}")
         assert registry.store.size(weights(registry, "team/sql")) is not None
         shutil.rmtree(tmp_path / f"out{n}")
     thread.join()
@@ -404,13 +406,13 @@ def test_the_commands_say_what_they_did(registry: Registry, trained: Trained, ru
     assert (dry.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert dry == done
     assert [file["outcome"] for file in done["files"]] == ["kept", "packed", "packed"]
-    assert "0 files packed; 2 files packed already; 1 file gain too little" in run("pack", *at).stdout
+    assert "0 files packed; 2 files already packed; 1 file not worth packing" in run("pack", *at).stdout
     table = run("du", *at).stdout
     assert "team/sql" in table
     assert "org/base: 2 versions of 1 adapter in" in table
     found = json.loads(run("du", "team", "--json", *at).stdout)
     assert found["total"]["stored"] < found["total"]["files"]
-    assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte is right")
+    assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte matches")
     assert "2 files unpacked" in run("unpack", *at).stdout
     for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
         assert run(*command, *at, code=3).stderr.startswith("error: team/x")
@@ -439,7 +441,7 @@ def test_use_beside_whole_models_counts_those_that_name_that_base(
     assert "; as whole models" in run("du", *at).stdout
     folders.base(tmp_path / "another", size=16)
     said = run("du", "--base", tmp_path / "another", *at).stderr
-    assert "another: no version here says that it was trained on this" in said
+    assert "another: no version here was trained on it" in said
 
 
 def test_without_zstandard_one_line_says_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:
@@ -466,10 +468,10 @@ def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, traine
         raw[rng.randrange(len(raw)) if n % 2 else rng.randrange(64)] ^= 1 << rng.randrange(8)
         path.write_bytes(raw)
         for act in (
-            lambda: export.pull(registry, SQL, tmp_path / "out"),
+            lambda: registry.pull(SQL, tmp_path / "out"),
             lambda: compress.unpack(registry),
-            registry.fsck,
-            lambda: registry.verify(SQL),
+            lambda: fsck(registry),
+            lambda: verify(registry, SQL),
         ):
             with contextlib.suppress(AdapterhubError):  # never anything else
                 act()
@@ -497,18 +499,18 @@ def test_a_collection_keeps_what_a_packed_blob_needs_and_takes_the_rest_in_order
     compress.pack(registry)
     parent, child = weights(registry, "team/first"), weights(registry, "team/second")
     registry.rm(Ref.parse("team/first"))
-    assert retention.gc(registry, grace=0).blobs == 3  # all but the weights
+    assert gc(registry, grace=0).blobs == 3  # all but the weights
     assert registry.store.size(parent) is not None
-    assert registry.fsck() == []
+    assert fsck(registry) == []
     registry.rm(Ref.parse("team/second"))
     old(registry)
     os.utime(registry.store.packs.path(child))  # a young one keeps what it is a difference to
     for path in (registry.store.root / "refs").rglob("*.json"):
         os.utime(path, (1e9, 1e9))
-    assert retention.gc(registry).waiting == 2
+    assert gc(registry).waiting == 2
     assert registry.store.size(child) is not None
-    dry = retention.gc(registry, grace=0, dry_run=True)
-    done = retention.gc(registry, grace=0)
+    dry = gc(registry, grace=0, dry_run=True)
+    done = gc(registry, grace=0)
     assert (dry.blobs, dry.size, dry.waiting) == (done.blobs, done.size, done.waiting) == (2, done.size, 0)
     assert registry.store.packs.files() == []
     assert blobs(registry) == {}
@@ -522,10 +524,10 @@ def test_a_pack_that_cannot_be_read_keeps_a_collection_from_all(registry: Regist
     path.chmod(0o644)
     path.write_bytes(b"no pack")
     registry.store.put_bytes(b"nobody's")
-    with pytest.raises(IntegrityError, match="so it isn't known what it is a difference to; nothing was removed"):
-        retention.gc(registry, grace=0)
+    with pytest.raises(IntegrityError, match="so that its parent is unknown; nothing was removed"):
+        gc(registry, grace=0)
     registry.rm(SQL)
-    retention.gc(registry, grace=0)
+    gc(registry, grace=0)
     assert (registry.store.packs.files(), blobs(registry)) == ([], {})
 
 
@@ -546,12 +548,12 @@ def test_damaged_packs_are_healed(registry: Registry, trained: Trained, tmp_path
             raw[len(raw) // 3] ^= 1
             path.chmod(0o644)
             path.write_bytes(raw)
-    assert any(finding.code == "broken-pack" for finding in registry.fsck())
+    assert any(finding.code == "broken-pack" for finding in fsck(registry))
     if packed:
         with Registry.open(tmp_path / "copy") as copy:
             compress.pack(copy)
-    assert retention.repair(registry, tmp_path / "copy")
-    assert registry.fsck() == []
+    assert repair(registry, tmp_path / "copy")
+    assert fsck(registry) == []
     check_whole(registry)
 
 
@@ -562,7 +564,7 @@ def test_a_parent_that_only_a_pack_needs_is_healed_too(registry: Registry, train
     parent = weights(registry, "team/first")
     registry.rm(Ref.parse("team/first"))
     registry.store.packs.path(parent).unlink()
-    assert retention.repair(registry, tmp_path / "a")[0] == parent
+    assert repair(registry, tmp_path / "a")[0] == parent
     check_whole(registry)
 
 
@@ -604,11 +606,11 @@ def test_packing_beside_pushes_removals_and_collections_loses_nothing(trained: T
         if what == "push":
             assert registry.push(steps[step], ref, restore=True).digest == digests[step]
         elif what == "gc":
-            retention.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+            gc(registry, grace=0, last=rng.choice([None, 1, 2]))
         elif what == "rm":
             registry.rm(ref)
         elif what == "pull":
-            pulled = export.pull(registry, ref, out)
+            pulled = registry.pull(ref, out)
             assert oci_manifest.build(out).digest == pulled.digest
             shutil.rmtree(out)
         else:
@@ -629,5 +631,5 @@ def test_packing_beside_pushes_removals_and_collections_loses_nothing(trained: T
     assert finished([fork(worker(seed)) for seed in range(3)]) == [0, 0, 0]
     with Registry.open(root) as registry:
         check_whole(registry)
-        retention.gc(registry, grace=0)
-        assert registry.fsck() == []
+        gc(registry, grace=0)
+        assert fsck(registry) == []

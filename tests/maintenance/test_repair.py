@@ -1,4 +1,4 @@
-"""The ways out: bytes put back, a database that cannot be used, media that cannot be written, file systems without locks."""
+"""The ways out: bytes restored, a database that cannot be used, media that cannot be written, file systems without locks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.index.migrations import MIGRATIONS
-from adapterhub.maintenance import retention
+from adapterhub.index.database import VERSION
+from adapterhub.maintenance import disk_usage
+from adapterhub.maintenance.fsck import fsck, rebuilt, verify
+from adapterhub.maintenance.gc import gc
+from adapterhub.maintenance.repair import repair
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 from tests.conftest import Run
@@ -49,10 +51,10 @@ def test_blobs_are_put_back_from_another_registry(registry: Registry, tmp_path: 
     before, rows = bytes_of(registry.store.root / "blobs"), registry.list()
     broken(registry, flipped=flipped)
     source = {"registry": ".", "database": "registry.db", "layout": ".adapterhub"}[kind]
-    assert len(retention.repair(registry, tmp_path / "copy" / source)) == len(before)
-    assert registry.fsck() == []
+    assert len(repair(registry, tmp_path / "copy" / source)) == len(before)
+    assert fsck(registry) == []
     assert (bytes_of(registry.store.root / "blobs"), registry.list()) == (before, rows)
-    assert retention.repair(registry, tmp_path / "copy") == []
+    assert repair(registry, tmp_path / "copy") == []
 
 
 def test_blobs_are_put_back_from_the_adapters_own_folder(registry: Registry, tmp_path: Path) -> None:
@@ -61,10 +63,10 @@ def test_blobs_are_put_back_from_the_adapters_own_folder(registry: Registry, tmp
     broken(registry, flipped=False)
     registry.rebuild_index()  # what lists show is lost with the bytes
     assert registry.list()[0].size is None
-    assert len(retention.repair(registry, tmp_path / "a")) == 6
-    assert len(retention.repair(registry, tmp_path / "b")) == 4  # README.md and the config are in both
+    assert len(repair(registry, tmp_path / "a")) == 6
+    assert len(repair(registry, tmp_path / "b")) == 4  # README.md and the config are in both
     assert registry.list() == rows
-    assert registry.fsck() == []
+    assert fsck(registry) == []
 
 
 def test_files_of_what_is_no_whole_adapter_do_as_well(registry: Registry, tmp_path: Path) -> None:
@@ -72,8 +74,8 @@ def test_files_of_what_is_no_whole_adapter_do_as_well(registry: Registry, tmp_pa
     flip(registry.store.blob_path(weights.digest))
     (tmp_path / "some").mkdir()
     shutil.copy(tmp_path / "b" / "adapter_model.safetensors", tmp_path / "some" / "anything.safetensors")
-    assert retention.repair(registry, tmp_path / "some") == [weights.digest]
-    assert registry.fsck() == []
+    assert repair(registry, tmp_path / "some") == [weights.digest]
+    assert fsck(registry) == []
 
 
 def test_wrong_bytes_put_nothing_back(registry: Registry, tmp_path: Path) -> None:
@@ -81,11 +83,11 @@ def test_wrong_bytes_put_nothing_back(registry: Registry, tmp_path: Path) -> Non
     with Registry.open(tmp_path / "copy") as copy:
         broken(copy, flipped=True)
     broken(registry, flipped=False)
-    assert retention.repair(registry, tmp_path / "copy") == []
+    assert repair(registry, tmp_path / "copy") == []
     assert not list(registry.store.blobs())
     assert not list((registry.store.root / "tmp").iterdir())
     with pytest.raises(NotFoundError, match="no such file or folder"):
-        retention.repair(registry, tmp_path / "nowhere")
+        repair(registry, tmp_path / "nowhere")
 
 
 def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path) -> None:
@@ -95,9 +97,9 @@ def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path)
     assert "fsck --repair --from" in run("fsck", *at, code=1).stdout
     run("fsck", "--repair", "--from", tmp_path / "a", *at, code=1)
     done = run("fsck", "--repair", "--from", tmp_path / "b", *at)
-    assert done.stderr == f"put back 4 blobs from {tmp_path / 'b'}\n"
-    for args in (["--repair"], ["--from", "a"]):
-        assert "go together" in run("fsck", *args, *at, code=2).stderr
+    assert done.stderr == f"restored 4 blobs from {tmp_path / 'b'}\n"
+    assert "--repair: requires --from SRC" in run("fsck", "--repair", *at, code=2).stderr
+    assert "--from: requires --repair" in run("fsck", "--from", "a", *at, code=2).stderr
     assert "no such option" in run("fsck", "--rebuild", *at, code=2).stderr.lower()
 
 
@@ -128,22 +130,22 @@ def test_a_database_that_cannot_be_used_is_set_aside_and_made_anew(registry: Reg
     path = registry.root / "registry.db"
     damage(path, kind)
     raw = path.read_bytes()
-    with pytest.raises(AdapterhubError, match="fsck --rebuild-index"), Registry.open(path) as opened:
+    with pytest.raises(AdapterhubError, match="[Rr]ebuild the index"), Registry.open(path) as opened:
         opened.list()
-    again, findings = Registry.rebuilt(path)
+    again, findings = rebuilt(path)
     with again:
-        assert (again.list(), findings, again.fsck()) == (rows, [], [])
+        assert (again.list(), findings, fsck(again)) == (rows, [], [])
     assert (registry.root / "registry.db.old").read_bytes() == raw or kind == "pages"
 
 
-@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+@pytest.mark.parametrize("version", range(1, VERSION))
 def test_an_older_database_is_brought_up_to_date(registry: Registry, version: int) -> None:
     registry.protect(PROD)
     rows = registry.list()
     registry.close()
     age(registry.root / "registry.db", version)
     with Registry.open(registry.root) as again:
-        assert (again.list(), again.show(PROD)["protected"], again.fsck()) == (rows, ["prod"], [])
+        assert (again.list(), again.show(PROD)["protected"], fsck(again)) == (rows, ["prod"], [])
 
 
 # ---- places that cannot be written
@@ -188,11 +190,12 @@ def test_every_reading_command_works_on_read_only_media(
         assert found.list() == rows
         assert found.resolve(PROD).number == 2
         assert found.show(PROD)["tags"] == ["latest", "prod"]
-        assert [finding for finding in found.fsck() if finding.severity == "error"] == []
-        assert found.verify(SQL) == []
+        assert [finding for finding in fsck(found) if finding.severity == "error"] == []
+        assert verify(found, SQL) == []
         assert [entry.op for entry in found.log(PROD)] == ["push"]
-        assert retention.gc(found, dry_run=True).blobs == 0
-        export.pull(found, SQL, tmp_path / "out")
+        assert gc(found, dry_run=True).blobs == 0
+        assert disk_usage.usage(found).unlisted == 0  # whose lists cannot be kept
+        found.pull(SQL, tmp_path / "out")
         for call in (lambda: found.tag(SQL, "new"), lambda: found.rm(PROD), lambda: found.push(tmp_path / "a", PROD)):
             with pytest.raises(LocalIOError, match="Read-only file system"):
                 call()
@@ -217,7 +220,7 @@ def test_a_file_system_without_shared_memory_gets_a_rollback_journal(
     with Registry.open(registry.root) as here, Registry.open(registry.root) as there:
         assert here.push(make("c", 3), SQL).number == 3
         assert there.push(make("d", 4), SQL).number == 4
-        assert here.fsck() == there.fsck() == []
+        assert fsck(here) == fsck(there) == []
     header = (registry.root / "registry.db").read_bytes()[:20]
     assert header[18:] == b"\1\1"
     with Registry.init(registry.root.parent / "new") as new:

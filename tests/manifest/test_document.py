@@ -19,7 +19,7 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import describe, document, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
-from adapterhub.registry import export, merge_recipe, merge_recipes
+from adapterhub.registry import merge_recipe, merge_recipes
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import FormatError
 from tests.conftest import Run
@@ -161,7 +161,7 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
     run("fsck", "--rebuild-index", *at)
     assert [row["license"] for row in json.loads(run("list", "team/sql", *at).stdout)["adapters"]] == ["MIT"]
     with Registry.open(old) as registry:
-        export.pull(registry, Ref.parse("team/sql"), tmp_path / "sql")
+        registry.pull(Ref.parse("team/sql"), tmp_path / "sql")
         merged = merge_recipes.get(registry, "merged-model").recipe
     assert {path.name: path.read_bytes() for path in (tmp_path / "sql").iterdir()} == {
         path.name: path.read_bytes() for path in (STORED / "sql").iterdir()

@@ -127,7 +127,7 @@ def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str,
     document = json.loads(text)["adapters"]
     assert document["team/sql"]["base"]["fingerprint"].startswith("sha256:")
     assert (document["team/sql"]["ref"], document["team/local"]["source"]) == ("team/sql:prod", "registry")
-    assert run("lock", "team/sql:prod", "--remote").stderr == "already so in adapters.lock\n"
+    assert run("lock", "team/sql:prod", "--remote").stderr == "already locked in adapters.lock\n"
     assert (tmp_path / "adapters.lock").read_text() == text
 
     assert run("lock", "--check").stdout == "ok: 2 adapters, none moved\n"
@@ -136,7 +136,7 @@ def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str,
     checked = said(run, "lock", "--check", code=1)
     assert [(row["name"], row["moved"]) for row in checked["adapters"]] == [("team/local", True), ("team/sql", True)]
     assert checked["adapters"][1]["now"] == digest
-    assert "team/sql: team/sql:prod is sha256:" in run("lock", "--check", "team/sql", code=1).stdout
+    assert "team/sql: team/sql:prod is now sha256:" in run("lock", "--check", "team/sql", code=1).stdout
 
     run("pull", "--locked")
     for name in ("team/sql", "team/local"):
@@ -165,7 +165,7 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     address = there["team/sql"]["source"]
     run("pull", address, "-o", "c", "--lock")
     assert json.loads((tmp_path / "adapters.lock").read_text())["adapters"]["team/sql"]["ref"] == address
-    run("pull", "team/here", "--as", "mlx", "--lock", code=2)
+    run("pull", "team/here", "--to", "mlx", "--lock", code=2)
 
 
 def test_the_lock_lies_beside_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
 
         # A tag that is gone is a finding, a registry that is gone an error.
         server.before = lambda found: setattr(found, "status", 404 if "/manifests/v1" in found.path else 0)
-        assert "team/sql:v1 is gone" in run("lock", "--check", code=1).stdout
+        assert "team/sql:v1 no longer exists" in run("lock", "--check", code=1).stdout
     run("lock", "--check", code=5)
 
 
@@ -254,10 +254,10 @@ def test_a_folder_that_was_changed_is_never_called_right(run: Run, team: str, tm
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["lock", "--check", "--update"], "changes nothing"),
-        (["lock", "--check", "--remote"], "is in the lock file already"),
+        (["lock", "--check", "--update"], "cannot be combined with --update"),
+        (["lock", "--check", "--remote"], "is recorded in the lock file"),
         (["lock", "--update", "team/x"], "is no name in"),
-        (["pull", "--locked", "--lock"], "has what and from where in the lock file"),
+        (["pull", "--locked", "--lock"], "takes refs and addresses from the lock file"),
     ],
 )
 def test_words_that_make_no_sense_are_one_line(run: Run, tmp_path: Path, words: list[str], expected: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import tomllib
@@ -13,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub import user_files
-from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project import settings
 from adapterhub.project.settings import Policy
-from adapterhub_converters.errors import LocalIOError, RefusedError, UsageError
+from adapterhub_converters.errors import LocalIOError, UsageError
 
 WHOLE = """\
 # ours
@@ -116,23 +114,6 @@ def test_any_series_of_changes_says_what_was_asked(steps: list[tuple[str, str, b
 def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="Edit it by hand"):
         settings.changed(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
-
-
-MANIFEST = AdapterManifest.salvage({"r": 8, "modules": {"x": {"r": 32, "alpha": 1}}})
-
-
-def test_a_policy_says_all_that_is_against_it() -> None:
-    with pytest.raises(RefusedError) as caught:
-        Policy("p", 16, True, ("MIT",)).check_manifest(MANIFEST, "team/sql")
-    assert caught.value.items == (
-        "rank 32 is over 16", "its base is not pinned (`push --base` does it)", "its license is not declared, not MIT",
-    )  # fmt: skip
-    Policy("p", 32, False, ("mit",)).check_manifest(dataclasses.replace(MANIFEST, license="MIT"), "team/sql")
-    Policy("p", 1).check_manifest(AdapterManifest.salvage({}), "without a rank")
-    Policy("p", allow=("team/*",)).check_name("team/sql")
-    for name in ("teams/sql", "oci://host/team/sql", "Team/sql"):
-        with pytest.raises(RefusedError, match="not a name that p allows"):
-            Policy("p", allow=("team/*",)).check_name(name)
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:

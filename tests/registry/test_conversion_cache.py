@@ -1,4 +1,4 @@
-"""`push --as` and `pull --as`: every format that convert writes, as a version of its own or on the way out."""
+"""`push --to` and `pull --to`: every format that convert writes, as a version of its own or on the way out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.ref import Ref
-from adapterhub.registry import conversion_cache, export, recipe
+from adapterhub.registry import conversion_cache, recipe
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import bases
 from adapterhub_converters.errors import UsageError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import FORMATS
 from tests.conftest import Run
 from tests.converters import trained
 from tests.support.images import FLUX, files, peft_folder
@@ -34,15 +34,15 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("to", convert.FORMATS)
+@pytest.mark.parametrize("to", FORMATS)
 def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Path, to: str) -> None:
     source, spec = ("style", FLUX_BASE) if to in OF_IMAGES else ("sql", trained.LLAMA)
     with Registry.open(team) as registry:
         parent = registry.resolve(Ref.parse(f"team/{source}"))
-        out = tmp_path / f"out{convert.ENDINGS.get(to, '')}"
+        out = tmp_path / f"out{FORMATS[to].suffix}"
         first = conversion_cache.pull(registry, parent.ref, out, recipe.Conversion(to), base=spec)
-        assert (out.is_dir(), first.cached) == (to in convert.FOLDERS, False)
-        again = tmp_path / f"again{convert.ENDINGS.get(to, '')}"
+        assert (out.is_dir(), first.cached) == (FORMATS[to].folder, False)
+        again = tmp_path / f"again{FORMATS[to].suffix}"
         assert conversion_cache.pull(registry, parent.ref, again, recipe.Conversion(to), base=spec).cached
         assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
 
@@ -54,7 +54,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert known.recipe is not None
         assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
-        export.pull(registry, version.ref, tmp_path / "kept")
+        registry.pull(version.ref, tmp_path / "kept")
     recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
     assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
     found = files(tmp_path / "back")
@@ -66,7 +66,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:
     with Registry.open(team) as registry:
         ref = registry.resolve(Ref.parse("team/sql")).ref
-        with pytest.raises(UsageError, match="--model: is missing: which base should Ollama take"):
+        with pytest.raises(UsageError, match="model: is missing: which base model should Ollama use"):
             conversion_cache.pull(registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA)
         conversion_cache.pull(
             registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"
@@ -83,8 +83,11 @@ def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
     model.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG}
     (model / "config.json").write_text(json.dumps(config))
-    run("push", "team/sql", "team/litgpt", "--as", "litgpt", "--base", model, cwd=team)
-    run("pull", "team/litgpt", "--as", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
+    run("push", "team/sql", "team/litgpt", "--to", "litgpt", "--base", model, cwd=team)
+    run("pull", "team/litgpt", "--to", "ollama", "--base", model, "-o", tmp_path / "mine", cwd=team)
     assert (tmp_path / "mine/Modelfile").read_text().startswith(f"FROM {model}\n")
-    assert "--model: is for --as ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
-    assert "--model: raw names no base" in run("pull", "team/sql", "--as", "raw", "--model", "x", code=2, cwd=team).stderr
+    assert "--model: is for --to ollama" in run("pull", "team/sql", "--model", "x", code=2, cwd=team).stderr
+    assert (
+        "--model: the format raw records no name of a base"
+        in run("pull", "team/sql", "--to", "raw", "--model", "x", code=2, cwd=team).stderr
+    )

@@ -15,9 +15,9 @@ from pathlib import Path
 import jsonschema  # noqa: F401 - so that no process has to import it anew
 import pytest
 
-from adapterhub.maintenance import retention
+from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.gc import gc as collect
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import LocalIOError
 from tests.registry.forks import finished, fork, under_strace
@@ -40,7 +40,7 @@ def tag(root: Path) -> None:
 
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
-        retention.gc(registry, grace=0, last=1)
+        collect(registry, grace=0, last=1)
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ def check_whole(root: Path, second: Path, *, versions: int) -> None:
         rows = registry.list()
         assert len(rows) in (versions, versions + 1)
         for row in rows:
-            assert registry.verify(row.ref) == []
-        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+            assert verify(registry, row.ref) == []
+        assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
         assert registry.push(second, PROD).number == versions + 1
         assert registry.resolve(PROD).number == registry.resolve(SQL).number == versions + 1
-        assert {finding.severity for finding in registry.fsck()} <= {"note"}
+        assert {finding.severity for finding in fsck(registry)} <= {"note"}
         assert not list((registry.store.root / "pending").iterdir())
 
 
@@ -138,14 +138,14 @@ def test_a_move_and_a_collection_whose_disk_says_no(
         shutil.copytree(template, root)
         status = under_strace(inject, lambda: work(root))
         with Registry.open(root) as registry:
-            assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+            assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
             rows = registry.list()
             assert [row.number for row in rows] in ([3, 2, 1], [3])
-            assert all(registry.verify(row.ref) == [] for row in rows)
+            assert all(verify(registry, row.ref) == [] for row in rows)
             registry.tag(SQL, "prod")
-            retention.gc(registry, grace=0, last=1)
+            collect(registry, grace=0, last=1)
             assert [(row.number, row.tags) for row in registry.list()] == [(3, ("latest", "prod"))]
-            assert {finding.severity for finding in registry.fsck()} <= {"note"}
+            assert {finding.severity for finding in fsck(registry)} <= {"note"}
         return status
 
     statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_nothing_of_a_pull(small_disk: Path, make: Make, tmp_
     with Registry.init(tmp_path / "registry") as registry:
         registry.push(second, SQL)
         with pytest.raises(LocalIOError, match="No space left on device. Free some space and try again"):
-            export.pull(registry, SQL, small_disk / "out")
+            registry.pull(SQL, small_disk / "out")
     assert list(small_disk.iterdir()) == []
 
 
@@ -207,6 +207,6 @@ def test_a_full_disk_leaves_no_version_of_a_push(small_disk: Path, make: Make) -
             registry.push(second, SQL)
         assert registry.list() == []
         assert not list((registry.store.root / "tmp").iterdir())
-        assert {finding.severity for finding in registry.fsck()} <= {"note"}
+        assert {finding.severity for finding in fsck(registry)} <= {"note"}
         (second / "README.md").write_text("x")
         assert registry.push(second, SQL).number == 1

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.maintenance import retention
+from adapterhub.index import queries
+from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.gc import gc as collect
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
@@ -36,9 +37,9 @@ KILLS = 25  # of each kind of work, four kinds
 def check(root: Path) -> None:
     """All that is visible is whole, and the catalog says what the log says."""
     with Registry.open(root) as registry:
-        assert [str(finding) for finding in registry.fsck() if finding.severity == "error"] == []
+        assert [str(finding) for finding in fsck(registry) if finding.severity == "error"] == []
         rows = registry.list()
-        assert all(registry.verify(row.ref) == [] for row in rows)
+        assert all(verify(registry, row.ref) == [] for row in rows)
         assert registry.rebuild_index() == []
         assert registry.list() == rows
 
@@ -63,20 +64,20 @@ def push(root: Path) -> None:
 
 def tag(root: Path) -> None:
     with Registry.open(root) as registry:
-        if registry.catalog.marks("protect", "team/sql"):  # killed right there
+        if queries.marks(registry.index, "protect", "team/sql"):  # killed right there
             registry.protect(PROD, on=False)
         for number in (2, 3, 4):
             registry.tag(Ref("team/sql", number=number), "prod")
         registry.protect(PROD)
         registry.protect(PROD, on=False)
-        registry.put_back(PROD)
+        registry.restore_tag(PROD)
         registry.rm(PROD)
         registry.tag(SQL, "prod")
 
 
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
-        retention.gc(registry, grace=0, last=1)
+        collect(registry, grace=0, last=1)
 
 
 def migrate(root: Path) -> None:
@@ -101,8 +102,8 @@ def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[
         check(root)
         work(root)
         with Registry.open(root) as registry:
-            assert retention.gc(registry, grace=0).waiting == 0
-            assert registry.fsck() == []
+            assert collect(registry, grace=0).waiting == 0
+            assert fsck(registry) == []
         shutil.rmtree(root)
     assert killed
 
@@ -154,8 +155,8 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
         assert registry.resolve(SQL).number == 5
     check(template)
     with Registry.open(template) as registry:  # the losers' blobs were stored, whole, and can go
-        retention.gc(registry, grace=0)
-        assert registry.fsck() == []
+        collect(registry, grace=0)
+        assert fsck(registry) == []
 
 
 def test_eight_pushes_of_the_same_content_are_one_version(template: Path, make: Make) -> None:
@@ -199,13 +200,13 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
             if what == "push":
                 assert registry.push(folder, ref, restore=True).digest == digest
             elif what == "gc":
-                retention.gc(registry, grace=0, last=rng.choice([None, 1, 2]))
+                collect(registry, grace=0, last=rng.choice([None, 1, 2]))
             elif what == "rm":
                 registry.rm(ref)
             elif what == "tag":
                 registry.tag(Ref(ref.name), "dev")
             else:
-                pulled = export.pull(registry, ref, tmp_path / ident)
+                pulled = registry.pull(ref, tmp_path / ident)
                 assert oci_manifest.build(tmp_path / ident).digest == pulled.digest
                 shutil.rmtree(tmp_path / ident)
         except NotFoundError:  # not pushed yet, or removed by another; never bytes that are missing or wrong
@@ -215,8 +216,8 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
     assert finished(children) == [0, 0, 0]
     check(root)
     with Registry.open(root) as registry:
-        retention.gc(registry, grace=0)
-        assert registry.fsck() == []
+        collect(registry, grace=0)
+        assert fsck(registry) == []
 
 
 # ---- full disks
@@ -239,7 +240,7 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
             with pytest.raises((LocalIOError, RefusedError), match="No space left|disk is full"):
                 call()
         assert registry.list() == rows
-        assert retention.gc(registry, grace=0).blobs == 5
+        assert collect(registry, grace=0).blobs == 5
         filler.unlink()
         registry.tag(Ref.parse("team/sql:v1"), "dev")
     check(small_disk / "registry")
@@ -264,9 +265,9 @@ def test_a_database_deleted_after_its_writer_was_killed_is_made_anew(make: Make,
     assert (root / "registry.db-wal").stat().st_size > 0
     (root / "registry.db").unlink()
     with Registry.open(root) as registry:
-        assert registry.catalog.select("PRAGMA integrity_check") == [("ok",)]
+        assert registry.index.select("PRAGMA integrity_check") == [("ok",)]
         assert len(registry.list()) == 6 + 3
-        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
 def test_a_command_on_a_full_disk_reads_and_makes_room(template: Path, small_disk: Path, run: Run) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.index import queries
 from adapterhub.index.search import Query, parse_metric, search
-from adapterhub.maintenance import retention
+from adapterhub.maintenance.fsck import fsck
+from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
@@ -42,7 +44,7 @@ def v(number: int) -> Ref:
 
 
 def found(registry: Registry, bound: str) -> list[str]:
-    rows = search(registry.catalog, Query(metrics=(parse_metric(bound, ""),), all_versions=True)).rows
+    rows = search(registry.index, Query(metrics=(parse_metric(bound, ""),), all_versions=True)).rows
     return [str(row.ref) for row in rows]
 
 
@@ -74,18 +76,18 @@ def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Regi
 def test_the_index_made_anew_says_the_same(registry: Registry) -> None:
     measurements.record(registry, v(1), SAID)
     measurements.record(registry, v(2), Evaluation("eval", {"perplexity": 3.0}))
-    before = registry.catalog.marks("evaluate", "team/sql"), found(registry, "eval_perplexity<10")
+    before = queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")
     assert registry.rebuild_index() == []
-    assert (registry.catalog.marks("evaluate", "team/sql"), found(registry, "eval_perplexity<10")) == before
-    assert {finding.code for finding in registry.fsck()} <= {"orphans"}
+    assert (queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")) == before
+    assert {finding.code for finding in fsck(registry)} <= {"orphans"}
 
 
 def test_it_goes_with_its_version(registry: Registry) -> None:
     measurements.record(registry, v(1), SAID)
     measurements.record(registry, v(2), SAID)
-    retention.gc(registry, grace=0, last=1)
+    gc(registry, grace=0, last=1)
     assert found(registry, "eval_perplexity<10") == ["team/sql:v2"]
-    assert list(registry.catalog.marks("evaluate", "team/sql")) == ["2 eval"]
+    assert list(queries.marks(registry.index, "evaluate", "team/sql")) == ["2 eval"]
     with pytest.raises(NotFoundError):
         measurements.record(registry, v(1), SAID)
 
@@ -94,7 +96,7 @@ def test_it_goes_with_its_version(registry: Registry) -> None:
     "message", ["", "none", "[]", '{"name": "../x", "metrics": {}, "data": [], "base": {}}', '{"name": "eval"}', "[" * 10_000]
 )
 def test_a_message_that_is_none_is_passed_over(registry: Registry, message: str) -> None:
-    state = registry.catalog.name("team/sql")
+    state = queries.name(registry.index, "team/sql")
     entry = Entry("team/sql", state.seq + 1, "evaluate", "2026-01-01T00:00:00Z", number=1, previous=state.head, message=message)
     registry.move("team/sql", lambda _: entry)
     assert registry.show(v(1))["evaluations"] == []
@@ -110,7 +112,7 @@ def test_numbers_that_are_none_are_left_out() -> None:
 def test_an_older_adapterhub_names_such_an_entry() -> None:
     raw = Entry("team/sql", 1, "evaluate", "", message="x").dump()
     assert json.loads(raw)["version"] == 3
-    with pytest.raises(RefusedError, match="entry version 4 is newer than the 3 known here"):
+    with pytest.raises(RefusedError, match="entry version 4 is newer than version 3, the last supported"):
         Entry.parse(raw.replace(b'"version":3', b'"version":4'), "x")
 
 
@@ -118,7 +120,7 @@ def test_gates() -> None:
     expected = {"ppl<12": True, "ppl<9.5": False, "ppl/base<0.8": True, "loss >= 2.25": True, "tokens=640": True}
     for text, passes in expected.items():
         assert measurements.parse_gate(text, "--gate").passes(METRICS) is passes, text
-    with pytest.raises(UsageError, match="'accuracy' is nothing that is measured. Known are ppl, perplexity, loss"):
+    with pytest.raises(UsageError, match="'accuracy' is not measured. Choose one of ppl, perplexity, loss"):
         measurements.parse_gate("accuracy>0.8", "--gate")
     with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")

@@ -9,7 +9,6 @@ import pytest
 
 from adapterhub.maintenance import compress, fsck
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from tests.support.adapters import Make
 
@@ -32,37 +31,35 @@ def push(registry: Registry, folder: Path, told: Told) -> int:
 
 
 def pull(registry: Registry, folder: Path, told: Told) -> int:
-    return export.pull(registry, SQL, folder / "out", told).size or 0
+    return registry.pull(SQL, folder / "out", told).size or 0
 
 
 def verify(registry: Registry, _folder: Path, told: Told) -> int:
-    assert registry.verify(SQL, told) == []
+    assert fsck.verify(registry, SQL, told) == []
     document = registry.show(SQL)
     return int(document["size"] + document["oci_manifest"]["config"]["size"])
 
 
 def verify_folder(registry: Registry, folder: Path, told: Told) -> int:
-    export.pull(registry, SQL, folder / "out")
+    registry.pull(SQL, folder / "out")
     assert fsck.verify_folder(folder / "out", told) == []
     return sum(path.stat().st_size for path in (folder / "out").iterdir())
 
 
 def check(registry: Registry, _folder: Path, told: Told) -> int:
-    assert registry.fsck(progress=told) == []
+    assert fsck.fsck(registry, progress=told) == []
     return sum(path.stat().st_size for path in registry.store.blobs())
 
 
 def check_packed(registry: Registry, _folder: Path, told: Told) -> int:
     plain = sum(path.stat().st_size for path in registry.store.blobs())
     compress.pack(registry)
-    assert registry.fsck(progress=told) == []
+    assert fsck.fsck(registry, progress=told) == []
     return plain
 
 
 def list_tensors(registry: Registry, folder: Path, told: Told) -> int:
-    for path in registry.store.tensors.files():
-        path.unlink()
-    registry.rebuild_index(told)
+    registry.list_tensors(told)
     return (folder / "adapter_model.safetensors").stat().st_size
 
 

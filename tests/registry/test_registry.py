@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from adapterhub.index import database
-from adapterhub.maintenance import compress, fsck
+from adapterhub.index import database, queries
+from adapterhub.index.opening import create_index
+from adapterhub.maintenance import compress
+from adapterhub.maintenance.fsck import broken_logs, fsck, verify, verify_folder
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry import export
 from adapterhub.registry.registry import ABSENT, Registry, Version, find
-from adapterhub.store import ingest
+from adapterhub.store.ingest import ingest
+from adapterhub.store.ref_log import RefLog
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -71,7 +73,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def errors(registry: Registry) -> list[str]:
-    return [str(finding) for finding in registry.fsck() if finding.severity == "error"]
+    return [str(finding) for finding in fsck(registry) if finding.severity == "error"]
 
 
 # ---- the contract
@@ -82,7 +84,7 @@ def test_what_was_pushed_is_pulled_byte_for_byte(registry: Registry, make: Make,
     (source / "sub").mkdir()
     (source / "sub" / "notes.txt").write_text("x")
     version = registry.push(source, SQL)
-    assert export.pull(registry, SQL, tmp_path / "out").digest == version.digest == oci_manifest.build(source).digest
+    assert registry.pull(SQL, tmp_path / "out").digest == version.digest == oci_manifest.build(source).digest
     pulled = bytes_of(tmp_path / "out")
     assert json.loads(pulled.pop("adapter.json"))["r"] == 2
     assert pulled == bytes_of(source)
@@ -119,7 +121,7 @@ def test_tags_move_and_go(registry: Registry, make: Make) -> None:
     assert registry.tag(SQL, "prod").tags == ("latest", "prod")
     registry.rm(ref("team/sql:prod"))
     with pytest.raises(
-        NotFoundError, match="team/sql:prod: no such tag; the registry has latest, v2, v1. Run `adapterhub list team/sql`"
+        NotFoundError, match="team/sql:prod: no such tag; the registry has latest, v2, v1. List the versions of team/sql"
     ):
         registry.resolve(ref("team/sql:prod"))
     assert errors(registry) == []
@@ -133,7 +135,7 @@ def test_a_deleted_name_is_not_reused(registry: Registry, make: Make) -> None:
         registry.resolve(SQL)
     with pytest.raises(ConflictError, match="deleted names are not reused"):
         registry.push(make("a"), SQL)
-    assert {finding.code for finding in registry.fsck()} == {"orphans"}
+    assert {finding.code for finding in fsck(registry)} == {"orphans"}
     assert registry.push(make("a"), SQL, restore=True).number == 2
     with pytest.raises(NotFoundError):
         registry.resolve(ref("team/sql:v1"))
@@ -175,12 +177,12 @@ def test_a_digest_that_two_versions_begin_with_is_ambiguous(registry: Registry) 
     head = ""
     for number, end in enumerate("01", 1):
         digest = "sha256:" + "a" * 63 + end
-        assert registry.store.append(Entry("team/sql", number, "push", "t", digest, 1, number, (), head))
-        found = registry.store.entry("team/sql", number)
+        assert registry.store.log.append(Entry("team/sql", number, "push", "t", digest, 1, number, (), head))
+        found = registry.store.log.entry("team/sql", number)
         head = found[1] if found else ""
-    with pytest.raises(RefError, match="2 versions begin so: team/sql:v2, team/sql:v1"):
+    with pytest.raises(RefError, match="ambiguous digest prefix: 2 versions, such as team/sql:v2, team/sql:v1"):
         registry.resolve(ref("team/sql@aaaaaa"))
-    assert {finding.code for finding in registry.fsck()} >= {"missing"}
+    assert {finding.code for finding in fsck(registry)} >= {"missing"}
 
 
 def test_show_has_both_manifests(registry: Registry, make: Make) -> None:
@@ -203,7 +205,7 @@ def test_a_folder_that_is_no_adapter_leaves_nothing_behind(registry: Registry, m
     (source / "adapter_config.json").write_text("{}")
     with pytest.raises(AdapterhubError):
         registry.push(source, SQL)
-    assert registry.fsck() == []
+    assert fsck(registry) == []
 
 
 def test_skipped_files_are_named(registry: Registry, make: Make) -> None:
@@ -229,12 +231,12 @@ def test_wrong_bytes_leave_nothing_behind(registry: Registry, make: Make, tmp_pa
         path = lies(registry.store, layer.digest)
         flip(path)
         with pytest.raises(IntegrityError, match=path.name):
-            export.pull(registry, SQL, tmp_path / "out" / "x")
+            registry.pull(SQL, tmp_path / "out" / "x")
         assert list((tmp_path / "out").iterdir()) == []
-        assert layer.path in " ".join(map(str, registry.verify(SQL)))
-        assert any(finding.code in ("flipped", "broken-pack") for finding in registry.fsck())
+        assert layer.path in " ".join(map(str, verify(registry, SQL)))
+        assert any(finding.code in ("flipped", "broken-pack") for finding in fsck(registry))
         flip(path)
-    assert registry.fsck() == registry.verify(SQL) == []
+    assert fsck(registry) == verify(registry, SQL) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
@@ -250,7 +252,7 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
             path.write_bytes(kept[:-1])
         else:
             flip(path)
-        found = [finding for finding in registry.fsck() if finding.severity == "error"]
+        found = [finding for finding in fsck(registry) if finding.severity == "error"]
         assert any(path.name in str(finding) for finding in found), path
         assert ("broken-pack" if packed and damage != "missing" else damage) in {f.code for f in found} or damage == "truncated"
         if damage == "flipped" or packed:
@@ -262,31 +264,31 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
 
 def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
-    export.pull(registry, SQL, tmp_path / "out")
-    assert fsck.verify_folder(tmp_path / "out") == []
+    registry.pull(SQL, tmp_path / "out")
+    assert verify_folder(tmp_path / "out") == []
     flip(tmp_path / "out" / "adapter_model.safetensors")
     (tmp_path / "out" / "README.md").unlink()
     (tmp_path / "out" / "more.txt").write_text("")
-    assert {(finding.code, finding.severity) for finding in fsck.verify_folder(tmp_path / "out")} == {
+    assert {(finding.code, finding.severity) for finding in verify_folder(tmp_path / "out")} == {
         ("flipped", "error"), ("missing", "error"), ("unlisted", "note"),
     }  # fmt: skip
     with pytest.raises(NotFoundError, match="there is no adapter.json"):
-        fsck.verify_folder(make("b"))
+        verify_folder(make("b"))
 
 
 def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
     out = tmp_path / "out"
     out.mkdir()
-    export.pull(registry, SQL, out)
+    registry.pull(SQL, out)
     before = bytes_of(out)
     for target in (out, out / "README.md"):
         with pytest.raises(OutputExistsError, match="already exists"):
-            export.pull(registry, SQL, target)
+            registry.pull(SQL, target)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputExistsError):
-        export.pull(registry, SQL, link)
+        registry.pull(SQL, link)
     assert bytes_of(out) == before
 
 
@@ -307,14 +309,14 @@ def test_a_deleted_or_broken_database_is_rebuilt(registry: Registry, make: Make)
     registry.push(make("b", 1), ref("team/sql:prod"))
     registry.push(make("a"), ref("team/gone"))
     registry.rm(ref("team/gone"))
-    before, names = registry.list(), registry.catalog.names()
+    before, names = registry.list(), queries.names(registry.index)
     registry.close()
     for suffix in ("", "-wal", "-shm"):
         (registry.root / f"registry.db{suffix}").unlink(missing_ok=True)
     with Registry.open(registry.root) as again:
-        assert (again.list(), again.catalog.names()) == (before, names)
+        assert (again.list(), queries.names(again.index)) == (before, names)
         again.rebuild_index()
-        assert (again.list(), again.catalog.names()) == (before, names)
+        assert (again.list(), queries.names(again.index)) == (before, names)
         assert errors(again) == []
 
 
@@ -330,7 +332,7 @@ def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registr
         db.close()
     else:
         path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an adapterhub registry. `adapterhub fsck --rebuild-index`"):
+    with pytest.raises(IntegrityError, match="not an adapterhub registry. Rebuild the index"):
         Registry.open(path)
     path.unlink()
     with Registry.open(path) as again:
@@ -345,7 +347,7 @@ def test_a_damaged_database_is_one_line(registry: Registry, make: Make) -> None:
     raw[4096:] = b"\xff" * (len(raw) - 4096)
     path.write_bytes(raw)
     with (
-        pytest.raises(IntegrityError, match="a broken registry .* `adapterhub fsck --rebuild-index`"),
+        pytest.raises(IntegrityError, match="a broken registry .* Rebuild the index"),
         Registry.open(path) as again,
     ):
         again.list()
@@ -356,7 +358,9 @@ def test_a_newer_database_is_named(registry: Registry) -> None:
     with sqlite3.connect(registry.root / "registry.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(RefusedError, match=r"made by a newer adapterhub \(catalog 99; this one knows \d\). Upgrade adapterhub"):
+    with pytest.raises(
+        RefusedError, match=r"made by a newer adapterhub \(index version 99; this one supports \d\). Upgrade adapterhub"
+    ):
         Registry.open(registry.root)
 
 
@@ -371,7 +375,7 @@ def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, m
     shutil.copy(tmp_path / "backup", registry.root / "registry.db")
     with Registry.open(registry.root) as again:
         assert [row.number for row in again.list()] == [2, 1]
-        assert again.fsck() == []
+        assert fsck(again) == []
         assert again.resolve(SQL).number == 2
         assert again.push(make("c", 2), SQL).number == 3
 
@@ -379,12 +383,12 @@ def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, m
 def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.push(make("b", 1), SQL)
-    path = registry.store.entry_path("team/sql", 1)
+    path = registry.store.log.path("team/sql", 1)
     path.write_text(path.read_text().replace('"time":"2', '"time":"1'))
-    assert [finding.code for finding in registry.fsck() if finding.severity == "error"] == ["broken-log"]
-    assert [finding.code for finding in registry.rebuild_index()] == ["broken-log"]
+    assert [finding.code for finding in fsck(registry) if finding.severity == "error"] == ["broken-log"]
+    assert [finding.code for finding in broken_logs(registry.rebuild_index())] == ["broken-log"]
     path.unlink()
-    assert "broken-log" in {finding.code for finding in registry.fsck()}
+    assert "broken-log" in {finding.code for finding in fsck(registry)}
 
 
 ENTRY = Entry("team/sql", 2, "tag", "t", "sha256:" + "0" * 64, 1, 1, ("a",))
@@ -398,10 +402,10 @@ BAD_ENTRIES += [dataclasses.replace(ENTRY, **change).dump() for change in BAD_FI
 @pytest.mark.parametrize("raw", BAD_ENTRIES)
 def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes) -> None:
     registry.push(make("a"), SQL)
-    registry.store.entry_path("team/sql", 2).write_bytes(raw)
+    registry.store.log.path("team/sql", 2).write_bytes(raw)
     with pytest.raises(AdapterhubError, match="00000002.json"):
         registry.resolve(SQL)
-    assert "broken-log" in {finding.code for finding in registry.fsck()}
+    assert "broken-log" in {finding.code for finding in fsck(registry)}
 
 
 def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make) -> None:
@@ -409,7 +413,7 @@ def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make)
     for n, raw in enumerate((b"", b"\xff", b'{"name": "../../x"}')):
         (registry.store.root / "pending" / f"{n}.json").write_bytes(raw)
     with Registry.open(registry.root) as again:
-        assert [(finding.code, finding.severity) for finding in again.fsck()] == [("leftovers", "note")]
+        assert [(finding.code, finding.severity) for finding in fsck(again)] == [("leftovers", "note")]
 
 
 @pytest.mark.parametrize(("spdx", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
@@ -420,7 +424,7 @@ def test_fields_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: s
     descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {oci_manifest.TITLE: "adapter.json"}}
     made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
     manifest_digest, manifest_size = registry.store.put_bytes(made)
-    registry.store.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
+    registry.store.log.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
     assert registry.resolve(SQL).digest == manifest_digest
     assert [(row.r, row.dtype) for row in registry.list()] == [(None, dtype)]
 
@@ -428,9 +432,9 @@ def test_fields_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: s
 def test_a_stale_index_is_found_and_rebuilt(registry: Registry, make: Make) -> None:
     registry.push(make(), SQL)
     (registry.store.root / "index.json").write_text("{}")
-    assert [finding.code for finding in registry.fsck()] == ["index-behind"]
+    assert [finding.code for finding in fsck(registry)] == ["index-behind"]
     registry.rebuild_index()
-    assert registry.fsck() == []
+    assert fsck(registry) == []
 
 
 # ---- finding it
@@ -451,7 +455,7 @@ def test_the_nearest_registry_of_ours_is_found(tmp_path: Path) -> None:
 
 def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
     assert find(tmp_path, default=tmp_path / "data") == tmp_path / "data"
-    with pytest.raises(NotFoundError, match="Run `adapterhub init`"):
+    with pytest.raises(NotFoundError, match="Create a registry"):
         find(tmp_path)
     with pytest.raises(NotFoundError, match="no registry there"):
         Registry.open(tmp_path)
@@ -483,7 +487,7 @@ def test_who_may_only_read_sees_all_and_moves_nothing(registry: Registry, make: 
         try:
             with Registry.open(registry.root) as mine:
                 assert mine.resolve(SQL).number == 2
-                assert mine.fsck() == []
+                assert fsck(mine) == []
                 with pytest.raises(LocalIOError, match="Permission denied"):
                     mine.tag(SQL, "prod")
             os._exit(0)
@@ -529,20 +533,20 @@ def test_two_processes_at_once_make_v1_and_v2(registry: Registry, make: Make) ->
 
 def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a network file system whose locks do nothing: another writer commits between our look and our move."""
-    begin, pushed = Store.begin, []
+    begin, pushed = RefLog.begin_move, []
 
-    def race(store: Store, name: str) -> Path:
+    def race(log: RefLog, name: str) -> Path:
         if not pushed:
             pushed.append(1)
             entry = Entry(name, 1, "push", "2026-01-01T00:00:00Z", other.digest, len(other.raw), 1, ("latest",))
-            assert store.append(entry)
-        return begin(store, name)
+            assert log.append(entry)
+        return begin(log, name)
 
-    other = ingest.take_in(registry.store, make("b", 1))[0]
-    monkeypatch.setattr(Store, "begin", race)
+    other = ingest(registry.store, make("b", 1))[0]
+    monkeypatch.setattr(RefLog, "begin_move", race)
     assert registry.push(make("a"), SQL).number == 2
     assert registry.resolve(ref("team/sql:v1")).digest == other.digest
-    assert registry.fsck() == []
+    assert fsck(registry) == []
 
 
 def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,10 +556,10 @@ def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, 
     monkeypatch.setattr(os, "link", no_link)
     registry.push(make("a"), SQL)
     assert registry.push(make("b", 1), SQL).number == 2
-    assert not registry.store.append(Entry("team/sql", 2, "delete", "t"))
-    database.Catalog.create(registry.root / "other.db", registry.store)
+    assert not registry.store.log.append(Entry("team/sql", 2, "delete", "t"))
+    create_index(registry.root / "other.db", registry.store)
     assert database.is_ours(registry.root / "other.db")
-    assert registry.fsck() == []
+    assert fsck(registry) == []
 
 
 def test_files_that_change_while_they_are_read_are_refused(
@@ -578,11 +582,11 @@ def test_files_that_change_while_they_are_read_are_refused(
 def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
     with pytest.raises(LocalIOError):
-        export.pull(registry, SQL, Path("/proc/nowhere/out"))
+        registry.pull(SQL, Path("/proc/nowhere/out"))
     with pytest.raises(LocalIOError):
         Registry.init(Path("/proc/nowhere"))
 
 
 def test_who_only_reads_starts_without_numpy() -> None:
-    code = "import sys, adapterhub.registry.registry, adapterhub.registry.export; sys.exit('numpy' in sys.modules)"
+    code = "import sys, adapterhub.registry.registry; sys.exit(bool({'numpy', 'sqlite_utils'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -103,7 +103,7 @@ def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
     assert said(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
     assert said(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
     run("remote", "add", "free", "oci://free.example")
-    assert "means oci://free.example already" in run("remote", "add", "free", "oci://other.example", code=7).stderr
+    assert "already has the URL oci://free.example" in run("remote", "add", "free", "oci://other.example", code=7).stderr
     run("remote", "add", "free", "oci://other.example", "--force")
     assert run("remote", "default").stdout == "team  oci://registry.example/a\n"
     rows = said(run, "remote", "list")["remotes"]
@@ -112,11 +112,11 @@ def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
         {"name": "team", "url": "oci://registry.example/a", "default": True, "file": str(file)},
     ]
     run("remote", "default", "free")
-    run("remote", "remove", "free")
+    run("remote", "rm", "free")
     assert file.read_text() == '[remotes.team]\nurl = "oci://registry.example/a"\n'
     assert "There are team" in run("remote", "default", code=2).stderr
     assert "There are team" in run("remote", "default", "nobody", code=3).stderr
-    run("remote", "remove", "free", code=3)
+    run("remote", "rm", "free", code=3)
 
 
 def test_the_option_then_the_environment_then_the_project_then_the_user(
@@ -279,7 +279,7 @@ def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str)
         server.before = denied
         run("remote", "add", "team", f"oci://{server.address}")
         done = run("remote", "test", "team", code=5)
-        assert "read       yes\nwrite      no\n" in done.stdout
+        assert "read    yes\nwrite   no\n" in done.stdout
         assert "may not be written to: HTTP 403: forbidden" in done.stderr
 
 
@@ -354,7 +354,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
         ["push", made, "other/sql", "--remote", "team"],
         ["push", made, f"oci://{host}/team/sql"],
         ["pull", "other/sql", "-o", "out"],
-        ["pull", "other/sql", "--as", "mlx", "-o", "out"],
+        ["pull", "other/sql", "--to", "mlx", "-o", "out"],
         ["pull", "other/sql:v1", "--remote", "team", "-o", "out"],
         ["copy", "other/sql", "./out"],
         ["copy", "sql", "other/new"],

@@ -217,7 +217,7 @@ def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path:
     made = oci_manifest.build(tmp_path / "adapter")
     for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers)):
         (blobs / digest[7:]).unlink()
-    assert "put back 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
+    assert "restored 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
     call("verify", "team/sql")
 
 
@@ -419,7 +419,7 @@ def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: 
     assert [private.repos[name].private for name in ("org/public", "org/secret")] == [False, True]
     run("pull", "hf://org/secret", "-o", "out", env=env)
     for ref in ("team/sql", "oci://127.0.0.1:9/team/sql"):
-        assert "--private: is for a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
+        assert "--private: only a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
 
 
 def test_offline_is_said_in_one_line(run: Run) -> None:

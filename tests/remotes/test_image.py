@@ -1,4 +1,4 @@
-"""`push --as image`: images that image tools take, and that come back as the adapter that went in."""
+"""`push --to image`: images that image tools take, and that come back as the adapter that went in."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def layer_of(root: Path, name: str = "v1") -> tuple[dict[str, Any], dict[str, An
 
 
 def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, run: Run, tmp_path: Path) -> None:
-    done = json.loads(run("push", source, "oci:x:v1", "--as", "image", "--json").stdout)
+    done = json.loads(run("push", source, "oci:x:v1", "--to", "image", "--json").stdout)
     made, config, layer = layer_of(tmp_path / "x")
     assert [entry["mediaType"] for entry in made["layers"]] == ["application/vnd.oci.image.layer.v1.tar"]
     assert made["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
@@ -71,7 +71,7 @@ def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, r
     expected = {f"models/{path}": data for path, data in files_below(source).items()}
     assert expected.items() <= found.items()
     assert set(found) - set(expected) == {"models/adapter.json"}
-    again = json.loads(run("push", source, "oci-archive:y.tar:other", "--as", "image", "--json").stdout)
+    again = json.loads(run("push", source, "oci-archive:y.tar:other", "--to", "image", "--json").stdout)
     assert again["digest"] == done["digest"]
 
 
@@ -81,7 +81,7 @@ def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path
     run("init", ".")
     run("push", source, "team/sql")
     run("push", source, "layout://plain:v1")
-    run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[how], "oci:x:v1", "--as", "image")
+    run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[how], "oci:x:v1", "--to", "image")
     pulled = json.loads(run("pull", "oci:x:v1", "-o", "out", "--json").stdout)
     assert pulled["digest"] == digest == oci_manifest.build(tmp_path / "out").digest
     assert files_below(source).items() <= files_below(tmp_path / "out").items()
@@ -115,11 +115,11 @@ def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -
 
 def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> None:
     run("init", ".")
-    assert "is for places elsewhere" in run("push", source, "team/sql", "--as", "image", code=2).stderr
-    done = run("push", source, "oci:x:v1", "--as", "image", "--allow-approx", code=2)
-    assert "converts nothing" in done.stderr
+    assert "an image is for remotes" in run("push", source, "team/sql", "--to", "image", code=2).stderr
+    done = run("push", source, "oci:x:v1", "--to", "image", "--allow-approx", code=2)
+    assert "does not convert the adapter" in done.stderr
     run("push", source, "team/sql")
-    assert "'image' is not one of" in run("pull", "team/sql", "--as", "image", code=2).stderr
+    assert "'image' is not one of" in run("pull", "team/sql", "--to", "image", code=2).stderr
 
 
 def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Unpacked:
@@ -189,7 +189,7 @@ def test_an_image_that_lies_is_refused(name: str, source: Path, tmp_path: Path) 
 
 
 def test_a_layer_with_other_bytes_is_not_accepted(source: Path, run: Run, tmp_path: Path) -> None:
-    run("push", source, "oci:x:v1", "--as", "image")
+    run("push", source, "oci:x:v1", "--to", "image")
     path = max((tmp_path / "x/blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
     data = bytearray(path.read_bytes())
     at = data.index(b"# A test")
@@ -202,7 +202,7 @@ def test_a_layer_with_other_bytes_is_not_accepted(source: Path, run: Run, tmp_pa
 @pytest.mark.peer
 def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run: Run, host: str, tmp_path: Path) -> None:
     skopeo, digest = need_program("skopeo"), oci_manifest.build(source).digest
-    pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--as", "image", "--json").stdout)
+    pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--to", "image", "--json").stdout)
     said = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
     assert (said["Digest"], said["Os"], said["Architecture"]) == (pushed["digest"], "linux", "amd64")
     there, copied = f"docker://{host}/images/sql:v1", f"docker://{host}/images/copy:v1"
@@ -231,7 +231,7 @@ def test_umoci_unpacks_it(source: Path, run: Run, tmp_path: Path) -> None:
     umoci = shutil.which("umoci")
     if umoci is None:
         pytest.skip("umoci isn't installed; skopeo is the peer that has to be")
-    run("push", source, "oci:x:v1", "--as", "image")
+    run("push", source, "oci:x:v1", "--to", "image")
     subprocess.run([umoci, "unpack", "--rootless", "--image", "x:v1", "bundle"], cwd=tmp_path, check=True, capture_output=True)
     assert files_below(source).items() <= files_below(tmp_path / "bundle/rootfs/models").items()
 

@@ -179,7 +179,7 @@ def test_fsck_puts_back_what_a_layout_has(make: Make, run: Run, tmp_path: Path) 
     archived(make(), tmp_path / "x.tar")
     lost = tmp_path / ".adapterhub/blobs/sha256" / oci_manifest.build(make()).layers[-1].digest[7:]
     lost.unlink()
-    assert "put back 1 blob" in run("fsck", "--repair", "--from", "layout://x.tar").stderr
+    assert "restored 1 blob" in run("fsck", "--repair", "--from", "layout://x.tar").stderr
     run("verify", "team/sql")
 
 

@@ -89,16 +89,17 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
     run("push", make("one"), "team/one")
     run("merge", "team/one", make("two", 1), "-o", "merged")
     run("push", "merged", "team/merged")
-    run("push", "team/merged", "team/small", "--as", "gguf", code=None)  # its base isn't here: refused or not, not the point
+    run("push", "team/merged", "team/small", "--to", "gguf", code=None)  # its base isn't here: refused or not, not the point
     alone = json.loads(run("bundle", "team/merged", "-o", "a.tar", "--json").stdout)
     assert [version["ref"] for version in alone["versions"]] == ["team/merged:v1"]
     done = run("bundle", "team/merged", "--with-parents", "-o", "b.tar", "--json")
     document = json.loads(done.stdout)
     assert [version["ref"] for version in document["versions"]] == ["team/merged:v1", "team/one:v1"]
     assert document["missing"] == [oci_manifest.build(tmp_path / "two").digest]
-    assert f"left out: the parent {document['missing'][0]}" in done.stderr
+    assert f"not included: the parent {document['missing'][0]}" in done.stderr
     assert (
-        "none of these is there" in run("bundle", "layout://b.tar:team/one:v1", "--with-parents", "-o", "c.tar", code=2).stderr
+        "all of these are addresses"
+        in run("bundle", "layout://b.tar:team/one:v1", "--with-parents", "-o", "c.tar", code=2).stderr
     )
 
 
@@ -134,11 +135,11 @@ def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         there = f"oci://127.0.0.1:{server.getsockname()[1]}/team/sql:v1"
-        assert "--offline asks no network" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
+        assert "--offline allows none" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
         assert run("pull", there, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
     run("pull", "team/sql:v1", "--offline", first=CUT_OFF)
-    done = run("pull", "team/chat", "--as", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
-    assert "hf://org/base: is elsewhere" in done.stderr
+    done = run("pull", "team/chat", "--to", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
+    assert "hf://org/base: needs a network" in done.stderr
     run("pull", "team/chat", "--from", there, first=CUT_OFF, code=2)
     run("pull", there, "--from", "x.tar", first=CUT_OFF, code=2)
     run("bundle", "one", "-o", "x.tar", code=2)

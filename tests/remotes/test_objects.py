@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import ABSENT, Registry
@@ -211,7 +212,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
         copy(AdapterFolder(write_adapter(tmp_path / "more", 1)), "latest", to, "test")
     synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
     with Registry.open(root) as registry:
-        assert not [finding for finding in registry.fsck() if finding.severity == "error"]
+        assert not [finding for finding in fsck(registry) if finding.severity == "error"]
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
         registry.tag(Ref.parse("team/sql:v1"), "again")
         registry.protect(Ref.parse("team/sql:again"))
@@ -254,7 +255,7 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
     (tmp_path / "reg").mkdir()
     (tmp_path / "store").rename(tmp_path / "reg" / FOLDER)
     with Registry.open(tmp_path / "reg") as registry:
-        assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+        assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
     with place(tmp_path / "reg" / FOLDER) as live:
         assert live.manifest("prod").digest == oci_manifest.build(adapter).digest

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from tests.conftest import Run, need_program
@@ -97,7 +98,7 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     assert said("pull", f"oci://{host}/chain/two@{digest}", "-o", "out") == digest
     assert oci_manifest.build(tmp_path / "out").digest == digest
     with Registry.open(tmp_path) as registry_:
-        assert registry_.fsck() == []
+        assert fsck(registry_) == []
     assert run("list", f"oci://{host}/chain/two").stdout == f"oci://{host}/chain/two:v1\n"
     assert json.loads(run("list", f"oci://{host}/chain/two", "--json").stdout)["tags"] == ["v1"]
     assert run("validate", f"oci://{host}/chain/two:v1").stdout.endswith("ok: nothing to report\n")
@@ -181,7 +182,7 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     run("fsck", code=1)
     done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
-    assert "put back 4 blobs" in done.stderr
+    assert "restored 4 blobs" in done.stderr
     run("verify", "team/sql")
 
 

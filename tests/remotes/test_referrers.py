@@ -97,8 +97,8 @@ def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, ru
     assert (tmp_path / "out/scan.json").read_bytes() == scan.read_bytes()
     run("attached", address, "--type", SIGNATURE, "-o", "sig")
     assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
-    assert "2 things are attached" in run("attached", address, "-o", "both", code=2).stderr
-    assert "nothing of the type a/b" in run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
+    assert "has 2 attachments" in run("attached", address, "-o", "both", code=2).stderr
+    assert "has no attachment of type a/b" in run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
     digest = said(run, "pull", address, "-o", "again")["digest"]
     assert digest == found["subject"]  # the version is what it was
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from adapterhub.index import queries
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.registry import ABSENT, Registry
-from adapterhub.store.store import Entry, Store
+from adapterhub.store.oci_index import IndexFile
+from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.support.adapters import Make
@@ -39,24 +42,28 @@ def replayed(registry: Registry) -> None:
     before = (
         registry.list(),
         registry.deprecations(),
-        [registry.catalog.marks(kind, "team/sql") for kind in ("protect", "keep")],
+        [queries.marks(registry.index, kind, "team/sql") for kind in ("protect", "keep")],
     )
     assert registry.rebuild_index() == []
-    after = registry.list(), registry.deprecations(), [registry.catalog.marks(kind, "team/sql") for kind in ("protect", "keep")]
+    after = (
+        registry.list(),
+        registry.deprecations(),
+        [queries.marks(registry.index, kind, "team/sql") for kind in ("protect", "keep")],
+    )
     assert before == after
-    assert {finding.code for finding in registry.fsck()} <= {"orphans"}
+    assert {finding.code for finding in fsck(registry)} <= {"orphans"}
 
 
 def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) -> None:
     assert registry.protect(PROD).number == 1
-    one, says = registry.list()[-1], r"team/sql:prod: is protected. Run `adapterhub tag team/sql:prod --unprotect` first"
+    one, says = registry.list()[-1], r"team/sql:prod: is protected. Unprotect it first"
     for call in (
         lambda: registry.tag(v(2), "prod"),
         lambda: registry.push(make("new", 9), PROD),
         lambda: registry.push(make("a2", 2), PROD),
         lambda: registry.rm(PROD),
         lambda: registry.rm(SQL),
-        lambda: registry.put_back(PROD, 1) and registry.tag(v(2), "prod"),
+        lambda: registry.restore_tag(PROD, 1) and registry.tag(v(2), "prod"),
     ):
         with pytest.raises(RefusedError, match=says):
             call()
@@ -77,17 +84,17 @@ def test_only_a_tag_that_is_there_can_be_protected(registry: Registry) -> None:
         registry.protect(Ref.parse("team/sql:dev"))
     with pytest.raises(RefusedError, match="is always the newest push"):
         registry.protect(Ref.parse("team/sql:latest"))
-    with pytest.raises(RefError, match="names no tag. Write team/sql:TAG"):
+    with pytest.raises(RefError, match="has no tag. Write team/sql:TAG"):
         registry.protect(v(1))
 
 
 def test_the_last_move_of_a_tag_is_undone_and_so_is_the_undoing(registry: Registry) -> None:
     registry.tag(v(2), "prod")
-    assert registry.put_back(PROD).number == 1
-    assert registry.put_back(PROD).number == 2
+    assert registry.restore_tag(PROD).number == 1
+    assert registry.restore_tag(PROD).number == 2
     registry.rm(PROD)
-    assert registry.put_back(PROD).number == 2
-    assert registry.put_back(PROD, 1).number == 1
+    assert registry.restore_tag(PROD).number == 2
+    assert registry.restore_tag(PROD, 1).number == 1
     assert [(entry.op, entry.number) for entry in registry.log(PROD)] == [
         ("tag", 1), ("tag", 2), ("untag", 0), ("tag", 2), ("tag", 1), ("tag", 2), ("push", 1)
     ]  # fmt: skip
@@ -97,17 +104,17 @@ def test_the_last_move_of_a_tag_is_undone_and_so_is_the_undoing(registry: Regist
 def test_what_cannot_be_put_back_is_said(registry: Registry) -> None:
     registry.tag(v(2), "dev")
     for text, seq, says in [
-        ("team/sql:dev", None, "team/sql:dev: was not there before entry 4"),
-        ("team/sql:dev", 2, "was not there at entry 2"),
+        ("team/sql:dev", None, "team/sql:dev: did not exist before entry 4"),
+        ("team/sql:dev", 2, "did not exist at entry 2"),
         ("team/sql:dev", 99, "there is no entry 99; the log has 1 to 4"),
         ("team/sql:never", None, "this tag was never set"),
         ("team/none:prod", None, "no such adapter"),
     ]:
         with pytest.raises(NotFoundError, match=says):
-            registry.put_back(Ref.parse(text), seq)
+            registry.restore_tag(Ref.parse(text), seq)
     registry.rm(SQL)
     with pytest.raises(NotFoundError, match="was deleted"):
-        registry.put_back(PROD)
+        registry.restore_tag(PROD)
 
 
 def test_a_deprecation_is_of_a_version_or_of_all(registry: Registry) -> None:
@@ -157,7 +164,7 @@ def test_who_expects_something_else_learns_who_won(registry: Registry, make: Mak
     registry.tag(v(2), "prod", expect=one[:13])
     registry.tag(v(2), "dev", expect=ABSENT)
     registry.rm(PROD, expect=two)
-    assert registry.catalog.tags("team/sql") == {"dev": 2, "latest": 3}
+    assert queries.tags(registry.index, "team/sql") == {"dev": 2, "latest": 3}
 
 
 NEWER: list[dict[str, Any]] = [
@@ -220,10 +227,10 @@ def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tag", "team/sql:v1"], "the TAG that should point there is missing. Write `adapterhub tag team/sql:v1 TAG`"),
-        (["tag", "team/sql:v1", "prod", "--restore"], "--restore: takes NAME:TAG alone"),
-        (["tag", "team/sql:v1", "--restore"], "names no tag. Write team/sql:TAG"),
-        (["deprecate", "team/sql:v1", "why", "--undo"], "--undo: takes no MESSAGE"),
+        (["tag", "team/sql:v1"], "TAG is missing. Write `adapterhub tag team/sql:v1 TAG`"),
+        (["tag", "team/sql:v1", "prod", "--restore"], "--restore: takes NAME:TAG only"),
+        (["tag", "team/sql:v1", "--restore"], "has no tag. Write team/sql:TAG"),
+        (["deprecate", "team/sql:v1", "why", "--undo"], "--undo: cannot be combined with MESSAGE"),
     ],
 )
 def test_usage(run: Run, registry: Registry, args: list[str], says: str) -> None:
@@ -235,9 +242,9 @@ def test_a_move_whose_index_cannot_follow_says_that_it_is_done(registry: Registr
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_write_index", full)
-        with pytest.raises(LocalIOError, match="No space left on device; but team/sql has moved"):
+        patch.setattr(IndexFile, "_write", full)
+        with pytest.raises(LocalIOError, match="No space left on device; team/sql has moved all the same"):
             registry.tag(v(2), "prod")
     with Registry.open(registry.root) as again:
         assert again.resolve(PROD).number == 2
-        assert again.fsck() == []
+        assert fsck(again) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.index import tensor_search
-from adapterhub.maintenance import compress, disk_usage, retention
+from adapterhub.index import tensors
+from adapterhub.maintenance import compress, disk_usage
+from adapterhub.maintenance.fsck import fsck
+from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
-from adapterhub.registry import export
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.local import Local
@@ -137,7 +139,7 @@ def test_a_list_is_read_as_it_was_written_or_not_at_all(found: tensor_digests.Te
     broken = bytearray(raw)
     broken[at % len(raw)] ^= byte
     for wrong in (bytes(broken), raw[: at % len(raw)]):
-        with pytest.raises(FormatError, match="not a whole list of tensors"):
+        with pytest.raises(FormatError, match="incomplete list of tensors"):
             tensor_digests.parse(wrong, "")
 
 
@@ -151,8 +153,8 @@ def test_a_list_that_makes_no_sense_is_none(entry: str) -> None:
 
 @given(digest=st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}"), digits=st.integers(6, 64))
 def test_the_keys_of_a_prefix_hold_that_of_the_digest(digest: str, digits: int) -> None:
-    low, high = tensor_digests.keys(digest[: 7 + digits])
-    assert -(2**63) <= low <= tensor_digests.key(digest) <= high < 2**63
+    low, high = tensors.keys(digest[: 7 + digits])
+    assert -(2**63) <= low <= tensors.key(digest) <= high < 2**63
 
 
 # ---- finding
@@ -162,7 +164,8 @@ def test_a_file_with_other_metadata_is_found_by_its_tensors(registry: Registry, 
     registry.push(make("a"), SQL)
     registry.push(make("b", 1), Ref.parse("team/other"))
     again = read(rewritten(make("c"), {"format": "np"}) / peft.WEIGHTS)
-    found = tensor_search.nearest(registry.catalog, registry.store, again)
+    registry.list_tensors()
+    found = tensors.nearest(registry.index, registry.store, again)
     assert [(str(share.row.ref), share.path, share.count) for share in found] == [("team/sql:v1", peft.WEIGHTS, 8)]
     assert found[0].size == sum(tensor.size for tensor in again)
 
@@ -172,7 +175,8 @@ def test_the_nearest_come_first(registry: Registry, make: Make) -> None:
     registry.push(rewritten(make("b"), {}, q_proj=np.zeros((2, 2), np.float32)), Ref.parse("team/half"))
     registry.push(rewritten(make("c"), {}, lora_B=np.ones((8, 2), np.float32)), SQL)
     looked_for = read(rewritten(make("d"), {"n": "7"}, lora_B=np.zeros((8, 2), np.float32)) / peft.WEIGHTS)
-    found = tensor_search.nearest(registry.catalog, registry.store, looked_for)
+    registry.list_tensors()
+    found = tensors.nearest(registry.index, registry.store, looked_for)
     assert [(str(share.row.ref), share.count) for share in found] == [
         ("team/sql:v2", 4),
         ("team/sql:v1", 4),
@@ -187,7 +191,8 @@ def test_a_converted_file_has_the_tensors_of_its_source_under_other_names(
     registry.push(source, SQL)
     convert.convert(source, tmp_path / "sql.gguf", to="gguf", base=base(tmp_path / "base"))
     gguf = read(tmp_path / "sql.gguf")
-    found = tensor_search.nearest(registry.catalog, registry.store, gguf)
+    registry.list_tensors()
+    found = tensors.nearest(registry.index, registry.store, gguf)
     assert (found[0].count, len(gguf)) == (6, 8)  # float32 both; only lora_B of q_proj has its rows in llama.cpp's order
     assert {tensor.name for tensor in gguf}.isdisjoint(tensor.name for tensor in read(source / peft.WEIGHTS))
 
@@ -195,15 +200,14 @@ def test_a_converted_file_has_the_tensors_of_its_source_under_other_names(
 def test_what_has_no_version_any_more_is_not_found(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.push(make("a"), Ref.parse("team/copy"))
+    registry.list_tensors()
     looked_for = read(make("a") / peft.WEIGHTS)
     registry.rm(SQL)
-    assert [str(share.row.ref) for share in tensor_search.nearest(registry.catalog, registry.store, looked_for)] == [
-        "team/copy:v1"
-    ]
+    assert [str(share.row.ref) for share in tensors.nearest(registry.index, registry.store, looked_for)] == ["team/copy:v1"]
     registry.store.tensors.path(weights(registry, "team/copy")).unlink()  # then every row is looked at
     registry.rm(Ref.parse("team/copy"))
-    assert tensor_search.nearest(registry.catalog, registry.store, looked_for) == []
-    assert registry.catalog.select("SELECT * FROM tensors") == registry.catalog.select("SELECT * FROM weights") == []
+    assert tensors.nearest(registry.index, registry.store, looked_for) == []
+    assert registry.index.select("SELECT * FROM tensors") == registry.index.select("SELECT * FROM weights") == []
 
 
 def test_the_command(run: Run, registry: Registry, make: Make) -> None:
@@ -213,7 +217,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     part = rewritten(make("c"), {}, q_proj=np.zeros((2, 2), np.float32)) / peft.WEIGHTS
     done = find(whole)
     assert done.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
-    assert done.stderr == f"{whole}: no version holds it as a whole\n"
+    assert done.stderr == f"{whole}: no version contains it as a whole\n"
     done = find(part, make("a") / peft.WEIGHTS, code=3)
     assert ("4 of 8" in done.stdout, " all" in done.stdout) == (True, True)
     found = json.loads(find(part.parent, "--json", code=3).stdout)["found"][0]
@@ -225,7 +229,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     )
     assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
     nothing = make("z", 9) / peft.WEIGHTS
-    assert find(nothing, code=3).stderr == f"error: {nothing}: no version holds it\n"
+    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it\n"
 
 
 # ---- how much is there more than once
@@ -259,20 +263,35 @@ def test_equal_tensors_are_packed_as_differences_whatever_they_are_called(regist
     twin = changes["zoo/same:v1"]
     assert (twin.outcome, twin.parent) == ("packed", changes["team/sql:v1"].digest)
     assert twin.stored < twin.size / 100
-    export.pull(registry, Ref.parse("zoo/same"), tmp_path / "out")
-    assert [finding for finding in registry.fsck() if finding.severity == "error"] == []
+    registry.pull(Ref.parse("zoo/same"), tmp_path / "out")
+    assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
 # ---- what is said of them in the store
 
 
 def everything(registry: Registry) -> list[Any]:
-    return registry.catalog.select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY 1, 2")
+    return registry.index.select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY 1, 2")
+
+
+def test_a_push_makes_no_list(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    assert registry.store.tensors.files() == []
+    assert fsck(registry) == []
+    registry.list_tensors()
+    assert len(registry.store.tensors.files()) == 1
+
+
+def test_only_the_tensors_of_a_name_are_listed(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.push(make("b", 1), Ref.parse("zoo/other"))
+    assert disk_usage.usage(registry, "team").unlisted == 0
+    assert list(registry.store.tensors.digests()) == [weights(registry, "team/sql")]
 
 
 @pytest.mark.parametrize("damage", ["lost", "half", "empty"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_list_that_is_not_right_is_a_note_and_made_again(registry: Registry, make: Make, damage: str, packed: bool) -> None:
+def test_a_list_that_is_not_right_is_made_again(registry: Registry, make: Make, damage: str, packed: bool) -> None:
     shapes = {"A": (2, 8192), "B": (8192, 2)}
     zeros = {f"base_model.model.x.q_proj.lora_{half}.weight": np.zeros(shape, np.float32) for half, shape in shapes.items()}
     folder = make("a")
@@ -280,42 +299,49 @@ def test_a_list_that_is_not_right_is_a_note_and_made_again(registry: Registry, m
     registry.push(folder, SQL)
     if packed:
         assert "packed" in {change.outcome for change in compress.pack(registry)}
+    registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))
     before, right = everything(registry), path.read_bytes()
     if damage == "lost":
         path.unlink()
-        registry.catalog.close()
+        registry.close()
         (registry.root / "registry.db").unlink()
     else:
         path.write_bytes(b"" if damage == "empty" else right[:100])
     with Registry.open(registry.root) as again:
-        assert [(finding.code, finding.severity) for finding in again.fsck()] == [("unlisted", "note")]
-        assert again.rebuild_index() == []
-        assert (again.fsck(), everything(again), path.read_bytes()) == ([], before, right)
+        notes = [] if damage == "lost" else [("unlisted", "note")]
+        assert [(finding.code, finding.severity) for finding in fsck(again)] == notes
+        looked_for = read(rewritten(folder, {"format": "np"}) / peft.WEIGHTS)
+        again.list_tensors()
+        assert [share.count for share in tensors.nearest(again.index, again.store, looked_for)] == [2]
+        assert (fsck(again), everything(again), path.read_bytes()) == ([], before, right)
+        assert (again.rebuild_index(), everything(again)) == ([], before)
 
 
 def test_a_list_that_says_something_else_is_an_error(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
+    registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))
     path.write_bytes(tensor_digests.dump(tensor_digests.parse(path.read_bytes(), "")[1:]))
-    assert [(finding.code, finding.where) for finding in registry.fsck()] == [("wrong-tensors", str(path))]
-    assert registry.fsck(quick=True) == []
+    assert [(finding.code, finding.where) for finding in fsck(registry)] == [("wrong-tensors", str(path))]
+    assert fsck(registry, quick=True) == []
     path.unlink()
-    assert registry.rebuild_index() == registry.fsck() == []
+    assert registry.rebuild_index() == fsck(registry) == []
 
 
 def test_a_list_goes_with_its_blob(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
+    registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))
     registry.rm(SQL)
-    retention.gc(registry, grace=0, dry_run=True)
+    gc(registry, grace=0, dry_run=True)
     assert path.exists()
-    retention.gc(registry, grace=0)
+    gc(registry, grace=0)
     assert not path.exists()
     path.write_bytes(b"[]")  # as one killed between the two leaves it
-    assert [finding.code for finding in registry.fsck()] == ["leftovers"]
-    assert retention.gc(registry).leftovers == 1
-    assert registry.fsck() == []
+    assert [finding.code for finding in fsck(registry)] == ["leftovers"]
+    assert gc(registry).leftovers == 1
+    assert fsck(registry) == []
 
 
 def test_a_copy_from_another_registry_is_found_by_its_tensors(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -324,18 +350,19 @@ def test_a_copy_from_another_registry_is_found_by_its_tensors(registry: Registry
         target = Local(other, "team/sql")
         with target.at_work():
             copy(Local(registry, "team/sql"), "v1", target, None)
-        assert everything(other) == everything(registry)
-        assert other.fsck() == []
+        for one in (registry, other):
+            one.list_tensors()
+        assert everything(other) == everything(registry) != []
+        assert fsck(other) == []
 
 
-def test_a_store_of_an_older_adapterhub_says_that_it_has_no_lists(run: Run, registry: Registry, make: Make) -> None:
+def test_find_lists_the_tensors_of_a_store_that_has_no_lists(run: Run, registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
-    for path in registry.store.tensors.files():
-        path.unlink()
-    registry.catalog.close()
-    (registry.root / "registry.db").unlink()
+    registry.push(make("c", 1), Ref.parse("team/damaged"))
+    os.truncate(registry.store.blob_path(weights(registry, "team/damaged")), 100)
     looked_for = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
-    done = run("find", looked_for, cwd=registry.root, code=3)
-    assert done.stderr.startswith("not looked at: the tensors of 1 file that are in no list; `adapterhub fsck --rebuild-index`")
-    run("fsck", "--rebuild-index", cwd=registry.root)
-    run("find", looked_for, cwd=registry.root)
+    assert "8 of 8" in run("find", looked_for, cwd=registry.root).stdout
+    nothing = make("z", 9) / peft.WEIGHTS
+    assert run("find", nothing, cwd=registry.root, code=3).stderr.startswith(
+        "not searched: the tensors of 1 file, missing or damaged"
+    )

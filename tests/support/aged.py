@@ -6,8 +6,8 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+from adapterhub.index import migrations
 from adapterhub.index.database import APPLICATION_ID
-from adapterhub.index.migrations import MIGRATIONS
 
 
 def age(path: Path, version: int) -> None:
@@ -17,6 +17,6 @@ def age(path: Path, version: int) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute("PRAGMA journal_mode = WAL")
-        for step in MIGRATIONS[:version]:
-            step(db)
-        db.execute(f"PRAGMA user_version = {version}")
+        migrations.apply(db, version)
+        if version < 8:  # sqlite-utils keeps count from then on
+            db.execute(f"DROP TABLE {migrations.migrations.migrations_table}")

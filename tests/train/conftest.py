@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from adapterhub.train.config import BaseConfig, LoRAConfig
+    from adapterhub.train.model.base import Base
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -50,3 +55,12 @@ def tokenizer(tiny_base: Path):  # type: ignore[no-untyped-def]
     """The tiny base's tokenizer, as transformers loads it."""
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(tiny_base)
+
+
+def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str = "", **options: Any) -> Base:
+    """Load a base without a cache, as the trainer does."""
+    from adapterhub.train.model.base_files import BaseFiles
+    from adapterhub.train.model.loading import load
+
+    with BaseFiles(path) as files:
+        return load(files, base, adapter, where=where, **options)

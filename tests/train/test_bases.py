@@ -19,27 +19,34 @@ from adapterhub import train  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.train.config import BaseConfig, LoRAConfig  # noqa: E402
 from adapterhub.train.layers import lora, nf4  # noqa: E402
-from adapterhub.train.model import base, digest_cache, quantized_cache  # noqa: E402
+from adapterhub.train.model import digest_cache, quantized_cache  # noqa: E402
+from adapterhub.train.model.base import Base  # noqa: E402
+from adapterhub.train.model.base_files import BaseFiles  # noqa: E402
+from adapterhub.train.model.weights import FolderWeights  # noqa: E402
 from adapterhub_converters.architectures import names  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
+from tests.train.conftest import load_base  # noqa: E402
 from tests.train.test_gguf_model import tiny  # noqa: E402
 from tests.train.test_trainer import contents, settings  # noqa: E402
 
 
-def place_of(folder: Path, cache: Path) -> quantized_cache.Place:
-    return quantized_cache.place(cache, folder, digest_cache.weights(folder, cache))
+def entry_of(folder: Path, cache: Path) -> quantized_cache.Entry:
+    with BaseFiles(folder, cache) as files:
+        found = quantized_cache.entry_of(files, BaseConfig(str(folder)), LoRAConfig())
+    assert found
+    return found
 
 
-def loaded(folder: Path, place: quantized_cache.Place | None = None, **words: object) -> base.Base:
-    chosen = replace(BaseConfig(str(folder)), **words)
-    return base.load(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", place=place)
+def loaded(folder: Path, entry: quantized_cache.Entry | None = None, **options: object) -> Base:
+    chosen = replace(BaseConfig(str(folder)), **options)
+    return load_base(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", entry=entry)
 
 
-def frozen(made: base.Base) -> dict[str, bytes]:
-    """All numbers that the base holds, by name."""
+def frozen(made: Base) -> dict[str, bytes]:
+    """Return all numbers of the base, by name."""
     found = {}
     for path, module in made.model.named_modules():
         if isinstance(getattr(module, "base", None), nf4.NF4):
@@ -53,12 +60,12 @@ def frozen(made: base.Base) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> quantized_cache.Place:
-    """The tiny base as it is kept."""
-    place = place_of(tiny_base, tmp_path_factory.mktemp("cache"))
-    assert loaded(tiny_base, place).notes == ()
-    assert place.there
-    return place
+def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> quantized_cache.Entry:
+    """The tiny base in a cache."""
+    entry = entry_of(tiny_base, tmp_path_factory.mktemp("cache"))
+    assert loaded(tiny_base, entry).notes == ()
+    assert entry.exists
+    return entry
 
 
 def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
@@ -82,18 +89,18 @@ def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: 
     assert not [note for note in notes if "quantized base" in note]
 
 
-def test_what_is_kept_is_what_is_read(tiny_base: Path, entry: quantized_cache.Place) -> None:
+def test_what_is_cached_is_what_is_read(tiny_base: Path, entry: quantized_cache.Entry) -> None:
     assert frozen(loaded(tiny_base, entry)) == frozen(loaded(tiny_base))
-    with quantized_cache.KeptWeights(entry) as held:
-        assert held.held("model.layers.0.mlp.up_proj.weight") is not None
-        assert held.held("model.norm.weight") is None
+    with quantized_cache.CachedWeights(entry) as weights:
+        assert weights.stored_nf4("model.layers.0.mlp.up_proj.weight") is not None
+        assert weights.stored_nf4("model.norm.weight") is None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "header", "checksums", "nested"])
-def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
-    place = quantized_cache.Place(tmp_path / entry.folder.name)
-    shutil.copytree(entry.folder, place.folder)
-    path = place.folder / "model.safetensors"
+def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    copy = quantized_cache.Entry(tmp_path / entry.folder.name)
+    shutil.copytree(entry.folder, copy.folder)
+    path = copy.folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     if damage == "flipped":
         raw[-7] ^= 1
@@ -105,45 +112,45 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     elif damage == "nested":
         raw[len(raw) // 2] ^= 4
     else:
-        (place.folder / quantized_cache._CHECKS).write_text("{}")
+        (copy.folder / quantized_cache._CHECKSUMS).write_text("{}")
     path.write_bytes(raw)
-    made = loaded(tiny_base, place)
-    assert [note.split(",")[0] for note in made.notes] == ["the quantized base that was kept is damaged"]
+    made = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
     assert frozen(made) == frozen(loaded(tiny_base))
     assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
-    assert loaded(tiny_base, place).notes == ()
+    assert loaded(tiny_base, copy).notes == ()
 
 
-def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
-    place = quantized_cache.Place(tmp_path / ("nf4-" + "0" * 32))
-    shutil.copytree(entry.folder, place.folder)
-    made = loaded(tiny_base, place)
-    assert [note.split(",")[0] for note in made.notes] == ["the quantized base that was kept is damaged"]
+def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    copy = quantized_cache.Entry(tmp_path / ("nf4-" + "0" * 32))
+    shutil.copytree(entry.folder, copy.folder)
+    made = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
 
 
-def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Place) -> None:
+def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
     for name, seconds in (("old", 0), ("young", None)):
         shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
         os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
-    place = place_of(tiny_base, tmp_path)
-    loaded(tiny_base, place)
-    assert {path.name for path in (tmp_path / "bases").iterdir()} == {"nf4-young", place.folder.name}
+    copy = entry_of(tiny_base, tmp_path)
+    loaded(tiny_base, copy)
+    assert {path.name for path in (tmp_path / "bases").iterdir()} == {"nf4-young", copy.folder.name}
 
 
 def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tiny_base, folder)
-    before = place_of(folder, tmp_path / "cache")
+    before = entry_of(folder, tmp_path / "cache")
     raw = bytearray((folder / "model.safetensors").read_bytes())
     raw[-1] ^= 1
     (folder / "model.safetensors").write_bytes(raw)
-    assert place_of(folder, tmp_path / "cache") != before
+    assert entry_of(folder, tmp_path / "cache") != before
 
 
 def test_a_cache_that_cannot_be_written_is_only_noted(tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "bases").write_text("a file")
-    made = loaded(tiny_base, place_of(tiny_base, tmp_path))
-    assert [note.split(":")[0] for note in made.notes] == ["the quantized base could not be kept"]
+    made = loaded(tiny_base, entry_of(tiny_base, tmp_path))
+    assert [note.split(":")[0] for note in made.notes] == ["the quantized base could not be cached"]
 
 
 def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,7 @@ def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monke
 
 
 @pytest.mark.peer
-def test_transformers_loads_what_is_kept(tiny_base: Path, entry: quantized_cache.Place) -> None:
+def test_transformers_loads_what_is_kept(tiny_base: Path, entry: quantized_cache.Entry) -> None:
     need_module("bitsandbytes")
     agrees_with_transformers(loaded(tiny_base), entry.folder)
 
@@ -180,7 +187,7 @@ def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: 
     assert read_base(tmp_path / "bnb").fingerprint == read_base(tiny_base).fingerprint
 
 
-def agrees_with_transformers(made: base.Base, folder: Path) -> None:
+def agrees_with_transformers(made: Base, folder: Path) -> None:
     """Every matrix is what bitsandbytes has when transformers loads `folder`, and the logits are alike."""
     import transformers
     from bitsandbytes import functional
@@ -213,35 +220,35 @@ def quantized(source: Path, out: Path, **words: object) -> None:
 def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     quantized(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
-    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4, and only NF4 is taken as it is"):
+    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4; only NF4 is supported"):
         loaded(tmp_path / "fp4")
     config = json.loads((tiny_base / "config.json").read_text())
     shutil.copytree(tiny_base, tmp_path / "gptq")
     (tmp_path / "gptq" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(RefusedError, match="quantized with gptq, which isn't trained on"):
+    with pytest.raises(RefusedError, match="quantized with gptq cannot be trained on"):
         loaded(tmp_path / "gptq")
 
 
-def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Place) -> None:
-    with pytest.raises(RefusedError, match="only its NF4 is there"):
-        base.load(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
-    with pytest.raises(RefusedError, match="only its NF4 is there"):
+def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
+        load_base(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
         loaded(entry.folder, quantize="none")
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"blocksize": 128}, "is in blocks of 128"),
-        ({"shape": [64, 65]}, "its parts aren't those of a matrix of shape"),
-        ({"nested_offset": None}, "isn't the JSON that bitsandbytes writes"),
-        ({"nested_offset": float("nan")}, "isn't the JSON that bitsandbytes writes"),
-        ({"shape": [float("inf")]}, "isn't the JSON that bitsandbytes writes"),
-        ({"shape": "x"}, "isn't the JSON that bitsandbytes writes"),
+        ({"blocksize": 128}, "has block sizes 128 and 256"),
+        ({"shape": [64, 65]}, "its parts do not fit a matrix of shape"),
+        ({"nested_offset": None}, "is not the JSON that bitsandbytes writes"),
+        ({"nested_offset": float("nan")}, "is not the JSON that bitsandbytes writes"),
+        ({"shape": [float("inf")]}, "is not the JSON that bitsandbytes writes"),
+        ({"shape": "x"}, "is not the JSON that bitsandbytes writes"),
     ],
 )
 def test_codes_that_mean_something_else_are_refused(
-    change: dict[str, object], says: str, tmp_path: Path, entry: quantized_cache.Place
+    change: dict[str, object], says: str, tmp_path: Path, entry: quantized_cache.Entry
 ) -> None:
     folder = tmp_path / "bnb"
     shutil.copytree(entry.folder, folder)
@@ -251,7 +258,10 @@ def test_codes_that_mean_something_else_are_refused(
     state = {**json.loads(tensors[key].tobytes()), **change}
     tensors[key] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     safetensors_file.write(folder / "model.safetensors", tensors)
-    with pytest.raises((RefusedError, FormatError), match=says):
+    weights = FolderWeights(folder, [folder / "model.safetensors"])
+    with weights, pytest.raises((RefusedError, FormatError), match=says):
+        weights.stored_nf4("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises((RefusedError, FormatError)):
         loaded(folder)
 
 
@@ -268,13 +278,13 @@ def test_an_output_layer_beside_the_table_that_it_is_tied_to_has_to_be_the_same(
     if same:
         assert frozen(loaded(tmp_path / "base")) == frozen(loaded(tiny_base))
     else:
-        with pytest.raises(RefusedError, match="lm_head.weight isn't the table that config.json ties it to"):
+        with pytest.raises(RefusedError, match="lm_head.weight differs from the table that config.json ties it to"):
             loaded(tmp_path / "base")
 
 
 def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
-    made = loaded(source, place_of(source, tmp_path / "cache"))
+    made = loaded(source, entry_of(source, tmp_path / "cache"))
     with gguf_file.GGUFFile(source) as file:
         q = names.unpermuted(file.tensor("blk.0.attn_q.weight"), 2)
         wanted = nf4.quantize(torch.from_numpy(np.ascontiguousarray(q)))
@@ -282,7 +292,7 @@ def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     assert isinstance(layer, lora.LoRALinear)
     assert torch.equal(layer.base.packed, wanted.packed)
     assert torch.equal(layer.base.nested, wanted.nested)
-    assert frozen(loaded(source, place_of(source, tmp_path / "cache"))) == frozen(made)
+    assert frozen(loaded(source, entry_of(source, tmp_path / "cache"))) == frozen(made)
     assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
 
 

@@ -1,4 +1,4 @@
-"""Rows: what is learned, what shares a row with what, and what is refused."""
+"""Rows: tokens that are trained on, sequence packing, and data that are refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from adapterhub.train import config
 from adapterhub.train.data import dataset as data
+from adapterhub.train.data import documents
 from adapterhub.train.data.examples import encode
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 from tests.conftest import need_module
@@ -28,7 +29,7 @@ def load(path: Path, tokenizer: object, **options: object) -> data.Dataset:
     return data.load([path], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
 
 
-def learned(rows: data.Rows, tokenizer: object) -> str:
+def trained(rows: data.Rows, tokenizer: object) -> str:
     """The text that the labels spell."""
     return tokenizer.decode(rows.labels[rows.labels != data.IGNORED])  # type: ignore[attr-defined,no-any-return]
 
@@ -46,18 +47,18 @@ def test_running_text_fills_rows_and_every_row_begins_a_context(tmp_path: Path, 
     assert rows.label_tokens == 31 + 8 + 10
 
 
-def test_of_a_prompt_and_completion_only_the_completion_is_learned(tmp_path: Path, tokenizer: object) -> None:
+def test_of_a_prompt_and_completion_only_the_completion_is_trained_on(tmp_path: Path, tokenizer: object) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "2+2=", "completion": "4"})
-    assert learned(load(path, tokenizer).rows, tokenizer) == "4<|im_end|>"
-    assert learned(load(path, tokenizer, loss="all").rows, tokenizer) == "+2=4<|im_end|>"
+    assert trained(load(path, tokenizer).rows, tokenizer) == "4<|im_end|>"
+    assert trained(load(path, tokenizer, loss="all").rows, tokenizer) == "+2=4<|im_end|>"
 
 
-def test_of_a_conversation_only_the_answers_are_learned_with_their_ends(tmp_path: Path, tokenizer: object) -> None:
+def test_of_a_conversation_only_the_answers_are_trained_on_with_their_ends(tmp_path: Path, tokenizer: object) -> None:
     turns = [("user", "hi"), ("assistant", "ho"), ("user", "é?"), ("assistant", "ja")]
     path = write(tmp_path / "a.jsonl", {"messages": [{"role": role, "content": text} for role, text in turns]})
     dataset = load(path, tokenizer, sequence=128)
-    assert learned(dataset.rows, tokenizer) == "ho<|im_end|>\nja<|im_end|>\n"
-    assert dataset.notes == ("16% of 51 tokens are learned, the others only read",)
+    assert trained(dataset.rows, tokenizer) == "ho<|im_end|>\nja<|im_end|>\n"
+    assert dataset.notes == ("16% of 51 tokens are trained on, the others are context",)
 
 
 def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -> None:
@@ -78,8 +79,8 @@ def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: obje
 def test_answers_that_are_cut_off_whole_are_said_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
     short, long = ({"prompt": "p" * size, "completion": "c"} for size in (3, 90))
     _, lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
-    assert lost == "of 1 of 2 examples nothing is learned: the answers come after token 32"
-    with pytest.raises(RefusedError, match=r"lies behind the first 32 tokens of every document. Raise \[data\] sequence"):
+    assert lost == "nothing of 1 of 2 examples is trained on: the answers come after token 32"
+    with pytest.raises(RefusedError, match=r"after the first 32 tokens of every document. Raise \[data\] sequence"):
         load(write(tmp_path / "b.jsonl", long), tokenizer)
 
 
@@ -95,7 +96,7 @@ def test_an_array_of_objects_says_what_json_lines_say_and_a_table_is_refused(tmp
     with pytest.raises(FormatError, match=r"d.json: item 2: not a JSON object"):
         load(tmp_path / "d.json", tokenizer)
     (tmp_path / "e.csv").write_text("text\nx\n")
-    with pytest.raises(FormatError, match=r"e.csv: .csv is a table, and which of its columns to learn is not known"):
+    with pytest.raises(FormatError, match=r"e.csv: .csv is a table, and its columns have no known meaning"):
         load(tmp_path / "e.csv", tokenizer)
 
 
@@ -114,8 +115,8 @@ def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
         ("[1]", FormatError, "a.jsonl:1: not a JSON object"),
         ("{", FormatError, "a.jsonl:1: not valid JSON"),
         ('{"messages": [{"role": "user"}]}', FormatError, 'a.jsonl:1: a message needs "role" and "content"'),
-        ('{"messages": [{"role": "user", "content": "only asked"}]}', RefusedError, "no token would be learned"),
-        ("", RefusedError, "no token would be learned"),
+        ('{"messages": [{"role": "user", "content": "only asked"}]}', RefusedError, "no token to train on"),
+        ("", RefusedError, "no token to train on"),
     ],
 )
 def test_refused(tmp_path: Path, tokenizer: object, line: str, kind: type[AdapterhubError], says: str) -> None:
@@ -175,12 +176,12 @@ def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("turns", "says"),
     [
-        # The last answer has a thought, which is learned from its opening mark; the first had one, which the template drops.
+        # The last answer has a thought, which is trained on from its opening mark; the first had one, which the template drops.
         (
             [("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"), ("assistant", "<think>so</think>d")],
             "b<|im_end|>\n<think>\nso\n</think>\n\nd<|im_end|>\n",
         ),
-        # A thought nobody had is not learned.
+        # An empty thought is not trained on.
         ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "b<|im_end|>\nd<|im_end|>\n"),
         ([("user", "a"), ("assistant", "b")], "b<|im_end|>\n"),
         (
@@ -191,7 +192,7 @@ def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
 )
 def test_answers_are_found_where_the_template_forgets(forgetful, tmp_path: Path, turns, says: str) -> None:  # type: ignore[no-untyped-def]
     path = write(tmp_path / "a.jsonl", {"messages": say(*turns)})
-    assert learned(load(path, forgetful, sequence=256).rows, forgetful) == says
+    assert trained(load(path, forgetful, sequence=256).rows, forgetful) == says
 
 
 # DeepSeek's and Qwen3.5's way: the prompt opens the thought, and earlier turns have none.
@@ -210,7 +211,7 @@ def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_pat
     """And where a turn that another follows ends with another mark than the last one (gpt-oss, Phi-3)."""
     forgetful.chat_template = OPENING
     path = write(tmp_path / "a.jsonl", {"messages": say(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", last))})
-    assert learned(load(path, forgetful, sequence=256).rows, forgetful) == says
+    assert trained(load(path, forgetful, sequence=256).rows, forgetful) == says
 
 
 # What trl's marks hold of each answer besides its words and its end: what the prompt has said already, an empty thought.
@@ -235,8 +236,8 @@ def test_answers_are_those_of_trls_templates_with_generation_marks(name: str, tu
     theirs = forgetful.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     assert ours.ids.tolist() == theirs["input_ids"]
     marked = np.array(theirs["assistant_masks"], bool)
-    assert not (ours.learned & ~marked).any()
-    assert forgetful.decode(ours.ids[marked & ~ours.learned]) == TRL[name] * (turns // 2)
+    assert not (ours.trained & ~marked).any()
+    assert forgetful.decode(ours.ids[marked & ~ours.trained]) == TRL[name] * (turns // 2)
 
 
 TOOLS = [
@@ -250,14 +251,14 @@ def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) ->
     messages = [*say(("user", "q")), call, *say(("tool", "seen"), ("assistant", "it is"))]
     path = write(tmp_path / "a.jsonl", {"messages": messages, "tools": tools})
     dataset = load(path, forgetful, sequence=256)
-    assert learned(dataset.rows, forgetful) == "<call>look</call><|im_end|>\nit is<|im_end|>\n"
+    assert trained(dataset.rows, forgetful) == "<call>look</call><|im_end|>\nit is<|im_end|>\n"
     assert "tools look" in forgetful.decode(dataset.rows.ids[0])
 
 
 def test_prompt_and_completion_may_be_messages(tmp_path: Path, tokenizer: object) -> None:
     turns = say(("user", "a"), ("assistant", "b"), ("user", "c"))
     path = write(tmp_path / "a.jsonl", {"prompt": turns, "completion": say(("assistant", "d"))})
-    assert learned(load(path, tokenizer, sequence=128).rows, tokenizer) == "d<|im_end|>\n"
+    assert trained(load(path, tokenizer, sequence=128).rows, tokenizer) == "d<|im_end|>\n"
 
 
 def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tokenizer: object) -> None:
@@ -273,8 +274,7 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
     assert data.overlap(train_set, heldout) == []
     write(tmp_path / "a.jsonl", {"text": "another"}, *reversed(records), records[0])
     assert (
-        data.datasets(settings, tokenizer)[1].digests - {data.sources.Document({"text": "another"}, "").digest}
-        == heldout.digests
+        data.datasets(settings, tokenizer)[1].digests - {documents.Document({"text": "another"}, "").digest} == heldout.digests
     )  # type: ignore[union-attr]
 
 
@@ -282,7 +282,7 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
     write(tmp_path / "a.jsonl", {"text": "document"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
     settings = config.parse(text, folder=tmp_path, where="c.toml")
-    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: no token would be learned: there are no documents"):
+    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: no token to train on: there are no documents"):
         data.datasets(settings, tokenizer)
 
 
@@ -321,7 +321,7 @@ def test_parquet_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> 
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(MIXED), tmp_path / "a.parquet")
-    source = data.sources.read(tmp_path / "a.parquet")
+    source = documents.read(tmp_path / "a.parquet")
     assert [document.record for document in source.documents] == MIXED  # no key that only another row has
     ours, lines = (
         load(tmp_path / "a.parquet", tokenizer, sequence=64),
@@ -344,12 +344,12 @@ def test_a_folder_that_datasets_saved_says_what_json_lines_say(tmp_path: Path, t
     expected = load(write(tmp_path / "a.jsonl", *MIXED), tokenizer, sequence=64)
     for folder in ("saved", "splits/train"):
         assert load(tmp_path / folder, tokenizer, sequence=64).digests == expected.digests
-    with pytest.raises(RefusedError, match="holds several splits. Name one of its folders: train"):
+    with pytest.raises(RefusedError, match="contains several splits. Use one of its folders: train"):
         load(tmp_path / "splits", tokenizer)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, tokenizer: object) -> None:
-    with pytest.raises(FormatError, match="not one that `datasets` saved"):
+    with pytest.raises(FormatError, match="a folder that `datasets` did not save"):
         load(tmp_path, tokenizer)
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}')
     with pytest.raises(FormatError, match="names files outside its folder"):
@@ -359,5 +359,5 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, tokenizer: object
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(MissingExtraError, match=r"a\.parquet: is read with the package pyarrow, which isn't installed"):
+    with pytest.raises(MissingExtraError, match=r"a\.parquet: needs the package pyarrow, which is not installed"):
         load(tmp_path / "a.parquet", tokenizer)

@@ -19,6 +19,7 @@ from adapterhub.train import config, devices  # noqa: E402
 from adapterhub.train.artifacts import checkpoint  # noqa: E402
 from adapterhub.train.layers import lora, nf4  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
+from adapterhub.train.loop.state import new_state  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
@@ -35,9 +36,10 @@ import torch
 
 from adapterhub.train import config
 from adapterhub.train.layers import lora
-from adapterhub.train.model import base
 from adapterhub.train.artifacts import checkpoint
-from adapterhub.train.loop import best, loop
+from adapterhub.train.loop import heldout, loop
+from adapterhub.train.loop.state import copy_trained, new_state, restore_trained
+from tests.train.conftest import load_base
 from tests.train.pretend import THERE, Elsewhere, There
 from tests.train.test_kinds import rows
 
@@ -54,18 +56,18 @@ KINDS = {
 def losses(device, lora_words, base_words):
     words = config.LoRAConfig(r=2, **lora_words)
     how = config.BaseConfig("", **{"dtype": "float32", **base_words})
-    made = base.load(Path(sys.argv[1]), how, words, where="c.toml", device=device)
+    made = load_base(Path(sys.argv[1]), how, words, where="c.toml", device=device)
     lora.reset(made.model, 0)
     options = config.OptimConfig(rows=4, micro_rows=2, learning_rate=5e-3, clip=0.5)
-    state, given = loop.new_state(made.model, options), rows(8)
+    state, given = new_state(made.model, options), rows(8)
     found = [loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
-    assert all((type(value) is There) == (device is THERE) for _, value in lora.trained(made.model))
+    assert all((type(value) is There) == (device is THERE) for _, value in lora.trained_parameters(made.model))
     checkpoint.save(Path("c.safetensors"), made.model, state, "run")
-    state.best = best.copy(made.model)
+    state.best = copy_trained(made.model)
     assert checkpoint.restore(Path("c.safetensors"), made.model, state, "run")
-    best.put_back(made.model, best.copy(made.model))
+    restore_trained(made.model, copy_trained(made.model))
     found += [loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
-    return [*found, loop.evaluate(made, given, 4)]
+    return [*found, heldout.evaluate(made, given, 4)]
 
 
 for kind, words in KINDS.items():
@@ -92,7 +94,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert devices.chosen("cpu").type == "cpu"
     if not torch.cuda.is_available():
         assert devices.chosen("auto").type == "cpu"
-        with pytest.raises(RefusedError, match="torch sees no CUDA device"):
+        with pytest.raises(RefusedError, match="torch finds no CUDA device"):
             devices.chosen("cuda")
 
 
@@ -106,7 +108,7 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
     layers = [lora.LoRALinear(torch.zeros(1024, 96), None, r=8, alpha=8).to(device) for _ in range(2)]
     lora.reset(layers[0], 0)
     layers[1].load_state_dict(layers[0].state_dict())
-    ours = loop.new_state(layers[0], config.OptimConfig(optimizer="adamw8bit")).optimizer
+    ours = new_state(layers[0], config.OptimConfig(optimizer="adamw8bit")).optimizer
     theirs = optim.AdamW8bit(layers[1].parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
     for _ in range(5):
         for group in (*ours.param_groups, *theirs.param_groups):
@@ -131,15 +133,15 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimizer: str, tmp_
     results = []
     for stop in (False, True):
         made = loaded(whole(tiny_base, r=64), device)
-        state = loop.new_state(made.model, options)
+        state = new_state(made.model, options)
         for step in range(6):
             if stop and step == 3:
                 checkpoint.save(tmp_path / "c.safetensors", made.model, state, "run")
                 made = loaded(whole(tiny_base, r=64), device)
-                state = loop.new_state(made.model, options)
+                state = new_state(made.model, options)
                 assert checkpoint.restore(tmp_path / "c.safetensors", made.model, state, "run")
             loop.advance(made, given, state, options, 6)
-        results.append({name: value.detach().cpu() for name, value in lora.trained(made.model)})
+        results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(made.model)})
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
 
@@ -147,7 +149,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimizer: str, tmp_
 def test_paged_memory_is_for_cuda(tiny_base: Path) -> None:
     made = loaded(whole(tiny_base))
     with pytest.raises(RefusedError, match="only a CUDA device has paged memory"):
-        loop.new_state(made.model, config.OptimConfig(optimizer="paged_adamw8bit"))
+        new_state(made.model, config.OptimConfig(optimizer="paged_adamw8bit"))
 
 
 @needs_cuda
@@ -178,11 +180,11 @@ def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Pat
     plan = whole(tiny_base)
     made = loaded(config.dataclasses.replace(plan, base=config.BaseConfig(str(tiny_base), dtype="float16")))
     options = config.OptimConfig(rows=4, learning_rate=5e-3)
-    state, given = loop.new_state(made.model, options), rows(8)
+    state, given = new_state(made.model, options), rows(8)
     state.scale.factor = 2.0**24
-    before = {name: value.detach().clone() for name, value in lora.trained(made.model)}
+    before = {name: value.detach().clone() for name, value in lora.trained_parameters(made.model)}
     lines = [loop.advance(made, given, state, options, 12)]
-    assert all(torch.equal(value, before[name]) for name, value in lora.trained(made.model))
+    assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(made.model))
     assert state.scale.factor == 2.0**23
     lines += [loop.advance(made, given, state, options, 12) for _ in range(11)]
     assert state.scale.factor < 2.0**22

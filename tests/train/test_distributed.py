@@ -85,30 +85,30 @@ HALVES = """
 import os, sys
 import torch
 from adapterhub.train import distributed
-from adapterhub.train.layers import dora, experts, lora, nf4, shards
+from adapterhub.train.layers import experts, lora, nf4, variants
 os.environ["RANK"] = "1" if os.fork() else "0"
 torch.manual_seed(0)
 matrix = nf4.quantize(torch.randn(7, 130))
 with distributed.joined():
-    made = [lora.FrozenLinear(matrix, None), dora.DoRALinear(matrix, None, r=2, alpha=2)]
+    made = [lora.FrozenLinear(matrix, None), variants.DoRALinear(matrix, None, r=2, alpha=2)]
     for layer in made:
-        layer.base = shards.part(layer.base)
+        layer.base = nf4.sharded(layer.base)
     block = torch.nn.Sequential(*made)
-    shards.divide(block, torch.device("cpu"))
-    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[distributed.number()]] * 2
+    nf4.shard(block, torch.device("cpu"))
+    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[distributed.process()]] * 2
     assert made[0].base.rest.packed.numel() == 0
     assert torch.equal(made[0].base.whole().packed, matrix.packed)
     made[1].reset(torch.Generator().manual_seed(0))
     x = torch.randn(2, 130, requires_grad=True)
-    counts = [[2, 0], [0, 2]][distributed.number()]
+    counts = [[2, 0], [0, 2]][distributed.process()]
     whole = experts.Stack([matrix, matrix], transposed=False)(x, counts)
-    stack = experts.Stack([shards.part(matrix), shards.part(matrix)], transposed=False)
-    shards.divide(stack, torch.device("cpu"))
+    stack = experts.Stack([nf4.sharded(matrix), nf4.sharded(matrix)], transposed=False)
+    nf4.shard(stack, torch.device("cpu"))
     assert torch.equal(stack(x, counts), whole)  # each process has tokens for another expert
     stack(x, counts).sum().backward()
     assert [distributed.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
-    assert distributed.number() == int(os.environ["RANK"])
-if distributed.number() == 1:
+    assert distributed.process() == int(os.environ["RANK"])
+if distributed.process() == 1:
     assert os.wait()[1] == 0
 """
 

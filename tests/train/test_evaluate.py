@@ -25,28 +25,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):  # type:
     """A trained adapter, as something given, and its folder with the data."""
     folder = tmp_path_factory.mktemp("trained")
     train.run(train.read_config(settings(folder, tiny_base, steps=3)), folder / "out")
-    return train.Given(folder / "out", folder / "out", oci_manifest.build(folder / "out").digest, "./out"), folder
+    return train.InitialAdapter(folder / "out", folder / "out", oci_manifest.build(folder / "out").digest, "./out"), folder
 
 
 def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    known = AdapterManifest.read(folder / "out")
-    assert known is not None
-    assert known.training is not None
-    said = known.training.metrics or {}
-    measured = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
-    assert (measured.base_loss, measured.loss) == (said["heldout_loss_before"], said["heldout_loss"])
-    assert measured.metrics["perplexity"] == said["heldout_perplexity"]
+    manifest = AdapterManifest.read(folder / "out")
+    assert manifest is not None
+    assert manifest.training is not None
+    recorded = manifest.training.metrics or {}
+    measured = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.EvaluationOptions(threads=1))
+    assert (measured.base_loss, measured.loss) == (recorded["heldout_loss_before"], recorded["heldout_loss"])
+    assert measured.metrics["perplexity"] == recorded["heldout_perplexity"]
     assert measured.metrics["perplexity_ratio"] < 1
     assert (measured.sequence, measured.base["quantize"], measured.notes) == (48, "nf4", ())
-    assert measured.base["weights"][0]["digest"] == (known.training.weights or ())[0].digest
-    again = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.Measuring(threads=1))
+    assert measured.base["weights"][0]["digest"] == (manifest.training.weights or ())[0].digest
+    again = train.evaluate(start, tiny_base, [folder / "heldout.jsonl"], train.EvaluationOptions(threads=1))
     assert again == measured
 
 
 def test_what_it_was_trained_on_is_said(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    asked = train.Measuring(quantize="none", tokens=96, threads=1)
+    asked = train.EvaluationOptions(quantize="none", tokens=96, threads=1)
     measured = train.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
     assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
     assert measured.base["quantize"] == "none"
@@ -63,8 +63,8 @@ def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base:
     peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: broken}, source=None), tmp_path / "x")
     with pytest.raises(RefusedError, match="the loss is nan with the adapter"):
         train.evaluate(
-            train.Given(tmp_path / "x", tmp_path / "x", "", "./x"),
+            train.InitialAdapter(tmp_path / "x", tmp_path / "x", "", "./x"),
             tiny_base,
             [folder / "heldout.jsonl"],
-            train.Measuring(sequence=48, threads=1),
+            train.EvaluationOptions(sequence=48, threads=1),
         )

@@ -16,15 +16,17 @@ from adapterhub.train import config  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import experts, lora, nf4  # noqa: E402
 from adapterhub.train.loop import loop, loss  # noqa: E402
-from adapterhub.train.model import base, compiled, document_isolation, families, trained_adapter  # noqa: E402
-from adapterhub.train.model.logits import Logits  # noqa: E402
+from adapterhub.train.loop.optimizer import learning_rate  # noqa: E402
+from adapterhub.train.loop.state import new_state  # noqa: E402
+from adapterhub.train.model import adapters, families  # noqa: E402
+from adapterhub.train.model.base import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from adapterhub_converters.formats.peft.experts import by_module  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.support import tiny  # noqa: E402
 from tests.train import test_kinds as kinds  # noqa: E402
-from tests.train.conftest import write_tokenizer  # noqa: E402
+from tests.train.conftest import load_base, write_tokenizer  # noqa: E402
 
 STEPS, ROWS = 4, 2
 STACKS = ("experts.gate_up_proj", "experts.down_proj")
@@ -66,7 +68,7 @@ def single(count: int = 8, length: int = 24) -> dataset.Rows:
     return dataset.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), np.tile(np.arange(length), (count, 1)))
 
 
-def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
+def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     """peft's model with the same factors, on eager attention: sdpa knows no caps and no sinks."""
     from peft import LoraConfig, get_peft_model
 
@@ -100,7 +102,7 @@ def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -
         loss = torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits.flatten(0, 1), labels.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings.train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
         found.append((loss.item(), float(norm)))
@@ -117,13 +119,13 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
     settings, given = whole(saved(name, tmp_path, **words), targets), single()
     ours = kinds.loaded(settings)
     expected = peft_losses(peft_model(settings, ours), settings, given)
-    state = loop.new_state(ours.model, settings.train)
+    state = new_state(ours.model, settings.train)
     lines = [loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
     assert [line["loss"] for line in lines] == pytest.approx([one[0] for one in expected], abs=1e-5, rel=1e-6)
     assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
 
     (tmp_path / "adapter").mkdir()
-    peft_format.write(trained_adapter.adapter(settings, ours), tmp_path / "adapter")
+    peft_format.write(adapters.trained_adapter(settings, ours), tmp_path / "adapter")
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     ids, positions = torch.from_numpy(given.ids[:2]), torch.from_numpy(given.positions[:2])
@@ -139,17 +141,17 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
         (
             "ModernBertDecoderForCausalLM",
             {"max_position_embeddings": 64},
-            "ModernBertDecoderForCausalLM changes its logits in a way that the loss here does not know",
+            "ModernBertDecoderForCausalLM computes its logits in a way that the loss does not support",
         ),
         (
             "Llama4ForCausalLM",
             {"num_local_experts": 2, "intermediate_size_mlp": 96, "layer_types": ["full_attention"] * 2},
-            "Llama4ForCausalLM computes with all experts in a way of its own",
+            "Llama4ForCausalLM computes its experts in a way that is not supported",
         ),
         (
             "FalconMambaForCausalLM",
             {"state_size": 8},
-            "mixer.out_proj: falcon_mamba takes the weight itself where its fast kernels run",
+            "mixer.out_proj: falcon_mamba's fast kernels use the weight directly",
         ),
     ],
 )
@@ -163,23 +165,23 @@ def test_a_model_that_would_be_trained_wrongly_is_refused_by_name(
 @pytest.mark.parametrize("name", ["BloomForCausalLM", "Lfm2ForCausalLM", "GptOssForCausalLM"])
 def test_documents_that_a_model_cannot_tell_apart_do_not_share_rows(name: str, tmp_path: Path) -> None:
     made = kinds.loaded(whole(saved(name, tmp_path, **FAMILIES[name][0])))
-    with pytest.raises(RefusedError, match=rf"{name} cannot tell apart the documents that share a row. Set pack = false"):
-        document_isolation.check(made, [kinds.rows()], "c.toml")
-    document_isolation.check(made, [single(), None], "c.toml")
+    with pytest.raises(RefusedError, match=rf"{name} does not separate the documents that share a row. Set pack = false"):
+        check_isolation(made, [kinds.rows()], "c.toml")
+    check_isolation(made, [single(), None], "c.toml")
 
 
 def test_documents_that_a_model_tells_apart_do(tiny_base: Path) -> None:
     made = kinds.loaded(kinds.whole(tiny_base))
-    assert document_isolation.shared(kinds.rows())
-    assert not document_isolation.shared(single())
-    assert document_isolation.separates(made)
+    assert share_rows(kinds.rows())
+    assert not share_rows(single())
+    assert isolates_documents(made)
     assert made.model.training
 
 
 def test_padding_behind_a_document_is_no_other_document() -> None:
     ids = np.arange(8)[None]
     labels = np.array([[1, 2, 3, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED, dataset.IGNORED]])
-    assert not document_isolation.shared(dataset.Rows(ids, labels, np.array([[0, 1, 2, 3, 0, 1, 2, 3]])))
+    assert not share_rows(dataset.Rows(ids, labels, np.array([[0, 1, 2, 3, 0, 1, 2, 3]])))
 
 
 @pytest.mark.parametrize("shape", [Logits(), Logits(0.25), Logits(cap=3.0), Logits(2.0, 5.0)])
@@ -202,7 +204,8 @@ def test_the_loss_without_logits_has_the_gradients_of_the_loss_with_them(shape: 
 
 def stack(quantized: bool = False) -> experts.LoRAStack:
     torch.manual_seed(0)
-    matrices = experts.held(torch.randn(3, 8, 64) * 0.2, nf4.quantize if quantized else None)
+    whole = torch.randn(3, 8, 64) * 0.2
+    matrices = [nf4.quantize(matrix.contiguous()) if quantized else matrix for matrix in whole.unbind(0)]
     made = experts.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
     made.reset(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(made.lora_B)
@@ -231,7 +234,7 @@ def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) 
         made = kinds.loaded(settings)
         if again:
             made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        state = loop.new_state(made.model, settings.train)
+        state = new_state(made.model, settings.train)
         found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == found[1]
 
@@ -245,7 +248,7 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
     for multiple in (1, 32):
         monkeypatch.setattr(experts, "_ROWS", multiple)
         made = kinds.loaded(settings)
-        state = loop.new_state(made.model, settings.train)
+        state = new_state(made.model, settings.train)
         found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
@@ -265,7 +268,7 @@ def test_each_expert_is_held_as_bitsandbytes_would_hold_its_matrix(tmp_path: Pat
 
     saved("Qwen3MoeForCausalLM", tmp_path)
     settings = whole(tmp_path)
-    made = base.load(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
+    made = load_base(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for path in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
         held = made.model.get_submodule(path).matrices
@@ -300,11 +303,11 @@ def test_rows_beyond_a_table_of_positions_are_refused_and_others_said(tmp_path: 
     learnt_positions = kinds.loaded(whole(saved("GPT2LMHeadModel", tmp_path))).model
     assert families.check_length(learnt_positions, 256, "c.toml") == []
     with pytest.raises(
-        RefusedError, match=r"sequence: rows of 257 tokens, and the model knows 256 positions \(transformer.wpe\)"
+        RefusedError, match=r"sequence: rows of 257 tokens, but the model has 256 positions \(transformer.wpe\)"
     ):
         families.check_length(learnt_positions, 257, "c.toml")
     (note,) = families.check_length(kinds.loaded(kinds.whole(tiny_base)).model, 300, "c.toml")
-    assert note == "rows are 300 tokens long, and the base was made for 256"
+    assert note == "rows are 300 tokens long, but the base was made for 256"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -316,8 +319,10 @@ def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, t
         if checkpointing:
             made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if whether:
-            compiled.apply(made.model, "c.toml", backend="aot_eager")  # all of it but the C++ compiler, which takes long
-        state = loop.new_state(made.model, settings.train)
+            families.compile_blocks(
+                made.model, "c.toml", backend="aot_eager"
+            )  # all of it but the C++ compiler, which takes long
+        state = new_state(made.model, settings.train)
         found.append([loop.advance(made, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
@@ -325,6 +330,6 @@ def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, t
 def test_a_compiler_that_fails_is_said_in_one_line(tiny_base: Path) -> None:
     made = kinds.loaded(kinds.whole(tiny_base))
     with pytest.raises(
-        RefusedError, match=r"\[train\] compile: torch.compile fails here \(.+\). On a CPU it needs a C\+\+ compiler"
+        RefusedError, match=r"\[train\] compile: torch.compile fails on this machine \(.+\). On a CPU it needs a C\+\+ compiler"
     ):
-        compiled.apply(made.model, "c.toml", backend="no such thing")
+        families.compile_blocks(made.model, "c.toml", backend="no such thing")

@@ -15,12 +15,16 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.train import config  # noqa: E402
 from adapterhub.train.artifacts import checkpoint  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
-from adapterhub.train.layers import dora, embeddings, inits, lora, nf4  # noqa: E402
+from adapterhub.train.layers import embeddings, lora, nf4, variants  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
-from adapterhub.train.model import base, trained_adapter  # noqa: E402
+from adapterhub.train.loop.optimizer import learning_rate  # noqa: E402
+from adapterhub.train.loop.state import new_state  # noqa: E402
+from adapterhub.train.model import adapters  # noqa: E402
+from adapterhub.train.model.base import Base  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
+from tests.train.conftest import load_base  # noqa: E402
 
 STEPS, ROWS = 20, 2
 SMALL = ("q_proj", "down_proj")
@@ -42,13 +46,13 @@ def whole(tiny_base: Path, **words: Any) -> config.TrainConfig:
     )
 
 
-def loaded(settings: config.TrainConfig, device: str = "cpu") -> base.Base:
-    made = base.load(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
+def loaded(settings: config.TrainConfig, device: str = "cpu") -> Base:
+    made = load_base(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
     lora.reset(made.model, 0)
     return made
 
 
-def peft_model(settings: config.TrainConfig, ours: base.Base) -> Any:
+def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     """peft's model, beginning where ours does."""
     from peft import LoraConfig, get_peft_model
 
@@ -88,12 +92,12 @@ def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -
     for step in range(STEPS):
         chosen = dataset.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
         ids, positions, labels = (torch.from_numpy(array[chosen]) for array in (given.ids, given.positions, given.labels))
-        torch.manual_seed(loop.chance(0, step, 0))
+        torch.manual_seed(loop.draw_seed(0, step, 0))
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = loop.rate(settings.train, step, STEPS)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings.train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -126,12 +130,12 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     ours = loaded(settings)
     theirs = peft_model(settings, ours)
     expected = peft_losses(theirs, settings, given)
-    state = loop.new_state(ours.model, settings.train)
+    state = new_state(ours.model, settings.train)
     losses = [loop.advance(ours, given, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     assert sum(losses[-4:]) < sum(losses[:4])  # four steps see every row once
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
-    peft_format.write(trained_adapter.adapter(settings, ours), tmp_path)
+    peft_format.write(adapters.trained_adapter(settings, ours), tmp_path)
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path).eval()
     ids = torch.from_numpy(given.ids[:2])
@@ -149,7 +153,7 @@ def test_dora_forward_and_gradients_are_pefts(dropout: float) -> None:
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 48))
-    ours = dora.DoRALinear(model[0].weight.data.clone(), model[0].bias.data.clone(), r=4, alpha=6, dropout=dropout)
+    ours = variants.DoRALinear(model[0].weight.data.clone(), model[0].bias.data.clone(), r=4, alpha=6, dropout=dropout)
     ours.reset(torch.Generator().manual_seed(2))
     words = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_dora=True, lora_dropout=dropout)
     theirs = get_peft_model(model, words).base_model.model[0]
@@ -171,7 +175,7 @@ def test_dora_forward_and_gradients_are_pefts(dropout: float) -> None:
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [lora.LoRALinear, dora.DoRALinear])
+@pytest.mark.parametrize("kind", [lora.LoRALinear, variants.DoRALinear])
 def test_dropout_ends_with_training(kind: Any) -> None:
     layer = kind(torch.randn(8, 16), None, r=2, alpha=4, dropout=0.5)
     layer.reset(torch.Generator().manual_seed(0))
@@ -188,7 +192,7 @@ def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(init: str, ti
     settings = whole(tiny_base, targets=SMALL, init=init)
     settings = config.dataclasses.replace(settings, base=config.BaseConfig(str(tiny_base), dtype="float32"))
     made = loaded(settings)
-    for delta in trained_adapter.adapter(settings, made).deltas.values():
+    for delta in adapters.trained_adapter(settings, made).deltas.values():
         assert (delta.r, delta.scaling) == (8, 2.0)
         assert np.abs(delta.lora_B @ delta.lora_A).max() < 1e-6
 
@@ -198,9 +202,9 @@ def test_loftq_makes_up_for_quantizing(iterations: int, better: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(96, 128) * 0.05
     words = config.LoRAConfig(init="loftq", init_iterations=iterations)
-    matrix, factors = inits.begin(weight, words, r=16, scaling=2.0, quantized=True, where="w")
+    matrix, factors = variants.initial_factors(weight, words, r=16, scaling=2.0, quantized=True, where="w")
     plain = (weight - nf4.dequantize(nf4.quantize(weight), torch.float32)).norm()
-    left = (weight - lora.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
+    left = (weight - nf4.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
     assert left < better * plain
 
 
@@ -209,7 +213,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> N
     torch.manual_seed(0)
     weight = torch.randn(40, 60)
     words = config.LoRAConfig(init="pissa", init_iterations=iterations)
-    rest, (A, B) = inits.begin(weight, words, r=5, scaling=3.0, quantized=False, where="w")
+    rest, (A, B) = variants.initial_factors(weight, words, r=5, scaling=3.0, quantized=False, where="w")
     torch.testing.assert_close(rest + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), values[5], rtol=0.02, atol=0)
@@ -218,8 +222,8 @@ def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> N
 def test_a_kind_that_cannot_be_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     for words, says in (
         ({"targets": ("embed_tokens",), "dora": True}, "[lora] dora: cannot be combined with LoRA on model.embed_tokens yet"),
-        ({"targets": ("k_proj",), "rank_pattern": {"k_proj": 40}, "init": "pissa"}, "has no 40 directions for pissa"),
-        ({"trainable_token_indices": (3, 999)}, "[lora] trainable_token_indices: isn't a set of ids below 259"),
+        ({"targets": ("k_proj",), "rank_pattern": {"k_proj": 40}, "init": "pissa"}, "is too small for pissa with r = 40"),
+        ({"trainable_token_indices": (3, 999)}, "[lora] trainable_token_indices: must be distinct ids below 259"),
     ):
         with pytest.raises(RefusedError) as caught:
             loaded(whole(tiny_base, **words))
@@ -230,18 +234,19 @@ def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_
     experts = torch.nn.ModuleList(lora.LoRALinear(torch.randn(8, 16), None, r=2, alpha=4) for _ in range(3))
     model = torch.nn.ModuleDict({"experts": experts})
     lora.reset(model, 0)
-    state = loop.new_state(model, config.OptimConfig())
+    state = new_state(model, config.OptimConfig())
     experts[1](torch.randn(5, 16)).square().sum().backward()
     state.optimizer.step()
     state.step = 1
     checkpoint.save(tmp_path / "c.safetensors", model, state, "run")
     again = copy.deepcopy(model)
     lora.reset(again, 1)
-    back = loop.new_state(again, config.OptimConfig())
+    back = new_state(again, config.OptimConfig())
     assert checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
     kept = [
-        [parameter in one.optimizer.state for _, parameter in lora.trained(m)] for m, one in ((model, state), (again, back))
+        [parameter in one.optimizer.state for _, parameter in lora.trained_parameters(m)]
+        for m, one in ((model, state), (again, back))
     ]
     assert kept[0] == kept[1] == [False, False, True, True, False, False]
-    for (name, parameter), (_, other) in zip(lora.trained(model), lora.trained(again), strict=True):
+    for (name, parameter), (_, other) in zip(lora.trained_parameters(model), lora.trained_parameters(again), strict=True):
         assert torch.equal(parameter, other), name

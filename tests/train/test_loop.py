@@ -23,10 +23,11 @@ from adapterhub.train import config  # noqa: E402
 from adapterhub.train.artifacts import loss_curve, tracking  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import lora  # noqa: E402
-from adapterhub.train.loop import best, loop, samples, schedule  # noqa: E402
-from adapterhub.train.model import base  # noqa: E402
+from adapterhub.train.loop import heldout, loop, optimizer  # noqa: E402
+from adapterhub.train.loop.state import best_step, new_state, out_of_patience  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.train.conftest import load_base  # noqa: E402
 from tests.train.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
 from tests.train.test_trainer import RUN, contents, settings  # noqa: E402
 
@@ -39,9 +40,9 @@ def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
     runs = []
     for micro in (8, 2):
         made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
-        state = loop.new_state(made.model, options)
+        state = new_state(made.model, options)
         losses = [loop.advance(made, given, state, options, 6)["loss"] for _ in range(6)]
-        runs.append((losses, dict(lora.trained(made.model))))
+        runs.append((losses, dict(lora.trained_parameters(made.model))))
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-6)
     for name, parameter in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], parameter, rtol=1e-3, atol=2e-5)
@@ -60,11 +61,11 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
     table.neftune_noise_alpha = 5.0
     table.register_forward_hook(neftune_post_forward_hook)
     expected = peft_losses(theirs, plan, rows())
-    state = loop.new_state(ours.model, plan.train)
+    state = new_state(ours.model, plan.train)
     losses = [loop.advance(ours, rows(), state, plan.train, 20)["loss"] for _ in range(20)]
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
-    quiet = loop.evaluate(ours, rows(), 4)
-    assert quiet == loop.evaluate(ours, rows(), 4)
+    quiet = heldout.evaluate(ours, rows(), 4)
+    assert quiet == heldout.evaluate(ours, rows(), 4)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,12 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
 )
 def test_the_rate(words: dict[str, Any], expected: list[float]) -> None:
     options = config.OptimConfig(learning_rate=1.0, **words)
-    assert [schedule.rate(options, step, 10) for step in range(5)] == pytest.approx(expected)
+    assert [optimizer.learning_rate(options, step, 10) for step in range(5)] == pytest.approx(expected)
 
 
 def test_wsd_falls_in_the_last_fifth() -> None:
     options = config.OptimConfig(learning_rate=1.0, schedule="wsd")
-    rates = [schedule.rate(options, step, 100) for step in range(100)]
+    rates = [optimizer.learning_rate(options, step, 100) for step in range(100)]
     assert rates[:81] == pytest.approx([1.0] * 81)
     assert rates[90] == pytest.approx(0.5)
 
@@ -93,11 +94,11 @@ def log(*losses: float) -> list[dict[str, Any]]:
 
 
 def test_giving_up() -> None:
-    assert best.step(log(3, 2, 1, 1, 2)) == 4
-    assert not best.given_up(log(3, 2, 1, 1), 2)
-    assert best.given_up(log(3, 2, 1, 1, 2), 2)
-    assert not best.given_up(log(3, 2, 1, 1, 2), 0)
-    assert not best.given_up([], 1)
+    assert best_step(log(3, 2, 1, 1, 2)) == 4
+    assert not out_of_patience(log(3, 2, 1, 1), 2)
+    assert out_of_patience(log(3, 2, 1, 1, 2), 2)
+    assert not out_of_patience(log(3, 2, 1, 1, 2), 0)
+    assert not out_of_patience([], 1)
 
 
 def spoiling(folder: Path, tiny_base: Path, **words: object) -> Path:
@@ -114,9 +115,9 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.steps < 30
     assert losses.index(min(losses)) == len(losses) - 3
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
-    assert result.kept == result.steps - 2
+    assert result.kept_step == result.steps - 2
     # What is written is the best, not the last.
-    made = base.load(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
+    made = load_base(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
     from adapterhub_converters.formats import peft as peft_format
 
     written = peft_format.read(tmp_path / "out")
@@ -124,7 +125,7 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
     asked = dataset.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
-    assert loop.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
+    assert heldout.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
@@ -169,7 +170,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, tiny_ba
 
 def test_samples_are_what_generate_says(tiny_base: Path) -> None:
     made = loaded(whole(tiny_base))
-    (said,) = samples.answers(made, ["what?"], 6)
+    (said,) = heldout.answers(made, ["what?"], 6)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     ids = made.tokenizer.apply_chat_template(
         [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -195,10 +196,10 @@ def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:
 
 def test_where_numbers_cannot_go_is_said(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = settings(tmp_path, tiny_base, log_to=["paper"])
-    with pytest.raises(UsageError, match="'paper' isn't known. It may name tensorboard, wandb, trackio, mlflow"):
+    with pytest.raises(UsageError, match="unknown tracker 'paper'. Use any of tensorboard, wandb, trackio, mlflow"):
         train.run(train.read_config(path), tmp_path / "out")
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(MissingExtraError, match="mlflow isn't installed. pip install mlflow"):
+    with pytest.raises(MissingExtraError, match="mlflow is not installed. pip install mlflow"):
         train.run(replace(train.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
 
 
@@ -206,7 +207,7 @@ def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) 
     pytest.importorskip("tensorboard")
     path = settings(tmp_path, tiny_base, log_to=["tensorboard"])
     (tmp_path / "out.tensorboard").write_text("in the way")
-    with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or take it out of log_to"):
+    with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or remove it from log_to"):
         train.run(train.read_config(path), tmp_path / "out")
 
 
@@ -218,7 +219,7 @@ def test_a_log_that_fails_meanwhile_is_said_and_told_no_more() -> None:
         told["bad"].append(step)
         raise ConnectionError("no such\nhost")
 
-    tell = tracking.telling({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
+    tell = tracking.logging_to({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
     steps = [train.Stepped(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
     for step in steps:
         tell(step)

@@ -16,7 +16,7 @@ from adapterhub.train.cost import budget, memory, shapes
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
-from tests.train.conftest import write_tokenizer
+from tests.train.conftest import load_base, write_tokenizer
 
 # The peak is set back when all is imported: what comes above that is the training's own.
 MEASURE = """
@@ -95,7 +95,7 @@ def test_what_is_measured_is_within_15_per_cent_of_what_was_said(tmp_path: Path,
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     start, peak = map(int, done.stdout.split())
-    planned = memory.plan(train.read_config(path))
+    planned = memory.plan(train.read_config(path), read_base(tmp_path / "base"))
     assert (planned.total - start) / (peak - start) == pytest.approx(1, abs=0.15), (planned, start, peak)
 
 
@@ -110,8 +110,9 @@ def config_of(tmp_path: Path, tiny_base: Path, **keys: object) -> train.TrainCon
 
 def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tiny_base: Path) -> None:
     config = config_of(tmp_path, tiny_base)
-    planned = memory.plan(config)
-    found = {item.settings: item.plan for item in budget.alternatives(config)}
+    spec = read_base(tiny_base)
+    planned = memory.plan(config, spec)
+    found = {item.settings: item.plan for item in budget.alternatives(config, spec)}
     assert list(found) == [
         "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantize = "none"',
     ]  # fmt: skip
@@ -123,58 +124,62 @@ def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tin
 
 def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_the_same_rows(tmp_path: Path, tiny_base: Path) -> None:
     config = config_of(tmp_path, tiny_base)
-    base, adapter = memory.parameters(config)
-    planned = memory.plan(config)
+    spec = read_base(tiny_base)
+    base, adapter = memory.parameters(config, spec)
+    planned = memory.plan(config, spec)
     assert planned.adapter == 4 * adapter
     same = planned.total - planned.base - planned.adapter - planned.gradients - planned.optimizer
-    assert memory.full_fine_tuning(config) == 16 * base + same
+    assert memory.full_fine_tuning(config, spec) == 16 * base + same
 
 
 def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_path: Path, tiny_base: Path) -> None:
     config = config_of(tmp_path, tiny_base)
-    total = memory.plan(config).total
-    budget.check(config, free=total)
-    budget.check(config, free=total - 1, held=1)
-    budget.check(config, free=None)
-    with pytest.raises(RefusedError, match=r"Set micro_rows = 1\. --plan says"):
-        budget.check(config, free=total - 1)
+    spec = read_base(tiny_base)
+    total = memory.plan(config, spec).total
+    budget.check(config, spec, free=total)
+    budget.check(config, spec, free=total - 1, held=1)
+    budget.check(config, spec, free=None)
+    with pytest.raises(RefusedError, match=r"Set micro_rows = 1$"):
+        budget.check(config, spec, free=total - 1)
     smallest = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, sequence=128),
         train=dataclasses.replace(config.train, micro_rows=1, checkpointing=True),
     )
     with pytest.raises(RefusedError, match="Set micro_rows = 1, checkpointing = true, sequence = 128"):
-        budget.check(config, free=memory.plan(smallest).total)
-    with pytest.raises(RefusedError, match="take a smaller base"):
-        budget.check(config, free=memory.plan(smallest).total - 1)
+        budget.check(config, spec, free=memory.plan(smallest, spec).total)
+    with pytest.raises(RefusedError, match="use a smaller base"):
+        budget.check(config, spec, free=memory.plan(smallest, spec).total - 1)
 
 
 def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path, tiny_base: Path) -> None:
     config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
     assert config.train.checkpointing == "auto"
-    total = memory.plan(config).total
-    assert budget.settled(config, free=total).train.checkpointing is False
-    assert budget.settled(config, free=total - 1, held=1).train.checkpointing is False
-    assert budget.settled(config, free=None).train.checkpointing is False
-    settled = budget.settled(config, free=total - 1)
+    total = memory.plan(config, spec).total
+    assert budget.settled(config, spec, free=total).train.checkpointing is False
+    assert budget.settled(config, spec, free=total - 1, held=1).train.checkpointing is False
+    assert budget.settled(config, spec, free=None).train.checkpointing is False
+    settled = budget.settled(config, spec, free=total - 1)
     assert settled.train.checkpointing is True
-    assert memory.plan(settled).total < total
+    assert memory.plan(settled, spec).total < total
     for said in (True, False):
         chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=said))
-        assert budget.settled(chosen, free=1) == chosen
+        assert budget.settled(chosen, spec, free=1) == chosen
 
 
 def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
     """Against the model itself, for whatever gives it trained numbers."""
-    base = pytest.importorskip("adapterhub.train.model.base")
+    pytest.importorskip("torch")
     for words in (
         {}, {"dora": True, "layers": (1,)}, {"targets": ("q_proj", "embed_tokens"), "rank_pattern": {"q_proj": 3}},
         {"targets": r".*\.0\..*(gate|up)_proj"}, {"exclude": ("mlp.down_proj",), "trainable_token_indices": (4, 9)},
     ):  # fmt: skip
         config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=train.config.LoRAConfig(r=2, **words))
-        made = base.load(tiny_base, config.base, config.lora, where="")
-        learned = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
-        assert memory.parameters(config)[1] == learned, words
+        spec = read_base(tiny_base)
+        made = load_base(tiny_base, config.base, config.lora, where="")
+        trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
+        assert memory.parameters(config, spec)[1] == trained, words
 
 
 EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
@@ -189,14 +194,14 @@ def test_experts_are_counted_whether_they_lie_stacked_or_one_by_one(kind: str, t
     (tmp_path / "c.toml").write_text(
         f'[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\n[lora]\nr = 2\ntargets = {json.dumps(EXPERTS[kind])}\n'
     )
-    config = train.read_config(tmp_path / "c.toml")
+    config, spec = train.read_config(tmp_path / "c.toml"), read_base(tmp_path / "base")
     wanted = sum(
         2 * (parameter.shape[0] if parameter.ndim == 3 else 1) * sum(parameter.shape[-2:])
         for name, parameter in model.named_parameters()
         if name.removesuffix(".weight").endswith(EXPERTS[kind])
     )
-    assert memory.parameters(config) == (sum(p.numel() for p in model.parameters()), wanted)
-    shape = shapes.shape_of(config, read_base(tmp_path / "base"))
+    assert memory.parameters(config, spec) == (sum(p.numel() for p in model.parameters()), wanted)
+    shape = shapes.shape_of(config, spec)
     experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
     assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
         parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3

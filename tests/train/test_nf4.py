@@ -63,5 +63,5 @@ def test_a_weight_takes_4_127_bits() -> None:
 def test_a_value_that_is_not_finite_is_refused() -> None:
     bad = torch.ones(2, 64)
     bad[1, 3] = float("nan")
-    with pytest.raises(RefusedError, match="q_proj: holds a value that isn't finite"):
+    with pytest.raises(RefusedError, match="q_proj: contains a value that is not finite"):
         nf4.quantize(bad, "q_proj")

@@ -63,15 +63,15 @@ def test_all_linear_leaves_the_table_alone_and_a_plain_word_is_a_name() -> None:
     [
         (
             {"targets": ("proj",)},
-            r"[lora] targets: target 'proj' is no linear layer of this model. It has embed_tokens, q_proj",
+            r"[lora] targets: 'proj' matches no linear layer of this model. The model has embed_tokens, q_proj",
         ),
-        ({"targets": ("lm_head",)}, "[lora] targets: the output layer cannot carry LoRA"),
-        ({"targets": "("}, "[lora] targets: '(' is no name and no regular expression"),
-        ({"targets": ".*gate"}, "[lora] targets: target '.*gate' is no linear layer"),
-        ({"layers": (7,)}, "[lora] layers: no target lies in layer 7. They lie in [0, 1, 2]"),
-        ({"exclude": ("k_proj",)}, "[lora] exclude: target 'k_proj' is no linear layer"),
-        ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "[lora]: no module is left to carry LoRA"),
-        ({"rank_pattern": {"k_proj": 4}}, "[lora] rank_pattern: 'k_proj' decides for no target"),
+        ({"targets": ("lm_head",)}, "[lora] targets: the output layer cannot be a target"),
+        ({"targets": "("}, "[lora] targets: '(' is neither a module name nor a valid regular expression"),
+        ({"targets": ".*gate"}, "[lora] targets: '.*gate' matches no linear layer"),
+        ({"layers": (7,)}, "[lora] layers: no target is in layer 7. Targets are in [0, 1, 2]"),
+        ({"exclude": ("k_proj",)}, "[lora] exclude: 'k_proj' matches no linear layer"),
+        ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "[lora]: no target module is left"),
+        ({"rank_pattern": {"k_proj": 4}}, "[lora] rank_pattern: pattern 'k_proj' matches no target"),
     ],
 )
 def test_what_matches_nothing_is_refused(words: dict[str, Any], says: str) -> None:

@@ -27,11 +27,14 @@ from adapterhub.train.cost import memory  # noqa: E402
 from adapterhub.train.data import dataset  # noqa: E402
 from adapterhub.train.layers import lora  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
-from adapterhub.train.loop.loss import cross_entropy  # noqa: E402
-from adapterhub.train.model import base  # noqa: E402
+from adapterhub.train.loop.loss import cross_entropy, summed_loss  # noqa: E402
+from adapterhub.train.loop.optimizer import learning_rate  # noqa: E402
+from adapterhub.train.loop.state import State, new_state  # noqa: E402
+from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, OutputExistsError, RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.train.conftest import load_base  # noqa: E402
 
 TEXTS = [f"{number} times {number} is {number * number}. " * 4 for number in range(24)]
 
@@ -120,7 +123,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, tiny_base:
         path = settings(tmp_path, tiny_base, steps=1, micro_rows=micro)
         made, rows = prepared(train.read_config(path))
         rows.labels[0, 5:] = dataset.IGNORED
-        state = loop.new_state(made.model, config.OptimConfig(rows=4, micro_rows=micro, clip=0))
+        state = new_state(made.model, config.OptimConfig(rows=4, micro_rows=micro, clip=0))
         gradients = {}
         for path_name, layer in lora.lora_layers(made.model):
             layer.lora_B.register_post_accumulate_grad_hook(partial(keep, gradients, path_name))
@@ -137,7 +140,7 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
 def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
     settings_ = config.dataclasses.replace(settings_, base=config.dataclasses.replace(settings_.base, dtype=dtype))
-    made = base.load(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
+    made = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
     lora.reset(made.model, 0)
     rows = dataset.load([settings_.resolve("train.jsonl")], made.tokenizer, sequence=48, loss="all", seed=0).rows
     return made, rows
@@ -160,13 +163,13 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
                 module.in_features, module.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
             )
             linear.weight = bitsandbytes.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
-            lora.replace(model, name, linear.to("cpu"))
+            lora.replace_module(model, name, linear.to("cpu"))
     theirs = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, layer in lora.lora_layers(made.model):
         module = theirs.base_model.model.get_submodule(name)
         module.lora_A["default"].weight.data.copy_(layer.lora_A.data)
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-    state = loop.new_state(made.model, options)
+    state = new_state(made.model, options)
     for step in range(8):
         chosen = dataset.order(len(rows), 32, options.seed)[step * 4 : step * 4 + 4]
         labels = torch.from_numpy(rows.labels[chosen])
@@ -176,7 +179,7 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
         loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = loop.rate(options, step, 8)
+        optimizer.param_groups[0]["lr"] = learning_rate(options, step, 8)
         optimizer.step()
         optimizer.zero_grad()
         assert loop.advance(made, rows, state, options, steps=8)["loss"] == pytest.approx(loss.item(), rel=2e-4), step
@@ -195,7 +198,7 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
     settings_ = config.dataclasses.replace(
         train.read_config(path), base=config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
     )
-    made = base.load(tiny_base, settings_.base, settings_.lora, where="")
+    made = load_base(tiny_base, settings_.base, settings_.lora, where="")
     adapter = peft_format.read(out)
     for name, layer in lora.lora_layers(made.model):
         layer.lora_A.data.copy_(torch.from_numpy(adapter.deltas[name].lora_A))
@@ -209,7 +212,7 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
 
 
 def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
-    made = base.load(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
+    made = load_base(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
     alone, other = torch.arange(40, 52), torch.arange(100, 110)
     positions = torch.cat([torch.arange(10), torch.arange(12)])[None]
     with torch.no_grad():
@@ -220,7 +223,7 @@ def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("length", [64, 520])  # rows short enough for our own attention, and longer ones
 def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path) -> None:
-    made = base.load(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
+    made = load_base(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
     numbers = np.random.default_rng(0)
     texts = [numbers.integers(3, 250, size) for size in (length // 2, length // 4, length // 4)]
     others = [texts[0], numbers.integers(3, 250, length // 4), texts[2]]
@@ -233,7 +236,7 @@ def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path
         for start, end in itertools.pairwise(starts):
             labels = np.full_like(packed.labels, dataset.IGNORED)
             labels[:, start:end] = packed.labels[:, start:end]
-            found.append(loop.summed_loss(made, dataset.Rows(packed.ids, labels, packed.positions), np.arange(1)).item())
+            found.append(summed_loss(made, dataset.Rows(packed.ids, labels, packed.positions)).item())
         return found
 
     before, after = losses(texts), losses(others)
@@ -292,12 +295,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path: Pat
     rest = process.stdout.read()
     process.wait()
     assert "StoppedError" in rest
-    assert "Run the same command to go on" in rest
+    assert "The same training resumes from it" in rest
     checkpoint = tmp_path / "out.checkpoint.safetensors"
     assert checkpoint.exists()
     assert not (tmp_path / "out").exists()
     changed = settings(tmp_path / "other", tiny_base, learning_rate=0.02)
-    with pytest.raises(ConflictError, match="is of a training with another config, data or base"):
+    with pytest.raises(ConflictError, match="belongs to a training with another config, data or base"):
         train.run(train.read_config(changed), tmp_path / "out")
     events: list[train.Event] = []
     train.run(train.read_config(path), tmp_path / "out", on_event=events.append)
@@ -317,7 +320,7 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     with pytest.raises(OutputExistsError, match="already exists"):
         train.run(train.read_config(path), tmp_path / "full")
     path.write_text(path.read_text().replace("alpha = 8", 'alpha = 8\ntargets = ["gate"]'))
-    with pytest.raises(RefusedError, match="target 'gate' is no linear layer"):
+    with pytest.raises(RefusedError, match="'gate' matches no linear layer"):
         train.run(train.read_config(path), tmp_path / "out")
     path.write_text(path.read_text().replace(json.dumps(str(tiny_base)), '"nowhere"'))
     with pytest.raises(AdapterhubError, match="nowhere"):
@@ -327,7 +330,8 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
 
 def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[no-untyped-def]
     _, path, events, _ = trained
-    planned = memory.plan(train.read_config(path))
+    settings_ = train.read_config(path)
+    planned = memory.plan(settings_, read_base(settings_.resolve(settings_.base.path)))
     ready = next(event for event in events if isinstance(event, train.Ready))
     assert planned == ready.memory
     assert planned.adapter == 4 * ready.parameters
@@ -342,7 +346,7 @@ def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[n
     attention = 12 * 2 * 64 * 48
     assert report.flops == tokens * (4 * linears + 6 * trained_numbers + attention) + 4 * head * result.tokens
     assert report.base_parameters == linears + head + 5 * 64
-    assert report.predicted == memory.plan(settings_).total
+    assert report.predicted == memory.plan(settings_, read_base(settings_.resolve(settings_.base.path))).total
     assert 0 < report.tokens_per_second == pytest.approx(tokens / report.seconds)
     assert report.utilization == pytest.approx(report.flops / report.seconds / report.matmul)
     known = AdapterManifest.read(out)
@@ -369,6 +373,6 @@ def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_step_and_all_that_was_held_out() -> None:
     log = [{"step": step, "loss": 1.0, "tokens": 9} for step in range(1, 1001)] + [{"step": 1000, "heldout_loss": 0.5}]
-    curve = finish.curve(loop.State(None, log=log))
+    curve = finish.curve(State(None, log=log))
     assert len(curve) <= 101
     assert curve[-2:] == [{"step": 1000, "loss": 1.0}, {"step": 1000, "heldout_loss": 0.5}]

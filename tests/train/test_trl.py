@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.train import config  # noqa: E402
 from adapterhub.train.data import dataset as data  # noqa: E402
 from adapterhub.train.loop import loop  # noqa: E402
-from adapterhub.train.model import trained_adapter  # noqa: E402
+from adapterhub.train.loop.state import new_state  # noqa: E402
+from adapterhub.train.model import adapters  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.train.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
@@ -48,7 +49,7 @@ def our_run(settings: config.TrainConfig, folder: Path) -> tuple[Any, Any, list[
     rows = data.load(
         [folder / "chats.jsonl"], made.tokenizer, sequence=LONGEST, loss="completion", seed=None, pack_rows=False
     ).rows
-    state = loop.new_state(made.model, settings.train)
+    state = new_state(made.model, settings.train)
     losses = [loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     return first, made, losses
 
@@ -89,7 +90,7 @@ def test_losses_of_twenty_steps_are_trls_and_peft_takes_both_adapters_for_one(tm
 
     trainer.save_model(str(tmp_path / "theirs"))
     (tmp_path / "ours").mkdir()
-    peft_format.write(trained_adapter.adapter(settings, made), tmp_path / "ours")
+    peft_format.write(adapters.trained_adapter(settings, made), tmp_path / "ours")
     ids, logits = torch.arange(3, 43)[None], []
     for folder in ("ours", "theirs"):
         fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub import check
+from adapterhub.check import Problem, check
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
@@ -32,7 +32,7 @@ class Fixed:
     out: Path | None
     mends: tuple[Mend, ...]
     proposals: tuple[Proposal, ...]
-    left: tuple[check.Problem, ...]
+    left: tuple[Problem, ...]
     left_out: tuple[str, ...] = ()
     """Files of the source that are no part of an adapter, and were not copied."""
 
@@ -69,8 +69,8 @@ def fix(
     return Fixed(None if dry_run else out, tuple(state.mends), tuple(state.proposals), left, left_out)
 
 
-def _left(path: Path, base: BaseSpec | None) -> tuple[check.Problem, ...]:
-    return tuple(check.check(path, base=base, headers_only=True).problems)
+def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
+    return tuple(check(path, base=base, headers_only=True).problems)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
-from adapterhub_converters.formats import mlx, peft, pickles, raw
+from adapterhub_converters.formats import FORMATS, peft, pickles, raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _check_kind(path: Path) -> None:
     if path.is_file() and path.suffix != ".safetensors":
         pickles.refuse(path)
         raise RefusedError(str(path), "only PEFT's files are mended", "`adapterhub convert --to peft` makes them of it")
-    if path.is_dir() and mlx.sniff(path):
+    if path.is_dir() and FORMATS["mlx"].sniff(path):
         raise RefusedError(str(path), "an MLX adapter, and only PEFT's are mended", "`adapterhub convert --to peft` makes one")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli import attachments, output
 from adapterhub.cli.options import Settings, command
 
-if TYPE_CHECKING:
-    pass
-
 
 @command(
     "attach",
-    short="Attach files to a version elsewhere.",
     example="""
     adapterhub attach oci://registry.example/team/sql:v2 scan.json --type application/vnd.example.scan+json
     adapterhub attach layout://adapters.tar:team/sql:v2 model.sig --type application/vnd.example.signature""",
 )
 @click.argument("address", metavar="ADDRESS")
 @click.argument("files", metavar="FILE…", nargs=-1, required=True)
-@click.option("--type", "kind", metavar="TYPE", required=True, help="What it is, as a media type: by this others find it.")
+@click.option("--type", "kind", metavar="TYPE", required=True, help="Media type: how others find the attachment.")
 @click.pass_obj
 def attach(settings: Settings, *, address: str, files: tuple[str, ...], kind: str) -> None:
-    """Attach files to a version in a registry or an image layout; the version and its digest stay as they are.
+    """Attach files to a version in an OCI registry or an image layout; the version and its digest do not change.
 
-    It is a manifest of its own that names the version as its subject (an OCI referrer), which oras discover and cosign
-    find too. The same files of the same type again are the same attachment.
+    An attachment is a manifest of its own with the version as its subject (an OCI referrer), which `oras discover` and cosign
+    find too. Attaching the same files under the same type again changes nothing.
     """
     from adapterhub.remotes.oci import referrers
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import attachments, output
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, output_option
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 
 @command(
     "attached",
-    short="List what is attached to a version elsewhere.",
     example="""
     adapterhub attached oci://registry.example/team/sql:v2
     adapterhub attached oci://registry.example/team/sql:v2 --type application/vnd.example.scan+json -o ./scan""",
 )
 @click.argument("address", metavar="ADDRESS")
-@click.option("--type", "kind", metavar="TYPE", help="Only what is of this type.")
-@click.option("-o", "--output", "out", metavar="DIR", help="Write the files of the one there is, verified.")
+@click.option("--type", "kind", metavar="TYPE", help="Media type: list only attachments of this type.")
+@output_option("folder for the files of the only attachment, verified.")
 @click.pass_obj
 def attached(settings: Settings, *, address: str, kind: str | None, out: str | None) -> None:
-    """List what is attached to a version in a registry or an image layout, or write its files.
+    """List the attachments of a version in an OCI registry or an image layout, or write their files.
 
-    In a registry that doesn't list them itself it is what the tag sha256-… of the version says.
+    Where a registry has no referrers API, the list is read from the tag sha256-… of the version.
     """
     from adapterhub.remotes.oci import referrers
 
@@ -52,11 +51,11 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
 def _only(found: list[Referrer], address: str, kind: str | None) -> Referrer:
     if not found:
-        raise NotFoundError(address, f"nothing {f'of the type {kind} ' if kind else ''}is attached to it")
+        raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}")
     if len(found) > 1:
         types = ", ".join(dict.fromkeys(each.artifact_type for each in found))
-        hint = "Name the one with --type" if kind is None else "`oras pull` takes one by its digest"
-        raise UsageError(address, f"{len(found)} things are attached to it: {types[:200]}", hint)
+        hint = "Choose one with --type" if kind is None else "Use `oras pull` with its digest"
+        raise UsageError(address, f"has {len(found)} attachments: {types[:200]}", hint)
     return found[0]
 
 
@@ -65,7 +64,7 @@ def _text(found: list[Referrer], out: str | None, files: list[str] | None) -> No
         output.write(output.one_line(f"{out}: {', '.join(files)}, verified"))
         return
     if not found:
-        output.say("nothing is attached")
+        output.say("no attachments")
     rows = [[each.artifact_type or "-", each.digest] for each in found]
     for line in output.table((Column("TYPE"), Column("DIGEST")), rows, screen=output.width()) if rows else ():
         output.write(line)

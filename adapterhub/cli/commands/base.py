@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import open_registry
-from adapterhub.cli.options import Group, Settings
+from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
@@ -33,44 +33,46 @@ def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -
 @click.group(
     "base",
     cls=Group,
-    short_help="Keep bases by name.",
     example="""
     adapterhub base add qwen3 hf://Qwen/Qwen3-0.6B
     adapterhub validate ./sql --base qwen3""",
 )
 def base() -> None:
-    """Keep what bases are, names, shapes, numbers and digests, under names that --base takes.
+    """Name base models, so that --base takes the name.
 
-    The registry keeps what headers say, never weights. What needs those takes a folder as ever.
+    The registry stores what headers contain: names, shapes, numbers and digests, never weights. What needs weights still takes
+    a folder.
     """
 
 
 @base.command(
     "add",
-    short_help="Keep a base under a name.",
+    short_help="Add a base model.",
     example="""
     adapterhub base add qwen3 hf://Qwen/Qwen3-0.6B
     adapterhub base add tiny ./base.gguf""",
 )
 @click.argument("name")
 @click.argument("source", metavar="BASE")
-@click.option("--force", is_flag=True, help="Also when the name means another base.")
+@force_option("give the name to another base.")
 @click.pass_obj
 def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
-    """Read the headers of a base, a folder, a file, hf://org/model or a URL, and keep what they say under a name.
+    """Read the headers of a base, a folder, a file, hf://org/model or a URL, and store them under a name.
 
-    NAME is a word like qwen3-0.6b. A name that means another base already is a conflict (exit 7). The registry is made if
-    there is none.
+    NAME is a word like qwen3-0.6b. A name of another base is a conflict (exit 7). The registry is created if needed.
     """
     from adapterhub.bases import registered
-    from adapterhub.store.named_documents import parse_base_name
+    from adapterhub.store.named_documents import parse_document_name
 
-    parse_base_name(name, name)
+    parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
     kept = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
     with open_registry(settings, make=True) as registry:
         found = registered.add(registry, name, spec, source=kept, force=force)
-    text = f"{'' if found.new else 'already there: '}{name}  {_line(found.document)}"
+    made = found.document
+    model = made["repo"] or made["architecture"] or made["kind"]
+    line = f"{name}  {model}, {output.plural(len(made['tensors']), 'tensor')}, {output.digest(made['fingerprint'])}"
+    text = line if found.new else f"already there: {line}"
     document = {**_document(found), "new": found.new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
@@ -88,13 +90,13 @@ _LIST = (
 
 @base.command(
     "list",
-    short_help="List the bases there are names for.",
+    short_help="List the base models.",
     example="""
     adapterhub base list""",
 )
 @click.pass_obj
 def list_(settings: Settings) -> int:
-    """List the bases there are names for. One that can't be read is named, and hides no other; then this exits 1."""
+    """List the base models. An unreadable one is reported and hides no other; then the exit code is 1."""
     with open_registry(settings) as registry:
         found, damaged = _every(registry)
     for name, error in damaged.items():
@@ -108,14 +110,14 @@ def list_(settings: Settings) -> int:
 
 
 def _every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
-    """Every base there is a name for, and by name what is wrong with those that can't be read."""
+    """Every named base, and the errors of the unreadable ones by name."""
     from adapterhub.bases import registered
 
     found, damaged = [], {}
-    for name in registry.store.base_names():
+    for name in registry.store.log.document_names():
         try:
             found.append(registered.get(registry, name))
-        except NotFoundError:  # the name was freed
+        except NotFoundError:  # removed meanwhile
             continue
         except AdapterhubError as error:
             damaged[name] = error
@@ -124,7 +126,7 @@ def _every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubEr
 
 def _list_text(found: list[Registered]) -> None:
     if not found:
-        output.say("no bases yet; `adapterhub base add NAME BASE` keeps one")
+        output.say("no base models yet; add one with `adapterhub base add NAME BASE`")
         return
     cells = [
         [
@@ -138,13 +140,12 @@ def _list_text(found: list[Registered]) -> None:
         ]
         for item in found
     ]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 @base.command(
     "show",
-    short_help="Say what a base is.",
+    short_help="Show a base model.",
     example="""
     adapterhub base show qwen3
     adapterhub base show hf://Qwen/Qwen3-0.6B --json""",
@@ -152,7 +153,7 @@ def _list_text(found: list[Registered]) -> None:
 @click.argument("source", metavar="BASE", shell_complete=_complete)
 @click.pass_obj
 def show(settings: Settings, source: str) -> None:
-    """Say what a base is: the one under a name, or in a folder, a file or behind a URL. --json has every tensor."""
+    """Show a base model: by name, or in a folder, a file or at a URL. --json has every tensor."""
     from adapterhub.bases import record, registered
 
     name = inputs.base_name(source, settings)
@@ -182,20 +183,19 @@ def _show_text(document: Mapping[str, Any]) -> None:
         "numbers": ", ".join(f"{key} {value}" for key, value in document["config"].items()),
         "note": "; ".join(document["notes"]),
     }
-    for line in output.pairs({key: str(value) for key, value in lines.items() if value}, screen=output.width()):
-        output.write(line)
+    output.write_pairs({key: str(value) for key, value in lines.items() if value})
 
 
 @base.command(
     "rm",
-    short_help="Forget a name.",
+    short_help="Remove a base model.",
     example="""
     adapterhub base rm qwen3""",
 )
 @click.argument("name", shell_complete=_complete)
 @click.pass_obj
 def rm(settings: Settings, name: str) -> None:
-    """Forget what a name means. Adapters that pin the base keep what they pin; the name may be given again."""
+    """Remove a named base. Adapters that pin it do not change; the name may be used again."""
     from adapterhub.bases import registered
 
     with open_registry(settings) as registry:
@@ -215,11 +215,6 @@ def _whole(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored(document: Mapping[str, Any]) -> str:
-    """The quantization, or the dtype that most tensors have."""
+    """The quantization, or the dtype of most tensors."""
     tensors = [value["dtype"] if isinstance(value, Mapping) else value[0] for value in document["tensors"].values()]
     return str(document["quantization"] or max(sorted(set(tensors)), key=tensors.count, default="-"))
-
-
-def _line(document: Mapping[str, Any]) -> str:
-    model = document["repo"] or document["architecture"] or document["kind"]
-    return f"{model}, {output.plural(len(document['tensors']), 'tensor')}, {output.digest(document['fingerprint'])}"

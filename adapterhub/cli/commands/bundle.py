@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import inputs, output, remotes
 from adapterhub.cli.environment import complete_ref, open_registry
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, output_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import UsageError
@@ -24,21 +24,20 @@ if TYPE_CHECKING:
 
 @command(
     "bundle",
-    short="Put versions into one file, for where no network is.",
     example="""
     adapterhub bundle team/sql:v2 team/chat:prod -o adapters.tar
     adapterhub bundle team/merged:v1 --with-parents -o adapters.tar
     adapterhub pull team/sql:v2 --from adapters.tar --offline""",
 )
 @click.argument("refs", metavar="REF…", nargs=-1, required=True, shell_complete=complete_ref)
-@click.option("-o", "--output", "out", metavar="OUT", required=True, help="What to write: a .tar, or else a folder.")
-@click.option("--with-parents", is_flag=True, help="With all that they were merged or converted from, as far as it is here.")
+@output_option("a .tar, or else a folder.", required=True)
+@click.option("--with-parents", is_flag=True, help="Include the parents that are in the registry, and theirs.")
 @click.pass_obj
 def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents: bool) -> None:
-    """Put versions into one OCI image layout, every byte verified: a .tar of the same bytes for the same versions, or a folder.
+    """Export versions to one OCI image layout, every byte verified: a reproducible .tar, or a folder.
 
-    REF is a version in the registry here, or an address. Each keeps its name, so that `pull REF --from OUT` finds it, and
-    skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST) too. `copy layout://OUT:REF NAME` takes one into a registry.
+    REF is a version in this registry, or an address. Each keeps its name: `pull REF --from OUT` finds it, and so do skopeo
+    (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
     """
     from adapterhub.remotes.layouts import bundle as layout_bundle
 
@@ -49,7 +48,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
         with bytes_bar("bundling") as show:
             size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show)
     for digest in missing:
-        output.say(f"left out: the parent {digest}, which is not in the registry here")
+        output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]
     document = {"output": out, "size": size, "versions": versions, "missing": missing}
 
@@ -64,7 +63,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
 def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[Item], list[Digest]]:
-    """The versions to bundle, each open until the stack closes, and the digests of parents that are not here."""
+    """The versions to bundle, open until the stack closes, and the digests of parents that are missing."""
     from adapterhub.remotes.layouts.bundle import ancestors
     from adapterhub.remotes.location import is_address
 
@@ -78,10 +77,10 @@ def _items(
             path, ref = inputs.resolve(text, settings)
             if ref is None:
                 hint = f"Store it first: `adapterhub push {path} NAMESPACE/NAME`"
-                raise UsageError(text, "is a path; a bundle has versions, by their names", hint)
+                raise UsageError(text, "is a path, and a bundle contains versions", hint)
             local.append(ref)
     if with_parents and not local:
-        raise UsageError("--with-parents", "looks in the registry here, and none of these is there", "Leave it out")
+        raise UsageError("--with-parents", "needs a version in this registry, and all of these are addresses", "Leave it out")
     if local:
         registry = stack.enter_context(open_registry(settings))
         found = [_here(registry, ref, stack) for ref in local]
@@ -93,19 +92,20 @@ def _items(
 
 
 def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
-    """A version of the registry, called as it was named if that was a tag, else by its number."""
+    """A version of the registry, named by the tag it was given by, else by its number."""
+    from adapterhub.index import queries
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
 
     version = stack.enter_context(registry.reading(ref))
     output.deprecated(str(version.ref), version.deprecated)
     source = Local(registry, version.name)
-    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in registry.catalog.tags(ref.name) else str(version.ref)
+    name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
     return Item(source, source.manifest(version.digest), name)
 
 
 def _elsewhere(text: str, stack: ExitStack) -> Item:
-    """A version at an address, called by the end of its name there; one of a digest has none."""
+    """A version at an address, named by the last parts of its repository; unnamed if given by digest."""
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse

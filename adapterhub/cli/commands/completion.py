@@ -9,7 +9,6 @@ from adapterhub.cli.options import Settings, command
 
 @command(
     "completion",
-    short="Print a shell's completion script.",
     example="""
     adapterhub completion bash > ~/.local/share/bash-completion/completions/adapterhub
     adapterhub completion zsh > "${fpath[1]}/_adapterhub"
@@ -18,7 +17,7 @@ from adapterhub.cli.options import Settings, command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that makes a shell complete commands, options and refs."""
+    """Print a script that makes a shell complete commands, options and refs."""
     from click.shell_completion import get_completion_class
 
     from adapterhub.cli import output

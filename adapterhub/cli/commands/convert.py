@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import DTYPES, FORMATS, Settings, command
+from adapterhub.cli.options import (
+    Settings,
+    alpha_option,
+    base_option,
+    command,
+    dropped,
+    loss_options,
+    model_option,
+    rank_option,
+    rslora_option,
+    to_option,
+)
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
+from adapterhub_converters import formats
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
-
-if TYPE_CHECKING:
-    from adapterhub_converters.adapter import LossReport
 
 
 @command(
     "convert",
-    short="Write an adapter in another format.",
     example="""
     adapterhub convert ./sql sql.gguf --to gguf --base ./Qwen3-0.6B
     adapterhub convert team/sql:v2 ./sql-mlx --to mlx
@@ -30,19 +36,15 @@ if TYPE_CHECKING:
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--to", "style", required=True, type=click.Choice((*FORMATS, "ollama", "hf")), help="The format to write.")
-@click.option(
-    "--base", metavar="BASE", help="The model it is for, where names or shapes are needed: a folder, a file or a URL."
-)
-@click.option("--dtype", type=click.Choice(DTYPES), default="source", help="What a GGUF stores its numbers as.")
-@click.option("--allow-approx", is_flag=True, help="Replace deltas the format cannot say by the nearest of low rank.")
-@click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names.")
-@click.option("--rank", type=click.IntRange(1), help="The rank of an approximation; by default the adapter's own.")
-@click.option("--alpha", type=float, help="The alpha of a lone .safetensors file that doesn't say it.")
-@click.option("--rslora", is_flag=True, help="… and that it scales by alpha / sqrt(r).")
-@click.option("--unsafe-pickle", is_flag=True, help="Take a pickle, loaded in a process of its own under limits (needs torch).")
-@click.option("--from", "model", metavar="MODEL", help="What Ollama calls the base, with --to ollama; else the path of --base.")
-@click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
+@to_option((*formats.names(), *formats.MODELS), required=True)
+@base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
+@loss_options
+@rank_option("an approximation. [default: the adapter's]")
+@alpha_option
+@rslora_option
+@click.option("--unsafe-pickle", is_flag=True, help="Load a pickle, in a separate process with limits (needs torch).")
+@model_option
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
 @click.pass_obj
 def convert(
     settings: Settings,
@@ -61,30 +63,32 @@ def convert(
     model: str | None,
     verbose: bool,
 ) -> None:
-    """Write an adapter in another format, and say what became of every tensor.
+    """Convert an adapter to another format, and report the loss of every tensor.
 
-    SRC is a folder, a file or a ref; DST must not be there yet, and appears whole or not at all. What the format cannot
-    express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain
-    LoRA and says how far off that is (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
-    magnitudes, copies, or names and patterns like 'lm_head*', with commas between. `--to hf` turns a GGUF base model into a
-    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF.
+    SRC is a folder, a file or a ref; DST must not exist, and appears whole or not at all. What the format cannot express is
+    refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain LoRA and
+    reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows, magnitudes, copies, or
+    names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a Hugging Face folder, and
+    `--to gguf` a whole Hugging Face model into a GGUF.
     """
     if style == "hf":
         _to_hf(settings, source, target)
         return
     if style == "gguf" and _is_model(Path(source)):
         meant = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
-        _refuse({**meant, "rslora": rslora, "unsafe-pickle": unsafe_pickle, "from": model})
+        meant |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
+        given = next((name for name, value in meant.items() if value), None)
+        if given:
+            raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
         _model_to_gguf(settings, Path(source), Path(target), dtype)
         return
-    from adapterhub_converters.formats import convert as formats
+    from adapterhub_converters.formats import convert as conversion
     from adapterhub_converters.formats.lossy import Allowed
 
-    words = [word.strip() for given in allow_drop for word in given.split(",") if word.strip()]
-    allowed = Allowed(approx=allow_approx, drop=words, rank=rank)
+    allowed = Allowed(approx=allow_approx, drop=dropped(allow_drop), rank=rank)
     spec = inputs.read_base(base, settings) if base else None
     with inputs.opened(source, settings) as found:
-        report = formats.convert(
+        report = conversion.convert(
             found.path,
             Path(target),
             to=style,
@@ -96,8 +100,13 @@ def convert(
             dtype=dtype,
             model=model or (inputs.here(base) if style == "ollama" else None),
         )
-    document = {"source": source, "target": target, "format": style, **losses.loss_document(report)}
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(target, report, verbose=verbose))
+    document = {"source": source, "target": target, "format": style, **losses.document(report)}
+
+    def text() -> None:
+        output.write(f"{target}: {losses.summary(report)}")
+        losses.write(report, output.write, verbose=verbose)
+
+    output.emit(document, as_json=settings.as_json, text=text)
 
 
 def _to_hf(settings: Settings, source: str, target: str) -> None:
@@ -105,7 +114,7 @@ def _to_hf(settings: Settings, source: str, target: str) -> None:
 
     path = inputs.existing(source)
     if path.is_dir():
-        raise UsageError(source, "is a folder, and --to hf makes one of a GGUF base model", "Name the .gguf file")
+        raise UsageError(source, "is a folder, and --to hf converts a GGUF base model", "Name the .gguf file")
     to_folder.to_hf(path, Path(target))
     files = sorted(item.name for item in Path(target).iterdir())
     size = sum(item.stat().st_size for item in Path(target).iterdir())
@@ -118,18 +127,12 @@ def _to_hf(settings: Settings, source: str, target: str) -> None:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a folder has a whole model in it, and no adapter."""
+    """True for a folder with a whole model and no adapter."""
     from adapterhub_converters import bases
 
     if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).exists():
         return False
     return bool(bases.weight_files(path))
-
-
-def _refuse(options: Mapping[str, object]) -> None:
-    given = next((name for name, value in options.items() if value), None)
-    if given:
-        raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
 
 
 def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
@@ -144,8 +147,3 @@ def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -
         report = conversion.write(target, progress)
     document = {"source": str(source), "target": str(target), "format": "gguf", **fused.document(report)}
     output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
-
-
-def _text(target: str, report: LossReport, *, verbose: bool) -> None:
-    output.write(f"{target}: {losses.loss_line(report)}")
-    losses.write_losses(report, output.write, verbose=verbose)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -14,31 +12,27 @@ from adapterhub.cli.environment import (
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
 
 @command(
     "deprecate",
-    short="Warn whoever uses a version.",
     example="""
     adapterhub deprecate team/sql:v2 "overfits; use v3"
     adapterhub deprecate team/sql --undo""",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("message", required=False, default="")
-@click.option("--undo", is_flag=True, help="Take the warning back.")
+@click.option("--undo", is_flag=True, help="Withdraw the warning.")
 @click.pass_obj
 def deprecate(settings: Settings, *, ref: str, message: str, undo: bool) -> None:
-    """Warn whoever pulls, lists, shows or otherwise uses a version, or with a bare name any of its versions.
+    """Mark a version as deprecated, or with a bare name all its versions: every command that uses it prints a warning.
 
-    Nothing else changes: what is deprecated still works.
+    Deprecated versions still work.
     """
     from adapterhub.ref import Ref
 
     target = Ref.parse(ref)
     if undo and message:
-        raise UsageError("--undo", "takes no MESSAGE")
+        raise UsageError("--undo", "cannot be combined with MESSAGE")
     with open_registry(settings) as registry:
         number = registry.deprecate(target, message, undo=undo)
     said = str(Ref(target.name, number=number or None))

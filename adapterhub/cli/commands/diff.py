@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
@@ -19,27 +19,26 @@ if TYPE_CHECKING:
     from adapterhub.check import Verdict
 
 _SHOWN = 12  # rows of a table
-_CELL = 24  # characters of a config's value
+_CELL = 24  # characters of a config value
 
 
 @command(
     "diff",
-    short="Say what changed between two adapters.",
     example="""
     adapterhub diff team/sql:v1 team/sql:v2
     adapterhub diff ./sql ./sql.gguf --base ./Qwen3-0.6B --exit-code""",
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--base", metavar="BASE", help="The model both are for: a Hugging Face folder or a .gguf file.")
-@click.option("--exit-code", is_flag=True, help="Exit 1 if they are not one function, as `diff` and `git diff` do.")
+@base_option("the one of both: a Hugging Face folder or a .gguf file.")
+@click.option("--exit-code", is_flag=True, help="Exit 1 if they compute different functions.")
 @click.pass_obj
 def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: bool) -> int:
-    """Say what changed between two adapters or two versions of one.
+    """Compare two adapters, or two versions of one, as functions.
 
-    A and B are folders, files or refs, in any format. Modules are compared as the matrices they add to the base, whatever
-    their ranks, scales and factors: a conversion is no difference. What differs by less than float32's rounding counts as
-    the same. Exits 0, or with --exit-code 1 when the two do not compute the same.
+    A and B are folders, files or refs, in any format. Modules are compared by the matrices they add to the base, whatever their
+    ranks, scales and factors: a conversion is no difference. Differences below float32's rounding count as equal. Exits 0, or
+    with --exit-code 1 when the two compute different functions.
     """
     from adapterhub.analysis import diff as library
 
@@ -68,9 +67,6 @@ def _document(names: tuple[str, str], found: Difference) -> dict[str, Any]:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {"verdict": verdict.verdict, "reasons": list(verdict.reasons), "convert_to": verdict.convert_to}
-
-
-# ---- for people
 
 
 def _text(names: tuple[str, str], found: Difference) -> None:
@@ -113,10 +109,10 @@ def _summary(found: Difference) -> tuple[str, str]:
 
 
 def _cut(lines: Sequence[str], rows: int) -> Iterator[str]:
-    """A table's head and as many rows as are shown."""
+    """The head of a table, the first rows, and the number of the rest."""
     yield from lines[: 1 + _SHOWN]
     if rows > _SHOWN:
-        yield f"… and {rows - _SHOWN} more (--json has all)"
+        yield output.more(rows - _SHOWN)
 
 
 def _config_lines(found: Difference) -> Iterator[str]:
@@ -129,7 +125,7 @@ def _config_lines(found: Difference) -> Iterator[str]:
 
 
 def _values(key: KeyChange) -> list[str]:
-    """Both values, short; of two lists or maps what only one has."""
+    """Both values, shortened; of two lists or maps only the difference."""
     one, two = key.a, key.b
     if isinstance(one, list) and isinstance(two, list):
         return [_short(", ".join(_word(item) for item in x if item not in y) or None) for x, y in ((one, two), (two, one))]
@@ -148,7 +144,7 @@ def _short(value: Any) -> str:
 
 
 def _shape_lines(found: Difference) -> Iterator[str]:
-    """What became of ranks, scales and types, for how many modules each."""
+    """Changes of ranks, scales and types, with the number of modules."""
     both = [(module.a, module.b) for module in found.modules if module.a and module.b]
     for name, text in (
         ("r", lambda side: str(side.r)),
@@ -165,7 +161,7 @@ def _became(name: str, both: Sequence[tuple[Side, Side]], text: Callable[[Side],
     for (one, two), count in changes.most_common(3):
         yield f"{name} {one} -> {two} in {output.plural(count, 'module')}"
     if len(changes) > 3:
-        yield f"… and {len(changes) - 3} more changes of {name} (--json has all)"
+        yield output.more(len(changes) - 3, f"changes of {name}")
 
 
 def _module_lines(found: Difference) -> Iterator[str]:
@@ -209,7 +205,7 @@ def _percent(change: float | None) -> str:
 
 
 def _shared(names: Sequence[str]) -> str:
-    """What all module paths begin with, up to a dot."""
+    """The common prefix of all module paths, up to a dot."""
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
     length = next((i for i, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     return first[: first.rfind(".", 0, length) + 1]

@@ -13,17 +13,16 @@ from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import (
     open_registry,
 )
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
     from adapterhub.registry.registry import Registry
 
-
 _SHORT = 12 + len("sha256:")
-
 
 _NAMES = (
     Column("NAME"),
@@ -37,43 +36,39 @@ _NAMES = (
 
 @command(
     "du",
-    short="Say what versions take on the disk.",
     example="""
     adapterhub du
     adapterhub du team --base ./SmolLM2-135M""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False)
-@click.option(
-    "--base", "bases", metavar="BASE", multiple=True, help="A model to compare with: what each version as a whole one takes."
-)
+@base_option("compare with whole models of this size; repeatable.", multiple=True)
 @click.pass_obj
-def du(settings: Settings, prefix: str | None, bases: Sequence[str]) -> None:
-    """Say what versions take on the disk: their files, what equal files and packing save, what is left.
+def du(settings: Settings, prefix: str | None, base: Sequence[str]) -> None:
+    """Show disk usage: the files of versions, what shared files and packing save, and what is stored.
 
-    How much of it is tensors that several files have is said as well: `pack` stores such once.
-
-    PREFIX is a namespace or a name. What as many whole models would take is said of bases that `adapterhub base add` keeps, and
-    of those named with --base, which is what validate takes.
+    PREFIX is a namespace or a name. Tensors that several files contain are counted too: `adapterhub pack` stores them once.
+    The size of as many whole models is shown for bases added with `adapterhub base add` and those in --base.
     """
     from adapterhub.maintenance import disk_usage
     from adapterhub_converters.errors import NotFoundError
 
-    known = [_known(base, settings) for base in bases]
+    known = [_known(one, settings) for one in base]
     with open_registry(settings) as registry:
-        report = disk_usage.usage(registry, prefix)
+        with bytes_bar("listing tensors") as progress:
+            report = disk_usage.usage(registry, prefix, progress=progress)
         kept = _kept(registry)
     if prefix and not report.names:
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
     for model in known:
         if not any(model.fits(base) for base in report.bases):
-            output.say(output.one_line(f"{model.where}: no version here says that it was trained on this"))
-    known += kept  # what was named comes first
+            output.say(output.one_line(f"{model.where}: no version here was trained on it"))
+    known += kept  # --base comes first
     output.emit(_document(report, known), as_json=settings.as_json, text=lambda: _usage_text(report, known))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """A model to compare with: where it is, what names it, bytes of its weights."""
+    """A model to compare with: its path or name, its identity, the size of its weights in bytes."""
 
     where: str
     repo: str | None
@@ -87,20 +82,21 @@ class _Model:
 
 
 def _known(text: str, settings: Settings) -> _Model:
+    """The model that --base names; UsageError if its size is unknown."""
     from adapterhub_converters.errors import UsageError
 
     spec = inputs.read_base(text, settings)
     if not spec.size:
-        raise UsageError(text, "its weight files are not there, so their size is not known", "Name it with its weights")
+        raise UsageError(text, "the weight files are missing, so their size is unknown", "Name a folder with weights")
     return _Model(text, spec.repo, spec.fingerprint, spec.size)
 
 
 def _kept(registry: Registry) -> list[_Model]:
-    """The bases that the registry knows by name, and their sizes; `fsck` speaks of those that can't be read."""
+    """The registered bases and their sizes; unreadable ones are left to `fsck`."""
     from adapterhub.bases import registered
 
     found = []
-    for name in registry.store.base_names():
+    for name in registry.store.log.document_names():
         with contextlib.suppress(AdapterhubError):
             spec = registered.get(registry, name).spec
             found.append(_Model(name, spec.repo, spec.fingerprint, spec.size))
@@ -108,7 +104,7 @@ def _kept(registry: Registry) -> list[_Model]:
 
 
 def _whole(base: BaseUsage, known: Sequence[_Model]) -> int | None:
-    """What the versions on a base would take as whole models; None where nobody said how large one is."""
+    """The size of the versions on a base as whole models; None where the size of the base is unknown."""
     size = next((model.size for model in known if model.fits(base)), None)
     return None if size is None else size * base.usage.versions
 
@@ -131,19 +127,18 @@ def _numbers(usage: Usage) -> dict[str, int]:
 
 def _usage_text(report: Report, known: Sequence[_Model]) -> None:
     if not report.names:
-        output.say("no adapters yet; `adapterhub push SRC namespace/name` stores one")
+        output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
         return
     rows = [_cells(usage.name, usage) for usage in report.names]
     if len(rows) > 1:
         rows.append(_cells("all", report.total))
-    for line in output.table(_NAMES, rows, screen=output.width()):
-        output.write(line)
+    output.write_table(_NAMES, rows)
     output.write()
     if report.repeated:
-        output.write(f"tensors in files that differ otherwise: {output.size(report.repeated)} more than once")
+        output.write(f"repeated tensors in different files: {output.size(report.repeated)}")
     if report.unlisted:
         files = output.plural(report.unlisted, "file")
-        output.say(f"the tensors of {files} are in no list; `adapterhub fsck --rebuild-index` lists them")
+        output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
     for base in report.bases:
         for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
             output.write(line)
@@ -161,4 +156,4 @@ def _base_line(base: BaseUsage, whole: int | None) -> str:
     line = f"{name}: {count} in {output.size(usage.stored)}"
     if whole is None:
         return line
-    return f"{line}; as whole models {output.size(whole)}, {whole / max(1, usage.stored):,.0f} times as much"
+    return f"{line}; as whole models {output.size(whole)}, {whole / max(1, usage.stored):,.0f} times as large"

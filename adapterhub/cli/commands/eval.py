@@ -11,39 +11,43 @@ import click
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import cache_folder, complete_ref, open_registry
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command, dtype_option
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
+
+# As on every command, to torch's names.
+_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 if TYPE_CHECKING:
     from adapterhub.manifest.measurement import Evaluation
     from adapterhub.registry.measurements import Gate
-    from adapterhub.train import Measured
+    from adapterhub.train import EvaluationResult
 
 
 @command(
     "eval",
-    short="Measure an adapter against its base.",
     example="""
     adapterhub eval team/sql:prod --data heldout.jsonl --base ./Qwen3-0.6B
     adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@click.option(
-    "--data", "files", metavar="FILE", multiple=True, required=True, help="What is asked about, as in [data] heldout."
-)
-@click.option("--base", metavar="BASE", required=True, help="The model's folder, with its weights, or a GGUF file.")
+@click.option("--data", "files", metavar="FILE", multiple=True, required=True, help="Held-out data, as in [data] heldout.")
+@base_option("its folder with the weights, or a GGUF file.", required=True)
 @click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'ppl/base<0.9'.")
-@click.option("--name", default="eval", show_default=True, help="What the measurement is called: NAME_perplexity in a search.")
-@click.option("--no-record", is_flag=True, help="Write nothing into the registry.")
-@click.option("--tokens", metavar="N", type=click.IntRange(1), help="Ask about so many tokens, evenly. [default: all]")
-@click.option("--sequence", metavar="N", type=click.IntRange(2), help="Tokens in a row. [default: as trained, else 512]")
+@click.option(
+    "--name", metavar="NAME", default="eval", show_default=True, help="Name of the result: NAME_perplexity in a search."
+)
+@click.option("--no-record", is_flag=True, help="Do not record the result in the registry.")
+@click.option("--tokens", metavar="N", type=click.IntRange(1), help="Use about N tokens, evenly spread. [default: all]")
+@click.option("--sequence", metavar="N", type=click.IntRange(2), help="Sequence length. [default: as trained, else 512]")
 @click.option(
     "--loss", type=click.Choice(["all", "completion"]), help="Tokens that count. [default: as trained, else completion]"
 )
-@click.option("--quantize", type=click.Choice(["nf4", "none"]), help="How the base is held. [default: as trained, else nf4]")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="[default: as trained, else bfloat16]")
-@click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads to compute with. [default: torch's]")
+@click.option(
+    "--quantize", type=click.Choice(["nf4", "none"]), help="Quantization of the base. [default: as trained, else nf4]"
+)
+@dtype_option(tuple(_DTYPES), "the computation", default_text="as trained, else bf16")
+@click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of threads. [default: torch's]")
 @click.pass_obj
 def eval(  # noqa: A001 - the command's name
     settings: Settings,
@@ -59,26 +63,25 @@ def eval(  # noqa: A001 - the command's name
 ) -> int:
     """Measure the perplexity of held-out data under the base with and without an adapter.
 
-    Of a version in the registry the result is said in its log (the version itself stays as it is), where `show` has it and
-    `search --metric 'eval_perplexity<12'` finds it; measured again under the same name, the last one counts. A gate is about
-    ppl, loss, tokens, or ppl/base: the perplexity over that of the base alone. Exits 1 when one fails.
+    For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
+    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. A gate compares ppl, loss, tokens, or
+    ppl/base, the perplexity relative to that of the base alone. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import train as trainer
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
+    from adapterhub.train import EvaluationOptions, evaluate
 
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in `train`
+    asked["dtype"] = _DTYPES.get(asked["dtype"])
     passing = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     folder = inputs.existing(base)
     if not (folder.is_dir() or folder.suffix == ".gguf"):
-        raise UsageError(base, "is not a folder", "Name the model's folder, with config.json and its weights, or a .gguf file")
+        raise UsageError(base, "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file")
     with inputs.opened(source, settings) as found:
         given = inputs.given(found)
-        measured = trainer.evaluate(
-            given, folder, [Path(file) for file in files], trainer.Measuring(**asked), cache=cache_folder()
-        )
+        measured = evaluate(given, folder, [Path(file) for file in files], EvaluationOptions(**asked), cache=cache_folder())
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
     evaluation = Evaluation(name, measured.metrics, measured.data, measured.base)
@@ -103,7 +106,7 @@ def eval(  # noqa: A001 - the command's name
 
 
 def _record(settings: Settings, found: inputs.Source, evaluation: Evaluation) -> str | None:
-    """The ref of the registry here whose log says it now; None for what is not in it."""
+    """Record the result in the log of a version; its ref, or None for what is not in this registry."""
     from adapterhub.ref import Ref
     from adapterhub.registry import measurements
     from adapterhub.remotes.location import is_address
@@ -115,7 +118,7 @@ def _record(settings: Settings, found: inputs.Source, evaluation: Evaluation) ->
     return found.ref
 
 
-def _text(measured: Measured, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
+def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
     metrics = measured.metrics
     columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
     tokens = str(measured.tokens)
@@ -123,9 +126,8 @@ def _text(measured: Measured, verdicts: Sequence[tuple[Gate, bool]], recorded: s
         ["base", f"{measured.base_loss:.4f}", f"{metrics['base_perplexity']:.3f}", tokens],
         ["with the adapter", f"{measured.loss:.4f}", f"{metrics['perplexity']:.3f}", tokens],
     ]
-    for line in output.table(columns, rows, screen=output.width()):
-        output.write(line)
-    output.write(f"perplexity over the base's: {metrics['perplexity_ratio']:.3f}")
+    output.write_table(columns, rows)
+    output.write(f"perplexity relative to the base: {metrics['perplexity_ratio']:.3f}")
     for gate, passed in verdicts:
         output.write(f"{'passed' if passed else 'FAILED'}: {output.one_line(gate.text)} ({metrics[gate.metric]:.4g})")
     if recorded:

@@ -19,22 +19,25 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adapterhub.digest import Digest
     from adapterhub.index.search import Holder
-    from adapterhub.index.tensor_search import Share
+    from adapterhub.index.tensors import Share
     from adapterhub.registry.registry import Registry
     from adapterhub.store.store import More
+    from adapterhub.store.tensor_digests import Tensor, Tensors
 
 _Deprecated = Mapping[tuple[str, int], str]
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of one thing that was looked for.
+    """The search results for one file, folder or digest.
 
     Attributes:
-        holders: What has it as a whole.
-        tensors: How many it has, where it isn't held as a whole; 0 for what has none.
-        shares: Who has some of these.
+        holders: Versions that contain all of it.
+        tensors: Number of its tensors, if no version contains all of it; else 0.
+        size: Bytes of those tensors.
+        shares: Versions that contain some of those tensors.
     """
 
     source: str
@@ -50,7 +53,6 @@ class _Found:
 
 @command(
     "find",
-    short="Find the version that holds a file or its tensors.",
     example="""
     adapterhub find adapter_model.safetensors
     adapterhub find ./sql
@@ -58,92 +60,91 @@ class _Found:
 )
 @click.argument("files", metavar="FILE…", nargs=-1)
 @click.option(
-    "--sha256",
-    "digests",
-    metavar="HEX",
-    multiple=True,
-    help="The digest of a file, of a version or of a tensor's bytes, or its first 6 digits.",
+    "--sha256", "digests", metavar="HEX", multiple=True, help="Digest of a file, version or tensor, or 6 digits or more."
 )
 @click.pass_obj
 def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) -> int:
-    """Find which versions hold a file, by the digest of its bytes; of a folder, which version it is.
+    """Find the versions that contain a file, by the digest of its bytes; for a folder, the version it is.
 
-    A folder that is no version as a whole is looked for by its weights. Of weights that no version has as a whole, the versions
-    that have their tensors are shown, the nearest 20 first: bytes are compared, whatever the tensors are called. Exits 3
-    unless each was found, as a whole or with all its tensors in one version.
+    A folder that is not a version as a whole is searched by its weights. For weights that no version contains as a whole, the
+    20 versions that share most of their tensors are shown: bytes are compared, whatever the tensors are called. Exits 3 unless
+    each was found, as a whole or with all its tensors in one version.
     """
+    from adapterhub.index import tensors
     from adapterhub.index.search import parse_digest_prefix
 
     if not files and not digests:
-        raise UsageError("find", "no FILE and no --sha256", "Name one")
+        raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
         found = [_by_digest(registry, text, parse_digest_prefix(text)) for text in digests]
         found += [_find(registry, text) for text in files]
         deprecated = registry.deprecations()
-        unlisted = len(registry.catalog.unlisted())
+        unlisted = len(tensors.unlisted(registry.index))
     missing = [item for item in found if not item.is_whole]
     if unlisted and missing:
-        _say_unlisted(unlisted)
+        files = output.plural(unlisted, "file")
+        output.say(f"not searched: the tensors of {files}, missing or damaged; `adapterhub fsck` shows which")
     if not any(item.holders or item.shares for item in found):
         raise NotFoundError(
-            found[0].source, "no version holds it" if len(found) == 1 else "no version holds it, nor the others"
+            found[0].source, "no version contains it" if len(found) == 1 else "no version contains it or the others"
         )
     document = {"found": [_document(item, deprecated) for item in found]}
     output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
     return NotFoundError.exit_code if missing else 0
 
 
-def _say_unlisted(count: int) -> None:
-    files = output.plural(count, "file")
-    output.say(f"not looked at: the tensors of {files} that are in no list; `adapterhub fsck --rebuild-index` lists them")
-
-
 def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
     from adapterhub.index.search import holders
-    from adapterhub.index.tensor_search import of_tensor
+    from adapterhub.index.tensors import with_digest
 
-    return _Found(text, [*holders(registry.catalog, prefix), *of_tensor(registry.catalog, registry.store, prefix)])
+    _list_tensors(registry)
+    return _Found(text, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+
+
+def _list_tensors(registry: Registry) -> None:
+    with bytes_bar("listing tensors") as progress:
+        registry.list_tensors(progress)
 
 
 def _find(registry: Registry, text: str) -> _Found:
     from adapterhub.cli.inputs import existing
     from adapterhub.index.search import holders
+    from adapterhub.index.tensors import nearest
     from adapterhub.manifest import oci_manifest
     from adapterhub.manifest.package_files import listing
-    from adapterhub.store.store import told
+    from adapterhub.store.store import counter
+    from adapterhub_converters.adapter_files import is_weights
 
     path = existing(text)
     if path.is_dir():
-        whole = holders(registry.catalog, oci_manifest.build(path).digest)
+        whole = holders(registry.index, oci_manifest.build(path).digest)
         if whole:
             return _Found(text, whole)
         files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
     else:
         files = [path]
-    with bytes_bar("hashing") as progress:
-        return _of_files(registry, text, files, told(progress, sum(file.stat().st_size for file in files)))
-
-
-def _of_files(registry: Registry, text: str, files: Sequence[Path], more: More | None) -> _Found:
-    """Who has these files, or else their tensors."""
-    from adapterhub.index.search import holders
-    from adapterhub.index.tensor_search import nearest
-    from adapterhub.store.store import local_errors
-    from adapterhub.store.tensor_digests import Tensor, digests
-    from adapterhub_converters.adapter_files import is_weights
-
     held: list[Holder] = []
     tensors: list[Tensor] = []
-    for path in files:
-        with local_errors(path), open(path, "rb", buffering=0) as file:
-            digest, found = digests(file, path.stat().st_size, more)
-        held += holders(registry.catalog, digest)
-        tensors += found if is_weights(path.name) else ()
+    with bytes_bar("hashing") as progress:
+        more = counter(progress, sum(file.stat().st_size for file in files))
+        for file in files:
+            digest, found = _digests(file, more)
+            held += holders(registry.index, digest)
+            tensors += found if is_weights(file.name) else ()
     if held:
         return _Found(text, held)
+    _list_tensors(registry)
     filled = tuple(tensor for tensor in tensors if tensor.size)
     size = sum(tensor.size for tensor in filled)
-    return _Found(text, [], len(filled), size, nearest(registry.catalog, registry.store, filled))
+    return _Found(text, [], len(filled), size, nearest(registry.index, registry.store, filled))
+
+
+def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
+    from adapterhub.store.store import local_errors
+    from adapterhub.store.tensor_digests import digests
+
+    with local_errors(path), open(path, "rb", buffering=0) as file:
+        return digests(file, path.stat().st_size, more)
 
 
 def _document(found: _Found, deprecated: _Deprecated) -> dict[str, Any]:
@@ -184,16 +185,15 @@ def _find_text(found: Sequence[_Found]) -> None:
     for item in found:
         for row, what, held in _held(item):
             cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", what, held])
-    for line in output.table(columns, [row[: len(columns)] for row in cells], screen=output.width()):
-        output.write(line)
+    output.write_table(columns, [row[: len(columns)] for row in cells])
     for item in found:
         if not item.holders:
             rest = " as a whole" if item.shares else ""
-            output.say(output.one_line(f"{item.source}: no version holds it{rest}"))
+            output.say(output.one_line(f"{item.source}: no version contains it{rest}"))
 
 
 def _held(found: _Found) -> list[tuple[Any, str, str]]:
-    """Of each version that has it: the version, where, and how much."""
+    """For each version that has it: the version, where, and how much."""
     whole = [
         (held.row, ": ".join(filter(None, (held.path, held.tensor))) or "(the whole adapter)", "all") for held in found.holders
     ]

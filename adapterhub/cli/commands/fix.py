@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, alpha_option, base_option, command, dry_run_option, output_option, rslora_option
+from adapterhub.cli.views import groups
 
 if TYPE_CHECKING:
     from adapterhub.check.repair import Fixed
@@ -17,26 +18,25 @@ if TYPE_CHECKING:
 
 @command(
     "fix",
-    short="Mend what is certainly wrong, in a copy.",
     example="""
     adapterhub fix ./sql --dry-run
-    adapterhub fix ./sql -o ./sql-mended --base ./Qwen3-0.6B
+    adapterhub fix ./sql -o ./sql-fixed --base ./Qwen3-0.6B
     adapterhub fix lora.safetensors --alpha 16 -o ./sql""",
 )
 @click.argument("source", metavar="SRC")
-@click.option("-o", "--output", "out", metavar="OUT", help="The folder to make. [default: ./NAME-fixed]")
-@click.option("--dry-run", is_flag=True, help="Say what would be mended and write nothing.")
-@click.option("--base", metavar="BASE", help="The model it is for; settles prefixes and copies of its weights.")
-@click.option("--alpha", metavar="N", type=float, help="Of a lone state dict, which says no alpha.")
-@click.option("--rslora", is_flag=True, help="A lone state dict was trained with rsLoRA.")
+@output_option("new folder. [default: ./NAME-fixed]")
+@dry_run_option
+@base_option("settles prefixes, and copies of its weights.")
+@alpha_option
+@rslora_option
 @click.pass_obj
 def fix(
     settings: Settings, *, source: str, out: str | None, dry_run: bool, base: str | None, alpha: float | None, rslora: bool
 ) -> None:
-    """Mend what is certainly wrong with a PEFT adapter, in a copy; SRC itself is never changed.
+    """Repair known defects of a PEFT adapter in a copy; SRC itself is never changed.
 
-    Certain is what the tensors say: names, ranks, which modules, biases, magnitudes. What cannot be known, above all a
-    scale, is only proposed, with the edit or command that would do it. What is mended is listed in docs/validate.md.
+    Only what the tensors prove is repaired: names, ranks, target modules, biases, magnitudes. What they cannot prove, such as
+    a scale, is proposed with the edit or command that does it. docs/validate.md lists the repairs.
     """
     from adapterhub.check import repair as library
 
@@ -61,30 +61,20 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
 
 
 def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:
-    screen = output.width()
     if not fixed.mends:
-        head = f"{where}: nothing to mend, nothing written"
+        head = f"{where}: nothing to repair, nothing written"
     elif dry_run:
-        head = f"{where}: {output.plural(len(fixed.mends), 'mend')}, nothing written (--dry-run)"
+        head = f"{where}: {output.plural(len(fixed.mends), 'repair')}, nothing written (--dry-run)"
     else:
-        head = f"{fixed.out}: {output.plural(len(fixed.mends), 'mend')}"
+        head = f"{fixed.out}: {output.plural(len(fixed.mends), 'repair')}"
     output.write(output.one_line(head))
-    for mend in fixed.mends:
-        _lines(f"mended[{mend.code}]", mend.what, "green", screen)
-    for proposal in fixed.proposals:
-        _lines(f"proposed[{proposal.code}]", proposal.what, "yellow", screen)
-        for line in output.wrapped(f"    {proposal.do}", screen, indent=4):
-            output.write(line)
+    items = [groups.Item(f"repaired[{mend.code}]", "", mend.what, color="green") for mend in fixed.mends]
+    items += [groups.Item(f"proposed[{one.code}]", "", one.what, one.do, color="yellow") for one in fixed.proposals]
+    for line in groups.lines(items, output.width()):
+        output.write(line)
     if fixed.left_out:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
     counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.left))]
     if counts:
         again = fixed.out or where
-        output.write(output.one_line(f"still: {', '.join(counts)}; `adapterhub validate {again}` says which"))
-
-
-def _lines(head: str, what: str, name: str, screen: int | None) -> None:
-    lines = output.wrapped(output.one_line(f"{head} {what}"), screen, indent=4)
-    output.write(output.color(head, name) + lines[0].removeprefix(head))
-    for line in lines[1:]:
-        output.write(line)
+        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {again}`"))

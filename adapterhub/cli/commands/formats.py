@@ -18,18 +18,17 @@ _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 
 @command(
     "formats",
-    short="Say what formats are read and written.",
     example="""
     adapterhub formats
     adapterhub formats --json""",
 )
 @click.pass_obj
 def formats(settings: Settings) -> None:
-    """Say what formats are read and written, which need a base for it, and what comes back from where.
+    """List the formats that can be read and written, which of them need a base, and which round trips are exact.
 
-    All of it is found by doing it, with a tiny adapter in a temporary folder. In the second table a file of the row's format
-    was converted to that of the column and back: = is the same file byte for byte, ~ the same function in other numbers, -
-    no way there and back.
+    The tables are measured: a tiny adapter is converted in a temporary folder. In the second table a file of the row's format
+    is converted to that of the column and back: = gives the same file byte for byte, ~ the same function in other numbers, -
+    is not possible.
     """
     from adapterhub_converters.formats import probe
 
@@ -43,8 +42,7 @@ def _text(rows: list[Row]) -> None:
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
         for row in rows
     ]
-    for line in output.table(columns, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(columns, cells)
     output.write()
     titles = ["FROM \\ AND BACK", *(row.name for row in rows)]
     marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in rows)] for row in rows]

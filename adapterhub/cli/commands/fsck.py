@@ -23,52 +23,45 @@ if TYPE_CHECKING:
 
 @command(
     "fsck",
-    short="Check a whole registry.",
     example="""
     adapterhub fsck
     adapterhub fsck --rebuild-index --registry ~/adapters
     adapterhub fsck --repair --from /backup/adapters""",
 )
-@click.option("--rebuild-index", "rebuild", is_flag=True, help="Make registry.db anew from the store first.")
-@click.option("--repair", is_flag=True, help="Put back bytes that are missing or damaged first.")
-@click.option(
-    "--from",
-    "source",
-    metavar="PATH",
-    help="Where --repair looks: another registry (a path, or oci://HOST/NAME), an OCI layout, an adapter's folder.",
-)
-@click.option("--quick", is_flag=True, help="Trust the bytes of a blob that has the right size.")
+@click.option("--rebuild-index", "rebuild", is_flag=True, help="Rebuild registry.db from the store first.")
+@click.option("--repair", is_flag=True, help="Restore missing or damaged blobs first.")
+@click.option("--from", "source", metavar="SRC", help="Source: a registry, an image layout or an adapter's folder.")
+@click.option("--quick", is_flag=True, help="Skip hashing blobs that have the right size.")
 @click.pass_obj
 def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None, quick: bool) -> int:
-    """Check a whole registry: every blob against its name, every ref against its log, the index against both.
+    """Check a whole registry: every blob against its digest, every ref against its log, the index against both.
 
-    Nothing is changed without --rebuild-index or --repair. Exits 0 when clean, 1 when not; what a killed push left behind and
-    harms nothing is a note.
+    Nothing changes without --rebuild-index or --repair; --repair takes bytes from SRC, a path or an address. Exits 0 when
+    clean, else 1. Harmless leftovers of a killed push are notes.
     """
-    from adapterhub.registry.registry import Registry
+    from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
-        raise UsageError("--repair", "and --from PATH go together", "PATH has the right bytes")
+        raise UsageError("--repair" if repair else "--from", f"requires {'--from SRC' if repair else '--repair'}")
     if rebuild:
-        with bytes_bar("listing tensors") as progress:
-            registry, findings = Registry.rebuilt(registry_folder(settings), progress)
+        registry, findings = checks.rebuilt(registry_folder(settings))
     else:
         registry, findings = open_registry(settings), []
     with registry:
         healed = _repaired(registry, source) if source else []
         with bytes_bar("checking") as progress:
-            findings += registry.fsck(quick=quick, progress=progress)
+            findings += checks.fsck(registry, quick=quick, progress=progress)
         root = str(registry.root)
     if source:
-        output.say(f"put back {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
+        output.say(f"restored {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
     return view.show(settings, root, findings, good="clean")
 
 
 def _repaired(registry: Registry, source: str) -> list[str]:
-    from adapterhub.maintenance import retention
+    from adapterhub.maintenance.repair import repair
     from adapterhub.remotes.location import is_address
 
     if not is_address(source):
-        return retention.repair(registry, Path(source))
+        return repair(registry, Path(source))
     with remotes.opened(source) as remote:
-        return retention.repair(registry, remote.find)
+        return repair(registry, remote.find)

@@ -10,7 +10,7 @@ from adapterhub.cli import output, progress
 from adapterhub.cli.environment import (
     open_registry,
 )
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.gc import Swept
@@ -18,37 +18,36 @@ if TYPE_CHECKING:
 
 @command(
     "gc",
-    short="Remove what nothing needs.",
     example="""
     adapterhub gc --dry-run
     adapterhub gc --grace 0
     adapterhub gc --keep-last 5""",
 )
-@click.option("--dry-run", is_flag=True, help="Change nothing; say what would go.")
+@dry_run_option
 @click.option(
-    "--grace", metavar="HOURS", type=click.FloatRange(min=0), default=24.0, show_default=True, help="Spare the younger."
+    "--grace",
+    metavar="HOURS",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Keep objects newer than HOURS.",
 )
 @click.option(
-    "--keep-last",
-    "last",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Drop versions but the N newest of a name and the tagged.",
+    "--keep-last", "last", metavar="N", type=click.IntRange(min=1), help="Remove versions except the N newest and the tagged."
 )
-@click.option("--keep-tagged", "tagged", is_flag=True, help="Drop versions without a tag.")
+@click.option("--keep-tagged", "tagged", is_flag=True, help="Remove versions without a tag.")
 @click.pass_obj
 def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:
-    """Remove what nothing needs: bytes of removed names and of dropped versions, and what killed commands left.
+    """Remove unused data: bytes of removed names and dropped versions, and leftovers of killed commands.
 
-    Versions are only dropped where `adapterhub keep` or these options say so; what was said of a name with `keep` comes first.
-    A version from which another was merged or converted stays as long as that does.
-    What was let go or stored less than HOURS ago stays, and so does what a push or a pull at work needs, so this may run at any
-    time.
+    Versions are dropped only where `adapterhub keep` or these options request it; `keep` wins. A version stays as long as
+    another was merged or converted from it. Data released or stored less than HOURS ago stays, and so does whatever a running
+    push or pull needs, so this is safe at any time.
     """
-    from adapterhub.maintenance import retention
+    from adapterhub.maintenance import gc as collection
 
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
-        swept = retention.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
+        swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
     output.emit(_document(swept), as_json=settings.as_json, text=lambda: _text(swept))
 
 
@@ -69,14 +68,14 @@ def _document(swept: Swept) -> dict[str, Any]:
 
 
 def _text(swept: Swept) -> None:
-    drop, remove, keep = ("would drop", "would remove", "would keep") if swept.dry_run else ("dropped", "removed", "kept")
+    remove, keep = ("would remove", "would keep") if swept.dry_run else ("removed", "kept")
     for ref in swept.dropped:
-        output.write(f"{drop} {ref}")
+        output.write(f"{remove} {ref}")
     for ref in swept.parents:
-        output.write(f"{keep} {ref}: what stays was made from it")
+        output.write(f"{keep} {ref}: a version that stays was made from it")
     counts = (
         (swept.blobs, swept.size, "blob"),
-        (swept.conversions, swept.conversion_size, "kept conversion"),
+        (swept.conversions, swept.conversion_size, "cached conversion"),
         (swept.leftovers, swept.leftover_size, "leftover"),
     )
     for count, size, noun in counts:
@@ -84,7 +83,7 @@ def _text(swept: Swept) -> None:
             output.write(f"{remove} {output.plural(count, noun)}, {output.size(size)}")
     if swept.waiting:
         output.write(
-            f"{output.plural(swept.waiting, 'unneeded blob')}, {output.size(swept.waiting_size)}: not to be removed yet"
+            f"{output.plural(swept.waiting, 'unused blob')}, {output.size(swept.waiting_size)}: within the grace period"
         )
     if not (swept.dropped or swept.blobs or swept.conversions or swept.leftovers or swept.waiting):
         output.write("nothing to remove")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -14,42 +12,38 @@ from adapterhub.cli.environment import (
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
 
 @command(
     "keep",
-    short="Say which versions gc keeps.",
     example="""
     adapterhub keep team/sql --last 5
     adapterhub keep team/sql --tagged
     adapterhub keep team/sql --all""",
 )
 @click.argument("name", shell_complete=complete_ref)
-@click.option("--last", metavar="N", type=click.IntRange(min=1), help="The N newest, and what has a tag.")
-@click.option("--tagged", is_flag=True, help="What has a tag.")
-@click.option("--all", "everything", is_flag=True, help="Everything, as when nothing was said.")
+@click.option("--last", metavar="N", type=click.IntRange(min=1), help="Keep the N newest versions and those with a tag.")
+@click.option("--tagged", is_flag=True, help="Keep versions with a tag.")
+@click.option("--all", "everything", is_flag=True, help="Keep every version (the default).")
 @click.pass_obj
 def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, everything: bool) -> None:
-    """Say which versions of a name `adapterhub gc` keeps. Without an option it says what holds.
+    """Choose which versions of a name `adapterhub gc` keeps. Without an option, show the choice.
 
-    What a tag points to is always kept, and so is the newest version. This is an entry of the name's log.
+    Tagged versions and the newest version are always kept. The choice is an entry in the name's log.
     """
     from adapterhub.maintenance import retention
     from adapterhub.ref import Ref
 
     if everything and (last or tagged):
-        raise UsageError("--all", "keeps everything", "Leave out --last and --tagged")
+        raise UsageError("--all", "cannot be combined with --last or --tagged", "Leave them out")
     target = Ref.parse(name)
     with open_registry(settings) as registry:
         if last or tagged or everything:
             retention.keep(registry, target, None if everything else last or 0)
         held = retention.kept(registry, target)
-    text = f"{name}: every version" if held is None else f"{name}: {_newest(held)}what has a tag"
+    text = (
+        f"{name}: every version"
+        if held is None
+        else f"{name}: {f'the {held} newest and ' if held > 1 else 'the newest and ' if held else ''}tagged versions"
+    )
     document = {"name": name, "last": held, "tagged": held is not None}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-def _newest(last: int) -> str:
-    return f"the {last} newest and " if last > 1 else "the newest and " if last else ""

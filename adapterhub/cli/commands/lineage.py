@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,28 +10,24 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import (
     open_registry,
 )
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, plot_option
 from adapterhub.cli.views import lineage as view
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(
     "lineage",
-    short="Say where an adapter comes from, and what came of it.",
     example="""
     adapterhub lineage team/both:v1
     adapterhub lineage team/both --dot | dot -Tsvg > both.svg""",
 )
 @click.argument("ref")
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
-@click.option("--plot", metavar="PNG", help="Draw the graph into a file (needs matplotlib).")
+@plot_option("the graph")
 @click.pass_obj
 def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> None:
-    """Say where an adapter comes from, and what came of it.
+    """Show what an adapter was made from, and what was made from it.
 
-    Its parents with their weights, and theirs; the base and the training data of each; what was merged or converted from it.
+    Its parents with their weights, and theirs; the base and the training data of each; adapters merged or converted from it.
     """
     from adapterhub.ref import Ref
     from adapterhub.registry.lineage import trace
@@ -51,4 +46,4 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> Non
         return
     output.emit(view.document(found), as_json=settings.as_json, text=lambda: output.write("\n".join(view.tree(found))))
     if plot:
-        output.say(f"drawn: {plot}")
+        output.say(f"drew {plot}")

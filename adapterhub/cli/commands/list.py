@@ -21,8 +21,7 @@ from adapterhub.cli.views.versions import row_cells, row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
-
+    from adapterhub.index.queries import Row
 
 _LIST = (
     Column("REF"),
@@ -37,7 +36,6 @@ _LIST = (
 
 @command(
     "list",
-    short="List versions.",
     example="""
     adapterhub list
     adapterhub list team --tree
@@ -46,15 +44,15 @@ _LIST = (
     adapterhub list oci://registry.example/team/sql""",
 )
 @click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
-@click.option("--tree", "as_tree", is_flag=True, help="By namespace and name, with what each version was made from.")
+@click.option("--tree", "as_tree", is_flag=True, help="Group by namespace and name, with the parents of each version.")
 @remote_option
 @click.pass_obj
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name, or oci://HOST/NAME or hf://ORG/NAME for the tags there; on a remote, its names are listed,
-    or the tags of one. A narrow terminal shows fewer columns, and of a tree the newest versions and those with tags; a pipe or
-    --json has everything.
+    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the tags there; a remote lists its
+    names, or the tags of one name. A narrow terminal shows fewer columns, and of a tree the newest and the tagged versions; a
+    pipe and --json get everything.
     """
     from adapterhub.remotes.location import is_address
 
@@ -78,26 +76,23 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
 
 def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
     if not rows:
-        output.say("no adapters yet; `adapterhub push SRC namespace/name` stores one")
+        output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
         return
     if as_tree:
         for line in tree.lines(rows, screen=output.width()):
             output.write(line)
         return
     cells = [[*row_cells(row), row.time[:10]] for row in rows]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
-    """What `list oci://…` does."""
+    """List the tags at an address."""
     from adapterhub.remotes.location import parse
 
     address = parse(text)
     if as_tree or address.tag or address.digest:
-        raise UsageError(
-            "--tree" if as_tree else text, "the tags of a whole name are listed there", f"Name {address.repository}"
-        )
+        raise UsageError("--tree" if as_tree else text, "an address lists the tags of a name", f"Write {address.repository}")
     with remotes.connect(address) as remote:
         tags = remote.tags()
         commits = remote.commits
@@ -109,7 +104,7 @@ def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
 
 
 def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
-    """What `list [PREFIX] --remote NAME` does: tags of a whole name, else the names there are."""
+    """List the tags of a name on a remote, or its names."""
     from adapterhub.remotes import location
     from adapterhub.remotes.configured import NOBODY, below, nobody
     from adapterhub.remotes.oci import credentials
@@ -121,7 +116,7 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
         _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return
     if not isinstance(location.parse(nobody(found.url)), Address):
-        raise UsageError(found.url, "its kind doesn't tell which names it has", "Name one: namespace/name")
+        raise UsageError(found.url, "this kind of remote cannot list its names", "Name one: namespace/name")
     place = Address.parse(below(found.url, prefix or NOBODY))
     who = remotes.surroundings()
     find = partial(credentials.find, place.host, who.docker, plain=place.plain)
@@ -130,6 +125,6 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
     names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]
     if not names:
-        output.say(output.one_line(f"no names{f' of {prefix}' if prefix else ''} at {found.url}"))
+        output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {found.url}"))
     document = {"remote": found.name, "url": found.url, "names": names}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(names)) if names else None)

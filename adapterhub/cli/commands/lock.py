@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 @command(
     "lock",
-    short="Fix which versions a project uses.",
     example="""
     adapterhub lock team/sql:prod --remote
     adapterhub pull --locked
@@ -27,19 +26,19 @@ if TYPE_CHECKING:
 )
 @click.argument("refs", metavar="[REF…]", nargs=-1, shell_complete=environment.complete_ref)
 @environment.remote_option
-@click.option("--check", is_flag=True, help="Say whether tags have moved since (exit 1).")
-@click.option("--update", is_flag=True, help="Lock what REFs, names in the lock file, are now; without any, all.")
+@click.option("--check", is_flag=True, help="Report tags that have moved since (exit 1).")
+@click.option("--update", is_flag=True, help="Lock again the names in REF…, or all.")
 @click.pass_obj
 def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check: bool, update: bool) -> int:
-    """Write into adapters.lock which version each REF is now: digest, base, size, and where it was found.
+    """Record in adapters.lock the version that each REF points to now: digest, base, size and source.
 
-    `pull --locked` then writes just these, byte for byte, wherever the tags point by then. The file lies beside the project's
-    adapterhub.toml, or else here; without REFs it is shown. REF may be an address, or be on a remote.
+    `pull --locked` then writes exactly these, byte for byte, wherever the tags point by then. The file is next to the project's
+    adapterhub.toml, else in this folder; without REF it is shown. REF may be an address, or a ref on a remote.
     """
     if check and update:
-        raise UsageError("--check", "changes nothing, --update does", "Leave one out")
+        raise UsageError("--check", "cannot be combined with --update", "Leave one out")
     if (check or update) and remote is not None:
-        raise UsageError("--remote", "is in the lock file already", "Leave it out")
+        raise UsageError("--remote", "is recorded in the lock file", "Leave it out")
     if check:
         return _check(settings, refs)
     if update:
@@ -53,7 +52,7 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
 
 
 def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
-    """The entry that a ref is now."""
+    """The entry of the version that a ref points to now."""
     from adapterhub.remotes.location import is_address
 
     address = environment.at_remote(ref, remote)
@@ -64,7 +63,7 @@ def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
 
 
 def _again(settings: Settings, locked: Locked) -> Locked:
-    """The same entry as it would be now."""
+    """The same entry, resolved again."""
     from adapterhub.project import lockfile
 
     made = locks.here(settings, locked.ref) if locked.source == lockfile.HERE else _manifest(locked.source)
@@ -88,7 +87,7 @@ def _record(settings: Settings, found: Lock) -> None:
     def text() -> None:
         for name, one in found.items():
             output.write(output.printable(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}"))
-        output.say(f"{'locked in' if new else 'already so in'} {locks.shown(path)}")
+        output.say(f"{'locked in' if new else 'already locked in'} {locks.shown(path)}")
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -122,11 +121,11 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
 def _check_text(rows: list[dict[str, Any]], moved: int) -> None:
     for row in rows:
         if row["moved"]:
-            now = f"is {output.digest(row['now'])} now" if row["now"] else "is gone"
-            output.write(output.one_line(f"{row['name']}: {row['ref']} {now}, locked is {output.digest(row['locked'])}"))
+            now = f"is now {output.digest(row['now'])}" if row["now"] else "no longer exists"
+            output.write(output.one_line(f"{row['name']}: {row['ref']} {now}, locked: {output.digest(row['locked'])}"))
     count = output.plural(len(rows), "adapter")
     output.write(
-        f"{moved} of {count} moved; `adapterhub lock --update` locks what they are now" if moved else f"ok: {count}, none moved"
+        f"{moved} of {count} moved; run `adapterhub lock --update` to lock them again" if moved else f"ok: {count}, none moved"
     )
 
 
@@ -147,12 +146,7 @@ def _show(settings: Settings) -> None:
     there = sorted(lockfile.read(path).values(), key=lambda one: one.name)
     document = {"file": str(path), "adapters": [{"name": one.name, **one.document()} for one in there]}
     cells = [[one.name, one.ref, output.size(one.size), output.digest(one.digest), _base(one), one.source] for one in there]
-
-    def text() -> None:
-        for line in output.table(_LIST, cells, screen=output.width()):
-            output.write(line)
-
-    output.emit(document, as_json=settings.as_json, text=text)
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_LIST, cells))
 
 
 def _base(locked: Locked) -> str:

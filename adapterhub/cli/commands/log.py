@@ -17,7 +17,6 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
 
-
 _LOG = (
     Column("#", right=True),
     Column("WHEN", drop=2),
@@ -31,7 +30,6 @@ _LOG = (
 
 @command(
     "log",
-    short="Say when a name's refs moved.",
     example="""
     adapterhub log team/sql
     adapterhub log team/sql:prod --json""",
@@ -39,9 +37,9 @@ _LOG = (
 @click.argument("ref", shell_complete=complete_ref)
 @click.pass_obj
 def log(settings: Settings, ref: str) -> None:
-    """Say every move of a name's refs, the newest first: when, what, which version, which tags.
+    """Show the history of a name's refs, newest first: when, what, which version, which tags.
 
-    REF is a name, even a removed one, or a tag or a version: then what is about that. Times are UTC.
+    REF is a name, even a removed one; a tag or a version limits the history to itself. Times are UTC.
     """
     from adapterhub.ref import Ref
 
@@ -51,8 +49,7 @@ def log(settings: Settings, ref: str) -> None:
     document = {"name": target.name, "entries": [_document(entry) for entry in entries]}
 
     def text() -> None:
-        for line in output.table(_LOG, [_cells(entry) for entry in entries], screen=output.width()):
-            output.write(line)
+        output.write_table(_LOG, [_cells(entry) for entry in entries])
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -79,7 +76,7 @@ def _cells(entry: Entry) -> list[str]:
 
         why = measurement.line(entry.message)
     if entry.op == "keep":
-        why = f"the {entry.keep} newest and what has a tag" if entry.keep else "what has a tag"
+        why = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),

@@ -15,35 +15,33 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.remotes.oci.credentials import Credentials
 
-
 _LONGEST = 1 << 16  # characters of a token
 
 
 @command(
     "login",
-    short="Log in to a registry.",
     example="""
     adapterhub login registry.example --username ada
     adapterhub login team --username ci --password-stdin < secret""",
 )
 @click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
-@click.option("-u", "--username", metavar="U", help="Whom to log in as; asked for on a terminal.")
+@click.option("-u", "--username", metavar="NAME", help="User name; asked for on a terminal.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
-@click.option("--token-stdin", is_flag=True, help="Read a bearer token from stdin, which needs no username.")
+@click.option("--token-stdin", is_flag=True, help="Read a bearer token from stdin; needs no user name.")
 @click.pass_obj
 def login(settings: Settings, *, host: str, username: str | None, password_stdin: bool, token_stdin: bool) -> None:
-    """Log in to a registry, HOST[:PORT] or the NAME of a remote. The login is stored once the registry has accepted it.
+    """Log in to a registry, HOST[:PORT] or the NAME of a remote, and store the login once the registry accepts it.
 
-    On a terminal you are asked for the password, which is not shown; there is no option for it. It is stored where docker and
-    oras store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package
-    keyring is installed and has one, else in config.json itself, which only you can read then.
+    On a terminal you are asked for the password, which is not shown; no option takes it. It is stored where docker and oras
+    store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package keyring
+    is installed and has one, else in config.json itself, which only you can read then.
     """
     from adapterhub.remotes.oci import credentials
     from adapterhub.remotes.oci.host import GIVEN, Host
 
     address = logins.address_of(host)
     who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
-    hint = "Nothing was stored; check the username and the password"
+    hint = "Nothing was stored; check the user name and the password"
     with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
         server.check_login()
     where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
@@ -54,30 +52,32 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
 
 def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:
-    """Read a username and a password, or a token, from stdin or the terminal."""
+    """Read name and password, or a token, from stdin or the terminal."""
     from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
-        raise UsageError("--token-stdin", "is instead of --password-stdin", "Leave one out")
+        raise UsageError("--token-stdin", "cannot be combined with --password-stdin", "Leave one out")
     if token:
         if username:
-            raise UsageError("--username", "a bearer token needs none", "With a name, a token is a password: --password-stdin")
+            raise UsageError(
+                "--username", "is not used with a bearer token", "Pass a token that needs a user name with --password-stdin"
+            )
         return Credentials(bearer=_secret(sys.stdin.read(_LONGEST), "--token-stdin"))
     if not username and not sys.stdin.isatty():
-        raise UsageError("--username", "is not given, and there is no terminal to ask on", "Name who logs in")
+        raise UsageError("--username", "is missing, and there is no terminal to ask on", "Pass --username NAME")
     name = username or str(click.prompt(f"Username for {host}", err=True))
     if not name.isprintable() or ":" in name or not name.strip():
-        raise UsageError("--username", "cannot be a name: it is empty, or has a colon or a control character")
+        raise UsageError("--username", "is not a user name: empty, or with a colon or a control character")
     if password:
         return Credentials(name, _secret(sys.stdin.read(_LONGEST), "--password-stdin"))
     if not sys.stdin.isatty():
-        raise UsageError("password", "there is no terminal to ask on", "Pipe it in, with --password-stdin")
+        raise UsageError("password", "is missing, and there is no terminal to ask on", "Pipe it in with --password-stdin")
     return Credentials(name, _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
 
 
 def _secret(text: str, where: str) -> str:
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret or not secret.isprintable() or len(text) == _LONGEST:
-        what = "nothing came" if not secret else "what came is no secret of one line"
-        raise UsageError(where, what, "It is read up to the end of one line")
+        what = "is empty" if not secret else "is not one printable line"
+        raise UsageError(where, what, "Pass it as a single line")
     return secret

@@ -11,19 +11,18 @@ from adapterhub_converters.errors import NotFoundError
 
 @command(
     "logout",
-    short="Log out of a registry.",
     example="""
     adapterhub logout registry.example""",
 )
 @click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
 @click.pass_obj
 def logout(settings: Settings, host: str) -> None:
-    """Remove the login for a registry, HOST[:PORT] or the NAME of a remote, as `docker logout` does."""
+    """Remove the login for a registry, HOST[:PORT] or the NAME of a remote. `docker logout` does the same."""
     from adapterhub.remotes.oci import credentials
 
     address, config = logins.address_of(host), environment.docker_config()
     if not credentials.forget(address.host, config, plain=address.plain):
         there = credentials.hosts(config)
-        raise NotFoundError(address.host, "there is no login", f"There are logins for {', '.join(there)}" if there else "")
+        raise NotFoundError(address.host, "no login", f"Logins: {', '.join(there)}" if there else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))

@@ -11,25 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output, recipes
-from adapterhub.cli.environment import (
-    open_registry,
-)
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.environment import open_registry, workspace
+from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.merge import Merge
-    from adapterhub.registry.merge_recipe import Variant
-    from adapterhub.registry.merge_recipes import Kept
+    from adapterhub.registry.merge_recipe import MergeRecipe
+    from adapterhub.registry.merge_recipes import StoredRecipe
     from adapterhub.registry.recipe import Difference
-
 
 _SHOWN = 10  # files that differ
 
 
 @command(
     "materialize",
-    short="Make a model of a recipe of a few kilobytes.",
     example="""
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json
     adapterhub materialize qwen3-sql.json -o ./qwen3-sql
@@ -37,14 +33,12 @@ _SHOWN = 10  # files that differ
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql
     adapterhub materialize qwen3-sql -o ./qwen3-sql""",
 )
-@click.argument("source", metavar="[REF|FILE]", required=False)
-@click.option("-o", "--output", "out", metavar="OUT", help="The folder or .gguf to make. [default: the recipe's name]")
-@click.option("--base", metavar="BASE", help="Where the base is. [default: where it was]")
-@click.option("--list", "listed", is_flag=True, help="List the models that the registry keeps as recipes.")
-@click.option("--forget", is_flag=True, help="Forget the recipe under the name REF.")
-@click.option(
-    "--adapter", "adapters", metavar="SRC", multiple=True, help="An adapter that is not in the registry; again for more."
-)
+@click.argument("source", metavar="[NAME|FILE]", required=False)
+@output_option("new folder or .gguf. [default: the recipe's name]")
+@base_option("its path. [default: the path in the recipe]")
+@click.option("--list", "listed", is_flag=True, help="List the recipes in the registry.")
+@click.option("--remove", is_flag=True, help="Remove the recipe NAME from the registry.")
+@adapter_option("one that is not in the registry")
 @click.pass_obj
 def materialize(
     settings: Settings,
@@ -54,44 +48,42 @@ def materialize(
     base: str | None,
     adapters: tuple[str, ...],
     listed: bool,
-    forget: bool,
+    remove: bool,
 ) -> int:
-    """Make the model that `adapterhub merge --into --recipe-only` left as a recipe, and compare its digests.
+    """Rebuild a merged model from its recipe, as `adapterhub merge --into --recipe-only` wrote it, and compare digests.
 
-    The recipe is a file, or the name of one in the registry, merge:NAME where a file of that name is there too.
-
-    Adapters come from the registry, by their digests, or from the addresses that the recipe names. Exits 0 when every byte
-    is as the recipe says, 1 when not: then it says which files differ and by how many units in the last place, as another
-    kind of CPU can make them. Another base or adapter is refused, and nothing written.
+    The recipe is a file or a name in the registry; write merge:NAME where a file of that name exists too. Adapters come from
+    the registry, by digest, or from the addresses in the recipe. Exits 0 when every byte matches, else 1: then it lists the
+    files that differ and by how many units in the last place, as another kind of CPU can cause. Another base or adapter is
+    refused, and nothing is written.
     """
     if listed:
         return _list(settings)
     if source is None:
-        raise UsageError("REF", "or a file is missing", "`adapterhub materialize --list` says which names there are")
-    if forget:
-        _forget(settings, source)
+        raise UsageError("NAME", "or a recipe file is required", "See `adapterhub materialize --list`")
+    if remove:
+        _remove(settings, source)
         return 0
     found, name = _recipe(source, settings)
     return _materialize(settings, found, base, adapters, (out, name))
 
 
 def _materialize(
-    settings: Settings, found: Variant, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
+    settings: Settings, found: MergeRecipe, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
 ) -> int:
-    """Make it as the first of two names, which may be None, or the second, and say what came of it."""
-    from adapterhub.merge import prepared
+    """Write the model, as the first of two names or else the second, and report the comparison."""
+    from adapterhub.merge import prepared, read_base
     from adapterhub.registry import merge_recipe
-    from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     out, name = names
     folder = _base(found, base, settings)
-    spec = bases.read_base(folder)
-    merge_recipe.check_base(found, folder, spec)
+    model = read_base(folder)
+    merge_recipe.check_base(found, folder, model.spec)
     options = merge_recipe.options_of(found)
     with ExitStack() as stack:
-        read = [(convert.read(path, base=spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
-        merge = prepared(read, folder, options)
+        read = [(convert.read(path, base=model.spec), weight) for path, weight in _adapters(stack, settings, found, adapters)]
+        merge = prepared(read, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         differences = _made(merge, found, folder, target)
     document = {
@@ -106,8 +98,8 @@ def _materialize(
     return 1 if differences else 0
 
 
-def _recipe(source: str, settings: Settings) -> tuple[Variant, str]:
-    """The recipe and what the model is called unless somebody says otherwise."""
+def _recipe(source: str, settings: Settings) -> tuple[MergeRecipe, str]:
+    """The recipe, and the default name of the model."""
     from adapterhub.registry import merge_recipe, merge_recipes
     from adapterhub.store import named_documents
     from adapterhub_converters.containers import json_file
@@ -118,19 +110,19 @@ def _recipe(source: str, settings: Settings) -> tuple[Variant, str]:
             return merge_recipes.get(registry, name).recipe, name
     if name and _known(name, settings):
         hint = f"Write ./{source} for the file, {merge_recipes.EXPLICIT}{name} for the name"
-        raise UsageError(source, "both a file and a model in the registry", hint)
+        raise UsageError(source, "both a file and a recipe in the registry", hint)
     return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
 
 
 def _kept_name(text: str) -> str | None:
-    """The name that `text` may be; None for what can only be a file."""
+    """The registry name that `text` may be; None for what can only be a file."""
     from adapterhub.registry import merge_recipes
     from adapterhub.store import named_documents
 
     if text.endswith(".json"):
         return None
     try:
-        return named_documents.parse_base_name(text.removeprefix(merge_recipes.EXPLICIT), text)
+        return named_documents.parse_document_name(text.removeprefix(merge_recipes.EXPLICIT), text)
     except UsageError:
         return None
 
@@ -145,14 +137,14 @@ def _known(name: str, settings: Settings) -> bool:
         return False
 
 
-def _forget(settings: Settings, source: str) -> None:
+def _remove(settings: Settings, source: str) -> None:
     from adapterhub.registry import merge_recipes
 
     name = source.removeprefix(merge_recipes.EXPLICIT)
     with open_registry(settings) as registry:
-        merge_recipes.forget(registry, name)
+        merge_recipes.remove(registry, name)
     document = {"removed": name, "kind": "merge"}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"forgot {name}; its adapters stay"))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {name}; its adapters stay"))
 
 
 _LIST = (
@@ -160,12 +152,12 @@ _LIST = (
     output.Column("BASE"),
     output.Column("ADAPTERS"),
     output.Column("MODEL", right=True, drop=1),
-    output.Column("KEPT", drop=2),
+    output.Column("STORED", drop=2),
 )
 
 
 def _list(settings: Settings) -> int:
-    """Every recipe in the registry; one that can't be read is named, and hides no other."""
+    """List the recipes in the registry; an unreadable one is reported and hides no other."""
     from adapterhub.registry import merge_recipes
 
     found, damaged = [], []
@@ -184,30 +176,30 @@ def _list(settings: Settings) -> int:
 
     def text() -> None:
         if not found and not damaged:
-            output.say("no models are kept as recipes; `adapterhub merge … --into BASE --recipe-only -o NAME` keeps one")
+            output.say("no recipes yet; store one with `adapterhub merge … --into BASE --recipe-only -o NAME`")
         elif found:
             rows = [_row(one) for one in found]
-            output.write("\n".join(output.table(_LIST, rows, screen=output.width())))
+            output.write_table(_LIST, rows)
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if damaged else 0
 
 
-def _short(recipe: Variant) -> dict[str, Any]:
+def _short(recipe: MergeRecipe) -> dict[str, Any]:
     files = recipe["output"]["files"]
     size = None if files is None else sum(file["size"] for file in files)
     return {"base": recipe["base"], "adapters": recipe["adapters"], "options": recipe["options"], "model_size": size}
 
 
-def _row(one: Kept) -> list[str]:
-    from adapterhub.registry.merge_recipe import called
+def _row(one: StoredRecipe) -> list[str]:
+    from adapterhub.registry.merge_recipe import base_name
 
     size = _short(one.recipe)["model_size"]
     adapters = [
         f"{adapter['weight']:g} × {adapter.get('ref') or output.digest(adapter['digest'])}"
         for adapter in one.recipe["adapters"]
     ]
-    base = called(one.recipe)
+    base = base_name(one.recipe)
     return [
         one.name,
         output.printable(base),
@@ -217,15 +209,15 @@ def _row(one: Kept) -> list[str]:
     ]
 
 
-def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Difference]:
-    """Write the model as `out`, unless what comes of it shows that this is not the recipe's base."""
+def _made(merge: Merge, found: MergeRecipe, base: Path, out: Path) -> list[Difference]:
+    """Write the model as `out`, unless the result shows that this is not the recipe's base."""
     from adapterhub.registry import merge_recipe
     from adapterhub_converters.containers import atomic
 
     compared = found["output"]["files"] is not None
     with atomic.whole(out, folder=not merge.single) as inside:
         if not compared and not merge_recipe.check_weights(found, base):
-            output.say("note: the recipe has no digests, so that only names, shapes and sizes of the base were compared")
+            output.say("note: the recipe has no digests; only names, shapes and sizes of the base were compared")
         made = recipes.ran(merge, inside)
         differences = merge_recipe.differences(found, made) if compared else []
         if differences:
@@ -233,19 +225,19 @@ def _made(merge: Merge, found: Variant, base: Path, out: Path) -> list[Differenc
     return differences
 
 
-def _base(found: Variant, given: str | None, settings: Settings) -> Path:
-    from adapterhub.registry.merge_recipe import called
+def _base(found: MergeRecipe, given: str | None, settings: Settings) -> Path:
+    from adapterhub.registry.merge_recipe import base_name
 
     if given:
         return inputs.weights(given, settings)
     path = Path(found["base"].get("source", found["base"]["name"]))
     if not path.exists():
-        raise NotFoundError(called(found), f"the base of the recipe is not in {path}, where it was", "Name it with --base")
+        raise NotFoundError(base_name(found), f"the base of the recipe is not at {path}", "Pass its path with --base")
     return path
 
 
-def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
-    """The files of every adapter of the recipe, whose digests are right, and the weights."""
+def _adapters(stack: ExitStack, settings: Settings, found: MergeRecipe, given: Sequence[str]) -> Iterator[tuple[Path, float]]:
+    """The files of every adapter of the recipe, digests verified, and their weights."""
     by_digest: dict[str, Path] = {}
     wanted = {adapter["digest"] for adapter in found["adapters"]}
     for text in given:
@@ -253,7 +245,7 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
         digest = inputs.parent(one).digest
         if digest not in wanted:
             raise UsageError(
-                text, f"is {output.digest(digest)}, which is no adapter of the recipe", "Name another, or leave it out"
+                text, f"is {output.digest(digest)}, which is not an adapter of the recipe", "Name another, or leave it out"
             )
         by_digest[digest] = one.path
     for adapter in found["adapters"]:
@@ -265,8 +257,7 @@ def _adapters(stack: ExitStack, settings: Settings, found: Variant, given: Seque
 
 @contextmanager
 def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
-    """An adapter from the registry, else from the address that the recipe names."""
-    from adapterhub.registry import export
+    """An adapter from the registry, else from the address in the recipe."""
     from adapterhub_converters.adapter_files import adapter_in
 
     digest, ref = adapter["digest"], adapter.get("ref", "")
@@ -275,7 +266,7 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
         held = False
         try:
             with open_registry(settings) as registry:
-                held = export.pull_digest(registry, digest, folder)
+                held = registry.pull_digest(digest, folder)
         except NotFoundError:  # no registry
             pass
         if not held and inputs.is_elsewhere(ref):
@@ -283,7 +274,7 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
                 yield path
             return
         if not held:
-            hint = "Push or pull it here first, or name it with --adapter"
+            hint = "Push or pull it here first, or pass it with --adapter"
             which = f"an adapter of the recipe, {output.digest(digest)}," if ref else "an adapter of the recipe"
             raise NotFoundError(ref or digest, f"{which} is not in the registry", hint)
         with inputs.naming(folder, ref or digest):
@@ -292,29 +283,32 @@ def _fetched(settings: Settings, adapter: Mapping[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _from_address(ref: str, settings: Settings, digest: str) -> Iterator[Path]:
-    """The adapter at an address, if it is still the one."""
+    """The adapter at an address, if it still has that digest and the project allows it."""
+    from adapterhub import sharing
+
+    sharing.check_address(ref, workspace(settings))
     with inputs.opened(ref, settings) as one:
         if one.digest != digest:
-            what = f"is another adapter by now: {output.digest(one.digest or '')}, not {output.digest(digest)}"
-            raise NotFoundError(ref, what, "Name the right one with --adapter")
+            what = f"is now another adapter: {output.digest(one.digest or '')}, not {output.digest(digest)}"
+            raise NotFoundError(ref, what, "Pass the right one with --adapter")
         yield one.path
 
 
-def _verdict(out: Path, found: Variant, differences: Sequence[Difference]) -> Iterator[str]:
+def _verdict(out: Path, found: MergeRecipe, differences: Sequence[Difference]) -> Iterator[str]:
     files = found["output"]["files"]
     if files is None:
-        yield output.one_line(f"{out}: made; the recipe has no digests to compare with")
+        yield output.one_line(f"{out}: written; the recipe has no digests to compare with")
         return
     if not differences:
-        yield output.one_line(f"{out}: byte for byte what the recipe says, {output.plural(len(files), 'file')}")
+        yield output.one_line(f"{out}: matches the recipe byte for byte, {output.plural(len(files), 'file')}")
         return
     far = [one.ulps for one in differences if one.ulps is not None]
     most = f", by {output.plural(max(far), 'unit')} in the last place at most" if far else ""
-    yield output.one_line(f"{out}: {output.plural(len(differences), 'file')} of {len(files)} not what the recipe says{most}")
+    yield output.one_line(f"{out}: {output.plural(len(differences), 'file')} of {len(files)} not as in the recipe{most}")
     for one in differences[:_SHOWN]:
         by = f", by {one.ulps} units in the last place at most" if one.ulps is not None else ""
         yield output.one_line(f"  {one.name}: {one.what}{by}")
     if len(differences) > _SHOWN:
-        yield f"  and {len(differences) - _SHOWN} more; --json has them all"
+        yield f"  {output.more(len(differences) - _SHOWN)}"
     made_by = ", ".join(f"{key} {value}" for key, value in found.get("made_by", {}).items())
-    yield output.one_line(f"  the recipe was made with {made_by}; another kind of CPU rounds otherwise")
+    yield output.one_line(f"  the recipe was made with {made_by}; another kind of CPU rounds differently")

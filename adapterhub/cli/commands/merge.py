@@ -3,104 +3,95 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
+from adapterhub import merging
 from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.merge_into import weights_of
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import (
+    Settings,
+    command,
+    dry_run_option,
+    dtype_option,
+    energy_option,
+    explain_option,
+    force_option,
+    onto_option,
+    output_option,
+    plot_option,
+    rank_option,
+    weights_option,
+)
 from adapterhub.cli.views import merged
 from adapterhub_converters.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
+# Options of a merge into an adapter, apart from the parameters of its method.
+_OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")
+# Parameters of methods; each method has some of them.
+_PARAMETERS = {
+    "density": (float, "D", "Share of the elements to keep (ties, dare_*, della, breadcrumbs, sce, knots …)."),
+    "epsilon": (float, "E", "Spread of the probabilities around --density (della)."),
+    "gamma": (float, "G", "Share of the largest elements to drop (breadcrumbs)."),
+    "lambda": (float, "L", "Factor of the merged delta (ties, tsv, iso_c …)."),
+    "t": (float, "T", "Position between the first adapter and the second (slerp)."),
+    "share": (float, "S", "Share of each adapter's singular vectors to use (tsv)."),
+    "rule": (str, "R", "Merge of the cores: ties, linear, dare_ties, dare_linear (core_space)."),
+    "by": (str, "B", "Direction: all, rows or columns (nuslerp)."),
+    "sign": (str, "S", "Election of signs: total or frequency (peft_ties …)."),
+}
+_REQUANTIZE = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")
+# Options of a merge into a base.
+_INTO = (
+    dtype_option(("bf16", "f16", "f32"), "floats, with --into", default_text="BASE's"),
+    click.option(
+        "--requantize",
+        metavar="TYPE",
+        type=click.Choice(_REQUANTIZE),
+        help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q4_0, q4_1, q5_0 or q5_1, or the linear "
+        "layers of a Hugging Face folder to nf4, as bitsandbytes does.",
+    ),
+    click.option("--shard-size", metavar="SIZE", help="With --into: maximum size of a file, like 5GB."),
+    onto_option,
+    click.option("--dequantize", is_flag=True, help="With --into: write a quantized Hugging Face model in floats."),
+    force_option("with --into, write a quantized model that loses the adapter to rounding."),
+    click.option(
+        "--recipe-only",
+        is_flag=True,
+        help="With --into: write only a recipe of a few kilobytes for `adapterhub materialize`. OUT is a .json file, or a "
+        "word to name it in the registry. The merge runs once, in a temporary folder, to record the digests of its files.",
+    ),
+    click.option("--no-digest", is_flag=True, help="With --recipe-only: do not run the merge; nothing to compare later."),
+    dry_run_option,
+)
+_INTO_NAMES = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force", "recipe_only", "no_digest", "dry_run")
 
 
-_OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")  # of adapters into an adapter
-
-
-_PARAMETERS = ("density", "epsilon", "gamma", "lambda_", "t", "share", "rule", "by", "sign")
-
-
-def _parameters(function: Any) -> Any:
-    """The options that some methods have; which, `--method list` says."""
-    described = {
-        "density": (float, "D", "What share of the elements is kept (ties, dare_*, della, breadcrumbs, sce, knots …)."),
-        "epsilon": (float, "E", "How far probabilities go from --density (della)."),
-        "gamma": (float, "G", "What share of the largest elements is dropped (breadcrumbs)."),
-        "lambda": (float, "L", "What the merged delta is multiplied by (ties, tsv, iso_c …)."),
-        "t": (float, "T", "How far from the first adapter to the second (slerp)."),
-        "share": (float, "S", "What share of each adapter's singular vectors is taken (tsv)."),
-        "rule": (str, "R", "How cores are merged: ties, linear, dare_ties, dare_linear (core_space)."),
-        "by": (str, "B", "all, rows or columns (nuslerp)."),
-        "sign": (str, "S", "How signs are elected: total or frequency (peft_ties …)."),
-    }
-    for name, (kind, metavar, text) in reversed(described.items()):
+def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for name, (kind, metavar, text) in reversed(_PARAMETERS.items()):
         argument = f"{name}_" if name == "lambda" else name
         function = click.option(f"--{name}", argument, type=kind, metavar=metavar, help=text)(function)
     return function
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a merge into a base, as one argument `into`."""
 
-
-_INTO = (
-    click.option("--dtype", type=click.Choice(("bf16", "f16", "f32")), help="With --into: floats to write. [default: BASE's]"),
-    click.option(
-        "--requantize",
-        type=click.Choice(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")),
-        help="With --into, into a GGUF: the type that floats, and quantized tensors that change, get. nf4: linear layers of a "
-        "Hugging Face folder, as bitsandbytes has them.",
-    ),
-    click.option("--shard-size", metavar="SIZE", help="With --into: files of at most so much, like 5GB."),
-    click.option(
-        "--onto",
-        type=click.Choice(("original", "as-trained")),
-        help="With --into: BASE as it is, or first rounded as training saw it (adapter.json says how). [default: original]",
-    ),
-    click.option("--dequantize", is_flag=True, help="With --into: let a quantized Hugging Face model become one in floats."),
-    click.option("--force", is_flag=True, help="With --into: write it even if a quantized target swallows the adapter."),
-    click.option(
-        "--recipe-only",
-        is_flag=True,
-        help="With --into: keep no model but a recipe of a few kilobytes for `adapterhub materialize`. OUT is a .json file, or "
-        "a word, its name in the registry. The merge runs once, into a temporary place beside, for the digests of its files.",
-    ),
-    click.option("--no-digest", is_flag=True, help="With --recipe-only: don't run the merge; nothing to compare with later."),
-    click.option("--dry-run", "--plan", "dry_run", is_flag=True, help="With --into: say what would be, and write nothing."),
-)
-
-
-_INTO_NAMES = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force", "recipe_only", "no_digest", "dry_run")
-
-
-def _into_options(command: F) -> F:
-    """The options of a merge into a base, as one argument `into`."""
-
-    @functools.wraps(command)
+    @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
-        return command(*args, into={name: given.pop(name) for name in _INTO_NAMES}, **given)
+        return function(*args, into={name: given.pop(name) for name in _INTO_NAMES}, **given)
 
-    made: Any = call
+    decorated: Callable[..., Any] = call
     for option in reversed(_INTO):
-        made = option(made)
-    found: F = made
-    return found
-
-
-def _refuse(into: Mapping[str, Any]) -> None:
-    """UsageError for options that mean nothing without --into."""
-    given = next((name for name, value in into.items() if value), None)
-    if given:
-        raise UsageError(f"--{given.replace('_', '-')}", "is for a merge into a base", "Add --into BASE")
+        decorated = option(decorated)
+    return decorated
 
 
 @command(
     "merge",
-    short="Merge adapters, or adapters into a base.",
     example="""
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B -o ./qwen3-sql
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --requantize q8_0 -o qwen3-sql.gguf
@@ -109,30 +100,24 @@ def _refuse(into: Mapping[str, Any]) -> None:
     adapterhub merge --method list""",
 )
 @click.argument("source", metavar="SRC...", nargs=-1)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    metavar="OUT",
-    help="The folder or .gguf to make, or the ref to push to: namespace/name or namespace/name:tag.",
-)
-@click.option("--into", "base", metavar="BASE", help="Merge into this model (a Hugging Face folder or a GGUF file) instead.")
-@click.option("--weights", metavar="W,W…", help="What each SRC is multiplied by, like 0.7,-0.4. [default: 1 each]")
+@output_option("new folder or .gguf, or a ref to push to: namespace/name or namespace/name:tag.")
+@click.option("--into", "base", metavar="BASE", help="Merge into this model, a Hugging Face folder or a GGUF file.")
+@weights_option
 @click.option(
     "--method",
-    metavar="M",
-    help="Adapters into an adapter: cat (exact, ranks add up), linear (exact, least rank), svd (rank K), ties …; "
-    "`list` says which there are. [default: cat]",
+    metavar="METHOD",
+    help="Method for several adapters: cat (exact, ranks add up), linear (exact, least rank), svd (rank R), ties …; `list` "
+    "lists all. [default: cat]",
 )
-@click.option("--explain", metavar="M", help="Say what a method does, by which formula and paper, and what it costs.")
-@click.option("--rank", metavar="K", type=click.IntRange(min=1), help="The rank of every module of the result.")
-@click.option("--energy", metavar="E", type=float, help="The least ranks that keep this share of the energy, like 0.99.")
+@explain_option("method: its formula, paper and cost.")
+@rank_option("every module.")
+@energy_option
 @click.option(
-    "--rank-budget", metavar="BYTES", type=click.IntRange(min=1), help="The ranks that keep most in so many bytes of tensors."
+    "--rank-budget", metavar="BYTES", type=click.IntRange(min=1), help="Distribute ranks to keep most within BYTES of tensors."
 )
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Of the random numbers. [default: 0]")
-@_parameters
-@click.option("--plot", metavar="PNG", help="Draw how far the adapters disagree, by module (needs matplotlib).")
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Random seed. [default: 0]")
+@_method_options
+@plot_option("how far the adapters disagree, by module")
 @_into_options
 @click.pass_obj
 def merge(
@@ -143,39 +128,41 @@ def merge(
     out: str | None,
     base: str | None,
     weights: str | None,
-    explain: str | None,
+    about: str | None,
     into: dict[str, Any],
     **given: Any,
 ) -> None:
-    """Make one adapter of several, or a model of a base and adapters.
+    """Merge several adapters into one, or adapters into a base model.
 
-    Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus what the adapters add, as peft's
-    merge_and_unload has it bit for bit; memory stays small whatever the model's size. OUT appears whole or not at all; a
-    folder merged into a .gguf is what llama.cpp's own conversion makes of the merged folder.
-    What was merged how is recorded in the result, so that `adapterhub rebuild` makes it again.
+    Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus the adapters' deltas, bit for bit like
+    peft's merge_and_unload; memory use does not grow with the model. OUT appears whole or not at all. A folder merged into a
+    .gguf equals llama.cpp's conversion of the merged folder.
+    The result records how it was made, so that `adapterhub rebuild` can repeat it.
     """
     asked = {name: value for name, value in given.items() if value is not None}
-    if explain or asked.get("method") == "list":
-        merged.explain(settings, explain)
+    if about or asked.get("method") == "list":
+        merged.explain(settings, about)
         return
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
     factors = weights_of(weights, len(source))
     if base and asked:
         name = next(iter(asked)).rstrip("_").replace("_", "-")
-        raise UsageError(f"--{name}", "is for adapters into an adapter", "Leave it out with --into")
+        raise UsageError(f"--{name}", "is for a merge of adapters", "Leave it out with --into")
     if not base:
-        _refuse(into)
+        first = next((key for key, value in into.items() if value), None)
+        if first:
+            raise UsageError(f"--{first.replace('_', '-')}", "is for a merge into a base", "Add --into BASE")
         if out.endswith(".gguf"):
             hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
-            raise UsageError(out, "is a GGUF file, and a merge of adapters makes a folder", hint)
+            raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)
     with ExitStack() as stack:
         if base:
             found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
             merge_into.run(settings, found, factors, (base, out), into)
             return
-        target = merge_adapters.destination(out, settings)
+        target = merging.destination(out)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
         how = {name: asked[name] for name in _OWN if name in asked}
-        parameters = {name.rstrip("_"): asked[name] for name in _PARAMETERS if name in asked}
+        parameters = {name: asked[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in asked}
         merge_adapters.into_adapter(settings, found, factors, target, parameters=parameters, **how)

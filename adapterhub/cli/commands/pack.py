@@ -11,7 +11,7 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import (
     open_registry,
 )
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import changes as view
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 @command(
     "pack",
-    short="Compress what lies in the registry.",
     example="""
     adapterhub pack --dry-run
     adapterhub pack team/sql""",
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Say what it would save; change nothing.")
+@dry_run_option
 @click.option(
     "--level",
+    metavar="N",
     type=click.IntRange(1, 22),
     default=3,
     show_default=True,
-    help="zstd's level for text. Numbers gain nothing by a higher one.",
+    help="Compression level (zstd) of text; higher levels do not help tensors.",
 )
 @click.pass_obj
 def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int) -> None:
-    """Compress what versions need, bit for bit: their digests stay, and every command reads them as before.
+    """Compress stored versions without loss: digests do not change, and every command reads packed files as before.
 
-    NAME is a name, a namespace or a ref; without one, everything. skopeo and oras read no packed file in the store: unpack
+    NAME is a name, a namespace or a ref; without one, everything. skopeo and oras cannot read packed files in the store: unpack
     those versions first.
     """
     from adapterhub.maintenance import compress
@@ -55,10 +55,7 @@ def _packed_line(changes: Sequence[Change], verb: str) -> str:
     before, after = sum(change.size for change in new), sum(change.stored for change in new)
     share = f" ({after / before:.0%})" if before else ""
     sizes = f": {output.size(before)} to {output.size(after)}{share}" if new else ""
-    rest = [f"{output.plural(count, 'file')} {what}" for what, count in _counts(changes).items() if count]
+    words = {"already": "already packed", "kept": "not worth packing"}
+    counts = {text: sum(change.outcome == word for change in changes) for word, text in words.items()}
+    rest = [f"{output.plural(count, 'file')} {text}" for text, count in counts.items() if count]
     return "; ".join([f"{output.plural(len(new), 'file')} {verb}{sizes}", *rest])
-
-
-def _counts(changes: Sequence[Change]) -> dict[str, int]:
-    words = {"already": "packed already", "kept": "gain too little and stay plain"}
-    return {text: sum(change.outcome == word for change in changes) for word, text in words.items()}

@@ -7,52 +7,51 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, inputs, locks, output, policy, remotes
-from adapterhub.cli.environment import (
-    at_remote,
-    complete_ref,
-    hinting,
-    open_registry,
-    remote_option,
+from adapterhub import sharing
+from adapterhub.cli import environment, inputs, locks, output
+from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
+from adapterhub.cli.options import (
+    Settings,
+    base_option,
+    command,
+    conversion_options,
+    model_option,
+    output_option,
+    transfer_options,
 )
-from adapterhub.cli.options import Settings, command, conversion_options, transfer_options
-from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views.versions import version_document
+from adapterhub.cli.publish import converted, pulled
 from adapterhub_converters.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.project.lockfile import Locked
     from adapterhub.registry.recipe import Conversion
 
-
 _FOLDER = "adapters"
-
 
 _NETWORK = ("http://", "https://", "hf://")
 
 
 @command(
     "pull",
-    short="Write a version's files, verified.",
     example="""
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
-    adapterhub pull team/sql:v2 --as gguf
+    adapterhub pull team/sql:v2 --to gguf
     adapterhub pull team/sql:v2 --remote
     adapterhub pull team/sql:v2 --from adapters.tar --offline
     adapterhub pull oci://registry.example/team/sql:v2 -o ./sql
     adapterhub pull --locked -o ./adapters""",
 )
 @click.argument("ref", required=False, shell_complete=complete_ref)
-@click.option("-o", "--output", "out", metavar="OUT", help="Where to write it. [default: ./NAME, with its ending for a file]")
-@click.option("--base", metavar="BASE", help="The model it is for, where --as needs more than its adapter.json says.")
+@output_option("folder or file to write. [default: ./NAME, with the suffix of a file]")
+@base_option("needed by --to where adapter.json does not record enough.")
 @remote_option
-@click.option("--lock", is_flag=True, help="Record in adapters.lock which version it is.")
-@click.option("--locked", is_flag=True, help="Pull what adapters.lock says, by digest: REF, or all of it below OUT.")
-@click.option("--from", "bundled", metavar="BUNDLE", help="Take it from a bundle, a .tar or a folder, not from a registry.")
-@click.option("--offline", is_flag=True, help="Ask no network: refused where REF or BASE is elsewhere.")
-@conversion_options("Convert it on the way out.", more=("ollama",))
-@click.option("--model", metavar="MODEL", help="With --as ollama: what Ollama calls the base; else the path of --base.")
+@click.option("--lock", is_flag=True, help="Record the version in adapters.lock.")
+@click.option("--locked", is_flag=True, help="Pull the digests in adapters.lock: REF, or all of them into OUT.")
+@click.option("--from", "bundled", metavar="SRC", help="Source: a bundle (a .tar or a folder) instead of a registry.")
+@click.option("--offline", is_flag=True, help="Use no network; refused where REF or BASE needs one.")
+@conversion_options("ollama")
+@model_option
 @transfer_options
 @click.pass_obj
 def pull(
@@ -69,16 +68,16 @@ def pull(
     conversion: Conversion | None,
     model: str | None,
 ) -> None:
-    """Write a version's files into a new folder: every byte verified, all of them or nothing.
+    """Write the files of a version into a new folder: every byte verified, all of them or none.
 
-    With --as in another format, under the rules of convert: a conversion is kept in the registry, so that the next is a copy.
-    From elsewhere (oci://HOST/NAME[:TAG|@DIGEST], or a remote) a pull that was stopped, even killed, goes on where it was.
-    What lies there already, right, is left as it is.
+    --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
+    An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes. Files that already match are left
+    untouched.
     """
     from adapterhub.remotes.location import is_address
 
     if model and conversion is None:
-        raise UsageError("--model", "is for --as ollama", "Leave it out")
+        raise UsageError("--model", "is for --to ollama", "Leave it out")
     if locked or ref is None:
         alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
         _all_locked(settings, ref, out, locked=locked, alone=alone)
@@ -89,89 +88,44 @@ def pull(
     if is_address(address):
         if conversion is not None or base is not None:
             hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
-            raise UsageError("--as", "converts versions of the registry here", hint)
-        called = None if remote is None else ref
-        _from_address(settings, address, out, ref=called, lock=(called or address) if lock else None)
-        return
+            raise UsageError("--to", "converts versions of the local registry only", hint)
+    elif conversion is not None and lock:
+        raise UsageError("--lock", "records the version, not a conversion of it", "Lock it with `adapterhub lock`")
+    elif base is not None and conversion is None:
+        raise UsageError("--base", "is for --to", "Leave it out")
+    called = None if remote is None else ref
     with hinting(ref):
-        policy.ref_fits(settings, ref)
-        if conversion is not None:
-            if lock:
-                raise UsageError(
-                    "--lock", "records the version itself, not a conversion of it", "Lock it with `adapterhub lock`"
-                )
-            _converted(settings, ref, out, base, conversion, model=model)
-        elif base is not None:
-            raise UsageError("--base", "is for --as", "Leave it out")
-        else:
-            _pull(settings, ref, out, lock=lock)
-
-
-def _pull(settings: Settings, ref: str, out: str | None, *, lock: bool) -> None:
-    from adapterhub.ref import Ref
-    from adapterhub.registry import export
-
-    wanted = Ref.parse(ref)
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2])
-    with open_registry(settings) as registry:
-        with bytes_bar("writing") as progress:
-            version = export.pull(registry, wanted, target, progress)
-        files = [layer.path for layer in registry.files(version)]
-    if lock:
-        locks.keep_version(settings, ref, version)
-    document = {**version_document(version), "output": str(target), "files": files}
-    del document["new"], document["skipped"]
-    output.deprecated(str(version.ref), version.deprecated)
-    size = output.size(version.size or 0)
-    text = f"{target}: {version.ref}, {output.plural(len(files), 'file')}, {size}, verified"
+        made = sharing.pull(
+            address,
+            out,
+            workspace(settings),
+            conversion=conversion,
+            base=inputs.read_base(base, settings) if base else None,
+            model=_model(conversion, model, base),
+            name=called.partition("@")[0].partition(":")[0] if called else None,
+        )
+    if lock and made.version is not None:
+        locks.keep_version(settings, ref, made.version)
+    elif lock and made.manifest is not None:
+        locks.keep(called or address, address, made.manifest)
+    document, text = converted(made, conversion.to) if conversion else pulled(made)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _converted(
-    settings: Settings, ref: str, out: str | None, base: str | None, conversion: Conversion, *, model: str | None
-) -> None:
-    """What `pull --as` does."""
-    from adapterhub.ref import Ref
-    from adapterhub.registry import conversion_cache
-    from adapterhub_converters.formats import convert
-
-    if model and conversion.to not in convert.PACKAGES:
-        raise UsageError("--model", f"{conversion.to} names no base", "Leave it out")
-    wanted = Ref.parse(ref)
-    target = Path(out) if out else Path(wanted.name.rpartition("/")[2] + convert.ENDINGS.get(conversion.to, ""))
-    spec = inputs.read_base(base, settings) if base else None
-    with open_registry(settings) as registry:
-        named = model or (inputs.here(base) if conversion.to in convert.PACKAGES else None)
-        form = conversion_cache.pull(registry, wanted, target, conversion, base=spec, model=named)
-    document = {
-        "ref": str(form.version.ref),
-        "digest": form.version.digest,
-        "deprecated": form.version.deprecated,
-        "output": str(target),
-        "format": conversion.to,
-        "loss": form.loss,
-        "cached": form.cached,
-    }
-    output.deprecated(str(form.version.ref), form.version.deprecated)
-    losses = ", ".join(f"{count} {name}" for name, count in form.loss.items())
-    kept = ", kept from before" if form.cached else ""
-    text = f"{target}: {form.version.ref} as {conversion.to}, {sum(form.loss.values())} tensors: {losses}{kept}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-
-
-def _from_address(settings: Settings, address: str, out: str | None, *, ref: str | None, lock: str | None) -> None:
-    """What `pull oci://…` does; `ref`: what it is called on a remote; `lock`: what it is recorded as."""
-    made, document, text = remotes.pull(address, out, ref=ref)
-    if lock:
-        locks.keep(lock, address, made)
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+def _model(conversion: Conversion | None, model: str | None, base: str | None) -> str | None:
+    """The name of the base in Ollama: the one that was given, else its path."""
+    if conversion is None or conversion.to == "ollama":
+        return model or inputs.here(base)
+    if model:
+        raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
+    return None
 
 
 def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
-    """What a pull takes: `text` itself, or the address of what it means in a bundle. Nothing is asked of a network.
+    """The ref or address to pull: `text` itself, or the address of that version in a bundle. Uses no network.
 
     Raises:
-        UsageError: `offline`, and it would be.
+        UsageError: `offline`, and the pull would use a network.
     """
     from adapterhub.remotes import location
     from adapterhub.remotes.layouts import location as layout
@@ -182,30 +136,32 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
             near = location.is_address(word) and isinstance(location.parse(word), layout.LayoutAddress)
             if not near and (location.is_address(word) or word.lower().startswith(_NETWORK)):
                 raise UsageError(
-                    word, "is elsewhere, and --offline asks no network", "Leave --offline out, or name what is here"
+                    word, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
                 )
     if source is None:
         return text
     if location.is_address(text):
-        raise UsageError(text, "is an address; with --from it takes the name in the bundle", "Write it like team/sql:v2")
+        raise UsageError(text, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
     address = location.parse(source if location.is_address(source) else f"layout://{source}")
     if not isinstance(address, layout.LayoutAddress):
-        raise UsageError(source, "is not a bundle", "Name a folder or a .tar; pull the address itself")
+        raise UsageError(source, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
     if address.tag or address.digest:
-        raise UsageError(source, "names a version, and so does the ref", f"Write --from {address.path}")
+        raise UsageError(source, "names a version, as the ref does", f"Write --from {address.path}")
     with layout.connect(address) as bundled:
         name = named(bundled, text)
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
 def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool) -> None:
-    """What `pull --locked` does: all, below a folder, or one into one. `alone`: no other option says what and from where."""
+    """Pull what the lock file records: all of it below a folder, or one version. `alone`: no option that contradicts it."""
     from adapterhub.project import lockfile
 
     if not locked:
-        raise UsageError("pull", "Missing argument 'REF'", "`adapterhub pull --help` says how")
+        raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")
     if not alone:
-        raise UsageError("--locked", "has what and from where in the lock file", "Leave --remote, --lock, --as and --base out")
+        raise UsageError(
+            "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to and --base"
+        )
     path = environment.lock_file()
     there = lockfile.read(path)
     if ref is None:
@@ -215,7 +171,7 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
         one = lockfile.find(there, ref, path)
         wanted = [(one, Path(out) if out else Path(one.name.rpartition("/")[2]))]
     if not wanted:
-        raise UsageError(str(path), "has no adapters", "`adapterhub lock REF…` puts some there")
+        raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for one, target in wanted:
         new = _one_locked(settings, one, target)
@@ -228,26 +184,27 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
 
 
 def _one_locked(settings: Settings, locked: Locked, target: Path) -> bool:
-    """Have a folder be the locked version; whether it wasn't."""
+    """Pull a locked version into a folder; False if the folder already was that version."""
+    from adapterhub import sources
     from adapterhub.project import lockfile
+    from adapterhub.remotes.location import parse
 
-    policy.allowed(locked.name)
+    here = workspace(settings)
+    if locked.source == lockfile.HERE:
+        if lockfile.is_version(target, locked.digest):
+            return False
+        sharing.pull(f"{locked.name}@{locked.digest}", target, here)
+        return True
+    if policy := here.rules():
+        policy.check_name(locked.name)
     if lockfile.is_version(target, locked.digest):
         return False
-    if locked.source == lockfile.HERE:
-        from adapterhub.ref import Ref
-        from adapterhub.registry import export
-
-        ref = Ref(locked.name, digest=locked.digest)
-        policy.ref_fits(settings, str(ref))
-        with open_registry(settings) as registry:
-            export.pull(registry, ref, target)
-        return True
-    from adapterhub.remotes import location
-
-    with remotes.opened(locked.source) as there:
-        policy.fits(there, locked.digest, locked.ref)
-        made, new = remotes.downloaded(there, locked.digest, target, location.parse(locked.source).host)
+    place = parse(locked.source)
+    with here.connect(place) as there:
+        sharing.check_policy(there, locked.digest, locked.ref, here)
+        made, new = sources.downloaded(there, locked.digest, target, place.host, here)
     if made.digest != locked.digest:
-        raise IntegrityError(locked.source, f"{made.digest} came, not {locked.digest}", "Ask its owner")
+        raise IntegrityError(
+            locked.source, f"digest mismatch: received {made.digest}, locked {locked.digest}", "Ask the owner of the registry"
+        )
     return new

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output, publish
-from adapterhub.cli.environment import (
-    at_remote,
-    complete_ref,
-    remote_option,
+from adapterhub import sharing
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import at_remote, complete_ref, remote_option, workspace
+from adapterhub.cli.options import (
+    Settings,
+    base_option,
+    command,
+    conversion_options,
+    expect_option,
+    force_option,
+    transfer_options,
 )
-from adapterhub.cli.options import Settings, command, conversion_options, transfer_options
+from adapterhub.cli.publish import published
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
 
 @command(
     "push",
-    short="Store an adapter as a new version.",
     example="""
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
@@ -30,16 +35,12 @@ if TYPE_CHECKING:
 )
 @click.argument("source", metavar="SRC")
 @click.argument("ref", shell_complete=complete_ref)
-@click.option(
-    "--base", metavar="BASE", help="Pin the model it was trained on (a folder, a file, a URL); refused when it does not fit."
-)
-@click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless REF still has this digest, or is `absent`.")
-@click.option("--force", is_flag=True, help="Push in spite of what validate calls errors.")
-@click.option("--private", is_flag=True, help="On a hub: a repository that has to be made is not for everybody to read.")
+@base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
+@expect_option
+@force_option("push even if `adapterhub validate` reports errors.")
+@click.option("--private", is_flag=True, help="Create the Hub repository as private.")
 @remote_option
-@conversion_options(
-    "Convert it first, and name SRC as its parent; `image`, elsewhere only: a container image of it.", more=("image",)
-)
+@conversion_options("image")
 @transfer_options
 @click.pass_obj
 def push(
@@ -56,20 +57,22 @@ def push(
 ) -> None:
     """Store an adapter as the next version of a name.
 
-    REF is namespace/name, or namespace/name:tag to move a tag as well; the version's number, v1, v2 …, is allotted.
-    The same files again make no new version. What validate calls an error is refused. The registry is made if there is none.
-    REF may be an address elsewhere, like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or on a remote.
+    REF is namespace/name, or namespace/name:tag to move a tag as well; the version number, v1, v2 …, is assigned. Pushing the
+    same files again creates no new version. An adapter with errors is refused. The registry is created if needed.
+    REF may also be an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote.
+    --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only, pushes a container image.
     """
-    name = None if remote is None else ref.partition(":")[0]
-    made = publish.push(
-        settings,
-        source,
-        at_remote(ref, remote),
-        base=base,
-        expect=expect,
-        force=force,
-        private=private,
-        conversion=conversion,
-        name=name,
+    made = published(
+        sharing.push(
+            source,
+            at_remote(ref, remote),
+            workspace(settings),
+            base=inputs.read_base(base, settings) if base else None,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            private=private,
+            name=None if remote is None else ref.partition(":")[0],
+        )
     )
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))

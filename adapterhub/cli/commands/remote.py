@@ -1,4 +1,4 @@
-"""`adapterhub remote`: places elsewhere, by name."""
+"""`adapterhub remote`: other registries, by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub import workspace
 from adapterhub.cli import environment, output, remotes
-from adapterhub.cli.options import Group, Settings
+from adapterhub.cli.options import Group, Settings, force_option, project_option
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
 
@@ -19,42 +20,39 @@ if TYPE_CHECKING:
     from adapterhub.remotes.configured import Remote
     from adapterhub.remotes.location import Access, Place
 
-_in_project = click.option("--project", "in_project", is_flag=True, help="In the project's adapterhub.toml, not your own file.")
-
 
 @click.group(
     "remote",
     cls=Group,
-    short_help="Keep other registries by name.",
     example="""
     adapterhub remote add team oci://registry.example/adapters --default
     adapterhub push ./sql team/sql:v2 --remote""",
 )
 def remote() -> None:
-    """Keep the URLs of other registries under names that --remote takes.
+    """Name other registries, so that --remote takes the name.
 
-    A ref on a remote is the address below its URL. They are kept in config.toml in your config folder, or with --project in
-    the project's adapterhub.toml, where everybody who works on it has them.
+    A ref on a remote is an address below its URL. Remotes are stored in config.toml in your config folder, or with --project in
+    the project's adapterhub.toml, for everyone who works on it.
     """
 
 
 @remote.command(
     "add",
-    short_help="Keep a URL under a name.",
+    short_help="Add a remote.",
     example="""
     adapterhub remote add team oci://registry.example/adapters --default
     adapterhub remote add team oci://registry.example/adapters --project""",
 )
 @click.argument("name")
 @click.argument("url")
-@click.option("--default", "is_default", is_flag=True, help="--remote without a name means this one.")
-@click.option("--force", is_flag=True, help="Also when the name means another URL.")
-@_in_project
+@click.option("--default", "is_default", is_flag=True, help="Make it the default remote.")
+@force_option("give the name another URL.")
+@project_option
 @click.pass_obj
-def add(settings: Settings, *, name: str, url: str, is_default: bool, force: bool, in_project: bool) -> None:
-    """Keep a URL under a name; nothing is asked of it yet.
+def add(settings: Settings, *, name: str, url: str, is_default: bool, force: bool, project: bool) -> None:
+    """Store a URL under a name, without contacting it.
 
-    URL is oci://HOST[/PREFIX]. There are no credentials in it: `adapterhub login NAME` keeps those.
+    URL is oci://HOST[/PREFIX], without credentials: `adapterhub login NAME` stores those.
     """
     from adapterhub.project.settings import check_remote_name
     from adapterhub.remotes.configured import check_url
@@ -64,17 +62,17 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
 
     def changed(old: Settled) -> tuple[dict[str, str], str | None]:
         if old.remotes.get(name, url) != url and not force:
-            raise ConflictError(name, f"means {old.remotes[name]} already", "--force gives it the new URL")
+            raise ConflictError(name, f"already has the URL {old.remotes[name]}", "Pass --force to replace it")
         return {**old.remotes, name: url}, name if is_default else old.remote
 
-    path = _file(in_project)
+    path = _file(project)
     new = _change(path, changed)
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.printable(text)))
 
 
-_LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("KEPT IN", drop=2))
+_LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("FILE", drop=2))
 
 
 @remote.command(
@@ -85,7 +83,7 @@ _LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("KEPT 
 )
 @click.pass_obj
 def list_(settings: Settings) -> None:
-    """List the remotes that are known here: the project's and your own."""
+    """List the remotes: the project's and your own."""
     found, default = environment.remotes(), environment.default_remote()
     rows = [{"name": one.name, "url": one.url, "default": one.name == default, "file": str(one.path)} for one in found.values()]
     output.emit({"remotes": rows}, as_json=settings.as_json, text=lambda: _list_text(list(found.values()), default))
@@ -93,33 +91,32 @@ def list_(settings: Settings) -> None:
 
 def _list_text(found: list[Remote], default: str | None) -> None:
     if not found:
-        output.say("no remotes yet; `adapterhub remote add NAME URL` keeps one")
+        output.say("no remotes yet; add one with `adapterhub remote add NAME URL`")
         return
     cells = [[one.name, one.url, "*" if one.name == default else "", str(one.path)] for one in found]
-    for line in output.table(_LIST, cells, screen=output.width()):
-        output.write(line)
+    output.write_table(_LIST, cells)
 
 
 @remote.command(
-    "remove",
-    short_help="Forget a remote.",
+    "rm",
+    short_help="Remove a remote.",
     example="""
-    adapterhub remote remove team""",
+    adapterhub remote rm team""",
 )
 @click.argument("name", shell_complete=environment.complete_remote)
-@_in_project
+@project_option
 @click.pass_obj
-def remove(settings: Settings, *, name: str, in_project: bool) -> None:
-    """Forget a remote. What lies there, and a login for it, stay."""
+def rm(settings: Settings, *, name: str, project: bool) -> None:
+    """Remove a remote. Its contents, and a login for it, are left alone."""
 
     def changed(old: Settled) -> tuple[dict[str, str], str | None]:
         if name not in old.remotes:
             known = environment.remotes().get(name)
-            hint = f"It is kept in {known.path}" if known else "Run `adapterhub remote list`"
+            hint = f"It is in {known.path}" if known else "Run `adapterhub remote list`"
             raise NotFoundError(name[:80], f"no remote of this name in {old.path}", hint)
         return {key: url for key, url in old.remotes.items() if key != name}, None if old.remote == name else old.remote
 
-    path = _file(in_project)
+    path = _file(project)
     _change(path, changed)
     document = {"removed": name, "kind": "remote", "file": str(path)}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed remote {name}"))
@@ -127,52 +124,52 @@ def remove(settings: Settings, *, name: str, in_project: bool) -> None:
 
 @remote.command(
     "default",
-    short_help="Say or choose the default remote.",
+    short_help="Show or set the default remote.",
     example="""
     adapterhub remote default
     adapterhub remote default team""",
 )
 @click.argument("name", required=False, shell_complete=environment.complete_remote)
-@_in_project
+@project_option
 @click.pass_obj
-def default(settings: Settings, *, name: str | None, in_project: bool) -> None:
-    """Say which remote --remote means without a name, or have it mean NAME."""
+def default(settings: Settings, *, name: str | None, project: bool) -> None:
+    """Show the remote that --remote uses without a name, or set it to NAME."""
     if name is not None:
         environment.remote(name)
-        _change(_file(in_project), lambda old: (dict(old.remotes), name))
+        _change(_file(project), lambda old: (dict(old.remotes), name))
         environment.user.cache_clear()
         environment.project.cache_clear()
     found = environment.remote(environment.DEFAULT)
     if name is not None and found.name != name:
-        output.say(f"note: here it is {found.name}, as the environment or the project says")
+        output.say(f"note: here the default is {found.name}, from the environment or the project")
     document = {"name": found.name, "url": found.url}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{found.name}  {found.url}"))
 
 
 @remote.command(
     "test",
-    short_help="Ask a remote what we may do.",
+    short_help="Test access to a remote.",
     example="""
     adapterhub remote test team""",
 )
 @click.argument("name", shell_complete=environment.complete_remote)
 @click.pass_obj
 def test(settings: Settings, name: str) -> None:
-    """Reach a remote, and say whom it takes us for and whether we may read and write there. Nothing is left there.
+    """Contact a remote, and show the user it recognizes and whether that user may read and write. Nothing is left there.
 
-    In an OCI registry writing is tried with a manifest that is none, which is refused; a Hugging Face hub is asked about the
-    token. Exit 5 when a remote can't be reached, or may not be read or written.
+    An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
+    5 when a remote cannot be reached, or may not be read or written.
     """
     found = environment.remote(name)
     document = _asked(found)
-    who = f"{document['user']} ({document['login']})" if document["user"] else "nobody in particular: it did not ask"
+    who = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {
         "remote": f"{found.name}  {found.url}",
-        "taken for": who if document["asks"] else "not known: whom it takes us for isn't asked of its kind",
+        "user": who if document["asks"] else "unknown: this kind of remote cannot be asked",
         "read": _yes(document["read"]),
         "write": _yes(document["write"]),
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _lines(lines))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_pairs(lines))
     if False in (document["read"], document["write"]):
         what = "read" if document["read"] is False else "written to"
         login = "hf auth login" if found.url.startswith("hf:") else f"adapterhub login {found.name}"
@@ -195,7 +192,7 @@ def _asked(found: Remote) -> dict[str, Any]:
 
 
 def _access(url: str, place: Place) -> Access | None:
-    """What a registry or a hub grants; None for a kind that isn't asked."""
+    """The access that a registry or a hub grants; None for a kind that cannot be asked."""
     from adapterhub.remotes.oci.address import Address
 
     if isinstance(place, Address):
@@ -216,26 +213,21 @@ def _access(url: str, place: Place) -> Access | None:
 
 
 def _yes(answer: bool | None) -> str:
-    return "not known: there is no way to ask that leaves nothing" if answer is None else "yes" if answer else "no"
+    return "unknown: cannot be tested without writing" if answer is None else "yes" if answer else "no"
 
 
-def _lines(lines: dict[str, str]) -> None:
-    for line in output.pairs(lines, screen=output.width()):
-        output.write(line)
-
-
-def _file(in_project: bool) -> Path:
-    """The file to change; a project's is made here when there is none upwards."""
-    if not in_project:
+def _file(project: bool) -> Path:
+    """The file to change; without a project file upwards, one in this folder."""
+    if not project:
         return environment.user_file()
-    found = environment.project_file()
+    found = workspace.project_file(Path.cwd())
     if found is not None and environment.project() is None:
-        raise UsageError(str(found), "belongs to another user", "Make an adapterhub.toml of your own")
-    return found or Path.cwd() / environment.PROJECT
+        raise UsageError(str(found), "belongs to another user", "Create an adapterhub.toml of your own")
+    return found or Path.cwd() / workspace.PROJECT
 
 
 def _change(path: Path, changed: Any) -> bool:
-    """Have a file keep other remotes; whether it differs now."""
+    """Replace the remotes in a file; False if nothing changed."""
     from adapterhub import user_files
     from adapterhub.project import settings as project
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from adapterhub.cli import output
@@ -11,29 +9,25 @@ from adapterhub.cli.environment import (
     complete_ref,
     open_registry,
 )
-from adapterhub.cli.options import EXPECT, Settings, command
-
-if TYPE_CHECKING:
-    pass
+from adapterhub.cli.options import Settings, command, expect_option, force_option
 
 
 @command(
     "rm",
-    short="Remove a tag or a name.",
     example="""
     adapterhub rm team/sql:prod
     adapterhub rm team/sql""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("--expect", metavar="DIGEST", help=EXPECT)
-@click.option("--force", is_flag=True, help="Also a name from which others in the registry were made.")
+@expect_option
+@force_option("remove a name even if other adapters in the registry were made from it.")
 @click.pass_obj
 def rm(settings: Settings, *, ref: str, expect: str | None, force: bool) -> None:
-    """Remove a tag, or a whole name with all its versions.
+    """Remove a tag, or a name with all its versions.
 
-    A single version is never removed: versions are immutable. A removed name is not given to another adapter. The bytes stay
-    until `adapterhub gc`. A name from which others were merged or converted is refused (exit 6), as those could not be made
-    again.
+    A single version cannot be removed: versions are immutable. A removed name is never given to another adapter. The bytes
+    stay until `adapterhub gc`. A name that others were merged or converted from is refused (exit 6), because they could not be
+    rebuilt.
     """
     from adapterhub.ref import Ref
 

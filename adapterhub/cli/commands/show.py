@@ -13,7 +13,7 @@ from adapterhub.cli.environment import (
     complete_ref,
     open_registry,
 )
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norms as heat
 from adapterhub_converters.errors import AdapterhubError, UsageError
@@ -25,24 +25,23 @@ if TYPE_CHECKING:
 
 @command(
     "show",
-    short="Say what an adapter is.",
     example="""
     adapterhub show team/sql:v2
     adapterhub show ./sql --plot sql.png""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@click.option("--base", metavar="BASE", help="Show norms over those of this model's weights (a Hugging Face folder).")
-@click.option("--plot", metavar="PNG", help="Draw the norms as a picture as well; it must not be there yet.")
-@click.option("--headers-only", is_flag=True, help="Read no values: no norms, takes no time.")
+@base_option("show norms relative to its weights (a Hugging Face folder).")
+@plot_option("the norms, by layer and module")
+@headers_only_option("fast, but without norms.")
 @click.pass_obj
 def show(settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool) -> None:
-    """Say what an adapter is: its base, size and shape, how it was made, where it acts, its files and their digests.
+    """Show an adapter: its base, size and shape, how it was made, where it acts, its files and their digests.
 
-    SRC is a ref, or a folder, file or address: then it says what a push would store, and under which digest. Where it acts
-    is the norm of what it adds to each module, its scale included, layer by layer: a picture on a terminal, numbers elsewhere.
+    SRC is a ref; for a folder, file or address the command shows what a push would store, and under which digest. Where it acts
+    is the norm of its delta in each module, scaling included, by layer: a picture on a terminal, numbers elsewhere.
     """
     if headers_only and (base or plot):
-        raise UsageError("--headers-only", "reads no values to draw", "Leave it out, or --base and --plot")
+        raise UsageError("--headers-only", "reads no values, and --base and --plot need them", "Leave it out")
     ref = inputs.ref_of(source, settings)
     if ref is not None:
         with open_registry(settings) as registry:
@@ -91,8 +90,7 @@ def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
     if files:
         output.write()
         columns = (Column("FILE"), Column("SIZE", right=True), Column("DIGEST", drop=1))
-        for line in output.table(columns, files, screen=output.width()):
-            output.write(line)
+        output.write_table(columns, files)
 
 
 def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, str]:
@@ -141,7 +139,7 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
 
 
 def _norms(source: str, settings: Settings, *, base: str | None, plot: str | None) -> Heat | str:
-    """The norms of an adapter, drawn to `plot` as well; or why there are none, where nothing asked for them by name."""
+    """The norms of an adapter, also drawn to `plot`; or the reason for their absence, unless an option asked for them."""
     from adapterhub.analysis import norms as picture
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import convert

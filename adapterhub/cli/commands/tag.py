@@ -11,7 +11,7 @@ from adapterhub.cli.environment import (
     complete_ref,
     open_registry,
 )
-from adapterhub.cli.options import EXPECT, Settings, command
+from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.views.versions import version_document
 from adapterhub_converters.errors import UsageError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 @command(
     "tag",
-    short="Point a tag at a version.",
     example="""
     adapterhub tag team/sql:v2 prod
     adapterhub tag team/sql@sha256:5f2c1a prod --expect sha256:90b1…
@@ -31,29 +30,32 @@ if TYPE_CHECKING:
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("tag_name", metavar="[TAG]", required=False)
-@click.option("--expect", metavar="DIGEST", help=EXPECT)
+@expect_option
+@click.option("--protect/--unprotect", "protect", default=None, help="Forbid moving or removing the tag, or allow it again.")
 @click.option(
-    "--protect/--unprotect", "protect", default=None, help="Let the tag neither move nor be removed, or let it again."
-)
-@click.option(
-    "--restore", metavar="[SEQ]", type=int, is_flag=False, flag_value=-1, help="Undo its last move, or take what it was at SEQ."
+    "--restore",
+    metavar="[SEQ]",
+    type=int,
+    is_flag=False,
+    flag_value=-1,
+    help="Undo its last move, or restore its value at SEQ.",
 )
 @click.pass_obj
 def tag(
     settings: Settings, *, ref: str, tag_name: str | None, expect: str | None, protect: bool | None, restore: int | None
 ) -> None:
-    """Point a tag at a version, whatever it pointed at before. `latest` and v1, v2 … are set by pushes alone.
+    """Point a tag at a version, wherever it pointed before. Only pushes set `latest` and v1, v2 ….
 
-    Without TAG, REF is NAME:TAG itself: to protect it, or to restore where it pointed before its last move or, with a number of
-    `adapterhub log`, then. Every move is in that log, so every move can be undone.
+    Without TAG, REF is the tag itself, NAME:TAG: to protect it, or to restore its value before the last move or, with SEQ, at
+    that entry of `adapterhub log`. The log records every move, so every move can be undone.
     """
     from adapterhub.ref import Ref
 
     target = Ref.parse(ref)
     if restore is not None and (tag_name or expect):
-        raise UsageError("--restore", "takes NAME:TAG alone", f"Write `adapterhub tag {target.name}:TAG --restore`")
+        raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
     if not tag_name and restore is None and protect is None:
-        raise UsageError(ref, "the TAG that should point there is missing", f"Write `adapterhub tag {ref} TAG`")
+        raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
     with open_registry(settings) as registry:
         version = _tag(registry, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)
@@ -66,14 +68,14 @@ def tag(
 def _tag(
     registry: Registry, ref: Ref, name: str | None, *, expect: str | None, protect: bool | None, restore: int | None
 ) -> Version:
-    """What was asked for, in the order that makes it possible: unprotect, move, protect."""
+    """Do what was requested in the order that makes it possible: unprotect, move, protect."""
     from adapterhub.ref import Ref
 
     own = Ref(ref.name, tag=name) if name else ref
     if protect is False:
         version = registry.protect(own, on=False)
     if restore is not None:
-        version = registry.put_back(own, None if restore == -1 else restore)
+        version = registry.restore_tag(own, None if restore == -1 else restore)
     if name:
         version = registry.tag(ref, name, expect=expect)
     if protect:

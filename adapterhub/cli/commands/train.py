@@ -7,45 +7,42 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import inputs, output, publish
-from adapterhub.cli.environment import (
-    cache_folder,
-)
-from adapterhub.cli.options import Settings, command
+from adapterhub import sharing
+from adapterhub.cli import errors, inputs, output
+from adapterhub.cli.environment import cache_folder, workspace
+from adapterhub.cli.options import Settings, command, dry_run_option, explain_option, force_option, output_option
+from adapterhub.cli.publish import published
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
-from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.train import Given
+    from adapterhub.train import InitialAdapter
 
 
 @command(
     "train",
-    short="Train an adapter (QLoRA).",
     example="""
     adapterhub train --init sql.toml
     adapterhub train --explain learning_rate
     adapterhub train sql.toml -o ./sql
-    adapterhub train sql.toml --plan
+    adapterhub train sql.toml --dry-run
     adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
 @click.argument("config", metavar="[CONFIG]", required=False)
-@click.option("-o", "--output", "out", metavar="OUT", help="The adapter's folder to make. [default: CONFIG without .toml]")
-@click.option("--plan", "plan_only", is_flag=True, help="Say how much memory it would take, and with other settings; no more.")
-@click.option("--force", is_flag=True, help="Start even if it will not fit into the memory that is free.")
+@output_option("new folder for the adapter. [default: CONFIG without .toml]")
+@dry_run_option
+@force_option("start even if free memory does not suffice.")
 @click.option(
     "--init", "new", metavar="[FILE]", is_flag=False, flag_value="train.toml", help="Write a config with every key explained."
 )
-@click.option(
-    "--explain", "about", metavar="[KEY]", is_flag=False, flag_value="", help="Say why the defaults are what they are."
-)
-@click.option("--from", "start", metavar="SRC", help="Go on with this adapter: a ref, a folder; it must fit BASE and lora.")
-@click.option("--push", "ref", metavar="REF", help="Push the result to REF, as `adapterhub push` does.")
+@explain_option("key of CONFIG and its default, or all of them.", is_flag=False, flag_value="")
+@click.option("--from", "start", metavar="SRC", help="Source: an adapter to continue training, which must fit CONFIG.")
+@click.option("--push", "ref", metavar="REF", help="Push the result to REF, like `adapterhub push`.")
 @click.pass_obj
 def train(
     settings: Settings,
@@ -53,53 +50,64 @@ def train(
     *,
     config: str | None,
     out: str | None,
-    plan_only: bool,
+    dry_run: bool,
     force: bool,
     new: str | None,
     about: str | None,
     start: str | None,
     ref: str | None,
 ) -> int:
-    """Train a LoRA adapter on a base held in four bits (QLoRA), and record how it came to be.
+    """Train a LoRA adapter on a base in 4 bits (QLoRA), and record how it was made.
 
-    CONFIG is a TOML file: base, data, lora, train, card. Before, it says what is trained and how much memory that will
-    take, and refuses what cannot fit (exit 6); after, the held-out perplexity before and after, and what it took. Ctrl-C leaves
-    a checkpoint beside OUT, and the same command goes on from it. A push that fails leaves OUT as it is.
+    CONFIG is a TOML file: base, data, lora, train, card. The command first shows what is trained and the memory it needs, and
+    refuses what cannot fit (exit 6); --dry-run stops there, and compares other settings. Afterwards it reports the held-out
+    perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command resumes. A
+    push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import train as trainer
+    from adapterhub.train import read_config, run
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
     # torch's OpenMP reads it when it is loaded. Its threads wait for each other in a busy loop; where another program
     # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    read = trainer.read_config(Path(config))
-    if plan_only:
+    read = read_config(Path(config))
+    if dry_run:
         return train_plan.show(settings, read, force=force)
     if ref:
-        publish.check(ref)
+        sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with _given(start, settings) as first, view.Screen(read) as screen:
-        result = trainer.run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
+        result = run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
-        return 0  # of several processes the first speaks
+        return 0  # only the first of several processes reports
     document = view.document(result, screen.ready)
     if ref:
-        document["pushed"] = publish.push_trained(settings, target, ref)
+        document["pushed"] = _pushed(target, ref, settings)
     output.emit(document, as_json=settings.as_json, text=lambda: view.text(result, document.get("pushed")))
     return 0
 
 
+def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
+    """Push what was trained; an error says that the folder is still there."""
+    try:
+        return published(sharing.push(folder, ref, workspace(settings))).document
+    except AdapterhubError as error:
+        source = folder if folder.is_absolute() else f"./{folder}"
+        errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
+        raise
+
+
 def _aside(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:
-    """What trains nothing."""
+    """Run --init or --explain."""
     if sum(given is not None for given in (config, new, about)) != 1:
-        raise UsageError("train", "takes one of CONFIG, --init and --explain", "`adapterhub train --init` writes a CONFIG")
+        raise UsageError("train", "takes one of CONFIG, --init and --explain", "Write a CONFIG with `adapterhub train --init`")
     return _init(settings, new) if new is not None else _explain(settings, about or "")
 
 
 @contextmanager
-def _given(text: str | None, settings: Settings) -> Iterator[Given | None]:
+def _given(text: str | None, settings: Settings) -> Iterator[InitialAdapter | None]:
     """The adapter to start from."""
     if text is None:
         yield None
@@ -119,13 +127,13 @@ def _init(settings: Settings, path: str) -> int:
         raise OutputExistsError(path) from error
     except OSError as error:
         raise LocalIOError(path, error.strerror or str(error)) from error
-    text = f"made {path}; fill in its paths, then run `adapterhub train {path}`"
+    text = f"wrote {path}; fill in its paths, then run `adapterhub train {path}`"
     output.emit({"config": str(Path(path))}, as_json=settings.as_json, text=lambda: output.write(text))
     return 0
 
 
 def _explain(settings: Settings, wanted: str) -> int:
-    """Say what the keys are for."""
+    """Explain one key of the config, or all."""
     from adapterhub.train import explain as known
 
     found = known.explain(wanted or None)
@@ -134,7 +142,7 @@ def _explain(settings: Settings, wanted: str) -> int:
         for number, item in enumerate(found):
             if number:
                 output.write()
-            default = f" = {item.default}" if item.default else ", needed" if item.needed else ", not set by default"
+            default = f" = {item.default}" if item.default else ", required" if item.needed else ", not set by default"
             output.write(f"[{item.section}] {item.key}{default}")
             for line in output.wrapped(item.why, output.width()):
                 output.write(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,13 +14,9 @@ from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import changes as view
 
-if TYPE_CHECKING:
-    pass
-
 
 @command(
     "unpack",
-    short="Make packed files plain again.",
     example="""
     adapterhub unpack team/sql:v2
     adapterhub unpack""",
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.pass_obj
 def unpack(settings: Settings, names: Sequence[str]) -> None:
-    """Make plain what `pack` compressed, every byte verified; skopeo and oras then read it in the store.
+    """Decompress packed versions, every byte verified, so that skopeo and oras can read the store.
 
     NAME is a name, a namespace or a ref; without one, everything.
     """

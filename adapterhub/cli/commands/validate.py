@@ -8,19 +8,18 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
 
-# Spelled out here so that help and completion need not import the checks (numpy); a test compares.
+# Spelled out here so that help and completion need not import the checks (numpy); tests compare.
 _FORMATS = ("text", "json", "sarif", "junit", "github")
 _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
-# Files of an adapter that is a folder (peft, mlx-lm).
+# Files of an adapter folder (PEFT, mlx-lm).
 _PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
 
 
 @command(
     "validate",
-    short="Say all that is wrong with adapters.",
     example="""
     adapterhub validate ./sql --base ./Qwen3-0.6B
     adapterhub validate ./sql --base hf://Qwen/Qwen3-0.6B
@@ -28,18 +27,18 @@ _PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
     adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --format sarif > sql.sarif""",
 )
 @click.argument("given", metavar="SRC...", nargs=-1, required=True)
-@click.option("--base", metavar="BASE", help="The model it is for: a folder, a file, hf://org/model or a URL.")
+@base_option("check names, shapes and identity against it: a folder, a file, hf://org/model or a URL.")
 @click.option(
     "--for",
     "runtimes",
     multiple=True,
     type=click.Choice(_RUNTIMES),
-    help="Fail unless this runtime would apply it; repeatable.",
+    help="Fail unless this runtime can apply the adapter; repeatable.",
 )
-@click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="How to report.")
-@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="Fail on a rank above N, as vLLM's --max-lora-rank.")
+@click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
+@max_rank_option("fail above it, like vLLM's --max-lora-rank.")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
-@click.option("--headers-only", is_flag=True, help="Read no values: misses NaNs and zeros, takes no time.")
+@headers_only_option("fast, but misses NaNs and zeros.")
 @click.pass_obj
 def validate(
     settings: Settings,
@@ -52,13 +51,13 @@ def validate(
     strict: bool,
     headers_only: bool,
 ) -> int:
-    """Say all that is wrong with adapters, alone or on a base.
+    """Check adapters for problems, alone or against a base.
 
-    SRC is a folder, a file or a ref. Without --base its files and its own consistency are checked; with it also
-    whether every tensor meets its module in the base, and the other way round. The table says what each runtime would do.
-    Exits 0 when there is no error, 1 when there is one. The codes are in docs/validate.md.
+    SRC is a folder, a file or a ref. Without --base the files and their consistency are checked; with it also that every tensor
+    fits its module in the base, and vice versa. The table shows what each runtime does with the adapter.
+    Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
-    from adapterhub import check
+    from adapterhub.check import check
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
 
@@ -66,7 +65,7 @@ def validate(
     done = []
     for source in _adapters(given):
         with inputs.opened(source, settings) as found:
-            report = check.check(
+            report = check(
                 found.path,
                 base=spec,
                 runtimes=runtimes,
@@ -83,7 +82,7 @@ def validate(
 
 
 def _adapters(given: Iterable[str]) -> list[str]:
-    """Each adapter once: hooks name the files that changed, and two may be of one folder."""
+    """Each adapter once: hooks pass the files that changed, and two may belong to one folder."""
     folders = {
         text: str(Path(text).parent)
         for text in given

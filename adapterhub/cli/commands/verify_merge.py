@@ -10,46 +10,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.merge_into import trained_in, weights_of
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.merge_into import weights_of
+from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import count_bar
+from adapterhub.merging import trained_in
 
 if TYPE_CHECKING:
     from adapterhub.merge.into_base.verify import Proof, Proofs
-
 
 _SHOWN = 12  # rows of a table
 
 
 @command(
     "verify-merge",
-    short="Prove that a merged model holds its adapter.",
     example="""
     adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
     adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
 )
-@click.option("--base", metavar="BASE", required=True, help="What it was merged into: a Hugging Face folder.")
-@click.option(
-    "--adapter", "adapters", metavar="SRC", multiple=True, required=True, help="A folder, file or ref; again for more."
-)
-@click.option("--merged", metavar="MODEL", required=True, help="A Hugging Face folder or a .gguf, made by whatever tool.")
-@click.option("--weights", metavar="W,W…", help="What each adapter was to be multiplied by. [default: 1 each]")
-@click.option(
-    "--onto",
-    type=click.Choice(("original", "as-trained")),
-    default="original",
-    help="What it was merged into: BASE as it is, or rounded as training saw it. [default: original]",
-)
+@base_option("the Hugging Face folder that was merged into.", required=True)
+@adapter_option("a folder, file or ref that was merged", required=True)
+@click.option("--merged", metavar="MODEL", required=True, help="Merged model: a Hugging Face folder or a .gguf, by any tool.")
+@weights_option
+@onto_option
 @click.pass_obj
 def verify_merge(
-    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str
+    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str | None
 ) -> int:
-    """Prove, tensor by tensor, that a merged model is its base plus its adapters, at their full strength.
+    """Prove, tensor by tensor, that a merged model is its base plus its adapters, at full strength.
 
-    Every tensor is compared with what the merge should have made of it: to the bit, up to the rounding of its dtype, or, in
-    a quantized model, by the strength at which the adapter is in it. Exits 0 when all are right, 1 when one is not, or could
-    not be compared.
+    Every tensor is compared with the result the merge should have: exactly, up to the rounding of its dtype, or, in a
+    quantized model, by the strength of the adapter in it. Exits 0 when all are right, 1 when one is not or could not be
+    compared.
     """
     from adapterhub.merge import Options
     from adapterhub.merge.into_base import verify
@@ -102,7 +94,7 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
     output.write(output.one_line(f"{merged}: {output.plural(len(proofs.tensors), 'tensor')}: {summary}"))
     for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True):
-        said = "in no tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
+        said = "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
         output.write(output.one_line(f"  strength of {name}: {said}"))
     for note in proofs.notes:
         output.write(output.one_line(f"  note: {note}"))
@@ -110,11 +102,10 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
     if bad:
         output.write()
         columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
-        for line in output.table(columns, [_row(one) for one in bad[:_SHOWN]], screen=output.width()):
-            output.write(line)
+        output.write_table(columns, [_row(one) for one in bad[:_SHOWN]])
         if len(bad) > _SHOWN:
-            output.write(f"… and {len(bad) - _SHOWN} more; --json has all")
-    good = "ok: base and adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as they should be"
+            output.write(output.more(len(bad) - _SHOWN))
+    good = "ok: base plus adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as expected"
     output.write()
     output.write(output.color(good, "red" if bad else "green"))
 

@@ -1,4 +1,4 @@
-"""What packing or unpacking did to files."""
+"""The report of `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.maintenance.compress import Change
 
-
 _CHANGES = (Column("REF"), Column("FILE"), Column("SIZE", right=True), Column("STORED", right=True), Column("AS", drop=1))
-
 
 _SHORT = 12 + len("sha256:")
 
 
 def show(settings: Settings, changes: Sequence[Change], summary: Callable[[], str], **more: object) -> None:
-    """Print what became of files, or its document, with `more` in it."""
+    """Print the changed files and a summary, or their document with `more` in it."""
     document = {
         "files": [dataclasses.asdict(change) for change in changes],
         "size": sum(change.size for change in changes),
@@ -33,8 +31,7 @@ def show(settings: Settings, changes: Sequence[Change], summary: Callable[[], st
         shown = [change for change in changes if change.outcome in ("packed", "unpacked")]
         if shown:
             cells = [[change.ref, change.path, output.size(change.size), _stored(change), _how(change)] for change in shown]
-            for line in output.table(_CHANGES, cells, screen=output.width()):
-                output.write(line)
+            output.write_table(_CHANGES, cells)
         output.write(summary())
 
     output.emit(document, as_json=settings.as_json, text=text)

@@ -1,4 +1,4 @@
-"""What a check of stored bytes found."""
+"""Findings about stored bytes, of `verify` and `fsck`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
+from adapterhub.cli.errors import hint_of
 from adapterhub.cli.options import Settings
+
+from . import groups
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.fsck import Finding
@@ -24,17 +27,20 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
                 "severity": finding.severity,
                 "where": finding.where,
                 "what": finding.what,
-                "hint": finding.hint,
+                "hint": hint_of(finding),
             }
             for finding in findings
         ],
     }
 
     def text() -> None:
-        for finding in findings:
-            for line in output.wrapped(f"{finding.severity}[{finding.code}] {finding}", output.width(), indent=4):
-                output.write(line)
+        for line in groups.lines(map(_item, findings), output.width()):
+            output.write(line)
         output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if errors else 0
+
+
+def _item(finding: Finding) -> groups.Item:
+    return groups.Item(f"{finding.severity}[{finding.code}]", finding.where, finding.what, hint_of(finding))

@@ -1,4 +1,4 @@
-"""A merge into a base, as `merge` and `convert` show it."""
+"""The report of a merge into a base, or of a conversion of a whole model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
 
+from . import groups
+
 if TYPE_CHECKING:
     from adapterhub.merge import Change, FuseReport
 
-
-_SHOWN = 5  # modules of which least is kept
-
+_SHOWN = 5  # modules of that table
 
 _INDENT = "  "
 
-
-_DOUBT = 0.01  # of what is kept: less is not shown
+_DOUBT = 0.01  # an uncertainty of the kept share below this is not shown
 
 
 def document(report: FuseReport) -> dict[str, Any]:
-    """A report with stable keys."""
+    """A merge report with stable keys."""
     return {
         "output": str(report.out) if report.out else None,
         "tensors": report.tensors,
@@ -45,7 +44,7 @@ def document(report: FuseReport) -> dict[str, Any]:
 
 
 def text(report: FuseReport) -> None:
-    """A report for people."""
+    """Print a merge report."""
     where = str(report.out) if report.out else "nothing written"
     output.write(
         f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}"
@@ -59,12 +58,12 @@ def text(report: FuseReport) -> None:
     errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
     if errors:
         original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
-        _write(f"  at most {original:.2%} off what was trained, onto the original weights; {trained:.2%}, as trained")
+        _write(f"  at most {original:.2%} from the trained function onto the original weights; {trained:.2%} as trained")
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):
             output.write(_INDENT + line)
-    for name, reason in report.skipped.items():
-        _write(f"  left out: {name}: {reason}")
+    for line in groups.lines((groups.Item("left out:", *item) for item in report.skipped.items()), output.width(), indent=2):
+        output.write(line)
     for note in report.notes:
         _write(f"  note: {note}")
 
@@ -75,7 +74,7 @@ def _write(line: str) -> None:
 
 
 def _worst(changes: Mapping[str, Change]) -> list[str]:
-    """The modules of which least is kept."""
+    """The modules that lost most to rounding."""
     worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
     known = any(change.original is not None for _, change in worst)
     columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True, drop=1), output.Column("KEPT", right=True)]

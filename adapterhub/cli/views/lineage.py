@@ -1,4 +1,4 @@
-"""Where an adapter comes from and what came of it, as a tree, a document, or a graph for Graphviz."""
+"""The lineage of an adapter as a tree, a document, or a graph for Graphviz."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def document(found: Lineage) -> dict[str, Any]:
-    """The graph for programs."""
+    """The graph with stable keys."""
     return {
         "digest": found.root,
         "nodes": [_node(node) for node in found.nodes.values()],
@@ -51,7 +51,7 @@ def _about(node: Node) -> str:
 
 
 def tree(found: Lineage) -> Iterator[str]:
-    """The lines of the tree, ancestors first."""
+    """Lines of the tree, ancestors first."""
     root = found.nodes[found.root]
     yield output.printable(f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}")
     yield from _data(root, "")
@@ -62,7 +62,7 @@ def tree(found: Lineage) -> Iterator[str]:
         yield from _branches(found, found.root, "", {found.root}, up=False)
     if found.models:
         yield ""
-        yield "models kept as recipes:"
+        yield "models in recipes:"
         for model in found.models:
             what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
             yield output.printable(f"   {model.name}  {what}")
@@ -93,7 +93,7 @@ def _data(node: Node, indent: str) -> Iterator[str]:
 
 
 def dot(found: Lineage) -> Iterator[str]:
-    """The graph as Graphviz reads it."""
+    """Lines of the graph in the language of Graphviz."""
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
     for node in found.nodes.values():

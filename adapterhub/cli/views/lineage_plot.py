@@ -47,7 +47,7 @@ def draw(found: Lineage, path: Path) -> None:
 
 
 def _places(found: Lineage) -> dict[str, tuple[float, float]]:
-    """A row for each distance from the eldest ancestors, centered."""
+    """Positions: one row for each distance from the oldest ancestors, centered."""
     depth: dict[str, int] = {}
 
     def measure(digest: str, above: frozenset[str]) -> int:

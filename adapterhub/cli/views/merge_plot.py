@@ -1,4 +1,4 @@
-"""How far the adapters of a merge disagree, and what truncation lost, as a picture: by layer, a color a kind of module."""
+"""A picture of how far the adapters of a merge disagree, and of truncation losses: by layer, one color per kind of module."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from adapterhub.merge import Merged, MergeReport
 
 _GRAY = "#6b7280"
-_NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a whole part of a path
+_NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a part of a path that is a number
 
 
 def _least_cosine(module: Merged) -> float:
     return min((row[j] for i, row in enumerate(module.cosines) for j in range(i)), default=math.nan)
 
 
-# What is drawn, and where its scale begins; all scales end at 1, so that small differences look small.
+# Title, value and start of the scale of each panel; all scales end at 1, so that small differences look small.
 _PANELS: tuple[tuple[str, Callable[[Merged], float], float], ...] = (
     ("least cosine", _least_cosine, -1.0),
     ("signs apart", lambda module: module.signs if len(module.ranks) > 1 else math.nan, 0.0),
@@ -32,7 +32,7 @@ _PANELS: tuple[tuple[str, Callable[[Merged], float], float], ...] = (
 
 
 def check() -> None:
-    """MissingExtraError without matplotlib, before the work is done."""
+    """Raise MissingExtraError without matplotlib, before any work is done."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -40,7 +40,7 @@ def check() -> None:
 
 
 def draw(report: MergeReport, path: Path, *, title: str) -> None:
-    """The least cosine and the signs apart of modules that several adapters change, and the energy lost, into a PNG."""
+    """Draw the least cosine, the signs apart and the energy lost of each module into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

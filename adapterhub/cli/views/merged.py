@@ -1,4 +1,4 @@
-"""A merge of adapters: how far the parents disagreed, what was lost; and what the methods do."""
+"""The report of a merge of adapters, and descriptions of the methods."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from adapterhub.merge import Merged, MergeReport
     from adapterhub.registry.registry import Version
 
-
 _WORST = 10  # modules that a terminal shows
 
 
 def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A merge for programs."""
+    """The report with stable keys."""
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -47,7 +46,7 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
 
 
 def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[str]:
-    """A merge for people."""
+    """Lines of the report."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
@@ -59,7 +58,7 @@ def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[st
     if settings:
         yield f"  {', '.join(settings)}"
     lost = max((module.lost for module in modules.values()), default=0.0)
-    yield f"  truncation left out at most {lost:.2%} of a module's energy; relative error at most {report.error:.2e}"
+    yield f"  truncation lost at most {lost:.2%} of a module's energy; relative error at most {report.error:.2e}"
     cosines = [row[j] for module in modules.values() for i, row in enumerate(module.cosines) for j in range(i)]
     if cosines:
         yield f"  cosines between the adapters' deltas {min(cosines):.2f} to {max(cosines):.2f}"
@@ -80,16 +79,16 @@ _COLUMNS = (
 
 
 def _table(report: MergeReport) -> Iterator[str]:
-    """The modules where most is lost, and of those the ones that most adapters pull apart; all of them in a pipe."""
+    """The modules with the largest losses and disagreements; all of them in a pipe."""
     shared = {name: module for name, module in report.modules.items() if len(module.ranks) > 1}
     order = sorted(shared.items(), key=lambda item: (-round(item[1].lost, 4), -item[1].signs, item[0]))
     shown = order[:_WORST] if output.is_terminal() else order
     yield ""
     yield from output.table(_COLUMNS, [_cells(name, module) for name, module in shown], screen=output.width())
     if len(shown) < len(order):
-        yield f"and {len(order) - len(shown)} more, where less is lost; --json has them all"
+        yield output.more(len(order) - len(shown), "with smaller losses")
     if not all(module.exact for module in shared.values()):
-        yield "signs apart: over 65,536 elements of each module, drawn by chance"
+        yield "signs apart: over a random sample of 65,536 elements of each module"
 
 
 def _cells(name: str, module: Merged) -> list[str]:
@@ -100,7 +99,7 @@ def _cells(name: str, module: Merged) -> list[str]:
 
 
 def explain(settings: Settings, name: str | None) -> None:
-    """What one method does, or which there are."""
+    """Describe one method, or list them all."""
     from adapterhub.merge.adapters.methods import METHODS, Method, method_named
 
     def described(method: Method) -> dict[str, Any]:
@@ -112,16 +111,16 @@ def explain(settings: Settings, name: str | None) -> None:
 
     if name is None:
         rows = [[method.name, method.summary] for method in METHODS.values()]
-        columns = (Column("METHOD"), Column("WHAT IT DOES", wrap=True))
+        columns = (Column("METHOD"), Column("DESCRIPTION", wrap=True))
         listed = {"methods": [described(method) for method in METHODS.values()]}
 
         def text() -> None:
-            output.write("\n".join(output.table(columns, rows, screen=output.width())))
-            output.say("`adapterhub merge --explain METHOD` says more.")
+            output.write_table(columns, rows)
+            output.say("See `adapterhub merge --explain METHOD`.")
 
         output.emit(listed, as_json=settings.as_json, text=text)
         return
     found = described(method_named(name))
     lines = [found["name"], "", *found["description"].splitlines()]
-    lines += [f"--{key}: {item['limits']}, by default {item['default']}" for key, item in found["parameters"].items()]
+    lines += [f"--{key}: {item['limits']}, default {item['default']}" for key, item in found["parameters"].items()]
     output.emit(found, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))

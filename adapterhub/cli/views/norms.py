@@ -1,4 +1,4 @@
-"""Where an adapter acts, as `adapterhub show` shows it: a picture on a terminal, numbers in a pipe."""
+"""Where an adapter acts: its norms as a picture on a terminal, as numbers in a pipe."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
+from . import groups
+
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
 
@@ -17,16 +19,16 @@ _GAP = "·"
 
 
 def document(norms: Heat | str) -> dict[str, Any]:
-    """For `--json`; `missing` says why there are no numbers."""
+    """The norms with stable keys; `missing` has the reason if there are none."""
     return {"missing": norms} if isinstance(norms, str) else {"missing": None, **asdict(norms)}
 
 
 def lines(norms: Heat | str | None) -> Iterator[str]:
-    """What to print after the facts."""
+    """Lines of the norms."""
     if norms is None:
         return
     if isinstance(norms, str):
-        yield from output.wrapped(f"norms: not read: {norms}", output.width(), indent=2)
+        yield from output.wrapped(f"norms: not available: {norms}", output.width(), indent=2)
         return
     from adapterhub.analysis.norms import subtitle
 
@@ -36,10 +38,7 @@ def lines(norms: Heat | str | None) -> Iterator[str]:
         yield from _picture(norms) if output.has_blocks() else _numbers(norms)
     for name, value in list(norms.others.items())[:_ROWS]:
         yield output.one_line(f"{name} {value:.4g}")
-    for name, why in list(norms.left_out.items())[:3]:
-        yield from output.wrapped(f"left out: {name}: {why}", output.width(), indent=2)
-    if len(norms.left_out) > 3:
-        yield f"… and {len(norms.left_out) - 3} more left out (--json has all)"
+    yield from groups.lines((groups.Item("left out:", *item) for item in norms.left_out.items()), output.width())
 
 
 def _numbers(norms: Heat) -> list[str]:

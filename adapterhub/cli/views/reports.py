@@ -1,4 +1,4 @@
-"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands; each a pure function."""
+"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub import __version__
 from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
-from adapterhub.cli.output import Column, color, number, one_line, plural, table, wrapped
+from adapterhub.cli.output import Column, color, number, one_line, plural, table
+from adapterhub.version import __version__
 from adapterhub_converters.runtimes import APPLIED
 
-_SHOWN = 3  # problems of one code that the text report shows
-_REASONS = 2  # reasons of a verdict that it shows
+from . import groups
+
+_REASONS = 2  # reasons of a verdict that the text report shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 
 
 def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
-    """For people: problems grouped by code, a verdict per runtime, the sum last; of several, a last line for all."""
+    """The text report: problems grouped by code, a verdict per runtime, a summary; for several adapters, one for all last."""
     texts = [_text(report, screen) for report in reports]
     if len(reports) > 1:
         bad = sum(not report.ok for report in reports)
@@ -28,7 +29,7 @@ def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
 def _text(report: Report, screen: int | None) -> str:
     lines = [_headline(report), ""]
     if report.problems:
-        lines += [*_problem_lines(report.problems, screen), ""]
+        lines += [*groups.lines(map(_item, report.problems), screen), ""]
     if report.format is not None:
         lines += [*_verdict_lines(report.verdicts.values(), screen), ""]
     return "\n".join([*lines, _sum(report)])
@@ -47,39 +48,13 @@ def _headline(report: Report) -> str:
         f"{number(facts['parameters'])} parameters",
         "/".join(facts["dtypes"]),
     ]
-    base = f"\non {report.base}" if report.base else "\nwithout a base: shapes and identity were not compared (--base)"
+    base = f"\non {report.base}" if report.base else "\nwithout a base: shapes and identity not compared (--base)"
     return one_line(f"{report.where}: {', '.join(parts)}") + base
 
 
-def _problem_lines(problems: Iterable[Problem], screen: int | None) -> list[str]:
-    groups: dict[str, list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault(problem.code, []).append(problem)
-    lines: list[str] = []
-    for code, group in groups.items():
-        lines += _group_lines(code, group, screen)
-    return lines
-
-
-def _group_lines(code: str, group: Sequence[Problem], screen: int | None) -> list[str]:
-    severity, meaning = CODES[code]
-    head = f"{severity}[{code}]"
-    if len(group) == 1:
-        where = f"{group[0].where}: " if group[0].where else ""
-        lines = wrapped(f"{head} {where}{group[0].what}", screen, indent=4)
-    else:
-        files = {problem.file for problem in group}
-        place = f" in {group[0].file}" if len(files) == 1 and group[0].file else ""
-        lines = wrapped(f"{head} {len(group)} times{place}: {meaning}", screen, indent=4)
-        for problem in group[:_SHOWN]:
-            name = problem.name if len(files) == 1 else problem.where
-            lines += wrapped(f"    {name}: {problem.what}" if name else f"    {problem.what}", screen, indent=6)
-        if len(group) > _SHOWN:
-            lines.append(f"    and {len(group) - _SHOWN} more; --format json has them all")
-    lines[0] = color(head, _COLORS[severity]) + lines[0].removeprefix(head)
-    for hint in dict.fromkeys(problem.hint for problem in group[:_SHOWN] if problem.hint):
-        lines += wrapped(f"    hint: {hint}", screen, indent=10)
-    return lines
+def _item(problem: Problem) -> groups.Item:
+    kind = f"{problem.severity}[{problem.code}]"
+    return groups.Item(kind, problem.name, problem.what, problem.hint, problem.file, _COLORS[problem.severity])
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
@@ -137,7 +112,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """The document of the one report, or all of them under `reports`, as text."""
+    """JSON of the only report, or of all under `reports`."""
     if len(reports) == 1:
         return json.dumps(document(reports[0]), indent=2)
     return json.dumps(
@@ -146,7 +121,7 @@ def as_json(reports: Sequence[Report]) -> str:
 
 
 def sarif(reports: Sequence[Report]) -> str:
-    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they want a physical location and a start line."""
+    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they require a physical location and a start line."""
     found = [(report, problem) for report in reports for problem in report.problems]
     codes = list(dict.fromkeys(problem.code for _, problem in found))
     rules = [
@@ -189,7 +164,7 @@ def _sentence(problem: Problem) -> str:
 
 
 def junit(reports: Sequence[Report]) -> str:
-    """JUnit XML: a suite per adapter and in it a test case per code, so that a test keeps its name whether or not it fails."""
+    """JUnit XML: a suite per adapter and a test case per code, so that a test has the same name whether or not it fails."""
     suites = [_suite(report) for report in reports]
     tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
     return "\n".join(

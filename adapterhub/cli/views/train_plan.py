@@ -1,11 +1,11 @@
-"""What a training will take, before it takes any: `adapterhub train CONFIG --plan`."""
+"""The memory plan of a training: `adapterhub train CONFIG --dry-run`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import output
+from adapterhub.cli import errors, output
 from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapterhub.train import MemoryPlan, TrainConfig
     from adapterhub.train.cost.budget import Alternative
 
-# Parts of a plan, as people call them.
+# Parts of a plan, as shown.
 _PARTS = {
     "base": "base", "adapter": "adapter", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations",
     "logits": "logits", "data": "data", "runtime": "interpreter",
@@ -25,13 +25,15 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     from adapterhub.train import plan
     from adapterhub.train.cost import budget
     from adapterhub.train.cost.memory import full_fine_tuning, parameters
+    from adapterhub_converters.bases import read_base
 
+    spec = read_base(config.resolve(config.base.path))
     free, asked = budget.free_memory(), config.train.checkpointing
-    config = budget.settled(config, free=free)
-    planned, others = plan(config), budget.alternatives(config)
-    base, adapter = parameters(config)
-    full = full_fine_tuning(config)
-    misfit = budget.misfit(config, free=free)
+    config = budget.settled(config, spec, free=free)
+    planned, others = plan(config, spec), budget.alternatives(config, spec)
+    base, adapter = parameters(config, spec)
+    full = full_fine_tuning(config, spec)
+    misfit = budget.misfit(config, spec, free=free)
     document = {
         "fits": None if free is None else misfit is None,
         "parameters": adapter,
@@ -56,35 +58,35 @@ def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
         for line in _what_if(planned, others, free):
             output.write(line)
         output.write()
-        output.write(f"full fine-tuning in float32 would take at least {output.size(full)}")
+        output.write(f"full fine-tuning in float32 needs at least {output.size(full)}")
         if free is not None:
-            output.write(f"{output.size(free)} are free")
+            output.write(f"{output.size(free)} free")
 
     output.emit(document, as_json=settings.as_json, text=text)
     if misfit is None or force:
         return 0
-    output.say(output.one_line(f"error: {misfit}"))
+    output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(misfit)}"))
     return misfit.exit_code
 
 
 def trained(adapter: int, base: int) -> str:
-    """How much of the model learns."""
+    """The trained share of the parameters."""
     share = f" ({adapter / (base + adapter):.2%})" if base else ""
     return f"trains {output.number(adapter)} of {output.number(base + adapter)} parameters{share}"
 
 
 def checkpointing(on: bool) -> str:
-    """What `checkpointing = "auto"` came to."""
-    return "checkpointing: on, as it does not fit otherwise" if on else "checkpointing: off, as it fits without"
+    """The choice of `checkpointing = "auto"`."""
+    return "checkpointing: on, because it does not fit without" if on else "checkpointing: off, because it fits without"
 
 
 def memory_document(plan: MemoryPlan) -> dict[str, int]:
-    """A plan for programs."""
+    """A plan with stable keys."""
     return {**plan.parts(), "total": plan.total}
 
 
 def fits(plan: MemoryPlan, free: int | None) -> bool | None:
-    """Whether so much is free; None where nobody knows."""
+    """True if a plan fits into the free memory; None if that is unknown."""
     return None if free is None else plan.total <= free
 
 

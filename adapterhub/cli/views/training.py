@@ -1,14 +1,14 @@
-"""A training on a screen or in a log, and what came of it."""
+"""A training while it runs, on a screen or in a log, and its result."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub.cli.progress import bar, has_screen
 
 from . import train_plan
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
     from adapterhub.train import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
 
-
-_LINES = 10  # lines about steps where there is no screen to draw a bar on
+_LINES = 10  # lines about steps in a log
 
 
 class Screen:
-    """What a training says, on stderr: a live bar for a person, some lines for a log."""
+    """Shows the events of a training on stderr: a bar on a terminal, a few lines in a log."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.ready: Ready | None = None
@@ -32,13 +31,10 @@ class Screen:
         self._losses: list[float] = []
 
     def __enter__(self) -> Screen:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        if has_screen():
+            from rich.progress import TimeRemainingColumn
 
-            console = Console(stderr=True)
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[say]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
+            self._bar = bar("{task.fields[text]}", TimeRemainingColumn(compact=True))
             self._bar.start()
         return self
 
@@ -47,7 +43,7 @@ class Screen:
             self._bar.stop()
 
     def show(self, event: Event) -> None:
-        """Take in one event of the trainer."""
+        """Show one event of the trainer."""
         handlers: dict[str, Callable[[Any], None]] = {
             "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
             "Ready": self._show_ready,
@@ -56,17 +52,17 @@ class Screen:
             "Evaluated": self._evaluated,
             "Saved": lambda e: None,
             "Untracked": lambda e: output.say(
-                output.one_line(f"note: {e.name} takes no more numbers ({e.reason}); log.jsonl has them all")
+                output.one_line(f"note: {e.name} accepts no more metrics ({e.reason}); log.jsonl has all")
             ),
         }
         handlers[type(event).__name__](event)
 
-    def _advance(self, title: str, done: int, total: int, say: str) -> None:
+    def _advance(self, title: str, done: int, total: int, text: str) -> None:
         if self._bar is None:
             return
         if self._task is None:
-            self._task = self._bar.add_task(title, total=total, say=say)
-        self._bar.update(self._task, description=title, completed=done, total=total, say=say)
+            self._task = self._bar.add_task(title, total=total, text=text)
+        self._bar.update(self._task, description=title, completed=done, total=total, text=text)
 
     def _show_ready(self, ready: Ready) -> None:
         self.ready = ready
@@ -78,7 +74,7 @@ class Screen:
         self._advance(f"step 0/{ready.steps}", 0, ready.steps, "")
 
     def _resumed(self, resumed: Resumed) -> None:
-        output.say(f"going on after step {resumed.step}, from {resumed.path}")
+        output.say(f"resuming after step {resumed.step}, from {resumed.path}")
         steps = self.ready.steps if self.ready else 0
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
 
@@ -87,30 +83,26 @@ class Screen:
 
         self._losses.append(step.loss)
         memory = f" {output.size(step.memory)}" if step.memory else ""
-        # The curve gives way before the bar and the time left do.
+        # On a narrow screen the curve shrinks first, then the bar.
         width = max(8, min(24, self._bar.console.width // 8)) if self._bar else 0
         curve = f"{loss_curve.line(self._losses, width)}  " if self._bar else ""
-        say = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
-        self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, say)
+        text = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
+        self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, text)
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
-            output.say(f"step {step.step}/{step.steps}  {say}")
+            output.say(f"step {step.step}/{step.steps}  {text}")
 
     def _evaluated(self, evaluated: Evaluated) -> None:
         output.say(f"step {evaluated.step}/{evaluated.steps}: held-out perplexity {evaluated.perplexity:.3f}")
-        for asked, said in evaluated.samples:
-            output.say(f"  {output.one_line(f'{asked} → {said}')}")
+        for prompt, answer in evaluated.samples:
+            output.say(f"  {output.one_line(f'{prompt} → {answer}')}")
 
 
 def _before(config: TrainConfig, ready: Ready) -> list[str]:
-    """What is trained, and what it will take."""
-    from adapterhub.train import plan
-
-    whole = dataclasses.replace(config.base, quantize="none", dtype="bfloat16")
-    quarter = dataclasses.replace(whole, quantize="nf4")
-    in_16, in_4 = (output.size(plan(dataclasses.replace(config, base=kind)).base) for kind in (whole, quarter))
+    """Lines before the first step: the trained parameters, the base, the data, the memory."""
+    in_16, in_4 = output.size(ready.base_in_16_bits), output.size(ready.base_in_4_bits)
     return [
         train_plan.trained(ready.parameters, ready.base_parameters),
-        f"base: {in_16} in 16 bits, {in_4} in 4 bits; held {_held(config)}",
+        f"base: {in_16} in 16 bits, {in_4} in 4 bits; loaded {_held(config)}",
         (
             f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
@@ -131,7 +123,7 @@ def _files(folder: Path) -> list[dict[str, Any]]:
 
 
 def document(result: Result, ready: Ready | None) -> dict[str, Any]:
-    """A training for programs."""
+    """The result with stable keys."""
     return {
         "output": str(result.folder),
         "steps": result.steps,
@@ -139,7 +131,7 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "loss": result.loss,
         "perplexity_before": result.perplexity_before,
         "perplexity_after": result.perplexity_after,
-        "kept": result.kept,
+        "kept": result.kept_step,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
         "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
@@ -148,15 +140,14 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
 
 
 def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
-    """Print a training for people."""
+    """Print the result."""
     output.write(
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
-        best = f", kept as it was after step {result.kept}" if result.kept not in (None, result.steps) else ""
+        best = f", from step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}{best}")
-    for line in output.pairs(_took(result.report) if result.report else {}, screen=output.width()):
-        output.write(line)
+    output.write_pairs(_took(result.report) if result.report else {})
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")
     if pushed:
@@ -164,13 +155,13 @@ def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
 
 
 def _took(report: Report) -> dict[str, str]:
-    """What it took, against what it might have."""
+    """Memory and speed, next to the prediction and to full fine-tuning."""
     full = output.size(report.full_fine_tuning)
-    share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} that full fine-tuning would take at least"
+    share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} or more for full fine-tuning"
     how = " with checkpointing" if report.checkpointing else ""
-    peak = f"{output.size(report.peak)} at the peak{how}, foreseen {output.size(report.predicted)}; {share}"
+    peak = f"{output.size(report.peak)} at the peak{how}, predicted {output.size(report.predicted)}; {share}"
     return {
-        "memory": peak if report.peak else f"{output.size(report.predicted)} foreseen, not measured here",
+        "memory": peak if report.peak else f"{output.size(report.predicted)} predicted, not measured here",
         "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",
-        "arithmetic": f"{report.utilization:.1%} of a plain matrix product's {report.matmul / 1e9:.0f} GFLOP/s on this machine",
+        "arithmetic": f"{report.utilization:.1%} of the {report.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine",
     }

@@ -1,4 +1,4 @@
-"""A registry as a tree: namespaces, their names, their versions, and what each was made from."""
+"""A registry as a tree: namespaces, names, versions and their parents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from adapterhub.cli import output
 from adapterhub.cli.views.versions import row_document
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
 
 MOST = 10  # versions of a name, parents of a version, on a terminal; a pipe gets all
 
 
 def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    """The tree for programs; `rows` by name, newest first, as lists have them, and what is `deprecated`."""
+    """The tree as a document; `rows` by name, newest first."""
     return {
         "namespaces": [
             {
@@ -31,7 +31,7 @@ def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> 
 
 
 def lines(rows: Sequence[Row], *, screen: int | None) -> Iterator[str]:
-    """The tree for people, in `screen` columns; None for no limit, and nothing left out."""
+    """Lines of the tree within `screen` columns; None for no limit, and all versions."""
     refs = {row.digest: str(row.ref) for row in rows}
     for space, names in _grouped(rows):
         yield output.cut(f"{space}/  {output.plural(len(names), 'name')}", screen)
@@ -46,7 +46,7 @@ def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, list[Row]]]
 
 
 def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> Iterator[str]:
-    # A version that has a tag is shown however old it is.
+    # A version with a tag is shown, however old.
     shown = [row for n, row in enumerate(rows) if screen is None or n < MOST or row.tags]
     wide = max(len(str(row.number)) for row in shown) + 1
     for row in shown:
@@ -66,6 +66,6 @@ def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> 
 
 
 def _parents(parents: Sequence[str], refs: dict[str, str], screen: int | None) -> str:
-    told = [output.printable(refs.get(parent) or output.digest(parent)) for parent in parents]
-    more = len(told) - MOST if screen is not None else 0
-    return ", ".join(told if more <= 0 else [*told[:MOST], f"{more} more"])
+    shown = [output.printable(refs.get(parent) or output.digest(parent)) for parent in parents]
+    more = len(shown) - MOST if screen is not None else 0
+    return ", ".join(shown if more <= 0 else [*shown[:MOST], f"{more} more"])

@@ -1,4 +1,4 @@
-"""Versions, as tables and documents show them."""
+"""Versions as rows of tables and as JSON documents."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli import output
 
 if TYPE_CHECKING:
-    from adapterhub.index.database import Row
+    from adapterhub.index.queries import Row
     from adapterhub.registry.registry import Version
 
 
 def version_document(version: Version) -> dict[str, Any]:
-    """A version as a push gives it; others leave out what only a push can say."""
+    """The document of a pushed version; other commands remove `new` and `skipped`."""
     return {
         "ref": str(version.ref),
         "name": version.name,
@@ -28,7 +28,7 @@ def version_document(version: Version) -> dict[str, Any]:
 
 
 def row_cells(row: Row) -> list[str]:
-    """What tables of versions show of each: ref, tags, base, method, rank, size."""
+    """The cells of a version: ref, tags, base, method, rank, size."""
     return [
         str(row.ref),
         ", ".join(row.tags) or "-",
@@ -40,7 +40,7 @@ def row_cells(row: Row) -> list[str]:
 
 
 def row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    """A version as lists give it to programs; `deprecated` as `Registry.deprecations` says it."""
+    """The document of a version in a list; `deprecated` comes from `Registry.deprecations`."""
     return {
         "ref": str(row.ref),
         "name": row.name,

@@ -1,4 +1,4 @@
-"""Adapters into an adapter: `combine` by one of `METHODS`."""
+"""Merge adapters into one adapter: `combine` by one of `METHODS`."""
 
 from .combine import Merged, MergeReport, Progress, combine
 from .methods import METHODS

@@ -1,8 +1,8 @@
-"""Adapters into an adapter, module by module, without the base.
+"""Merge adapters into one adapter, module by module, without the base.
 
-Ranks, targets, alphas and rsLoRA may differ: a module's terms are taken with their true scales. What a method cannot
-merge is refused by name (docs/merge.md has the table). The result is in float32 with alpha = r, so that its scale is 1
-in every program, per-module ranks or not.
+Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot
+merge is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1
+in every program, also with a rank for each module.
 """
 
 from __future__ import annotations
@@ -14,13 +14,25 @@ import numpy as np
 
 from adapterhub.analysis.low_rank import Factors, norm
 from adapterhub.merge.checks import check_adapter
+from adapterhub_converters import display
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import ParameterError, RefusedError
 
 from . import unmerged
-from .conflicts import sign_conflict, stack_cosines
 from .dense import Tiled, residual
-from .matrices import Mergeable, alike, check_size, delta_like, oriented, rounding, turned, unscaled, zero
+from .matrices import (
+    Mergeable,
+    alike,
+    check_size,
+    delta_like,
+    oriented,
+    rounding,
+    sign_conflict,
+    stack_cosines,
+    turned,
+    unscaled,
+    zero,
+)
 from .methods import Matrix, Method, Random, method_named
 from .truncation import Cut, Spectra, lost, spectra, within
 
@@ -29,17 +41,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """One module of a merge.
+    """The result for one module.
 
     Attributes:
-        ranks: Of the adapters that change it, in their order.
-        rank: Of the result.
-        error: Norm of the result minus what the method asks for, over the norm of that: what truncation left out, and
-            the rounding to float32; 0 to 1e-7 is rounding.
+        ranks: The ranks of the adapters that change it, in their order.
+        rank: The rank of the result.
+        error: The norm of the result minus the method's exact result, over the norm of that: what truncation left out, and the
+            rounding to float32; up to 1e-7 is rounding.
         lost: The share of the energy, the sum of all squares, that truncation left out.
-        cosines: Between those adapters' deltas, weights aside.
+        cosines: Between the deltas of those adapters, without their weights.
         signs: The share of elements that some of the weighted adapters raise and others lower.
-        exact: Whether all elements were looked at for `signs`, and not 65,536 of them.
+        exact: Whether all elements were compared for `signs`, not a sample of 65,536.
     """
 
     ranks: tuple[int, ...]
@@ -51,9 +63,9 @@ class Merged:
     exact: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeReport:
-    """What a merge of adapters did, by module path; `seed` is None where no random number played a part."""
+    """The result of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
 
     method: str
     weights: tuple[float, ...]
@@ -64,8 +76,18 @@ class MergeReport:
 
     @property
     def error(self) -> float:
-        """The largest of all modules."""
+        """The largest error of a module."""
         return max((module.error for module in self.modules.values()), default=0.0)
+
+    def __repr__(self) -> str:
+        return f"<MergeReport: {self.method}, {len(self.modules)} modules, largest relative error {self.error:.2g}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, "+".join(map(str, one.ranks)), one.rank, f"{one.lost:.2%}", f"{one.error:.1e}")
+            for name, one in self.modules.items()
+        ]
+        return display.table(rows, head=("module", "ranks", "r", "energy lost", "error"), caption=repr(self))
 
 
 def combine(
@@ -80,29 +102,32 @@ def combine(
     parameters: Mapping[str, float | str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Adapter, MergeReport]:
-    """One adapter that does what the weighted adapters do together, as `method` has it.
+    """Merge weighted adapters into one by a method.
 
     Args:
         adapters: Trained on one base.
-        weights: One for each; negative ones subtract.
+        weights: One for each adapter; a negative weight subtracts.
         method: A name in `METHODS`.
-        rank: What to truncate every module to; by default what the method keeps.
-        energy: The share of the sum of squares that truncation keeps, instead.
-        budget: The bytes that the result's tensors may take, instead.
-        seed: Of the random numbers, where the method or the sketch of a dense matrix takes any.
-        parameters: Of the method, by name; its defaults where they are missing.
-        progress: Called with modules done and modules in all.
+        rank: The rank of every module; None for the method's own.
+        energy: The share of the sum of squares of every module to keep, in place of a rank.
+        budget: The largest number of bytes of the result's tensors, in place of a rank.
+        seed: The seed of random numbers, for methods and sketches of dense matrices that draw any.
+        parameters: The method's parameters by name; defaults for those that are missing.
+        progress: Called with the number of modules done and of all modules.
+
+    Returns:
+        The merged adapter and a report.
 
     Raises:
-        RefusedError: Something in the adapters cannot be merged so, or they do not belong together.
-        UsageError: No such method or parameter, or the weights don't match.
+        RefusedError: The method cannot merge these adapters, or they do not belong together.
+        UsageError: No such method or parameter, or a value that it cannot take.
     """
     how, cut = method_named(method), Cut(rank, energy, budget)
     settled = _checked(how, cut, adapters, weights, parameters or {})
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
-    unmerged.check_beside(adapters, how)
+    unmerged.check_unmerged(adapters, how)
     plain = [factored_out(adapter) for adapter in adapters]
     meta, notes = _meta(plain)
     work = _Work(how, cut, settled, seed)
@@ -115,7 +140,7 @@ def combine(
         if progress:
             progress(done, len(targets))
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
-        notes += (f"{len(vanished)} of {len(deltas)} modules came out as zero, {vanished[0]} among them",)
+        notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
     added = unmerged.biases(weighted) if how.sums else {}
     for target, bias in added.items():
         deltas[target] = _with_bias(deltas[target], bias)
@@ -136,21 +161,25 @@ def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
 def _checked(
     method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], given: Mapping[str, float | str]
 ) -> dict[str, float | str]:
-    """The settled parameters; UsageError for what the method does not take."""
+    """All parameters of the method, defaults included; an error for what it does not take."""
     if len(weights) != len(adapters) or not adapters:
-        raise UsageError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
+        raise ParameterError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
     fewest, most = method.count
     if not fewest <= len(adapters) <= most:
-        count = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if len(adapters) < fewest else f"at most {most}"
-        raise UsageError("--method", f"{method.name} merges {count}, and {len(adapters)} were given")
+        limit = fewest if len(adapters) < fewest else most
+        bound = "exactly" if fewest == most else "at least" if len(adapters) < fewest else "at most"
+        count = f"{bound} {limit} {'adapter' if limit == 1 else 'adapters'}"
+        raise ParameterError("method", f"{method.name} merges {count}, not {len(adapters)}")
     if method.weights == "none" and any(weight != 1 for weight in weights):
-        t = ", but --t" if "t" in method.parameters else ""
-        raise UsageError("--weights", f"{method.name} takes none{t}")
+        what = f"{method.name} takes no weights"
+        if "t" in method.parameters:
+            raise ParameterError("weights", what, "Set t instead", code="t-for-weights")
+        raise ParameterError("weights", what, "Leave them out")
     if method.weights == "shares" and not (min(weights) >= 0 and sum(weights) > 0):
-        raise UsageError("--weights", f"for {method.name} they are shares of a whole, so none may be negative or all 0")
+        raise ParameterError("weights", f"for {method.name} they are shares of a whole: none may be negative, nor all 0")
     cut.check()
     if cut.asked and not method.cuts:
-        raise UsageError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
+        raise ParameterError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
     return method.settled(given)
 
 
@@ -162,7 +191,7 @@ def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
     if len(revisions) > 1:
         raise RefusedError("base", f"the adapters were trained on different revisions of it: {', '.join(revisions)}")
     tasks = _known(adapter.meta.task_type for adapter in adapters)
-    notes = (f"task_type left open: the adapters say {', '.join(tasks)}",) if len(tasks) > 1 else ()
+    notes = (f"task_type is left out: the adapters have {', '.join(tasks)}",) if len(tasks) > 1 else ()
     meta = Meta(_only(bases), _only(revisions), _only(tasks))
     return meta, notes
 
@@ -177,7 +206,7 @@ def _only(values: list[str]) -> str | None:
 
 @dataclass
 class _Module:
-    """What is known of a module once its matrices are merged: one, or one for each expert of a stack."""
+    """A module with its merged matrices: one, or one for each expert of a stack."""
 
     first: Mergeable
     ranks: tuple[int, ...]
@@ -188,7 +217,7 @@ class _Module:
 
 @dataclass
 class _Work:
-    """A merge as it was asked for. `random` tells whether any random numbers were drawn."""
+    """A merge in progress; `random` is set once a random number is drawn."""
 
     method: Method
     cut: Cut
@@ -199,7 +228,7 @@ class _Work:
     def modules(
         self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
     ) -> Iterator[tuple[str, Mergeable, Merged]]:
-        """Each module when it is done; with a budget all are looked at before the first can be."""
+        """The merged modules, one by one; with a budget all are decomposed before the first is truncated."""
         if self.cut.budget is None:
             for target in targets:
                 module = self._merge(target, weighted)
@@ -218,8 +247,8 @@ class _Work:
         if self.method.apart and len(set(ranks)) > 1:
             raise RefusedError(
                 target,
-                f"{self.method.name} merges A and B apart, which takes one rank: {', '.join(map(str, ranks))}",
-                "Use a method without peft_, or rerank them first",
+                f"{self.method.name} merges A and B separately and needs equal ranks, not {', '.join(map(str, ranks))}",
+                "Use a method without peft_, or rerank the adapters first",
             )
         scaled = list(zip(*map(oriented, same), strict=True))
         scales = [delta.scaling for delta in same]
@@ -240,7 +269,7 @@ class _Work:
         return _Module(same[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
     def _spectra(self, target: str, module: _Module) -> Spectra | None:
-        """None where the factors stay as they are."""
+        """The singular values of a module; None if its factors are kept."""
         if self.method.keeps == "factors" and not self.cut.asked:
             return None
         return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))

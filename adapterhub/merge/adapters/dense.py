@@ -1,11 +1,11 @@
-"""Matrices that are no product of thin factors, row tile by row tile: order statistics and the closest thin product.
+"""Dense matrices as tiles of rows: order statistics, and the closest product of thin factors.
 
-What picks single elements (TIES, DARE …) needs the dense delta, but never the whole of it at once. A tile is a pure
-function of its rows, so it is made again for each pass, or kept where all of them are small (`_KEEP`): the same bits
-either way. All in float32 but for sums and bases.
+Methods that select single elements (TIES, DARE …) need the dense delta, but never all of it at once. A tile is a pure
+function of its rows, so it is made again for each pass, or cached if the matrix is small (`_KEEP`), with the same bits. All
+numbers are float32, except for sums and bases.
 
-Two threads make tiles, and products go in pieces that OpenBLAS gives to one thread: its own threads wait for each other
-in a spin, which on a busy machine took eight times as long. What is summed over tiles is summed in their order.
+Two threads make tiles, and products are computed in pieces that OpenBLAS gives to one thread: its own threads spin while
+they wait for each other, which on a busy machine took eight times as long. Sums over tiles are in the order of the tiles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _TILE = 1 << 18  # elements
-_KEEP = 1 << 28  # bytes of a whole matrix that is kept instead of made for each pass
+_KEEP = 1 << 28  # bytes of a matrix up to which its tiles are cached
 _OVERSAMPLED = 10  # columns of a sketch beyond the rank (Halko, Martinsson & Tropp, 2011, section 4.2)
 _ONE_THREAD = 1 << 18  # multiplications in a product that OpenBLAS does not split (interface/gemm.c)
 _THREADS = 2
@@ -37,18 +37,18 @@ _HIGH, _LOW = 16, 15  # bits of a float without its sign
 
 @dataclass(frozen=True, eq=False)
 class Tiled:
-    """An `(m, n)` matrix given by `make(rows)`, its rows as float32."""
+    """An `(m, n)` matrix defined by `make(rows)`, which returns its rows in float32."""
 
     shape: tuple[int, int]
     make: Callable[[slice], F32Array]
     _kept: dict[int, F32Array] = field(default_factory=dict, repr=False)
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
-        """All rows, some at a time; the arrays are not to be written to."""
+        """All rows, some at a time; do not write to the arrays."""
         yield from self.mapped(lambda _rows, tile: tile)
 
     def mapped(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
-        """What `work` makes of every tile, in the order of the rows."""
+        """The results of `work` for every tile, in the order of the rows."""
         keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
 
         def one(rows: slice) -> tuple[slice, Result]:
@@ -67,7 +67,7 @@ class Tiled:
         return sum(found for _, found in self.mapped(lambda _rows, tile: squares(tile)))
 
     def forget(self) -> None:
-        """Give back the memory of the tiles that were kept."""
+        """Release the cached tiles."""
         self._kept.clear()
 
 
@@ -78,7 +78,7 @@ def squares(array: F32Array) -> float:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of every item, in their order, a few ahead of who asks."""
+    """The results of `work` for every item, in order, computed a few ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
@@ -113,22 +113,22 @@ def product(one: F32Array, two: F32Array) -> F32Array:
 
 
 def row_tiles(shape: tuple[int, int]) -> Iterator[slice]:
-    """The rows of a matrix, so many at a time as its width says."""
+    """The row ranges of a matrix's tiles."""
     step = max(1, _TILE // shape[1])
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
-    """Each term's rows, multiplied out in float32."""
+    """A function that returns given rows of each term, multiplied out in float32."""
     pairs = [(term.left.astype(np.float32), term.right.astype(np.float32)) for term in terms]
     return lambda rows: [product(left[rows], right) for left, right in pairs]
 
 
 def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
-    """For every count, the magnitude that so many elements reach; infinity for a count of 0. Exact, in two passes.
+    """For every count, the largest magnitude that at least that many elements reach; infinity for 0. Exact, in two passes.
 
-    By the bits: floats of one sign are ordered as whole numbers are. The high bits are counted first, and then the
-    low ones of those that share the high bits of the one that is sought.
+    By their bits: floats of one sign are ordered like integers. The first pass counts the high bits, the second the low bits of
+    the elements that share the high bits of the result.
     """
     high = np.zeros(1 << _HIGH, np.int64)
     for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
@@ -163,10 +163,10 @@ def _bits(array: F32Array) -> NDArray[np.uint32]:
 
 
 def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
-    """The first singular values and vectors, as near to the true ones as two rounds of subspace iteration bring them.
+    """The leading singular values and vectors, by two rounds of subspace iteration.
 
-    Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the
-    tiles: three passes in all. Exact where `rank` and the columns beyond it reach the smaller side.
+    Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the tiles:
+    three passes in all. Exact if `rank` and the extra columns reach the smaller side.
     """
     m, n = matrix.shape
     width = min(rank + _OVERSAMPLED, m, n)
@@ -194,7 +194,7 @@ def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
 
 
 def residual(matrix: Tiled, result: Factors) -> float:
-    """The norm of `matrix - result`, as float32 factors have it."""
+    """The norm of `matrix - result`, with the factors of `result` in float32."""
     left, right = result.left.astype(np.float32), result.right.astype(np.float32)
     parts = matrix.mapped(lambda rows, tile: squares(tile - product(left[rows], right)))
     return math.sqrt(sum(part for _, part in parts))

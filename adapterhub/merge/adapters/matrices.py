@@ -1,4 +1,4 @@
-"""One module's deltas as matrices, whatever kind of module it is, and a matrix as a delta of that kind again."""
+"""Deltas of a module as matrices, whatever its kind: their conversion there and back, and how far adapters agree on it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from adapterhub.analysis.low_rank import Factors, norm, terms
+from adapterhub.analysis.low_rank import Factors, inner, norm, terms, times
 from adapterhub_converters.adapter import Delta, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.errors import RefusedError
 
 _DENSE = 1e15  # the squares of 1e8 such elements are still below the largest float32
 
+_SAMPLE = 1 << 16  # elements compared; the share in a larger matrix is good to 0.2 points
+
 Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 
 
 def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
-    """The deltas of one module, if they can be merged: of one kind and one shape."""
+    """The deltas of one module, checked to be mergeable: of one kind and one shape."""
     first, same = deltas[0], list[Mergeable]()
     for delta in deltas:
         if not isinstance(delta, Mergeable):
-            raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged yet")
+            raise RefusedError(target, f"a {type(delta).__name__} delta cannot be merged")
         if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
             raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
         same.append(delta)
@@ -37,7 +39,7 @@ def _kind(delta: Delta) -> str:
 
 
 def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], *, dense: bool) -> None:
-    """Refuse what is too large for float32, or where squares of dense elements are taken in it, too large or small for that."""
+    """Refuse deltas too large for float32, or with `dense`, with squares of elements too large or too small for it."""
     for term, weight in zip(terms, weights, strict=True):
         bound = abs(weight) * term.r * float(np.abs(term.left).max(initial=0) * np.abs(term.right).max(initial=0))
         if not bound <= float(np.finfo(np.float32).max):
@@ -49,33 +51,33 @@ def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], 
 
 
 def oriented(delta: Mergeable) -> list[Factors]:
-    """What a delta adds as the base has it, so that a row is an output or a token: one matrix, or one for each expert."""
+    """A delta oriented as in the base, with a row for each output or token: one matrix, or one for each expert."""
     return [turned(delta, term) for term in terms(delta)]
 
 
 def unscaled(delta: Mergeable) -> list[Factors]:
-    """`lora_B` and `lora_A` as the adapter has them."""
+    """`lora_B` and `lora_A` as stored, without the scaling."""
     return terms(replace(delta, alpha=float(delta.r), rslora=False))
 
 
 def turned(delta: Mergeable, term: Factors) -> Factors:
-    """From how the factors multiply to how the base has it, and back: an embedding's table is the transpose."""
+    """Convert between the product of the factors and the base's orientation: the table of an embedding is the transpose."""
     return Factors(term.right.T, term.left.T) if isinstance(delta, LowRankEmbedding) else term
 
 
 def rounding(rounded: Factors, exact: Factors) -> float:
-    """The norm of the difference of two matrices whose factors are nearly the same."""
+    """The norm of the difference of two matrices with nearly equal factors."""
     left = np.concatenate([rounded.left - exact.left, exact.left], axis=1)
     return norm(Factors(left, np.concatenate([rounded.right, rounded.right - exact.right])))
 
 
 def zero(like: Factors) -> Factors:
-    """Zeros of the same shape, of rank 1."""
+    """Zeros of the same shape and rank 1."""
     return Factors(np.zeros((like.left.shape[0], 1)), np.zeros((1, like.right.shape[1])))
 
 
 def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mergeable:
-    """A delta of the kind of `first` that adds these matrices, in float32 and with a scale of 1."""
+    """A delta of the same kind as `first` that adds these matrices, in float32 and with a scaling of 1."""
     lefts, rights = [item.left.astype(np.float32) for item in factors], [item.right.astype(np.float32) for item in factors]
     if not all(np.isfinite(array).all() for array in (*lefts, *rights)):
         raise RefusedError(target, "the weighted factors are over the largest float32")
@@ -89,3 +91,38 @@ def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mer
         ones = (1,) * (len(kernel) - 1)
         return LowRankConv(right.reshape(-1, *kernel), left.reshape(*left.shape, *ones), alpha)
     return LowRank(right, left, alpha, transposed_base=first.transposed_base)
+
+
+def stack_cosines(stacks: Sequence[Sequence[Factors]]) -> tuple[tuple[float, ...], ...]:
+    """The cosines between the deltas of all pairs of adapters, as long vectors; 0 if one is zero.
+
+    `stacks[i][j]` is the i-th matrix of adapter j: modules of experts have several.
+    """
+    count = len(stacks[0])
+    gram = np.zeros((count, count))
+    for stack in stacks:
+        gram += [[inner(one, two) if i >= j else 0.0 for j, two in enumerate(stack)] for i, one in enumerate(stack)]
+    lengths = np.sqrt(np.maximum(0.0, np.diagonal(gram)))
+    lengths = np.where(lengths > 0, lengths, np.inf)
+    whole = (gram + np.tril(gram, -1).T) / np.outer(lengths, lengths)
+    return tuple(tuple(map(float, row)) for row in whole)
+
+
+def sign_conflict(terms: Sequence[Factors], weights: Sequence[float]) -> tuple[float, bool]:
+    """The share of elements that some weighted adapters raise and others lower, and whether all elements were compared.
+
+    In a matrix of more than 65,536 elements, that many are compared: random rows crossed with random columns, always the same.
+    """
+    m, n = terms[0].left.shape[0], terms[0].right.shape[1]
+    exact = m * n <= _SAMPLE
+    rows, columns = np.arange(m), np.arange(n)
+    if not exact:
+        random = np.random.default_rng(0)
+        high = min(m, _SAMPLE // min(n, 256))
+        rows = random.choice(m, high, replace=False)
+        columns = random.choice(n, min(n, _SAMPLE // high), replace=False)
+    up = down = np.zeros((), bool)
+    for term, weight in zip(terms, weights, strict=True):
+        part = times(weight * term.left[rows], term.right[:, columns])
+        up, down = up | (part > 0), down | (part < 0)
+    return float(np.mean(up & down)), exact

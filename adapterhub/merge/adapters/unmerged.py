@@ -1,7 +1,7 @@
-"""What adapters do beside their low-rank deltas: biases, replaced weights and rows. Summed where that is exact.
+"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed if that is exact.
 
-An adapter that replaces a weight W by X adds X - W. So the weighted sum needs no W if the weights of those that
-replace it sum to 1: then it is the weighted sum of the X. Any other is refused, as is any method that is no sum.
+An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and
+the result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
 """
 
 from __future__ import annotations
@@ -11,35 +11,32 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from adapterhub.merge.checks import Weighted
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Rows
 from adapterhub_converters.errors import RefusedError
 
 from .methods import Method
 
-Weighted = Sequence[tuple[Adapter, float]]
-_INTO_BASE = "Fuse it into the base"
+_INTO_BASE = "Merge it into the base"
+_OR_INTO_BASE = "Use linear or svd, or merge it into the base"
 
 
-def check_beside(adapters: Iterable[Adapter], method: Method) -> None:
-    """Refuse what the method cannot merge, by name."""
+def check_unmerged(adapters: Iterable[Adapter], method: Method) -> None:
+    """Refuse the parts that the method cannot merge, by name."""
     for adapter in adapters:
         for target, delta in adapter.deltas.items():
             if getattr(delta, "magnitude", None) is not None:
-                raise RefusedError(target, "DoRA rescales the base's weight, which no sum of deltas does", _INTO_BASE)
+                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", _INTO_BASE)
             if getattr(delta, "bias", None) is not None and not method.sums:
-                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", _hint())
+                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", _OR_INTO_BASE)
         for name in (*adapter.replaced, *adapter.rows):
             if not method.sums:
                 what = f"replaces weights of the base (modules_to_save, rows), which {method.name} does not merge"
-                raise RefusedError(name, what, _hint())
-
-
-def _hint() -> str:
-    return f"Use linear or svd, or {_INTO_BASE[0].lower()}{_INTO_BASE[1:]}"
+                raise RefusedError(name, what, _OR_INTO_BASE)
 
 
 def biases(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Target to the weighted sum of what is added to its output; for all linear modules if for one, as peft has it."""
+    """Target to the weighted sum of biases; for all linear modules if for one, as in peft."""
     found: dict[str, np.ndarray] = {}
     sides: dict[str, int] = {}
     for adapter, weight in weighted:
@@ -55,18 +52,18 @@ def biases(weighted: Weighted) -> dict[str, np.ndarray]:
         return {}
     for target, side in sides.items():
         if side < 0:
-            what = "has no place for a bias, and peft has lora_bias for all modules of an adapter or for none"
+            what = "cannot have a bias, and in peft lora_bias applies to all modules of an adapter or to none"
             raise RefusedError(target, what, _INTO_BASE)
     return {target: _f32(found.get(target, np.zeros(side)), target) for target, side in sides.items()}
 
 
 def replaced(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Parameter path to what takes its place."""
+    """Parameter path to the weighted sum of its replacements."""
     return _summed([(adapter.replaced, weight) for adapter, weight in weighted])
 
 
 def rows(weighted: Weighted) -> dict[str, Rows]:
-    """Module path of a table to its replaced rows."""
+    """Module path of a table to the weighted sums of its replaced rows."""
     tables = dict.fromkeys(name for adapter, _ in weighted for name in adapter.rows)
     result = {}
     for name in tables:
@@ -88,7 +85,7 @@ def _summed(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[
         total = math.fsum(weight for _, weight in having)
         if abs(total - 1) > 1e-9:
             what = f"replaces a weight of the base, and the weights of the adapters that do sum to {total:g}"
-            raise RefusedError(name, what, f"Let them sum to 1, or {_INTO_BASE[0].lower()}{_INTO_BASE[1:]}")
+            raise RefusedError(name, what, "Let them sum to 1, or merge it into the base")
         first = having[0][0]
         if any(tensor.shape != first.shape for tensor, _ in having):
             raise RefusedError(name, "the adapters replace it by tensors of different shapes")

@@ -1,7 +1,8 @@
-"""Adapters into a base: `fuse`, or first `prepared` and then written; what was merged is proven by `proof`."""
+"""Merge adapters into a base: `fuse`, or `prepared` and then written; `verify.prove` checks a merged model."""
 
-from .fuse import Merge, fuse, prepared
-from .measure import Change
-from .options import FuseReport, Options
+from .fuse import FuseReport, Merge, fuse, prepared
+from .loss_estimate import Change
+from .options import Options
+from .read_base import read_base
 
-__all__ = ["Change", "FuseReport", "Merge", "Options", "fuse", "prepared"]
+__all__ = ["Change", "FuseReport", "Merge", "Options", "fuse", "prepared", "read_base"]

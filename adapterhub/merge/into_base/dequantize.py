@@ -1,9 +1,8 @@
-"""The weights of a quantized Hugging Face folder in floats, a tile of rows at a time.
+"""Read the weights of a quantized Hugging Face folder in floats, a tile of rows at a time.
 
-Layouts: bitsandbytes 0.49 `functional.py` (`dequantize_4bit`, `int8_vectorwise_dequant`), GPTQModel and AutoGPTQ
-(`qlinear`, v1 stores a zero point less one), AutoAWQ (`WQLinear_GEMM`, `unpack_awq`), transformers' `finegrained_fp8` and
-`mxfp4`, and compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. What isn't one of these is refused by
-name.
+Layouts: bitsandbytes 0.49 `functional.py` (`dequantize_4bit`, `int8_vectorwise_dequant`), GPTQModel and AutoGPTQ (`qlinear`; v1
+stores each zero point minus one), AutoAWQ (`WQLinear_GEMM`, `unpack_awq`), transformers' `finegrained_fp8` and `mxfp4`, and
+compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. Any other layout is refused by name.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from adapterhub_converters.bases.quantized import settings
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .tensor_io import Buffer, Opened
+from .tensor_files import Buffer, Opened
 
 F32Array = NDArray[np.float32]
 Rows = Callable[[int, int], F32Array]
-"""The numbers of rows from one to before another, `(rows, columns)`."""
+"""`(start, stop)` to the numbers of these rows, `(stop - start, columns)`."""
 
-_FLOATS = {said: dtype for dtype, said in DTYPES.items()}
+_FLOATS = {name: dtype for dtype, name in DTYPES.items()}
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs each four bits of a word are
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output, of eight, of each four bits of a word
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,13 @@ class Place:
     info: TensorInfo
 
     def load(self, opened: Opened) -> np.ndarray:
-        """All of it."""
+        """The whole tensor."""
         array = np.empty(self.info.size, np.uint8)
         opened.read(self.path, array, self.info.offset)
         return array.view(self._dtype()).reshape(self.info.shape)
 
     def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
-        """Rows of a matrix."""
+        """Rows `start` to `stop` of a matrix."""
         width = self.info.size // max(1, self.info.shape[0])
         array = np.empty((stop - start) * width, np.uint8)
         opened.read(self.path, array, self.info.offset + start * width)
@@ -59,19 +58,20 @@ class Place:
 
     def _dtype(self) -> np.dtype:
         if self.info.dtype not in dtypes.NUMPY:
-            raise RefusedError(self.info.name, f"is {self.info.dtype}, which isn't a type to compute with here")
+            raise RefusedError(self.info.name, f"is {self.info.dtype}, a type that cannot be computed with")
         return dtypes.NUMPY[self.info.dtype]
 
 
 Leaves = Mapping[str, Place]
-"""What lies in a module, by the last part of its name."""
+"""The stored tensors of a module, by the last part of their names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
     """A weight whose numbers are computed from several tensors.
 
-    `make` reads what is needed of them, which is held as long as the tensor is being worked on, and gives its rows.
+    Attributes:
+        make: Reads what is needed of all of them, and returns a function that reads rows; cached while the weight is in use.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Unpacked:
     make: Callable[[Opened], Rows]
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Rows as the quantized weight has them."""
+        """Read and dequantize rows."""
         rows: Rows = opened.held(self.name, lambda: self.make(opened))
         np.copyto(out, rows(start, stop), casting="unsafe")
 
@@ -96,16 +96,16 @@ class Experts:
 
     @property
     def rows(self) -> int:
-        """Of all experts, one after the other."""
+        """Rows of all experts, one after another."""
         return self.blocks.info.shape[0] * 32 * self.blocks.info.shape[2]
 
     @property
     def columns(self) -> int:
-        """The outputs."""
+        """The number of outputs."""
         return self.blocks.info.shape[1]
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Rows, which may be of several experts."""
+        """Read rows, which may belong to several experts."""
         per = 32 * self.blocks.info.shape[2]
         for expert in range(start // per, -(-stop // per)):
             first, last = max(start, expert * per), min(stop, (expert + 1) * per)
@@ -113,7 +113,7 @@ class Experts:
             np.copyto(out[first - start : last - start], held[first - expert * per : last - expert * per], casting="unsafe")
 
     def _expert(self, opened: Opened, expert: int) -> np.ndarray:
-        """`(in, out)` in bfloat16, which holds every such number."""
+        """One expert, `(in, out)` in bfloat16, which represents every such number."""
         raw = self.blocks.rows(opened, expert, expert + 1).reshape(self.columns, -1)
         powers = self.scales.rows(opened, expert, expert + 1).view(np.uint8).reshape(self.columns, -1).astype(np.int32) - 127
         codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(self.columns, -1, 32)
@@ -123,7 +123,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Found:
-    """One weight: logical shape, the floats it becomes, where its numbers come from (None: stored as it is, at `place`)."""
+    """A weight: its logical shape, the type of floats it becomes, its place, and its numbers (None if stored in floats)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -131,20 +131,24 @@ class Found:
     source: Unpacked | Experts | None
 
 
-def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, Found]:
-    """Every parameter of a quantized folder, in the order of its files; `places` has the stored tensors by name.
+def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, Any], opened: Opened) -> dict[str, Found]:
+    """Every parameter of a quantized folder, in the order of its files.
+
+    Args:
+        places: The stored tensors by name.
+        opened: The folder's files; only descriptions of quantized weights are read.
 
     Raises:
-        RefusedError: A layout isn't known, or has parts that aren't.
+        RefusedError: A layout, or a part of one, is not known.
     """
     for name, reason in spec.packed.items():
-        raise RefusedError(name, f"{reason}, a layout that isn't known here", "Dequantize it with the program that made it")
+        raise RefusedError(name, f"{reason}, an unknown layout", "Dequantize it with the program that made it")
     modules: dict[str, dict[str, Place]] = {}
     for name, place in places.items():
         stem, inside, leaf = name.partition(".weight.")
         module, leaf = (stem, f"weight.{leaf}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
         modules.setdefault(module, {})[leaf] = place
-    scheme = _Scheme(settings(config), _dtype(config))
+    scheme = _Scheme(settings(config), _dtype(config), opened)
     found: dict[str, Found] = {}
     for name, tensor in spec.tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -158,7 +162,7 @@ def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, A
         elif own and own.info.dtype in dtypes.FLOATS and own.info.shape == tensor.shape:
             found[name] = Found(tensor.shape, own.info.dtype, own, None)
         else:
-            what = f"stored as {tensor.dtype} by {spec.quantization}, a layout that isn't known here"
+            what = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
             raise RefusedError(name, what, "Dequantize it with the program that made it")
     return found
 
@@ -166,28 +170,29 @@ def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, A
 def _dtype(config: Mapping[str, Any]) -> str | None:
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
-        said = place.get("dtype") or place.get("torch_dtype")
-        if said in _FLOATS:
-            return _FLOATS[said]
+        name = place.get("dtype") or place.get("torch_dtype")
+        if name in _FLOATS:
+            return _FLOATS[name]
     return None
 
 
 @dataclass(frozen=True)
 class _Scheme:
-    """How a config says that weights are packed, and the floats that they were."""
+    """The quantization config, and the type of floats before quantization."""
 
     config: Mapping[str, Any]
     dtype: str | None
+    opened: Opened
 
     def of(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found | None:
-        """A packed weight; None for one that is stored as it is, RefusedError for one that isn't understood."""
+        """A quantized weight; None for one stored in floats, RefusedError for an unknown layout."""
         kind = leaves["weight"].info.dtype if "weight" in leaves else ""
         known: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
             kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
             kind == "I8": self._int8,
             "weight_packed" in leaves: self._compressed,
             "qweight" in leaves: self._words,
-            any(STATE in f".{leaf}" for leaf in leaves): _bnb4,
+            any(STATE in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
         }
         return known[True](name, shape, leaves) if True in known else None
 
@@ -214,7 +219,7 @@ class _Scheme:
         weight, block = leaves["weight"], leaves.get("weight_scale_inv")
         scale = block or leaves.get("weight_scale")
         if scale is None:
-            raise RefusedError(name, "8-bit floats without a scale beside them")
+            raise RefusedError(name, "8-bit floats without a scale")
         have = scale.info.shape
         down, across = self._fp8_block(name, shape, have)
 
@@ -233,18 +238,18 @@ class _Scheme:
         return self._found(name, shape, weight, scale, make)
 
     def _fp8_block(self, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> tuple[int, int]:
-        """How many rows and columns share a scale."""
+        """The numbers of rows and columns that share a scale."""
         count = math.prod(have)
         if count == 1:
             return shape[0], shape[1]
         if count == shape[0] and (len(have) == 1 or have == (shape[0], 1)):
             return 1, shape[1]
-        said = self.config.get("weight_block_size")
-        if isinstance(said, list) and len(said) == 2 and len(have) == 2:
-            down, across = said
+        block = self.config.get("weight_block_size")
+        if isinstance(block, list) and len(block) == 2 and len(have) == 2:
+            down, across = block
             if have == (-(-shape[0] // down), -(-shape[1] // across)):
                 return int(down), int(across)
-        raise RefusedError(name, f"8-bit floats {shape} with scales {have}, a layout that isn't known here")
+        raise RefusedError(name, f"8-bit floats {shape} with scales {have}, an unknown layout")
 
     def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
         method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
@@ -257,7 +262,7 @@ class _Scheme:
         out, into = shape
         bits = words.info.shape[0] * 32 // into
         if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
-            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, a layout that isn't known here")
+            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, an unknown layout")
         _integers(name, words, zeros, *([order] if order else []))
         less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
         groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
@@ -270,7 +275,7 @@ class _Scheme:
             offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + less
             index = order.load(opened) if order and order.info.size else np.arange(into) // size
             if index.shape != (into,) or index.min() < 0 or index.max() >= groups:
-                raise FormatError(name, "g_idx names groups that there are not")
+                raise FormatError(name, "g_idx names groups that do not exist")
 
             def rows(start: int, stop: int) -> F32Array:
                 some = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
@@ -288,7 +293,7 @@ class _Scheme:
         out, into = shape
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
-            raise RefusedError(name, f"AWQ ({version}, {bits} bits), of which only gemm in 4 bits is known here")
+            raise RefusedError(name, f"AWQ ({version}, {bits} bits); only gemm in 4 bits is supported")
         _integers(name, words, zeros)
         groups = scale.info.shape[0] if scale.info.shape else 0
         fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
@@ -311,13 +316,13 @@ class _Scheme:
         return self._found(name, shape, words, scale, make)
 
     def _compressed(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-        """compressed-tensors' integers, symmetric: words of 32 bits along the inputs, half the range less."""
+        """compressed-tensors' symmetric integers: words of 32 bits along the inputs, stored plus half the range."""
         words, scale = leaves["weight_packed"], leaves.get("weight_scale")
         _without(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
         bits = self._compressed_bits()
         per = 32 // bits if bits else 0
         if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per) != words.info.shape[1]:
-            raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, a layout that isn't known here")
+            raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, an unknown layout")
         if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
             raise RefusedError(name, f"packed integers with scales {scale.info.shape}")
 
@@ -335,14 +340,11 @@ class _Scheme:
         return self._found(name, shape, words, scale, make)
 
     def _compressed_bits(self) -> int | None:
-        """Of the one kind of integer weights that a config has; None for more than one, or another kind."""
+        """Bits of the config's one type of integer weights; None for several types, or for another."""
         groups = self.config.get("config_groups")
-        said = (
-            [group.get("weights") for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
-        )
-        kinds = {
-            (one.get("num_bits"), one.get("type"), bool(one.get("symmetric", True))) for one in said if isinstance(one, dict)
-        }
+        groups = groups.values() if isinstance(groups, dict) else ()
+        weights = [one for group in groups if isinstance(group, dict) and isinstance(one := group.get("weights"), dict)]
+        kinds = {(one.get("num_bits"), one.get("type"), bool(one.get("symmetric", True))) for one in weights}
         (bits, kind, symmetric), *more = kinds or {(None, None, False)}
         return bits if not more and kind == "int" and symmetric and bits in (4, 8) else None
 
@@ -350,7 +352,7 @@ class _Scheme:
 def _without(name: str, leaves: Leaves, *others: str) -> None:
     for leaf in others:
         if leaf in leaves:
-            raise RefusedError(name, f"has a {leaf} beside it, which isn't understood here", "Dequantize it elsewhere")
+            raise RefusedError(name, f"comes with a {leaf}, which is not supported", "Dequantize it elsewhere")
 
 
 def _integers(name: str, *places: Place) -> None:
@@ -360,7 +362,7 @@ def _integers(name: str, *places: Place) -> None:
 
 
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
-    """The numbers in the bits of words, the lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
+    """Unpack the numbers in words, the lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     found: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
     return found.reshape(*words.shape[:-1], -1)
@@ -373,26 +375,22 @@ def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
     return found.reshape(*words.shape[:-1], -1)
 
 
-def _bnb4(name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    """bitsandbytes' 4-bit codes, NF4 or FP4, with magnitudes that may be quantized themselves."""
     state = next(leaf for leaf in leaves if STATE in f".{leaf}")
     weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
     nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
     if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
         raise RefusedError(name, "bitsandbytes in 4 bits without its map or magnitudes")
-
-    with Opened() as opened:
-        said = json.loads(leaves[state].load(opened).tobytes())
-    block, inner, offset = (
-        said.get("blocksize", BLOCK),
-        said.get("nested_blocksize", NESTED_BLOCK),
-        said.get("nested_offset", 0.0),
-    )
-    count, dtype = math.prod(shape), _FLOATS.get(str(said.get("dtype")))
+    document = json.loads(leaves[state].load(opened).tobytes())
+    block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
+    offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
+    count = math.prod(shape)
     numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
     blocks = -(-count // block) if numbers else 0
     fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
     if not numbers or not fits or dtype is None or len(shape) != 2:
-        raise RefusedError(name, f"bitsandbytes in 4 bits with a state that isn't understood: {str(said)[:80]}")
+        raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
 
     def make(opened: Opened) -> Rows:
         codes, largest = code.load(opened).astype(np.float32), absmax.load(opened)

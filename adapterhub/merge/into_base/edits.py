@@ -1,9 +1,9 @@
-"""What is done to one tensor of the base, in peft's own order of rounding (0.21.2, `tuners/lora/layer.py`).
+"""Changes of one tensor of the base, with peft's order of rounding (0.21.2, `tuners/lora/layer.py`).
 
-An edit gets tiles: some rows of the tensor, widened to float32. peft computes a delta in float32 (it keeps 16-bit
-adapter weights in float32, `autocast_adapter_dtype`), multiplies it by the scale rounded to float32, adds it in
-float32 and rounds the sum to the base's dtype (`Linear.merge`); an embedding's delta is rounded to the base's dtype
-before it is added (`Embedding.merge`). Several adapters are merged one after the other, with a rounding in between.
+An edit works on tiles: some rows of the tensor in float32. peft computes a delta in float32 (it keeps 16-bit adapter weights in
+float32, `autocast_adapter_dtype`), multiplies it by the scale rounded to float32, adds it in float32 and rounds the sum to the
+base's dtype (`Linear.merge`); the delta of an embedding is rounded to the base's dtype before it is added (`Embedding.merge`).
+Several adapters are merged one after another, with a rounding after each.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.adapter import LowRankEmbedding, Pair
 
-from .arithmetic import narrow, product, widen
+from .product import product
 
 F32Array = NDArray[np.float32]
 
 Apply = Callable[[F32Array, int, F32Array], None]
-"""Changes `tile` `(rows, columns)` in place, whose first row is row `start` of the tensor; `scratch` is flat, with room
-for one more row than the tile has."""
+"""`(tile, start, scratch)`: changes `tile` `(rows, columns)` in place; its first row is row `start` of the tensor. `scratch` is
+flat and has space for one row more than the tile."""
 
 
 @dataclass(frozen=True)
 class TwoPasses:
-    """A change for which all rows have to be looked at, from the first to the last, before any is changed."""
+    """A change that must see all rows, from the first to the last, before it changes any."""
 
     look: Apply
     apply: Apply
 
     def __call__(self, tile: F32Array, start: int, scratch: F32Array) -> None:
-        """The change."""
+        """Apply the change."""
         self.apply(tile, start, scratch)
 
 
@@ -42,7 +42,7 @@ class Edit(Protocol):
     """One change of one tensor."""
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The change, its factors laid out for a tensor of `dtype`."""
+        """The change, its factors prepared for a tensor of `dtype`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,18 +54,16 @@ class AddLowRank:
     transposed: bool
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum, with an embedding's delta rounded first."""
+        """The sum; the delta of an embedding is rounded to `dtype` first."""
         left, right = _factors(self.delta, self.transposed)
         scale = np.float32(self.scale)
-        rounded = np.empty(0, dtype) if isinstance(self.delta, LowRankEmbedding) else None
+        rounds = isinstance(self.delta, LowRankEmbedding)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             delta = _delta(left, right, tile.shape, start, scratch)
             delta *= scale
-            if rounded is not None:
-                low = np.empty(delta.shape, rounded.dtype)
-                narrow(delta, low)
-                widen(low, delta)
+            if rounds:
+                np.copyto(delta, delta.astype(dtype), casting="safe")
             tile += delta
 
         return apply
@@ -73,9 +71,9 @@ class AddLowRank:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddDora:
-    """`m / ||W + delta|| * (W + delta)`, the norm taken per output feature (peft, `variants.py`, `merge_unsafe`).
+    """Replace W by `m / ||W + delta|| * (W + delta)`, with the norm per output feature (peft, `variants.py`, `merge_unsafe`).
 
-    The norm is summed in float64 here and in an order of its own in torch, so the last bit may differ from peft's.
+    The norm is summed in float64 here and in float32 in torch, so the last bits may differ from peft's.
     """
 
     delta: Pair
@@ -84,7 +82,8 @@ class AddDora:
     magnitude: np.ndarray
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The rescaled sum; a stored `(in, out)` has its norms down the columns, so that its rows are gone over twice."""
+        """The rescaled sum; a weight stored as `(in, out)` has its norms down the columns, which takes two passes over its
+        rows."""
         left, right = _factors(self.delta, self.transposed)
         scale, magnitude = np.float32(self.scale), self.magnitude.astype(np.float32).reshape(-1)
 
@@ -116,7 +115,7 @@ class AddDora:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
-    """Add `scale * values` to a bias (peft's `lora_bias`), which is seen as a column, or as one `row`."""
+    """Add `scale * values` to a bias (peft's `lora_bias`), a column of numbers or, with `row`, one row."""
 
     values: np.ndarray
     scale: float
@@ -134,7 +133,7 @@ class AddVector:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Replace:
-    """Take `values` in place of the tensor."""
+    """Replace the whole tensor by `values`."""
 
     values: np.ndarray
 
@@ -150,7 +149,7 @@ class Replace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SetRows:
-    """Take `values` in place of the rows `ids`."""
+    """Replace the rows `ids` by `values` `(len(ids), columns)`."""
 
     ids: tuple[int, ...]
     values: np.ndarray
@@ -168,20 +167,20 @@ class SetRows:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Within:
-    """An edit of `count` rows from row `first` on, and of no other."""
+    """An edit of the `count` rows from row `first` on."""
 
     edit: Edit
     first: int
     count: int
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The edit, moved."""
+        """The edit, shifted by `first` rows."""
         inner = self.edit.ready(dtype)
-        return (
-            TwoPasses(self._moved(inner.look), self._moved(inner.apply)) if isinstance(inner, TwoPasses) else self._moved(inner)
-        )
+        if isinstance(inner, TwoPasses):
+            return TwoPasses(self._shifted(inner.look), self._shifted(inner.apply))
+        return self._shifted(inner)
 
-    def _moved(self, inner: Apply) -> Apply:
+    def _shifted(self, inner: Apply) -> Apply:
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
             if begin < end:
@@ -191,9 +190,9 @@ class Within:
 
 
 def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, between: Callable[[F32Array], None]) -> None:
-    """Show a tile, which is spoilt, to the one of the changes that takes two passes, after those before it.
+    """Show a tile to the change that takes two passes, after applying those before it; overwrites the tile.
 
-    `between` rounds after each.
+    `between` is called with the tile after each change, to round it.
     """
     for apply in applies:
         if isinstance(apply, TwoPasses):
@@ -204,9 +203,9 @@ def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array
 
 
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
-    """`(rows, r)` with an even number of rows, and `(r, columns)`, whose product is the delta as the base stores it.
+    """`(rows, r)` with an even number of rows, and `(r, columns)`; their product is the delta as the base stores it.
 
-    A product's terms commute, so that the chain of the transpose is the transpose of the chain.
+    The factors of each term commute, so the product of the transposes has the bits of the transpose of the product.
     """
     swap = transposed or isinstance(delta, LowRankEmbedding)
     left, right = (delta.lora_A.T, delta.lora_B.T) if swap else (delta.lora_B, delta.lora_A)
@@ -220,6 +219,6 @@ def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, 
     even = rows + rows % 2
     out = scratch[: even * columns].reshape(even, columns)
     some = left[start : start + even]
-    if len(some) < even:  # an odd row on its own at the end
+    if len(some) < even:  # the last tile of an odd number of rows
         some = np.concatenate([some, np.zeros((even - len(some), left.shape[1]), np.float32)])
     return product(some, right, out)[:rows]

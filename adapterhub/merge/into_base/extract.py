@@ -1,9 +1,9 @@
-"""An adapter out of a full fine-tune: of each weight the best low-rank part of what training changed, with its true error.
+"""Extract an adapter from a full fine-tune: the best low-rank part of the change of each weight, with its true error.
 
 Randomized subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1) on `D = W_tuned - W_base`, which
-is never held as a whole: every pass reads both weights tile by tile. What is reported is not an estimate: the last pass
-compares the adapter as it is written with `D`. Cost per weight `(m, n)` at rank k: `2 * rounds + 3` passes of
-`2 m n (k + 16)` multiplications.
+is never held as a whole: every pass reads both weights tile by tile. The reported error is not an estimate: the last pass
+compares the adapter as it is written with `D`. Cost per weight `(m, n)` at rank k: `2 * rounds + 3` passes of `2 m n (k +
+16)` multiplications.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from adapterhub_converters.errors import RefusedError
 
 from .open_model import FolderModel, Model, as_matrix, is_float, renamed
 from .plan import stored_transposed
-from .read_folder import Folder, read_folder
+from .read_base import Folder, read_folder
 
 F32Array = NDArray[np.float32]
 F64Array = NDArray[np.float64]
 
 Progress = Callable[[int, int], None]
-"""Is told weights done and weights in all."""
+"""Called with the number of weights done and of all weights."""
 
 _TILE = 1 << 20  # elements
-_EXTRA = 16  # directions beyond those asked for (Halko et al., section 4.2)
+_EXTRA = 16  # directions beyond the rank (Halko et al., section 4.2)
 _ROUNDS = 3  # of subspace iteration; the spectrum of a fine-tune falls slowly
-_FIRST = 32  # the rank that is tried first where an energy is asked for
+_FIRST = 32  # the first rank to try for an energy
 _TABLES = ("embed_tokens", "wte", "word_embeddings", "embeddings")
 DTYPES = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What became of one weight. Norms are Frobenius.
+    """The result for one weight. Norms are Frobenius.
 
     Attributes:
-        rank: Of the delta in the adapter; None where the weight is not in it, 0 where it is as a whole.
-        change: The norm of the change over that of the base's weight; infinite where that is zero.
-        error: The norm of what the adapter lacks of the change over that of the change; 1 for one that was left out.
-        why: Why a weight that changed was left out, else empty.
+        rank: The rank of its delta; None if the adapter leaves it out, 0 if the adapter replaces it as a whole.
+        change: The norm of the change over that of the base's weight; infinite if that is zero.
+        error: The norm of the part of the change that the adapter lacks over that of the change; 1 for a weight left out.
+        why: The reason why a weight that changed was left out, else empty.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was taken out: every weight that changed, by name.
+    """The results for all weights that changed, by name.
 
     Attributes:
-        error: Of all changes together, with what was left out.
-        unchanged: How many weights training did not touch.
+        error: The relative error of all changes together, weights that were left out included.
+        unchanged: The number of weights that training did not change.
     """
 
     weights: tuple[Extracted, ...]
@@ -74,10 +74,14 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for: a `rank`, or the least ranks that keep this share of the squared norm of each change (`energy`).
+    """The adapter to make: of a `rank`, or of the least ranks that keep a share of each change (`energy`).
 
-    `limit`: the largest rank that an energy may take. `rest`: keep what no low-rank delta holds (norms, biases, stacked
-    experts) as whole tensors, as peft's `modules_to_save` does. `dtype`: what the factors are stored in.
+    Attributes:
+        energy: The share of the squared norm to keep.
+        limit: The largest rank to use for an energy.
+        rest: Keep what a low-rank delta cannot hold (norms, biases, stacked experts) as whole tensors, like peft's
+            `modules_to_save`.
+        dtype: The type of the factors.
     """
 
     rank: int | None = None
@@ -88,13 +92,13 @@ class Wanted:
 
 
 def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
-    """The adapter that on `base` comes nearest to `tuned`, two Hugging Face folders with the same weights in floats.
+    """The adapter that on `base` comes closest to `tuned`, two Hugging Face folders with the same weights in floats.
 
     Raises:
-        RefusedError: They are no base and fine-tune of it: another architecture, other shapes, other names; NaN in one.
+        RefusedError: `tuned` is not a fine-tune of `base`: another architecture, other shapes or names; or one contains NaN.
     """
     if (wanted.rank is None) == (wanted.energy is None):
-        raise RefusedError("rank", "a rank or an energy is asked for, not both", "Name one")
+        raise RefusedError("rank", "either a rank or an energy is needed", "Name one of them")
     with FolderModel(_in_floats(base)) as before, FolderModel(_in_floats(tuned)) as after:
         called = _matched(before, after)
         run = _Run(before, after, called, wanted)
@@ -107,9 +111,9 @@ def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | Non
 
 
 def _in_floats(path: Path) -> Folder:
-    folder = read_folder(path, dequantize=True)
+    folder = read_folder(path)
     if folder.method:
-        what = f"the weights are quantized ({folder.method}), and what training changed is less than their rounding"
+        what = f"the weights are quantized ({folder.method}), and the change in training is smaller than their rounding"
         raise RefusedError(str(path), what, "Name the model in 16 or 32 bits")
     return folder
 
@@ -137,7 +141,7 @@ def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
 
 
 class _Run:
-    """One extraction: weight by weight."""
+    """An extraction, weight by weight."""
 
     def __init__(self, before: FolderModel, after: FolderModel, called: Mapping[str, str], wanted: Wanted) -> None:
         self._before, self._after, self._called, self._wanted = before, after, called, wanted
@@ -148,16 +152,16 @@ class _Run:
         self._unchanged = 0
 
     def weight(self, name: str) -> None:
-        """Take one weight's change into the adapter, or say why not."""
+        """Add the change of one weight to the adapter, or the reason why it is left out."""
         change = Change(self._before, self._after, name, self._called[name])
         norm, base = change.norms()
         if not math.isfinite(norm):
-            raise RefusedError(name, "NaN or infinity in it, in the base or in the fine-tune")
+            raise RefusedError(name, "contains NaN or infinity, in the base or in the fine-tune")
         if not norm:
             self._unchanged += 1
             return
         share = norm / base if base else math.inf
-        why = self._unfit(name)
+        why = self._why_not_low_rank(name)
         if why and self._wanted.rest:
             self._replaced[name] = self._after_whole(name)
             self._found.append(Extracted(name, 0, share, 0.0))
@@ -171,10 +175,11 @@ class _Run:
         self._before.done(name)
         self._after.done(self._called[name])
 
-    def _unfit(self, name: str) -> str:
+    def _why_not_low_rank(self, name: str) -> str:
+        """The reason why a weight cannot have a low-rank delta; empty if it can."""
         shape = self._before.shape(name)
         if not name.endswith(".weight"):
-            return "no weight of a module"
+            return "not the weight of a module"
         if len(shape) == 1:
             return "a vector"
         return "" if len(shape) == 2 else f"{len(shape)} dimensions"
@@ -202,24 +207,22 @@ class _Run:
         return error
 
     def adapter(self, base: Path) -> Adapter:
-        """What was taken out."""
+        """The adapter."""
         if not self._deltas and not self._replaced:
             raise RefusedError(str(base), "the two models are the same in every weight that an adapter can hold")
-        repo = self._before.spec.repo
-        meta = Meta(base_model=repo, task_type="CAUSAL_LM" if self._causal() else None)
+        spec = self._before.spec
+        causal = spec.architecture.endswith(("ForCausalLM", "LMHeadModel"))
+        meta = Meta(base_model=spec.repo, task_type="CAUSAL_LM" if causal else None)
         return Adapter(dict(self._deltas), dict(self._replaced), meta=meta)
 
-    def _causal(self) -> bool:
-        return self._before.spec.architecture.endswith(("ForCausalLM", "LMHeadModel"))
-
     def report(self) -> Extraction:
-        """What became of every weight."""
+        """The results for all weights."""
         error = math.sqrt(self._lost / self._total) if self._total else 0.0
         return Extraction(tuple(self._found), error, self._unchanged)
 
 
 class Change:
-    """`W_tuned - W_base` as a matrix of float32 that is read in tiles of rows, pass after pass."""
+    """`W_tuned - W_base` as a float32 matrix that is read in tiles of rows, once for each pass."""
 
     def __init__(self, before: Model, after: Model, name: str, other: str) -> None:
         self._before, self._after, self._name, self._other = before, after, name, other
@@ -228,7 +231,7 @@ class Change:
         self._norms: tuple[float, float] | None = None
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
-        """Rows of it, and which."""
+        """Ranges of rows, and the rows."""
         step = max(1, _TILE // self.shape[1])
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
@@ -238,7 +241,7 @@ class Change:
             yield slice(start, stop), rows
 
     def norms(self) -> tuple[float, float]:
-        """Its norm and that of the base's weight."""
+        """The norm of the change and that of the base's weight."""
         if self._norms is None:
             change = sum(_square(rows) for _, rows in self.tiles())
             step = max(1, _TILE // self.shape[1])
@@ -267,9 +270,9 @@ class Change:
 
 
 def leading(change: Change, norm: float, wanted: Wanted) -> tuple[F32Array, F32Array]:
-    """`(m, r)` and `(r, n)` whose product is near the best of that rank, the singular values shared between them.
+    """`(m, r)` and `(r, n)` whose product is close to the best of that rank, the singular values split between them.
 
-    For an energy the rank is doubled until it is reached; RefusedError where `wanted.limit` does not suffice.
+    For an energy the rank is doubled until it is enough, or `wanted.limit` is reached.
     """
     most = min(change.shape)
     if wanted.rank is not None:
@@ -296,7 +299,7 @@ def _split(U: F32Array, S: F32Array, Vt: F32Array, rank: int) -> tuple[F32Array,
 
 
 def _svd(change: Change, rank: int) -> tuple[F32Array, F32Array, F32Array]:
-    """The leading singular triplets, `rank` and a few more; the same change gives the same result."""
+    """The leading singular triplets, `rank` and a few more; deterministic."""
     width = min(rank + _EXTRA, *change.shape)
     V = np.random.default_rng(0).standard_normal((change.shape[1], width), np.float32)
     for _ in range(_ROUNDS):
@@ -319,5 +322,5 @@ def _square(values: np.ndarray) -> float:
 
 
 def ranks(found: Sequence[Extracted]) -> list[int]:
-    """The ranks there are, sorted."""
+    """The distinct ranks, sorted."""
     return sorted({one.rank for one in found if one.rank})

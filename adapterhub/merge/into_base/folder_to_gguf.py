@@ -1,7 +1,8 @@
-"""A Hugging Face folder, merged or as it is, written as a GGUF that is llama.cpp's own conversion of it.
+"""Write a Hugging Face folder, merged or unchanged, as the GGUF file that llama.cpp's own conversion makes of it.
 
-Every tensor is made of those that a merge into a folder would write (`hf_out`), laid out as llama.cpp has them
-(`to_gguf`, `laid_out`), and is rounded to its type there.
+Every tensor is made of those that a merge into a folder would write (`write_folder`), arranged as in llama.cpp
+(`formats.gguf_model.arrangement`), and rounded to its type there. Rows are read a few at a time; only a matrix that has to be
+transposed is held as a whole.
 """
 
 from __future__ import annotations
@@ -32,16 +33,25 @@ from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
-from .read_folder import Folder, Weight
-from .tensor_io import Buffer, Kind, Opened, Source, Stored, kind, writable
+from .read_base import Folder, Weight
+from .tensor_files import Buffer, Opened, Source, Stored
+from .tensor_types import Kind, floats, writable
 from .write_folder import Written
 from .write_gguf import LINEAGE, NEVER_QUANTIZED
+
+F32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is to be written: `metadata`, tensors in their order, and `changed`, the folder's tensors that adapters change as
-    they are measured: in the type that they get."""
+    """A GGUF model to write.
+
+    Attributes:
+        metadata: Its keys.
+        tensors: In the order of the file.
+        changed: The folder's tensors that adapters change, in the type that they get, for the loss estimate.
+        notes: Decisions, one line each.
+    """
 
     metadata: Mapping[str, Value]
     tensors: Sequence[_Tensor]
@@ -65,6 +75,8 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
+    """A tensor of the output and the pieces of the folder's tensors that it is made of."""
+
     plan: Arranged
     kind: Kind
     pieces: tuple[Piece, ...]
@@ -74,7 +86,7 @@ class _Tensor:
         return self.plan.rows * self.kind.row_size(self.plan.columns)
 
     def parts(self, at: int) -> list[Part]:
-        """What is written from byte `at` on: as many ranges as it has pieces, where these are as they will be."""
+        """The parts that write it from byte `at` on: copies of its pieces, if their bytes do not change."""
         plan = self.plan
         if plan.constant is not None:
             return [Text(plan.constant.tobytes(), at)]
@@ -91,7 +103,7 @@ class _Tensor:
 
 
 def _copied(piece: Piece, target: Kind) -> Copy | None:
-    """The bytes of a piece in the base's file, when nothing is to be done to them."""
+    """The bytes of a piece in the base's file; None if they change."""
     part, source = piece.part, piece.source
     straight = not part.transposed and part.picks is None and part.columns is None
     if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
@@ -101,12 +113,12 @@ def _copied(piece: Piece, target: Kind) -> Copy | None:
 
 
 def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
-    """The GGUF of a folder with edits; RefusedError names what llama.cpp could not have as it is here."""
+    """The GGUF of a folder with edits; RefusedError names what llama.cpp cannot represent exactly."""
     where = str(folder.path)
     if what.shapes:
         name = next(iter(what.shapes))
-        hint = "Merge into a folder, put the tokenizer there, and convert that"
-        raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF has the tokenizer in it", hint)
+        hint = "Merge into a folder, add the tokenizer there, and convert that"
+        raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
     architecture = names.by_class(folder.spec.architecture, where)
     config = configured(folder.config, where)
     weights = {**folder.weights, **what.added}
@@ -117,10 +129,9 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     computed, more = rope_tensors(architecture.gguf, config)
     rows = next((one.shape[0] for one in plan.tensors if one.name == "token_embd.weight"), 0)
     if rows != config.count("vocab_size"):
-        raise RefusedError(
-            where, f"config.json: vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
-        )
-    tokens, said = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
+        sizes = f"vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
+        raise RefusedError(where, f"config.json: {sizes}")
+    tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
     wanted = _wanted(folder, options)
     sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
     tensors = [_tensor(one, wanted, options, sources) for one in (*computed, *plan.tensors)]
@@ -132,8 +143,8 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
     changed = _changed(tensors, what)
     if folder.method:
-        said = (f"the base's weights were quantized ({folder.method}): here they are the floats that they stand for", *said)
-    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *said))
+        notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
+    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *notes))
 
 
 def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
@@ -156,17 +167,14 @@ def _wanted(folder: Folder, options: Options) -> str:
 
 
 def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> Source:
-    """The numbers of a tensor of the merged folder. Where the result is in another type than the base, the sum isn't rounded
-    before it is rounded to that."""
+    """The numbers of a tensor of the merged folder; rounded once, to the type of the result, if that is not the base's."""
     edits = what.edits.get(weight.name, ())
     own = what.sources.get(weight.name) or weight.source()
     if not edits:
         return own
-    anew = bool(options.dtype or options.requantize or folder.method)
-    form = kind("F32" if anew else weight.dtype)
-    if form is None:
-        raise RefusedError(weight.name, f"is {weight.dtype}, not bfloat16, float16 or float32", "Dequantize it first")
-    return Merged(Made(weight.name, own, form, 0, edits, stepwise=not anew))
+    new_type = bool(options.dtype or options.requantize or folder.method)
+    wide = floats("F32" if new_type else weight.dtype, weight.name)
+    return Merged(Made(weight.name, own, wide, 0, edits, stepwise=not new_type))
 
 
 def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str, Source]) -> _Tensor:
@@ -175,7 +183,7 @@ def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str,
 
 
 def _type(plan: Arranged, wanted: str) -> str:
-    """As llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
+    """The type of a tensor, as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
     block = gguf_file.TYPES[wanted][1]
@@ -183,34 +191,28 @@ def _type(plan: Arranged, wanted: str) -> str:
 
 
 def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
-    """Each changed tensor of the folder in the type that it gets, for measuring: the order of rows doesn't matter there."""
+    """Each changed tensor of the folder in the type that it gets, for the loss estimate; the order of rows does not matter."""
     found: dict[str, Made] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
             made = piece.source.made if isinstance(piece.source, Merged) else None
             if made and what.edits.get(made.name) and made.name not in found:
                 fits = made.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
-                form = tensor.kind if fits else kind("F16")
-                stepwise = made.stepwise and form is not None and form.name == made.kind.name
-                found[made.name] = replace(made, kind=form or made.kind, stepwise=stepwise)
+                target = tensor.kind if fits else floats("F16", made.name)
+                stepwise = made.stepwise and target.name == made.kind.name
+                found[made.name] = replace(made, kind=target, stepwise=stepwise)
     return list(found.values())
-
-
-# ---- A tensor of a GGUF model read out of those of a Hugging Face folder, some rows at a time, with the adapters in
-
-
-F32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """A tensor of the folder with its edits, in the type that they leave it in."""
+    """A tensor of the folder with its edits applied, rounded to `made.kind`."""
 
     made: Made
 
     @property
     def rows(self) -> int:
-        """As many as the tensor has."""
+        """Rows of the tensor."""
         return self.made.source.rows
 
     @property
@@ -219,14 +221,20 @@ class Merged:
         return self.made.source.columns
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """The rows as a merged folder has them; RefusedError for a number that its type cannot hold."""
-        # Two rows at a time, as a merge into a folder takes them (`product`).
+        """Read rows as in the merged folder; RefusedError for a number that its type cannot hold."""
+        # An even number of rows, as in a merge into a folder (`product`).
         first, last = start // 2 * 2, min(self.rows, stop + stop % 2)
         np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
 
     def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
         made, count = self.made, (stop - start) * self.columns
-        ready: Ready = opened.held(f"ready {made.name}", lambda: self._ready(opened))
+
+        def load() -> Ready:
+            ready = made.ready()
+            Run(None, 0).look(ready, opened)
+            return ready
+
+        ready: Ready = opened.held(f"ready {made.name}", load)
         wide = buffer("merged", 4 * count).view(np.float32).reshape(stop - start, self.columns)
         width = made.kind.row_size(self.columns)
         raw = buffer("merged raw", (stop - start) * width).reshape(stop - start, width)
@@ -239,16 +247,10 @@ class Merged:
         made.kind.decode(raw, wide)
         return wide
 
-    def _ready(self, opened: Opened) -> Ready:
-        """The edits, all rows having been looked at by those that need it."""
-        ready = self.made.ready()
-        Run(None, 0).look(ready, opened)
-        return ready
-
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of a tensor, and where its numbers are."""
+    """A part of a tensor, and the source of its numbers."""
 
     part: SourcePart
     source: Source
@@ -261,9 +263,9 @@ class Piece:
         return self.source.columns if self.part.transposed else self.part.height
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Rows `start` to `stop` of the part."""
+        """Read rows `start` to `stop` of the part."""
         if self.part.transposed:
-            self._turned(opened, start, stop, out, buffer)
+            self._transposed(opened, start, stop, out, buffer)
         elif self.part.picks is not None:
             self._picked(opened, self.part.picks[start:stop], out, buffer)
         else:
@@ -278,7 +280,7 @@ class Piece:
         np.copyto(out, rows[:, self.part.columns])
 
     def _picked(self, opened: Opened, wanted: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
-        """Rows that follow one another in the file are read together, whatever order they are wanted in."""
+        """Read rows in any order; those that follow one another in the file are read together."""
         order = np.argsort(wanted, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1):
             first, count = int(wanted[run[0]]), len(run)
@@ -286,7 +288,7 @@ class Piece:
             self.source.read(opened, self.part.first + first, self.part.first + first + count, rows, buffer)
             out[run] = rows
 
-    def _turned(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def _transposed(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         def load() -> F32Array:
             slab = np.empty((self.part.height, self.source.columns), np.float32)
             self.source.read(opened, self.part.first, self.part.first + self.part.height, slab, buffer)
@@ -299,7 +301,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class LaidOut:
-    """Pieces one below the other, with `shift` added to every number."""
+    """Pieces stacked from top to bottom, with `shift` added to every number."""
 
     pieces: Sequence[Piece]
     rows: int
@@ -307,7 +309,7 @@ class LaidOut:
     shift: float = 0.0
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Rows `start` to `stop` of the whole."""
+        """Read rows `start` to `stop` of the stack."""
         at = 0
         for piece in self.pieces:
             begin, end = max(start, at), min(stop, at + piece.rows)

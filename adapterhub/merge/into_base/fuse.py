@@ -1,62 +1,103 @@
-"""Adapters into a base, a Hugging Face folder or a GGUF model: everything decided and measured first, then written.
+"""Merge adapters into a base, a Hugging Face folder or a GGUF model: everything is decided and estimated first, then written.
 
-What becomes of each tensor is planned (`plan`, `gguf_plan`), laid out in files (`hf_out`, `gguf_out`), measured
-(`honesty`) and written (`running`). Plain LoRA into a folder in its own type comes out bit for bit as from peft's
-`merge_and_unload` (`edits` has its order of rounding, `product` the order of its sums).
+The change of each tensor is planned (`plan`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`,
+`folder_to_gguf`), estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the
+folder's own type, is bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of
+its sums).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from adapterhub.merge.checks import Weighted
+from adapterhub_converters import display
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import resume, side_files
+from . import resume
 from .folder_to_gguf import gguf_model
-from .loss_estimate import as_trained, changes_of, warnings
-from .measure import Change
+from .loss_estimate import Change, as_trained, estimate_all, warnings
 from .nf4_writer import to_nf4
-from .options import NF4, FuseReport, Options
+from .options import NF4, Options
 from .output_files import Copy, Made, OutFile, Part, Progress, Run, Text
 from .plan import Plan, plan
 from .plan_gguf import plan_gguf
-from .read_folder import read_folder
-from .side_files import companions, copy_companions
+from .read_base import Base, Folder, GGUFBase, read_base
+from .side_files import CARD, copy_side_files, model_card, side_files
 from .write_folder import Written, folder_files, write_texts
 from .write_gguf import gguf_files
 
 PLAIN = Options()
 
 
+@dataclass(frozen=True, repr=False)
+class FuseReport:
+    """What a merge does; sizes in bytes.
+
+    Attributes:
+        out: The new folder or file; None if nothing was written.
+        touched: Tensor name to its change.
+        tensors: The number of tensors of the base.
+        size: Bytes of all weights written.
+        touched_size: Bytes of the changed tensors.
+        notes: Decisions, one line each.
+        warnings: What the user may not have intended, one line each.
+        copied: Other files that are copied.
+        skipped: Files that are not copied, with the reason.
+    """
+
+    out: Path | None
+    touched: Mapping[str, Change]
+    tensors: int
+    size: int
+    touched_size: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, change.relative, change.kept) for name, change in self.touched.items()]
+        return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))
+
+
+def _no_side_files(folder: Path) -> None:
+    """Write nothing: a GGUF model is its weights alone."""
+
+
 @dataclass(frozen=True)
 class Merge:
-    """A merge that stands, of which nothing is written yet. What can be refused after this is a number that isn't one, in
-    rows that were not looked at, and a full disk.
+    """A planned merge, of which nothing is written yet.
+
+    Writing it can fail only for numbers that become infinite outside of the sample, and for a full disk.
 
     Attributes:
         report: What it does.
-        single: Whether the output is one file, and not a folder.
+        base: The model that it merges into.
+        single: Whether the output is one file, not a folder.
     """
 
     report: FuseReport
+    base: Base
     single: bool
     _job: Callable[[], str]
     _files: Callable[[Path], Sequence[OutFile]]
-    _beside: Callable[[Path], None]
+    _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
 
     def write(self, out: Path, progress: Progress | None = None) -> FuseReport:
-        """Write the result as `out`, which appears whole or not at all.
+        """Write the result to `out`, which appears complete or not at all.
 
         Raises:
-            OutputExistsError: `out` is there already.
-            UsageError: `out` is the name of a file, and a folder is to be written.
-            LocalIOError: The disk is full or cannot be written; nothing was left behind.
+            OutputExistsError: `out` exists.
+            UsageError: `out` is the name of a file, and the result is a folder.
+            LocalIOError: The disk is full or cannot be written; nothing is left behind.
         """
         if not self.single and out.suffix == ".gguf":
             raise UsageError(str(out), "is the name of a file, and this merge writes a folder", "Name a folder")
@@ -64,141 +105,137 @@ class Merge:
         several = not self.single and len(self._files(out)) > 1
         job = self._job() if several else ""
         left = None if self.single else resume.left_over(out, job)
-        with atomic.whole(out, folder=not self.single) as inside:
+        with self.base, atomic.whole(out, folder=not self.single) as inside:
             files = self._files(inside)
             if several:
-                self._resumable(run, files, resume.Finished(job, inside), left)
+                self._write_resumable(run, files, resume.Finished(job, inside), left)
             else:
-                self._beside(inside)
-                run.write(files, inside.parent if self.single else inside)
+                self._write_side_files(inside)
+                run.write(files, inside.parent if self.single else inside, self.base.opened)
         return replace(self.report, out=out)
 
-    def _resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
-        """Of several files those that an interrupted run finished are taken over, and if this one is, it leaves its own."""
+    def _write_resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
+        """Take over the files that an interrupted run finished, and write the others; when interrupted, keep those that are
+        done."""
         taken = finished.take_over(left) if left else set()
         try:
-            self._beside(finished.folder)
+            self._write_side_files(finished.folder)
             run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
-            run.write([file for file in files if file.name not in taken], finished.folder, finished.note)
+            rest = [file for file in files if file.name not in taken]
+            run.write(rest, finished.folder, self.base.opened, finished.record)
         except (KeyboardInterrupt, SystemExit):
             finished.keep()
             raise
 
 
 def fuse(
-    adapters: Weighted, base: Path, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
+    adapters: Weighted, base: Path | Base, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
 ) -> FuseReport:
-    """Merge adapters, each times its weight, into a base and write the result as `out`.
+    """Merge adapters, each times its weight, into a base and write the result to `out`.
 
     Raises:
-        RefusedError: The result would not be base plus adapters; nothing was written.
-        OutputExistsError: `out` is there already.
-        LocalIOError: The disk is full or cannot be written; nothing was left behind.
+        RefusedError: The result would not be the base plus the adapters; nothing was written.
+        OutputExistsError: `out` exists.
+        LocalIOError: The disk is full or cannot be written; nothing is left behind.
     """
     return prepared(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
 
 
-def prepared(adapters: Weighted, base: Path, options: Options = PLAIN, *, gguf: bool = False) -> Merge:
-    """The merge of adapters, each times its weight, into a base: a Hugging Face folder, or a GGUF file.
+def prepared(adapters: Weighted, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False) -> Merge:
+    """Plan the merge of adapters, each times its weight, into a base.
 
-    With `gguf` the result of a folder is one too, and there may be no adapter at all.
+    Args:
+        base: A Hugging Face folder or a GGUF model: its path, or what `read_base` returned.
+        gguf: Write a folder as GGUF; then there may be no adapter at all.
     """
-    if base.is_file():
-        return _into_gguf(adapters, base, options)
-    return _folder_as_gguf(adapters, base, options) if gguf else _into_folder(adapters, base, options)
+    found = read_base(base) if isinstance(base, Path) else base
+    with found:
+        if isinstance(found, GGUFBase):
+            return _into_gguf(adapters, found, options)
+        return _folder_as_gguf(adapters, found, options) if gguf else _into_folder(adapters, found, options)
 
 
-def _into_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
+def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options) -> Merge:
     if options.as_trained or options.dequantize:
-        name = "--onto as-trained" if options.as_trained else "--dequantize"
+        name = "as-trained" if options.as_trained else "dequantize"
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
     if options.requantize == NF4:
-        raise RefusedError("--requantize", "nf4 is a form of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
-    if options.requantize and options.dtype:
-        raise RefusedError("--dtype", f"matrices become {options.requantize} already (--requantize)", "Name one of the two")
+        raise RefusedError(NF4, "is a type of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
+    _refuse_two_types(options)
     steps = plan_gguf(adapters, base)
     files = gguf_files(steps, Path("out.gguf"), options)
-    changes = changes_of(files, steps.edits, options)
+    changes = estimate_all(files, steps.edits, options, base.opened)
     tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
-    report = _report(files, changes, steps.notes, copied=(), skipped={}, tensors=tensors)
-    return Merge(
-        report,
-        not options.shard_size,
-        partial(resume.job, adapters, base, options),
-        lambda out: gguf_files(steps, out, options),
-        lambda folder: None,
-    )
+    report = _report(files, changes, steps.notes, tensors=tensors)
+    job = partial(resume.job, adapters, base.path, options)
+    return Merge(report, base, not options.shard_size, job, lambda out: gguf_files(steps, out, options))
 
 
-def _size(part: Part) -> int:
-    return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size
-
-
-def _name(part: Part) -> str:
-    return part.name if isinstance(part, Made) else ""
-
-
-def _into_folder(adapters: Weighted, base: Path, options: Options) -> Merge:
+def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
     if options.requantize and options.requantize != NF4:
-        what = f"{options.requantize} is a type of GGUF, and the output is a Hugging Face folder"
-        raise RefusedError("--requantize", what, "Merge into a .gguf, or choose nf4 or --dtype")
-    folder = read_folder(base, dequantize=options.dequantize or options.requantize == NF4)
+        what = "is a type of GGUF files, and the output is a Hugging Face folder"
+        raise RefusedError(options.requantize, what, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
+    if not options.dequantize and options.requantize != NF4:
+        folder.refuse_quantized()
     steps = plan(adapters, folder)
-    take, skipped = companions(base, {shard.path.name for shard in folder.shards})
+    copied, skipped = side_files(folder.path, {shard.path.name for shard in folder.shards})
     seen = as_trained(folder, options) if options.as_trained else {}
     packed = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
     written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen, packed)
     files, texts = folder_files(folder, written, options)
-    own = {name: folder.weights[name].source() for name in seen}
-    changes = changes_of(files, steps.edits, options, own)
-    report = _report(
-        files, changes, [*steps.notes], copied=take, skipped=skipped, tensors=len(folder.weights) + len(steps.added)
-    )
+    changes = estimate_all(files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in seen})
+    tensors = len(folder.weights) + len(steps.added)
+    report = replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
+    texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
 
-    texts[side_files.NAME] = side_files.written(base, folder.spec, options.lineage, report.notes)
-
-    def beside(target: Path) -> None:
-        copy_companions(base, target, take)
+    def write_side_files(target: Path) -> None:
+        copy_side_files(folder.path, target, copied)
         write_texts(target, texts)
 
-    return Merge(report, False, partial(resume.job, adapters, base, options), lambda out: files, beside)
+    job = partial(resume.job, adapters, folder.path, options)
+    return Merge(report, folder, False, job, lambda out: files, write_side_files)
 
 
-def _folder_as_gguf(adapters: Weighted, base: Path, options: Options) -> Merge:
+def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Merge:
     if options.shard_size:
         hint = "Leave it out, and split the file with llama-gguf-split"
-        raise RefusedError("--shard-size", "a Hugging Face folder becomes one GGUF file", hint)
+        raise RefusedError("shard size", "a Hugging Face folder becomes one GGUF file", hint)
     if options.requantize == NF4:
-        raise RefusedError(
-            "--requantize", "nf4 is a form of Hugging Face folders, and the output is a GGUF file", "Choose q4_0"
-        )
-    if options.requantize and options.dtype:
-        raise RefusedError("--dtype", f"matrices become {options.requantize} already (--requantize)", "Name one of the two")
-    folder = read_folder(base, dequantize=options.dequantize)
+        raise RefusedError(NF4, "is a type of Hugging Face folders, and the output is a GGUF file", "Choose q4_0")
+    _refuse_two_types(options)
+    if not options.dequantize:
+        folder.refuse_quantized()
     steps = plan(adapters, folder) if adapters else Plan({})
     seen = as_trained(folder, options) if options.as_trained else {}
     model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, seen), options)
     own = {name: folder.weights[name].source() for name in seen}
-    changes = changes_of([OutFile("", model.changed)], steps.edits, options, own)
-    notes = [*steps.notes, *model.notes]
-    report = _report(model.files(Path("out.gguf")), changes, notes, copied=(), skipped={}, tensors=len(model.tensors))
-    return Merge(
-        replace(report, touched_size=sum(made.size for made in model.changed)),
-        True,
-        partial(resume.job, adapters, base, options),
-        model.files,
-        lambda folder: None,
-    )
+    changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, own)
+    files = model.files(Path("out.gguf"))
+    report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
+    report = replace(report, touched_size=sum(made.size for made in model.changed))
+    return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
 
 
-def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], **more: Any) -> FuseReport:
+def _refuse_two_types(options: Options) -> None:
+    if options.requantize and options.dtype:
+        what = f"matrices become {options.requantize} already"
+        raise RefusedError(options.dtype, what, "Name one type", code="two-types")
+
+
+def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], *, tensors: int) -> FuseReport:
     parts = [part for file in files for part in file.parts]
+    touched = (part for part in parts if isinstance(part, Made) and part.name in changes)
     return FuseReport(
         out=None,
         touched=changes,
-        warnings=warnings(changes),
+        tensors=tensors,
         size=sum(_size(part) for part in parts),
-        touched_size=sum(_size(part) for part in parts if _name(part) in changes),
+        touched_size=sum(part.size for part in touched),
         notes=tuple(notes),
-        **more,
+        warnings=warnings(changes),
     )
+
+
+def _size(part: Part) -> int:
+    """Bytes of tensors."""
+    return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size

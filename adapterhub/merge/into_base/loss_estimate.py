@@ -1,86 +1,228 @@
-"""What a merge would lose, said or refused before it is written; and the weights as training saw them."""
+"""How much of the adapters a merge will keep: estimated on a sample of rows of each changed tensor before anything is written.
+
+A merge that would lose too much is refused or warned about. The estimate also compares the result with the weights that
+training saw, where the base was quantized for training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adapterhub_converters.errors import RefusedError, refused
 
 from .edits import Edit
-from .measure import Change, Trained, measured
 from .nf4 import ThroughNF4, sampled
 from .nf4_writer import ROUTERS, is_linear
 from .options import NF4, Options
-from .output_files import Made, OutFile, Run
-from .read_folder import CONV1D, Folder
-from .tensor_io import Opened, Source, Stored, kind
+from .output_files import Made, OutFile, Ready, Run, UnfitError, explained
+from .read_base import CONV1D, Folder
+from .tensor_files import Opened, Source, Stored
+from .tensor_types import kind
 
+F32Array = NDArray[np.float32]
+
+SAMPLE = 1 << 16
+"""Elements of a tensor on which its change is estimated, at least; all of a smaller one."""
 LEAST_KEPT = 0.9
-"""Of a module's change: less is refused on a quantized target, and warned about on one in 16 bits."""
+"""The share of a module's change below which a quantized target is refused, and one in 16 bits warned about."""
+_SPOTS = 4  # places in a tensor that the sample is taken from
 
 
-def changes_of(
-    files: Sequence[OutFile], edits: Mapping[str, Sequence[Edit]], options: Options, own: Mapping[str, Source] | None = None
+@dataclass(frozen=True)
+class Change:
+    """The change of a tensor, estimated on some of its rows.
+
+    Attributes:
+        relative: The norm of the delta over that of the weight. This and `kept` are None if the sample does not change.
+        kept: The share of the delta that survives rounding to the stored type (the projection of the effective change on the
+            delta): near 1, or near 0 if the steps of the type swallow it. For NF4 the effective change is that against the base
+            in NF4.
+        doubt: How far off `kept` may be, since rounding on these rows is partly chance: four standard deviations.
+        original: The relative error of the result against the weight that training saw plus its delta, when merged into the
+        base
+            as it is; for isotropic inputs this is the error of the module's output. None if what training saw is not known.
+        as_trained: The same when the base is first rounded as in training.
+        quantized: Whether the tensor is stored in blocks.
+    """
+
+    relative: float | None
+    kept: float | None
+    original: float | None = None
+    as_trained: float | None = None
+    quantized: bool = False
+    doubt: float = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether less than `LEAST_KEPT` survives, beyond doubt."""
+        return self.kept is not None and self.kept + self.doubt < LEAST_KEPT
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training saw the weights: which tensors were quantized, and the numbers that their rows became."""
+
+    quantized: Callable[[str], bool]
+    through: Callable[[F32Array], F32Array]
+
+
+def estimate_all(
+    files: Sequence[OutFile],
+    edits: Mapping[str, Sequence[Edit]],
+    options: Options,
+    opened: Opened,
+    own: Mapping[str, Source] | None = None,
 ) -> dict[str, Change]:
-    """What becomes of each tensor that is changed; RefusedError when too little of the adapter would come through."""
-    run, trained = Run(None, 0), _trained(options)
-    with Opened() as opened:
-        made = [part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)]
-        changes = {}
-        for part in made:
-            original = (own or {}).get(part.name, part.source)
-            in_floats = isinstance(original, Stored) and not original.kind.quantized
-            changes[part.name] = measured(part, original, opened, run, trained if in_floats else None)
-    lost = {name: change.kept for name, change in changes.items() if change.quantized and _is_lost(change)}
+    """The change of each tensor that has edits; RefusedError if too little of the adapter would be kept.
+
+    Args:
+        own: The base's own numbers of tensors that `files` make of others.
+    """
+    run = Run(None, 0)
+    # For a base in floats, NF4 is the one quantization of training that can be reproduced.
+    trained = Trained(is_linear, sampled) if options.trained_in == NF4 else None
+    changes = {}
+    for part in (part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)):
+        original = (own or {}).get(part.name, part.source)
+        in_floats = isinstance(original, Stored) and not original.kind.quantized
+        changes[part.name] = estimate(part, original, opened, run, trained if in_floats else None)
+    lost = {name: change.kept or 0.0 for name, change in changes.items() if change.quantized and change.is_lost}
     if lost and not options.force:
-        lines = [
-            f"{name}: {kept:.1%} of the adapter's change would be kept" for name, kept in sorted(lost.items(), key=_second)
-        ]
-        way = "--dequantize in place of --requantize" if options.requantize == NF4 else "--dtype bf16"
-        hint = f"Merge into 16 bits ({way}), or into the full-precision model; --force writes it all the same"
-        raise refused("quantized", lines, hint)
+        worst_first = sorted(lost.items(), key=lambda item: item[1])
+        lines = [f"{name}: {kept:.1%} of the adapter's change would be kept" for name, kept in worst_first]
+        hint = "Merge into 16 bits, or into the full-precision model"
+        raise refused("quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost")
     return changes
 
 
-def _second(item: tuple[str, float | None]) -> float:
-    return item[1] or 0.0
+def estimate(made: Made, original: Source, opened: Opened, run: Run, trained: Trained | None) -> Change:
+    """The change of one tensor, estimated on rows from a few places, without rounding and as stored.
+
+    `original` is the base's own weight.
+    """
+    sums = _Sums()
+    ready = made.ready()
+    run.look(ready, opened)
+    for start, stop in sampled_rows(made):
+        before = _read(made.source, start, stop, opened, run)
+        exact, after = _outcome(ready, before, start)
+        sums.add(before, exact, after, made.packing.through(before) if made.packing else before)
+        if trained:
+            own = before if original is made.source else _read(original, start, stop, opened, run)
+            seen = trained.through(own) if trained.quantized(made.name) else own
+            wanted, as_trained = _outcome(ready, seen, start)
+            sums.compare(wanted, _outcome(ready, own, start)[1], as_trained)
+    return sums.change(quantized=made.kind.quantized or made.packing is not None, trained=trained is not None)
 
 
-def _is_lost(change: Change) -> bool:
-    return change.kept is not None and change.kept + change.doubt < LEAST_KEPT
+@dataclass
+class _Sums:
+    """Sums of squares over the sampled rows."""
+
+    delta: float = 0.0
+    weight: float = 0.0
+    projection: float = 0.0
+    effect: float = 0.0
+    count: int = 0
+    wanted: float = 0.0
+    original: float = 0.0
+    as_trained: float = 0.0
+
+    def add(self, before: F32Array, exact: F32Array, after: F32Array, stored: F32Array) -> None:
+        """Add rows of the base, merged, merged and stored, and of the base as it would be stored."""
+        delta, effect = exact - before, after - stored
+        self.delta += float(np.vdot(delta, delta))
+        self.weight += float(np.vdot(before, before))
+        self.projection += float(np.vdot(effect, delta))
+        self.effect += float(np.vdot(effect, effect))
+        self.count += delta.size
+
+    def compare(self, wanted: F32Array, original: F32Array, as_trained: F32Array) -> None:
+        """Add rows as training had them, and as both ways of merging leave them."""
+        self.wanted += float(np.vdot(wanted, wanted))
+        self.original += float(np.vdot(original - wanted, original - wanted))
+        self.as_trained += float(np.vdot(as_trained - wanted, as_trained - wanted))
+
+    def change(self, *, quantized: bool, trained: bool) -> Change:
+        errors = (None, None)
+        if trained and self.wanted:
+            errors = ((self.original / self.wanted) ** 0.5, (self.as_trained / self.wanted) ** 0.5)
+        if not self.delta:
+            return Change(None, None, *errors, quantized)
+        relative = (self.delta / self.weight) ** 0.5 if self.weight else None
+        kept = self.projection / self.delta
+        variance = max(0.0, self.effect / self.delta - kept**2)
+        return Change(relative, kept, *errors, quantized, 4 * math.sqrt(variance / self.count))
 
 
-def _trained(options: Options) -> Trained | None:
-    """What training saw, as far as it is known: a base in floats is compared with NF4 only."""
-    return Trained(is_linear, sampled) if options.trained_in == "nf4" else None
+def sampled_rows(made: Made) -> list[tuple[int, int]]:
+    """Ranges of rows that stand for a tensor; all rows of a small one."""
+    rows, columns = made.source.rows, made.source.columns
+    if rows * columns <= SAMPLE:
+        return [(0, rows)]
+    count = min(rows, max(2, SAMPLE // max(1, columns) // _SPOTS // 2 * 2))
+    starts = sorted({(rows - count) * (2 * spot + 1) // (2 * _SPOTS) // 2 * 2 for spot in range(_SPOTS)})
+    return [(start, start + count) for start in starts]
+
+
+def _read(source: Source, start: int, stop: int, opened: Opened, run: Run) -> F32Array:
+    rows = np.empty((stop - start, source.columns), np.float32)
+    source.read(opened, start, stop, rows, run.buffer)
+    return rows
+
+
+def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32Array]:
+    """Rows of the base after the edits, exact and as stored."""
+    made = ready.made
+    exact, after = before.copy(), before.copy()
+    raw = np.empty((len(before), made.kind.row_size(before.shape[1])), np.uint8)
+    scratch = np.empty(before.size + before.shape[1], np.float32)
+    try:
+        with np.errstate(all="ignore"):
+            for apply in ready.applies:
+                apply(exact, start, scratch)
+            ready.change(after, raw, start, scratch)
+            made.kind.decode(raw, after)
+            if made.packing:
+                after = made.packing.through(after)
+    except UnfitError as unfit:
+        raise explained(made, before) from unfit
+    return exact, after
 
 
 def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
-    """Every linear layer's weight as training in NF4 saw it; RefusedError when it isn't known what training saw."""
-    if options.trained_in != "nf4":
-        what = f"training saw the base in {options.trained_in}" if options.trained_in else "no quantization is recorded"
-        raise RefusedError("--onto as-trained", f"{what}, and only nf4 is known here", "Leave it out")
-    if folder.method:
-        raise RefusedError("--onto as-trained", f"the base is {folder.method} already", "Leave it out: it is what it is")
-    if folder.spec.model_type in CONV1D:
-        raise RefusedError("--onto as-trained", f"{folder.spec.model_type} stores its weights transposed", "Leave it out")
+    """The weights of linear layers as training in NF4 saw them; RefusedError if what training saw is not known."""
+    saw = f"training saw the base in {options.trained_in}" if options.trained_in else "no quantization is recorded"
+    reasons = {
+        f"{saw}, and only nf4 can be reproduced": options.trained_in != NF4,
+        f"the base is {folder.method} already": folder.method is not None,
+        f"{folder.spec.model_type} stores its weights transposed": folder.spec.model_type in CONV1D,
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        raise RefusedError("as-trained", reason, "Merge into the base as it is", code="as-trained")
     found: dict[str, Source] = {}
     for name, weight in folder.weights.items():
         form = kind(weight.dtype)
         if name.endswith(ROUTERS):
-            raise RefusedError(name, "a router: whether training saw it quantized isn't known", "Leave --onto out")
+            what = "a router: whether training saw it quantized is not known"
+            raise RefusedError(name, what, "Merge into the base as it is", code="as-trained")
         if is_linear(name) and len(weight.shape) == 2 and form:
             found[name] = ThroughNF4(name, weight.source(), form)
     return found
 
 
 def warnings(changes: Mapping[str, Change]) -> tuple[str, ...]:
-    """What may not be what was meant, one line each."""
-    lost = [name for name, change in changes.items() if _is_lost(change)]
+    """What the user may not have intended, one line each."""
+    lost = [name for name, change in changes.items() if change.is_lost]
     if lost:
         worst = min(lost, key=lambda name: changes[name].kept or 0.0)
         kept = f"of the adapter's change in {worst} {changes[worst].kept:.0%} survives rounding"
         return (f"{kept}, less than {LEAST_KEPT:.0%} in {len(lost)} of {len(changes)} tensors",)
     if changes and all(change.relative is None for change in changes.values()):
-        return ("nothing changes in the rows that were looked at: was the adapter trained?",)
+        return ("the sampled rows do not change: was the adapter trained?",)
     return ()

@@ -1,8 +1,9 @@
-"""NF4 with double quantization in numpy: the bytes that bitsandbytes makes of a weight, and what comes back of them.
+"""NF4 with double quantization in numpy: the bytes that bitsandbytes makes of a weight, and the numbers they stand for.
 
 A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes, two to a
-byte, the first in the high half; the magnitudes, less their mean, are quantized to 8 bits in blocks of 256 (QLoRA, arXiv
-2305.14314, section 3; bitsandbytes 0.50, `functional.py`, `quantize_4bit`, and `backends/cpu`). The mean is torch's (`mean`).
+byte, the first in the high half; the magnitudes, minus their mean, are quantized to 8 bits in blocks of 256 (QLoRA, arXiv
+2305.14314, section 3; bitsandbytes 0.50, `functional.py`, `quantize_4bit`, and `backends/cpu`). The mean has the bits of
+torch's in one thread.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from numpy.typing import NDArray
 from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
-from .arithmetic import mean
 from .output_files import TILE
-from .tensor_io import Buffer, Kind, Opened, Source
+from .tensor_files import Buffer, Opened, Source
+from .tensor_types import Kind
 
 F32Array = NDArray[np.float32]
 
 CODE = np.array(NF4_CODE, np.float32)
 _BOUNDS = (CODE[:-1] + CODE[1:]) / np.float32(2)
 _ZERO = 7  # the code of 0
-_LEAST = np.float32(1e-38)  # what bitsandbytes divides by instead of zero
-_CHUNK = 1 << 18  # weights looked at at a time: their intermediates stay in the cache
+_LEAST = np.float32(1e-38)  # bitsandbytes' divisor in place of zero
+_CHUNK = 1 << 18  # weights processed at a time: their intermediates stay in the cache
+
+# The constants of torch's sum, see `mean`.
+_LANES = 8  # numbers in a vector
+_CHAINS = 4  # vectors summed side by side
+_LEAST_BITS = 4  # log2 of the shortest block
 
 
 @cache
@@ -36,11 +42,10 @@ def dynamic_map() -> F32Array:
     values = [0.0, 1.0]
     for exponent in range(7):
         count = 2**exponent + 1
-        # torch.linspace goes from both ends, in fused multiply-adds.
+        # torch.linspace runs from both ends, in fused multiply-adds.
         step = float(np.float32((np.float32(1) - np.float32(0.1)) / np.float32(count - 1)))
-        places = range(count)
         low, high = float(np.float32(0.1)), count - 1
-        bounds = np.array([low + step * i if i < count // 2 else 1.0 - step * (high - i) for i in places], np.float32)
+        bounds = np.array([low + step * i if i < count // 2 else 1.0 - step * (high - i) for i in range(count)], np.float32)
         means = (bounds[:-1] + bounds[1:]) / np.float32(2)
         scale = np.float32(10.0 ** (exponent - 6))
         values += [float(value) for value in scale * means] + [float(-value) for value in scale * means]
@@ -48,8 +53,8 @@ def dynamic_map() -> F32Array:
 
 
 @cache
-def _steps() -> NDArray[np.uint8]:
-    """The index of the nearest of the 256 values for each of 65536 steps over [-1, 1], as bitsandbytes' kernel has it."""
+def _dynamic_codes() -> NDArray[np.uint8]:
+    """The index of the nearest of the 256 values for each of 65536 steps over [-1, 1], as in bitsandbytes' kernel."""
     steps = (np.arange(65536, dtype=np.float64) * (2 / 65535) - 1).astype(np.float32)
     codes = dynamic_map()
     above = np.clip(np.searchsorted(codes, steps), 1, 255)
@@ -60,11 +65,11 @@ def _steps() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class Magnitudes:
-    """The largest magnitudes of all blocks of a weight in their own 8-bit form.
+    """The largest magnitudes of a weight's blocks, quantized to 8 bits.
 
     Attributes:
         codes: uint8 `(blocks,)`, indices into `dynamic_map`.
-        scales: float32 `(ceil(blocks / 256),)`, what those values are multiplied by.
+        scales: float32 `(ceil(blocks / 256),)`, the factors of those values.
         offset: The mean magnitude, which is added.
     """
 
@@ -73,14 +78,14 @@ class Magnitudes:
     offset: np.float32
 
     def restored(self) -> F32Array:
-        """Float32 `(blocks,)`."""
+        """The magnitudes that the codes stand for, float32 `(blocks,)`."""
         scales = np.repeat(self.scales, NESTED_BLOCK)[: self.codes.size]
         back: F32Array = dynamic_map()[self.codes] * scales + self.offset
         return back
 
 
 def magnitudes(values: F32Array) -> F32Array:
-    """The largest magnitude of each block of 64 of `values`, flat; a last block may be short."""
+    """The largest magnitude of each block of 64 of `values`, read as flat; the last block may be short."""
     found: F32Array = np.abs(_blocks(values.reshape(-1))).max(axis=1, initial=0)
     if values.size % BLOCK:
         found[-1] = max(found[-1], _LEAST)  # bitsandbytes does so in a short block alone
@@ -96,12 +101,12 @@ def quantized(largest: F32Array) -> Magnitudes:
     with np.errstate(all="ignore"):
         quotients = np.nan_to_num(np.clip(blocks * (np.float32(1) / scales)[:, None], -1, 1))
     steps = ((quotients + np.float32(1)) * np.float32(0.5 * 65535) + np.float32(0.5)).astype(np.int32)
-    codes = np.where(scales[:, None] > 0, _steps()[steps], np.uint8(0))
+    codes = np.where(scales[:, None] > 0, _dynamic_codes()[steps], np.uint8(0))
     return Magnitudes(codes.reshape(-1)[: largest.size], scales, offset)
 
 
 def codes_of(values: F32Array, largest: F32Array) -> NDArray[np.uint8]:
-    """The index of the nearest of the 16 codes of each of `values`, flat; `largest` of their blocks."""
+    """The index of the nearest of the 16 codes for each of `values` `(n,)`, given the `largest` magnitudes of their blocks."""
     found = np.empty(values.size, np.uint8)
     for start in range(0, values.size, _CHUNK):
         some = values[start : start + _CHUNK]
@@ -114,7 +119,7 @@ def codes_of(values: F32Array, largest: F32Array) -> NDArray[np.uint8]:
 
 
 def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two codes a byte; a last one without a partner is beside that of zero."""
+    """Two codes a byte; an odd last one is paired with the code of zero."""
     pairs = np.append(codes, np.full(codes.size % 2, _ZERO, np.uint8)).reshape(-1, 2)
     found: NDArray[np.uint8] = (pairs[:, 0] << np.uint8(4)) | pairs[:, 1]
     return found
@@ -126,7 +131,7 @@ def _blocks(values: F32Array) -> F32Array:
 
 
 def _quotients(values: F32Array, largest: F32Array) -> F32Array:
-    """In bitsandbytes' own arithmetic: times the reciprocal, but in a last block that isn't full divided."""
+    """In bitsandbytes' arithmetic: times the reciprocal, except that a short last block is divided."""
     safe = np.maximum(largest, _LEAST)[:, None]
     blocks = _blocks(values)
     quotients: F32Array = blocks * np.reciprocal(safe)
@@ -135,15 +140,21 @@ def _quotients(values: F32Array, largest: F32Array) -> F32Array:
     return quotients.reshape(-1)[: values.size]
 
 
-def through(values: F32Array, largest: F32Array, back: F32Array) -> F32Array:
-    """`values` (flat, whole blocks but for a last short one) as they come back; `largest` and `back` of their blocks."""
+def through(values: F32Array, largest: F32Array, restored: F32Array) -> F32Array:
+    """`values` quantized and dequantized.
+
+    Args:
+        values: `(n,)`, whole blocks except for a short last one.
+        largest: The magnitudes of these blocks.
+        restored: The same after their own quantization.
+    """
     codes = codes_of(values, largest)
-    found: F32Array = CODE[codes] * np.repeat(back, BLOCK)[: values.size]
+    found: F32Array = CODE[codes] * np.repeat(restored, BLOCK)[: values.size]
     return found
 
 
 def sampled(values: F32Array) -> F32Array:
-    """Rows of a tensor as they come back, the mean of magnitudes being that of these rows."""
+    """Rows of a tensor quantized and dequantized, with the mean of their own magnitudes in place of the whole tensor's."""
     largest = magnitudes(values)
     return through(values.reshape(-1), largest, quantized(largest).restored()).reshape(values.shape)
 
@@ -158,43 +169,91 @@ class ThroughNF4:
 
     @property
     def rows(self) -> int:
-        """Those of the weight."""
+        """Rows of the weight."""
         return self.inner.rows
 
     @property
     def columns(self) -> int:
-        """Those of the weight."""
+        """Columns of the weight."""
         return self.inner.columns
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Rows from whole blocks, of which the first and the last may begin or end in other rows."""
-        largest, back = self._magnitudes(opened, buffer)
+        """Read the rows, and those before and after that share a block with them."""
+        largest, restored = self._magnitudes(opened, buffer)
         step = BLOCK // math.gcd(BLOCK, self.columns)
         first, last = start // step * step, min(-(-stop // step) * step, self.rows)
         values = np.empty((last - first, self.columns), np.float32)
         self.inner.read(opened, first, last, values, buffer)
         block = first * self.columns // BLOCK
         blocks = slice(block, block - (-values.size // BLOCK))
-        seen = through(values.reshape(-1), largest[blocks], back[blocks]).reshape(values.shape)
+        seen = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
         raw = np.empty((last - first, self.kind.row_size(self.columns)), np.uint8)
         self.kind.encode(seen, raw)
         self.kind.decode(raw, seen)
         np.copyto(out, seen[start - first : stop - first])
 
     def _magnitudes(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
-        """Of all blocks: the mean needs every one, so that the tensor is read twice."""
-        found: tuple[F32Array, F32Array] = opened.held(f"nf4 {self.name}", lambda: self._measure(opened, buffer))
-        return found
+        """The magnitudes of all blocks, and as quantized: their mean needs every one, so the tensor is read twice."""
 
-    def _measure(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
-        step = BLOCK // math.gcd(BLOCK, self.columns)
-        step *= max(1, TILE // (step * self.columns))
-        found = []
-        for start in range(0, self.rows, step):
-            values = np.empty((min(step, self.rows - start), self.columns), np.float32)
-            self.inner.read(opened, start, start + len(values), values, buffer)
-            found.append(magnitudes(values))
-        largest = np.concatenate(found)
-        if not np.isfinite(largest).all():
-            raise RefusedError(self.name, "the base has NaN or Inf in it, which NF4 cannot say")
-        return largest, quantized(largest).restored()
+        def load() -> tuple[F32Array, F32Array]:
+            step = BLOCK // math.gcd(BLOCK, self.columns)
+            step *= max(1, TILE // (step * self.columns))
+            found = []
+            for start in range(0, self.rows, step):
+                values = np.empty((min(step, self.rows - start), self.columns), np.float32)
+                self.inner.read(opened, start, start + len(values), values, buffer)
+                found.append(magnitudes(values))
+            largest = np.concatenate(found)
+            if not np.isfinite(largest).all():
+                raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold")
+            return largest, quantized(largest).restored()
+
+        return opened.held(f"nf4 {self.name}", load)
+
+
+def mean(values: F32Array) -> np.float32:
+    """The mean of `values` `(n,)`, n > 0, with every bit of torch's in one thread.
+
+    bitsandbytes stores block magnitudes minus their mean, and a float32 sum depends on its order. torch on a CPU (2.13,
+    `aten/src/ATen/native/cpu/SumKernel.cpp`, `cascade_sum`) adds eight lanes side by side, each in four chains, each chain in
+    blocks of 16 or more whose sums are summed in blocks again, four levels deep; then the numbers that do not fill a vector of
+    eight, and the lanes. The order is the same with AVX2 and AVX-512: torch has no wider kernel here.
+
+    That is the order of one thread. From 32,768 numbers on (2 million weights in blocks of 64) torch splits the work evenly
+    among its threads and adds up their sums, so that two threads may give a mean up to 2 units in the last place away.
+    """
+    return np.float32(_total(values) / np.float32(values.size))
+
+
+def _total(values: F32Array) -> np.float32:
+    if values.size < _LANES:
+        return np.float32(_in_chains(values.reshape(-1, 1))[0])
+    whole = values.size // _LANES * _LANES
+    lanes = _in_chains(values[:whole].reshape(-1, _LANES))
+    return np.float32(_in_order(np.concatenate([values[whole:], lanes])))
+
+
+def _in_chains(vectors: F32Array) -> F32Array:
+    """The sum of `(n, width)` over n."""
+    count = len(vectors) // _CHAINS
+    first, *others = _cascade(vectors[: count * _CHAINS].reshape(count, _CHAINS, vectors.shape[1]))
+    return _in_order(np.stack([first, *vectors[count * _CHAINS :], *others]))
+
+
+def _cascade(rows: F32Array) -> F32Array:
+    """The sum over rows in blocks of blocks of blocks; the rows that fill no block are summed separately at each level."""
+    step = 1 << max(_LEAST_BITS, (len(rows) - 1).bit_length() // 4)
+    rests = []
+    for _ in range(3):
+        whole = len(rows) // step * step
+        rests.append(_in_order(rows[whole:]))
+        rows = _in_order(np.moveaxis(rows[:whole].reshape(-1, step, *rows.shape[1:]), 1, 0))
+    return _in_order(np.stack([*rests, _in_order(rows)]))
+
+
+def _in_order(rows: F32Array) -> F32Array:
+    """The sum over the first axis, from the first row to the last; zeros if there are none."""
+    total: F32Array = np.zeros(rows.shape[1:], np.float32)
+    for row in rows:
+        total = total + row
+    return total

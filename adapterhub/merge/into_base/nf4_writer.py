@@ -1,7 +1,11 @@
-"""A weight on its way into a bitsandbytes checkpoint in NF4, a tile at a time.
+"""Write weights into a bitsandbytes checkpoint in NF4, a tile at a time, and decide which weights of a model these are.
 
-The state beside the codes (`base.bitsandbytes`) holds the mean of magnitudes, which is known when the last tile is: its JSON is
-padded with spaces, so that the file can be laid out before.
+The state stored with the codes (`bases.bitsandbytes`) contains the mean of the magnitudes, which is known after the last
+tile: its JSON is padded with spaces, so that the file can be laid out before.
+
+transformers 5 replaces every `nn.Linear` except the output layer (`quantizers/base.py`, `get_keys_to_not_convert`), so
+experts and routers, which it builds from bare parameters, and Falcon's layers, which have a class of their own, stay in
+floats.
 """
 
 from __future__ import annotations
@@ -23,12 +27,29 @@ from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
 from .nf4 import CODE, codes_of, dynamic_map, magnitudes, packed, quantized, sampled
-from .read_folder import CONV1D, Folder, Weight
-from .tensor_io import write_at
+from .read_base import CONV1D, Folder, Weight
+from .tensor_files import write_at
 
 F32Array = NDArray[np.float32]
 
 _LONGEST = 24  # characters of a float32 in JSON
+_LET_TRANSFORMERS = "Merge into 16 bits, and let transformers quantize the result when it loads it"
+
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
+# transformers writes all keys, sorted.
+_BITSANDBYTES = dict(
+    sorted(
+        {
+            **QUANTIZATION,
+            "_load_in_4bit": True,
+            "_load_in_8bit": False,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": None,
+            "llm_int8_threshold": 6.0,
+        }.items()
+    )
+)
 
 Entry = tuple[str, str, tuple[int, ...]]
 """A stored tensor: its name, dtype and shape."""
@@ -36,13 +57,13 @@ Entry = tuple[str, str, tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class IntoNF4:
-    """How one weight is stored.
+    """The packing of one weight as NF4.
 
     Attributes:
-        name: Of the weight.
+        name: The name of the weight.
         shape: `(out_features, in_features)`.
-        dtype: The floats that were quantized, and that come back.
-        places: Byte of the file at which each stored tensor begins, by name; empty until the file is laid out.
+        dtype: The type of floats that is quantized and restored.
+        places: The byte of the file at which each stored tensor begins, by name; empty until the file is laid out.
     """
 
     name: str
@@ -52,7 +73,7 @@ class IntoNF4:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What it is stored as."""
+        """The tensors that it is stored as."""
         count = math.prod(self.shape)
         blocks = -(-count // BLOCK)
         return (
@@ -66,27 +87,30 @@ class IntoNF4:
 
     @property
     def size(self) -> int:
-        """Bytes of all of it."""
+        """Bytes of these tensors."""
         return sum(math.prod(shape) * dtypes.BITS[dtype] // 8 for _, dtype, shape in self.entries)
 
     def step(self, columns: int) -> int:
-        """The number of rows that tiles must have a multiple of: whole blocks."""
+        """The number of rows that a tile must be a multiple of, to have whole blocks."""
         return max(2, BLOCK // math.gcd(BLOCK, columns))
 
     def through(self, rows: F32Array) -> F32Array:
-        """Rows as they come back, nearly: the mean is that of these rows."""
+        """Rows quantized and dequantized, with the mean of their own magnitudes."""
         return sampled(rows)
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
-        """What takes tiles and their first elements' numbers, in any order and from any thread, and gives bytes written."""
+        """A function that writes a tile, given the number of its first element, and returns the bytes written.
+
+        Tiles may come in any order and from any thread.
+        """
         return _Writer(self, sink).write
 
     def _state(self, offset: float) -> bytes:
-        said = nf4_state(self.shape, self.dtype, offset)
-        return json.dumps(said).encode().ljust(len(json.dumps({**said, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
+        state = nf4_state(self.shape, self.dtype, offset)
+        return json.dumps(state).encode().ljust(len(json.dumps({**state, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
 
-    def rest(self, largest: F32Array) -> Mapping[str, np.ndarray]:
-        """What lies beside the codes, given the magnitudes of all blocks."""
+    def scales(self, largest: F32Array) -> Mapping[str, np.ndarray]:
+        """The tensors other than the codes, by name, given the magnitudes of all blocks."""
         found = quantized(largest)
         if not math.isfinite(found.offset):
             raise RefusedError(self.name, "the mean of its largest magnitudes is over the largest float32 number")
@@ -100,7 +124,7 @@ class IntoNF4:
 
 
 class _Writer:
-    """Writes codes as they come, and what lies beside them with the last."""
+    """Writes the codes of each tile, and after the last tile the other tensors."""
 
     def __init__(self, into: IntoNF4, sink: int) -> None:
         self._into, self._sink = into, sink
@@ -116,35 +140,15 @@ class _Writer:
         with self._lock:
             self._left -= flat.size
             last = not self._left
-        return size + (sum(self._put(name, array) for name, array in self._into.rest(self._largest).items()) if last else 0)
+        return size + (sum(self._put(name, array) for name, array in self._into.scales(self._largest).items()) if last else 0)
 
     def _put(self, name: str, array: np.ndarray, offset: int = 0) -> int:
         write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._into.places[name] + offset)
         return array.nbytes
 
 
-# ---- Which weights of a model 4-bit quantization takes, and what config.json then says of it, as transformers 5 has
-
-
-ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
-# transformers writes all keys there are, sorted.
-_BITSANDBYTES = dict(
-    sorted(
-        {
-            **QUANTIZATION,
-            "_load_in_4bit": True,
-            "_load_in_8bit": False,
-            "llm_int8_enable_fp32_cpu_offload": False,
-            "llm_int8_has_fp16_weight": False,
-            "llm_int8_skip_modules": None,
-            "llm_int8_threshold": 6.0,
-        }.items()
-    )
-)
-
-
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer that training quantizes: in a layer, no norm, router or stack."""
+    """Whether a tensor is the weight of a linear layer that training quantizes: inside a layer, not a norm, router or stack."""
     parts = name.split(".")
     if name.endswith(ROUTERS) or "_exps" in name:
         return False
@@ -152,62 +156,59 @@ def is_linear(name: str) -> bool:
 
 
 def in_nf4(folder: Folder) -> set[str]:
-    """The names of the weights that a folder has in NF4."""
+    """The names of the weights that a folder stores in NF4."""
     return {name.partition(NF4_STATE)[0] for shard in folder.shards for name in shard.tensors if NF4_STATE in name}
 
 
 def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
-    """The weights that a model in NF4 has in 4 bits: those of the folder that are so, else those that transformers takes.
+    """The weights to store in NF4: those that are in NF4 in the folder, else those that transformers quantizes.
 
-    `dtype`: the floats that are asked for beside them.
+    Args:
+        dtype: The requested type of the other weights.
 
     Raises:
-        RefusedError: Which these are isn't known for its architecture, or none are.
+        RefusedError: The layers of this architecture are not known, or none is quantized.
     """
     own = in_nf4(folder)
     if own and dtype:
-        raise RefusedError("--dtype", "the base is in NF4 already, and what does not change stays as it is", "Leave it out")
+        raise RefusedError(dtype, "the base is in NF4 already, and unchanged tensors keep their type", "Name no type of floats")
     if own:
         return own
     where, kind = folder.spec.where, folder.spec.architecture
     if folder.spec.model_type in CONV1D:
-        raise RefusedError("--requantize nf4", f"{where} stores its weights transposed", _THERE)
+        raise RefusedError(where, "stores its weights transposed, which NF4 does not", _LET_TRANSFORMERS)
     if kind.startswith("Falcon"):
-        raise RefusedError(
-            "--requantize nf4", "transformers quantizes no layer of Falcon, whose class is its own", "Leave it out"
-        )
+        raise RefusedError(where, "transformers quantizes no layer of Falcon, which has its own class of layers", "Use floats")
     try:
         names.by_class(kind, where)
     except RefusedError as error:
-        raise RefusedError("--requantize nf4", f"which layers of {kind or where} it takes isn't known here", _THERE) from error
-    found = {name for name, weight in folder.weights.items() if _is_taken(name, weight) and _was_quantized(folder, weight)}
+        what = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
+        raise RefusedError(where, what, _LET_TRANSFORMERS) from error
+    # Weights that a quantized base keeps in floats stay in floats.
+    in_floats = {name for name, weight in folder.weights.items() if folder.method and weight.unpacked is None}
+    found = {name for name, weight in folder.weights.items() if _is_quantizable(name, weight)} - in_floats
     if not found:
-        raise RefusedError("--requantize nf4", f"{where} has no linear layer that transformers would quantize", _THERE)
+        raise RefusedError(where, "has no linear layer that transformers would quantize", _LET_TRANSFORMERS)
     return found
 
 
-_THERE = "Merge into 16 bits, and let transformers quantize the result when it loads it"
-
-
-def _is_taken(name: str, weight: Weight) -> bool:
+def _is_quantizable(name: str, weight: Weight) -> bool:
     return is_linear(name) and ".experts." not in name and len(weight.shape) == 2 and min(weight.shape) > 0
 
 
-def _was_quantized(folder: Folder, weight: Weight) -> bool:
-    """What a quantized base kept in floats stays so."""
-    return not folder.method or weight.unpacked is not None
-
-
 def quantization_config(folder: Folder, taken: set[str], dtype: str | None) -> Mapping[str, Any]:
-    """What `config.json` says of a model with these weights in NF4: the folder's own words, if it is one.
+    """`quantization_config` of a model with the weights `taken` in NF4; the folder's own, if it is in NF4.
 
-    `dtype`: the floats that the rest is in, as torch spells them.
+    Args:
+        dtype: The type of the other weights, as torch spells it.
     """
     own = folder.config.get("quantization_config")
     if in_nf4(folder) and isinstance(own, dict):
         return {**own, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8"}
-    kept = sorted(
-        name.removesuffix(".weight") for name, weight in folder.weights.items() if _is_taken(name, weight) and name not in taken
+    in_floats = sorted(
+        name.removesuffix(".weight")
+        for name, weight in folder.weights.items()
+        if _is_quantizable(name, weight) and name not in taken
     )
-    skipped = {"llm_int8_skip_modules": ["lm_head", *kept]} if kept else {}
+    skipped = {"llm_int8_skip_modules": ["lm_head", *in_floats]} if in_floats else {}
     return {**_BITSANDBYTES, "bnb_4bit_compute_dtype": dtype or "float32", **skipped}

@@ -1,4 +1,4 @@
-"""Whole models as numbers to be read row by row: a Hugging Face folder or a GGUF, under Hugging Face's names."""
+"""Whole models read row by row in float32: a Hugging Face folder or a GGUF file, under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
 from adapterhub_converters.formats.gguf_model.configured import configured
 
-from .read_folder import Folder, Weight, read_folder
-from .tensor_io import Opened, Source, Stored, kind
+from .read_base import Folder, Weight, read_folder
+from .tensor_files import Opened, Source, Stored, fresh
+from .tensor_types import kind
 
 F32Array = NDArray[np.float32]
 
@@ -32,42 +33,45 @@ class Model(AbstractContextManager["Model"], Protocol):
     names: set[str]
 
     def dtype(self, name: str) -> str:
-        """What a tensor is stored as: `BF16`, `Q4_K` …"""
+        """The type of a stored tensor: `BF16`, `Q4_K` …"""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape."""
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Some of its rows in float32, as `as_matrix` counts them."""
+        """Rows `start` to `stop` of it, seen as a matrix (`as_matrix`)."""
 
     def shift(self, name: str) -> float:
-        """What was added to a tensor's numbers before they were stored, and is taken off in `rows`."""
+        """The number that was added to a tensor before it was stored, and that `rows` subtracts."""
 
     def done(self, name: str) -> None:
-        """Let go of the memory of a tensor."""
+        """Release the memory of a tensor."""
 
 
 def open_model(path: Path) -> Model:
-    """The model in a folder or a .gguf file, one that is quantized dequantized.
+    """The model in a folder or a .gguf file, dequantized if it is quantized.
 
     Raises:
-        RefusedError: Its weights are quantized in a way that is not read here, or are no safetensors.
+        RefusedError: The weights have an unknown quantization, or are not safetensors.
     """
-    if path.is_file() and (path.suffix == ".gguf" or _begins(path) == MAGIC):
+    if _is_gguf(path):
         return GgufModel(path)
     if path.is_file():
-        raise RefusedError(str(path), "a model is a folder or a GGUF file here", "Name its folder")
-    return FolderModel(read_folder(path, dequantize=True))
+        raise RefusedError(str(path), "neither a folder nor a GGUF file", "Name the folder of the model")
+    return FolderModel(read_folder(path))
 
 
-def _begins(path: Path) -> bytes:
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file() or path.suffix == ".gguf":
+        return path.is_file()
     with open(path, "rb") as file:
-        return file.read(len(MAGIC))
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
-    """The same, with each tensor of a GGUF that is made of others of the folder's, or of a part of one, under their names."""
-    if not path.is_file() or (path.suffix != ".gguf" and _begins(path) != MAGIC):
+    """The model at `path`, which may be made of `folder`; then a GGUF's tensors made of parts of others have the folder's
+    names."""
+    if not _is_gguf(path):
         return open_model(path)
     try:
         architecture = names.by_class(folder.spec.architecture, str(folder.path))
@@ -79,13 +83,17 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor as it is read here: a vector is a column, of a stack the rows follow one another."""
+    """Rows and columns of a tensor seen as a matrix: a vector is a column, the matrices of a stack follow one another."""
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
 
 
 class FolderModel:
-    """One in safetensors; with `added`, tensors that a merge adds to it, as they are to begin with; `seen` instead of its own
-    numbers, by name."""
+    """A model in a folder.
+
+    Args:
+        added: Tensors that a merge adds to it, as they are before the merge.
+        seen: Numbers to use in place of the folder's own, by tensor name.
+    """
 
     def __init__(
         self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, Source] | None = None
@@ -94,16 +102,16 @@ class FolderModel:
         self.where, self.spec = str(folder.path), folder.spec
         self._weights = {**folder.weights, **(added or {})}
         self._method = folder.method
-        self._opened = Opened()
+        self._opened = folder.opened
         self.names = set(self._weights)
 
     def dtype(self, name: str) -> str:
-        """As safetensors calls it; how it is quantized, if it is."""
+        """The type as named in safetensors, or the quantization."""
         weight = self._weights[name]
         return self._method or "" if weight.unpacked else weight.dtype
 
     def floats(self, name: str) -> str:
-        """The floats that it has, or had before it was quantized."""
+        """The type of floats of a tensor, before quantization."""
         return self._weights[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -111,22 +119,21 @@ class FolderModel:
         return self._weights[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Some rows, read from the file."""
+        """Rows, read from the file."""
         weight = self._weights[name]
         out = np.empty((stop - start, weight.columns), np.float32)
-        (self._seen.get(name) or weight.source()).read(
-            self._opened, start, stop, out, lambda _use, size: np.empty(size, np.uint8)
-        )
+        (self._seen.get(name) or weight.source()).read(self._opened, start, stop, out, fresh)
         return out
 
     def shift(self, name: str) -> float:
-        """Nothing."""
+        """Zero: a folder stores all numbers as they are."""
         return 0.0
 
     def done(self, name: str) -> None:
-        """Nothing is held."""
+        """Do nothing: no memory is held."""
 
     def __enter__(self) -> FolderModel:
+        self._opened.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,9 +141,10 @@ class FolderModel:
 
 
 class GgufModel:
-    """One in GGUF, dequantized as it is read, the rows of q and k in Hugging Face's order again.
+    """A model in GGUF, dequantized as it is read, the rows of q and k in Hugging Face's order.
 
-    With `plan`, how a folder with tensors of these `shapes` becomes a GGUF, experts and the like have the folder's names.
+    Args:
+        plan: How a folder with tensors of these `shapes` becomes this GGUF; then its parts have the folder's names.
     """
 
     def __init__(self, path: Path, plan: Sequence[Arranged] = (), shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -161,7 +169,8 @@ class GgufModel:
         self._held: tuple[str, F32Array] | None = None
 
     def _laid_out(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, SourcePart]]]:
-        """Of each tensor of the folder that isn't one here under its usual name: where its parts are, and from which row on."""
+        """The parts of each tensor of the folder that is not a tensor here under its usual name, with the row each begins
+        at."""
         found: dict[str, list[tuple[Arranged, int, SourcePart]]] = {}
         for tensor in plan:
             at = 0
@@ -177,7 +186,7 @@ class GgufModel:
         }
 
     def dtype(self, name: str) -> str:
-        """As GGUF calls it."""
+        """The type as named in GGUF."""
         own = self._parts[name][0][0].name if name in self._parts else self._of[name]
         return self._file.tensors[own].type_name
 
@@ -186,24 +195,23 @@ class GgufModel:
         return self._shapes[name] if name in self._parts else self._file.tensors[self._of[name]].shape
 
     def _gathered(self, name: str) -> F32Array:
-        """A tensor of the folder out of its parts, of which no others are read."""
+        """A tensor of the folder, put together from its parts."""
         whole = np.empty(as_matrix(self._shapes[name]), np.float32)
         for tensor, at, part in self._parts[name]:
-            info, form = self._file.tensors[tensor.name], kind(self.dtype(name))
-            if form is None:
+            info, stored_as = self._file.tensors[tensor.name], kind(self.dtype(name))
+            if stored_as is None:
                 raise RefusedError(tensor.name, f"is {info.type_name}, which holds no weights to compare")
             rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
-            stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, form)
-            stored.read(self._opened, at, at + len(rows), rows, lambda _use, size: np.empty(size, np.uint8))
+            stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, stored_as)
+            stored.read(self._opened, at, at + len(rows), rows, fresh)
             slab = whole[part.first : part.first + part.height]
             slab = slab.T if part.transposed else slab
-            slab[slice(None) if part.picks is None else part.picks, part.columns or slice(None)] = rows - np.float32(
-                tensor.shift
-            )
+            picks = slice(None) if part.picks is None else part.picks
+            slab[picks, part.columns or slice(None)] = rows - np.float32(tensor.shift)
         return whole
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Some rows of the tensor, which is dequantized as a whole."""
+        """Rows of a tensor, which is dequantized as a whole and cached."""
         if name in self._parts and (self._held is None or self._held[0] != name):
             self._held = name, self._gathered(name)
         if self._held is None or self._held[0] != name:
@@ -214,12 +222,12 @@ class GgufModel:
         return self._held[1][start:stop].copy()
 
     def shift(self, name: str) -> float:
-        """1 for the norms of Gemma and Nemotron."""
+        """1 for the norms of Gemma and Nemotron, else 0."""
         module, _, part = name.rpartition(".")
         return float(self._architecture.shifted and part == "weight" and self._architecture.is_norm(module))
 
     def done(self, name: str) -> None:
-        """Forget it."""
+        """Release the cached tensor."""
         self._held = None
 
     def __enter__(self) -> GgufModel:
@@ -231,12 +239,12 @@ class GgufModel:
 
 
 def is_float(dtype: str) -> bool:
-    """Whether a tensor of this type holds its numbers as they are."""
+    """Whether a type stores plain floats."""
     return dtype in dtypes.FLOATS
 
 
 def renamed(wanted: set[str], have: set[str]) -> dict[str, str]:
-    """What a model calls the tensors of another: the same, or with one leading component more or less, all alike."""
+    """Names in `wanted` to those in `have`: the same, or all with one leading component more or less."""
     heads = sorted({name.partition(".")[0] + "." for name in have | wanted})
     ways: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
     more, less = max(ways, key=lambda way: len({way[0] + name.removeprefix(way[1]) for name in wanted} & have))

@@ -1,35 +1,32 @@
-"""What may be asked of a merge into a base, and what is said of one."""
+"""Options of a merge into a base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .measure import Change
-
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-"""What `--dtype` may say, and the names of these types in files."""
+"""Values of `dtype`, and the names of these types in files."""
 REQUANTIZE = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1"}
-"""What `--requantize` may say of a GGUF likewise."""
+"""Values of `requantize` for a GGUF, and the names of these types in files."""
 NF4 = "nf4"
-"""What it may say of a Hugging Face folder."""
+"""The value of `requantize` for a Hugging Face folder."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a merge into a base is asked for beside base and adapters.
+    """Options of a merge into a base.
 
     Attributes:
-        dtype: The type of floats to write, `bf16`, `f16` or `f32`; that of the base when None.
+        dtype: The type of floats to write, `bf16`, `f16` or `f32`; None for that of the base.
         requantize: A quantized type to write, of `REQUANTIZE` or `NF4`.
-        shard_size: Bytes of tensors in a file at most; None leaves the base's files as they are.
-        dequantize: Whether a base that is quantized in Hugging Face's form may become one in floats.
-        as_trained: Whether the weights are first rounded as they were seen in training.
-        trained_in: The quantization seen in training, `nf4`; None when there was none or none is recorded.
-        force: Whether a quantized result may lose what is the adapter's.
-        lineage: What the result is made of, as JSON: written into it.
+        shard_size: The largest number of bytes of tensors in a file; None to keep the base's files.
+        dequantize: Allow a quantized Hugging Face base to become a model in floats.
+        as_trained: First round the weights as training saw them.
+        trained_in: The quantization that training saw, `nf4`; None without one, or if none is recorded.
+        force: Allow a quantized result to lose most of the adapter.
+        lineage: What the result is made of, a JSON object; written into it.
     """
 
     dtype: str | None = None
@@ -40,30 +37,3 @@ class Options:
     trained_in: str | None = None
     force: bool = False
     lineage: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FuseReport:
-    """What a merge does; sizes in bytes.
-
-    Attributes:
-        out: The new folder or file; None when nothing was written.
-        touched: Tensor name to its change.
-        tensors: How many tensors the base has.
-        size: Of all weights written.
-        touched_size: Of the tensors changed.
-        copied: Other files that came along.
-        skipped: Files that did not, each with the reason.
-        notes: One line each.
-        warnings: What may not be what was meant, one line each.
-    """
-
-    out: Path | None
-    touched: Mapping[str, Change]
-    tensors: int
-    size: int
-    touched_size: int
-    copied: tuple[str, ...]
-    skipped: Mapping[str, str]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...] = ()

@@ -1,4 +1,8 @@
-"""What an output file is made of: bytes copied from others, text, and tensors that are changed on the way."""
+"""Output files: described as byte ranges copied from others, text, and tensors changed on the way; then written.
+
+A range is copied inside the kernel; a changed tensor is read, changed and written in tiles of a million elements. Memory is
+a few tiles a worker, whatever the size of the model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,31 +24,42 @@ from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
 from .edits import Apply, Edit, TwoPasses, Within, look
-from .tensor_io import Floats, Kind, Opened, Source, copy_range, write_at
+from .tensor_files import Opened, Source, copy_range, write_at
+from .tensor_types import Floats, Kind
 
 F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+TILE = 1 << 20
+"""Elements of a tile: below 64 Ki the calls cost more than the work, above 4 Mi the caches stop helping."""
+_COPY = 64 << 20  # bytes copied in one job
+_FLUSH = 128 << 20  # bytes after which the output so far is flushed to the disk, while more is computed
+_WORKERS = 2
+
+Progress = Callable[[int, int], None]
+"""Called with the number of bytes done and of all bytes."""
 
 
 class Packing(Protocol):
-    """How a tensor is stored that is no rows of bytes."""
+    """A way of storing a tensor other than as rows of bytes."""
 
     @property
     def size(self) -> int:
-        """Bytes of it."""
+        """Bytes of the tensor."""
 
     def step(self, columns: int) -> int:
-        """The number of rows that tiles must have a multiple of; even."""
+        """The number of rows that a tile must be a multiple of; even."""
 
     def through(self, rows: F32Array) -> F32Array:
-        """Rows as they come back."""
+        """Rows packed and unpacked."""
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
-        """What writes tiles, given the number of their first element, and says how many bytes."""
+        """A function that writes a tile, given the number of its first element, and returns the bytes written."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """`size` bytes of a file from `offset` on, put to byte `at`; `counted` of them are tensors."""
+    """`size` bytes of a file from `offset` on, copied to byte `at`; `counted` of them are tensors."""
 
     path: Path
     offset: int
@@ -55,7 +70,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes that are no tensor."""
+    """Bytes that are not a tensor."""
 
     data: bytes
     at: int
@@ -63,10 +78,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor that is changed on the way, put to byte `at` as `kind`.
+    """A tensor that is changed on the way and written to byte `at` as `kind`.
 
-    `stepwise` rounds after every edit, as peft does when it merges one adapter after the other. With a `packing` the numbers of
-    `kind` are stored so, where that says.
+    Attributes:
+        stepwise: Round after every edit, as peft does when it merges one adapter after another.
+        packing: Store the numbers of `kind` this way, at places that the packing knows.
     """
 
     name: str
@@ -85,10 +101,16 @@ class Made:
         return self.source.rows * self.kind.row_size(self.source.columns)
 
     def ready(self) -> Ready:
-        """The edits, their factors laid out."""
+        """The tensor with the factors of its edits prepared."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
         spans = [(edit.first, edit.first + edit.count) if isinstance(edit, Within) else None for edit in self.edits]
         return Ready(self, [edit.ready(dtype) for edit in self.edits], spans)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile."""
+        least = self.packing.step(self.source.columns) if self.packing else 2
+        return max(least, TILE // self.source.columns // least * least)
 
 
 Part = Copy | Text | Made
@@ -96,23 +118,28 @@ Part = Copy | Text | Made
 
 @dataclass(frozen=True)
 class OutFile:
-    """One file to write, its parts in the order of their places."""
+    """A file to write; its parts are in the order of their places."""
 
     name: str
     parts: Sequence[Part]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(len(part.data) if isinstance(part, Text) else part.size for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Ready:
-    """A tensor that is about to be changed."""
+    """A tensor with its edits prepared; `spans` are the rows that each edit changes, None for all."""
 
     made: Made
     applies: Sequence[Apply]
     spans: Sequence[tuple[int, int] | None]
 
-    def change(self, wide: F32Array, raw: NDArray[np.uint8], start: int, scratch: F32Array) -> None:
-        """All edits on rows `wide`, which then are `raw`; UnfitError when a number isn't one any more."""
-        some = self._of(start, start + len(wide))
+    def change(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
+        """Apply all edits to the rows `wide` and encode them into `raw`; UnfitError if a number does not fit."""
+        some = self._touching(start, start + len(wide))
         for number, apply in enumerate(some):
             if self.made.stepwise and number:
                 self.made.kind.decode(raw, wide)
@@ -124,12 +151,12 @@ class Ready:
             self._encode(wide, raw)
 
     @property
-    def twice(self) -> bool:
-        """Whether all rows have to be looked at before one is changed."""
+    def takes_two_passes(self) -> bool:
+        """Whether an edit must see all rows before one is changed."""
         return any(isinstance(apply, TwoPasses) for apply in self.applies)
 
-    def look(self, wide: F32Array, raw: NDArray[np.uint8], start: int, scratch: F32Array) -> None:
-        """Look at rows, which are spoilt, as the next of all."""
+    def look(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
+        """Show rows to an edit that takes two passes; overwrites them."""
 
         def between(tile: F32Array) -> None:
             if self.made.stepwise:
@@ -137,52 +164,39 @@ class Ready:
                 self.made.kind.decode(raw, tile)
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            look(self._of(start, start + len(wide)), wide, start, scratch, between)
+            look(self._touching(start, start + len(wide)), wide, start, scratch, between)
 
-    def _of(self, start: int, stop: int) -> list[Apply]:
-        """The edits of any of these rows: one of many experts has one of many."""
+    def _touching(self, start: int, stop: int) -> list[Apply]:
+        """The edits of any of these rows: a stack of experts has edits of each expert's rows."""
         return [
             apply
             for apply, span in zip(self.applies, self.spans, strict=True)
             if span is None or (span[0] < stop and start < span[1])
         ]
 
-    def _encode(self, wide: F32Array, raw: NDArray[np.uint8]) -> None:
+    def _encode(self, wide: F32Array, raw: Bytes) -> None:
         if not self.made.kind.fits(wide):
             raise UnfitError(self.made.name)
         self.made.kind.encode(wide, raw)
 
 
 class UnfitError(Exception):
-    """A tile of a tensor has numbers that its type cannot hold; the base is looked at to say why."""
+    """A tile of a tensor has numbers that its type cannot hold; `explained` finds the reason in the base."""
 
 
 def explained(made: Made, before: F32Array) -> RefusedError:
-    """Why, given the rows of the base."""
+    """The error for a tile that does not fit, given its rows in the base."""
     if not np.isfinite(before).all():
         return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed")
-    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-    return RefusedError(
-        made.name,
-        f"the sum is over {made.kind.largest:g}, the largest {names.get(made.kind.name, made.kind.name)} number",
-        "" if made.kind.name in ("BF16", "F32") else "Write bfloat16 instead (--dtype bf16)",
-    )
-
-
-# ---- Output files made of ranges copied from others and of tensors changed on the way, a tile at a time
-
-
-TILE = 1 << 20  # elements; below 64 Ki the calls cost more than the work, above 4 Mi the caches stop helping
-_COPY = 64 << 20  # bytes copied in one job
-_FLUSH = 128 << 20  # bytes after which what is written so far is sent to the disk, while more is computed
-_WORKERS = 2
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(made.kind.name, made.kind.name)
+    what = f"the sum is over {made.kind.largest:g}, the largest {name} number"
+    if made.kind.name in ("BF16", "F32"):
+        return RefusedError(made.name, what)
+    return RefusedError(made.name, what, "Write bfloat16 instead", code="sum-too-large")
 
 
 class Run:
-    """The writing of files: a pool of workers, each with its own buffers."""
+    """The writing of files by a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
         self._progress = progress or (lambda done, size: None)
@@ -190,26 +204,31 @@ class Run:
         self._done = 0
         self._local = threading.local()
 
-    def write(self, files: Sequence[OutFile], folder: Path, finished: Callable[[Path], None] = atomic.sync) -> None:
-        """Write every file; what is written goes to the disk while the next is computed, and the smallest file comes last."""
-        with Opened() as opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
+    def write(
+        self, files: Sequence[OutFile], folder: Path, opened: Opened, finished: Callable[[Path], None] = atomic.sync
+    ) -> None:
+        """Write every file, the smallest last; call `finished` with its path once it is complete.
+
+        Output is flushed to the disk while the next is computed, so that little is left to flush at the end.
+        """
+        with opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
             flushed: list[Future[None]] = []
-            for file in sorted(files, key=_bytes, reverse=True):
+            for file in sorted(files, key=lambda file: file.size, reverse=True):
                 target = folder / file.name
-                for _ in self._file(file, target, opened, pool):
+                for _ in self._write_file(file, target, opened, pool):
                     flushed.append(flusher.submit(atomic.sync, target))
                 flushed.append(flusher.submit(finished, target))
             for future in flushed:
                 future.result()
 
-    def _file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
-        """Write one file, stopping whenever there is enough to flush."""
+    def _write_file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
+        """Write one file; yields whenever there is enough to flush."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         sink = os.open(target, flags, 0o666)
         due = _FLUSH
         try:
-            for size in self._drain((job for part in file.parts for job in self._jobs(part, opened, sink)), pool):
-                self._advance(size)
+            for size in self._results((job for part in file.parts for job in self._jobs(part, opened, sink)), pool):
+                self.skip(size)
                 due -= size
                 if due <= 0:
                     due = _FLUSH
@@ -218,11 +237,12 @@ class Run:
             os.close(sink)
 
     def skip(self, size: int) -> None:
-        """Count bytes that are there already."""
-        self._advance(size)
+        """Count bytes as done."""
+        self._done += size
+        self._progress(self._done, self._size)
 
-    def _drain(self, jobs: Iterator[Callable[[], int]], pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Run the jobs a few ahead of their results, so that at most a few tensors' factors are laid out at once."""
+    def _results(self, jobs: Iterator[Callable[[], int]], pool: ThreadPoolExecutor) -> Iterator[int]:
+        """Run the jobs a few ahead of their results, so that the factors of few tensors are in memory at once."""
         waiting: deque[Future[int]] = deque()
         try:
             for job in jobs:
@@ -232,37 +252,28 @@ class Run:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
-            for future in waiting:
-                if not future.cancelled():
-                    future.exception()  # wait: the files are about to be closed
-
-    def _advance(self, size: int) -> None:
-        self._done += size
-        self._progress(self._done, self._size)
+            # Those that run already: wait for them, since the files are about to be closed.
+            wait([future for future in waiting if not future.cancel()])
 
     def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        """The jobs that write a part; each returns the bytes of tensors that it wrote."""
         if isinstance(part, Text):
             write_at(sink, memoryview(part.data), part.at)
         elif isinstance(part, Copy):
             yield from _copies(part, opened.fd(part.path), sink)
-        else:
+        elif part.source.columns:  # rows of nothing may be any number
             yield from self._tiles(part, opened, sink)
 
     def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
         ready = made.ready()
-        rows, columns = made.source.rows, made.source.columns
-        if not columns:
-            return  # rows of nothing may be any number
         self.look(ready, opened)
-        step = _step(made)
+        rows, columns, step = made.source.rows, made.source.columns, made.tile_rows
         put = made.packing.writer(sink) if made.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 
             def tile(start: int = start, stop: int = stop) -> int:
-                wide, raw = self._tile(ready, start, stop, opened)
+                wide, raw = self._read(ready, start, stop, opened, ready.change)
                 if put:
                     made.kind.decode(raw, wide)
                     return put(wide, start * columns)
@@ -272,53 +283,35 @@ class Run:
             yield tile
 
     def look(self, ready: Ready, opened: Opened) -> None:
-        """Go over all rows of a tensor that takes two passes."""
-        if not ready.twice:
-            return
-        rows, step = ready.made.source.rows, _step(ready.made)
-        for start in range(0, rows, step):
-            self._read(ready, start, min(start + step, rows), opened, ready.look)
-
-    def _tile(self, ready: Ready, start: int, stop: int, opened: Opened) -> tuple[F32Array, NDArray[np.uint8]]:
-        """Rows that are changed, as they are stored, and the memory of their numbers."""
-        return self._read(ready, start, stop, opened, ready.change)
+        """Read all rows of a tensor for the edits that take two passes, if it has any."""
+        if ready.takes_two_passes:
+            rows, step = ready.made.source.rows, ready.made.tile_rows
+            for start in range(0, rows, step):
+                self._read(ready, start, min(start + step, rows), opened, ready.look)
 
     def _read(
-        self, ready: Ready, start: int, stop: int, opened: Opened, do: Callable[..., None]
-    ) -> tuple[F32Array, NDArray[np.uint8]]:
+        self, ready: Ready, start: int, stop: int, opened: Opened, do: Callable[[F32Array, Bytes, int, F32Array], None]
+    ) -> tuple[F32Array, Bytes]:
+        """Read rows and call `do` with them; returns them as numbers and as stored, in this thread's buffers."""
         made = ready.made
         columns, width = made.source.columns, made.kind.row_size(made.source.columns)
-        wide = self.floats("wide", (stop - start) * columns).reshape(stop - start, columns)
+        wide = self.buffer("wide", 4 * (stop - start) * columns).view(np.float32).reshape(stop - start, columns)
         made.source.read(opened, start, stop, wide, self.buffer)
         raw = self.buffer("out", (stop - start) * width).reshape(stop - start, width)
         try:
-            do(wide, raw, start, self.floats("scratch", wide.size + columns))
+            do(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
         except UnfitError as unfit:
             made.source.read(opened, start, stop, wide, self.buffer)
             raise explained(made, wide) from unfit
         return wide, raw
 
-    def floats(self, use: str, count: int) -> F32Array:
-        """This thread's memory for `count` float32 numbers."""
-        return self.buffer(use, 4 * count).view(np.float32)
-
-    def buffer(self, use: str, size: int) -> NDArray[np.uint8]:
-        """This thread's memory for `use`, grown when it has to be."""
+    def buffer(self, use: str, size: int) -> Bytes:
+        """This thread's memory for a use, grown as needed."""
         held = getattr(self._local, use, None)
         if held is None or held.nbytes < size:
             held = np.empty(size, np.uint8)
             setattr(self._local, use, held)
         return held[:size]
-
-
-def _step(made: Made) -> int:
-    """Rows of a tile."""
-    least = made.packing.step(made.source.columns) if made.packing else 2
-    return max(least, TILE // made.source.columns // least * least)
-
-
-def _bytes(file: OutFile) -> int:
-    return sum(len(part.data) if isinstance(part, Text) else part.size for part in file.parts)
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
@@ -328,6 +321,6 @@ def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
 
         def copy(done: int = done, size: int = size) -> int:
             copy_range(source, sink, part.offset + done, size, part.at + done)
-            return size - max(0, min(uncounted - done, size))  # a header is no tensor
+            return size - max(0, min(uncounted - done, size))  # a header is not a tensor
 
         yield copy

@@ -1,6 +1,6 @@
-"""Which tensor of a Hugging Face folder gets which edits, or why none may: every refusal of such bases is here.
+"""The edits of each tensor of a Hugging Face folder, and every reason to refuse a merge into one.
 
-Nothing is written before the whole plan stands, so a merge that would be wrong costs no time and leaves no file.
+Nothing is written before the plan is complete, so a merge that would be wrong costs no time and leaves no file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,28 +26,29 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
 
-from .arithmetic import computable
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
-from .experts import pieces
-from .read_folder import CONV1D, Folder, Weight, read_folder
-from .tensor_names import HEADS, BaseNames, Tied, architecture_of, check_shape
-
-__all__ = ["Plan", "Weighted", "plan", "stored_transposed"]
+from .read_base import CONV1D, Folder, Weight
+from .tensor_names import HEADS, TensorNames, TokenTables, architecture_of, check_shape, expert_edits
+from .tensor_types import Floats, kind
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 
 def stored_transposed(model_type: str | None, target: str) -> bool:
-    """Whether a model of this type is known to store the weight of a module `(in, out)`."""
+    """Whether a model of this type is known to store the weight of a module as `(in, out)`."""
     return model_type in CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`edits` by tensor name, in the order of the adapters.
+    """The changes of a folder.
 
-    `added` are tensors that the base lacks, each at first a copy of one it has; `shapes` those that get another shape;
-    `config` the keys of config.json that change; `notes` say what was decided, one line each.
+    Attributes:
+        edits: By tensor name, in the order of the adapters.
+        added: Tensors that the base lacks, each initially a copy of one that it has.
+        shapes: The new shapes of tensors whose shape changes.
+        config: The keys of config.json that change.
+        notes: Decisions, one line each.
     """
 
     edits: Mapping[str, tuple[Edit, ...]]
@@ -58,13 +58,12 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
-def plan(adapters: Weighted, base: Path | Folder) -> Plan:
-    """The edits that merge the adapters into a Hugging Face folder, given its path or read already.
+def plan(adapters: Weighted, folder: Folder) -> Plan:
+    """The edits that merge the adapters, each times its weight, into a Hugging Face folder.
 
     Raises:
-        RefusedError: The result would differ from base and adapters loaded together; says which module and why.
+        RefusedError: The result would differ from base and adapters loaded together; names the module and the reason.
     """
-    folder = base if isinstance(base, Folder) else read_folder(base)
     if not adapters:
         raise RefusedError(str(folder.path), "no adapter to merge")
     planner = _Planner(folder)
@@ -76,7 +75,7 @@ def plan(adapters: Weighted, base: Path | Folder) -> Plan:
 
 
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
-    """Copies of the base's tables must be the base's; those of a resized vocabulary take their place."""
+    """The adapter without copies of the base's tables, which must equal the base's; those of a resized vocabulary are kept."""
     adapter = _without_wrappers(adapter)
     resized = {}
     for name, copy in adapter.copies.items():
@@ -84,14 +83,16 @@ def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
         if own and len(own.shape) == 2 and own.shape[1:] == copy.shape[1:] and own.shape[0] != copy.shape[0]:
             resized[name] = copy
     if folder.method and len(resized) < len(adapter.copies):
-        raise RefusedError(next(iter(adapter.copies)), "a copy of the base's weight rides along, and the base is quantized")
+        what = "the adapter contains a copy of the base's weight, and the base is quantized"
+        raise RefusedError(next(iter(adapter.copies)), what)
     rest = {name: copy for name, copy in adapter.copies.items() if name not in resized}
-    kept = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
-    return dataclasses.replace(kept, copies=resized) if resized else kept
+    checked = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
+    return dataclasses.replace(checked, copies=resized) if resized else checked
 
 
 def _without_wrappers(adapter: Adapter) -> Adapter:
-    """Without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and what it replaced."""
+    """The adapter without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and the
+    original."""
     infix = ".modules_to_save."
     twice = [
         name
@@ -108,12 +109,12 @@ def _without_wrappers(adapter: Adapter) -> Adapter:
 
 
 class _Planner:
-    """Gathers edits adapter by adapter, and knows the base."""
+    """Collects the edits of a folder, adapter by adapter."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.tensors = folder.weights
-        self.tied = Tied(folder)
+        self.tables = TokenTables(folder)
         self.edits: dict[str, list[Edit]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.added: dict[str, Weight] = {}
@@ -123,17 +124,17 @@ class _Planner:
         self._architecture = architecture_of(folder)
 
     def plan(self) -> Plan:
-        """What came together, once it is known to fit together."""
+        """The collected edits, checked against each other."""
         self._check_vocabulary()
         edits = {name: tuple(edits) for name, edits in self.edits.items()}
         return Plan(edits, self.added, self.shapes, self.config, tuple(dict.fromkeys(self.notes)))
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Everything one adapter does."""
+        """Add everything that one adapter changes."""
         refuse_conditions(dataclasses.replace(adapter, copies={}))
         experts, others = self._apart(adapter)
         whole = {**adapter.replaced, **adapter.copies}
-        found = BaseNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tied.alias)
+        found = TensorNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tables.alias)
         self.notes += [*adapter.notes, *found.notes]
         for parameter, values in adapter.copies.items():
             self._resize(parameter, found.parameter(parameter), values)
@@ -145,15 +146,15 @@ class _Planner:
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
         for target, delta in experts.items():
-            for piece in pieces(self.folder, self._architecture, target, delta, weight):
-                self._put(piece.name, piece.edit, target, piece.rows)
+            for one in expert_edits(self.folder, self._architecture, target, delta, weight):
+                self._put(one.name, one.edit, target, one.rows)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, found.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
             self._rows(target, found.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
 
     def _apart(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
-        """Deltas of experts that the base may store otherwise than the adapter has them, and all others."""
+        """Deltas of experts, which the base may store in another form than the adapter, and all others."""
         experts = {
             target: delta
             for target, delta in adapter.deltas.items()
@@ -162,7 +163,7 @@ class _Planner:
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
-    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: BaseNames) -> None:
+    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: TensorNames) -> None:
         transposed = self._transposed(target, name, delta)
         name = self._untied(name, target)
         scale = delta.scaling * weight
@@ -194,14 +195,14 @@ class _Planner:
         self._put(name, edit, target, alone=True)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
-        """A table of a resized vocabulary in place of the base's; the adapter's delta comes on top of it."""
+        """Replace a table by one of a resized vocabulary, to which the adapter's delta is then added."""
         name = self._untied(name, parameter)
         self.shapes[name] = values.shape
         self.edits.setdefault(name, []).insert(0, Replace(values))
         self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
 
     def _replace(self, parameter: str, name: str, values: np.ndarray, weight: float) -> None:
-        table = self.tied.is_table(name)
+        table = self.tables.is_table(name)
         if table and values.ndim == 2 and values.shape[1:] == self.tensors[name].shape[1:]:
             if values.shape != self.tensors[name].shape:
                 self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
@@ -233,9 +234,12 @@ class _Planner:
         return self.tensors[name] if name in self.tensors else self.added[name]
 
     def _put(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
-        """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all."""
+        """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all of it.
+
+        `alone`: the edit cannot be combined with another of the same rows.
+        """
         own = self._weight(name)
-        if not computable(dtypes.NUMPY.get(own.dtype)):
+        if not isinstance(kind(own.dtype), Floats):
             what = f"the base's {name} is {own.dtype}, not bfloat16, float16 or float32"
             raise RefusedError(target, what, "Dequantize it first")
         first, count = rows or (0, own.rows)
@@ -250,41 +254,42 @@ class _Planner:
         check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
     def _untied(self, name: str, target: str) -> str:
-        """The tensor that a change of the table or of the output layer goes to: where they are one they become two."""
-        if not self.tied.tied or not self.tied.is_table(name):
+        """The tensor that takes a change of the embedding table or the output layer; tied ones become two."""
+        if not self.tables.tied or not self.tables.is_table(name):
             return name
         head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
-        if self.tied.head is None:
-            if not self.tied.can_be_two(self._architecture):
+        if self.tables.head is None:
+            if not self.tables.can_be_two(self._architecture):
                 what = f"the base's embedding and output layer are one tensor ({name})"
                 raise RefusedError(
                     target,
                     f"{what}; merged, the change would act in both places",
-                    "Untie them in the base first (tie_word_embeddings: false, with an lm_head.weight of its own)",
+                    "Untie them in the base first (tie_word_embeddings: false, and a separate lm_head.weight)",
                 )
-            table = self.tensors[self.tied.table or name]
+            table = self.tensors[self.tables.table or name]
             self.added["lm_head.weight"] = dataclasses.replace(table, name="lm_head.weight")
-            self.tied.head = "lm_head.weight"
+            self.tables.head = "lm_head.weight"
         if "tie_word_embeddings" not in self.config:
             self.config["tie_word_embeddings"] = False
-            self.notes.append("the embedding table and the output layer were one and are two now (tie_word_embeddings)")
-        return self.tied.head if head else name
+            self.notes.append("the embedding table and the output layer were tied and are now separate (tie_word_embeddings)")
+        return self.tables.head if head else name
 
     def _check_vocabulary(self) -> None:
-        """Tables of a resized vocabulary must all have as many rows, which config.json then says."""
+        """Check that all tables of a resized vocabulary have the same number of rows, and record it for config.json."""
         if not self.shapes:
             return
         rows = {name: shape[0] for name, shape in self.shapes.items()}
         for name in (*self.tensors, *self.added):
-            if self.tied.is_table(name) and name not in rows:
+            if self.tables.is_table(name) and name not in rows:
                 rows[name] = self._weight(name).shape[0]
         if len(set(rows.values())) > 1:
-            said = ", ".join(f"{name} {count}" for name, count in rows.items())
-            raise RefusedError(next(iter(self.shapes)), f"the vocabulary was resized, and its tables do not agree: {said}")
+            counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+            raise RefusedError(next(iter(self.shapes)), f"the vocabulary was resized, and its tables do not agree: {counts}")
         self.config["vocab_size"] = next(iter(rows.values()))
 
     def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
-        """Whether the base stores this weight `(in, out)`. Shapes decide; for a square one, what transformers builds."""
+        """Whether the base stores this weight as `(in, out)`: by its shape, and if that is square, by the class of the
+        model."""
         have = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
         known = stored_transposed(self.folder.spec.model_type, target)
@@ -295,7 +300,7 @@ class _Planner:
         if delta.transposed_base and have[0] == have[1]:
             raise RefusedError(
                 target,
-                f"square, and fan_in_fan_out is set, but {model} isn't known to store it transposed",
+                f"square, and fan_in_fan_out is set, but {model} is not known to store it transposed",
                 "Set fan_in_fan_out to false in adapter_config.json if it does not",
             )
         return False

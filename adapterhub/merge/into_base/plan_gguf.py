@@ -1,73 +1,38 @@
-"""Which tensor of a GGUF base gets which edits, in the names and orders of llama.cpp; every refusal of GGUF bases is here.
+"""The edits of each tensor of a GGUF model, in llama.cpp's names and orders, and every reason to refuse a merge into one.
 
-A module of Hugging Face's may be some rows of a tensor (fused q, k and v), an expert of it (stacked experts) or several
-tensors, and its rows may have another order there (`architecture`, `gguf_lora.layout`). Its edit moves accordingly.
+A Hugging Face module may be some rows of a tensor (fused q, k and v), an expert of it (stacked experts) or several tensors, and
+its rows may be in another order there (`architectures`, `formats.gguf.layout`). Its edit is moved accordingly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from adapterhub.merge.checks import Weighted, check_adapter
-from adapterhub_converters.adapter import (
-    Adapter,
-    LowRank,
-    LowRankEmbedding,
-    Rows,
-    StackedLowRank,
-    factor_pairs,
-    factored_out,
-)
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank, factor_pairs, factored_out
 from adapterhub_converters.architectures import names
-from adapterhub_converters.bases import BaseSpec, read_base
-from adapterhub_converters.bases.gguf import part_paths
-from adapterhub_converters.containers.gguf_file import GGUFFile, GGUFHeader, GGUFTensor
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf import checks
 from adapterhub_converters.formats.gguf.layout import ALL, Size, arranged, size_of
 
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
+from .read_base import GGUFBase, Placed
 
 TABLE, HEAD = "token_embd", "output"
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A tensor and the file it is in."""
-
-    path: Path
-    info: GGUFTensor
-
-    @property
-    def rows(self) -> int:
-        """Rows of it seen as a matrix; those of one expert after those of another."""
-        count = 1
-        for dim in self.info.shape[:-1]:
-            count *= dim
-        return count
-
-    @property
-    def columns(self) -> int:
-        """Numbers in a row; of a vector, which is one row, all."""
-        return self.info.shape[-1] if self.info.shape else 1
-
-
-@dataclass(frozen=True)
-class GGUFBase:
-    """A GGUF model: its headers, and its tensors by name in the order of its files."""
-
-    spec: BaseSpec
-    header: GGUFHeader
-    tensors: Mapping[str, Placed]
-
-
 @dataclass
 class GGUFPlan:
-    """`edits` by tensor name; `untied` when the output layer gets a tensor of its own, at first a copy of the table."""
+    """The changes of a GGUF model.
+
+    Attributes:
+        edits: By tensor name, in the order of the adapters.
+        targets: Tensor name to the modules that change it.
+        untied: Whether the output layer gets a tensor of its own, initially a copy of the embedding table.
+        notes: Decisions, one line each.
+    """
 
     base: GGUFBase
     edits: dict[str, list[Edit]] = field(default_factory=dict)
@@ -76,46 +41,29 @@ class GGUFPlan:
     notes: list[str] = field(default_factory=list)
 
 
-def read_gguf_base(path: Path) -> GGUFBase:
-    """The headers of a GGUF model, split or not; FormatError when its parts are none of one model."""
-    spec, tensors, first = read_base(path), {}, None
-    for part in part_paths(path):
-        with GGUFFile(part) as file:
-            first = first or file.header
-            tensors.update({name: Placed(part, info) for name, info in file.tensors.items()})
-    if first is None:
-        raise RefusedError(str(path), "no file of a model")
-    return GGUFBase(spec, first, tensors)
-
-
-def plan_gguf(adapters: Weighted, path: Path) -> GGUFPlan:
-    """The edits that merge the adapters into the GGUF model `path`.
+def plan_gguf(adapters: Weighted, base: GGUFBase) -> GGUFPlan:
+    """The edits that merge the adapters, each times its weight, into a GGUF model.
 
     Raises:
-        RefusedError: The result would differ from base and adapters loaded together; says which module and why.
+        RefusedError: The result would differ from base and adapters loaded together; names the module and the reason.
     """
-    base = read_gguf_base(path)
     if not adapters:
-        raise RefusedError(str(path), "no adapter to merge")
+        raise RefusedError(str(base.path), "no adapter to merge")
     planner = _Planner(base)
     for adapter, weight in adapters:
         check_adapter(adapter, weight)
-        planner.add(_without_copies(factored_out(adapter)), weight)
+        # A folder's own weights are compared with such copies; those of a GGUF may be rounded.
+        if adapter.copies:
+            what = "the adapter contains a copy of the base's weight"
+            raise RefusedError(next(iter(adapter.copies)), what, "Save it again with save_embedding_layers=False")
+        planner.add(factored_out(adapter), weight)
     planner.settle()
     planner.made.notes = list(dict.fromkeys(planner.made.notes))
     return planner.made
 
 
-def _without_copies(adapter: Adapter) -> Adapter:
-    # Compared with the base's own weights when the base is a folder; one in GGUF may have rounded them.
-    if adapter.copies:
-        name = next(iter(adapter.copies))
-        raise RefusedError(name, "a copy of the base's weight rides along", "Save it again with save_embedding_layers=False")
-    return adapter
-
-
 class _Planner:
-    """Gathers edits adapter by adapter."""
+    """Collects the edits of a GGUF model, adapter by adapter."""
 
     def __init__(self, base: GGUFBase) -> None:
         self.made = GGUFPlan(base)
@@ -128,7 +76,7 @@ class _Planner:
         self._tied = HEAD + ".weight" not in base.tensors
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Everything one adapter does."""
+        """Add everything that one adapter changes."""
         self.made.notes += adapter.notes
         for target, delta in factor_pairs(adapter).items():
             if isinstance(delta, LowRankEmbedding):
@@ -143,16 +91,17 @@ class _Planner:
             self._set_rows(target, rows, weight)
 
     def settle(self) -> None:
-        """An output layer of its own for a model that has none, when table and output are to differ."""
+        """Give a tied model a separate output layer if table and output are to differ."""
         if not (self._tied and self.made.untied):
             return
         if not self._architecture.head:
             what = f"llama.cpp's {self._architecture.gguf} has no output layer but the embedding table"
             raise RefusedError(TABLE, f"{what}: merged, a change of one would act in both places")
         self.made.edits.setdefault(f"{HEAD}.weight", [])
-        self.made.notes.append("the embedding table and the output layer were one tensor and are two now (output.weight)")
+        self.made.notes.append("the embedding table and the output layer were one tensor and are now two (output.weight)")
 
     def _parts(self, target: str, size: Size) -> list[tuple[str, int | None, int, slice]]:
+        """The tensors of a module: name, expert, first row there, and the rows of the delta that belong there."""
         """Tensor, expert, first row there, and which rows of the delta go there."""
         if aside := self._aside(target):
             return [(aside, None, 0, slice(None))]
@@ -166,7 +115,7 @@ class _Planner:
         return found
 
     def _aside(self, target: str) -> str | None:
-        """The tensor of a module that takes no LoRA in llama.cpp: a matrix of one row is a vector there."""
+        """The tensor of a module that takes no LoRA in llama.cpp, since a matrix of one row is a vector there."""
         layer, path = names.layer_of(target), target.split(".", 3)[-1]
         found = self._architecture.aside.get(f"{path}.weight") if layer is not None else None
         return f"blk.{layer}.{found}" if found else None
@@ -203,8 +152,8 @@ class _Planner:
             self._bias(target, names.permuted(delta.bias, order), scale)
 
     def _latent(self, target: str, prefix: str, delta: LowRank, weight: float) -> None:
-        """DeepSeek's kv_b_proj, whose rows are the keys and values of each head: `k_b` has the keys of a head transposed,
-        `v_b` its values (llama.cpp, conversion/deepseek.py)."""
+        """DeepSeek's kv_b_proj: its rows are the keys and values of each head; `k_b` has the keys of a head transposed, `v_b`
+        its values (llama.cpp, conversion/deepseek.py)."""
         keys, values = (self._base.tensors.get(f"{prefix}{part}_b.weight") for part in "kv")
         if not keys or not values or not delta.plain or len(keys.info.shape) != 3 or len(values.info.shape) != 3:
             raise RefusedError(target, f"the base has no {prefix}kv_b, or the adapter does more than add to it")
@@ -284,13 +233,13 @@ class _Planner:
         self._put(target, name, 0, shape[0], SetRows(rows.ids, rows.values), alone=True)
 
     def _place(self, target: str, name: str, expert: int | None, row: int, shape: tuple[int, int]) -> tuple[int, str]:
-        """The row of the tensor seen as a matrix, and its name; RefusedError when the delta doesn't fit there."""
+        """The row of the tensor seen as a matrix, and its name; RefusedError if the delta does not fit there."""
         known = self._known(name)
         if known is None:
             raise RefusedError(target, f"the base has no {name} ({self._spec.where})", self._fused_hint(target))
         have = known.info.shape
         if expert is not None and (len(have) != 3 or not 0 <= expert < have[0]):
-            raise RefusedError(target, f"expert {expert} is none of the base's {name} {have}")
+            raise RefusedError(target, f"expert {expert} is not in the base's {name} {have}")
         per = have[-2] if len(have) > 1 else 1
         if not have or have[-1] != shape[1] or row + shape[0] > per or (expert is None and len(have) == 3):
             raise RefusedError(target, f"changes a weight of shape {shape}, the base's {name} is {have}")
@@ -298,7 +247,7 @@ class _Planner:
 
     def _known(self, name: str) -> Placed | None:
         found = self._base.tensors.get(name)
-        if found is None and name == f"{HEAD}.weight":  # a copy of the table, which it gets
+        if found is None and name == f"{HEAD}.weight":  # it gets a copy of the table
             return self._base.tensors.get(f"{TABLE}.weight")
         return found
 
@@ -314,7 +263,7 @@ class _Planner:
         if known.info.shape != tuple(shape):
             what = f"changes a weight of shape {tuple(shape)}, the base's {name} is {known.info.shape}"
             resized = known.info.shape[1:] == tuple(shape)[1:] and name.partition(".")[0] in (TABLE, HEAD)
-            hint = "The vocabulary was resized, and a GGUF's tokenizer would not know: merge into the folder" if resized else ""
+            hint = "The vocabulary was resized, unlike the GGUF's tokenizer: merge into the folder" if resized else ""
             raise RefusedError(target, what, hint)
 
     def _put(self, target: str, name: str, first: int, count: int, edit: Edit, *, alone: bool = False) -> None:

@@ -1,8 +1,9 @@
-"""Going on with a merge that was interrupted: its finished files are taken over, if they are the same merge's.
+"""Resume an interrupted merge: take over the finished files of an earlier run of the same merge.
 
-A merge of several files notes of each, once it is on the disk, its size and a checksum, beside the hidden folder it writes to
-(`files/staging.py`). A run with the same base, adapters and options looks for what a dead one left, compares the checksums,
-and computes only what is missing. An interrupted run leaves its finished files for that; one that fails leaves nothing.
+A merge of several files records the size and a checksum of each file once it is on the disk, next to the hidden folder that
+it writes to (`containers/atomic.py`). A run with the same base, adapters and options looks for what a dead run left,
+compares the checksums, and computes only what is missing. An interrupted run keeps its finished files for that; a run that
+fails keeps nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from adapterhub_converters.containers import atomic
 
 from .options import Options
 
-_NOTES = "finished"
+_RECORDS = "finished"
 _VERSION = 1
 _BLOCK = 1 << 20  # bytes
 
 
 def job(adapters: Weighted, base: Path, options: Options) -> str:
-    """A digest of all that the result depends on; of the base's files names, sizes and times."""
+    """A digest of everything that the result depends on; for the base, the names, sizes and times of its files."""
     state = hashlib.sha256(f"{_VERSION} {base.resolve()} {options!r}".encode())
     for path in sorted(base.iterdir() if base.is_dir() else [base]):
         with suppress(OSError):
-            seen = path.stat()
-            state.update(f"{path.name} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+            stat = path.stat()
+            state.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     for adapter, weight in adapters:
         state.update(f"{weight!r} {adapter.meta!r}\n".encode())
         _add(state, adapter)
@@ -44,8 +45,9 @@ def job(adapters: Weighted, base: Path, options: Options) -> str:
 
 def _add(state: hashlib._Hash, adapter: Adapter) -> None:
     for target, delta in sorted(adapter.deltas.items()):
-        said = [(one.name, getattr(delta, one.name)) for one in fields(delta) if not hasattr(getattr(delta, one.name), "dtype")]
-        state.update(f"{target} {type(delta).__name__} {said!r}\n".encode())
+        numbers = [(one.name, getattr(delta, one.name)) for one in fields(delta)]
+        plain = [(name, value) for name, value in numbers if not hasattr(value, "dtype")]
+        state.update(f"{target} {type(delta).__name__} {plain!r}\n".encode())
     for target, rows in sorted(adapter.rows.items()):
         state.update(f"{target} {rows.ids}\n".encode())
     for name, tensor in adapter.tensors():
@@ -54,36 +56,36 @@ def _add(state: hashlib._Hash, adapter: Adapter) -> None:
 
 
 class Finished:
-    """The finished files of a run, each with its note, in the folder `inside`."""
+    """The finished files of a run in the folder `inside`, each with a record."""
 
     def __init__(self, name: str, inside: Path) -> None:
         self._job = name
         self.folder = inside
-        self._notes = inside.parent / _NOTES
-        self._notes.mkdir(exist_ok=True)
+        self._records = inside.parent / _RECORDS
+        self._records.mkdir(exist_ok=True)
 
-    def note(self, path: Path) -> None:
-        """That a file is complete, once it is on the disk."""
+    def record(self, path: Path) -> None:
+        """Flush a complete file to the disk and record it."""
         atomic.sync(path)
-        said = {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}
-        (self._notes / path.name).write_text(json.dumps(said))
+        record = {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}
+        (self._records / path.name).write_text(json.dumps(record))
 
     def take_over(self, left: Path) -> set[str]:
-        """The names of the files of an earlier run that are whole and right, and this run's now; the rest of it is gone."""
+        """Move the intact files of an earlier run into this one and remove the rest; returns the names of those files."""
         taken = set()
-        for note in sorted((left / _NOTES).iterdir()):
+        for record in sorted((left / _RECORDS).iterdir()):
             with suppress(OSError, ValueError):
-                said, path = json.loads(note.read_text()), left / self.folder.name / note.name
-                if said == {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}:
-                    path.rename(self.folder / note.name)
-                    note.rename(self._notes / note.name)
-                    taken.add(note.name)
+                document, path = json.loads(record.read_text()), left / self.folder.name / record.name
+                if document == {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}:
+                    path.rename(self.folder / record.name)
+                    record.rename(self._records / record.name)
+                    taken.add(record.name)
         shutil.rmtree(left, ignore_errors=True)
         return taken
 
     def keep(self) -> None:
-        """Put what is finished where the next run looks, before the folder goes."""
-        done = [path.name for path in self._notes.iterdir()]
+        """Move the finished files to where the next run looks for them, before the folder is removed."""
+        done = [path.name for path in self._records.iterdir()]
         if not done:
             return
         place = self.folder
@@ -91,19 +93,19 @@ class Finished:
         (kept / place.name).mkdir()
         for name in done:
             (place / name).rename(kept / place.name / name)
-        self._notes.rename(kept / _NOTES)
+        self._records.rename(kept / _RECORDS)
 
 
 def left_over(out: Path, name: str) -> Path | None:
-    """The folder that a dead run of the job left beside `out`; what one of another job kept is removed."""
+    """The folder that a dead run of this job left next to `out`; those that runs of other jobs kept are removed."""
     place, found = Path(os.path.abspath(out)), None
     for kind in ("partial", "kept"):
         for left in sorted(place.parent.glob(f".{atomic.escaped(place.name)}.{kind}-*")):
-            lock = None if left == found else atomic.locked(left)  # found was renamed just now
+            lock = None if left == found else atomic.locked(left)  # `found` was renamed in the loop before
             if lock is None:
-                continue  # a living run's
-            if found is None and _is_of(left, name):
-                # staging removes what is called partial.
+                continue  # in use by another run
+            if found is None and _belongs_to(left, name):
+                # `atomic` removes folders that are named partial.
                 found = left.rename(left.with_name(left.name.replace(".partial-", ".kept-")))
             elif kind == "kept":
                 shutil.rmtree(left, ignore_errors=True)
@@ -111,14 +113,15 @@ def left_over(out: Path, name: str) -> Path | None:
     return found
 
 
-def _is_of(left: Path, name: str) -> bool:
+def _belongs_to(left: Path, name: str) -> bool:
     with suppress(OSError, ValueError, AttributeError):
-        return any(json.loads(note.read_text()).get("job") == name for note in (left / _NOTES).iterdir())
+        return any(json.loads(record.read_text()).get("job") == name for record in (left / _RECORDS).iterdir())
     return False
 
 
 def _checksum(path: Path) -> str:
-    """Of sums and exclusive ors of words, block by block: no accident gets past it, and it costs a tenth of a sha256."""
+    """A checksum of the sums and exclusive ors of words, by block: it detects any accident at a tenth of the cost of a
+    sha256."""
     state, block = hashlib.sha256(), np.empty(_BLOCK, np.uint8)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(block.data):

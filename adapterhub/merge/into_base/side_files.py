@@ -1,7 +1,8 @@
-"""The files of a model folder beside its weights: which go along into a merged model, and which must not.
+"""The files of a merged folder other than its weights: those copied from the base, and its model card.
 
-Configuration, tokenizer and documents go along. A second copy of the weights would still be the unmerged model, an
-adapter in the folder would be loaded on top by transformers, and a pickle can run code when it is loaded.
+Configuration, tokenizer and documents are copied. A second copy of the weights would still be the unmerged model, an
+adapter in the folder would be loaded on top by transformers, and a pickle can run code when it is loaded: these are left
+out.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from adapterhub_converters.bases import BaseSpec
 
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML)
+CARD = "README.md"
 
 
-def companions(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Paths relative to `base` to copy, and those left behind with the reason; hidden files and folders are neither."""
-    take, skipped = [], {}
+def side_files(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The files to copy, as paths relative to `base`, and those to leave out, with the reason; hidden ones are in neither."""
+    copied, skipped = [], {}
     for folder, folders, files in os.walk(base):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(files):
@@ -35,18 +37,18 @@ def companions(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str,
             if reason:
                 skipped[relative] = reason
             else:
-                take.append(relative)
-    return tuple(take), skipped
+                copied.append(relative)
+    return tuple(copied), skipped
 
 
 def _reason(path: Path, base: Path) -> str | None:
-    """Why a file stays behind; None when it goes along."""
+    """The reason to leave out a file; None for one to copy."""
     name = path.name.lower()
     if is_pickle_name(name):
         return "a pickle can run code when it is loaded"
     if name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name != "model.safetensors.index.json":
         return "other weights, which would still be the unmerged model"
-    if name in _ADAPTER or path == base / "README.md":
+    if name in _ADAPTER or path == base / CARD:
         return "belongs to an adapter" if name in _ADAPTER else "the merged model has a card of its own"
     if not path.is_file():
         return "not a regular file"
@@ -61,32 +63,29 @@ def _inside(target: Path, base: Path) -> bool:
     return target.is_relative_to(real) or target.parent == real.parent.parent / "blobs"
 
 
-def copy_companions(base: Path, folder: Path, names: tuple[str, ...]) -> None:
-    """Copy the contents of files, not their modes: a blob in a cache may be read-only."""
+def copy_side_files(base: Path, folder: Path, names: tuple[str, ...]) -> None:
+    """Copy the contents of files but not their modes: a blob in a cache may be read-only."""
     for name in names:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(base / name, target)
 
 
-# ---- The README.md of a merged model: what it is made of, for people and for the Hugging Face Hub
+def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tuple[str, ...]) -> str:
+    """The README.md of a merged model, for people and for the Hugging Face Hub.
 
-
-NAME = "README.md"
-
-
-def written(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tuple[str, ...]) -> str:
-    """The text: a pure function of base, adapters and what was decided, so that a merge is the same twice."""
-    said = {"repo": spec.repo, "revision": spec.revision, "name": base.resolve().name, **lineage.get("base", {})}
-    name = said["repo"] or said["name"]
+    A pure function of base, adapters and decisions, so that the same merge gives the same bytes.
+    """
+    origin = {"repo": spec.repo, "revision": spec.revision, "name": base.resolve().name, **lineage.get("base", {})}
+    name = origin["repo"] or origin["name"]
     front = {"base_model": name, "base_model_relation": "merge", "tags": ["lora", "merge"]}
     if spdx := _license(base):
         front["license"] = spdx
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
-    lines += [f"# {name}, merged", "", "A model with adapters merged into its weights by `adapterhub merge`.", ""]
+    lines += [f"# {name}, merged", "", "A model with adapters merged into its weights by adapterhub.", ""]
     lines += ["| | |", "| --- | --- |", f"| base | {_cell(name)} |"]
-    if said["revision"]:
-        lines.append(f"| revision | {_cell(said['revision'])} |")
+    if origin["revision"]:
+        lines.append(f"| revision | {_cell(origin['revision'])} |")
     if spec.fingerprint:
         lines.append(f"| fingerprint of its names and shapes | `{spec.fingerprint}` |")
     for adapter in lineage.get("adapters", ()):
@@ -102,9 +101,9 @@ def _cell(text: str) -> str:
 
 
 def _license(base: Path) -> str | None:
-    """What the base's own card says."""
+    """The license in the base's own model card; None without exactly one."""
     try:
-        text = (base / NAME).read_text(encoding="utf-8", errors="replace")[: card.MAX_BYTES]
+        text = (base / CARD).read_text(encoding="utf-8", errors="replace")[: card.MAX_BYTES]
     except OSError:
         return None
     found = card.parse(text).values("license")

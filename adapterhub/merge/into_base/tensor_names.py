@@ -1,22 +1,33 @@
-"""From the names of an adapter to the tensors of a Hugging Face folder, and the refusals where there is none that fits."""
+"""The tensors of a Hugging Face folder that an adapter's modules are stored in, and the refusals where no tensor matches.
+
+A base may name its modules with one leading component more or less than the adapter, tie its output layer to its embedding
+table, and store experts one by one or stacked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.errors import RefusedError
 
-from .read_folder import Folder, Weight
-from .tensor_io import Opened
+from .edits import AddLowRank
+from .read_base import Folder, Weight
+from .tensor_files import Opened
+
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Names of the weight of an output layer."""
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_COMPARED = 1 << 20  # bytes of two tensors that are compared at a time
 
 
 def architecture_of(folder: Folder) -> Architecture | None:
-    """What is known of the class of a base, if it is."""
+    """The architecture of a base; None for an unknown class."""
     try:
         return names.by_class(folder.spec.architecture, folder.spec.where)
     except RefusedError:
@@ -24,22 +35,22 @@ def architecture_of(folder: Folder) -> Architecture | None:
 
 
 def absent(target: str, where: str) -> RefusedError:
-    """The base at `where` has no such module or parameter."""
+    """An error: the base at `where` has no such module or parameter."""
     return RefusedError(target, f"not in the base {where}", "Is this the model the adapter was trained on?")
 
 
 def check_shape(target: str, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> None:
-    """RefusedError where the base's tensor `name` has another shape than the weight that the adapter changes."""
+    """RefusedError if the base's tensor `name` has a shape other than that of the weight that the adapter changes."""
     if tuple(shape) != have:
         hint = "The adapter was trained after the vocabulary was resized" if have[1:] == tuple(shape)[1:] else ""
         raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {have}", hint)
 
 
-class BaseNames:
-    """From an adapter's names to the base's: the same, or one leading component more or less, the same for all.
+class TensorNames:
+    """Maps an adapter's names to the base's: the same names, or all with one leading component more or less.
 
-    `GPT2LMHeadModel` calls its blocks `transformer.h…`, and its published checkpoint `h…`; transformers adds what is
-    missing when it loads (`base_model_prefix`), and so the adapter has it.
+    `GPT2LMHeadModel` names its blocks `transformer.h…`, its published checkpoint `h…`: transformers adds the prefix when it
+    loads the checkpoint (`base_model_prefix`), so the adapter's names have it.
     """
 
     def __init__(self, folder: Folder, adapter: Adapter, alias: Mapping[str, str]) -> None:
@@ -49,14 +60,15 @@ class BaseNames:
         self._alias = alias
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
         missing = sorted(stem for stem in stems if stem not in tensors and stem not in alias)
-        self._rename = self._dialect(missing) if missing else {}
-        self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes(self._rename)})
+        self._renamed = self._renaming(missing) if missing else {}
+        self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes()})
 
-    def _dialect(self, missing: list[str]) -> dict[str, str]:
+    def _renaming(self, missing: list[str]) -> dict[str, str]:
+        """The one way of renaming the `missing` names by which the base has them all."""
         first = missing[0]
-        heads = {first.partition(".")[0] + "."}
+        head = first.partition(".")[0] + "."
         added = {name.removesuffix(first) for name in self._tensors if name.endswith("." + first)}
-        ways = [{name: name.partition(".")[2] for name in missing}] if all(n.startswith(tuple(heads)) for n in missing) else []
+        ways = [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
         ways += [{name: prefix + name for name in missing} for prefix in sorted(added)]
         fitting = [way for way in ways if all(new in self._tensors for new in way.values())]
         if len(fitting) > 1:
@@ -65,68 +77,56 @@ class BaseNames:
             raise absent(first, self._where)
         return fitting[0]
 
-    @staticmethod
-    def _prefixes(rename: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        for old, new in rename.items():
+    def _prefixes(self) -> Iterator[tuple[str, str]]:
+        for old, new in self._renamed.items():
             longer = max(old, new, key=len)
             prefix = longer[: len(longer) - min(len(old), len(new))]
             yield (prefix, "") if len(old) > len(new) else ("", prefix)
 
     def parameter(self, name: str, *, why: str = "not in the base") -> str:
-        """The base's name of a parameter."""
+        """The base's name of a parameter; RefusedError with the reason `why` if it has none."""
         if name in self._tensors:
             return name
         if name in self._alias:
             return self._alias[name]
         stem = name.rpartition(".")[0] + ".weight"
-        new = self._rename.get(name) or self._rename.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
+        new = self._renamed.get(name) or self._renamed.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
         if new not in self._tensors:
             raise RefusedError(name.rpartition(".")[0], why)
         return new
 
 
-# ---- Tables of a row for each token: which those of a base are, and whether its output layer is one with the embedd
-
-
-HEADS = ("lm_head.weight", "embed_out.weight")
-"""What the weight of an output layer is called."""
-_HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
-class Tied:
-    """Whether the output layer is the embedding table, so that changing one would change the other.
+class TokenTables:
+    """The tables of a base that have a row for each token: the embedding table and the output layer.
 
     Attributes:
-        tied: Whether they are one.
-        head: The tensor of the output layer, where it has one.
-        stored: Whether the base has such a tensor.
+        tied: Whether they are one, so that changing one changes the other.
+        head: The tensor of the output layer; None without one.
+        stored: Whether the base stores such a tensor.
         table: The tensor of the embedding table, where its name is known.
     """
 
     def __init__(self, folder: Folder) -> None:
-        spec, self._weights = folder.spec, folder.weights
+        spec, self._weights, self._opened = folder.spec, folder.weights, folder.opened
         self._vocabulary = spec.config.get("vocab_size")
         self.head = next((name for name in self._weights if name.endswith(HEADS)), None)
         self.stored = self.head is not None
         self.table = next((f"{name}.weight" for name in names.EMBEDDINGS if f"{name}.weight" in self._weights), None)
-        self.tied = spec.tied or (self.head is None and spec.architecture.endswith(_HEADED))
+        self.tied = spec.tied or (self.head is None and spec.architecture.endswith(_WITH_HEAD))
         if self.head and "tie_word_embeddings" not in spec.config:
-            # Silent and both stored: transformers goes by the class's default; equal bytes settle it.
-            self.tied = self._same_bytes(self._weights[self.head])
+            # The config is silent and both are stored: transformers uses the class's default; equal bytes settle it.
+            head = self._weights[self.head]
+            others = [one for one in self._weights.values() if one.shape == head.shape and one.name != head.name]
+            self.tied = any(_same_bytes(self._opened, head, other) for other in others)
 
     @property
     def alias(self) -> dict[str, str]:
-        """What a base that has no tensor of the output layer has in its place."""
+        """The tensor that a base without an output layer of its own uses in its place."""
         return {"lm_head.weight": self.table} if self.tied and not self.stored and self.table else {}
 
     def can_be_two(self, known: Architecture | None) -> bool:
-        """Whether transformers loads an output layer of its own for this class, under a name that is known."""
+        """Whether transformers loads a separate output layer for this class, under a known name."""
         return known is not None and self.table is not None and "lm_head" in known.top
-
-    def _same_bytes(self, head: Weight) -> bool:
-        tables = [one for one in self._weights.values() if one.shape == head.shape and one.name != head.name]
-        with Opened() as opened:
-            return any(_equal(opened, head, other) for other in tables)
 
     def is_table(self, name: str) -> bool:
         """Whether a tensor has a row for each token."""
@@ -137,14 +137,95 @@ class Tied:
         return own is not None and len(own.shape) == 2 and own.shape[0] == self._vocabulary and not in_a_layer
 
 
-def _equal(opened: Opened, one: Weight, two: Weight) -> bool:
+def _same_bytes(opened: Opened, one: Weight, two: Weight) -> bool:
     if one.size != two.size or not one.size:
         return False
-    pieces = np.empty((2, 1 << 20), np.uint8)
-    for start in range(0, one.size, 1 << 20):
-        count = min(1 << 20, one.size - start)
+    pieces = np.empty((2, _COMPARED), np.uint8)
+    for start in range(0, one.size, _COMPARED):
+        count = min(_COMPARED, one.size - start)
         for piece, weight in zip(pieces, (one, two), strict=True):
             opened.read(weight.path, piece[:count], weight.offset + start)
         if not np.array_equal(pieces[0, :count], pieces[1, :count]):
             return False
     return True
+
+
+@dataclass(frozen=True)
+class ExpertEdit:
+    """An edit of the tensor `name`: of `rows` (first, count) of it, seen as a matrix, or of all if None."""
+
+    name: str
+    edit: AddLowRank
+    rows: tuple[int, int] | None = None
+
+
+def expert_edits(folder: Folder, known: Architecture | None, target: str, delta: Delta, weight: float) -> Iterator[ExpertEdit]:
+    """The edits of a delta of one expert or of all, its scale times `weight`, in whichever way the base stores its experts.
+
+    Raises:
+        RefusedError: The base has no such experts, or other shapes; or the delta has more than its factors.
+    """
+    if not isinstance(delta, LowRank | StackedLowRank) or not delta.plain:
+        raise RefusedError(target, f"a {type(delta).__name__} with more than its factors cannot be merged into experts")
+    scale = delta.scaling * weight
+    if isinstance(delta, LowRank):
+        yield _one_of_a_stack(folder, known, target, delta, scale)
+    elif own := folder.weights.get(target):
+        yield from _whole_stack(target, own, delta, scale)
+    else:
+        yield from _one_by_one(folder, known, target, delta, scale)
+
+
+def _whole_stack(target: str, own: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
+    """All experts, in one tensor of the base."""
+    experts, out, into = delta.shape
+    straight, across = (experts, out, into), (experts, into, out)
+    transposed = delta.transposed_base
+    if transposed is None:
+        if straight == across:
+            raise RefusedError(target, "square, and whether the base stores it (in, out) or (out, in) is not known")
+        transposed = own.shape == across
+    check_shape(target, target, across if transposed else straight, own.shape)
+    rows = own.shape[1]
+    for number in range(experts):
+        factors = LowRank(delta.lora_A[number], delta.lora_B[number], delta.alpha)
+        yield ExpertEdit(target, AddLowRank(factors, scale, transposed), (number * rows, rows))
+
+
+def _one_by_one(
+    folder: Folder, known: Architecture | None, target: str, delta: StackedLowRank, scale: float
+) -> Iterator[ExpertEdit]:
+    """All experts of a stacked parameter, on a base that stores them one by one."""
+    if known is None or not known.listed or not known.is_stacked(target):
+        raise absent(target, folder.spec.where)
+    stems, (experts, out, _) = known.stems(target), delta.shape
+    count = out // len(stems)
+    interleaved = bool(known.experts and known.experts.interleaved)
+    for expert in range(experts):
+        for number, stem in enumerate(stems):
+            rows = slice(number, None, len(stems)) if interleaved else slice(number * count, (number + 1) * count)
+            name = f"{known.listed_module(stem, expert)}.weight"
+            if name not in folder.weights:
+                raise RefusedError(target, f"{experts} experts, and the base has no {name}")
+            factors = LowRank(delta.lora_A[expert], delta.lora_B[expert][rows], delta.alpha)
+            check_shape(target, name, factors.shape, folder.weights[name].shape)
+            yield ExpertEdit(name, AddLowRank(factors, scale, transposed=False))
+    last = f"{known.listed_module(stems[0], experts)}.weight"
+    if last in folder.weights:
+        raise RefusedError(target, f"{experts} experts, and the base has more: {last}")
+
+
+def _one_of_a_stack(folder: Folder, known: Architecture | None, target: str, delta: LowRank, scale: float) -> ExpertEdit:
+    """One expert, on a base that stores all in one tensor."""
+    stem, expert = (known.stem(target), known.expert(target)) if known else (None, None)
+    parameter = known.stacked_module(stem) if known and stem else None
+    own = folder.weights.get(parameter or "")
+    if known is None or own is None or parameter is None or expert is None or stem is None:
+        raise absent(target, folder.spec.where)
+    stems = known.stems(parameter)
+    turned = bool(known.experts and (known.experts.transposed or known.experts.interleaved))
+    count = own.shape[1] // len(stems) if len(own.shape) == 3 else 0
+    if turned or not count or expert >= own.shape[0] or delta.shape != (count, own.shape[2]):
+        raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {own.shape}")
+    first = expert * own.shape[1] + stems.index(stem) * count
+    return ExpertEdit(parameter, AddLowRank(delta, scale, transposed=False), (first, count))

@@ -1,4 +1,4 @@
-"""A Hugging Face folder written again: in the base's own files where nothing else is asked for, else in new ones."""
+"""The weight files of a merged Hugging Face folder: the base's own files if types and sizes stay, else new ones."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import header_bytes
-from adapterhub_converters.errors import RefusedError
 
 from .edits import Edit
 from .nf4_writer import Entry, IntoNF4, in_nf4, quantization_config
 from .options import DTYPES, NF4, Options
 from .output_files import Copy, Made, OutFile, Part, Text
-from .read_folder import Folder, Shard, Weight
-from .tensor_io import Source, kind
+from .read_base import INDEX, Folder, Shard, Weight
+from .tensor_files import Buffer, Opened, Source
+from .tensor_types import floats
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is to be written of a folder.
+    """The changes of a folder, by tensor name.
 
     Attributes:
-        edits: By tensor name.
-        added: Tensors the base doesn't have, each a copy of one that it has to begin with.
-        shapes: Tensors that are replaced by others of another shape.
-        config: Keys of `config.json` that change.
-        sources: Tensors whose numbers are others than the base's even before the edits.
-        packed: Those that are written in NF4.
+        edits: The edits of each changed tensor.
+        added: Tensors that the base lacks, each initially a copy of one that it has.
+        shapes: The new shapes of tensors whose shape changes.
+        config: The keys of config.json that change.
+        sources: The numbers of tensors that differ from the base's before the edits.
+        packed: Tensors to store in NF4.
     """
 
     edits: Mapping[str, tuple[Edit, ...]]
@@ -49,7 +52,7 @@ class Written:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One weight of the output: made, or copied from places of the base (path and byte), of which there is one an entry."""
+    """A weight of the output: `made`, or copied from `places` in the base (path and byte), one for each entry."""
 
     name: str
     dtype: str
@@ -64,12 +67,11 @@ class _Tensor:
         return sum(_bytes(entry) for entry in self.entries)
 
     def parts(self, at: Mapping[str, int]) -> Iterator[Part]:
-        """Laid out, given where in the file each entry is."""
+        """The parts that write it, given the byte of the file at which each entry begins."""
         if self.made:
             packing = self.made.packing
-            yield replace(
-                self.made, at=at[self.name], packing=replace(packing, places=at) if isinstance(packing, IntoNF4) else None
-            )
+            placed = replace(packing, places=at) if isinstance(packing, IntoNF4) else None
+            yield replace(self.made, at=at[self.name], packing=placed)
         for entry, (path, offset) in zip(self.entries if self.places else (), self.places, strict=True):
             yield Copy(path, offset, _bytes(entry), at[entry[0]], _bytes(entry))
 
@@ -80,14 +82,15 @@ def _bytes(entry: Entry) -> int:
 
 
 def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
-    """The weight files, and the text of files beside them that differ from the base's; None for one that goes."""
+    """The weight files, and by name the texts of the other files that differ from the base's; None for one to leave out."""
     anew = options.dtype or options.requantize or options.shard_size or folder.method or what.added or what.shapes
     if not anew:
         files = tuple(OutFile(shard.path.name, list(_as_it_is(folder, shard, what))) for shard in folder.shards)
         return files, {**_config(folder, what.config)}
     tensors = list(_tensors(folder, what, options))
     groups = list(_groups(tensors, options.shard_size))
-    names = _names(len(groups))
+    count = len(groups)
+    names = [SINGLE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     metadata = next((shard.metadata for shard in folder.shards if shard.metadata), {"format": "pt"})
     files = tuple(OutFile(name, _parts(group, metadata)) for name, group in zip(names, groups, strict=True))
     texts: dict[str, str | None] = {INDEX: None, **_config(folder, {**what.config, **_types(folder, tensors, what, options)})}
@@ -100,14 +103,8 @@ def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple
     return files, texts
 
 
-def _names(count: int) -> list[str]:
-    if count == 1:
-        return [SINGLE]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
 def _as_it_is(folder: Folder, shard: Shard, what: Written) -> Iterator[Part]:
-    """A file with its header as it is: runs of untouched bytes, and the touched tensors, in file order."""
+    """A file with its header unchanged: ranges of unchanged bytes, and the changed tensors, in file order."""
     start, end = 0, shard.data_start
     for info in shard.tensors.values():
         if info.name in what.edits or info.name in what.sources:
@@ -123,25 +120,22 @@ def _copy(shard: Shard, start: int, end: int) -> Copy:
 
 
 def _made(weight: Weight, what: Written, dtype: str, at: int, *, stepwise: bool) -> Made:
-    form = kind(dtype)
-    if form is None:
-        raise RefusedError(weight.name, f"is {dtype}, not bfloat16, float16 or float32", "Dequantize it first")
-    name = weight.name
+    name, kind = weight.name, floats(dtype, weight.name)
     edits = what.edits.get(name, ())
     if name in what.shapes:
-        return Made(name, Blank(what.shapes[name]), form, at, edits, stepwise)
-    return Made(name, what.sources.get(name) or weight.source(), form, at, edits, stepwise)
+        return Made(name, Blank(what.shapes[name]), kind, at, edits, stepwise)
+    return Made(name, what.sources.get(name) or weight.source(), kind, at, edits, stepwise)
 
 
 @dataclass(frozen=True)
 class Blank:
-    """Zeros in the place of a tensor that an edit fills."""
+    """Zeros, for a tensor that an edit replaces as a whole."""
 
     shape: tuple[int, ...]
 
     @property
     def rows(self) -> int:
-        """As many as the new tensor has."""
+        """Rows of the new tensor."""
         return self.shape[0]
 
     @property
@@ -149,8 +143,8 @@ class Blank:
         """Numbers in a row."""
         return self.shape[1] if len(self.shape) > 1 else 1
 
-    def read(self, opened: Any, start: int, stop: int, out: Any, buffer: Any) -> None:
-        """Zeros."""
+    def read(self, opened: Opened, start: int, stop: int, out: NDArray[np.float32], buffer: Buffer) -> None:
+        """Fill `out` with zeros."""
         out[...] = 0
 
 
@@ -162,7 +156,7 @@ def _tensors(folder: Folder, what: Written, options: Options) -> Iterator[_Tenso
     stepwise, stored = not options.dtype and not folder.method, in_nf4(folder)
     for weight in (*folder.weights.values(), *what.added.values()):
         name, shape = weight.name, what.shapes.get(weight.name, weight.shape)
-        # What a model keeps in float32 beside 16-bit weights, it keeps for a reason.
+        # A model that stores some tensors in float32 next to 16-bit weights does so for a reason.
         dtype = DTYPES[options.dtype] if options.dtype and weight.dtype == main else weight.dtype
         untouched = name not in what.edits and name not in what.sources and name not in what.shapes
         if untouched and name in what.packed and name in stored:
@@ -177,7 +171,7 @@ def _tensors(folder: Folder, what: Written, options: Options) -> Iterator[_Tenso
 
 
 def _as_stored(folder: Folder, name: str) -> tuple[tuple[Entry, ...], None, tuple[tuple[Path, int], ...]]:
-    """A weight in NF4 with all that lies beside it, the codes as bytes whatever they are stored as."""
+    """A weight in NF4 with its other tensors; the codes are bytes, whatever type they are stored as."""
     found = [
         (shard.path, one)
         for shard in folder.shards
@@ -189,13 +183,11 @@ def _as_stored(folder: Folder, name: str) -> tuple[tuple[Entry, ...], None, tupl
 
 
 def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Tensor]]:
-    """Tensors of one file each: as many as fit into the size asked for, or those that were in one file of the base."""
+    """The tensors of each file: as many as fit into the shard size, or without one those of one file of the base."""
     group: list[_Tensor] = []
     size = 0
     for tensor in tensors:
-        full = (
-            size + tensor.size > shard_size if shard_size else tensor.weight.path != group[-1].weight.path if group else False
-        )
+        full = size + tensor.size > shard_size if shard_size else group and tensor.weight.path != group[-1].weight.path
         if group and full:
             yield group
             group, size = [], 0
@@ -205,7 +197,7 @@ def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Te
 
 
 def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part]:
-    """Where there are bytes beside floats, the widest numbers first: readers map them, and want them aligned."""
+    """A header and the tensors; with bytes among the floats, the widest types first: readers map them and need alignment."""
     entries = [entry for one in tensors for entry in one.entries]
     if any(one.made and one.made.packing for one in tensors) or any(len(one.entries) > 1 for one in tensors):
         entries.sort(key=lambda entry: -dtypes.BITS[entry[1]])
@@ -218,23 +210,23 @@ def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part
 
 
 def _types(folder: Folder, tensors: list[_Tensor], what: Written, options: Options) -> dict[str, Any]:
-    """What config.json has to say of types that are others now; None for a key that goes."""
-    said: dict[str, Any] = {}
+    """The keys of config.json that describe types and change; None for a key to remove."""
+    found: dict[str, Any] = {}
     if folder.method:
-        said |= {"quantization_config": None, "quantization": None, "compression_config": None}
+        found |= {"quantization_config": None, "quantization": None, "compression_config": None}
     if options.dtype or folder.method or options.requantize:
         counted = Counter[str]()
         for tensor in tensors:
             counted[tensor.dtype] += math.prod(tensor.shape) * dtypes.BITS[tensor.dtype]
         key = "torch_dtype" if "torch_dtype" in folder.config and "dtype" not in folder.config else "dtype"
-        said[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
+        found[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
         if options.requantize == NF4:
-            said["quantization_config"] = quantization_config(folder, set(what.packed), said[key])
-    return said
+            found["quantization_config"] = quantization_config(folder, set(what.packed), found[key])
+    return found
 
 
 def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
-    """The config with other values, wherever in it the keys are; a key that is nowhere comes at the top."""
+    """config.json with changed values, at every level that has the key; a new key is added at the top level."""
     if not changes:
         return {}
     config = json.loads(json.dumps(folder.config))
@@ -250,7 +242,7 @@ def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:
-    """Write the files beside the weights that aren't the base's own, and remove those that go."""
+    """Write the files that differ from the base's, and remove those to leave out."""
     for name, text in texts.items():
         (folder / name).unlink(missing_ok=True)
         if text is not None:

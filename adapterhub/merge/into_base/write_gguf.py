@@ -1,4 +1,4 @@
-"""A GGUF model written again with some of its tensors changed: the same metadata, the same order, the rest copied."""
+"""The files of a merged GGUF model: the base's metadata and order, some tensors changed, all others copied."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from adapterhub_converters.errors import RefusedError
 
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Text
-from .plan_gguf import HEAD, TABLE, GGUFPlan, Placed
-from .tensor_io import Kind, Stored, kind, writable
+from .plan_gguf import HEAD, TABLE, GGUFPlan
+from .read_base import Placed
+from .tensor_files import Stored
+from .tensor_types import kind, writable
 
-# llama.cpp, include/llama.h, `llama_ftype`: what a file is mostly made of.
+# llama.cpp, include/llama.h, `llama_ftype`: the type of most of a file.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-# Read by llama.cpp in float32 whatever the rest is in (src/llama-quant.cpp, `tensor_allows_quantization`).
+# Read by llama.cpp in float32, whatever the type of the others (src/llama-quant.cpp, `tensor_allows_quantization`).
 NEVER_QUANTIZED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d")
 LINEAGE = "adapterhub.merged"
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
+_IN_EVERY_PART = ("general.architecture", "general.alignment")
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the output: where its numbers come from and what they become."""
+    """A tensor of the output: its place in the base, its type, and how it is made if it is not copied."""
 
     name: str
     placed: Placed
@@ -39,11 +42,11 @@ class _Tensor:
 
 
 def gguf_files(plan: GGUFPlan, out: Path, options: Options) -> tuple[OutFile, ...]:
-    """The file `out`, or the parts of a model in the folder `out` when there is a size for them."""
+    """The file `out`, or with a shard size the parts of a model in the folder `out`."""
     tensors = [_tensor(plan, name, placed, options) for name, placed in _all(plan)]
     groups = list(_groups(tensors, options.shard_size)) if options.shard_size else [tensors]
     metadata = {key: Value(plan.base.header.kinds[key], value) for key, value in plan.base.header.metadata.items()}
-    metadata = {key: value for key, value in metadata.items() if key not in _SPLIT} | _said(plan, tensors, options)
+    metadata = {key: value for key, value in metadata.items() if key not in _SPLIT} | _changed_metadata(plan, tensors, options)
     if not options.shard_size:
         return (OutFile(out.name, _parts(metadata, tensors, plan.base.header.alignment)),)
     files = []
@@ -53,15 +56,11 @@ def gguf_files(plan: GGUFPlan, out: Path, options: Options) -> tuple[OutFile, ..
             "split.count": Value("UINT16", len(groups)),
             "split.tensors.count": Value("INT32", len(tensors)),
         }
-        # As llama-gguf-split has it: all is said in the first part.
-        head = {**metadata, **split} if number == 0 else _only(metadata) | split
+        # As llama-gguf-split does: the first part has all metadata.
+        first = {key: value for key, value in metadata.items() if number == 0 or key in _IN_EVERY_PART}
         name = f"{out.name}-{number + 1:05}-of-{len(groups):05}.gguf"
-        files.append(OutFile(name, _parts(head, group, plan.base.header.alignment)))
+        files.append(OutFile(name, _parts({**first, **split}, group, plan.base.header.alignment)))
     return tuple(files)
-
-
-def _only(metadata: Mapping[str, Value]) -> dict[str, Value]:
-    return {key: value for key, value in metadata.items() if key in ("general.architecture", "general.alignment")}
 
 
 def _all(plan: GGUFPlan) -> Iterator[tuple[str, Placed]]:
@@ -80,15 +79,11 @@ def _tensor(plan: GGUFPlan, name: str, placed: Placed, options: Options) -> _Ten
     if source is None:
         raise RefusedError(where, f"the base's {name} is {placed.info.type_name}, which holds no weights to compute with")
     stored = Stored(placed.path, placed.info.offset, placed.rows, placed.columns, source)
-    return _Tensor(name, placed, target, Made(name, stored, _writable(target, placed, name), 0, edits))
-
-
-def _writable(target: str, placed: Placed, name: str) -> Kind:
-    return writable(target, placed.columns, name)
+    return _Tensor(name, placed, target, Made(name, stored, writable(target, placed.columns, name), 0, edits))
 
 
 def _target(name: str, placed: Placed, options: Options, *, changed: bool) -> str:
-    """The type a tensor gets: its own, unless the options say otherwise for such a one."""
+    """The type of a tensor in the output: its own, unless the options set another for such tensors."""
     own = placed.info.type_name
     matrix = len(placed.info.shape) > 1 and not name.endswith(NEVER_QUANTIZED)
     stored = kind(own)
@@ -102,21 +97,21 @@ def _target(name: str, placed: Placed, options: Options, *, changed: bool) -> st
     return own
 
 
-def _said(plan: GGUFPlan, tensors: list[_Tensor], options: Options) -> dict[str, Value]:
-    """What the metadata says otherwise than the base's."""
+def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) -> dict[str, Value]:
+    """The keys whose values differ from the base's."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.size
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     changed = any(tensor.kind != tensor.placed.info.type_name for tensor in tensors)
-    said: dict[str, Value] = {}
+    found: dict[str, Value] = {}
     if changed and most in _FILE_TYPES:
-        said["general.file_type"] = Value("UINT32", _FILE_TYPES[most])
+        found["general.file_type"] = Value("UINT32", _FILE_TYPES[most])
     if changed and options.requantize:
-        said["general.quantization_version"] = Value("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
+        found["general.quantization_version"] = Value("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
     if options.lineage:
-        said[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
-    return said
+        found[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
+    return found
 
 
 def _groups(tensors: list[_Tensor], shard_size: int) -> Iterator[list[_Tensor]]:

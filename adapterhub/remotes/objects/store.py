@@ -23,11 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import CHUNK, Digest, copy_hashing, parse_digest, sha256_bytes
-from adapterhub.index.database import latest_tags
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
-from adapterhub.registry.registry import ABSENT, now
+from adapterhub.registry.registry import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub.store.store import FOLDER, Entry

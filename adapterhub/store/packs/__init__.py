@@ -1,10 +1,10 @@
-"""Blobs that lie compressed, bit for bit what they were: how a file is cut, how its numbers are coded, the pack file.
+"""Packs: losslessly compressed blobs.
 
-    cutting     a safetensors or GGUF file as runs of numbers of one width, matched with those of a parent
-    planes      numbers to byte planes that compress, and back
-    container   the pack: a head, the stored planes, an index; its writer and its reader
-    place       where packs lie in a store
-    chains     which pack needs which blob
+    cutting      divides a safetensors or GGUF file into runs of numbers of one width, matched with those of a parent
+    byte_planes  encodes numbers as byte planes that compress
+    container    the pack file: a head, the stored planes, an index; its writer and reader
+    folder       the packs of a store
+    chains       the parents that packs need
 
-Nothing here knows the registry: bytes come through `read_at(offset, n)`, and who reads checks the digest of what comes out.
+Nothing here depends on the registry: bytes are read by `read_at(offset, n)`, and the reader compares the digest of the result.
 """

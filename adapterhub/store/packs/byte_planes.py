@@ -1,13 +1,13 @@
-"""Numbers to byte planes that compress, and back.
+"""Encoding of numbers as byte planes that compress.
 
-The bytes of a trained float are not alike: its exponent takes few values, its mantissa all of them. So the bytes of a
-block are sorted by their place in the number, one plane each, and every plane is stored as zstd or, where that gains
-nothing, as it is. Before that the bits are turned left by one, which leaves the exponent of bfloat16 and float32 alone
-in the top byte, and puts the sign, which is noise, among the mantissa.
+The bytes of a trained float differ: its exponent takes few values, its mantissa all of them. The bytes of a block are therefore
+sorted by their position in the number, one plane per position, and each plane is stored as zstd or, where that saves nothing,
+as it is. Before that, the bits are rotated left by one, which leaves the exponent of bfloat16 and float32 alone in the top byte
+and moves the sign, which is noise, to the mantissa.
 
-A block may be coded as a difference instead: its bit patterns minus those of a near parent, as integers, with the sign
-in the lowest bit so that small differences of either sign have high bytes of zero. Integer differences of bit patterns
-gain more than XOR, and round nothing.
+A block may be encoded as a difference instead: its bit patterns minus those of a near parent, as integers, with the sign in the
+lowest bit, so that small differences of either sign have high bytes of zero. Integer differences of bit patterns save more than
+XOR, and round nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Words = NDArray[Any]  # unsigned integers, little-endian
 WIDTHS = (1, 2, 4, 8)
 DEFAULT_LEVEL = 3
 _WORDS = {width: np.dtype(f"<u{width}") for width in WIDTHS}
-_WORTH = 0.97  # a plane that zstd leaves longer than this is stored as it is, which costs nothing to read
+_WORTH = 0.97  # a plane that zstd leaves longer than this share is stored as it is, which costs nothing to read
 
 
 def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int = DEFAULT_LEVEL) -> list[bytes | Bytes]:
-    """The stored planes of a block, lowest byte first: one as long as the block has numbers is stored as it is.
+    """Return the stored planes of a block, lowest byte first; one with as many bytes as the block has numbers is uncompressed.
 
     Args:
         block: A whole number of words of `width` bytes.
         width: 1, 2, 4 or 8.
-        parent: As many bytes to take the difference from.
-        level: zstd's, for bytes that are no numbers (`width` 1); planes of numbers gain nothing by a higher one.
+        parent: As many bytes, to encode the block as a difference to them.
+        level: zstd's level for bytes that are not numbers (`width` 1); a higher one saves nothing on planes of numbers.
     """
     words: Words = block.view(_WORDS[width])
     if parent is not None:
@@ -51,7 +51,7 @@ def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int 
 
 
 def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = None) -> Bytes:
-    """The block of `count` words that `planes` were made from; FormatError when they cannot be such planes."""
+    """Decode the block of `count` words from its stored planes; FormatError for invalid ones."""
     words = _joined([_plain(plane, count) for plane in planes], width)
     if parent is not None:
         signs = words & 1
@@ -72,8 +72,8 @@ def _turned(words: Words) -> Words:
 
 
 def _zigzag(words: Words) -> Words:
-    """Words that wrapped around, as -1 does, to small ones: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …"""
-    signs = words.view(f"<i{words.itemsize}") >> (8 * words.itemsize - 1)  # all bits of a negative number, none of another
+    """Map words, as signed numbers, to small ones: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …"""
+    signs = words.view(f"<i{words.itemsize}") >> (8 * words.itemsize - 1)  # all bits set for negative numbers, else none
     doubled = words << 1
     doubled ^= signs.view(words.dtype)
     return doubled
@@ -106,18 +106,18 @@ def _plain(stored: bytes, count: int) -> Bytes:
 
 
 def deflate(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
-    """`data` as one zstd frame that says how long it is."""
+    """Compress `data` into one zstd frame with its content size."""
     frame: bytes = _compressor(level).compress(data)
     return frame
 
 
 def inflate(stored: bytes, count: int) -> bytes:
-    """The `count` bytes in a zstd frame; FormatError for any other frame, before anything is allocated for it."""
+    """Decompress a zstd frame of `count` bytes; FormatError for any other frame, before anything is allocated for it."""
     zstd = _zstd()
     try:
-        # A frame that says how long it is gets just that allocated, whatever limit is passed: so ask it first.
+        # zstd allocates the content size that the frame states, whatever limit is passed: check it first.
         if zstd.frame_content_size(stored) != count:
-            raise FormatError("", "a stored plane is not as long as it has to be")
+            raise FormatError("", "a stored plane has the wrong length")
         plain: bytes = _decompressor().decompress(stored)
     except zstd.ZstdError as error:
         raise FormatError("", f"a stored plane cannot be read ({error})") from error
@@ -125,7 +125,7 @@ def inflate(stored: bytes, count: int) -> bytes:
 
 
 class _Contexts(threading.local):
-    """zstd's working memory, which two threads must not use at once."""
+    """zstd's contexts, which two threads must not use at once."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
@@ -136,10 +136,10 @@ _contexts = _Contexts()
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """Of a level; 0 is for planes of numbers.
+    """Return a compressor of a level; 0 is for planes of numbers.
 
-    An exponent has no phrases that come again, only values that are frequent: all there is to gain is zstd's entropy
-    coding. A match finder that finds next to nothing (only runs, as of zeros) makes it three times as fast, and smaller.
+    Exponents have no repeated sequences, only frequent values, so that only zstd's entropy coding saves space. A match finder
+    that finds next to nothing (runs, as of zeros) makes it three times as fast, and the result smaller.
     """
     found = _contexts.compressors.get(level)
     if found is None:
@@ -161,5 +161,5 @@ def _zstd() -> Any:
         import zstandard
     except ImportError as error:
         hint = "Run `pip install zstandard`"
-        raise MissingExtraError("", "packed blobs need the package zstandard, which isn't installed", hint) from error
+        raise MissingExtraError("", "packed blobs need the package zstandard, which is not installed", hint) from error
     return zstandard

@@ -1,12 +1,12 @@
-"""The pack: one file that holds one blob, coded block by block.
+"""The pack file: one blob, encoded block by block.
 
-    64 bytes    head: magic, size of the blob, place, length and entries of the index, digest of the parent or zeros
-    …           the stored planes of every block, one after the other
-    …           the index, one entry of 48 bytes a block, as zstd
+    64 bytes    head: magic, size of the blob, offset, length and entries of the index, digest of the parent or zeros
+    …           the stored planes of each block in turn
+    …           the index, one entry of 48 bytes per block, compressed with zstd
 
-A head alone tells how long the blob is and what else it needs. Reading is by `read_at` and streams: one block at a time, and
-of every parent up the chain two. A pack is believed as little as any file: every length is checked before it is used,
-nothing is allocated for more than a block, and whoever reads compares the digest of what came out.
+The head alone has the size of the blob and the parent it needs. Reading streams by `read_at`: one block in memory, and two of
+each parent up the chain. A pack is trusted no more than any other file: every length is checked before it is used, at most one
+block is allocated at a time, and the reader compares the digest of the result.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _HEAD = struct.Struct("<7sBQQII32s")
 _ENTRY = np.dtype(
     [("size", "<u4"), ("width", "u1"), ("delta", "u1"), ("zero", "<u2"), ("parent", "<u8"), ("stored", "<u4", (8,))]
 )
+_HINT = "Check the registry"
 _CLEARLY = 0.95
 _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
-_HINT = "Run `adapterhub fsck`"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a pack says first: `size` of the blob in bytes; `parent`, the digest of what it is a difference to, or empty."""
+    """The head of a pack: `size` of the blob in bytes; `parent`, digest of the blob it is a difference to, or empty."""
 
     size: int
     parent: str
@@ -50,20 +50,20 @@ class Head:
 
 
 def read_head(raw: bytes, where: str) -> Head:
-    """The head in the first 64 bytes of a pack."""
+    """Parse the first 64 bytes of a pack; FormatError for another file, RefusedError for a newer format."""
     if len(raw) < HEAD_SIZE or not raw.startswith(_MAGIC):
-        raise FormatError(where, "not a pack", _HINT)
+        raise FormatError(where, "not a pack", _HINT, code="check-registry")
     _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
     if version > _VERSION:
         raise RefusedError(where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub")
     if version != _VERSION or size > MAX_SIZE or blocks > MAX_BLOCKS:
-        raise FormatError(where, "the head of the pack makes no sense", _HINT)
+        raise FormatError(where, "the head of the pack is invalid", _HINT, code="check-registry")
     return Head(size, f"sha256:{parent.hex()}" if any(parent) else "", offset, length, blocks)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a pack came to, in bytes: the whole file, and how much of the blob is coded as a difference."""
+    """Sizes of a pack in bytes: the whole file, and the part of the blob that is encoded as a difference."""
 
     size: int
     delta: int
@@ -81,12 +81,12 @@ def write(
     """Write the pack of a blob of `size` bytes into an empty seekable file.
 
     Args:
-        file: Where to; it is written from the start, and its head last.
-        read_at: The blob.
-        size: In bytes.
-        blocks: What `cutting.blocks` made of it.
-        parent: Digest and bytes of what the blocks' `parent` are places in.
-        level: zstd's, for what are no numbers.
+        file: The output; its head is written last.
+        read_at: Reads the blob.
+        size: Size of the blob in bytes.
+        blocks: The blob, as `cutting.blocks` divides it.
+        parent: Digest and reader of the parent, into which the `parent` of blocks are offsets.
+        level: zstd's level for bytes that are not numbers.
     """
     file.write(bytes(HEAD_SIZE))
     position, delta, entries = HEAD_SIZE, 0, []
@@ -111,9 +111,9 @@ def write(
 
 
 class _Smallest:
-    """The shortest of the planes of a block, of its difference to the parent, and of the block itself.
+    """Chooses the shortest of a block's planes, of its difference to the parent, and of the plain block.
 
-    How a block codes alone is not tried where its difference is clearly shorter than the last one that was tried.
+    Planes without the parent are not tried where the difference is clearly shorter than those of the last block tried.
     """
 
     def __init__(self, level: int) -> None:
@@ -123,7 +123,7 @@ class _Smallest:
     def __call__(
         self, raw: byte_planes.Bytes, width: int, parent: byte_planes.Bytes | None
     ) -> tuple[list[bytes | byte_planes.Bytes], bool]:
-        """The stored planes, and whether they are those of a difference."""
+        """Return the stored planes, and True if they are those of a difference."""
         delta = None if parent is None else byte_planes.encode(raw, width, parent, level=self._level)
         least = len(raw) if delta is None else _length(delta)
         if delta is not None and least < _CLEARLY * self._alone.get(width, 0.0) * len(raw):
@@ -146,17 +146,17 @@ def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tup
 def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
     raw = read_at(offset, size)
     if len(raw) != size:
-        raise IntegrityError("", "ends before its end: it changed while it was read")
+        raise IntegrityError("", "shorter than before: it changed while it was read")
     return np.frombuffer(raw, np.uint8)
 
 
 class Reader(io.RawIOBase):
-    """The blob in a pack: an unbuffered file whose bytes are decoded as they are read.
+    """The blob in a pack, as an unbuffered file that decodes its bytes while they are read.
 
     Args:
-        file: The pack, which is closed with the reader.
-        where: What errors call it.
-        parent: The blob that the head names, open for reading, or None when it names none; closed with the reader.
+        file: The pack; closed with the reader.
+        where: Its name in errors.
+        parent: The parent that the head names, open for reading, or None without one; closed with the reader.
     """
 
     def __init__(self, file: BinaryIO, where: str, parent: Reader | BinaryIO | None = None) -> None:
@@ -179,11 +179,11 @@ class Reader(io.RawIOBase):
             raise self._damaged("its index cannot be read") from error
         entries = np.frombuffer(raw, _ENTRY)
         if not _sensible(entries, head):
-            raise self._damaged("its index makes no sense")
+            raise self._damaged("its index is invalid")
         return entries
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes of the blob; fewer only at its end."""
+        """Return bytes of the blob; fewer only at its end."""
         out = bytearray(max(0, min(size, self.head.size - offset)))
         self._copy(memoryview(out), offset)
         return bytes(out)
@@ -199,7 +199,7 @@ class Reader(io.RawIOBase):
 
     def _block(self, at: int) -> byte_planes.Bytes:
         if at not in self._cache:
-            while len(self._cache) >= 2:  # a child's block may begin in one of ours and end in the next
+            while len(self._cache) >= 2:  # a child's block may begin in one block and end in the next
                 del self._cache[next(iter(self._cache))]
             try:
                 self._cache[at] = self._decoded(at)
@@ -218,18 +218,18 @@ class Reader(io.RawIOBase):
             return byte_planes.decode(stored, width, size // width)
         parent = self._of_parent(int(entry["parent"]), size)
         if len(parent) != size:
-            raise FormatError("", "is a difference to bytes that its parent does not have")
+            raise FormatError("", "its difference needs bytes beyond the end of the parent")
         return byte_planes.decode(stored, width, size // width, np.frombuffer(parent, np.uint8))
 
     def _of_parent(self, offset: int, size: int) -> bytes:
         if isinstance(self._parent, Reader):
             return self._parent.read_at(offset, size)
         if self._parent is None:
-            raise FormatError("", "is a difference to a parent that the head does not name")
+            raise FormatError("", "its difference needs a parent, and the head names none")
         return _read_at(self._parent, offset, size)
 
     def _damaged(self, what: str) -> FormatError:
-        return FormatError(self.name, f"a damaged pack: {what}", _HINT)
+        return FormatError(self.name, f"a damaged pack: {what}", _HINT, code="check-registry")
 
     # ---- as a file
 
@@ -238,7 +238,7 @@ class Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; less only at the end, as an unbuffered file does and a pipe doesn't."""
+        """Fill `buffer`; less only at the end of the blob, unlike a pipe."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self.head.size - self._position))]
         self._copy(view, self._position)
@@ -255,12 +255,12 @@ class Reader(io.RawIOBase):
 
 
 def at(file: Any) -> ReadAt:
-    """How to read a blob that is open, plain or packed, at an offset."""
+    """Return a function that reads an open blob, plain or packed, at an offset."""
     return file.read_at if isinstance(file, Reader) else functools.partial(_read_at, file)
 
 
 def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, int]:
-    """What a few of the blocks that have a place in a parent come to: bytes coded alone, and bytes as a difference."""
+    """Estimate, from a few blocks that have a place in a parent, the bytes when encoded alone and as a difference."""
     shared = [block for block in blocks if block.parent is not None]
     alone = delta = 0
     for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
@@ -277,7 +277,7 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _before(sizes: Any) -> Any:
-    """For each the sum of those before it."""
+    """Return, for each size, the sum of those before it."""
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))[:-1] if len(sizes) else np.zeros(0, np.int64)
 
 

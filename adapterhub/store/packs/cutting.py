@@ -1,8 +1,7 @@
-"""A file as runs of numbers of one width, and each beside the same numbers in a parent.
+"""Division of a file into runs of numbers of one width, each matched with the same numbers in a parent.
 
-A tensor's place and type come from the header of its file, read by the bounded readers; a file of any other kind, or one
-whose header is malformed, is one run of bytes. Whatever is said here of a file, its bytes come back as they were: a
-wrong width would only compress worse.
+Offset and type of a tensor come from the header of its file, read by the bounded readers; a file of another kind, or with a
+malformed header, is one run of bytes. The division does not affect the decoded bytes: a wrong width only compresses worse.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from adapterhub_converters.errors import FormatError
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 ReadAt = Callable[[int, int], bytes]
-"""Bytes at an offset; fewer only where the file ends."""
+"""Returns bytes at an offset; fewer only at the end of the file."""
 
-MAX_BLOCK = 1 << 20  # bytes; larger compresses no better and leaves the cache
+MAX_BLOCK = 1 << 20  # bytes; larger blocks compress no better and exceed the CPU cache
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Bytes that are coded alike.
+    """Bytes that are encoded alike.
 
     Attributes:
         size: In bytes, a multiple of `width`.
-        width: Bytes of a number; 1 where they are none.
-        key: What the run is: a tensor's name, type and shape; empty for what lies between tensors.
+        width: Bytes per number; 1 for bytes that are not numbers.
+        key: Name, type and shape of a tensor; empty for bytes between tensors.
         parent: Offset of the same tensor in the parent.
     """
 
@@ -41,7 +40,7 @@ class Run:
 
 
 def runs(read_at: ReadAt, size: int) -> list[Run]:
-    """A file of `size` bytes from its first byte to its last."""
+    """Divide a file of `size` bytes into runs, from its first byte to its last."""
     try:
         found = tensors(read_at, size)
     except FormatError:
@@ -50,7 +49,7 @@ def runs(read_at: ReadAt, size: int) -> list[Run]:
 
 
 def tensors(read_at: ReadAt, size: int) -> list[Run]:
-    """The tensors of a safetensors or GGUF file; FormatError for what is neither."""
+    """Return the tensors of a safetensors or GGUF file as runs; FormatError for another file."""
     if read_at(0, 4) == gguf_file.MAGIC:
         found = gguf_file.read_header(read_at, size, "").tensors.values()
         return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in found]
@@ -59,13 +58,13 @@ def tensors(read_at: ReadAt, size: int) -> list[Run]:
 
 
 def _run(offset: int, size: int, kind: str, name: str, shape: tuple[int, ...]) -> Run:
-    # A complex number is two floats; a type that numpy lacks, or of less than a byte, is bytes.
+    # A complex number is two floats; a type that numpy lacks, or that is smaller than a byte, is encoded as bytes.
     width = 4 if kind == "C64" else dtypes.NUMPY[kind].itemsize if kind in dtypes.NUMPY else 1
     return Run(offset, size, width, (name, kind, shape))
 
 
 def _filled(found: list[Run], size: int) -> Iterator[Run]:
-    """`found` in order, and what lies before, between and after them."""
+    """Yield the runs in order, with runs of bytes for the gaps before, between and after them."""
     position = 0
     for run in sorted(found, key=lambda run: run.offset):
         if not run.size:
@@ -79,9 +78,9 @@ def _filled(found: list[Run], size: int) -> Iterator[Run]:
 
 
 def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NONE) -> list[Run]:
-    """`child` with the places of the same tensors in `parent`: the same name, type and shape.
+    """Return `child` with the offsets of the same tensors in `parent`: those of equal name, type and shape.
 
-    `equal`: What a tensor of the child is called in the parent whose bytes are known to be the same.
+    `equal`: Name of a tensor in the child to the name of one in the parent that is known to have the same bytes.
     """
     places = {run.key: run.offset for run in parent if run.key}
     named = {run.key[0]: run for run in parent if run.key}
@@ -96,7 +95,7 @@ def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NON
 
 
 def blocks(found: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:
-    """Runs as blocks of at most `limit` bytes, a multiple of 8: large ones are cut, small ones of a kind joined."""
+    """Yield runs as blocks of at most `limit` bytes, a multiple of 8: large runs are cut, small ones of one width joined."""
     at: Run | None = None
     for run in found:
         rest = run

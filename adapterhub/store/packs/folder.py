@@ -1,4 +1,4 @@
-"""Where packs lie in a store: `packs/sha256/<hex>`, under the digest of the blob that they hold."""
+"""The packs of a store: `packs/sha256/<hex>`, named by the digest of the blob they contain."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from .container import Head, Reader
 
 Open = Callable[[str, int], "Reader | BinaryIO"]
-"""A blob open for reading, given its digest and how many differences deep we are."""
+"""Opens a blob for reading, given its digest and the number of differences that lead to it."""
 
 
 class Packs:
-    """The packs below a folder, which need not be there."""
+    """The packs below a folder, which is created with the first one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._heads: dict[str, tuple[tuple[int, ...], str | None]] = {}
 
     def path(self, digest: str) -> Path:
-        """Where the pack of a blob lies, or would; `digest` has been checked."""
+        """Return the path of a blob's pack; the caller has checked `digest`."""
         return self.folder / digest.removeprefix("sha256:")
 
     def files(self) -> list[Path]:
-        """Every file where packs lie, sorted."""
+        """List every file in the folder, sorted."""
         try:
             return sorted(self.folder.iterdir())
         except FileNotFoundError:
@@ -40,13 +40,13 @@ class Packs:
             raise LocalIOError(str(self.folder), error.strerror or str(error)) from error
 
     def digests(self) -> Iterator[str]:
-        """Of every blob that has a pack."""
+        """Yield the digest of every blob that has a pack."""
         for path in self.files():
             if re.fullmatch(r"[0-9a-f]{64}", path.name) and path.is_file():
                 yield f"sha256:{path.name}"
 
     def head(self, digest: str) -> Head | None:
-        """The head of a blob's pack; None when there is no pack."""
+        """Read the head of a blob's pack; None without a pack."""
         path = self.path(digest)
         try:
             with open(path, "rb", buffering=0) as file:
@@ -60,14 +60,14 @@ class Packs:
         return read_head(raw, str(path))
 
     def parents(self) -> dict[str, str]:
-        """What every pack is a difference to; those that are none are left out, and so are those that can't be read."""
+        """Return the parents of packs; packs without one, and unreadable ones, are left out."""
         return {digest: parent for digest, parent in self.heads().items() if parent}
 
     def heads(self) -> dict[str, str | None]:
-        """Every pack with what it is a difference to: empty for nothing, None where it can't be read."""
+        """Return every pack with its parent: empty without one, None for an unreadable pack."""
         found = {}
         for digest in self.digests():
-            with contextlib.suppress(OSError):  # it went just now
+            with contextlib.suppress(OSError):  # removed just now
                 status = self.path(digest).stat()
                 stamp = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._heads.get(digest, ((),))[0] != stamp:
@@ -83,7 +83,7 @@ class Packs:
         return head.parent if head else None
 
     def open(self, digest: str, blob: Open, depth: int = 0) -> Reader | None:
-        """The blob in a pack, open for reading, its parents opened by `blob`; None when there is no pack."""
+        """Open the blob in a pack for reading; `blob` opens its parents. None without a pack."""
         path = self.path(digest)
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the reader
@@ -96,7 +96,8 @@ class Packs:
 
             head = read_head(file.read(HEAD_SIZE), str(path))
             if head.parent and depth >= READ_DEPTH:
-                raise FormatError(str(path), f"a difference over {READ_DEPTH} deep", "Run `adapterhub fsck`")
+                what = f"a chain of more than {READ_DEPTH} differences"
+                raise FormatError(str(path), what, "Check the registry", code="check-registry")
             return Reader(file, str(path), blob(head.parent, depth + 1) if head.parent else None)
         except BaseException:
             file.close()

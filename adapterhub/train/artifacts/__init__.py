@@ -1,1 +1,1 @@
-"""What a training writes."""
+"""Files that a training writes."""

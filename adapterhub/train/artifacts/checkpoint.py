@@ -1,7 +1,7 @@
-"""A run that was stopped, as one safetensors file: the factors, the optimizer's moments, the log so far.
+"""Checkpoints: one safetensors file with the trained parameters, the optimizer's moments and the log so far.
 
-Nothing else is needed, because there is no other state: the order of the data follows from the seed and the step.
-The file names the training it belongs to, so that it cannot go on as another one.
+There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that
+no other one can resume from it.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any
 import torch
 
 from adapterhub.train import distributed
-from adapterhub.train.layers.lora import trained
+from adapterhub.train.layers.lora import trained_parameters
 from adapterhub.train.loop import optimizer
-from adapterhub.train.loop.loop import State
+from adapterhub.train.loop.state import State
 from adapterhub.train.model.weights import as_numpy, as_torch
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 
-_BEST = ".best"  # what a parameter was when the held-out loss was lowest
+_BEST = ".best"  # a parameter at the lowest held-out loss
 
 
 def path_for(out: Path) -> Path:
-    """Where the checkpoint of a run into `out` lies: beside it."""
+    """Return the path of the checkpoint of a run into `out`, next to it."""
     return out.with_name(out.name + ".checkpoint.safetensors")
 
 
 def identity(facts: Mapping[str, Any]) -> str:
-    """Digest of what makes two runs the same."""
+    """Return the digest of what makes two runs the same."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def save(path: Path, model: Any, state: State, run: str) -> Path:
-    """Write the checkpoint whole, over the one before; only the first of several processes does."""
+    """Replace the checkpoint by a new one, whole or not at all; only the first of several processes writes."""
     if not distributed.first():
         return path
     tensors = {f"{name}{_BEST}": _array(value) for name, value in state.best.items()}
-    for name, parameter in trained(model):
+    for name, parameter in trained_parameters(model):
         tensors[name] = _array(parameter)
-        # An expert that no token has come to yet has no moments.
+        # An expert that has had no token yet has no moments.
         for moment, value in optimizer.moments(state.optimizer, parameter).items():
             tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
@@ -64,23 +64,28 @@ def _array(tensor: Any) -> Any:
 
 
 def restore(path: Path, model: Any, state: State, run: str) -> bool:
-    """Bring model and state to where the checkpoint at `path` left them; False if there is none."""
+    """Restore model and state from the checkpoint at `path`; returns False if there is none.
+
+    Raises:
+        ConflictError: It is of another training.
+        FormatError: It does not fit the model.
+    """
     if not path.exists():
         return False
     with safetensors_file.SafetensorsFile(path) as file:
         metadata = file.header.metadata
         if metadata.get("run") != run:
             raise ConflictError(
-                str(path), "is of a training with another config, data or base", "Delete it, or name another output folder"
+                str(path), "belongs to a training with another config, data or base", "Delete it, or use another output folder"
             )
         try:
-            for name, parameter in trained(model):
+            for name, parameter in trained_parameters(model):
                 with torch.no_grad():
                     parameter.copy_(as_torch(file.tensor(name)))
                 moments = [key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST}"]
                 if moments:
-                    known = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments}
-                    optimizer.put(state.optimizer, parameter, known)
+                    tensors = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments}
+                    optimizer.restore_moments(state.optimizer, parameter, tensors)
             best = [key for key in file.header.tensors if key.endswith(_BEST)]
             state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
             state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])

@@ -1,6 +1,6 @@
-"""The finished folder: weights and config for peft, a model card, the curve, the log, and the manifest.
+"""The finished folder: weights and config for peft, a model card, the loss curve, the log, and adapter.json.
 
-It is written beside its place and renamed when it is whole. No clock, path or host name is in it, so the same
+It is written next to its place and renamed when it is complete. No time, path or host name is in it, so the same
 training gives the same bytes.
 """
 
@@ -19,50 +19,50 @@ from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training,
 from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.cost.memory import flops, parameters
-from adapterhub.train.loop.loop import State
-from adapterhub.train.model import trained_adapter
+from adapterhub.train.loop.state import State
+from adapterhub.train.model import adapters
 from adapterhub.train.model.base import Base
-from adapterhub_converters.bases import read_base
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.formats import peft
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
 _POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
-_SMOOTH = 10  # last steps that the reported training loss is the mean of
+_LAST = 10  # steps over which the reported training loss is averaged
 
 
 def check_place(out: Path) -> None:
-    """LocalIOError unless a folder can be made beside `out`, now rather than after an hour; what leads there is made."""
+    """Make the parent folder of `out`; LocalIOError now rather than after an hour where `out` cannot be written."""
     with atomic.beside(out):
         return
 
 
 def finish(
     config: TrainConfig,
+    spec: BaseSpec,
     base: Base,
     state: State,
+    *,
     record: Mapping[str, Any],
     out: Path,
-    *,
     parents: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """Write the folder `out`, whole or not at all; returns the training's record with its metrics."""
-    training = {**record, "metrics": {**metrics(state), **_work(config, base, state)}, "curve": curve(state)}
+) -> None:
+    """Write the folder `out`, whole or not at all; `record` is the training in adapter.json, without its metrics."""
+    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state)}, "curve": curve(state)}
     with atomic.whole(out) as folder:
-        peft.write(trained_adapter.adapter(config, base), folder)
+        peft.write(adapters.trained_adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
-        json_file.write_text(folder / "README.md", card(config, training))
-        _write_manifest(config, training, folder, parents)
-    return training
+        json_file.write_text(folder / "README.md", model_card(config, training))
+        _write_manifest(config, spec, training, folder, parents)
 
 
 def metrics(state: State) -> dict[str, float]:
-    """Training loss over the last steps, and held-out loss and perplexity before and after."""
+    """Return the training loss over the last steps, and the held-out loss and perplexity before and after."""
     losses = [line["loss"] for line in state.log if "loss" in line]
-    last = losses[-_SMOOTH:]
+    last = losses[-_LAST:]
     found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
-    before, after = state.heldout(0), state.heldout(state.kept)
+    before, after = state.heldout(0), state.heldout(state.kept_step)
     if before is not None and after is not None:
         found |= {
             "heldout_loss_before": before,
@@ -73,31 +73,31 @@ def metrics(state: State) -> dict[str, float]:
     return found
 
 
-def _work(config: TrainConfig, base: Base, state: State) -> dict[str, float]:
-    """How much learned and how much was computed, as the config and the base say: no clock."""
-    trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config)[0]
+def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State) -> dict[str, float]:
+    """Return how much was trained and computed, from the config and the base alone."""
+    trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config, spec)[0]
     tokens = state.step * config.train.rows * config.data.sequence
     return {
         "base_parameters": frozen,
         "trained_share": trained / (frozen + trained),
-        "flops": flops(config, tokens=tokens, learned=state.tokens, trained=trained),
+        "flops": flops(config, spec, tokens=tokens, label_tokens=state.tokens, trained=trained),
     }
 
 
 def curve(state: State) -> list[dict[str, float]]:
-    """The losses over the steps: every held-out one, and of those in training at most _POINTS, evenly and the last."""
+    """Return the losses by step: every held-out one, and at most _POINTS of the others, evenly and with the last."""
     steps = [line for line in state.log if "loss" in line]
     every = max(1, -(len(steps) // -_POINTS))
-    kept = {id(line) for line in steps[::-1][::every]}
+    chosen = {id(line) for line in steps[::-1][::every]}
     return [
         {key: line[key] for key in ("step", "loss", "heldout_loss") if key in line}
         for line in state.log
-        if "heldout_loss" in line or id(line) in kept
+        if "heldout_loss" in line or id(line) in chosen
     ]
 
 
 def versions(thread_count: int, device: Any) -> dict[str, str]:
-    """What the bytes of the result depend on besides config, data and base."""
+    """Return the versions and the hardware that the bytes of the result depend on."""
     import torch
 
     found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
@@ -115,18 +115,18 @@ def _plot(config: TrainConfig, state: State, path: Path) -> None:
     name = (config.base.name or Path(config.base.path).name).rpartition("/")[2]
     quantized = "QLoRA, NF4 base" if config.base.quantize == "nf4" else "LoRA"
     title, subtitle = f"{config.card.title or 'Adapter'} on {name}", f"{quantized}, r = {config.lora.r}"
-    loss_curve(state.log, path, kept=state.kept, title=title, subtitle=subtitle)
+    loss_curve(state.log, path, kept_step=state.kept_step, title=title, subtitle=subtitle)
 
 
 def _write_manifest(
-    config: TrainConfig, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]
+    config: TrainConfig, spec: BaseSpec, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]
 ) -> None:
-    declared = {"license": config.card.license, "description": config.card.description or None}
-    base = {"repo": config.base.name, "revision": config.base.revision}
-    base["quantization"] = config.base.quantize if config.base.quantize != "none" else None
-    declared = {key: value for key, value in declared.items() if value}
-    given = {key: value for key, value in base.items() if value}
-    spec = read_base(config.resolve(config.base.path))
+    card, base = config.card, config.base
+    quantization = base.quantize if base.quantize != "none" else None
+    names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
+    texts = {"license": card.license, "description": card.description}
+    declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
+    declared["base"] = {key: value for key, value in names.items() if value}
     record = Training(
         **{
             **training,
@@ -135,12 +135,12 @@ def _write_manifest(
             "curve": tuple(LossPoint(**point) for point in training["curve"]),
         }
     )
-    made = [Parent(**parent) for parent in parents]
-    describe.describe(folder, base=spec, training=record, parents=made, declared={**declared, "base": given}).write(folder)
+    described = [Parent(**parent) for parent in parents]
+    describe.describe(folder, base=spec, training=record, parents=described, declared=declared).write(folder)
 
 
-def card(config: TrainConfig, training: Mapping[str, Any]) -> str:
-    """The model card: the front matter that the Hugging Face Hub reads, and what a person wants to know."""
+def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
+    """Return the model card: the front matter that the Hugging Face Hub reads, and a summary for people."""
     title = config.card.title or "LoRA adapter"
     front: dict[str, Any] = {
         "base_model": config.base.name,

@@ -1,4 +1,4 @@
-"""The loss curve as a PNG."""
+"""The loss curve, as a PNG and in one line of text."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from typing import Any
 _BLUE, _ORANGE, _GRAY = "#3b6fb6", "#d9622b", "#6b7280"
 
 
-def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept: int, title: str, subtitle: str) -> None:
-    """Draw training loss and held-out loss over steps, the first held-out one and that of step `kept`, which is the result,
-    with their perplexity. No display is needed."""
+def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, title: str, subtitle: str) -> None:
+    """Draw training loss and held-out loss by step, without a display.
+
+    The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     steps = [line["step"] for line in log if "loss" in line]
     losses = [line["loss"] for line in log if "loss" in line]
-    asked = [(line["step"], line["heldout_loss"]) for line in log if "heldout_loss" in line]
+    heldout = [(line["step"], line["heldout_loss"]) for line in log if "heldout_loss" in line]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
     axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training (smoothed)")
-    if asked:
-        axes.plot(*zip(*asked, strict=True), color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
-        last = max(step for step, _ in asked)
-        for step, loss in asked:
-            if step not in (asked[0][0], kept):
+    if heldout:
+        axes.plot(*zip(*heldout, strict=True), color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
+        last = max(step for step, _ in heldout)
+        for step, loss in heldout:
+            if step not in (heldout[0][0], kept_step):
                 continue
             align = "left" if step == 0 else "right"
-            text = f"perplexity {math.exp(loss):.2f}{', kept' if kept == step < last else ''}"
+            text = f"perplexity {math.exp(loss):.2f}{', kept' if kept_step == step < last else ''}"
             axes.annotate(text, (step, loss), (0, 9), textcoords="offset points", ha=align, color=_ORANGE, fontsize=9)
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=22)
     axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=_GRAY, fontsize=10)
@@ -48,7 +50,7 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept: int, title
 
 
 def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Exponential mean, corrected for its start."""
+    """Return the exponential mean, corrected for its start."""
     means, mean, weight = [], 0.0, 0.0
     for loss in losses:
         mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
@@ -56,15 +58,11 @@ def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
     return means
 
 
-# ---- A curve in one line of text
-
-
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def line(values: Sequence[float], width: int = 24) -> str:
-    """The values from first to last in at most `width` characters, each the mean of its share, from the lowest to the
-    highest."""
+    """Return a curve of the values in at most `width` characters, each for the mean of its share of them."""
     if not values:
         return ""
     count = min(width, len(values))

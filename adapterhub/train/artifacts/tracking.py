@@ -1,6 +1,6 @@
-"""Where else the numbers of a run go: TensorBoard, W&B, MLflow or trackio, whichever is asked for and installed.
+"""Send the numbers of a run to TensorBoard, W&B, MLflow or trackio as well.
 
-Every one of them takes numbers by name for a step; this is the one small seam between that and the trainer's events.
+Each of them takes numbers by name for a step; this is the one adapter between that and the trainer's events.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ _PROJECT = "adapterhub"
 
 @contextlib.contextmanager
 def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
-    """`on_event` that also tells what `log_to` names; all are closed at the end. One that fails meanwhile is told no more.
+    """Yield an `on_event` that also logs to the trackers of `log_to`, which are closed at the end; one that fails is dropped.
 
     Raises:
-        UsageError: A name that isn't known.
-        MissingExtraError: One that isn't installed.
-        RefusedError: One that does not start.
+        UsageError: The name of a tracker is unknown.
+        MissingExtraError: A tracker is not installed.
+        RefusedError: A tracker does not start.
     """
     with contextlib.ExitStack() as stack:
         logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
-        yield telling(logs, on_event) if logs else on_event
+        yield logging_to(logs, on_event) if logs else on_event
 
 
-def telling(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
-    """`on_event` that also tells `logs` by their names, of which those that fail are taken out."""
+def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
+    """Return an `on_event` that also calls `logs`, trackers by name; one that fails is removed from them."""
 
-    def tell(event: Event) -> None:
+    def log_and_pass_on(event: Event) -> None:
         if numbers := _numbers(event):
             for name, log in list(logs.items()):
                 try:
                     log(*numbers)
-                except Exception as error:  # noqa: BLE001 - whatever somebody else's server makes of it
+                except Exception as error:  # noqa: BLE001 - it may be anything, from a server to a full disk
                     del logs[name]
                     on_event(Untracked(name, _reason(error)))
         on_event(event)
 
-    return tell
+    return log_and_pass_on
 
 
 def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
     where = f"{config.where}: [train] log_to"
     if name not in _KINDS:
-        raise UsageError(where, f"{name!r} isn't known", f"It may name {', '.join(_KINDS)}")
+        raise UsageError(where, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
     if importlib.util.find_spec(name) is None:
-        raise MissingExtraError(where, f"{name} isn't installed", f"pip install {name}")
-    return _said(_KINDS[name](config, out), name, where, on_event)
+        raise MissingExtraError(where, f"{name} is not installed", f"pip install {name}")
+    return _guarded(_KINDS[name](config, out), name, where, on_event)
 
 
 @contextlib.contextmanager
-def _said(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
-    """What a library raises when it starts or ends, in one line; these depend on servers, accounts and files of theirs."""
+def _guarded(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
+    """Report in one line what a tracker raises when it starts or ends; it depends on servers, accounts and files."""
     with contextlib.ExitStack() as stack:
         try:
             log = stack.enter_context(opening)
         except Exception as error:
             what = f"{name} does not start ({_reason(error)})"
-            raise RefusedError(where, what, "Set it up, or take it out of log_to") from error
+            raise RefusedError(where, what, "Set it up, or remove it from log_to") from error
         yield log
         try:
             stack.close()
-        except Exception as error:  # noqa: BLE001 - the adapter is written by now
+        except Exception as error:  # noqa: BLE001 - the adapter has been written
             on_event(Untracked(name, _reason(error)))
 
 
@@ -91,7 +91,7 @@ def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
 
 @contextlib.contextmanager
 def _tensorboard(_: TrainConfig, out: Path) -> Iterator[Log]:
-    """Event files in the folder OUT.tensorboard, beside the adapter, whose bytes must not depend on a clock."""
+    """Write event files into the folder OUT.tensorboard, next to the adapter, whose bytes must not depend on the time."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(out.with_name(out.name + ".tensorboard"))) as writer:
@@ -104,7 +104,7 @@ def _tensorboard(_: TrainConfig, out: Path) -> Iterator[Log]:
 
 
 def _run_of(module: str) -> Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]:
-    """W&B's way, which trackio has taken over: `init`, `log`, `finish`."""
+    """Return a tracker with W&B's interface, which trackio shares: `init`, `log`, `finish`."""
 
     @contextlib.contextmanager
     def opened(config: TrainConfig, out: Path) -> Iterator[Log]:

@@ -1,1 +1,1 @@
-"""What a training will take, and what it took."""
+"""Time and memory of a training, predicted and measured."""

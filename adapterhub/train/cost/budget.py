@@ -1,4 +1,4 @@
-"""Whether a training fits into the memory that is free, and what other settings would take."""
+"""Compare a training with the memory that is free, and with other settings."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from pathlib import Path
 
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import MemoryPlan
-from adapterhub_converters.bases import read_base
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 from .memory import plan
 
 _CGROUP = Path("sys/fs/cgroup")
-_SHORTEST = 128  # tokens; rows shorter than that are no advice
+_SHORTEST = 128  # tokens; shorter rows are never suggested
 Step = tuple[str, str, object]
 """Section, key and value."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Other settings, as they are written in the config, and what a training with them would hold."""
+    """Other settings, as they are written in the config, and the memory of a training with them."""
 
     settings: str
     plan: MemoryPlan
 
 
-def alternatives(config: TrainConfig) -> list[Alternative]:
-    """One setting changed at a time: rows at once, the sequence, checkpointing, the quantization."""
-    spec = read_base(config.resolve(config.base.path))
+def alternatives(config: TrainConfig, spec: BaseSpec) -> list[Alternative]:
+    """Return plans with one setting changed at a time: rows at once, the sequence, checkpointing, the quantization."""
     return [Alternative(text, plan(changed, spec)) for text, changed in _changes(config)]
 
 
@@ -54,44 +53,45 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def settled(config: TrainConfig, *, free: int | None, held: int = 0) -> TrainConfig:
-    """The config with `checkpointing` as it will be: where that is `auto`, only if without it the training doesn't fit.
+def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> TrainConfig:
+    """Return the config with `checkpointing = "auto"` replaced: on only where the training does not fit without it.
 
     `free` and `held` as for `check`.
     """
     if config.train.checkpointing != "auto":
         return config
     without = _with(config, "train", checkpointing=False)
-    fits = free is None or plan(without).total <= free + held
+    fits = free is None or plan(without, spec).total <= free + held
     return without if fits else _with(config, "train", checkpointing=True)
 
 
-def check(config: TrainConfig, *, free: int | None, held: int = 0) -> None:
-    """RefusedError unless the training fits into `free` bytes, of which this process holds `held` of its own already.
+def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> None:
+    """Refuse a training that does not fit into memory.
 
-    None: nobody knows how much is free, and all is let through.
+    Args:
+        free: Bytes that are free; None if unknown, which passes.
+        held: Bytes of the training that this process already holds.
+
+    Raises:
+        RefusedError: With the code `training-memory`, and the field `change`: the least change that makes it fit.
     """
-    if error := misfit(config, free=free, held=held):
+    if error := misfit(config, spec, free=free, held=held):
         raise error
 
 
-def misfit(config: TrainConfig, *, free: int | None, held: int = 0) -> RefusedError | None:
-    """The error of `check`, with the least change that makes it fit; None where it does."""
-    spec = read_base(config.resolve(config.base.path))
+def misfit(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> RefusedError | None:
+    """Return the error of `check`; None where the training fits."""
     needed = plan(config, spec).total
     if free is None or needed <= free + held:
         return None
     fitting = next((text for text, changed in _remedies(config) if plan(changed, spec).total <= free + held), None)
-    hint = f"Set {fitting}" if fitting else "No setting of rows, sequence or quantization makes it fit: take a smaller base"
-    return RefusedError(
-        config.where,
-        f"training takes about {_gigabytes(needed)} and {_gigabytes(free + held)} are free",
-        f"{hint}. --plan says what takes how much, --force starts it all the same",
-    )
+    change = f"Set {fitting}" if fitting else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
+    what = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + held)} are free"
+    return RefusedError(config.where, what, change, code="training-memory", change=change)
 
 
 def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """What could be changed, the least harmful first: fewer rows at once cost nothing, checkpointing time, short rows sense."""
+    """Yield changes, the least harmful first: fewer rows at once cost nothing, checkpointing costs time, short rows context."""
     steps: list[Step] = []
     if (config.train.micro_rows or config.train.rows) > 1:
         steps.append(("train", "micro_rows", 1))
@@ -121,16 +121,16 @@ def _gigabytes(count: int) -> str:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that could still be taken without swapping: of the system, or of this process's control group if less.
+    """Return the bytes available without swapping: of the system, or of this process's control group if less.
 
-    None where the system doesn't say.
+    None where the system does not report it.
     """
     found = [count for count in (_available(root), _left_in_group(root)) if count is not None]
     return min(found) if found else None
 
 
 def _available(root: Path) -> int | None:
-    """`MemAvailable` of /proc/meminfo (proc(5)); elsewhere half of what there is is a guess, so None."""
+    """Return `MemAvailable` of /proc/meminfo (proc(5)); None on other systems."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (root / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -139,7 +139,7 @@ def _available(root: Path) -> int | None:
 
 
 def _left_in_group(root: Path) -> int | None:
-    """What a container may still take (kernel.org, "Control Group v2", memory.max); cached files give way."""
+    """Return what is left of a container's limit (kernel.org, "Control Group v2", memory.max); cached files do not count."""
     group = root / _CGROUP
     with contextlib.suppress(OSError, ValueError):
         limit = (group / "memory.max").read_text().strip()

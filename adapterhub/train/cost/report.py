@@ -1,13 +1,11 @@
-"""What a training took: time, memory, and how much of the machine's arithmetic it used. Clocks are here and nowhere else.
+"""Measure a training: time, memory, and the share of the machine's arithmetic that it used.
 
 None of it goes into the adapter, whose bytes must not depend on when or where it was made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from adapterhub.train import devices
 from adapterhub.train.config import TrainConfig
 from adapterhub.train.events import Event, OnEvent, Ready, Report, Resumed, Stepped
+from adapterhub_converters.bases import BaseSpec
 
 from .memory import flops, full_fine_tuning, plan
 
@@ -24,23 +23,23 @@ _TOKENS, _SIZE = 512, 2048  # a matmul as a training's are: tokens times a squar
 
 
 class Meter:
-    """Times the steps, and passes every event on; what lies between a step and the event before it is the step."""
+    """Time the steps, and pass every event on: a step is the time since the event before it."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self._mark = time.monotonic()
         self.seconds = 0.0
         self.steps = 0
-        self.learned = 0
+        self.label_tokens = 0
         self._parameters = self._base = 0
-        self._before = 0  # tokens learned by a run that was stopped
+        self._before = 0  # label tokens of the run that was resumed
 
     def __call__(self, event: Event) -> None:
-        """Take in one event of the trainer."""
+        """Handle one event of the trainer."""
         if isinstance(event, Stepped):
             self.seconds += time.monotonic() - self._mark
             self.steps += 1
-            self.learned = event.tokens - self._before
+            self.label_tokens = event.tokens - self._before
         elif isinstance(event, Ready):
             self._parameters, self._base = event.parameters, event.base_parameters
         elif isinstance(event, Resumed):
@@ -48,17 +47,17 @@ class Meter:
         self._on_event(event)
         self._mark = time.monotonic()
 
-    def report(self, config: TrainConfig, device: Any) -> Report:
-        """What the steps took that this process did."""
+    def report(self, config: TrainConfig, spec: BaseSpec, device: Any) -> Report:
+        """Report on the steps that this process did."""
         tokens = self.steps * config.train.rows * config.data.sequence
-        operations = flops(config, tokens=tokens, learned=self.learned, trained=self._parameters)
+        operations = flops(config, spec, tokens=tokens, label_tokens=self.label_tokens, trained=self._parameters)
         rate = matmul_rate(getattr(torch, config.base.dtype), device)
         return Report(
             parameters=self._parameters,
             base_parameters=self._base,
-            predicted=plan(config).total,
-            peak=devices.peak(device) or peak_memory(),
-            full_fine_tuning=full_fine_tuning(config),
+            predicted=plan(config, spec).total,
+            peak=devices.peak(device),
+            full_fine_tuning=full_fine_tuning(config, spec),
             seconds=self.seconds,
             tokens_per_second=tokens / self.seconds if self.seconds else 0.0,
             flops=operations,
@@ -69,7 +68,7 @@ class Meter:
 
 
 def matmul_rate(dtype: Any, device: Any) -> float:
-    """Floating-point operations a second of the best of a few plain matrix products in `dtype`, with torch's threads now."""
+    """Return the floating-point operations a second of the best of a few matrix products in `dtype`, with torch's threads."""
     x, weight = (torch.ones(size, _SIZE, dtype=dtype, device=device) for size in (_TOKENS, _SIZE))
     best, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
@@ -80,17 +79,3 @@ def matmul_rate(dtype: Any, device: Any) -> float:
             torch.mm(x, weight)[0, 0].item()  # which waits for the device
             best = min(best, time.perf_counter() - start)
     return 2 * _TOKENS * _SIZE**2 / max(best, 1e-9)
-
-
-def peak_memory() -> int:
-    """The most bytes this process has held, or 0 where the system doesn't say."""
-    # ru_maxrss would count what the parent held before it started this program (getrusage(2)).
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    return 0

@@ -1,4 +1,4 @@
-"""The numbers of a base and of its adapter that time and memory depend on, from headers and config alone; no torch."""
+"""Sizes of a base and of its adapter that time and memory depend on, from a BaseSpec and a config, without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub.train.config import TrainConfig
 from adapterhub.train.layers.targets import Sizes, resolve
 from adapterhub_converters.bases import BaseSpec
 
-# The layers that end attention or an MLP: their input is theirs alone, the others of a module share one.
+# The layers at the end of attention or an MLP have an input of their own; the others of a module share one.
 _LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|dense_4h_to_h|fc2|fc_out|w2)$")
 _EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)\Z")
 _STACK = re.compile(r".*\.experts\.(gate_up_proj|up_proj|down_proj)\Z")
@@ -32,13 +32,13 @@ class Stack:
 
     @property
     def size(self) -> int:
-        """Weights in it."""
+        """The number of its weights."""
         return self.experts * self.out * self.inside
 
 
 @dataclass(frozen=True)
 class Target:
-    """What carries LoRA: rank, `(out, in)`, how many of these there are, and whether an embedding table does."""
+    """A target module: rank, `(out, in)`, the number of such matrices, and whether it is an embedding table."""
 
     r: int
     out: int
@@ -48,13 +48,13 @@ class Target:
 
     @property
     def numbers(self) -> int:
-        """Trained numbers of its factors."""
+        """The number of parameters of its factors."""
         return self.count * self.r * (self.out + self.inside)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A base: `linears` have `(out, in)` by path, `table` is path, vocabulary and d; `width` is bytes a number."""
+    """A base: `linears` have `(out, in)` by path, `table` is path, vocabulary and d; `width` is bytes of a number."""
 
     linears: Mapping[str, tuple[int, ...]]
     stacks: Mapping[str, Stack]
@@ -67,23 +67,23 @@ class Shape:
     head_dim: int
     vocabulary: int
     chosen: int
-    """Experts that a token goes through."""
+    """Experts that a token is sent to."""
     width: int
 
     @cached_property
     def linear(self) -> int:
-        """Weights in linear layers, experts' included."""
+        """The number of weights in linear layers, experts included."""
         return sum(map(math.prod, self.linears.values())) + sum(stack.size for stack in self.stacks.values())
 
     @property
     def used(self) -> int:
-        """Those that one token is multiplied with."""
+        """The number of them that one token passes."""
         idle = sum(stack.size * max(0, stack.experts - self.chosen) // stack.experts for stack in self.stacks.values())
         return self.linear - idle
 
 
 def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
-    """The numbers of the base in `spec`, computed in as `config` says."""
+    """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
     numbers = spec.config
     hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
     linears, stacks = _matrices(spec)
@@ -136,7 +136,7 @@ def _path(name: str) -> str:
 
 
 def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
-    """What carries LoRA, by path; RefusedError where the config names what isn't there."""
+    """Return the target modules by path; RefusedError where the config names one that the base does not have."""
     table, stacks = shape.table, list(shape.stacks)
     # Stacks of experts are adapted where they are named, as in peft.
     linears = [*shape.linears, *(stacks if config.lora.targets != "all-linear" else ())]
@@ -155,7 +155,7 @@ def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
 
 
 def trained(config: TrainConfig, shape: Shape) -> int:
-    """How many numbers learn."""
+    """Return the number of trained parameters."""
     found = targets(config, shape).values()
     magnitudes = sum(target.out for target in found) if config.lora.dora else 0
     rows = len(config.lora.trainable_token_indices) * shape.hidden
@@ -163,7 +163,7 @@ def trained(config: TrainConfig, shape: Shape) -> int:
 
 
 def inputs(found: Mapping[str, Target]) -> tuple[int, int]:
-    """Numbers a token that the adapted linear layers read: those of each apart, and those that are not the same."""
+    """Return the size of the inputs of all adapted linear layers for a token: with shared inputs repeated, and without."""
     apart = 0
     shared: dict[str, int] = {}
     for path, target in found.items():

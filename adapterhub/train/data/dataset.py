@@ -1,7 +1,7 @@
-"""From documents to rows of tokens: what shares a row, what is held out, what is refused, and in which order rows come.
+"""From documents to rows of tokens: held-out documents, sequence packing, and the order of rows.
 
-Documents share rows but do not see each other: positions begin at 0 with each document, which is how transformers tells
-them apart (`masking_utils.py`, `find_packed_sequence_indices`).
+Documents share rows but do not see each other: positions begin at 0 with each document, by which transformers separates
+them (`masking_utils.py`, `find_packed_sequence_indices`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from adapterhub.train.config import TrainConfig
 from adapterhub_converters.errors import RefusedError
 
-from . import documents as sources
+from . import documents
 from .examples import Example, encode
 
 IGNORED = -100
-"""The label of a position whose next token isn't learned."""
+"""The label of a position whose next token is not trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,14 @@ class Rows:
 
     @property
     def label_tokens(self) -> int:
-        """How many tokens are predicted and learned."""
+        """The number of tokens with a loss."""
         return int((self.labels != IGNORED).sum())
 
 
 def lengths(labels: np.ndarray) -> np.ndarray:
-    """Tokens of each row of `labels` up to its last label, `(rows,)`: what stands behind changes no number."""
-    learned = labels != IGNORED
-    return np.where(learned.any(axis=1), labels.shape[1] - learned[:, ::-1].argmax(axis=1), 0)
+    """Return the tokens of each row of `labels` up to its last label, `(rows,)`: padding behind it changes no number."""
+    labeled = labels != IGNORED
+    return np.where(labeled.any(axis=1), labels.shape[1] - labeled[:, ::-1].argmax(axis=1), 0)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows, and the files they were made of; `notes` are what is worth saying, one line each.
+    """Rows, and the files they were made of.
 
     Attributes:
-        digests: Of the documents, to see whether another set has the same.
-        truncated: Documents longer than a row, which were cut.
+        notes: For the user, one line each.
+        digests: Of the documents, to find those that another set has too.
+        truncated: The number of documents longer than a row, which were cut.
     """
 
     rows: Rows
@@ -80,40 +81,47 @@ class Dataset:
 
     @property
     def documents(self) -> int:
-        """How many examples there are."""
+        """The number of documents."""
         return sum(file.documents for file in self.files)
 
     @property
     def tokens(self) -> int:
-        """How many tokens they have, prompts included."""
+        """The number of their tokens, prompts included."""
         return sum(file.tokens for file in self.files)
 
 
 def datasets(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
-    """What is learned, and what is held out: files of its own, a share of the documents, or nothing."""
-    words, share = config.data, config.data.heldout_share
+    """Return the training data and the held-out data: files of its own, a share of the documents, or None."""
+    options, share = config.data, config.data.heldout_share
 
-    def made(names: Sequence[str], seed: int | None, keep: Callable[[sources.Document], bool]) -> Dataset:
-        paths = [config.resolve(name) for name in names]
-        where = f"{config.where}: [data] heldout_share" if share else ""
+    def loaded(names: Sequence[str], seed: int | None, keep: Callable[[documents.Document], bool]) -> Dataset:
         return load(
-            paths, tokenizer, sequence=words.sequence, loss=words.loss, seed=seed, pack_rows=words.pack, keep=keep, where=where
+            [config.resolve(name) for name in names],
+            tokenizer,
+            sequence=options.sequence,
+            loss=options.loss,
+            seed=seed,
+            pack_rows=options.pack,
+            keep=keep,
+            where=f"{config.where}: [data] heldout_share" if share else "",
         )
 
-    train_set = made(words.train, config.train.seed, lambda document: not held_out(document, share))
+    train_set = loaded(options.train, config.train.seed, lambda document: not held_out(document, share))
     if share:
-        return train_set, made(words.train, None, lambda document: held_out(document, share))
-    return train_set, made(words.heldout, None, lambda _: True) if words.heldout else None
+        return train_set, loaded(options.train, None, lambda document: held_out(document, share))
+    return train_set, loaded(options.heldout, None, lambda _: True) if options.heldout else None
 
 
-def held_out(document: sources.Document, share: float) -> bool:
-    """Whether a document belongs to the held-out share: by its digest, so that a copy of it does too, and the same
-    document does whatever else is in the data."""
+def held_out(document: documents.Document, share: float) -> bool:
+    """Return whether a document belongs to the held-out share.
+
+    Its digest decides, so that copies of it are held out too, and so is the same document among other data.
+    """
     return int.from_bytes(document.digest[:8], "big") < share * 2**64
 
 
 def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
-    """A line if documents are on both sides."""
+    """Return a note if documents are in both sets."""
     shared = len(train_set.digests & heldout.digests) if heldout else 0
     return [f"{shared} held-out documents are also trained on: its perplexity proves nothing"] if shared else []
 
@@ -126,28 +134,34 @@ def load(
     loss: str,
     seed: int | None,
     pack_rows: bool = True,
-    keep: Callable[[sources.Document], bool] = lambda _: True,
+    keep: Callable[[documents.Document], bool] = lambda _: True,
     where: str = "",
 ) -> Dataset:
-    """The rows of some files; documents that `keep` takes, in the order of `seed`, or as they stand for None.
+    """Load the rows of some files.
 
-    `where` stands in the message if there is nothing to learn; else the files do.
+    Args:
+        sequence: Tokens in a row.
+        loss: `all` or `completion`.
+        seed: Of the order of documents; None keeps that of the files.
+        pack_rows: Let documents share rows.
+        keep: Return whether a document is used.
+        where: The place in the error for data without labels; the files by default.
 
     Raises:
-        FormatError: A document isn't of a kind that is known.
-        RefusedError: Nothing in the data would be learned.
+        FormatError: A document has none of the known shapes.
+        RefusedError: Nothing in the data would be trained on.
     """
     files: list[File] = []
     examples: list[Example] = []
     digests: set[bytes] = set()
     for path in paths:
-        source = sources.read(path)
-        kept = [document for document in source.documents if keep(document)]
-        found = [encode(document.record, tokenizer, loss=loss, where=document.where) for document in kept]
-        tokens = sum(len(example.ids) for example in found)
-        files.append(File(source.name, source.digest, source.size, len(found), tokens))
-        digests |= {document.digest for document in kept}
-        examples += found
+        file = documents.read(path)
+        used = [document for document in file.documents if keep(document)]
+        encoded = [encode(document.record, tokenizer, loss=loss, where=document.where) for document in used]
+        tokens = sum(len(example.ids) for example in encoded)
+        files.append(File(file.name, file.digest, file.size, len(encoded), tokens))
+        digests |= {document.digest for document in used}
+        examples += encoded
     if seed is not None:
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
         examples = [examples[number] for number in shuffled]
@@ -161,43 +175,43 @@ def load(
 
 
 def _nothing(examples: list[Example], sequence: int, where: str) -> RefusedError:
-    if any(example.learned.any() for example in examples):
-        what = f"no token would be learned: what is to be learned lies behind the first {sequence} tokens of every document"
+    if any(example.trained.any() for example in examples):
+        what = f"no token to train on: the answers come after the first {sequence} tokens of every document"
         return RefusedError(where, what, "Raise [data] sequence")
     reason = "all documents are prompts" if examples else "there are no documents"
-    return RefusedError(where, f"no token would be learned: {reason}")
+    return RefusedError(where, f"no token to train on: {reason}")
 
 
 def _notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
-    learned, tokens = (sum(map(len, ids)) for ids in ([e.ids[e.learned] for e in examples], [e.ids for e in examples]))
+    trained, tokens = (sum(map(len, ids)) for ids in ([e.ids[e.trained] for e in examples], [e.ids for e in examples]))
     if cut:
         share = f"{cut / len(examples):.0%}"
         yield f"{cut} of {len(examples)} examples ({share}) are longer than {sequence} tokens and were cut there"
-        lost = sum(e.joint and e.learned.any() and not e.learned[:sequence].any() for e in examples)
+        lost = sum(e.joint and e.trained.any() and not e.trained[:sequence].any() for e in examples)
         if lost:
-            yield f"of {lost} of {len(examples)} examples nothing is learned: the answers come after token {sequence}"
-    if learned < tokens:
-        yield f"{learned / tokens:.0%} of {tokens} tokens are learned, the others only read"
+            yield f"nothing of {lost} of {len(examples)} examples is trained on: the answers come after token {sequence}"
+    if trained < tokens:
+        yield f"{trained / tokens:.0%} of {tokens} tokens are trained on, the others are context"
     stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    endless = sum(not any(token in stops for token in example.ids[example.learned][-3:].tolist()) for example in examples)
+    endless = sum(not any(token in stops for token in example.ids[example.trained][-3:].tolist()) for example in examples)
     if endless == len(examples) and stops:
-        yield f"the stop token {tokenizer.eos_token!r} is never learned: a model trained on this does not learn to end"
+        yield f"the stop token {tokenizer.eos_token!r} is never trained on: the model will not learn to end its answers"
     elif endless and stops:
-        yield f"{endless} of {len(examples)} examples do not end with a stop token that is learned"
+        yield f"{endless} of {len(examples)} examples do not end with a stop token that is trained on"
 
 
 Segment = tuple[np.ndarray, np.ndarray]
-"""Ids and learned of what lies together in a row."""
+"""Ids, and which of them are trained on, of a document or a part of it in a row."""
 
 
 def pack(examples: Sequence[Example], sequence: int) -> Rows:
-    """Rows of `sequence` tokens: running text end to end, other examples whole, first fit, the longest first."""
+    """Pack examples into rows of `sequence` tokens: running text end to end, others whole, first fit, the longest first."""
     whole = _whole([e for e in examples if e.joint], sequence)
     return _filled([*_running([e for e in examples if not e.joint], sequence), *whole], sequence)
 
 
 def _segments(example: Example, sequence: int) -> list[Segment]:
-    return [(example.ids[:sequence], example.learned[:sequence])]
+    return [(example.ids[:sequence], example.trained[:sequence])]
 
 
 def _filled(rows: Sequence[Sequence[Segment]], sequence: int) -> Rows:
@@ -206,11 +220,11 @@ def _filled(rows: Sequence[Sequence[Segment]], sequence: int) -> Rows:
     labels = np.full(shape, IGNORED, np.int64)
     for row, segments in enumerate(rows):
         at = 0
-        for segment, learned in segments:
+        for segment, trained in segments:
             end = at + len(segment)
             ids[row, at:end] = segment
             positions[row, at:end] = np.arange(len(segment))
-            labels[row, at : end - 1] = np.where(learned[1:], segment[1:], IGNORED)
+            labels[row, at : end - 1] = np.where(trained[1:], segment[1:], IGNORED)
             at = end
         positions[row, at:] = np.arange(sequence - at)
     return Rows(ids, labels, positions)
@@ -226,7 +240,7 @@ def _running(examples: Sequence[Example], sequence: int) -> list[list[Segment]]:
                 rows.append([])
                 free = sequence
             end = min(start + free, len(example.ids))
-            rows[-1].append((example.ids[start:end], example.learned[start:end]))
+            rows[-1].append((example.ids[start:end], example.trained[start:end]))
             free -= end - start
             start = end
     return rows
@@ -236,7 +250,7 @@ def _whole(examples: Sequence[Example], sequence: int) -> list[list[Segment]]:
     rows: list[list[Segment]] = []
     free: list[int] = []
     for example in sorted(examples, key=lambda example: -len(example.ids)):
-        segment = (example.ids[:sequence], example.learned[:sequence])
+        segment = (example.ids[:sequence], example.trained[:sequence])
         size = len(segment[0])
         row = next((number for number, room in enumerate(free) if room >= size), len(rows))
         if row == len(rows):
@@ -247,8 +261,8 @@ def _whole(examples: Sequence[Example], sequence: int) -> list[list[Segment]]:
     return rows
 
 
-def some(rows: Rows, tokens: int) -> Rows:
-    """Rows evenly from all of them, as many as hold about `tokens` tokens; all if they hold no more."""
+def sample(rows: Rows, tokens: int) -> Rows:
+    """Return rows with about `tokens` tokens, evenly from all of them; all rows if they have no more."""
     count = max(1, tokens // rows.ids.shape[1])
     if count >= len(rows):
         return rows
@@ -257,10 +271,10 @@ def some(rows: Rows, tokens: int) -> Rows:
 
 
 def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, together: int = 1) -> np.ndarray:
-    """Row numbers for `needed` draws: every row once, in an order of its own, before any comes again.
+    """Return row numbers for `needed` draws: every row once, in a new order for each pass, before any is repeated.
 
-    With their `sizes`, those `together` in a step are about as long as each other: of every 50 steps' rows the longest
-    come together first, and then the steps are shuffled (transformers' `LengthGroupedSampler` leaves them sorted).
+    With their `sizes`, the rows `together` in a step have about the same length: the rows of every 50 steps are sorted by
+    length, and then the steps are shuffled (transformers' `LengthGroupedSampler` leaves them sorted).
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     passes = [generator.permutation(rows) for _ in range(-(needed // -rows))]
@@ -274,6 +288,6 @@ def _grouped(numbers: np.ndarray, sizes: np.ndarray, together: int, generator: n
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     ordered = np.concatenate([part[np.argsort(-sizes[part], kind="stable")] for part in parts])
     steps = [ordered[start : start + together] for start in range(0, len(ordered), together)]
-    # What is left over for a last step stays last, or every step after it would be cut in two.
+    # An incomplete step stays last, or every step after it would be cut in two.
     whole = [steps[number] for number in generator.permutation(len(ordered) // together)]
     return np.concatenate([*whole, *steps[len(whole) :]])

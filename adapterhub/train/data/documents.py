@@ -1,7 +1,7 @@
-"""Where documents come from: JSON Lines or an array, plain text, Parquet, and what `datasets` saved to disk.
+"""Read documents: JSON Lines or a JSON array, plain text, Parquet, and folders that `datasets` saved.
 
-A file or folder becomes records, each with the place that a message about it names, and one digest of the bytes that were
-read. Parquet and `save_to_disk` need pyarrow and nothing else: the latter's folder is Arrow streams that `state.json` names.
+A file or folder becomes records, each with its place for messages, and one digest of the bytes that were read. Parquet and
+`save_to_disk` need pyarrow only: the latter's folder is Arrow streams that `state.json` names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Document:
-    """One record, where it stands, and the digest of what it says, which is the same wherever it stands."""
+    """One record, its place in messages, and a digest of its content."""
 
     record: Record
     where: str
@@ -36,8 +36,8 @@ class Document:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """What was read: `size` in bytes, `digest` as `sha256:…`."""
+class DataFile:
+    """A file or folder that was read: `size` in bytes, `digest` as `sha256:…`."""
 
     name: str
     digest: str
@@ -45,19 +45,19 @@ class Source:
     documents: tuple[Document, ...]
 
 
-def read(path: Path) -> Source:
-    """The documents at `path`.
+def read(path: Path) -> DataFile:
+    """Read the documents at `path`.
 
     Raises:
-        FormatError: A line or a file isn't what its name says.
-        MissingExtraError: Parquet or a folder of `datasets`, and pyarrow isn't installed.
+        FormatError: A line or a file does not have the format of its suffix.
+        MissingExtraError: It is Parquet or a folder of `datasets`, and pyarrow is not installed.
     """
     if path.is_dir():
         return _saved(path)
     raw = _bytes(path)
     found = _parquet(raw, path) if path.suffix == ".parquet" else _text(raw, path)
     documents = tuple(Document(record, where) for where, record in found)
-    return Source(path.name, f"sha256:{hashlib.sha256(raw).hexdigest()}", len(raw), documents)
+    return DataFile(path.name, f"sha256:{hashlib.sha256(raw).hexdigest()}", len(raw), documents)
 
 
 def _bytes(path: Path) -> bytes:
@@ -70,9 +70,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
-    """Every line of a .jsonl, every item of a .json; of any other file one `text`."""
+    """Yield every line of a .jsonl, every item of a .json; any other file as one `text`."""
     if path.suffix in _TABLES:
-        raise FormatError(str(path), f"{path.suffix} is a table, and which of its columns to learn is not known", _TABLES_HINT)
+        raise FormatError(str(path), f"{path.suffix} is a table, and its columns have no known meaning", _TABLES_HINT)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
     if path.suffix not in (".jsonl", ".json"):
         yield str(path), {"text": text}
         return
-    # Not splitlines(): a JSON string may hold U+2028, which is no end of a line here.
+    # Not splitlines(): a JSON string may contain U+2028, which does not end a line here.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
@@ -116,13 +116,13 @@ def _parquet(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
         raise FormatError(str(path), f"not a Parquet file ({str(error)[:200]})") from error
 
 
-def _saved(folder: Path) -> Source:
-    """A folder that `Dataset.save_to_disk` wrote."""
+def _saved(folder: Path) -> DataFile:
+    """Read a folder that `Dataset.save_to_disk` wrote."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(part.name for part in folder.iterdir() if (part / "state.json").is_file()))
-        raise RefusedError(str(folder), "holds several splits", f"Name one of its folders: {splits}")
+        raise RefusedError(str(folder), "contains several splits", f"Use one of its folders: {splits}")
     if not (folder / "state.json").is_file():
-        raise FormatError(str(folder), "a folder, and not one that `datasets` saved: there is no state.json")
+        raise FormatError(str(folder), "a folder that `datasets` did not save: there is no state.json")
     state = _bytes(folder / "state.json")
     try:
         names = [str(item["filename"]) for item in json.loads(state)["_data_files"]]
@@ -141,7 +141,7 @@ def _saved(folder: Path) -> Source:
         except pyarrow.ArrowException as error:
             raise FormatError(str(folder / name), f"not an Arrow stream ({str(error)[:200]})") from error
     documents = tuple(Document(record, where) for where, record in found)
-    return Source(folder.name, f"sha256:{whole.hexdigest()}", size, documents)
+    return DataFile(folder.name, f"sha256:{whole.hexdigest()}", size, documents)
 
 
 def _pyarrow(path: Path) -> Any:
@@ -151,7 +151,7 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         hint = 'pip install "adapterhub[data]"'
-        raise MissingExtraError(str(path), "is read with the package pyarrow, which isn't installed", hint) from error
+        raise MissingExtraError(str(path), "needs the package pyarrow, which is not installed", hint) from error
     return pyarrow
 
 
@@ -164,7 +164,7 @@ def _rows(batches: Any, path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without keys that are null: a column of structs gives every row the keys of all rows."""
+    """Remove keys that are null: a column of structs gives every row the keys of all rows."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,9 +1,9 @@
-"""A record as token ids, and which of them are learned.
+"""A record as token ids, and which of them are trained on.
 
-`text` is learned whole; of `prompt` and `completion` the completion; of `messages` what the assistant says, turn by turn, with
-the mark that ends a turn. Where a turn stands is found by rendering the model's own chat template, which needs no
-`{% generation %}` in it: with the conversation up to the turn, or, where a template writes earlier turns differently once
-later ones follow (Qwen3 drops what was thought), with the turn's words replaced by a mark.
+All of `text` is trained on; of `prompt` and `completion` the completion; of `messages` the assistant's turns, each with its
+end mark. A turn is located by rendering the model's own chat template, which needs no `{% generation %}`: with the
+conversation up to the turn, or, where a template writes earlier turns differently once later ones follow (Qwen3 drops
+thoughts), with the turn's content replaced by a mark.
 """
 
 from __future__ import annotations
@@ -18,37 +18,41 @@ import numpy as np
 
 from adapterhub_converters.errors import FormatError, RefusedError
 
-# Words that no conversation holds, and that share no first or last letter with each other or any.
+# Text that no conversation contains; the two share no first or last character with each other or with anything else.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
-# What templates put before an answer that was not thought about: it is nobody's words.
+# An empty thought, which templates put before an answer without one: nobody wrote it.
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 _OPENING, _CLOSING = re.compile(r"<think>\s*\Z"), re.compile(r"\s*</think>\s*")
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One document: token ids, and which of them are learned, both `(tokens,)`."""
+    """One document: token ids, and which of them are trained on, both `(tokens,)`."""
 
     ids: np.ndarray
-    learned: np.ndarray
+    trained: np.ndarray
     joint: bool
-    """Whether it has to stay in one row; running text may go on in the next."""
+    """Whether it has to stay in one row; running text may continue in the next."""
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """One record as an example; `loss` is `all` or `completion`.
+    """Encode one record; `loss` is `all` or `completion`.
 
-    Documents longer than the model takes are cut into rows later, so the tokenizer's warning of one (`verbose`) is none here.
+    Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
+
+    Raises:
+        FormatError: The record has none of the known shapes, or the chat template refuses it.
+        RefusedError: The answers cannot be located in the rendered conversation.
     """
     prompt, completion = record.get("prompt"), record.get("completion")
     if isinstance(record.get("text"), str):
         ids = [*tokenizer(record["text"], verbose=False)["input_ids"], *_stop(tokenizer)]
         return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
     if isinstance(prompt, str) and isinstance(completion, str):
-        asked = tokenizer(prompt, verbose=False)["input_ids"]
+        question = tokenizer(prompt, verbose=False)["input_ids"]
         answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
-        learned = [loss == "all"] * len(asked) + [True] * len(answer)
-        return Example(np.array([*asked, *answer], np.int64), np.array(learned, bool), joint=True)
+        trained = [loss == "all"] * len(question) + [True] * len(answer)
+        return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
     if isinstance(prompt, list) and isinstance(completion, list):
         chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, where)
         return chat.example(loss, first=len(prompt))
@@ -62,7 +66,7 @@ def _stop(tokenizer: Any) -> list[int]:
 
 
 class _Chat:
-    """A conversation and the tools it may call, with the template that writes it."""
+    """A conversation and the tools it may call, with the template that renders it."""
 
     def __init__(self, messages: list[Any], tools: Any, tokenizer: Any, where: str) -> None:
         self._tokenizer, self._where = tokenizer, where
@@ -70,20 +74,20 @@ class _Chat:
         self._tools = _tools(tools, where)
 
     def example(self, loss: str, first: int = 0) -> Example:
-        """Its tokens; of `completion` the assistant's turns from message `first` on are learned."""
+        """Return its tokens; with `completion` the assistant's turns from message `first` on are trained on."""
         text = self._render(self._messages)
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
         if loss == "all":
             return Example(ids, np.ones(len(ids), bool), joint=True)
         starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
-        learned = np.zeros(len(ids), bool)
+        trained = np.zeros(len(ids), bool)
         for start, end in self._answers(text, first):
-            learned |= (starts >= start) & (starts < end)
-        return Example(ids, learned, joint=True)
+            trained |= (starts >= start) & (starts < end)
+        return Example(ids, trained, joint=True)
 
     def _answers(self, text: str, first: int) -> Iterator[tuple[int, int]]:
-        """Where in the rendered conversation each assistant's turn stands, its end mark included."""
+        """Yield start and end of each assistant's turn in the rendered conversation, its end mark included."""
         for number, message in enumerate(self._messages):
             if number >= first and message["role"] == "assistant":
                 start, end = self._by_prefix(text, number) or self._by_mark(text, number)
@@ -99,33 +103,33 @@ class _Chat:
         return (len(before), len(after)) if text.startswith(after) and after.startswith(before) else None
 
     def _by_mark(self, text: str, number: int) -> tuple[int, int]:
-        """From the end of the words that ask for an answer to the end of those that follow one."""
+        """Locate a turn from the end of the generation prompt to the end of the text that closes a turn."""
         head, end = self._content(text, number)
-        asked = self._render(self._messages[:number], prompt=True)
-        words = asked[_shared(asked, self._render(self._messages[:number])) :]
-        # Not before what was said before: these are words that asked for another answer.
+        prompted = self._render(self._messages[:number], prompt=True)
+        generation_prompt = prompted[_common(prompted, self._render(self._messages[:number])) :]
+        # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content(text, number - 1)[1] if number else 0
-        for asking in (words, words.partition("<think>")[0]):
-            at = text.rfind(asking, earliest, head)
-            if asking.strip() and at >= 0:
-                return at + len(asking), end + self._closed(text[end:], number)
-        raise self._lost()
+        for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
+            at = text.rfind(opening, earliest, head)
+            if opening.strip() and at >= 0:
+                return at + len(opening), end + self._closing(text[end:], number)
+        raise self._not_located()
 
     def _content(self, text: str, number: int) -> tuple[int, int]:
-        """Where the words of a message stand: what changes when they are others."""
+        """Locate the content of a message: the text that changes with it."""
         head, tail = len(text), len(text)
         for mark in _MARKS:
-            words = {"role": self._messages[number]["role"], "content": mark}
-            other = self._render([*self._messages[:number], words, *self._messages[number + 1 :]])
+            marked = {"role": self._messages[number]["role"], "content": mark}
+            other = self._render([*self._messages[:number], marked, *self._messages[number + 1 :]])
             if mark not in other:
-                raise self._lost()
-            head, tail = min(head, _shared(text, other)), min(tail, _shared(text[::-1], other[::-1]))
+                raise self._not_located()
+            head, tail = min(head, _common(text, other)), min(tail, _common(text[::-1], other[::-1]))
         if head + tail > len(text):
-            raise self._lost()
+            raise self._not_located()
         return head, len(text) - tail
 
-    def _closed(self, rest: str, number: int) -> int:
-        """How much of `rest`, which follows an answer, ends it: what ends one that nothing follows, or a special token."""
+    def _closing(self, rest: str, number: int) -> int:
+        """Return the length of the end mark at the start of `rest`: that of a last turn, or a special token."""
         mark = _MARKS[0]
         closing = self._render([*self._messages[:number], {"role": "assistant", "content": mark}]).rpartition(mark)[2]
         if rest.startswith(closing):
@@ -133,7 +137,7 @@ class _Chat:
         start = len(rest) - len(rest.lstrip())
         special = [token for token in self._special if rest.startswith(token, start)]
         if not special:
-            raise self._lost()
+            raise self._not_located()
         return start + max(map(len, special))
 
     @property
@@ -141,8 +145,8 @@ class _Chat:
         added = self._tokenizer.added_tokens_decoder.values()
         return {str(token) for token in (*self._tokenizer.all_special_tokens, *added) if str(token).strip()}
 
-    def _lost(self) -> RefusedError:
-        reason = "the chat template writes earlier turns differently once later ones follow, so the answers can't be found"
+    def _not_located(self) -> RefusedError:
+        reason = "the chat template writes earlier turns differently once later ones follow, so the answers cannot be located"
         return RefusedError(self._where, reason, 'Set loss = "all", or make one example of each answer')
 
     def _render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
@@ -155,15 +159,15 @@ class _Chat:
             raise FormatError(self._where, f"the model's chat template refuses it ({str(error)[:200]})") from error
 
 
-def _shared(text: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+def _common(text: str, other: str) -> int:
+    """Return the length of the common beginning of two texts."""
     if text == other:
         return len(text)
     return next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
 
 
 def _checked(message: Any, where: str) -> dict[str, Any]:
-    """The message, with empty words where it only calls tools."""
+    """Check a message; one that only calls tools gets an empty content."""
     calls = isinstance(message, dict) and bool(message.get("tool_calls"))
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not ("content" in message or calls):
         raise FormatError(where, 'a message needs "role" and "content"')
@@ -171,7 +175,7 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
 
 
 def _tools(tools: Any, where: str) -> list[Any] | None:
-    """Tools as a list of JSON schemas; data sets with one kind of column keep them as the text of one."""
+    """Return tools as a list of JSON schemas; data sets may store them as JSON text."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)

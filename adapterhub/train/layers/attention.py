@@ -1,40 +1,84 @@
 """Attention on a CPU, registered with transformers under a name of its own.
 
-torch's flash attention for CPUs recomputes in the backward pass what fits easily for a few hundred tokens. Here the
-probabilities are kept, in the compute dtype, and everything is a batched matrix product. Longer rows go to `blockwise`;
-what asks for more than scaled dot products (soft caps, sinks) to the eager attention of the model's own file.
+torch's flash attention for CPUs recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes
+a mask over every pair, multiplies all of them, and works in float32. Here everything is a batched matrix product in the
+compute dtype. Rows of up to LONGEST tokens keep their probabilities; longer ones are attended to block by block and computed
+again in the backward pass. A module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of
+its own file.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from adapterhub_converters.errors import RefusedError
 
-from .blockwise import attend
-
 NAME = "adapterhub_short_rows"
-LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer are too much to keep
-# What a model may ask for beside scaled dot products under a mask.
+LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer take too much memory
+BLOCK = 128  # queries at a time in longer rows
+# Arguments by which a model asks for more than scaled dot products under a mask.
 _MORE = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 
 Tensor = Any
 
 
 def register() -> str:
-    """Make the attention known to transformers; returns its name for `attn_implementation`."""
+    """Register the attention with transformers; returns its name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
-class _Attention(torch.autograd.Function):  # type: ignore[misc]
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attend by transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`)."""
+    if any(kwargs.get(key) is not None for key in _MORE):
+        return _eager(module, query, key, value, attention_mask, **kwargs)
+    tokens = query.shape[2]
+    causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
+    biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
+    if not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return result
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    factor = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if tokens > LONGEST:
+        output = attend_blockwise(query, key, value, attention_mask, factor)
+    else:
+        output = _ShortRows.apply(query, key, value, _bias(attention_mask, query, key), factor)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if own is None:
+        raise RefusedError(type(module).__name__, "needs an attention that is not supported, and its file has no eager one")
+    return own(module, query, key, value, _bias(mask, query, key), **kwargs)[0], None
+
+
+def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """Return what is added to the scores: 0 where `mask` is True, -inf elsewhere; a mask that is already a bias, unchanged."""
+    if mask is None:
+        tokens, seen = query.shape[2], key.shape[2]
+        mask = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))
+
+
+class _ShortRows(torch.autograd.Function):  # type: ignore[misc]
     """q, k, v `(rows, heads, tokens, head_dim)`, bias `(rows or 1, 1, tokens, tokens)` of 0 and -inf."""
 
     @staticmethod
@@ -56,43 +100,68 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
         return torch.matmul(ds, k).mul_(ctx.factor), torch.matmul(ds.transpose(-1, -2), q), dv, None, None
 
 
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`)."""
-    if any(kwargs.get(key) is not None for key in _MORE):
-        return _eager(module, query, key, value, attention_mask, **kwargs)
-    tokens = query.shape[2]
-    causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
-    biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
-    if not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        done: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return done
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    factor = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if tokens > LONGEST:
-        output = attend(query, key, value, attention_mask, factor)
-    else:
-        output = _Attention.apply(query, key, value, _bias(attention_mask, query, key), factor)
-    return output.transpose(1, 2).contiguous(), None
+# ---- Long rows
 
 
-def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if own is None:
-        raise RefusedError(type(module).__name__, "asks for an attention that isn't known here and has none of its own")
-    return own(module, query, key, value, _bias(mask, query, key), **kwargs)[0], None
+def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """Compute `softmax(factor * q k^T) v` over what each query sees, BLOCK queries at a time.
+
+    Keys behind a block, and documents before its first, are never multiplied; nothing of the size of all scores is stored.
+
+    Args:
+        q: `(rows, heads, tokens, head_dim)`, as are `k` and `v`.
+        mask: bool `(rows or 1, 1, tokens, tokens)`, True where seen, at least once for each query; None is causal.
+    """
+    return _Blockwise.apply(q, k, v, mask, factor)
 
 
-def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """What is added to the scores: 0 where `mask` is True, -inf where not; a mask that is a bias already stays one."""
+class _Blockwise(torch.autograd.Function):  # type: ignore[misc]
+    """Arguments as `attend_blockwise`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        q, k, v, mask, factor = inputs
+        q = q * factor
+        output = torch.empty_like(q)
+        ranges = list(_ranges(mask, q.shape[2]))
+        for queries, keys in ranges:
+            p = _probabilities(q, k, mask, queries, keys)
+            output[:, :, queries] = torch.matmul(p, v[:, :, keys])
+        ctx.save_for_backward(q, k, v)
+        ctx.mask, ctx.factor, ctx.ranges = mask, factor, ranges
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor) -> tuple[Any, ...]:
+        q, k, v = ctx.saved_tensors
+        dq = torch.empty_like(q)
+        # Sums over blocks, in float32 as a single matrix product's are.
+        dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for queries, keys in ctx.ranges:
+            p = _probabilities(q, k, ctx.mask, queries, keys)
+            part = do[:, :, queries]
+            dv[:, :, keys] += torch.matmul(p.transpose(-1, -2), part)
+            ds = torch._softmax_backward_data(torch.matmul(part, v[:, :, keys].transpose(-1, -2)), p, -1, p.dtype)
+            dq[:, :, queries] = torch.matmul(ds, k[:, :, keys]).mul_(ctx.factor)
+            dk[:, :, keys] += torch.matmul(ds.transpose(-1, -2), q[:, :, queries])
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _ranges(mask: Tensor | None, tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Yield each block of queries, and the keys from the first to the last that one of them sees."""
+    for start in range(0, tokens, BLOCK):
+        queries = slice(start, min(start + BLOCK, tokens))
+        if mask is None:
+            yield queries, slice(0, queries.stop)
+            continue
+        seen = mask[:, :, queries].any(dim=2).flatten(0, 1).any(dim=0).nonzero().view(-1)
+        yield queries, slice(int(seen[0]), int(seen[-1]) + 1)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, queries: slice, keys: slice) -> Tensor:
+    scores = torch.matmul(q[:, :, queries], k[:, :, keys].transpose(-1, -2))
     if mask is None:
-        tokens, seen = query.shape[2], key.shape[2]
-        mask = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(queries.start - keys.start)
+    else:
+        seen = mask[:, :, queries, keys]
+    return torch.softmax(scores.masked_fill_(seen.logical_not(), float("-inf")), -1)

@@ -1,6 +1,6 @@
-"""A matrix in NF4 out of the tensors in which bitsandbytes stores it, and back (`adapterhub_converters.bases.bitsandbytes`).
+"""Read and write NF4 matrices as the tensors that bitsandbytes stores (`adapterhub_converters.bases.bitsandbytes`).
 
-Codes are taken as they are; whatever would make them mean something else is refused.
+Codes are taken unchanged; anything that would change their meaning is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Array = np.ndarray
 Read = Callable[[str], Array]
 
 
-def is_beside(name: str) -> bool:
-    """Whether a tensor of this name only says how to read another."""
+def is_part(name: str) -> bool:
+    """Return whether a tensor of this name only describes how to read another."""
     return STATE in name or (".weight." in name and name.endswith(_BESIDE))
 
 
 def parts(name: str, matrix: NF4, stored: str) -> dict[str, Array]:
-    """The tensors that hold `matrix` under the name of its weight, whose dtype in safetensors' words was `stored`."""
+    """Return the tensors of `matrix`, a weight called `name`; `stored` is safetensors' name of the dtype it had before."""
     state = nf4_state(matrix.shape, stored, None if matrix.offset is None else float(matrix.offset))
     found = {name: matrix.packed.view(-1, 1), f"{name}.absmax": matrix.absmax, f"{name}.quant_map": nf4.CODE}
     if matrix.offset is not None:
@@ -42,26 +42,32 @@ def parts(name: str, matrix: NF4, stored: str) -> dict[str, Array]:
 
 
 def read(name: str, tensor: Read, state: str, where: str) -> NF4:
-    """The matrix whose weight is called `name`; `tensor` reads what lies beside it, `state` is the name of its JSON.
+    """Read the matrix whose weight is called `name`.
+
+    Args:
+        tensor: Reads a tensor by name.
+        state: The name of the tensor with its JSON.
 
     Raises:
-        RefusedError: It is FP4, or in blocks or with code books of another kind than QLoRA's.
-        FormatError: Its parts don't fit together.
+        RefusedError: It is FP4, or its block sizes or code books are not QLoRA's.
+        FormatError: Its parts do not fit together.
     """
     kind = state.rpartition(STATE)[2]
     if kind != "nf4":
-        raise RefusedError(f"{where}: {name}", f"is stored in {kind.upper()}, and only NF4 is taken as it is")
+        raise RefusedError(f"{where}: {name}", f"is stored in {kind.upper()}; only NF4 is supported")
     try:
-        said = json.loads(tensor(state).tobytes())
-        shape = tuple(int(size) for size in said["shape"])
-        block, nested_block = said["blocksize"], said.get("nested_blocksize")
-        offset = None if nested_block is None else float(said["nested_offset"])
+        document = json.loads(tensor(state).tobytes())
+        shape = tuple(int(size) for size in document["shape"])
+        block, nested_block = document["blocksize"], document.get("nested_blocksize")
+        offset = None if nested_block is None else float(document["nested_offset"])
         if offset is not None and not math.isfinite(offset):
-            raise ValueError("an offset that is no number")
+            raise ValueError("the offset is not finite")
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise FormatError(f"{where}: {state}", "isn't the JSON that bitsandbytes writes") from error
+        raise FormatError(f"{where}: {state}", "is not the JSON that bitsandbytes writes") from error
     if block != BLOCK or nested_block not in (None, NESTED_BLOCK):
-        raise RefusedError(f"{where}: {name}", f"is in blocks of {block} and {nested_block}, not of {BLOCK} and {NESTED_BLOCK}")
+        raise RefusedError(
+            f"{where}: {name}", f"has block sizes {block} and {nested_block}; only {BLOCK} and {NESTED_BLOCK} are supported"
+        )
     _check_map(f"{name}.quant_map", tensor, nf4.CODE, where)
     matrix = NF4(_bytes(name, tensor), torch.from_numpy(tensor(f"{name}.absmax")).view(-1), None, None, shape)
     if offset is not None:
@@ -79,7 +85,7 @@ def _bytes(name: str, tensor: Read) -> Any:
 
 def _check_map(name: str, tensor: Read, wanted: Any, where: str) -> None:
     if not np.array_equal(tensor(name).reshape(-1), wanted.numpy()):
-        raise RefusedError(f"{where}: {name}", "is another code book than QLoRA's")
+        raise RefusedError(f"{where}: {name}", "is not the NF4 code book")
 
 
 def _check_sizes(name: str, matrix: NF4, where: str) -> None:
@@ -92,4 +98,4 @@ def _check_sizes(name: str, matrix: NF4, where: str) -> None:
         fits = fits and matrix.absmax.dtype == torch.uint8 and matrix.nested.dtype == torch.float32
         fits = fits and matrix.nested.numel() == -(blocks // -NESTED_BLOCK)
     if not fits or min(matrix.shape, default=0) < 0:
-        raise FormatError(f"{where}: {name}", f"its parts aren't those of a matrix of shape {matrix.shape}")
+        raise FormatError(f"{where}: {name}", f"its parts do not fit a matrix of shape {matrix.shape}")

@@ -1,8 +1,8 @@
-"""What can be learned of an embedding table: a low-rank delta, or single rows as a whole.
+"""Trainable parts of an embedding table: a low-rank delta, or single rows as a whole.
 
-The delta is peft's (`tuners/lora/layer.py`, `Embedding`): A `(r, vocab)` begins at zero, B `(d, r)` normal, there is no
-dropout, and an output layer tied to the table keeps the base's weight. Rows (`tuners/trainable_tokens`) are another matter:
-a tied output layer has them too. They are written into the frozen table before each use, so that no second table exists.
+The delta is peft's (`tuners/lora/layer.py`, `Embedding`): A `(r, vocab)` starts at zero, B `(d, r)` normal, there is no
+dropout, and an output layer tied to the table keeps the base's weight. Rows (`tuners/trainable_tokens`) are different: a
+tied output layer has them too. They are written into the frozen table before each use, so that no second table exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
-from .lora import replace
+from .lora import replace_module
 
 Tensor = Any
 
@@ -39,7 +39,7 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
         return self.table.weight
 
     def reset(self, generator: Any) -> None:
-        """A zero, B normal: no delta yet."""
+        """Initialize A with zeros and B from a normal distribution: no delta yet."""
         with torch.no_grad():
             self.lora_A.zero_()
             self.lora_B.copy_(torch.empty(self.lora_B.shape).normal_(generator=generator))
@@ -49,12 +49,12 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
         found = self.table(ids)
         picked = nn.functional.embedding(ids, self.lora_A.t(), self.table.padding_idx).to(found.dtype)
         delta = picked @ self.lora_B.t().to(found.dtype) * self.scaling
-        scale = getattr(self.table, "embed_scale", None)  # Gemma's tables multiply what they give
+        scale = getattr(self.table, "embed_scale", None)  # Gemma's tables multiply their output
         return found + (delta if scale is None else delta * scale.to(found.dtype))
 
 
 class TokenRows(nn.Module):  # type: ignore[misc]
-    """A frozen table some of whose rows are trained: `rows` `(len(ids), d)`, float32."""
+    """A frozen table with some trained rows: `rows` `(len(ids), d)`, float32."""
 
     def __init__(self, table: Any, ids: tuple[int, ...]) -> None:
         super().__init__()
@@ -68,17 +68,17 @@ class TokenRows(nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> Any:
-        """The table, with the rows as they are now."""
+        """The table, with the current rows."""
         self.write()
         return self.table.weight
 
     def write(self) -> None:
-        """Put the rows as they are now into the table, and so into an output layer that is tied to it."""
+        """Copy the current rows into the table, and so into an output layer that is tied to it."""
         with torch.no_grad():
             self.table.weight.index_copy_(0, self.places, self.rows.to(self.table.weight.dtype))
 
     def reset(self, _: Any) -> None:
-        """The rows that the base has."""
+        """Start from the base's rows."""
         with torch.no_grad():
             self.rows.copy_(self.initial)
 
@@ -92,31 +92,31 @@ class TokenRows(nn.Module):  # type: ignore[misc]
 
 
 def tables(model: Any) -> dict[str, Any]:
-    """Path to module of the embedding tables that can be targets: that of the input."""
+    """Return path to module of the embedding tables that can be targets: the input's."""
     own = model.get_input_embeddings()
     return {path: module for path, module in model.named_modules() if module is own}
 
 
 def adapt(model: Any, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, where: str) -> None:
-    """Put the tables that are trained in the places of those that aren't, once their weights are there."""
+    """Replace tables by trained ones; their weights are loaded already."""
     for path, table in tables(model).items():
         if path in targets:
             other = next((key for key in ("dora", "lora_bias", "trainable_token_indices") if getattr(config, key)), None)
             if other:
                 raise RefusedError(f"{where}: [lora] {other}", f"cannot be combined with LoRA on {path} yet")
             new: Any = LoRAEmbedding(table, r=sizes.rank(path), alpha=sizes.alpha(path), rslora=config.rslora)
-            replace(model, path, new)
+            replace_module(model, path, new)
         elif config.trainable_token_indices:
             ids = config.trainable_token_indices
             if len(set(ids)) < len(ids) or not all(0 <= token < len(table.weight) for token in ids):
                 raise RefusedError(
                     f"{where}: [lora] trainable_token_indices",
-                    f"isn't a set of ids below {len(table.weight)}, the table's size",
+                    f"must be distinct ids below {len(table.weight)}, the table's size",
                 )
-            replace(model, path, TokenRows(table, ids))
+            replace_module(model, path, TokenRows(table, ids))
 
 
 def token_rows(model: Any) -> TokenRows | None:
-    """The trained rows of the input's table, if there are any."""
+    """Return the input's table if it has trained rows."""
     table = model.get_input_embeddings()
     return table if isinstance(table, TokenRows) else None

@@ -1,8 +1,8 @@
-"""Experts whose matrices lie stacked in one parameter, as transformers 5 has them: each held by itself, with LoRA of its own.
+"""Experts whose matrices transformers 5 stacks in one parameter: each quantized by itself, with LoRA of its own.
 
 `y = x W_e^T + scaling * (x A_e^T) B_e^T` for the tokens that the router sent to expert e, as peft's `target_parameters`
 computes it (`tuners/lora/layer.py`, `ParamWrapper`, which adds every expert's product to its weight). Here only an expert
-that got a token is dequantized, forward and again backward; the others' gradients are zeros, which is what peft's are.
+with a token is dequantized, in the forward and again in the backward pass; the others' gradients are zeros, as in peft.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
-from .lora import dense
-from .shards import Part
+from .nf4 import ShardedNF4, dense
 
 Tensor = Any
-Matrix = Any  # a dense one, NF4, or this process's part of one
+Matrix = Any  # dense, NF4, or this process's part of one in NF4
 NAME = "adapterhub_experts"
 _ROWS = 32
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
@@ -30,7 +29,7 @@ _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
     """x `(pairs, in)` of tokens with an expert, expert by expert; A `(experts, r, in)`, B `(experts, out, r)` float32, or None
-    where nothing is learned; `counts` are the pairs of each expert."""
+    where nothing is trained; `counts` are the pairs of each expert."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -52,7 +51,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        """Gradients of x, A and B."""
+        """Return the gradients of x, A and B."""
         stack, visited = ctx.stack, ctx.visited
         dy = dy.contiguous()
         dx = None
@@ -60,7 +59,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
             dx = dy.new_empty(len(dy), stack.shape[2])
             for expert, rows in visited:
                 torch.mm(dy[rows], stack.dense(expert, dy.dtype), out=dx[rows])
-        saved = ctx.saved_tensors  # once: where a block is computed again, it can be had once
+        saved = ctx.saved_tensors  # read once: with checkpointing a second access fails
         if not saved:
             return dx, None, None, None, None
         x, xA, A, B = saved
@@ -75,7 +74,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _visited(counts: Sequence[int]) -> list[tuple[int, slice]]:
-    """Each expert with a token, and its rows."""
+    """Return each expert with a token, and its rows."""
     found, at = [], 0
     for expert, count in enumerate(counts):
         if count:
@@ -91,8 +90,8 @@ class Stack(nn.Module):  # type: ignore[misc]
 
     def __init__(self, matrices: Sequence[Matrix], *, transposed: bool) -> None:
         super().__init__()
-        # What FSDP divides has to be seen as the stack's own.
-        self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], Part) else tuple(matrices)
+        # FSDP divides registered submodules only.
+        self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], ShardedNF4) else tuple(matrices)
         self.transposed = transposed
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
@@ -104,7 +103,7 @@ class Stack(nn.Module):  # type: ignore[misc]
         return (len(self.matrices), second, first) if self.transposed else (len(self.matrices), first, second)
 
     def dense(self, expert: int, dtype: Any) -> Tensor:
-        """The matrix of an expert, `(out, in)`."""
+        """Return the matrix of an expert, `(out, in)`."""
         matrix = dense(self.matrices[expert], dtype)
         return matrix.t() if self.transposed else matrix
 
@@ -125,7 +124,7 @@ class LoRAStack(Stack):
         self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r, device=matrices[0].device))
 
     def reset(self, generator: Any) -> None:
-        """As a linear layer's: A within 1 / sqrt(in_features), B zero."""
+        """Initialize A within 1 / sqrt(in_features) and B with zeros, as in a linear layer."""
         bound = 1 / math.sqrt(self.lora_A.shape[2])
         with torch.no_grad():
             self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
@@ -133,7 +132,7 @@ class LoRAStack(Stack):
 
 
 def register() -> str:
-    """Make `_experts` known to transformers; returns its name for a config's `_experts_implementation`."""
+    """Register `_experts` with transformers; returns its name for a config's `_experts_implementation`."""
     from transformers.integrations.moe import ExpertsInterface
 
     ExpertsInterface.register(NAME, _experts)
@@ -141,7 +140,7 @@ def register() -> str:
 
 
 def stacks(model: Any) -> dict[str, Any]:
-    """Path of every stacked parameter to its module, in the model's order: of modules that ask transformers how to compute."""
+    """Return path to module of every stacked parameter of modules that use transformers' experts interface, in order."""
     return {
         f"{path}.{name}": module
         for path, module in model.named_modules()
@@ -152,7 +151,7 @@ def stacks(model: Any) -> dict[str, Any]:
 
 
 def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """transformers' contract (`integrations/moe.py`): states `(tokens, d)`, ids and weights `(tokens, k)` of their experts."""
+    """Compute as `integrations/moe.py` requires, from states `(tokens, d)`, ids and weights `(tokens, k)` of their experts."""
     chosen = top_k_index.reshape(-1)
     by_expert, order = torch.sort(chosen, stable=True)
     up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
@@ -178,9 +177,9 @@ def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
 
 
 def _spaced(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-    """Where the pairs of each expert go if it has multiples of `_ROWS`: their places, the expert of every place, the counts.
+    """Pad each expert's pairs to a multiple of `_ROWS`: returns their places, the expert of every place, and the counts.
 
-    oneDNN, which multiplies 16-bit matrices on a CPU, keeps half a megabyte or more for every number of rows that it has met.
+    oneDNN, which multiplies 16-bit matrices on a CPU, caches half a megabyte or more for every number of rows it has seen.
     """
     there = torch.tensor(counts)
     wide = -(there // -_ROWS) * _ROWS
@@ -189,13 +188,8 @@ def _spaced(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, l
     return places, torch.repeat_interleave(torch.arange(len(counts)), wide), wide.tolist()
 
 
-def held(stack: Tensor, quantize: Any) -> list[Matrix]:
-    """Each matrix of a stack by itself: `quantize(matrix)` (NF4 as bitsandbytes has it of that matrix alone) or as it is."""
-    return [matrix if quantize is None else quantize(matrix.contiguous()) for matrix in stack.unbind(0)]
-
-
 def check(config: LoRAConfig, where: str) -> None:
-    """RefusedError for what peft cannot do with a stack either, since there the product is in the expert's weight."""
+    """Refuse options that peft cannot combine with a stack either, since it adds the product to the expert's weight."""
     for key, default in (("dora", False), ("lora_bias", False), ("dropout", 0.0), ("init", "default")):
         if getattr(config, key) != default:
             raise RefusedError(where, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")

@@ -1,8 +1,8 @@
-"""The LoRA linear layer, and how it gets into a model.
+"""The LoRA linear layer, and where such layers are in a model.
 
 `y = x W^T + scaling * (x A^T) B^T` (arXiv 2106.09685), W frozen. The autograd function below dequantizes W in the
-forward pass and again in the backward pass, so that nothing of W's size outlives either, and keeps only `x`, which
-layers that share an input share, and `x A^T`, which is r numbers a token.
+forward pass and again in the backward pass, so that nothing of W's size outlives either, and saves only `x`, which
+layers with the same input share, and `x A^T`, which is r numbers a token.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from torch import nn
 
 from adapterhub_converters.adapter import scaling
 
-from .nf4 import NF4, dequantize
-from .shards import Part
+from .nf4 import NF4, dense
 
-_LEARNED = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
+_TRAINED = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 
 Tensor = Any
 
@@ -45,7 +44,7 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        """Gradients of x, of x after dropout, of A and B; W has none."""
+        """Return the gradients of x, of x after dropout, of A and B; W has none."""
         seen, xA, A, B = ctx.saved_tensors
         dyB = (dy @ B).mul_(ctx.factor)
         dA = (dyB.t() @ seen).float()
@@ -60,17 +59,11 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, d_dropped, dA, dB, None, None, None
 
 
-def dense(weight: Tensor | NF4 | Part, dtype: Any) -> Tensor:
-    """The matrix itself, in `dtype`."""
-    if isinstance(weight, Part):
-        weight = weight.whole()
-    return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
-
-
 class Frozen(nn.Module):  # type: ignore[misc]
-    """A frozen matrix `(out, in)`, dense or NF4, that isn't a parameter, and its bias.
+    """A frozen matrix `(out, in)`, dense or NF4, that is not a parameter, and its bias.
 
-    `transposed` says that the base stores it `(in, out)`, as Hugging Face's Conv1D does.
+    Attributes:
+        transposed: True where the base stores it `(in, out)`, as Hugging Face's Conv1D does.
     """
 
     transposed = False
@@ -82,17 +75,18 @@ class Frozen(nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> Tensor:
-        """The matrix, for a model that multiplies with it by itself; no delta is in it, in peft neither."""
+        """The matrix, for a model that multiplies with it itself; without the delta, as in peft."""
         dtype = self.base.dtype if isinstance(self.base, torch.Tensor) else torch.get_default_dtype()
         matrix = dense(self.base, dtype)
         return matrix.t() if self.transposed else matrix
 
 
 class LoRALinear(Frozen):
-    """A frozen linear layer with a trainable low-rank delta; float32 factors, x's dtype in between.
+    """A frozen linear layer with a trainable low-rank delta; its factors are float32, its arithmetic in x's dtype.
 
-    `biased`: the delta has a bias, `(out,)`, which is scaled as it is. `initial` are the factors it begins with where they
-    aren't drawn by chance (`inits`), taken out of the base.
+    Args:
+        biased: The delta has a bias, `(out,)`, scaled like the rest of it.
+        initial: Factors to start from where they are not drawn at random (`variants`); the base is without them.
     """
 
     def __init__(
@@ -117,7 +111,7 @@ class LoRALinear(Frozen):
         self.lora_bias = nn.Parameter(torch.zeros(out_features, device=weight.device)) if biased else None
 
     def reset(self, generator: Any) -> None:
-        """A as peft begins it (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)), B zero: no delta yet."""
+        """Initialize A as peft does (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)) and B with zeros."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
             if self.lora_bias is not None:
@@ -126,7 +120,7 @@ class LoRALinear(Frozen):
                 self.lora_A.copy_(self.initial[0])
                 self.lora_B.copy_(self.initial[1])
                 return
-            # Drawn on the CPU, whose generator is the same everywhere.
+            # Drawn on the CPU, whose generator gives the same numbers everywhere.
             self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
             self.lora_B.zero_()
 
@@ -138,7 +132,7 @@ class LoRALinear(Frozen):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _dropped(self, x: Tensor) -> Tensor | None:
-        # In the shape that peft drops in, so that the same state of torch's generator drops the same.
+        # In the shape in which peft drops, so that the same state of torch's generator drops the same numbers.
         return nn.functional.dropout(x, self.dropout) if self.training and self.dropout else None
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
@@ -147,7 +141,7 @@ class LoRALinear(Frozen):
 
 
 class FrozenLinear(Frozen):
-    """A linear layer that isn't a target: quantized all the same, only passing gradients through."""
+    """A linear layer that is not a target: quantized all the same, it only passes gradients through."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
@@ -168,14 +162,14 @@ class _FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
 
 
 def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
-    """`x W^T` for `x` `(tokens, in)`, passing gradients to x and keeping nothing."""
+    """Return `x W^T` for `x` `(tokens, in)`, with a gradient for x and without saving anything."""
     return _FrozenFunction.apply(x, weight)
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
+    """Return path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
 
-    Not of those that compute something else than their class says, as some routers do.
+    Subclasses that compute something else, as some routers do, are left out.
     """
     head = model.get_output_embeddings()
     return {path: module for path, module in model.named_modules() if module is not head and _is_plain(module.__class__)}
@@ -183,7 +177,7 @@ def linears(model: Any) -> dict[str, Any]:
 
 @cache
 def _is_plain(kind: Any) -> bool:
-    """Whether layers of this class compute `x W^T + b`: asked of a small one, where the class has a `forward` of its own."""
+    """Return whether layers of this class compute `x W^T + b`; one with a `forward` of its own is tried on a small example."""
     from transformers.pytorch_utils import Conv1D
 
     if not issubclass(kind, nn.Linear):
@@ -199,29 +193,29 @@ def _is_plain(kind: Any) -> bool:
             return False
 
 
-def replace(model: Any, path: str, module: Any) -> None:
+def replace_module(model: Any, path: str, module: Any) -> None:
     """Put `module` at `path`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Path and layer of everything with a `lora_A` and a `lora_B`, in the model's order."""
+    """Yield path and layer of everything with a `lora_A` and a `lora_B`, in the model's order."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, "lora_A", None), nn.Parameter):
             yield path, module
 
 
-def trained(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name and parameter of all that is learned: `PATH.lora_A`, `PATH.lora_B`, and what of `_LEARNED` is there beside."""
+def trained_parameters(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and parameter of all that is trained: `PATH.lora_A`, `PATH.lora_B`, and the others of `_TRAINED`."""
     for path, module in model.named_modules():
-        for name in _LEARNED:
+        for name in _TRAINED:
             if isinstance(getattr(module, name, None), nn.Parameter):
                 yield f"{path}.{name}", getattr(module, name)
 
 
 def reset(model: Any, seed: int) -> None:
-    """Begin every layer anew from `seed`; the same layers get the same numbers."""
+    """Initialize every trained layer from `seed`; the same layers get the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     for _, module in model.named_modules():
         if any(isinstance(getattr(module, name, None), nn.Parameter) for name in ("lora_A", "rows")):

@@ -2,20 +2,25 @@
 
 A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
 two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in
-blocks of 256. That is 4.127 bits a weight. Torch alone is the reference and works everywhere; `dequantize` uses
+blocks of 256. That is 4.127 bits a weight. The reference is torch alone and works everywhere; `dequantize` uses
 bitsandbytes' kernel where it is installed, which gives the same numbers faster.
+
+Of several processes each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
+afterwards.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
+from adapterhub.train import distributed
 from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
@@ -34,9 +39,9 @@ class NF4:
     Attributes:
         packed: uint8 `(ceil(n / 2),)`, two codes a byte.
         absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; float32, the magnitude itself,
-            where a checkpoint without double quantization has it so.
-        nested: float32 `(ceil(n / 64 / 256),)`, what the 8-bit values are multiplied by; None without double quantization.
-        offset: float32 scalar, the mean magnitude; None likewise.
+            in a checkpoint without double quantization.
+        nested: float32 `(ceil(n / 64 / 256),)`, factors of the 8-bit values; None without double quantization.
+        offset: float32 scalar, the mean magnitude; None without double quantization.
         shape: `(out_features, in_features)`, n their product.
     """
 
@@ -48,17 +53,17 @@ class NF4:
 
     @property
     def size(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         parts = (self.packed, self.absmax, self.nested, self.offset)
         return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
 
     @property
     def device(self) -> Any:
-        """Where it lies."""
+        """The device of its tensors."""
         return self.packed.device
 
     def to(self, device: Any) -> NF4:
-        """The same on another device."""
+        """Return a copy on another device."""
         packed, absmax, nested, offset = (
             part if part is None else part.to(device) for part in (self.packed, self.absmax, self.nested, self.offset)
         )
@@ -66,7 +71,7 @@ class NF4:
 
 
 def quantize(weight: Tensor, where: str = "weight") -> NF4:
-    """`weight` (float32, float16 or bfloat16, any shape) in NF4; RefusedError if a value isn't finite."""
+    """Quantize `weight` (float32, float16 or bfloat16, any shape); RefusedError if a value is not finite."""
     flat = weight.detach().reshape(-1)
     count = flat.numel()
     packed = torch.empty((count + 1) // 2, dtype=torch.uint8)
@@ -84,15 +89,15 @@ def quantize(weight: Tensor, where: str = "weight") -> NF4:
         packed[first : first + pairs.numel()] = pairs[: packed.numel() - first]
         magnitudes[start // BLOCK : start // BLOCK + largest.numel()] = largest
     if not bool(torch.isfinite(magnitudes).all()):
-        raise RefusedError(where, "holds a value that isn't finite, which NF4 cannot say")
+        raise RefusedError(where, "contains a value that is not finite, which NF4 cannot represent")
     offset = magnitudes.mean()
     absmax, nested = _quantize_8bit(magnitudes - offset)
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))
 
 
 def _quotients(blocks: Tensor, largest: Tensor, partial: int) -> Tensor:
-    """Weights over their block's magnitude, in bitsandbytes' own arithmetic: times the reciprocal, but in a last block
-    that isn't full divided (`backends/default/ops.py`, `quantize_4bit`). A block of zeros gives zeros."""
+    """Divide weights by their block's magnitude, in bitsandbytes' own arithmetic: times the reciprocal, except that a last
+    block that is not full is divided (`backends/default/ops.py`, `quantize_4bit`). A block of zeros gives zeros."""
     safe = largest.clamp(min=1e-38).unsqueeze(1)
     quotients = blocks * (1.0 / safe)
     if partial:
@@ -106,7 +111,7 @@ def _bounds() -> tuple[float, ...]:
 
 
 def _nearest(quotients: Tensor) -> Tensor:
-    """Index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
+    """Return the index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
     codes = torch.zeros(quotients.shape, dtype=torch.uint8)
     for bound in _bounds():
         codes += quotients > bound
@@ -115,7 +120,7 @@ def _nearest(quotients: Tensor) -> Tensor:
 
 @cache
 def dynamic_map() -> Tensor:
-    """The 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
+    """Return the 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
     values = [0.0, 1.0]
     for exponent in range(7):
         bounds = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
@@ -125,10 +130,10 @@ def dynamic_map() -> Tensor:
 
 
 def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
+    """Return values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
 
     bitsandbytes' CPU kernel looks the index up in a table of 65536 steps over [-1, 1], so that very small values may
-    get a neighbor of the nearest; its bytes are followed, since they are what others store. A block of zeros is 0.
+    get a neighbor of the nearest; this does the same, because those bytes are what others store. A block of zeros is 0.
     """
     count = values.numel()
     blocks = torch.nn.functional.pad(values, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
@@ -141,7 +146,7 @@ def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _steps() -> Tensor:
-    """The index of the nearest of the 256 values for each of the 65536 steps, uint8."""
+    """Return the index of the nearest of the 256 values for each of the 65536 steps, uint8."""
     steps = torch.arange(65536, dtype=torch.float64).mul_(2 / 65535).sub_(1).float()
     codes = dynamic_map()
     above = torch.bucketize(steps, codes).clamp_(1, 255)
@@ -150,7 +155,7 @@ def _steps() -> Tensor:
 
 
 def magnitudes(matrix: NF4) -> Tensor:
-    """The block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
+    """Return the block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
     if matrix.nested is None:
         return matrix.absmax
     values = _on(dynamic_map, matrix.absmax.device)[matrix.absmax.int()]
@@ -160,7 +165,7 @@ def magnitudes(matrix: NF4) -> Tensor:
 
 
 def dequantize(matrix: NF4, dtype: Any) -> Tensor:
-    """The matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
+    """Return the matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
     kernel = _kernel()
     if kernel is None or matrix.shape[-1] % 2:
         return dequantize_reference(matrix, dtype)
@@ -168,7 +173,7 @@ def dequantize(matrix: NF4, dtype: Any) -> Tensor:
 
 
 def dequantize_reference(matrix: NF4, dtype: Any) -> Tensor:
-    """The same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
+    """Do the same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
     count = 1
     for dim in matrix.shape:
         count *= dim
@@ -185,13 +190,13 @@ def _pairs() -> Tensor:
 
 @cache
 def _on(table: Callable[[], Tensor], device: Any) -> Tensor:
-    """A table of constants, once a device."""
+    """Return a table of constants, copied once to each device."""
     return table().to(device)
 
 
 @cache
 def _kernel() -> Callable[[NF4, Any], Tensor] | None:
-    # Its import warns about an optional download that isn't used here.
+    # Its import warns about an optional download that is not used here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401 - registers the operators
@@ -203,3 +208,59 @@ def _kernel() -> Callable[[NF4, Any], Tensor] | None:
         return operator(matrix.packed.view(-1, 1), magnitudes(matrix), BLOCK, "nf4", matrix.shape, dtype)
 
     return call
+
+
+def dense(weight: Tensor | NF4 | ShardedNF4, dtype: Any) -> Tensor:
+    """Return the matrix itself, in `dtype`."""
+    if isinstance(weight, ShardedNF4):
+        weight = weight.whole()
+    return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
+
+
+# ---- Parts of a matrix in several processes
+
+
+class ShardedNF4(nn.Module):  # type: ignore[misc]
+    """A matrix whose packed bytes are a parameter that FSDP divides: this process's part, except while its block is in use.
+
+    `fully_shard` (torch.distributed.fsdp) divides the packed bytes alone, which are nearly all of the matrix and never change;
+    everything else is replicated, so that factors, gradients, moments and checkpoints are as in one process. There is one
+    exchange for each block, and where the device has streams the next block's runs while this one computes. All processes
+    have to run the same blocks, so each makes the same number of passes in a step (`loop.loss.passes`).
+    """
+
+    def __init__(self, matrix: NF4) -> None:
+        super().__init__()
+        self.packed = nn.Parameter(matrix.packed, requires_grad=False)
+        self.rest = replace(matrix, packed=matrix.packed.new_empty(0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole matrix."""
+        return self.rest.shape
+
+    @property
+    def device(self) -> Any:
+        """The device of its tensors."""
+        return self.packed.device
+
+    def whole(self) -> NF4:
+        """Assemble the matrix; outside its block's passes all processes have to call this."""
+        packed = self.packed
+        return replace(self.rest, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
+
+
+def sharded(matrix: Any) -> Any:
+    """Return a matrix that can be divided: `matrix` itself where there is one process, or where it is not quantized."""
+    return ShardedNF4(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
+
+
+def shard(module: Any, device: Any) -> None:
+    """Divide the sharded matrices of `module` that are not divided yet; call it for each block, then for the model."""
+    if distributed.count() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    others = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
+    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=others)

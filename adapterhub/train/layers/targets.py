@@ -1,8 +1,8 @@
-"""Which modules carry LoRA, and of what size: the words of peft, resolved as peft resolves them, without torch.
+"""Target modules and their ranks, resolved from peft's options as peft resolves them, without torch.
 
 A target is a path or its end, or one regular expression for the whole path (`tuners_utils.py`,
-`check_target_module_exists`); of `rank_pattern` and `alpha_pattern` the first that matches the end of a path counts
-(`utils/other.py`, `get_pattern_key`). What matches nothing is refused, because a misspelled name trains nothing.
+`check_target_module_exists`); of `rank_pattern` and `alpha_pattern` the first key that matches the end of a path counts
+(`utils/other.py`, `get_pattern_key`). A name that matches nothing is refused, because a misspelled name trains nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from adapterhub.train.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.patterns import Patterns
 
-_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one an expert's
+_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one is an expert's
 
 
 def resolve(
     config: LoRAConfig, linears: Sequence[str], tables: Sequence[str], where: str, *, stacks: Sequence[str] = ()
 ) -> list[str]:
-    """The paths that carry LoRA, of each kind in the model's order; `all-linear` means no embedding table (`tables`), and no
-    stack of experts (`stacks`): these are adapted where they are named, as in peft."""
+    """Return the paths that carry LoRA, of each kind in the model's order.
+
+    `all-linear` covers neither the embedding table (`tables`) nor stacks of experts (`stacks`): these must be named, as in
+    peft.
+
+    Raises:
+        RefusedError: A name, layer or pattern matches nothing, or no module is left.
+    """
     everything = [*tables, *linears, *stacks]
     wanted = config.targets
     chosen = list(linears) if wanted == "all-linear" else _named(wanted, everything, f"{where}: [lora] targets")
@@ -31,7 +37,7 @@ def resolve(
     if config.layers is not None:
         chosen = _in_layers(config.layers, chosen, f"{where}: [lora] layers")
     if not chosen:
-        raise RefusedError(f"{where}: [lora]", "no module is left to carry LoRA")
+        raise RefusedError(f"{where}: [lora]", "no target module is left")
     for key in ("rank_pattern", "alpha_pattern"):
         _check_used(getattr(config, key), chosen, f"{where}: [lora] {key}")
     return chosen
@@ -44,7 +50,9 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
         try:
             found = [path for path in paths if re.fullmatch(wanted, path)]
         except re.error as error:
-            raise RefusedError(where, f"{wanted!r} is no name and no regular expression ({error})") from error
+            raise RefusedError(
+                where, f"{wanted!r} is neither a module name nor a valid regular expression ({error})"
+            ) from error
         if not found:
             raise _nothing(wanted, paths, where)
         return found
@@ -55,16 +63,16 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
 
 
 def block(path: str) -> str | None:
-    """The path of the layer that a module lies in."""
+    """Return the path of the layer that contains a module; None for a module outside of all layers."""
     found = _LAYER.match(path)
     return found[0].removesuffix(".") if found else None
 
 
 def _nothing(name: str, paths: Iterable[str], where: str) -> RefusedError:
-    known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
+    known = f"The model has {', '.join(sorted({path.rpartition('.')[2] for path in paths}))}"
     if name.rpartition(".")[2] == "lm_head":
-        return RefusedError(where, "the output layer cannot carry LoRA: its logits are never held whole", f"It has {known}")
-    return RefusedError(where, f"target {name!r} is no linear layer of this model", f"It has {known}")
+        return RefusedError(where, "the output layer cannot be a target: all of its logits never exist at once", known)
+    return RefusedError(where, f"{name!r} matches no linear layer of this model", known)
 
 
 def _matches(path: str, name: str) -> bool:
@@ -75,7 +83,7 @@ def _in_layers(layers: Sequence[int], paths: Sequence[str], where: str) -> list[
     numbers = {path: int(match[1]) for path in paths if (match := _LAYER.match(path))}
     for layer in layers:
         if layer not in numbers.values():
-            raise RefusedError(where, f"no target lies in layer {layer}", f"They lie in {sorted(set(numbers.values()))}")
+            raise RefusedError(where, f"no target is in layer {layer}", f"Targets are in {sorted(set(numbers.values()))}")
     return [path for path in paths if numbers.get(path) in layers]
 
 
@@ -84,7 +92,7 @@ def _check_used(patterns: Mapping[str, float], paths: Sequence[str], where: str)
     used = {keys.matching(path)[0] for path in paths if keys.matching(path)}
     for pattern in patterns:
         if pattern not in used:
-            raise RefusedError(where, f"{pattern!r} decides for no target")
+            raise RefusedError(where, f"pattern {pattern!r} matches no target")
 
 
 class Sizes:
@@ -95,11 +103,11 @@ class Sizes:
         self._ranks, self._alphas = Patterns(config.rank_pattern, where), Patterns(config.alpha_pattern, where)
 
     def rank(self, path: str) -> int:
-        """The rank at `path`."""
+        """Return the rank at `path`."""
         found = self._ranks.matching(path)
         return self.config.rank_pattern[found[0]] if found else self.config.r
 
     def alpha(self, path: str) -> float:
-        """The alpha at `path`."""
+        """Return the alpha at `path`."""
         found = self._alphas.matching(path)
         return float(self.config.alpha_pattern[found[0]]) if found else self.config.alpha

@@ -1,1 +1,1 @@
-"""What happens in a step, and from step to step."""
+"""The steps of a training: loss, optimizer, evaluation on held-out data."""

@@ -1,1 +1,1 @@
-"""The base with its adapters, what goes into them and what comes out."""
+"""The base model with its adapter: loading it, checking it, and adapters into and out of it."""

@@ -1,40 +1,50 @@
-"""The base model, ready to be adapted: built empty by transformers, filled and quantized one tensor at a time.
+"""The base model as the loop uses it: its hidden states, its output layer, and two properties that only its code tells.
 
-The model's code comes from transformers, so that every architecture works; its weights never do: each is read from
-its file (`weights`), quantized if it belongs to a linear layer, and let go; or read as it was quantized before (`kept`).
-A parameter without a tensor, or a tensor without a parameter, is refused by name.
+What a model does to its logits: Granite divides them (`logits_scaling`), Cohere and Falcon-H1 multiply them, Gemma bounds them
+(`final_logit_softcapping`). And whether it separates the documents of a row: positions that restart tell most attention where
+a document begins, but recurrent layers, convolutions over tokens, and models without positions read on, so that part of what
+they learn from one document would come from another. Both are found by running the model on inputs made for the purpose.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
-from adapterhub.train import distributed
-from adapterhub.train.config import BaseConfig, LoRAConfig
-from adapterhub.train.layers import dora, embeddings, experts, inits, lora, nf4, shards
-from adapterhub.train.layers.targets import Sizes, block, resolve
-from adapterhub_converters.adapter import scaling
-from adapterhub_converters.errors import FormatError
+from adapterhub.train.data.dataset import IGNORED, Rows
+from adapterhub.train.layers import embeddings
+from adapterhub_converters.errors import RefusedError
 
-from . import buffers, families, quantized_cache, weights
-from .logits import Logits, logits_of
-from .weights import Weights
+Tensor = Any
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_PROBED = 4  # tokens whose logits are compared
+_SPREAD = 20.0  # of these logits: far enough for a bound to show
+_FIRST, _SECOND, _PAIRS = 7, 9, 3  # tokens of the two documents that are compared, and how many pairs of them
 
-_CPU = torch.device("cpu")
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits computed as `cap * tanh(scale * z / cap)` from the output layer's `z`; as `scale * z` without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def of(self, z: Tensor) -> Tensor:
+        """Return the logits, float32."""
+        scaled = z.float() * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A model whose linear layers are frozen and whose targets carry LoRA, and its tokenizer."""
+    """A model with frozen linear layers and with LoRA on its targets, and its tokenizer; `notes` are for the user."""
 
     model: Any
     tokenizer: Any
@@ -44,7 +54,7 @@ class Base:
 
     @property
     def device(self) -> Any:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.head.device
 
     @property
@@ -57,212 +67,106 @@ class Base:
         """The output layer's bias, `(vocab,)`, or None."""
         return self.model.get_output_embeddings().bias
 
-    def states(self, ids: Any, positions: Any) -> Any:
-        """The last hidden states `(rows, tokens, hidden)` of int64 `(rows, tokens)`."""
-        words = {"position_ids": positions} if self.takes_positions else {}
-        return self.model.base_model(input_ids=ids, use_cache=False, **words).last_hidden_state
-
-    @property
-    def takes_positions(self) -> bool:
-        """Whether the model can be told where in its document each token is."""
-        return "position_ids" in inspect.signature(self.model.base_model.forward).parameters
-
     @property
     def head_rows(self) -> embeddings.TokenRows | None:
-        """Rows of the output layer that are trained, because it is tied to a table some of whose rows are."""
+        """The trained rows of the output layer, where it is tied to a table with trained rows."""
         rows = embeddings.token_rows(self.model)
         return rows if rows is not None and rows.weight is self.head else None
 
+    def states(self, ids: Any, positions: Any) -> Any:
+        """Return the last hidden states `(rows, tokens, hidden)` of int64 `(rows, tokens)`."""
+        takes_positions = "position_ids" in inspect.signature(self.model.base_model.forward).parameters
+        options = {"position_ids": positions} if takes_positions else {}
+        return self.model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
 
-def load(
-    path: Path,
-    base: BaseConfig,
-    adapter: LoRAConfig,
-    *,
-    where: str,
-    progress: Callable[[int, int], None] | None = None,
-    place: quantized_cache.Place | None = None,
-    device: Any = _CPU,
-) -> Base:
-    """Build the model at `path`, quantized as `base` says, with `adapter`'s layers in it; `progress(done, all)`.
 
-    `place`: Where the quantized base is kept; what isn't there yet is put there. Each tensor is quantized on the CPU and
-    moved to `device` before the next is read.
+# ---- Logits
+
+
+def logits_of(model: Any, where: str) -> Logits:
+    """Return how `model`, with its weights loaded, computes its logits.
+
+    It gets hidden states in place of its decoder's, and its logits have to be what the loss would compute from them.
+
+    Raises:
+        RefusedError: It computes them in a way that the loss does not support.
     """
-
-    def built(source: Weights) -> Base:
-        return _built(path, source, base, adapter, where=where, progress=progress, device=device)
-
-    notes: list[str] = []
-    # A base that is changed before it is quantized (`inits`), or not quantized at all, is never kept.
-    if place is None or base.quantize != "nf4" or adapter.init != "default":
-        with weights.opened(path) as source:
-            return built(source)
-    if place.there:
-        try:
-            with quantized_cache.KeptWeights(place) as source:
-                return built(source)
-        except FormatError as error:
-            notes.append(f"the quantized base that was kept is damaged, and is made anew ({error})")
-            place.drop()
-    with weights.opened(path) as source:
-        keeps = not (source.quantized or base.shard) and distributed.first()
-        source.made = {} if keeps else None
-        made = built(source)
-        if source.made and (failed := quantized_cache.write(place, path, source)):
-            notes.append(failed)
-    return replace(made, notes=(*made.notes, *notes))
+    head = model.get_output_embeddings()
+    configured = _configured(model.config.get_text_config())
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, _PROBED, head.weight.shape[1], generator=generator).to(head.weight)
+    with torch.no_grad():
+        z = torch.nn.functional.linear(hidden, head.weight)
+        hidden *= _SPREAD / (configured.scale * float(z.float().std()) or 1.0)
+        z = torch.nn.functional.linear(hidden, head.weight, head.bias)
+        with _decoder_returning(model, hidden):
+            # Some models take the shape of the embeddings from their ids.
+            actual = model(input_ids=torch.zeros(1, _PROBED, dtype=torch.long, device=hidden.device), use_cache=False).logits
+    for logits in (configured, Logits()):
+        own = logits.of(z)
+        error = 8 * float(torch.finfo(head.weight.dtype).eps) * float(own.abs().max())
+        if own.shape == actual.shape and float((own - actual.float()).abs().max()) <= error:
+            return logits
+    raise RefusedError(where, f"{type(model).__name__} computes its logits in a way that the loss does not support")
 
 
-def _built(
-    path: Path,
-    source: Weights,
-    base: BaseConfig,
-    adapter: LoRAConfig,
-    *,
-    where: str,
-    progress: Callable[[int, int], None] | None,
-    device: Any,
-) -> Base:
-    model, tokenizer = _empty(path, base, device)
-    source.bind(model)
-    linears, stacks = lora.linears(model), experts.stacks(model)
-    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks))
-    families.check_targets(model, targets, where)
-    sizes = Sizes(adapter, where)
-    done, total = 0, len(linears) + len(stacks)
-    for path_of_block, names in _blocks([*linears, *stacks]).items():
-        for name in names:
-            if progress:
-                progress(done, total)
-            put = _replace_stack if name in stacks else _replace
-            put(model, name, source, base, sizes if name in set(targets) else None, device=device)
-            done += 1
-        if base.shard and path_of_block:
-            shards.divide(model.get_submodule(path_of_block), device)
-    _fill(model, source, getattr(torch, base.dtype), device)
-    source.check_all_used(model)
-    buffers.compute(model, str(path))
-    _move_buffers(model, device)
-    embeddings.adapt(model, tuple(targets), sizes, adapter, where)
-    if base.shard:
-        shards.divide(model.base_model, device)
-    for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
-    for _, parameter in lora.trained(model):
-        parameter.requires_grad_()
-    return Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(path)), tuple(families.notes(model, targets)))
+def _configured(config: Any) -> Logits:
+    scale = 1.0
+    for key in ("logit_scale", "lm_head_multiplier"):
+        scale *= getattr(config, key, None) or 1.0
+    cap = next((value for key in _CAPS if (value := getattr(config, key, None))), None)
+    return Logits(scale / (getattr(config, "logits_scaling", None) or 1.0), cap)
 
 
-def _blocks(paths: Iterable[str]) -> dict[str | None, list[str]]:
-    """The paths of each layer of the model, in its order."""
-    found: dict[str | None, list[str]] = {}
-    for path in paths:
-        found.setdefault(block(path), []).append(path)
-    return found
+@contextmanager
+def _decoder_returning(model: Any, hidden: Tensor) -> Iterator[None]:
+    """Make the decoder return `hidden`, for any input, within the block."""
+    from transformers.modeling_outputs import BaseModelOutput
 
+    class Answer(BaseModelOutput):  # type: ignore[misc]
+        def __getattr__(self, _: str) -> None:
+            return None
 
-def _empty(path: Path, base: BaseConfig, device: Any = _CPU) -> tuple[Any, Any]:
-    import transformers
-
-    with weights.beside(path) as folder:
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            model = families.empty(config, getattr(torch, base.dtype), device)
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            raise FormatError(str(path), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
-    families.check(model, str(path))
-    return model, tokenizer
-
-
-def _replace(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
-    """Put a frozen layer, with LoRA if it is a target, in the place of an empty `nn.Linear` or Conv1D."""
-    old = model.get_submodule(path)
-    dtype, quantized = getattr(torch, base.dtype), base.quantize == "nf4"
-    transposed = not isinstance(old, nn.Linear)  # Conv1D: `(in, out)`
-    bias = None if old.bias is None else source.take(f"{path}.bias", tuple(old.bias.shape)).to(device, dtype)
-    where, shape = f"{path}.weight", tuple(old.weight.shape)
-
-    def dense() -> Any:
-        whole = source.take(where, shape)
-        whole = whole.t().contiguous() if transposed else whole
-        return whole if quantized else whole.to(dtype)
-
-    def frozen() -> Any:
-        held = source.nf4(where, shape, transposed=transposed) if quantized else dense()
-        return (held if isinstance(held, nf4.NF4) else held.to(dtype)).to(device)
-
-    if sizes is None:
-        new: Any = lora.FrozenLinear(frozen(), bias)
-    else:
-        adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
-        weight, initial = None, None
-        if adapter.init != "default":
-            scale = scaling(alpha, r, rslora=adapter.rslora)
-            weight, initial = inits.begin(dense(), adapter, r=r, scaling=scale, quantized=quantized, where=where)
-            weight = weight.to(device)
-            initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
-        kind = dora.DoRALinear if adapter.dora else lora.LoRALinear
-        words: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
-        new = kind(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **words)
-    new.transposed = transposed
-    if base.shard:
-        new.base = shards.part(new.base)
-    lora.replace(model, path, new)
-
-
-def _replace_stack(model: Any, path: str, source: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
-    """Put a stack of experts' matrices, with LoRA if it is a target, in the place of an empty parameter."""
-    source.made = None  # kept in floats, a base with experts would take more of the disk than it saves
-    parent, _, name = path.rpartition(".")
-    module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
-    whole = source.take(path, tuple(getattr(module, name).shape))
-    matrices = experts.held(whole, partial(nf4.quantize, where=path)) if base.quantize == "nf4" else whole.to(dtype).unbind(0)
-    matrices = [matrix.to(device) for matrix in matrices]
-    if base.shard:
-        matrices = [shards.part(matrix) for matrix in matrices]
-    if sizes is None:
-        new: Any = experts.Stack(matrices, transposed=module.is_transposed)
-    else:
-        experts.check(sizes.config, path)
-        r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
-        new = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
-    delattr(module, name)
-    setattr(module, name, new)
-
-
-def _fill(model: Any, source: Weights, dtype: Any, device: Any) -> None:
-    """Give every parameter that is still empty its tensor; parameters that are one stay one."""
-    filled: dict[int, Any] = {}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta or name in source:
-            if id(parameter) not in filled:
-                tensor = source.take(name, tuple(parameter.shape)).to(device, dtype)
-                filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
-    for name, buffer in list(model.named_buffers()):
-        if buffer.is_meta and name in source:
-            parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent)._buffers[leaf] = source.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
-    model.tie_weights()
-
-
-def _move_buffers(model: Any, device: Any) -> None:
-    for module in model.modules():
-        module._buffers.update(
-            {name: buffer if buffer is None else buffer.to(device) for name, buffer in module._buffers.items()}
-        )
-
-
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[int]:
-    """So many threads for torch within the block; None leaves them. Yields how many there are."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
+    decoders = {id(module): module for module in (model.base_model, model.get_decoder())}  # OPT calls the second directly
+    for module in decoders.values():
+        module.forward = lambda *_, **__: Answer(last_hidden_state=hidden)
     try:
-        yield torch.get_num_threads()
+        yield
     finally:
-        torch.set_num_threads(before)
+        for module in decoders.values():
+            del module.forward
+
+
+# ---- Documents that share a row
+
+
+def check_isolation(base: Base, data: Iterable[Rows | None], where: str) -> None:
+    """Refuse rows of several documents for a model that does not separate them."""
+    if any(rows is not None and share_rows(rows) for rows in data) and not isolates_documents(base):
+        what = f"{type(base.model).__name__} does not separate the documents that share a row"
+        raise RefusedError(f"{where}: [data] pack", what, "Set pack = false")
+
+
+def share_rows(rows: Rows) -> bool:
+    """Return whether any row has labels in a document behind the first."""
+    behind = np.logical_or.accumulate((rows.positions == 0) & (np.arange(rows.positions.shape[1]) > 0), axis=1)
+    return bool((behind & (rows.labels != IGNORED)).any())
+
+
+def isolates_documents(base: Base) -> bool:
+    """Return whether a document's first state is the same behind another document as at the start of a row."""
+    generator = torch.Generator().manual_seed(0)
+    length = _FIRST + _SECOND
+    behind = torch.randint(0, len(base.head), (_PAIRS, length), generator=generator)
+    alone = torch.cat([behind[:, _FIRST:], behind[:, :_FIRST]], dim=1)
+    first, second = torch.arange(_FIRST), torch.arange(_SECOND)
+    positions = torch.stack([torch.cat([first, second])] * _PAIRS + [torch.cat([second, first])] * _PAIRS)
+    base.model.eval()
+    with torch.no_grad():
+        device = base.head.device
+        states = base.states(torch.cat([behind, alone]).to(device), positions.to(device)).float()
+    base.model.train()
+    behind_another, at_start = states[:_PAIRS, _FIRST], states[_PAIRS:, 0]
+    # The median: rounding may send one of the tokens to another expert.
+    error = float(((behind_another - at_start).norm(dim=1) / at_start.norm(dim=1).clamp(min=1e-30)).median())
+    return error <= 16 * math.pow(torch.finfo(base.head.dtype).eps, 0.75)

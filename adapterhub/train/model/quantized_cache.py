@@ -1,9 +1,9 @@
-"""Quantized bases, kept by the digest of what they were made from, so that a base is quantized once.
+"""The cache of quantized bases, by the digests of their files: a base is quantized once.
 
 An entry is a folder as bitsandbytes serializes a model, with config and tokenizer, so that transformers loads it too. It is
 written whole or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, compared
-when it is read; an entry that isn't what was written, or is another base's, is thrown away and made anew. That is against
-what a disk or a crash does: who may write into the folder can change a base as well.
+when it is read; an entry that is damaged, or another base's, is removed and written again. This protects against disk errors
+and crashes only: anyone who can write into the folder can change a base as well.
 """
 
 from __future__ import annotations
@@ -15,131 +15,135 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from adapterhub.train.config import BaseConfig, LoRAConfig
 from adapterhub.train.layers import bitsandbytes
+from adapterhub_converters.bases import weight_files
 from adapterhub_converters.bases.bitsandbytes import QUANTIZATION
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
 
-from .weights import FolderWeights, Weights, beside, stored_name
+from .base_files import BaseFiles
+from .weights import FolderWeights, Weights, stored_name
 
-FORMAT = 2  # of an entry; another one is another entry
-_CHECKS = "checks.json"
-_UNUSED = 60 * 86400  # seconds after which an entry that nobody used gives way to a new one
+FORMAT = 2  # of an entry; part of its name
+_CHECKSUMS = "checks.json"
+_UNUSED = 60 * 86400  # seconds without use after which an entry is removed
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
-_NOT_TEXTS = ("*.index.json", "config.json", _CHECKS)
-_MAX_TEXT = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 has half of that
+_NOT_COPIED = ("*.index.json", "config.json", _CHECKSUMS)
+_MAX_TEXT = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the quantized form of one base lies, or would."""
+class Entry:
+    """The folder of one quantized base, which may not exist yet."""
 
     folder: Path
 
     @property
-    def there(self) -> bool:
-        """Whether there is something to be read."""
-        return (self.folder / _CHECKS).is_file()
+    def exists(self) -> bool:
+        """Whether it has been written."""
+        return (self.folder / _CHECKSUMS).is_file()
 
-    def drop(self) -> None:
-        """Remove what is there."""
+    def remove(self) -> None:
+        """Remove it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def place(cache: Path, base: Path, weights: Sequence[Mapping[str, Any]]) -> Place:
-    """The entry of a base whose files of weights have these digests, quantized as `layers.nf4` does."""
-    with beside(base) as folder:
-        config = (folder / "config.json").read_bytes()
-    facts = {"format": FORMAT, "weights": [item["digest"] for item in weights], "config": hashlib.sha256(config).hexdigest()}
-    return Place(cache / "bases" / f"nf4-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}")
+def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
+    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4` quantizes them.
+
+    None without a cache, and for a base that is not quantized, or changed before it is (`[lora] init`).
+    """
+    if files.cache is None or base.quantize != "nf4" or adapter.init != "default":
+        return None
+    config = hashlib.sha256(files.config_text.encode()).hexdigest()
+    key = {"format": FORMAT, "weights": [item["digest"] for item in files.digests], "config": config}
+    return Entry(files.cache / "bases" / f"nf4-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}")
 
 
-class KeptWeights(FolderWeights):
-    """An entry; FormatError as soon as something in it isn't what was written."""
+class CachedWeights(FolderWeights):
+    """The tensors of an entry; FormatError as soon as one differs from what was written."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place.folder)
-        self._entry = place.folder.name
-        self._checks = json_file.read_object(place.folder / _CHECKS)
-        missing = sorted(set(self._checks) ^ set(self._files))
-        if missing:
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.folder, weight_files(entry.folder))
+        self._entry = entry.folder.name
+        self._checksums = json_file.read_object(entry.folder / _CHECKSUMS)
+        unmatched = sorted(set(self._checksums) ^ set(self._files))
+        if unmatched:
             self._open.close()
-            raise FormatError(self.where, f"{missing[0]!r} is there without its checksum, or the other way round")
-        with contextlib.suppress(OSError):  # of somebody else's, which may only be read
-            os.utime(place.folder)  # when it was used last
+            raise FormatError(self.where, f"{unmatched[0]!r} has no checksum, or no tensor")
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.utime(entry.folder)  # the time of its last use
 
     @property
     def quantized(self) -> bool:
-        """Ours: what isn't in NF4 yet may become so."""
+        """False: what is not in NF4 yet may be quantized here."""
         return False
 
     def raw(self, name: str) -> np.ndarray:
-        """Read, and compared with its checksum."""
+        """Read a tensor and compare it with its checksum."""
         array = super().raw(name)
-        if _check(self._entry, name, array) != self._checks[name]:
-            raise FormatError(self.where, f"tensor {name!r} is not what was written")
+        if _checksum(self._entry, name, array) != self._checksums[name]:
+            raise FormatError(self.where, f"tensor {name!r} differs from what was written")
         return array
 
 
-def _check(entry: str, name: str, array: np.ndarray) -> int:
+def _checksum(entry: str, name: str, array: np.ndarray) -> int:
     start = zlib.crc32(f"{entry} {name} {stored_name(array)} {array.shape}".encode())
     return zlib.crc32(safetensors_file.byte_view(array), start)
 
 
-def write(place: Place, base: Path, weights: Weights) -> str | None:
-    """Keep what `weights` quantized, with the tensors that stayed as they are; why not, in a line, where that fails."""
+def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
+    """Write what `weights` quantized, and the tensors that stayed unchanged; returns a note where that fails."""
     try:
-        _sweep(place.folder.parent)
-        with atomic.whole(place.folder) as folder, beside(base) as texts:
-            _copy_texts(texts, folder, _quantized(json_file.read_object(texts / "config.json")))
-            checks = _write_weights(folder / "model.safetensors", place.folder.name, weights)
-            json_file.write_text(folder / _CHECKS, json.dumps(checks))
+        _remove_unused(entry.folder.parent)
+        with atomic.whole(entry.folder) as folder:
+            config = json_file.parse_object(files.config_text, f"{files.path}: config.json")
+            config["quantization_config"] = {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}
+            json_file.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            _copy_texts(files.folder, folder)
+            checksums = _write_weights(folder / "model.safetensors", entry.folder.name, weights)
+            json_file.write_text(folder / _CHECKSUMS, json.dumps(checksums))
     except OutputExistsError:
         return None  # another process was first, with the same bytes
     except (AdapterhubError, OSError) as error:
-        return f"the quantized base could not be kept: {error}"
+        return f"the quantized base could not be cached: {error}"
     return None
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the entries that nobody used for long."""
+def _remove_unused(folder: Path) -> None:
     for entry in folder.glob("nf4-*"):
         if time.time() - entry.stat().st_mtime > _UNUSED:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _quantized(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "quantization_config": {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}}
-
-
-def _copy_texts(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
-    json_file.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+def _copy_texts(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, and others of its kind."""
     for pattern in _TEXTS:
         for path in source.glob(pattern):
-            if path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_TEXTS):
+            if path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_COPIED):
                 shutil.copyfile(path, folder / path.name)
 
 
-def _write_weights(path: Path, entry: str, weights: Weights) -> dict[str, int]:
-    """All tensors in one file; what was quantized is in memory anyway, the rest is read one at a time. Their checksums."""
-    made: dict[str, np.ndarray] = {}
-    for name, (matrix, dtype) in (weights.made or {}).items():
-        made |= bitsandbytes.parts(name, matrix, dtype)
+def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int]:
+    """Write all tensors to one file and return their checksums; those that were not quantized are read one at a time."""
+    fresh: dict[str, np.ndarray] = {}
+    for name, (matrix, dtype) in (weights.fresh or {}).items():
+        fresh |= bitsandbytes.parts(name, matrix, dtype)
     kinds = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
-    kinds |= {name: (stored_name(array), array.shape) for name, array in made.items()}
+    kinds |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
     order = safetensors_file.layout((name, *kind) for name, kind in kinds.items())
+    checksums = {}
     with open(path, "wb") as file:
-
-        def put(name: str, array: np.ndarray) -> int:
-            file.write(safetensors_file.byte_view(array))
-            return _check(entry, name, array)
-
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
-        return {name: put(name, made[name] if name in made else weights.raw(name)) for name, _, _ in order}
+        for name, _, _ in order:
+            array = fresh[name] if name in fresh else weights.raw(name)
+            file.write(safetensors_file.byte_view(array))
+            checksums[name] = _checksum(entry, name, array)
+    return checksums

@@ -1,8 +1,7 @@
-"""What an adapter adds to one module: the kinds of low-rank delta that PEFT's LoRA knows.
+"""The changes of one module: the kinds of low-rank delta that PEFT's LoRA has.
 
-HasFactors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is
-`(out_features, r)`. The scale stays symbolic. Every kind says its `shape`, its `r`, its `scaling`, its tensors by
-name (`parts`), and whether the low-rank product is all there is (`plain`).
+Factors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is `(out_features, r)`.
+The scale stays symbolic.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Parts = Iterator[tuple[str, np.ndarray]]
 
 
 class HasFactors:
-    """What every kind with a `lora_A` whose rows are the rank has in common."""
+    """The properties of every kind with a `lora_A` whose number of rows is the rank."""
 
     __slots__ = ()
     lora_A: np.ndarray
@@ -27,7 +26,7 @@ class HasFactors:
 
     @property
     def r(self) -> int:
-        """The rank: what the tensors say, not what a config says."""
+        """The rank, by the tensors and not by a config."""
         return int(self.lora_A.shape[0])
 
     @property
@@ -36,13 +35,13 @@ class HasFactors:
         return scaling(self.alpha, self.r, rslora=self.rslora)
 
     def parts(self) -> Parts:
-        """Its tensors by name."""
+        """The tensors by name."""
         names = ("lora_A", "lora_B", "magnitude", "bias")
         return ((name, tensor) for name in names if (tensor := getattr(self, name, None)) is not None)
 
     @property
     def plain(self) -> bool:
-        """Whether the low-rank product is all there is."""
+        """Whether there is nothing but the low-rank product."""
         return all(name in ("lora_A", "lora_B") for name, _ in self.parts())
 
 
@@ -52,8 +51,8 @@ class LowRank(HasFactors):
 
     `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row.
     `bias` `(out_features,)` is PEFT's `lora_bias`: added to the output, times `scaling`.
-    `transposed_base` says that the base stores its weight `(in, out)`, as Hugging Face's Conv1D does
-    (`fan_in_fan_out`); the factors are oriented as ever.
+    `transposed_base`: the base stores its weight `(in, out)`, as Hugging Face's Conv1D does (`fan_in_fan_out`); the factors
+    have the usual orientation.
     """
 
     lora_A: np.ndarray
@@ -94,8 +93,7 @@ class StackedLowRank(HasFactors):
     """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
 
     `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
-    function an expert computes. `transposed_base` says that the base stores the parameter `(experts, in, out)`; None,
-    that neither the adapter nor a base said so.
+    function an expert computes. `transposed_base`: the base stores the parameter `(experts, in, out)`; None if that is unknown.
     """
 
     lora_A: np.ndarray
@@ -136,5 +134,5 @@ class LowRankConv(HasFactors):
 
 
 def scaling(alpha: float, r: int, *, rslora: bool) -> float:
-    """What `lora_B @ lora_A` is multiplied by (peft, `tuners/lora/layer.py`, `update_layer`)."""
+    """The factor of `lora_B @ lora_A` (peft, `tuners/lora/layer.py`, `update_layer`)."""
     return alpha / (math.sqrt(r) if rslora else r)

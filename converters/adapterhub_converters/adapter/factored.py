@@ -1,8 +1,8 @@
-"""Deltas that are low-rank pairs in disguise: AdaLoRA, QALoRA, LoHa, LoKr, VeRA, CP convolutions, formed without the base.
+"""Deltas that equal low-rank pairs without the base: AdaLoRA, QALoRA, LoHa, LoKr, VeRA, CP convolutions.
 
-Each keeps the tensors of its file, so that PEFT gets back what it gave, and each says the pair it equals (`as_low_rank`),
-if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded once
-in float32.
+Each keeps the tensors of its file, so that PEFT gets its own back, and has the pair that it equals (`as_low_rank`),
+if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded
+once in float32.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class AdaLora:
 
     @property
     def r(self) -> int:
-        """The rank that pruning left."""
+        """The rank after pruning."""
         return int(self.lora_A.shape[0])
 
     @property
     def scaling(self) -> float:
-        """An `alpha` of 0 or less counts as `r`."""
+        """The factor of the product; an `alpha` of 0 or less counts as `r`."""
         return (self.alpha if self.alpha > 0 else self.r) / (self.r + 1e-5)
 
     @property
@@ -45,16 +45,16 @@ class AdaLora:
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
 
     def parts(self) -> Parts:
-        """Its tensors by name."""
+        """The tensors by name."""
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_E", self.lora_E))
 
     @property
     def is_low_rank(self) -> bool:
-        """Always."""
+        """Whether it equals a low-rank pair: always."""
         return True
 
     def as_low_rank(self) -> LowRank:
-        """Of the same rank, `lora_E` multiplied into `lora_A`."""
+        """The pair of the same rank, with `lora_E` multiplied into `lora_A`."""
         lora_A = _f32(self.lora_A) * _f32(self.lora_E)
         return LowRank(lora_A, self.lora_B, self.scaling * self.r, transposed_base=self.transposed_base)
 
@@ -79,11 +79,11 @@ class PooledLowRank(HasFactors):
 
     @property
     def is_low_rank(self) -> bool:
-        """Always."""
+        """Whether it equals a low-rank pair: always."""
         return True
 
     def as_low_rank(self) -> LowRank:
-        """Of the same rank, every column of `lora_A` repeated for its group."""
+        """The pair of the same rank, with every column of `lora_A` repeated for its group."""
         factor = self.lora_A.shape[1] / self.group
         return LowRank(
             np.repeat(_f32(self.lora_A) * np.float32(factor), self.group, axis=1), self.lora_B, self.alpha, self.rslora
@@ -94,19 +94,32 @@ class PooledLowRank(HasFactors):
 class Hadamard:
     """LoHa (arXiv 2108.06098): the product, element by element, of two low-rank matrices.
 
-    `tensors` has `hada_w1_a` `(out, r)`, `hada_w1_b` `(r, in)` and the same of `w2`; a convolution's kernel is
-    flattened into `in`, or, with cores `hada_t1` and `hada_t2` `(r, r, *kernel)`, held apart (`w_a` is then `(r, out)`).
+    `tensors` has `hada_w1_a` `(out, r)`, `hada_w1_b` `(r, in)` and the same of `w2`. A convolution's kernel is
+    flattened into `in` or, with cores `hada_t1` and `hada_t2` `(r, r, *kernel)`, separate (`w_a` is then `(r, out)`).
     """
 
     tensors: Mapping[str, np.ndarray]
     alpha: float
     kernel: tuple[int, ...] = ()
-    """The convolution's kernel that is flattened into `in`, where that is known."""
+    """The convolution's kernel that is flattened into `in`, if it is known."""
     rslora: bool = field(default=False, init=False)
+
+    @staticmethod
+    def fits(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes make a LoHa delta."""
+        names = {f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"}
+        cores = {"hada_t1", "hada_t2"} & set(shapes)
+        if set(shapes) != names | cores or len(cores) == 1 or any(0 in shape for shape in shapes.values()):
+            return False
+        if any(len(shapes[name]) != 2 for name in names):
+            return False
+        rank = shapes["hada_w1_b"][0]
+        alike = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
+        return alike and shapes["hada_w1_a"][0 if cores else 1] == rank and all(shapes[c][:2] == (rank, rank) for c in cores)
 
     @property
     def r(self) -> int:
-        """The rank of each of the two."""
+        """The rank of each of the two matrices."""
         return int(self.tensors["hada_w1_b"].shape[0])
 
     @property
@@ -116,25 +129,25 @@ class Hadamard:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(out, in)` of the delta, or `(out, in, *kernel)` where there are cores."""
+        """`(out, in)` of the delta, or `(out, in, *kernel)` with cores."""
         a, b, core = self.tensors["hada_w1_a"], self.tensors["hada_w1_b"], self.tensors.get("hada_t1")
         if core is None:
             return a.shape[0], b.shape[1] // math.prod(self.kernel), *self.kernel
         return a.shape[1], b.shape[1], *core.shape[2:]
 
     def parts(self) -> Parts:
-        """Its tensors by name."""
+        """The tensors by name."""
         yield from self.tensors.items()
 
     @property
     def is_low_rank(self) -> bool:
-        """A convolution with a core is not."""
+        """Whether it equals a low-rank pair: a convolution with a core does not."""
         return "hada_t1" not in self.tensors
 
     def as_low_rank(self) -> LowRank | LowRankConv:
-        """Of rank `r * r`: all products of a column of one with a column of the other."""
+        """The pair of rank `r * r`: all products of a column of one matrix with a column of the other."""
         if not self.is_low_rank:
-            raise RefusedError("hada_t1", "a convolution with a core is no low-rank pair")
+            raise RefusedError("hada_t1", "a convolution with a core does not equal a low-rank pair")
         a1, b1, a2, b2 = (_f32(self.tensors[f"hada_{part}"]) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
         r = self.r
         lora_B = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), r * r)
@@ -146,15 +159,36 @@ class Hadamard:
 class Kronecker:
     """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or a low-rank pair.
 
-    `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` whichever.
+    `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` in each case.
     """
 
     tensors: Mapping[str, np.ndarray]
     alpha: float
     r: int
     kernel: tuple[int, ...] = ()
-    """The convolution's kernel that is flattened into the second matrix, where that is known."""
+    """The convolution's kernel that is flattened into the second matrix, if it is known."""
     rslora: bool = field(default=False, init=False)
+
+    @staticmethod
+    def fits(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors of these names and shapes make a LoKr delta: each matrix whole or a pair, the second with a core."""
+        if any(not name.startswith("lokr_") or 0 in shape or len(shape) < 2 for name, shape in shapes.items()):
+            return False
+        for n in (1, 2):
+            whole, a, b, core = (shapes.get(f"lokr_{end}") for end in (f"w{n}", f"w{n}_a", f"w{n}_b", f"t{n}"))
+            if whole is not None:
+                if a or b or core or (n == 1 and len(whole) != 2):
+                    return False
+            elif (
+                not a
+                or not b
+                or len(a) != 2
+                or len(b) != 2
+                or (core is None and a[1] != b[0])
+                or (core is not None and (len(core) != 4 or core[:2] != (a[0], b[0])))
+            ):
+                return False
+        return True
 
     @property
     def scaling(self) -> float:
@@ -163,7 +197,7 @@ class Kronecker:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(out, in)` of the delta; `(out, in, *kernel)` where a whole second factor says so."""
+        """`(out, in)` of the delta; `(out, in, *kernel)` if the second matrix is whole and has a kernel."""
         (out1, in1), (out2, *in2) = self._whole(1), self._whole(2)
         return out1 * out2, in1 * in2[0] // math.prod(self.kernel), *(self.kernel or in2[1:])
 
@@ -176,24 +210,24 @@ class Kronecker:
         return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
 
     def parts(self) -> Parts:
-        """Its tensors by name."""
+        """The tensors by name."""
         yield from self.tensors.items()
 
     @property
     def is_low_rank(self) -> bool:
-        """A convolution is not."""
+        """Whether it equals a low-rank pair: a convolution does not."""
         return all(tensor.ndim == 2 for tensor in self.tensors.values())
 
     def as_low_rank(self) -> LowRank | LowRankConv:
-        """Of rank (that of the first) times (that of the second); a whole matrix counts with its shorter side."""
+        """The pair whose rank is the product of the two ranks; that of a whole matrix is its shorter side."""
         if not self.is_low_rank:
-            raise RefusedError("lokr_w2", "a convolution is no low-rank pair")
+            raise RefusedError("lokr_w2", "a convolution does not equal a low-rank pair")
         (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
         lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
         return _of_kernel(LowRank(lora_A, lora_B, self.scaling * len(lora_A)), self.kernel)
 
     def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
-        """Left and right factor; a whole matrix beside an identity."""
+        """The left and right factor; a whole matrix is paired with an identity."""
         whole = self.tensors.get(f"lokr_w{which}")
         if whole is None:
             return _f32(self.tensors[f"lokr_w{which}_a"]), _f32(self.tensors[f"lokr_w{which}_b"])
@@ -207,8 +241,9 @@ class Kronecker:
 class Vera:
     """VeRA (arXiv 2310.11454): `diag(lambda_b) @ vera_B[:out] @ diag(lambda_d) @ vera_A[:, :in]`, with a scale of 1.
 
-    All modules share the projections `vera_A` `(r, widest in)` and `vera_B` `(widest out, r)`, and each has the first
-    columns and rows (peft, `tuners/vera/layer.py`). `in_features` is in no file of the adapter: None without the base.
+    All modules share the projections `vera_A` `(r, widest in)` and `vera_B` `(widest out, r)`, and each uses their
+    first columns and rows (peft, `tuners/vera/layer.py`). No file of the adapter has `in_features`: None without the
+    base.
     """
 
     lambda_b: np.ndarray
@@ -226,36 +261,33 @@ class Vera:
 
     @property
     def alpha(self) -> float:
-        """What makes the scale 1."""
+        """The alpha for which the scale is 1."""
         return float(self.r)
 
     @property
     def scaling(self) -> float:
-        """VeRA has none."""
+        """Always 1."""
         return 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(out_features, in_features)` of the delta; as wide as the widest module where its own width is not known."""
+        """`(out_features, in_features)` of the delta; if its own width is unknown, that of the widest module."""
         return int(self.lambda_b.shape[0]), self.in_features or int(self.vera_A.shape[1])
 
     def parts(self) -> Parts:
-        """Its own tensors by name; the projections belong to all modules together."""
+        """The tensors of its own by name, without the projections, which all modules share."""
         yield from (("vera_lambda_b", self.lambda_b), ("vera_lambda_d", self.lambda_d))
 
     @property
     def is_low_rank(self) -> bool:
-        """As far as is known: with the base's shape."""
+        """Whether it equals a low-rank pair as far as is known: with the base's shape."""
         return self.in_features is not None
 
     def as_low_rank(self) -> LowRank:
-        """Of the same rank, each projection cut to the module and its vector multiplied into it."""
+        """The pair of the same rank, with each projection cut to the module and multiplied by its vector."""
         if self.in_features is None:
-            raise RefusedError(
-                "vera_A",
-                "how many of its columns a module has only the base says, and there is none with this module's shape",
-                "Give --base, the model it was trained on",
-            )
+            what = "the number of its columns that a module uses depends on the base, which is missing or lacks this module"
+            raise RefusedError("vera_A", what, "Name its base model", code="base-required")
         lora_A = _f32(self.lambda_d)[:, None] * _f32(self.vera_A[:, : self.in_features])
         lora_B = _f32(self.lambda_b)[:, None] * _f32(self.vera_B[: len(self.lambda_b)])
         return LowRank(lora_A, lora_B, self.alpha, transposed_base=self.transposed_base)
@@ -263,7 +295,7 @@ class Vera:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CpConv(HasFactors):
-    """A convolution in three: `lora_A` `(r, in, 1, 1)`, `lora_mid` `(r, r, *kernel)`, `lora_B` `(out, r, 1, 1)`.
+    """A convolution in three steps: `lora_A` `(r, in, 1, 1)`, `lora_mid` `(r, r, *kernel)`, `lora_B` `(out, r, 1, 1)`.
 
     LyCORIS calls it a Tucker or CP decomposition (its `functional/general.py`, `rebuild_tucker`).
     """
@@ -280,16 +312,16 @@ class CpConv(HasFactors):
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]), *map(int, self.lora_mid.shape[2:])
 
     def parts(self) -> Parts:
-        """Its tensors by name."""
+        """The tensors by name."""
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_mid", self.lora_mid))
 
     @property
     def is_low_rank(self) -> bool:
-        """Always."""
+        """Whether it equals a low-rank pair: always."""
         return True
 
     def as_low_rank(self) -> LowRankConv:
-        """Of the same rank, the middle multiplied into `lora_A`."""
+        """The pair of the same rank, with `lora_mid` multiplied into `lora_A`."""
         lora_A = np.einsum("ijkl,jc->ickl", _f32(self.lora_mid), _f32(self.lora_A)[:, :, 0, 0])
         return LowRankConv(np.ascontiguousarray(lora_A), self.lora_B, self.alpha)
 
@@ -298,7 +330,7 @@ Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera | CpConv
 
 
 def _of_kernel(pair: LowRank, kernel: tuple[int, ...]) -> LowRank | LowRankConv:
-    """The pair as that of a convolution whose kernel was flattened into its columns."""
+    """The pair of a convolution whose kernel was flattened into the columns of `pair`."""
     if not kernel:
         return pair
     lora_A = pair.lora_A.reshape(len(pair.lora_A), -1, *kernel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ _POINTER = b"version https://git-lfs"
 
 
 class OpenFile:
-    """An open file; a context manager. `where` is what errors call it, its path unless said otherwise."""
+    """An open file; a context manager. `where` is its name in errors, its path by default; `head` its first bytes."""
 
     def __init__(self, path: Path, *, where: str | None = None) -> None:
         self.where = where or str(path)
@@ -26,7 +27,8 @@ class OpenFile:
         except OSError as error:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:
-            if self._read_at(0, len(_POINTER)) == _POINTER:
+            self.head = self._read_at(0, len(_POINTER))
+            if self.head == _POINTER:
                 raise FormatError(self.where, "a Git LFS pointer, not the file it stands for", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)
         except BaseException:
@@ -45,6 +47,11 @@ class OpenFile:
         self._file.seek(offset)
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has it
             raise FormatError(self.where, f"truncated while tensor {name!r} was read")
+
+    def digest(self) -> str:
+        """The digest of the whole file, `sha256:<64 hex>`."""
+        self._file.seek(0)
+        return f"sha256:{hashlib.file_digest(self._file, 'sha256').hexdigest()}"  # type: ignore[arg-type] # it has readinto
 
     def close(self) -> None:
         """Close the file; tensors already read stay valid."""

@@ -1,1 +1,157 @@
-"""Adapter formats, each read to and written from the canonical form."""
+"""The table of adapter formats: their names, their files, and the modules that recognize, read and write them.
+
+A new format is one row of `FORMATS` and one module with the functions `sniff`, `read` and `write` (see `Format`). Packages add
+formats by entry points of the group `adapterhub.formats`, each of which names a `Format`:
+
+    [project.entry-points."adapterhub.formats"]
+    my-format = "my_package:FORMAT"
+
+The table itself imports neither numpy nor any of the modules, so that a command's choices, its help and its
+completion cost nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapterhub_converters.errors import ParameterError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from adapterhub_converters.adapter import Adapter, LossReport
+    from adapterhub_converters.bases import BaseSpec
+
+    from .candidate import Candidate
+
+DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
+"""The types that a GGUF adapter can store its numbers as."""
+GROUP = "adapterhub.formats"
+"""The group of the entry points that add formats."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table.
+
+    Attributes:
+        name: The format as the option `--to` spells it.
+        module: The module with `sniff(candidate) -> bool`, `read(path, *, base) -> Adapter` and
+            `write(adapter, path, *, base) -> LossReport`; imported when one of them is called.
+        suffix: The suffix of a format that is one file.
+        files: The names of the files of a format that is a folder.
+        deltas: The deltas it can express: `all` that PEFT can, plain pairs and those that are `factored` (LoHa, LoKr), or plain
+            `pairs` alone.
+        alpha: Its files may lack the alpha, and `read` takes it as a keyword (`rslora` too, where that is named).
+        rslora: `read` takes `rslora`: whether the scale is alpha / sqrt(r).
+        self_contained: Its files can be read without any others next to them.
+        dtypes: The types it can store numbers as; `write` takes one of them as `dtype` where there are several.
+    """
+
+    name: str
+    module: str
+    suffix: str = ""
+    files: tuple[str, ...] = ()
+    deltas: Literal["all", "factored", "pairs"] = "pairs"
+    alpha: bool = False
+    rslora: bool = False
+    self_contained: bool = True
+    dtypes: tuple[str, ...] = ("source",)
+
+    @property
+    def folder(self) -> bool:
+        """Whether an adapter of the format is a folder rather than one file."""
+        return bool(self.files)
+
+    def sniff(self, path: Path | Candidate) -> bool:
+        """Whether `path` is an adapter of this format, by names, magic numbers and configs, never by shapes."""
+        from .candidate import Candidate  # late, as it needs numpy
+
+        found: bool = self._loaded.sniff(path if isinstance(path, Candidate) else Candidate(path))
+        return found
+
+    def read(self, path: Path, *, base: BaseSpec | None = None, **options: Any) -> Adapter:
+        """The adapter at `path`."""
+        adapter: Adapter = self._loaded.read(path, base=base, **options)
+        return adapter
+
+    def write(self, adapter: Adapter, path: Path, *, base: BaseSpec | None = None, **options: Any) -> LossReport:
+        """Write to a new file, or into the existing, empty folder `path`."""
+        report: LossReport = self._loaded.write(adapter, path, base=base, **options)
+        return report
+
+    @property
+    def _loaded(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+
+def _trainer(name: str) -> Format:
+    return Format(name, f"{__name__}.trainers.{name}", ".safetensors", alpha=True, self_contained=False)
+
+
+# In the order in which they are tried on an unknown file: `raw` takes whatever has the keys of a LoRA, and comes last.
+FORMATS = {
+    row.name: row
+    for row in (
+        Format("peft", f"{__name__}.peft", files=("adapter_config.json", "adapter_model.safetensors"), deltas="all"),
+        Format("gguf", f"{__name__}.gguf", ".gguf", dtypes=DTYPES),
+        Format("mlx", f"{__name__}.mlx", files=("adapter_config.json", "adapters.safetensors")),
+        Format("kohya", f"{__name__}.image.kohya", ".safetensors", deltas="factored"),
+        Format("diffusers", f"{__name__}.image.diffusers", ".safetensors"),
+        *map(_trainer, ("torchtune", "litgpt", "megatron")),
+        Format(
+            "raw", f"{__name__}.raw", ".safetensors", deltas="all", alpha=True, rslora=True, self_contained=False
+        ),
+    )
+}  # fmt: skip
+"""The formats of adapters that come with this package, which are those that a registry stores."""
+PACKAGES = {"ollama": "gguf"}
+"""A folder with an adapter and files that another program needs: its name, and the format of the adapter in it."""
+MODELS = ("hf",)
+"""Formats of whole models, not of adapters."""
+
+
+@functools.cache
+def _entry_points() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # late: it looks into every installed distribution, which takes 10 ms
+
+    reserved = {*FORMATS, *PACKAGES, *MODELS}
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in reserved}
+
+
+def names() -> tuple[str, ...]:
+    """Everything that an adapter can be converted to, by name; loads no format."""
+    return (*FORMATS, *_entry_points(), *PACKAGES)
+
+
+def find(name: str) -> Format:
+    """The format called `name`.
+
+    Raises:
+        ParameterError: There is none, or the package that adds it cannot be imported.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    point = _entry_points().get(name)
+    if point is None:
+        raise ParameterError("to", f"no format {name!r}", f"One of {', '.join(sorted(names()))}")
+    try:
+        row = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ParameterError("to", f"format {name!r}: {point.value} cannot be loaded ({error})") from error
+    if not isinstance(row, Format) or row.name != name:
+        raise ParameterError("to", f"format {name!r}: {point.value} is not a Format of that name")
+    return row
+
+
+def in_order() -> Iterator[Format]:
+    """Every format in the order in which they are tried on an unknown file; those of other packages before `raw`."""
+    yield from (row for row in FORMATS.values() if row.name != "raw")
+    yield from map(find, _entry_points())
+    yield FORMATS["raw"]

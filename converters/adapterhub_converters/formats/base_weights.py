@@ -1,6 +1,6 @@
-"""What of an adapter only the base's own weights can settle: copies of them that ride along, and PiSSA.
+"""Conversions that need the numbers of the base's weights: to drop copies of them, and to turn PiSSA into plain LoRA.
 
-Numbers are read here, not only headers: one tensor at a time, in float32.
+One tensor is read at a time.
 """
 
 from __future__ import annotations
@@ -18,28 +18,35 @@ from adapterhub_converters.bases import read_hf
 from adapterhub_converters.bases.weights import ModelWeights
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
-# Two singular values nearer than this, relative to the largest, are told apart to a percent at best in float32.
+# Singular values closer than this, relative to the largest, can be told apart to a percent at best in float32.
 _VAGUE = 100 * 2.0**-24
 _TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 
 
 class BaseWeights(ModelWeights):
-    """The tensors of a Hugging Face folder, by the names an adapter has for them."""
+    """The tensors of a Hugging Face folder by the names that an adapter uses. A context manager.
+
+    Raises:
+        RefusedError: It is a file.
+        NotFoundError: It has no weights in safetensors.
+    """
 
     def __init__(self, folder: Path) -> None:
         if folder.is_file():
-            raise RefusedError(
-                str(folder), "a file, and numbers are read from a folder", "Name the base's folder with its weights"
-            )
+            raise RefusedError(str(folder), "a file; weights are read from a folder", "Name the base's folder with its weights")
         self._tied = read_hf(folder).tied
         super().__init__(folder)
         if not self.names:
             raise NotFoundError(self.where, "no weights in safetensors", "Name the base's folder with its weights")
 
     def tensor(self, name: str) -> np.ndarray:
-        """A parameter as stored; a base saved without its head has names that lack the first component.
+        """A parameter as stored.
 
-        The output layer of a base that ties it to its embedding table is that table.
+        The names of a base saved without its head lack the first component. The output layer of a base that ties it to its
+        embedding table is that table.
+
+        Raises:
+            RefusedError: There is none of that name, or it is quantized.
         """
         wanted = [name, name.partition(".")[2]]
         if self._tied and name.endswith("lm_head.weight"):
@@ -49,16 +56,16 @@ class BaseWeights(ModelWeights):
         if found is None:
             raise RefusedError(name, f"not in the base {self.where}", "Is this the model the adapter was trained on?")
         if self.info(found).dtype not in dtypes.FLOATS:
-            what = f"the base stores it as {self.info(found).dtype}, not in floats"
+            what = f"the base stores it as {self.info(found).dtype}, not as floats"
             raise RefusedError(name, what, "Name the base in full precision")
         return self.stored(found)
 
 
 def without_copies(adapter: Adapter, folder: Path) -> Adapter:
-    """The adapter without its copies of the base's weights, every one of which must equal the base's in `folder`.
+    """The adapter without its copies of the base's weights, each of which must equal the base's in `folder`.
 
     Raises:
-        RefusedError: A copy is another tensor than the base's: the vocabulary was resized, or the table was trained.
+        RefusedError: A copy differs from the base's tensor: the vocabulary was resized, or the table was trained.
     """
     if not adapter.copies:
         return adapter
@@ -66,26 +73,28 @@ def without_copies(adapter: Adapter, folder: Path) -> Adapter:
         for name, copy in adapter.copies.items():
             own = base.tensor(name)
             if own.shape != copy.shape:
-                what = f"the copy that rides along is {copy.shape}, the base's is {own.shape}"
+                what = f"the adapter's copy of it is {copy.shape}, the base's is {own.shape}"
                 raise RefusedError(name, what, "Resize the base's vocabulary as it was in training")
             # As training loaded it: the base's numbers, rounded to the type of the copy.
             if own.astype(copy.dtype).tobytes() != copy.tobytes():
-                raise RefusedError(name, "the copy that rides along is not the base's own", "Was it trained on another base?")
-    notes = tuple(note for note in adapter.notes if not note.startswith("copies of the base's weights"))
-    note = f"left out, as the base has them: {', '.join(sorted(adapter.copies))}"
+                raise RefusedError(name, "the adapter's copy of it differs from the base's", "Was it trained on another base?")
+    notes = tuple(note for note in adapter.notes if not note.startswith("contains copies of the base's weights"))
+    note = f"left out, as they equal the base's: {', '.join(sorted(adapter.copies))}"
     return dataclasses.replace(adapter, copies={}, source=None, notes=(*notes, note))
 
 
 def plain_lora(adapter: Adapter, folder: Path) -> Adapter:
     """A PiSSA adapter as a plain LoRA of twice the rank, from the base's weights in `folder`.
 
-    peft takes the r largest singular directions out of the weight when it loads a PiSSA adapter (arXiv 2404.02948;
-    `tuners/lora/layer.py`, `pissa_init`): with them as further rows and columns, the plain base computes the same, up
-    to the rounding of a singular value decomposition in float32 and of the residual in the base's dtype. An adapter of
-    the default init comes back as it is.
+    When peft loads a PiSSA adapter, it removes the r largest singular directions from the weight (arXiv 2404.02948;
+    `tuners/lora/layer.py`, `pissa_init`). With these as additional rows and columns, the unchanged base computes the
+    same, up to the rounding of a singular value decomposition in float32 and of the residual in the base's dtype.
+
+    Returns:
+        A new adapter; `adapter` itself if its init is the default one.
 
     Raises:
-        RefusedError: An init that the base alone does not determine (`pissa_niter_…`, `corda`, …), or DoRA on top.
+        RefusedError: The init depends on more than the base (`pissa_niter_…`, `corda`, …), or there is DoRA on top.
     """
     if adapter.meta.init == "default":
         return adapter
@@ -100,7 +109,7 @@ def plain_lora(adapter: Adapter, folder: Path) -> Adapter:
         deltas = dict(_without_principal(adapter, base, vague))
     notes = [f"pissa: the {len(deltas)} deltas are written as plain LoRA of twice the rank, computed from {folder.name}"]
     if vague:
-        what = "the singular values on both sides of the rank are nearly equal, and which directions training took is not sure"
+        what = "the singular values on both sides of the rank are nearly equal, so training may have removed other directions"
         notes.append(f"pissa: {', '.join(vague)}: {what}")
     meta = dataclasses.replace(adapter.meta, init="default")
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None, notes=(*adapter.notes, *notes))
@@ -110,12 +119,12 @@ def _without_principal(
     adapter: Adapter, base: BaseWeights, vague: list[str]
 ) -> Iterator[tuple[str, LowRank | LowRankEmbedding]]:
     for target, delta in adapter.deltas.items():
-        if isinstance(delta, LowRankEmbedding):  # peft begins it as ever
+        if isinstance(delta, LowRankEmbedding):  # peft gives it the default init
             yield target, delta
         elif not isinstance(delta, LowRank) or delta.magnitude is not None:
-            raise RefusedError(target, f"PiSSA on a delta of the kind {type(delta).__name__}, or with DoRA, is not understood")
+            raise RefusedError(target, f"PiSSA with DoRA, or on a delta of kind {type(delta).__name__}, is not supported")
         elif not delta.scaling:
-            raise RefusedError(target, "PiSSA with a scale of 0 is not understood")
+            raise RefusedError(target, "PiSSA with a scale of 0 is not supported")
         else:
             yield target, _doubled(target, delta, base, vague)
 
@@ -127,16 +136,16 @@ def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -
         raise RefusedError(target, f"the delta is {delta.shape}, the base's weight {weight.shape}")
     r, s = delta.r, delta.scaling
     if r > min(weight.shape):
-        raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not understood")
+        raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not supported")
     if not np.isfinite(weight).all():
-        raise RefusedError(target, "the base's weight has NaN or Inf in it")
+        raise RefusedError(target, "the base's weight contains NaN or Inf")
     left, singular, right = leading(weight, r + 1)
     if len(singular) > r and singular[r - 1] - singular[r] < _VAGUE * singular[0]:
         vague.append(target)
     with np.errstate(all="ignore"):
         root = np.sqrt(singular[:r] / np.float32(abs(s)))
     if not np.isfinite(root).all():
-        raise RefusedError(target, f"the base's weight over a scale of {s:g} is too large for float32")
+        raise RefusedError(target, f"the base's weight divided by the scale {s:g} is too large for float32")
     lora_A = np.concatenate([delta.lora_A.astype(np.float32), root[:, None] * right[:r]])
     lora_B = np.concatenate([delta.lora_B.astype(np.float32), -np.sign(s).astype(np.float32) * left[:, :r] * root], axis=1)
     return LowRank(lora_A, lora_B, s * 2 * r, bias=delta.bias, transposed_base=delta.transposed_base)

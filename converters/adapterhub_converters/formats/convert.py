@@ -1,7 +1,7 @@
-"""All formats by name: which one a path is, and from any of them to any other.
+"""Conversion between any two formats of the table, and recognition of the format of a path.
 
-A conversion reads to the canonical form and writes from it. The result appears under its final name whole or not at
-all: it is written beside it under a temporary name and renamed, and nothing that exists is ever overwritten.
+A conversion reads to the canonical form and writes from it. The result appears under its final name whole or not at all: it is
+written next to it under a temporary name and renamed. Nothing that exists is overwritten.
 """
 
 from __future__ import annotations
@@ -11,84 +11,72 @@ import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from adapterhub_converters.adapter import Adapter, Factored, Kept, Loss, LossReport, factored_out
-from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in
+from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError, refused
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    FormatError,
+    NotFoundError,
+    ParameterError,
+    RefusedError,
+    refused,
+)
+from adapterhub_converters.formats import FORMATS, PACKAGES, Format, find, in_order
 
-from . import base_weights, gguf, lossy, mlx, ollama, peft, pickles, raw
-from .image import diffusers, kohya, pipeline
+from . import base_weights, lossy, ollama, peft, pickles
+from .candidate import Candidate
+from .image import pipeline
 from .lossy import Allowed
-from .trainers import litgpt, megatron, megatron_shards, torchtune
+
+NOTHING = Allowed()
 
 
-class Format(Protocol):
-    """What the module of a format offers."""
+def sniff(path: Path | Candidate) -> str:
+    """The name of the format of the adapter at `path`.
 
-    def sniff(self, path: Path) -> bool:
-        """Whether `path` is an adapter of this format, by names and configs, never by shapes."""
-        ...
-
-    def read(self, path: Path, *, base: BaseSpec | None = None) -> Adapter:
-        """The adapter at `path`."""
-        ...
-
-    def write(self, adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-        """Write to a new file, or into the existing, empty folder `path`."""
-        ...
-
-
-class Silent(Protocol):
-    """What the module of a format offers whose files say no alpha, and whose program scales by alpha / r."""
-
-    def read(self, path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-        """The adapter at `path`, with `alpha` where nothing says another."""
-        ...
-
-
-FORMATS: Mapping[str, Format] = {
-    "peft": peft, "gguf": gguf, "mlx": mlx,
-    "kohya": kohya, "diffusers": diffusers,
-    "torchtune": torchtune, "litgpt": litgpt, "megatron": megatron,
-    "raw": raw,  # the last: it takes what no other knows
-}  # fmt: skip
-# The files of the formats that are folders; the others are one file.
-_FILES = {"peft": (peft.CONFIG, peft.WEIGHTS), "mlx": (mlx.CONFIG, mlx.WEIGHTS)}
-FOLDERS = frozenset(_FILES)
-PACKAGES = ("ollama",)
-"""What a format is packaged as with something beside it: written, and read as that format."""
-_SILENT: Mapping[str, Silent] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
-ENDINGS = {"gguf": ".gguf", **dict.fromkeys(("raw", "kohya", "diffusers", *_SILENT), ".safetensors")}
-"""What the names of formats that are one file end in."""
-
-
-def sniff(path: Path) -> str:
-    """The name of the format of the adapter at `path`."""
+    Raises:
+        NotFoundError: There is nothing at `path`.
+        RefusedError: It is a pickle, or a distributed checkpoint.
+        FormatError: It is not an adapter of any format.
+    """
+    candidate = path if isinstance(path, Candidate) else Candidate(path)
+    path = candidate.path
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder")
-    for name, module in FORMATS.items():
-        if module.sniff(path):
-            return name
-    megatron_shards.refuse_distributed(path)
+    if row := next((row for row in in_order() if row.sniff(candidate)), None):
+        return row.name
+    _refuse_distributed(path)
     pickles.refuse(path)
-    known = "a PEFT or MLX folder has an adapter_config.json, a GGUF adapter says so in general.type"
-    mend = "`adapterhub fix` adds a missing peft_type" if (path / peft.CONFIG).is_file() else ""
-    raise FormatError(str(path), f"no adapter of a known format: {known}", mend or peft.nested(path))
+    what = "not an adapter of a known format: PEFT and MLX folders have an adapter_config.json, GGUF adapters a general.type"
+    if (path / peft.CONFIG).is_file():
+        raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")
+    raise FormatError(str(path), what, peft.nested(path))
+
+
+def _refuse_distributed(path: Path) -> None:
+    """Refuse what Megatron and NeMo save by default: a distributed checkpoint, in a folder or in an archive."""
+    if path.is_dir():
+        inside = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
+        what = (
+            None if inside is None else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not supported"
+        )
+    else:
+        what = "NeMo archives (a tar with a distributed checkpoint) are not supported" if path.suffix == ".nemo" else None
+    if what:
+        raise RefusedError(str(path), what, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter at `path`, whatever its format."""
+    """The adapter at `path`, in any format."""
     pickles.refuse(path)
     path = adapter_in(path)
-    return FORMATS[sniff(path)].read(path, base=base)
-
-
-NOTHING = Allowed()
+    return find(sniff(path)).read(path, base=base)
 
 
 def convert(
@@ -104,147 +92,182 @@ def convert(
     dtype: str = "source",
     model: str | None = None,
 ) -> LossReport:
-    """Write the adapter `src` as `dst`: a file for gguf and raw, a folder for the others; what was kept comes back.
+    """Write the adapter `src` in the format `to` as `dst`.
 
-    Without a `base`, the adapter.json next to the source describes it. `dst` must not exist, or be an empty
-    folder where a folder is to be written. An adapter that has the format already is checked and copied. What the
-    format cannot say is refused, all of it in one error, unless it is `allowed` to be approximated or dropped.
-    `alpha` and `rslora` are for a lone state dict that says neither; `unsafe_pickle` takes a pickle as a source.
-    `dtype`, for gguf alone, is what tensors are stored as: one of `gguf_dtypes.CHOICES`. `ollama` is a folder with a GGUF and
-    a Modelfile, in which `model` is what Ollama calls the base.
+    An adapter that has the format already is checked and copied. What the format cannot express is refused, all of it in one
+    error, unless it is `allowed` to be approximated or dropped.
+
+    Args:
+        src: A file or folder in any format.
+        dst: A file or folder, as the format is; it must not exist, or be an empty folder where a folder is written.
+        to: One of `formats.names()`. `ollama` is a folder with a GGUF and a Modelfile.
+        base: The base model; if None, what an `adapter.json` next to the source records of it.
+        allowed: What may be lost.
+        alpha: The alpha of a file that does not record it.
+        rslora: Whether such a file scales by alpha / sqrt(r).
+        unsafe_pickle: Whether `src` may be a pickle.
+        dtype: The type to store tensors as: `source`, or another of the format's `dtypes`.
+        model: Ollama's name of the base, for `ollama` alone.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        RefusedError: The format cannot express the adapter, or nothing records its scale.
+        FormatError: `src` is malformed.
+        OutputExistsError: `dst` exists.
+        ParameterError: An argument does not go with the formats.
     """
-    if to == "ollama":
+    if to in PACKAGES:
         named, name = ollama.check(model), ollama.adapter_name(dst)
         base = base or base_from_manifest(src)
         with atomic.whole(dst) as folder:
-            settings: dict[str, Any] = {"allowed": allowed, "alpha": alpha, "rslora": rslora, "unsafe_pickle": unsafe_pickle}
-            report = convert(src, folder / name, to="gguf", base=base, dtype=dtype, **settings)
+            report = convert(
+                src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
+                unsafe_pickle=unsafe_pickle, dtype=dtype,
+            )  # fmt: skip
             ollama.write(folder, named, name)
         return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
     if model is not None:
-        raise UsageError("--from", f"{to} names no base", "Leave it out")
-    if to not in FORMATS:
-        raise UsageError("", f"no format {to!r}", f"One of {', '.join(sorted([*FORMATS, *PACKAGES]))}")
-    if dtype != "source" and to != "gguf":
-        raise UsageError("dtype", f"{to} keeps the types of the source; only gguf takes another")
-    write = functools.partial(gguf.write, dtype=dtype) if to == "gguf" else FORMATS[to].write
+        raise ParameterError("model", f"{to} does not name a base", "Leave it out")
+    row = find(to)
+    if dtype not in row.dtypes:
+        what = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
+        raise ParameterError("dtype", what, f"One of {', '.join(row.dtypes)}")
     base = base or base_from_manifest(src)
-    with _opened(src, unsafe_pickle=unsafe_pickle) as path:
-        own = sniff(path)
-        adapter = _read(path, own, base, alpha, rslora=rslora)
-        with atomic.whole(dst, folder=to in _FILES) as temporary:
-            if own == to and dtype == "source":
-                return _copied(adapter, path, temporary, to)
-            if to in ("peft", "raw"):
-                return _written(_of_one_model(write), adapter, temporary, base, allowed)
-            if to == "kohya":  # which has LoHa and LoKr too
+    with _opened(src, unsafe_pickle=unsafe_pickle) as source:
+        own = find(sniff(source))
+        read_own = functools.partial(_read, own, base=base, alpha=alpha, rslora=rslora)
+        with atomic.whole(dst, folder=row.folder) as temporary:
+            if own == row and dtype == "source":
+                return _copied(row, source.path, temporary, read_own)
+            adapter = read_own(source.path)
+            options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
+
+            def write(given: Adapter, path: Path) -> LossReport:
+                given = pipeline.one_model(given) if row.deltas == "all" else given
+                return row.write(given, path, base=base, **options)
+
+            if row.deltas != "pairs":
                 return _written(write, adapter, temporary, base, allowed)
             settled = _settled(adapter, base)
             return _rounded(adapter, _written(write, factored_out(settled), temporary, base, allowed), settled)
 
 
-def _of_one_model(write: Callable[..., LossReport]) -> Callable[..., LossReport]:
-    """A writer whose format has no names for the models of a pipeline."""
-    return lambda adapter, path, base: write(pipeline.one_model(adapter), path, base=base)
-
-
-def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """The adapter without copies of the base's weights and as plain LoRA where it began as PiSSA, if the base's are here."""
-    if base is None or base.folder is None:
-        return adapter
-    folder = base.folder
-    with contextlib.suppress(RefusedError):  # another table than the base's: the writer refuses it by name
-        adapter = base_weights.without_copies(adapter, folder)
-    return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
-
-
-def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
-    """The report of a conversion that was given other pairs than the adapter's: those it equals, rounded."""
-    notes = {t: "factors are products, rounded once in float32" for t, d in adapter.deltas.items() if isinstance(d, Factored)}
-    if settled.meta.init != adapter.meta.init:
-        notes = dict.fromkeys(adapter.deltas, "plain LoRA of twice the rank, from a decomposition of the base in float32")
-    if not notes:
-        return report
-    kept = [
-        dataclasses.replace(line, loss=Loss.ROUNDED, note=notes[target])
-        if line.loss < Loss.ROUNDED and (target := line.name.rpartition(".")[0]) in notes
-        else line
-        for line in report.kept
-    ]
-    return dataclasses.replace(report, kept=tuple(kept))
-
-
 @contextlib.contextmanager
-def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Path]:
-    """`src`, or what was in the pickle that it is."""
-    pickle = pickles.found(src)
+def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Candidate]:
+    """`src` or, where it is a pickle that may be loaded, the tensors in it."""
+    candidate = Candidate(src)
+    # A file with a valid header is not a pickle, and need not be opened again to find out.
+    pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
-        pickles.refuse(src)
-        yield adapter_in(src)
+        if pickle is not None:
+            pickles.refuse(src)
+        path = adapter_in(src)
+        yield candidate if path == src else Candidate(path)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield _lone(pickles.converted(pickle, Path(folder)), pickle)
+            yield Candidate(_unpickled(pickles.converted(pickle, Path(folder)), pickle))
         except AdapterhubError as error:
-            error.where = error.where.replace(folder, str(pickle.parent))  # the temporary name means nothing to anybody
+            error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
             raise
 
 
-def _lone(found: Path, pickle: Path) -> Path:
-    """What to read of a pickle's tensors: the file itself where a trainer's own format has it, with what that left beside."""
+def _unpickled(found: Path, pickle: Path) -> Path:
+    """The path to read of a pickle's tensors: for a trainer's own format the file alone, with the trainer's YAML next to it."""
     weights = found / peft.WEIGHTS if found.is_dir() else found
-    if not any(FORMATS[name].sniff(weights) for name in _SILENT):
+    candidate = Candidate(weights)
+    if not any(row.sniff(candidate) for row in FORMATS.values() if row.alpha and row.name != "raw"):
         return found
-    for beside in pickle.parent.glob("*.yaml"):
-        shutil.copyfile(beside, weights.with_name(beside.name))
+    for yaml in pickle.parent.glob("*.yaml"):
+        shutil.copyfile(yaml, weights.with_name(yaml.name))
     return weights
 
 
-def _read(path: Path, own: str, base: BaseSpec | None, alpha: float | None, *, rslora: bool) -> Adapter:
-    if own == "raw":
-        return raw.read(path, base=base, alpha=alpha, rslora=rslora)
-    if own in _SILENT:
-        if rslora:
-            raise UsageError(str(path), f"{own} scales by alpha / r", "Leave out --rslora")
-        return _SILENT[own].read(path, base=base, alpha=alpha)
-    if alpha is not None or rslora:
-        raise UsageError(str(path), f"a {own} adapter says its alpha itself", "Leave out --alpha and --rslora")
-    return peft.read(path, base=base, mapped=True) if own == "peft" else FORMATS[own].read(path, base=base)
+def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
+    if alpha is not None and not row.alpha:
+        raise ParameterError("alpha", f"{path}: {row.name} adapters record their own alpha", "Leave it out")
+    if rslora and not row.rslora:
+        scale = "scales by alpha / r" if row.alpha else "adapters record their own scale"
+        raise ParameterError("rslora", f"{path}: {row.name} {scale}", "Leave it out")
+    options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
+    options |= {"alpha": alpha} if row.alpha else {}
+    return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
-def _written(
-    write: Callable[..., LossReport], adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed
-) -> LossReport:
+def _copied(row: Format, src: Path, dst: Path, read_own: Callable[[Path], Adapter]) -> LossReport:
+    """Check an adapter that has the format already, and copy its files."""
+    if not all((src / file).is_file() for file in row.files):
+        return row.write(read_own(src), dst)  # in shards: written as one file, which PEFT itself can load
+    adapter = None if row.self_contained else read_own(src)
+    for file in row.files or ("",):
+        shutil.copyfile(src / file, dst / file)
+    if adapter is None:  # the copy is checked, so that no file of the source is opened a third time
+        try:
+            adapter = read_own(dst)
+        except AdapterhubError as error:
+            error.where = error.where.replace(str(dst), str(src))
+            raise
+    return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
+
+
+Write = Callable[[Adapter, Path], LossReport]
+
+
+def _written(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
+    """Write the adapter; what is refused is approximated or dropped as far as it is allowed, and the rest written again."""
     try:
-        return write(adapter, path, base=base)
+        return write(adapter, path)
     except RefusedError as error:
         first = error
     items = first.items or (f"{first.where}: {first.what}",)
     less = lossy.reduced(adapter, items, allowed, base)
     try:
-        report = write(less.adapter, path, base=base) if less.kept else None
+        report = write(less.adapter, path) if less.losses else None
     except RefusedError as error:
         first = error
         report = None
     if report is None:
-        if not first.items and not less.failed:
-            raise RefusedError(first.where, first.what, first.hint or less.hint)
-        raise refused(first.where, [*dict.fromkeys([*first.items, *less.failed])], first.hint or less.hint)
-    lost = {line.name for line in less.kept}
-    kept = [*(line for line in report.kept if line.name not in lost), *less.kept]
-    return dataclasses.replace(report, kept=tuple(sorted(kept, key=lambda line: line.name)))
+        hint, code, fields = first.hint, first.code, dict(first.fields)
+        if not hint and less.options:
+            hint, code, fields = lossy.hint(less.options), "loss-not-allowed", {"options": less.options}
+        if reasons := [*dict.fromkeys([*first.items, *less.failed])]:
+            raise refused(first.where, reasons, hint, code=code, **fields)
+        raise RefusedError(first.where, first.what, hint, (), code=code, **fields)
+    lost = {line.name for line in less.losses}
+    losses = [*(line for line in report.losses if line.name not in lost), *less.losses]
+    return dataclasses.replace(report, losses=tuple(sorted(losses, key=lambda line: line.name)))
 
 
-def _copied(adapter: Adapter, src: Path, dst: Path, name: str) -> LossReport:
-    if not all((src / file).is_file() for file in _FILES.get(name, ("",))):
-        return FORMATS[name].write(adapter, dst)  # in shards: written as one file, which PEFT itself can load
-    for file in _FILES.get(name, ("",)):
-        shutil.copyfile(src / file, dst / file)
-    return LossReport(tuple(Kept(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
+def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+    """The adapter without copies of the base's weights, and as plain LoRA if it is PiSSA; unchanged without those weights."""
+    if base is None or base.folder is None:
+        return adapter
+    folder = base.folder
+    with contextlib.suppress(RefusedError):  # not the base's own table: the writer refuses it by name
+        adapter = base_weights.without_copies(adapter, folder)
+    return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
+
+
+def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
+    """The report of a conversion whose writer got other pairs than the adapter's: pairs of the same function, rounded."""
+    notes = {t: "factors are products, rounded once in float32" for t, d in adapter.deltas.items() if isinstance(d, Factored)}
+    if settled.meta.init != adapter.meta.init:
+        notes = dict.fromkeys(adapter.deltas, "plain LoRA of twice the rank, from a decomposition of the base in float32")
+    if not notes:
+        return report
+    losses = [
+        dataclasses.replace(line, loss=Loss.ROUNDED, note=notes[target])
+        if line.loss < Loss.ROUNDED and (target := line.name.rpartition(".")[0]) in notes
+        else line
+        for line in report.losses
+    ]
+    return dataclasses.replace(report, losses=tuple(losses))
 
 
 def base_from_manifest(src: Path) -> BaseSpec | None:
-    """The base that the adapter.json next to an adapter describes; None without one, or if it does not name the base."""
+    """The base that the `adapter.json` next to an adapter describes; None without one that has an architecture and a config."""
     path = (src if src.is_dir() else src.parent) / ADAPTER_JSON
     if not path.is_file():
         return None
@@ -259,7 +282,7 @@ def base_from_manifest(src: Path) -> BaseSpec | None:
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),
         config=config,
-        # Where nothing is said, an untied base may not be assumed: llama.cpp would abort on a wrong guess.
+        # Without an entry it must not be taken for untied: llama.cpp would abort on a wrong guess.
         tied=config.get("tie_word_embeddings") is not False,
         repo=repo,
         revision=revision,

@@ -1,26 +1,34 @@
-"""What a format cannot say, said nearly or left out, and only when asked for.
+"""Approximation and omission of what a format cannot express, where the caller allows them.
 
-A writer names everything that it refuses. What of it may be approximated or dropped is replaced here, and the writer is
-asked again; what is still refused, is. So nothing is lost that the format could have said.
+A writer names everything that it refuses. What of that may be approximated or dropped is replaced here and the writer
+called again; what it still refuses is an error. So nothing is lost that the format can express.
+
+DoRA rescales every row of the sum (arXiv 2402.09353), and a replaced weight is arbitrary: as deltas of the base's
+weight both have full rank. The best approximation of rank k is the truncated singular value decomposition (Eckart and
+Young 1936); for large matrices it is found by projection on a random subspace (Halko, Martinsson and Tropp, arXiv
+0909.4061, algorithm 4.4). The error is measured on the factors as they will be stored, never estimated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LowRank, Rows, unmeasured
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, LowRankEmbedding, Rows, TensorLoss, unmeasured
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import NotFoundError, RefusedError
 
-from .approximate import Weights, low_rank_dora, low_rank_rows, low_rank_weight
+from .base_weights import BaseWeights
 
 KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies")
-"""Words for what may be dropped, beside names of tensors and modules and patterns like `*.lm_head`."""
+"""The kinds of tensors that may be dropped; names of tensors and modules, and patterns like `*.lm_head`, may be too."""
+_EXACT = 512  # rows or columns up to which a full decomposition is quick
+_OVERSAMPLING, _ITERATIONS = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +36,8 @@ class Allowed:
     """What a conversion may lose.
 
     Attributes:
-        approx: Whether deltas may be replaced by the nearest of low rank.
-        drop: Kinds, names and shell patterns of what may be left out.
+        approx: Whether deltas may be replaced by the nearest ones of low rank.
+        drop: Kinds (`KINDS`), names and shell patterns of what may be left out.
         rank: The rank of an approximation; None for the delta's own.
     """
 
@@ -38,39 +46,60 @@ class Allowed:
     rank: int | None = None
 
     def drops(self, name: str, kind: str) -> bool:
-        """Whether the tensor or module `name`, which is of a kind of KINDS or of none, may be left out."""
+        """Whether the tensor or module `name`, of one of the `KINDS` or of none (empty), may be left out."""
         return kind in self.drop or any(fnmatch.fnmatchcase(name, word) for word in self.drop if word not in KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduced:
-    """The adapter with what was refused replaced or gone, what that lost, why some of it could not be, and where it is."""
+    """An adapter without what a writer refused, as far as that was allowed.
+
+    Attributes:
+        adapter: The adapter with the refused parts replaced or removed; the source's own if none could be.
+        losses: What became of the replaced and removed tensors.
+        failed: Why some could not be replaced.
+        options: What would have to be allowed or given for the rest: `approx`, `drop KIND`, `weights` (the base's).
+    """
 
     adapter: Adapter
-    kept: tuple[Kept, ...]
+    losses: tuple[TensorLoss, ...]
     failed: tuple[str, ...]
-    hint: str
+    options: tuple[str, ...]
+
+
+def hint(options: Sequence[str]) -> str:
+    """The `options` of a `Reduced` as a sentence."""
+    known = {"approx": "approximation", "weights": "the base's weights, in a Hugging Face folder,"}
+    words = [known.get(option, option.replace("drop", "dropping", 1)) for option in options]
+    text = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"{text[0].upper()}{text[1:]} would help"
 
 
 def reduced(adapter: Adapter, items: Sequence[str], allowed: Allowed, base: BaseSpec | None) -> Reduced:
-    """`adapter` without what a writer refused with `items`, as far as it is `allowed`."""
-    names = dict.fromkeys(item.partition(": ")[0] for item in items)
+    """`adapter` without what a writer refused.
+
+    Args:
+        adapter: What the writer was given.
+        items: The writer's reasons, each beginning with the name of a tensor or module and a colon.
+        allowed: What may be lost.
+        base: The base; for approximations and replaced rows its weights are read, one at a time in float32.
+    """
     with ExitStack() as stack:
-        weights = stack.enter_context(Weights(base.folder, tied=base.tied)) if base is not None and base.folder else None
-        work = _Work(adapter, allowed, weights, base)
-        for name in names:
+        work = _Work(adapter, allowed, base, stack)
+        for name in dict.fromkeys(item.partition(": ")[0] for item in items):
             work.change(name)
     return work.result()
 
 
 class _Work:
-    def __init__(self, adapter: Adapter, allowed: Allowed, weights: Weights | None, base: BaseSpec | None) -> None:
-        self._adapter, self._allowed, self._weights, self._base = adapter, allowed, weights, base
+    def __init__(self, adapter: Adapter, allowed: Allowed, base: BaseSpec | None, stack: ExitStack) -> None:
+        self._adapter, self._allowed, self._base, self._stack = adapter, allowed, base, stack
         self._deltas, self._replaced, self._rows = dict(adapter.deltas), dict(adapter.replaced), dict(adapter.rows)
         self._copies = dict(adapter.copies)
-        self._kept: list[Kept] = []
+        self._losses: list[TensorLoss] = []
         self._failed: list[str] = []
-        self._would: dict[str, None] = {}
+        self._options: dict[str, None] = {}
+        self._weights: BaseWeights | None = None
 
     def result(self) -> Reduced:
         meta = self._adapter.meta
@@ -81,10 +110,11 @@ class _Work:
             rows=self._rows,
             copies=self._copies,
             source=None,
-            # A module whose magnitude was given up here is plain; one that came without is not.
+            # A module whose magnitude was dropped here is plain; one that came without a magnitude is not.
             meta=meta if unmeasured(self._adapter) else dataclasses.replace(meta, dora=False),
         )
-        return Reduced(changed if self._kept else self._adapter, tuple(self._kept), tuple(self._failed), _hint(self._would))
+        adapter = changed if self._losses else self._adapter
+        return Reduced(adapter, tuple(self._losses), tuple(self._failed), tuple(self._options))
 
     def change(self, name: str) -> None:
         try:
@@ -111,7 +141,7 @@ class _Work:
                 delta = dataclasses.replace(delta, bias=None)
                 self._drop(f"{target}.lora_B.bias")
             else:
-                self._would["--allow-drop biases"] = None
+                self._options["drop biases"] = None
         if delta.magnitude is not None:
             delta = self._dora(target, delta)
         self._deltas[target] = delta
@@ -120,26 +150,30 @@ class _Work:
         if self._allowed.drops(f"{target}.magnitude", "magnitudes"):
             self._drop(f"{target}.magnitude")
             return dataclasses.replace(delta, magnitude=None)
-        if not self._allows_approx():
+        if not self._approximates():
             return delta
-        plain, error = low_rank_dora(target, delta, self._need(target), rank=self._allowed.rank)
+        shape = delta.shape[::-1] if delta.transposed_base else delta.shape
+        plain, error = low_rank_dora(delta, self._weight(f"{target}.weight", shape), rank=self._allowed.rank)
         note = f"DoRA as a plain delta of rank {plain.r}"
-        self._kept += [Kept(f"{target}.{part}", Loss.APPROXIMATED, note, error) for part in ("lora_A", "lora_B", "magnitude")]
+        self._losses += [
+            TensorLoss(f"{target}.{part}", Loss.APPROXIMATED, note, error) for part in ("lora_A", "lora_B", "magnitude")
+        ]
         return plain
 
     def _parameter(self, name: str, value: np.ndarray) -> None:
         kind = "biases" if name.endswith(".bias") else "norms" if value.ndim == 1 else "weights"
+        target = name.removesuffix(".weight")
         if self._allowed.drops(name, kind):
             del self._replaced[name]
             self._drop(name)
-        elif kind != "weights" or value.ndim != 2 or not name.endswith(".weight") or name[: -len(".weight")] in self._deltas:
-            self._would[f"--allow-drop {kind}"] = None
-        elif self._allows_approx():
+        elif kind != "weights" or value.ndim != 2 or target == name or target in self._deltas:
+            self._options[f"drop {kind}"] = None
+        elif self._approximates():
             rank = self._allowed.rank or max((delta.r for delta in self._deltas.values()), default=16)
-            delta, error = low_rank_weight(name, value, self._need(name), rank=rank)
-            self._deltas[name.removesuffix(".weight")] = delta
+            delta, error = low_rank_weight(target, value, self._weight(name, value.shape), rank=rank)
+            self._deltas[target] = delta
             del self._replaced[name]
-            self._kept.append(Kept(name, Loss.APPROXIMATED, f"a replaced weight as a delta of rank {delta.r}", error))
+            self._losses.append(TensorLoss(name, Loss.APPROXIMATED, f"a replaced weight as a delta of rank {delta.r}", error))
 
     def _table(self, target: str, rows: Rows) -> None:
         if self._allowed.drops(target, "rows"):
@@ -148,37 +182,135 @@ class _Work:
             return
         vocab = self._base.config.get("vocab_size") if self._base else None
         if target in self._deltas or not isinstance(vocab, int) or not all(0 <= number < vocab for number in rows.ids):
-            self._would["--allow-drop rows"] = None
+            self._options["drop rows"] = None
             return
-        self._deltas[target] = low_rank_rows(target, rows, self._need(target), vocab)
+        self._deltas[target] = low_rank_rows(target, rows, self._weight(f"{target}.weight", (vocab, rows.values.shape[1])))
         del self._rows[target]
         note = f"{len(rows.ids)} rows as the difference to the base's, each sum within 2^-23 of its larger part"
-        self._kept.append(Kept(f"{target}.rows", Loss.ROUNDED, note, 2.0**-23))
+        self._losses.append(TensorLoss(f"{target}.rows", Loss.ROUNDED, note, 2.0**-23))
 
     def _copy(self, name: str) -> None:
-        # The writer refuses with the first copy alone; what may be said of one may be said of all.
+        # The writer refuses with the first copy alone; permission for one applies to all.
         for each in list(self._copies):
             if self._allowed.drops(each, "copies"):
                 del self._copies[each]
                 self._drop(each)
         if name in self._copies:
-            self._would["--allow-drop copies"] = None
+            self._options["drop copies"] = None
 
     def _drop(self, *names: str) -> None:
-        self._kept += [Kept(name, Loss.DROPPED, "left out, as allowed") for name in names]
+        self._losses += [TensorLoss(name, Loss.DROPPED, "left out, as allowed") for name in names]
 
-    def _allows_approx(self) -> bool:
+    def _approximates(self) -> bool:
         if not self._allowed.approx:
-            self._would["--allow-approx"] = None
+            self._options["approx"] = None
         return self._allowed.approx
 
-    def _need(self, name: str) -> Weights:
+    def _weight(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The base's weight of that shape, in float32."""
+        if self._base is None or self._base.folder is None:
+            self._options["weights"] = None
+            raise RefusedError(name, "the base's own weight is needed to approximate it")
         if self._weights is None:
-            self._would["--base with a Hugging Face folder that has the weights"] = None
-            raise RefusedError(name, "the base's own weight is needed to say it otherwise")
-        return self._weights
+            try:
+                self._weights = self._stack.enter_context(BaseWeights(self._base.folder))
+            except NotFoundError as error:
+                raise RefusedError(name, f"the base's own weight is needed, and there is none in {error.where}") from error
+        weight = self._weights.tensor(name)
+        if weight.shape != shape:
+            raise RefusedError(name, f"the base's weight is {weight.shape}, not {shape}")
+        result: np.ndarray = weight.astype(np.float32)
+        return result
 
 
-def _hint(would: Iterable[str]) -> str:
-    words = list(would)
-    return f"{' and '.join([', '.join(words[:-1]), words[-1]] if len(words) > 1 else words)} would help" if words else ""
+# ---- Approximations
+
+
+def low_rank_dora(delta: LowRank, weight: np.ndarray, *, rank: int | None = None) -> tuple[LowRank, float]:
+    """A plain delta in place of a DoRA one, and its relative error.
+
+    Args:
+        delta: A delta with a magnitude.
+        weight: The base's weight in float32, as stored: `(in, out)` if the base stores it transposed.
+        rank: The rank of the result; None for the delta's own.
+    """
+    change = dora_change(weight.T if delta.transposed_base else weight, delta)
+    lora_A, lora_B, error = nearest(change, rank or delta.r, delta.lora_B.dtype)
+    return LowRank(lora_A, lora_B, float(len(lora_A)), bias=delta.bias, transposed_base=delta.transposed_base), error
+
+
+def dora_change(weight: np.ndarray, delta: LowRank) -> np.ndarray:
+    """What DoRA adds to a `weight` `(out, in)`: `diag(m / |V|) V - W` with `V = W + scaling * B @ A`, |V| row by row."""
+    if delta.magnitude is None:
+        raise ValueError("not a DoRA delta")
+    V = weight + np.float32(delta.scaling) * (delta.lora_B.astype(np.float32) @ delta.lora_A.astype(np.float32))
+    norms = np.sqrt(np.einsum("oi,oi->o", V, V, dtype=np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(norms > 0, delta.magnitude.reshape(-1).astype(np.float64) / norms, 0.0)
+    change: np.ndarray = V * factors.astype(np.float32)[:, None]
+    change -= weight
+    return change
+
+
+def low_rank_weight(
+    target: str, value: np.ndarray, weight: np.ndarray, *, rank: int
+) -> tuple[LowRank | LowRankEmbedding, float]:
+    """A delta of rank `rank` in place of the replaced weight `value` of `target`, and its relative error."""
+    dtype = value.dtype if value.dtype in (dtypes.F16, dtypes.BF16) else dtypes.F32
+    lora_A, lora_B, error = nearest(value.astype(np.float32) - weight, rank, dtype)
+    r = float(len(lora_A))
+    if is_embedding(target):
+        return LowRankEmbedding(np.ascontiguousarray(lora_B.T), np.ascontiguousarray(lora_A.T), r), error
+    return LowRank(lora_A, lora_B, r), error
+
+
+def low_rank_rows(target: str, rows: Rows, weight: np.ndarray) -> LowRank | LowRankEmbedding:
+    """The delta that replaces rows of the table `weight` `(vocab, d)`: one direction a row, its difference in float32."""
+    ids = np.asarray(rows.ids)
+    change = rows.values.astype(np.float32) - weight[ids]
+    hot = np.zeros((len(ids), len(weight)), np.float32)
+    hot[np.arange(len(ids)), ids] = 1
+    if is_embedding(target):
+        return LowRankEmbedding(hot, np.ascontiguousarray(change.T), float(len(ids)))
+    return LowRank(change, np.ascontiguousarray(hot.T), float(len(ids)))
+
+
+def is_embedding(target: str) -> bool:
+    """Whether a module is an embedding table, by the names that Hugging Face's models give them."""
+    return target.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
+
+
+def nearest(matrix: np.ndarray, rank: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, float]:
+    """`lora_A` and `lora_B` of at most `rank` whose product is nearest to `matrix`, in `dtype`, and the relative error.
+
+    In float32 if the factors are too large for `dtype`. The same matrix gives the same factors.
+    """
+    if not np.isfinite(matrix).all():
+        raise RefusedError("", "the delta is not finite")
+    k = max(1, min(rank, *matrix.shape))
+    U, S, Vt = _decomposed(matrix, k)
+    root = np.sqrt(S[:k])
+    factors = (root[:, None] * Vt[:k], U[:, :k] * root)
+    with np.errstate(over="ignore"):
+        lora_A, lora_B = (np.ascontiguousarray(factor.astype(dtype)) for factor in factors)
+    if not (np.isfinite(lora_A.astype(np.float32)).all() and np.isfinite(lora_B.astype(np.float32)).all()):
+        lora_A, lora_B = (np.ascontiguousarray(factor.astype(np.float32)) for factor in factors)
+    size = _norm(matrix)
+    residual = matrix - lora_B.astype(np.float32) @ lora_A.astype(np.float32)
+    return lora_A, lora_B, _norm(residual) / size if size else 0.0
+
+
+def _decomposed(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if min(matrix.shape) <= max(_EXACT, k + _OVERSAMPLING):
+        U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
+        return U, S, Vt
+    sketch = np.random.default_rng(0).standard_normal((matrix.shape[1], k + _OVERSAMPLING), np.float32)
+    Q = np.linalg.qr(matrix @ sketch)[0]
+    for _ in range(_ITERATIONS):
+        Q = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ Q)[0])[0]
+    U, S, Vt = np.linalg.svd(Q.T @ matrix, full_matrices=False)
+    return Q @ U, S, Vt
+
+
+def _norm(matrix: np.ndarray) -> float:
+    return float(np.sqrt(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64)))

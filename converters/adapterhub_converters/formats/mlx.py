@@ -1,10 +1,11 @@
-"""mlx-lm's adapters: `adapter_config.json` beside `adapters.safetensors`.
+"""mlx-lm's adapters: a folder with `adapter_config.json` and `adapters.safetensors`.
 
-mlx-lm adds `scale * (x @ lora_a) @ lora_b` with `lora_a` `(in, r)` and `lora_b` `(r, out)`, one scale and one rank for
-the whole file (mlx-lm, `tuner/lora.py`, `tuner/utils.py`), and names modules as Hugging Face does, but for experts, which
-are one `switch_mlp` whose factors are `(experts, r, in)` and `(experts, out, r)`. Modules that need another scale have the
-difference multiplied into `lora_b`, smaller ranks are filled with zeros. DoRA has `.m` on every module. A delta on the
-embedding table acts on the output layer too where the base ties them. The source's config rides in the header's metadata.
+mlx-lm adds `scale * (x @ lora_a) @ lora_b` with `lora_a` `(in, r)` and `lora_b` `(r, out)`, and has one scale and one
+rank for the whole file (mlx-lm, `tuner/lora.py`, `tuner/utils.py`). It names modules as Hugging Face does, except for
+experts, which are one `switch_mlp` with factors `(experts, r, in)` and `(experts, out, r)`. Modules that need another
+scale have the quotient multiplied into `lora_b`; smaller ranks are padded with zeros. DoRA has `.m` on every module.
+A delta on the embedding table also acts on the output layer if the base ties them. The source's config is stored in
+the header's metadata.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import (
     Adapter,
     Delta,
-    Kept,
     Loss,
     LossReport,
     LowRank,
     LowRankEmbedding,
     Meta,
     StackedLowRank,
-    beside_deltas,
+    TensorLoss,
+    beyond_deltas,
 )
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, MLX_WEIGHTS
 from adapterhub_converters.architectures.names import in_layer
@@ -40,13 +41,14 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
 
 from . import file_alpha, source_config
+from .candidate import Candidate
 
 CONFIG = ADAPTER_CONFIG
 WEIGHTS = MLX_WEIGHTS
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
 _TOP = (_EMBED, _HEAD)
 _RANKS = "adapterhub.mlx.ranks"
-"""Our key of the header's metadata: the ranks that were filled up with zeros, by module."""
+"""Our key of the header's metadata: the ranks that were padded with zeros, by module."""
 MAX_EXPERTS = 4_096
 
 # `model.layers.0.mlp.experts.3.up_proj`; Mixtral's w1, w3 and w2 are gate, up and down (mlx-lm, `models/mixtral.py`).
@@ -57,29 +59,26 @@ _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _PROJECTIONS = {**_MIXTRAL, "gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a folder that holds an mlx-lm adapter."""
-    config = path / CONFIG
-    if not config.is_file():
-        return False
-    text = json_file.read_text(config)
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a folder with an mlx-lm adapter."""
+    text = candidate.config
     return '"peft_type"' not in text and ('"lora_parameters"' in text or '"fine_tune_type"' in text)
 
 
 @dataclass(frozen=True, eq=False)
 class _Written:
-    """One pair as it goes to the file, its factors in the file's orientation; `lines` only where the way back is exact."""
+    """One pair of the file, its factors in the file's orientation; `lines` only if the way back is exact."""
 
     name: str
     lora_a: np.ndarray
     lora_b: np.ndarray
     lines: tuple[source_config.Line, ...]
-    kept: tuple[Kept, ...]
+    losses: tuple[TensorLoss, ...]
     ulps: tuple[np.ndarray, ...] = ()
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot say."""
+    """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot express."""
     problems = _problems(adapter, base)
     if problems:
         raise refused("mlx", problems)
@@ -87,15 +86,15 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     rank = max(ranks.values())
     needed = {target: delta.scaling for target, delta in adapter.deltas.items()}
     plan = file_alpha.plan(needed, np.dtype(np.float64), "scale") or file_alpha.Plan(0.0, dict.fromkeys(needed, 1.0))
-    written = list(_all_written(_said(adapter, base), plan, rank, experts=_experts(base)))
+    written = list(_all_written(_written_deltas(adapter, base), plan, rank, experts=_experts(base)))
     tensors: dict[str, np.ndarray] = {}
-    kept: list[Kept] = []
+    losses: list[TensorLoss] = []
     for pair in written:
         tensors[f"{pair.name}.lora_a"], tensors[f"{pair.name}.lora_b"] = pair.lora_a, pair.lora_b
-        kept += pair.kept
+        losses += pair.losses
     for target, magnitude in _magnitudes(adapter).items():
         tensors[f"{target}.m"] = np.ascontiguousarray(magnitude.reshape(-1))
-        kept.append(Kept(f"{target}.magnitude", Loss.EXACT))
+        losses.append(TensorLoss(f"{target}.magnitude", Loss.EXACT))
     config = _config(adapter, written, plan.common, rank)
     metadata = {"format": "mlx"}
     notes = [*adapter.notes, *plan.notes]
@@ -106,14 +105,14 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         digest = _payload_digest(config, tensors, metadata)
         metadata |= source_config.keys(adapter, lines, digest, [ulps for pair in written for ulps in pair.ulps])
     else:
-        notes.append("the source's config does not ride along: stacked or tied deltas are said in other words here")
+        notes.append("the source's config is not stored, as stacked and tied deltas are expressed differently here")
     safetensors_file.write(path / WEIGHTS, tensors, metadata)
     json_file.write_text(path / CONFIG, json.dumps(config, indent=4))
-    return LossReport(tuple(kept), tuple(notes))
+    return LossReport(tuple(losses), tuple(notes))
 
 
 def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    found = beside_deltas(adapter, "an mlx-lm adapter")
+    found = beyond_deltas(adapter, "an mlx-lm adapter")
     dora = bool(_magnitudes(adapter))
     for target, delta in sorted(adapter.deltas.items()):
         found += [f"{target}: {reason}" for reason in (*_one(target, delta, dora=dora), *_table(target, adapter, base))]
@@ -123,23 +122,23 @@ def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
 def _one(target: str, delta: Delta, *, dora: bool) -> Iterator[str]:
     if isinstance(delta, StackedLowRank):
         if not _STACK.fullmatch(target):
-            yield "a delta of stacked experts whose name mlx-lm is not known to share"
+            yield "a delta of stacked experts that mlx-lm is not known to have under this name"
         elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or delta.transposed_base):
-            yield "experts that interleave gate and up are not written yet"
+            yield "experts that interleave gate and up are not supported"
         if dora:
             yield "mlx-lm has no DoRA for experts"
     elif isinstance(delta, LowRank | LowRankEmbedding):
         yield from _parts(target, delta, dora=dora)
         yield from _name(target, delta)
     else:
-        yield f"a delta of the kind {type(delta).__name__} cannot be said in an mlx-lm adapter"
+        yield f"a delta of kind {type(delta).__name__} cannot be expressed in an mlx-lm adapter"
 
 
 def _parts(target: str, delta: LowRank | LowRankEmbedding, *, dora: bool) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.bias is not None:
-        yield "a bias cannot be said in an mlx-lm adapter"
+        yield "a bias cannot be expressed in an mlx-lm adapter"
     if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
-        yield "DoRA on an embedding table is not written yet"
+        yield "DoRA on an embedding table is not supported"
     elif dora and (delta.magnitude is None or _switch_name(target)):
         yield "an mlx-lm adapter is DoRA in all its modules or in none, and never in experts"
 
@@ -147,24 +146,24 @@ def _parts(target: str, delta: LowRank | LowRankEmbedding, *, dora: bool) -> Ite
 def _name(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[str]:
     known = in_layer(target) is not None and (".experts." not in target or _switch_name(target))
     if not known and target not in _TOP:
-        yield "not a module whose name mlx-lm is known to share"
+        yield "not a module that mlx-lm is known to have under this name"
     if isinstance(delta, LowRankEmbedding) != (target == _EMBED) or (isinstance(delta, LowRank) and delta.transposed_base):
-        yield "an embedding or transposed module where mlx-lm has none"
+        yield "an embedding or transposed module, which mlx-lm does not have here"
 
 
 def _table(target: str, adapter: Adapter, base: BaseSpec | None) -> Iterator[str]:
-    """What is wrong with a delta on a table that the base may tie to its output layer."""
+    """The problem with a delta on a table that the base may tie to its output layer."""
     if target not in _TOP:
         return
     both = _same_on_both(adapter)
     if base is None and target == _EMBED and _HEAD not in adapter.deltas:
-        yield "mlx-lm applies it to the output layer too where the base ties the two: pass --base to say whether it does"
+        yield "mlx-lm also applies it to the output layer if the base ties the two: name the base, whose config has that"
     elif base is not None and base.tied and not both:
-        yield "the base ties embedding table and output layer, and mlx-lm has one delta for both"
+        yield "the base ties embedding table and output layer, for which mlx-lm has one delta"
 
 
 def _same_on_both(adapter: Adapter) -> bool:
-    """Whether embedding table and output layer get the same delta, to the bit."""
+    """Whether embedding table and output layer have the same delta, bit for bit."""
     embed, head = adapter.deltas.get(_EMBED), adapter.deltas.get(_HEAD)
     return (
         isinstance(embed, LowRankEmbedding)
@@ -181,7 +180,7 @@ def _same_on_both(adapter: Adapter) -> bool:
 
 
 def _stacks(adapter: Adapter) -> Iterator[str]:
-    """What is wrong with experts that have to become one tensor."""
+    """Problems with experts that have to become one tensor."""
     for name, members in sorted(_members(adapter.deltas).items()):
         if len({(delta.lora_A.shape[1], delta.lora_B.shape[0]) for delta in members.values()}) > 1:
             yield f"{name}: its experts are of different shapes"
@@ -202,7 +201,7 @@ def _stacked_names(target: str) -> tuple[str, ...]:
 
 
 def _switch_name(target: str) -> tuple[str, int] | None:
-    """The module that mlx-lm has for all experts, and which of them `target` is."""
+    """mlx-lm's module for all experts, and the number of the expert `target`; None for other modules."""
     match = _EXPERT.fullmatch(target)
     return (f"{match[1]}.switch_mlp.{_PROJECTIONS[match[3]]}", int(match[2])) if match and match[3] in _PROJECTIONS else None
 
@@ -231,8 +230,8 @@ def _magnitudes(adapter: Adapter) -> dict[str, np.ndarray]:
     }
 
 
-def _said(adapter: Adapter, base: BaseSpec | None) -> dict[str, Delta]:
-    """The deltas to write: where the base ties the two tables, the embedding's stands for both."""
+def _written_deltas(adapter: Adapter, base: BaseSpec | None) -> dict[str, Delta]:
+    """The deltas to write: if the base ties the two tables, the embedding's stands for both."""
     deltas = dict(sorted(adapter.deltas.items()))
     if base is not None and base.tied:
         deltas.pop(_HEAD, None)
@@ -255,34 +254,19 @@ def _all_written(deltas: Mapping[str, Delta], plan: file_alpha.Plan, rank: int, 
 
 def _pair(name: str, target: str, delta: LowRank | LowRankEmbedding, factor: float, rank: int) -> _Written:
     folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
-    lora_a, lora_b = _filled(delta.lora_A.T, rank, 1), _filled(folded.lora_B.T, rank, 0)
-    kept: tuple[Kept, ...] = (Kept(f"{target}.lora_A", Loss.EXACT), folded.kept)
+    lora_a, lora_b = file_alpha.padded(delta.lora_A.T, rank, 1), file_alpha.padded(folded.lora_B.T, rank, 0)
+    losses: tuple[TensorLoss, ...] = (TensorLoss(f"{target}.lora_A", Loss.EXACT), folded.loss)
     if delta.r != rank:
-        kept = tuple(_filled_up(line, rank) for line in kept)
+        losses = tuple(file_alpha.padded_line(line, rank) for line in losses)
     ulps = () if folded.ulps is None else (folded.ulps,)
     line = source_config.Line(name, target, factor, dtypes.name_of(delta.lora_B.dtype), 0, folded.ulps is not None)
-    return _Written(name, lora_a, lora_b, (line,), kept, ulps)
-
-
-def _filled(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
-    """`array` with zeros up to `rank` along `axis`; as it is, a view perhaps, if none are missing."""
-    missing = rank - array.shape[axis]
-    if not missing:
-        return array
-    shape = list(array.shape)
-    shape[axis] = missing
-    return np.concatenate([array, np.zeros(shape, array.dtype)], axis)
-
-
-def _filled_up(line: Kept, rank: int) -> Kept:
-    note = f"filled with zeros to rank {rank}, recoverable bit for bit" + (f"; {line.note}" if line.note else "")
-    return Kept(line.name, max(line.loss, Loss.REWRITTEN), note, line.error)
+    return _Written(name, lora_a, lora_b, (line,), losses, ulps)
 
 
 def _grouped(
     name: str, members: Mapping[int, tuple[str, LowRank]], plan: file_alpha.Plan, rank: int, count: int | None
 ) -> _Written:
-    """The experts of one module as one pair of stacked factors; experts that have no delta get one of zeros."""
+    """The experts of one module as one pair of stacked factors; experts without a delta get zeros."""
     count = max(count or 0, max(members) + 1)
     pairs = {e: _pair(name, target, delta, plan.factors[target], rank) for e, (target, delta) in sorted(members.items())}
     lora_a = [pairs[e].lora_a.T if e in pairs else None for e in range(count)]
@@ -292,14 +276,14 @@ def _grouped(
         _stack(lora_a),
         _stack(lora_b),
         tuple(line for pair in pairs.values() for line in pair.lines),
-        tuple(line for pair in pairs.values() for line in pair.kept),
+        tuple(line for pair in pairs.values() for line in pair.losses),
         tuple(ulps for pair in pairs.values() for ulps in pair.ulps),
     )
 
 
 def _stack(arrays: list[np.ndarray | None]) -> np.ndarray:
     there = [array for array in arrays if array is not None]
-    # Of two 16-bit types and float32 the wider: a factor that had to be multiplied in was.
+    # Different dtypes become float32, as those do whose scale had to be multiplied in.
     dtype = there[0].dtype if len({array.dtype for array in there}) == 1 else dtypes.F32
     stacked = np.zeros((len(arrays), *there[0].shape), dtype)
     for index, array in enumerate(arrays):
@@ -310,20 +294,20 @@ def _stack(arrays: list[np.ndarray | None]) -> np.ndarray:
 
 def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int) -> Iterator[_Written]:
     folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
-    lora_a, lora_b = _filled(delta.lora_A, rank, 1), _filled(folded.lora_B, rank, 2)
+    lora_a, lora_b = file_alpha.padded(delta.lora_A, rank, 1), file_alpha.padded(folded.lora_B, rank, 2)
     names = _stacked_names(target)
     rows = lora_b.shape[1] // len(names)
-    kept = (Kept(f"{target}.lora_A", Loss.REWRITTEN, f"as {' and '.join(names)}"), folded.kept)
+    losses = (TensorLoss(f"{target}.lora_A", Loss.REWRITTEN, f"as {' and '.join(names)}"), folded.loss)
     for n, name in enumerate(names):
         part = np.ascontiguousarray(lora_b[:, n * rows : (n + 1) * rows])
-        yield _Written(name, lora_a, part, (), kept if n == 0 else ())
+        yield _Written(name, lora_a, part, (), losses if n == 0 else ())
 
 
 def _config(adapter: Adapter, written: list[_Written], scale: float, rank: int) -> dict[str, Any]:
     keys = sorted({in_layer(pair.name) or pair.name for pair in written})
     config: dict[str, Any] = {
         "fine_tune_type": "dora" if _magnitudes(adapter) else "lora",
-        # -1 is all layers; those without a delta get one of zero when mlx-lm loads the file.
+        # -1 is all layers; those without a delta get zeros when mlx-lm loads the file.
         "num_layers": -1,
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": adapter.meta.dropout, "keys": keys},
     }
@@ -331,16 +315,16 @@ def _config(adapter: Adapter, written: list[_Written], scale: float, rank: int) 
 
 
 def _payload_digest(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Digest of all that decides what mlx-lm computes, and of the ranks that we filled up."""
+    """Digest of everything that determines what mlx-lm computes, and of the ranks that were padded."""
     facts = {key: config.get(key) for key in ("fine_tune_type", "num_layers", "lora_parameters")}
     filled = [metadata[_RANKS]] if _RANKS in metadata else []
     return source_config.payload_digest(dict(sorted(tensors.items())), json.dumps(facts, sort_keys=True), *filled)
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in an mlx-lm folder: the source's own where its config rode along.
+    """The adapter in an mlx-lm folder: the source's own if its config is in the file.
 
-    Without a rider, a delta on the embedding table needs `base`, which says whether it is one on the output layer too.
+    Without a source's config, a delta on the embedding table needs `base`, to decide if it acts on the output layer too.
     """
     config = json_file.read_object(path / CONFIG)
     scale = _scale(config, f"{path}/{CONFIG}")
@@ -352,7 +336,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         metadata = file.header.metadata
     modules = _modules(tensors, where, dora=config.get("fine_tune_type") == "dora")
     if source_config.belongs(metadata, _payload_digest(config, tensors, metadata)):
-        return _ridden(metadata, modules, scale, where)
+        return _restored(metadata, modules, scale, where)
     rank = config["lora_parameters"].get("rank")
     deltas: dict[str, Delta] = {}
     for name, module in modules.items():
@@ -363,7 +347,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         deltas |= _read_module(name, module, scale * r, base, where)
     model = config.get("model")
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
-    return Adapter(deltas, meta=meta, notes=(source_config.IGNORED,) if source_config.there(metadata) else ())
+    return Adapter(deltas, meta=meta, notes=(source_config.IGNORED,) if source_config.is_there(metadata) else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,7 +364,7 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
     if module.lora_A.ndim == 3:
         match = _SWITCH.fullmatch(name)
         if not match:
-            raise RefusedError(where, f"{name}: experts whose names in Hugging Face's model are not known")
+            raise RefusedError(where, f"{name}: the names of these experts in Hugging Face's model are not known")
         mixtral = {value: key for key, value in _MIXTRAL.items()}
         part = mixtral[match[2]] if match[1].endswith(".block_sparse_moe") else match[2]
         return {
@@ -390,10 +374,10 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
     if not name.endswith("embed_tokens"):
         return {name: LowRank(module.lora_A, module.lora_B, alpha, magnitude=module.magnitude)}
     if module.magnitude is not None:
-        raise RefusedError(where, f"{name}: DoRA on an embedding table is not read yet")
+        raise RefusedError(where, f"{name}: DoRA on an embedding table is not supported")
     if base is None:
-        reason = "mlx-lm applies it to the output layer too where the base ties the two"
-        raise RefusedError(where, f"{name}: {reason}", "Pass --base to say whether it does")
+        reason = "mlx-lm also applies it to the output layer if the base ties the two"
+        raise RefusedError(where, f"{name}: {reason}", "Name its base model", code="base-required")
     found: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
     if base.tied:
         found[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)
@@ -403,13 +387,13 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
 def _scale(config: Mapping[str, Any], where: str) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise RefusedError(where, f"fine_tune_type {str(kind)[:40]!r} is not read, only lora and dora")
+        raise RefusedError(where, f"fine_tune_type {str(kind)[:40]!r} is not supported, only lora and dora")
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise FormatError(where, "there are no lora_parameters")
     scale = parameters.get("scale")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or abs(scale) > 2**40:
-        raise FormatError(where, f'"scale" is {json.dumps(scale)[:40]}, not a number that makes sense')
+        raise FormatError(where, f'"scale" is {json.dumps(scale)[:40]}, not a number in range')
     return float(scale)
 
 
@@ -418,10 +402,10 @@ def _modules(tensors: Mapping[str, np.ndarray], where: str, *, dora: bool) -> di
     for name, array in tensors.items():
         target, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b", "m"):
-            raise RefusedError(where, f"tensor {name!r} is none of lora_a, lora_b and m and is not read yet")
+            raise RefusedError(where, f"tensor {name!r} is not a lora_a, lora_b or m, and not supported")
         wrong = array.ndim not in ((1,) if part == "m" else (2, 3))
         if wrong or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
-            raise FormatError(where, f"tensor {name!r} is {array.dtype} {array.shape}, which no factor is")
+            raise FormatError(where, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
         parts.setdefault(target, {})[part] = array
     return {target: _module(target, part, where, dora=dora) for target, part in sorted(parts.items())}
 
@@ -429,19 +413,19 @@ def _modules(tensors: Mapping[str, np.ndarray], where: str, *, dora: bool) -> di
 def _module(target: str, part: Mapping[str, np.ndarray], where: str, *, dora: bool) -> _Module:
     missing = [name for name in ("lora_a", "lora_b") if name not in part]
     if missing:
-        raise FormatError(where, f"{target} has {next(iter(part))} alone, its other half is missing")
+        raise FormatError(where, f"{target} has {next(iter(part))} alone; its counterpart is missing")
     lora_a, lora_b, magnitude = part["lora_a"], part["lora_b"], part.get("m")
     if lora_a.ndim != lora_b.ndim or (lora_a.ndim == 3 and (len(lora_a) != len(lora_b) or len(lora_a) > MAX_EXPERTS)):
-        raise FormatError(where, f"{target}: lora_a {lora_a.shape} and lora_b {lora_b.shape} are no pair")
+        raise FormatError(where, f"{target}: lora_a {lora_a.shape} and lora_b {lora_b.shape} are not a pair")
     if (magnitude is not None) != dora or (magnitude is not None and lora_a.ndim == 3):
-        raise FormatError(where, f"{target}: {'m is missing in a DoRA' if dora else 'm is there in a LoRA'} adapter")
+        raise FormatError(where, f"{target}: {'m is missing in a DoRA' if dora else 'there is an m in a LoRA'} adapter")
     turned = [array if array.ndim == 3 else np.ascontiguousarray(array.T) for array in (lora_a, lora_b)]
     if magnitude is not None and magnitude.shape != turned[1].shape[:1]:
         raise FormatError(where, f"{target}: m {magnitude.shape} is not one number for each of {turned[1].shape[0]} rows")
     return _Module(turned[0], turned[1], magnitude, (lora_a.shape, lora_b.shape))
 
 
-def _ridden(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, where: str) -> Adapter:
+def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, where: str) -> Adapter:
     lines = source_config.lines_of(metadata, where)
     ranks = _ranks(metadata, where)
     used: set[tuple[str, int]] = set()
@@ -450,21 +434,21 @@ def _ridden(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: 
         name, expert = _switch_name(line.target) or (line.target, 0)
         module = modules.get(name)
         if module is None or expert >= (len(module.lora_A) if module.lora_A.ndim == 3 else 1):
-            raise FormatError(where, f"the source's list of tensors names {line.target!r}, the file does not")
+            raise FormatError(where, f"adapterhub.source.tensors names {line.target!r}, which is not in the file")
         used.add((name, expert))
         lora_A, lora_B = module.lora_A, module.lora_B
         if lora_A.ndim == 3:
             lora_A, lora_B = lora_A[expert], lora_B[expert]
         r = ranks.get(line.target, lora_A.shape[0])
         if r > lora_A.shape[0] or lora_A[r:].tobytes().strip(b"\0") or lora_B[:, r:].tobytes().strip(b"\0"):
-            raise FormatError(where, f"{line.target}: it was not of rank {r} and filled with zeros")
+            raise FormatError(where, f"{line.target}: it is not a pair of rank {r} padded with zeros")
         return np.ascontiguousarray(lora_A[:r]), np.ascontiguousarray(lora_B[:, :r])
 
     adapter = source_config.restored(metadata, lines, pair, lambda _: scale, where)
     for name, module in modules.items():
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
-                raise FormatError(where, f"the source's list of tensors lacks {name!r}")
+                raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}")
     magnitudes = {name: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return dataclasses.replace(adapter, deltas={t: _with_magnitude(d, magnitudes.get(t)) for t, d in adapter.deltas.items()})
 

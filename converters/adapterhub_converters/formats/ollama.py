@@ -1,7 +1,8 @@
-"""What Ollama makes a model of: a GGUF adapter and a Modelfile beside it that names it and the base.
+"""Ollama's package of an adapter: a folder with a GGUF and a Modelfile that names it and the base.
 
-The Modelfile says `FROM` and `ADAPTER` alone (Ollama, `docs/modelfile.md`): the base brings its chat template and its
-parameters. A path in it is Ollama's own to find, so that of a base is absolute and that of the adapter beside it.
+The Modelfile has `FROM` and `ADAPTER` alone (Ollama, `docs/modelfile.md`): the base brings its chat template and its
+parameters. Ollama resolves the paths in it, so that of a base is absolute and that of the adapter relative to the
+Modelfile.
 """
 
 from __future__ import annotations
@@ -9,34 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import ParameterError, UsageError
 
 MODELFILE = "Modelfile"
 NOTE = (
-    "models that Ollama runs with its own engine take no adapter (`loras are not yet implemented`, at the first request): "
-    "for those `adapterhub merge --into` makes one model"
+    "models that Ollama runs with its own engine do not support adapters (`loras are not yet implemented`, at the first "
+    "request): merge the adapter into the base for those"
 )
 
 
 def adapter_name(folder: Path) -> str:
-    """What the adapter in `folder` is called."""
+    """The name of the adapter's file in the package `folder`."""
     name = folder.resolve().name
     if not name.isprintable():
-        raise UsageError(str(folder), "the name of the folder is the adapter's, and a Modelfile cannot say this one")
+        raise UsageError(str(folder), "the adapter gets the name of the folder, which a Modelfile cannot contain")
     return f"{name}.gguf"
 
 
-def check(model: str | None, option: str = "--from") -> str:
-    """`model` if a Modelfile can say it; `option` is how the command at hand asks for it."""
+def check(model: str | None) -> str:
+    """`model`, if a Modelfile can contain it; ParameterError otherwise."""
     if not model:
-        raise UsageError(
-            option, "is missing: which base should Ollama take", f"Add {option} MODEL, as Ollama calls it, or its path"
-        )
-    if not model.isprintable() or model != model.strip() or model.startswith('"'):  # a quote may go on over lines
-        raise UsageError(option, f"{model!r} is nothing that a Modelfile can say")
+        raise ParameterError("model", "is missing", "Name the base as Ollama does, or its path")
+    if not model.isprintable() or model != model.strip() or model.startswith('"'):  # quoted text may span lines
+        raise ParameterError("model", f"a Modelfile cannot contain {model!r}")
     return model
 
 
 def write(folder: Path, model: str, adapter: str) -> None:
-    """The Modelfile in `folder`, of the base `model` and the file `adapter` beside it."""
+    """Write the Modelfile of the base `model` and the file `adapter` in `folder`."""
     json_file.write_text(folder / MODELFILE, f"FROM {model}\nADAPTER ./{adapter}\n")

@@ -1,8 +1,8 @@
-"""Pickles run code when they are loaded, so they are recognized by content and by name, and refused.
+"""Recognition of pickles, by content and by name: they can run code when they are loaded, and are refused.
 
-Who insists gets one converted in a process of its own: `torch.load(weights_only=True)`, which builds tensors and nothing
-else, under limits of memory, time and output, without a way to start another process, and what comes out of it is a
-safetensors file that is read like any stranger's. The one path outside of training that needs torch.
+On request one is converted in a separate process: `torch.load(weights_only=True)`, which builds tensors and nothing else, under
+limits of memory, time and output, and unable to start another process. The result is a safetensors file, which is read like any
+untrusted one. The one path outside of training that needs torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the file's first bytes are those of a pickle or of torch's zip of one, whatever its name says."""
+    """Whether the file begins with the bytes of a pickle or of torch's zip of one, whatever its name."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -42,7 +42,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def found(path: Path) -> Path | None:
-    """The pickle that `path` is, or that holds the weights of the folder `path`."""
+    """`path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
     if path.is_file():
         return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
@@ -61,15 +61,24 @@ def _is_gguf(path: Path) -> bool:
 
 
 def refuse(path: Path) -> None:
-    """RefusedError if `path` is a pickle or has its weights in one."""
+    """RefusedError if `path` is a pickle, or a folder with its weights in one."""
     pickle = found(path)
     if pickle is not None:
-        hint = "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle"
-        raise RefusedError(str(pickle), "a pickle can run code when it is loaded", hint)
+        hint = "Save the adapter again with safe_serialization=True"
+        raise RefusedError(str(pickle), "a pickle can run code when it is loaded", hint, code="pickle")
 
 
 def converted(pickle: Path, folder: Path) -> Path:
-    """The tensors of `pickle` in the empty `folder`: itself if a PEFT config lies beside the pickle, else a lone file."""
+    """Convert the tensors of `pickle` into the empty `folder`.
+
+    Returns:
+        `folder` if there is a PEFT config next to the pickle, else the one file in it.
+
+    Raises:
+        RefusedError: It contains more than tensors.
+        FormatError: It cannot be loaded within the limits.
+        MissingExtraError: torch is not installed.
+    """
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError(str(pickle), "reading a pickle needs torch", "pip install 'adapterhub[train]'")
     weights = folder / peft.WEIGHTS
@@ -77,7 +86,7 @@ def converted(pickle: Path, folder: Path) -> Path:
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub_converters.formats import unpickle; unpickle.main()"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(pickle.resolve()), str(weights)]
-    # Nothing of the environment goes in; one thread, because the child may start none.
+    # The child gets nothing of the environment, and one thread, as it may not start any.
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(
@@ -88,10 +97,10 @@ def converted(pickle: Path, folder: Path) -> Path:
     except OSError as error:
         raise LocalIOError(str(pickle), error.strerror or str(error)) from error
     _check(pickle, done)
-    beside = pickle.with_name(peft.CONFIG)
-    if not beside.is_file():
+    config = pickle.with_name(peft.CONFIG)
+    if not config.is_file():
         return weights
-    shutil.copyfile(beside, folder / peft.CONFIG)
+    shutil.copyfile(config, folder / peft.CONFIG)
     return folder
 
 
@@ -102,7 +111,7 @@ def _check(pickle: Path, done: subprocess.CompletedProcess[bytes]) -> None:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
         kind, reason = str(answer["kind"]), " ".join(str(answer["reason"]).split())[:200]
     except (ValueError, LookupError, TypeError):
-        kind, reason = "", f"loading it ended with code {done.returncode}: over the limits of memory, time or output"
+        kind, reason = "", f"loading it exited with code {done.returncode}: over the limits of memory, time or output"
     if kind == "refused":
-        raise RefusedError(str(pickle), f"it holds more than tensors: {reason}", "Do not load it with anything else either")
-    raise FormatError(str(pickle), reason if not kind else f"no file of tensors: {reason}")
+        raise RefusedError(str(pickle), f"it contains more than tensors: {reason}", "Do not load it with anything else either")
+    raise FormatError(str(pickle), reason if not kind else f"not a file of tensors: {reason}")

@@ -1,4 +1,4 @@
-"""What each format can do, found by doing it: a tiny adapter written, read, and taken there and back between all of them."""
+"""What each format supports, found by experiment: a tiny adapter is written, read, and converted to all others and back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import FORMATS, PACKAGES
 
 from . import convert, peft
 
 BYTES, FUNCTION, NO = "bytes", "function", "no"
-"""What comes back of a file that went through another format: its bytes, its function, or nothing."""
+"""What is recovered of a file after conversion to another format and back: its bytes, its function, or nothing."""
 T = TypeVar("T")
 _NAME = "NAME"
 _LLAMA = {
@@ -32,15 +33,15 @@ _OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
 
 @dataclass(frozen=True)
 class Row:
-    """What one format can do.
+    """What one format supports.
 
     Attributes:
-        name: As `--to` has it.
-        files: What it is on the disk, with NAME for the name it is given.
-        reads: Whether it is read.
-        writes: Whether it is written.
-        base: Whether writing it needs a base.
-        back: Every other format, and what comes back from there of a file of this one.
+        name: Its name in the table of formats.
+        files: The names of its files; NAME stands for the one that the user chooses.
+        reads: Whether it can be read.
+        writes: Whether it can be written.
+        base: Whether writing needs a base.
+        back: Every other format to what is recovered of a file of this one after conversion to it and back.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Row:
 
 
 def tried() -> list[Row]:
-    """A row for each format, of an ordinary adapter of a Llama, or of FLUX.1 where a format is for image models."""
+    """A row for each format, tried with an ordinary adapter of a Llama, or of FLUX.1 for formats of image models."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         return _Probe(Path(temporary)).rows()
 
@@ -83,7 +84,7 @@ class _Probe:
         for name, shapes in (("llama", _LLAMA), ("flux", _FLUX)):
             (folder / name).mkdir()
             peft.write(_adapter(shapes), folder / name)
-        self._names = (*convert.FORMATS, *convert.PACKAGES)
+        self._names = (*FORMATS, *PACKAGES)
 
     def rows(self) -> list[Row]:
         return [self._row(name) for name in self._names]
@@ -96,7 +97,7 @@ class _Probe:
         return Row(name, files, reads, path is not None, self._needs_base(name), back)
 
     def _made(self, name: str, *others: str) -> Path | None:
-        """A file of this format, of an adapter that the others know as well."""
+        """A file of this format with an adapter that the others can express too."""
         base = _base(name, *others)
         source = self._folder / ("llama" if base.model_type else "flux")
         return _or_none(lambda: self._written(source, name, base))
@@ -105,7 +106,7 @@ class _Probe:
         try:
             self._written(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
         except RefusedError as error:
-            return "--base" in error.hint
+            return error.code == "base-required"
         return False
 
     def _back(self, name: str, other: str) -> str:
@@ -120,8 +121,8 @@ class _Probe:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
-        target = folder / f"{_NAME}{convert.ENDINGS.get(to, '')}"
-        model = "a-tiny-llama" if to in convert.PACKAGES else None
+        target = folder / f"{_NAME}{FORMATS[to].suffix if to in FORMATS else ''}"
+        model = "a-tiny-llama" if to in PACKAGES else None
         convert.convert(source, target, to=to, base=base, model=model)
         return target
 

@@ -1,7 +1,7 @@
-"""A lone safetensors file with the state dict of a LoRA: peft's keys, perhaps with the name of the adapter in them.
+"""A single safetensors file with the state dict of a LoRA: peft's keys, possibly with the name of the adapter in them.
 
-Such a file (`…q_proj.lora_A.default.weight`) says no alpha, and the scale depends on it: it comes from the config that
-rides in the header, from the `adapter_config.json` beside it, or from who asks. It is never guessed.
+Such a file (`…q_proj.lora_A.default.weight`) does not record its alpha, on which the scale depends: that comes from a
+config in the header, from the `adapter_config.json` next to the file, or from the caller. It is never guessed.
 """
 
 from __future__ import annotations
@@ -13,64 +13,70 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Kept, Loss, LossReport, factored_out
+from adapterhub_converters.adapter import Adapter, Loss, LossReport, TensorLoss, factored_out
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import peft
+from .candidate import Candidate
 
 CONFIG_KEY, METADATA_KEY = "adapterhub.config", "adapterhub.metadata"
-"""Keys of the header's metadata: the text of a PEFT config, and the metadata that the PEFT file had."""
+"""Keys of the header's metadata: the text of a PEFT config, and the metadata of the PEFT file."""
 _PREFIX = "base_model.model."
-# `.lora_A.default.weight`: in memory, peft has the adapter's name between; saving takes it out.
+# `.lora_A.default.weight`: in memory, peft's keys contain the adapter's name; saving removes it.
 _NAMED = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight$|bias$)([^.]+)(\.weight|\.bias|)$")
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a safetensors file with keys of a LoRA, whatever it is called.
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a safetensors file with keys of a LoRA, whatever its name.
 
-    A malformed file that is called .safetensors counts, for reading says why.
+    A malformed file with the suffix .safetensors counts, as reading it gives the reason.
     """
-    if not path.is_file():
-        return False
-    try:
-        with SafetensorsFile(path) as file:
-            lora = any(".lora_A." in name or ".lora_embedding_A" in name for name in file.tensors)
-            return lora or CONFIG_KEY in file.header.metadata
-    except FormatError:
-        return path.suffix == ".safetensors"
+    if candidate.header is None:
+        return candidate.is_file and candidate.path.suffix == ".safetensors"
+    lora = any(".lora_A." in name or ".lora_embedding_A" in name for name in candidate.tensors)
+    return lora or CONFIG_KEY in candidate.header.metadata
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None, rslora: bool = False) -> Adapter:
-    """The adapter in a lone file. `alpha`, and `rslora`, only where neither the file nor its folder has a config."""
+    """The adapter in a file.
+
+    Args:
+        path: The file.
+        base: The base model, where names or shapes depend on it.
+        alpha: The alpha of all modules; only where neither the file nor its folder has a config.
+        rslora: Whether they scale by alpha / sqrt(r); likewise.
+
+    Raises:
+        RefusedError: The scale is not known, or given although there is a config.
+    """
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
     where = str(path)
     text = metadata.pop(CONFIG_KEY, None)
-    beside = path.with_name(peft.CONFIG)
-    if text is None and path.name == peft.WEIGHTS and peft.sniff(path.parent):
-        text = json_file.read_text(beside)
+    if text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
+        text = folder.config
     if text is not None:
         if alpha is not None or rslora:
-            raise RefusedError(where, "it has a config that says its alpha", "Leave out --alpha and --rslora")
+            raise RefusedError(where, "its config records the alpha", "Leave out alpha and rsLoRA", code="alpha-recorded")
         return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
     if alpha is None and peft.alpha_is_rank(metadata):
         return _of_alpha_rank(tensors, where)
     if alpha is None:
-        reason = "nothing says its alpha, and the scale depends on it"
-        raise RefusedError(where, reason, "Pass --alpha N, and --rslora if it was trained with it")
+        reason = "its alpha is not recorded anywhere, and the scale depends on it"
+        raise RefusedError(where, reason, "Give the alpha it was trained with", code="alpha-or-rslora-required")
     state, notes = _plain(tensors, where)
     config = {"peft_type": "LORA", "lora_alpha": alpha, "use_rslora": rslora}
     adapter = peft.parse(json.dumps(config), state, {}, where=where)
-    said = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as you said"
-    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, said))
+    given = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as given"
+    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, given))
 
 
 def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    """The adapter of a file whose every alpha is its rank."""
+    """The adapter of a file in which every alpha is the rank."""
     state, notes = _plain(tensors, where)
     ranks = {
         m[1].removeprefix(_PREFIX): len(a) for key, a in state.items() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", key))
@@ -78,25 +84,25 @@ def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
     patterns = {re.escape(target): rank for target, rank in ranks.items()}
     config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
     adapter = peft.parse(json.dumps(config), state, {}, where=where)
-    said = "alpha is the rank, as ai-toolkit always saves it"
-    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, said))
+    note = "alpha is the rank, as always in files that ai-toolkit saves"
+    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
 
 
 def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The tensors under the keys that peft saves, and what was changed for it."""
+    """The tensors under the keys that peft saves, and notes of what that changed."""
     names = {match[2] for key in tensors if (match := _NAMED.search(key))}
     if len(names) > 1:
-        raise RefusedError(where, f"it holds {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
+        raise RefusedError(where, f"it contains {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
     state: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
         plain = _NAMED.sub(r"\1\3", key)
         plain = plain if plain.startswith(_PREFIX) or peft.classify(plain)[0] == "shared" else _PREFIX + plain
         if plain in state:
-            raise FormatError(where, f"tensor {key!r} is there under two names")
+            raise FormatError(where, f"tensor {key!r} exists under two names")
         state[plain] = array
     notes = [f"{name!r} was the adapter's name in its keys" for name in names]
     if any(not key.startswith(_PREFIX) and peft.classify(key)[0] != "shared" for key in tensors):
-        notes.append(f"keys without {_PREFIX} were given it")
+        notes.append(f"{_PREFIX} was added to keys without it")
     return state, tuple(notes)
 
 
@@ -111,7 +117,7 @@ def _source_metadata(metadata: dict[str, str], where: str) -> dict[str, str]:
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write the file `path`: what PEFT would hold, with its config in the header."""
+    """Write the file `path`: the tensors of a PEFT file, with its config in the header."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     written = adapter if source else factored_out(adapter)
     names = source.names if source else {}
@@ -122,4 +128,4 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         METADATA_KEY: json.dumps(dict(source.metadata) if source else {"format": "pt"}, separators=(",", ":")),
     }
     safetensors_file.write(path, tensors, metadata)
-    return LossReport(tuple(Kept(name, Loss.EXACT) for name in sorted(tensors)), written.notes)
+    return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name in sorted(tensors)), written.notes)

@@ -1,8 +1,9 @@
-"""The source's config inside a file of a format that cannot say it, so that the way back needs no base and is exact.
+"""The source's PEFT config inside a file of another format, so that the way back is exact and needs no base.
 
-GGUF and MLX have no word for PEFT's names, patterns, rsLoRA or dtypes. They ride as `adapterhub.source.*` in the
-file's own metadata, which other readers ignore, with a digest of everything they belong to; never the source's tensors.
-A rider comes from a stranger like the rest of the file: what it says is checked against what the file would run.
+GGUF, MLX and the trainers' formats cannot express PEFT's names, patterns, rsLoRA or dtypes. These are stored as
+`adapterhub.source.*` in the file's own metadata, which other readers ignore, with a digest of the payload they belong
+to; never the source's tensors. Like the rest of the file they are untrusted: they are checked against what the file
+computes.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ _FLOATS = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Line:
-    """How one pair was written; undone, it is the source's again.
+    """How one pair was written, which is undone to recover the source's.
 
     Attributes:
-        stem: What the file calls the module, `blk.0.attn_q`.
-        target: What the base calls it.
-        factor: What `lora_B` was multiplied by.
-        dtype: What `lora_B` was before.
-        order: How its rows were reordered.
-        ulps: Whether the last places of `lora_B` ride along too.
-        block: When the pair is a block of a larger one, or `lora_A` was stored as another type.
+        stem: The file's name of the module, `blk.0.attn_q`.
+        target: The base's name of it.
+        factor: The number that `lora_B` was multiplied by.
+        dtype: The dtype of `lora_B` before that.
+        order: The reordering of its rows.
+        ulps: Whether the last places of `lora_B` are stored too.
+        block: Set if the pair is a block of a larger one, or `lora_A` was stored as another type.
     """
 
     stem: str
@@ -58,8 +59,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What the file alone doesn't say of a pair in a block of a larger one: its rank, its rows, its experts (0: it isn't
-    one of all experts), what type `lora_A` was, and the rank of the larger pair."""
+    """A pair that is a block of a larger one.
+
+    Attributes:
+        r: Its own rank.
+        rows: Its number of rows.
+        experts: The number of experts if it is a delta of all of them, else 0.
+        dtype_A: The dtype that `lora_A` had.
+        rank: The rank of the larger pair.
+    """
 
     r: int
     rows: int
@@ -69,7 +77,7 @@ class Block:
 
 
 def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np.ndarray] = ()) -> dict[str, str]:
-    """The metadata that a file whose payload has `digest` carries; `ulps` of the lines that have them, in their order."""
+    """The metadata for a file whose payload has `digest`; `ulps` of the lines that have them, in their order."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     config = source.config if source else peft.config_text(adapter)
     metadata = dict(source.metadata) if source else {"format": "pt"}
@@ -80,13 +88,12 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
         f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
         PAYLOAD: digest,
         **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
-        **_said(adapter),
+        **_deviations(adapter, source),
     }
 
 
-def _said(adapter: Adapter) -> dict[str, str]:
-    """What a PEFT file says in other ways than peft now does: names of tensors, and stacks with turned factors."""
-    source = adapter.source if adapter.source and adapter.source.format == "peft" else None
+def _deviations(adapter: Adapter, source: Source | None) -> dict[str, str]:
+    """Where a PEFT file deviates from what peft now writes: names of tensors, and stacks with swapped factors."""
     stacks = any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
     turned = source.turned if source else frozenset(t for t in adapter.deltas if experts.written_turned(t))
     return {
@@ -103,7 +110,7 @@ def _row(line: Line) -> list[object]:
 
 
 def _packed(ulps: Sequence[np.ndarray]) -> str:
-    """Each of -1, 0, 1 in two bits. Not compressed: two builds of zlib give different bytes."""
+    """Pack each of -1, 0, 1 into two bits, as base64. Not compressed: two builds of zlib give different bytes."""
     codes = np.concatenate([array.reshape(-1) for array in ulps]).astype(np.int8) + 1
     quads = np.append(codes, np.zeros(-len(codes) % 4, np.int8)).reshape(-1, 4).astype(np.uint8)
     packed = quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
@@ -111,24 +118,24 @@ def _packed(ulps: Sequence[np.ndarray]) -> str:
 
 
 def _unpacked(text: str, size: int, where: str) -> np.ndarray:
-    """`size` of -1, 0, 1 as int8."""
+    """`size` numbers of -1, 0, 1 as int8: the inverse of `_packed`."""
     try:
         raw = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise FormatError(where, "the source's last places are not base64") from error
+        raise FormatError(where, f"{_KEY}.ulps is not base64") from error
     if len(raw) != -(-size // 4):
-        raise FormatError(where, f"the source's last places are {len(raw)} bytes, not {-(-size // 4)}")
+        raise FormatError(where, f"{_KEY}.ulps is {len(raw)} bytes, not {-(-size // 4)}")
     packed = np.frombuffer(raw, np.uint8)
     codes = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)[:size].astype(np.int8)
     return codes - np.int8(1)
 
 
 NO_DIGEST = f"sha256:{'0' * 64}"
-"""What stands in the place of a payload's digest until that is known."""
+"""Placeholder for a payload's digest until that is known."""
 
 
 def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
-    """sha256 of the names, dtypes, shapes and bytes of `tensors` in their order, and of `facts` that give them meaning."""
+    """sha256 over the names, dtypes, shapes and bytes of `tensors` in their order, and over `facts` that give them meaning."""
     digest = hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode())
     for name, array in tensors.items():
         digest.update(f"{name}\t{dtypes.name_of(array.dtype)}\t{','.join(map(str, array.shape))}\n".encode())
@@ -137,22 +144,22 @@ def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def there(metadata: Mapping[str, Any]) -> bool:
-    """Whether a file carries a rider."""
+def is_there(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file contains a source's config."""
     return PAYLOAD in metadata
 
 
 def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
-    """Whether the rider is that of a payload of this digest."""
+    """Whether the source's config in a file belongs to a payload of this digest."""
     payload = metadata.get(PAYLOAD)
     return isinstance(payload, str) and payload == digest
 
 
-IGNORED = "the tensors or their scale have changed since the conversion: the source's config was ignored"
+IGNORED = "the tensors or their scale have changed since the conversion, so the source's config in the file was ignored"
 
 
 def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
-    """How each pair of the file was written."""
+    """The record of how each pair of the file was written; FormatError for a malformed one."""
     text = _text(metadata, "tensors", where)
     rows = json_file.parse_object(f'{{"rows":{text}}}', f"{where}: {_KEY}.tensors").get("rows")
     lines: list[Line] = []
@@ -166,12 +173,12 @@ def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
             case _:
                 raise _malformed(row, where)
     if len({line.target for line in lines}) < len(lines):
-        raise FormatError(where, "the source's list of tensors names a module twice")
+        raise FormatError(where, f"{_KEY}.tensors names a module twice")
     return lines
 
 
 def _malformed(row: object, where: str) -> FormatError:
-    return FormatError(where, f"the source's list of tensors has the malformed line {str(row)[:80]}")
+    return FormatError(where, f"{_KEY}.tensors has the malformed line {str(row)[:80]}")
 
 
 def _order(value: object, where: str) -> names.Order:
@@ -196,13 +203,24 @@ def _block(value: object, where: str) -> Block:
 
 _MANY = 1 << 31
 Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
-"""The canonical `lora_A` and, still multiplied by its factor, `lora_B` of a line."""
+"""A line to its canonical `lora_A`, and its `lora_B` that is still multiplied by the factor."""
 
 
 def restored(
     metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], where: str
 ) -> Adapter:
-    """The source's adapter, from a file that scales a pair of rank r by `scale(r)`."""
+    """The source's adapter.
+
+    Args:
+        metadata: The file's own.
+        lines: How its pairs were written.
+        pair: The factors of a line.
+        scale: The number that the file's program multiplies a pair of rank r by.
+        where: For errors.
+
+    Raises:
+        FormatError: The config is malformed, or does not compute what the file computes.
+    """
     deltas: dict[str, Delta] = {}
     pairs = [(line, *pair(line)) for line in lines]
     size = sum(lora_B.size for line, _, lora_B in pairs if line.ulps)
@@ -215,7 +233,7 @@ def restored(
         deltas[line.target] = kind(lora_A, _source_b(line, folded_B, own, where), 1.0)
     header = json_file.parse_object(_text(metadata, "metadata", where), f"{where}: {_KEY}.metadata")
     if not all(isinstance(value, str) for value in header.values()):
-        raise FormatError(where, "the source's header is not a map of text to text")
+        raise FormatError(where, f"{_KEY}.metadata is not a map of text to text")
     text = _text(metadata, "config", where)
     own_names, turned = (_map(metadata, key, where) for key in ("names", "turned"))
     source = Source("peft", text, header, turned=frozenset(turned))
@@ -230,7 +248,7 @@ def restored(
         delta = adapter.deltas[line.target]
         wanted, runs = delta.scaling, scale(line.block.rank if line.block else delta.r) * line.factor
         if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
-            raise FormatError(where, f"{line.target}: the file scales by {runs:g}, the source's config by {wanted:g}")
+            raise FormatError(where, f"{line.target}: the scale is {runs:g} in the file and {wanted:g} in the source's config")
     return adapter
 
 
@@ -242,7 +260,7 @@ def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: st
     if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
         return lora_B
     if ulps is not None and line.dtype != "F32":
-        raise FormatError(where, f"{line.target}: last places of a {line.dtype}, only F32 can have them")
+        raise FormatError(where, f"{line.target}: {_KEY}.ulps for {line.dtype}, only F32 can have them")
     return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 

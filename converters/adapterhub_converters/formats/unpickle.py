@@ -1,4 +1,4 @@
-"""The child process of `pickles`: a pickle of tensors to a safetensors file, under limits. Never imported by another module."""
+"""The child process of `pickles`, which turns a pickle of tensors into a safetensors file under limits; never imported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import safetensors_file
 
-_SLACK = 512 << 20  # bytes of address space beside the tensors
+_SLACK = 512 << 20  # bytes of address space in addition to the tensors
 _SECONDS = 60  # of CPU time, and one more for each 10 MB
 
 
 def main() -> None:
-    """`SRC DST` from the arguments; one line of JSON and code 1 if it cannot be."""
+    """Convert `SRC` to `DST`, which are the arguments; on failure print one line of JSON and exit with code 1."""
     src, dst = Path(sys.argv[1]), Path(sys.argv[2])
     size = src.stat().st_size
     _limit("CPU", _SECONDS + size // 10_000_000)
@@ -45,7 +45,7 @@ def _limit(name: str, value: int) -> None:
 
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     except (ImportError, AttributeError, ValueError, OSError):
-        return  # a system that has no such limit
+        return  # the system does not have this limit
 
 
 def _address_space() -> int:
@@ -57,7 +57,7 @@ def _address_space() -> int:
 
 def _tensors(state: Any, torch: Any, *, limit: int) -> dict[str, Any]:
     if isinstance(state, dict) and set(state) == {"model"} and isinstance(state["model"], dict):
-        state = state["model"]  # litgpt's
+        state = state["model"]  # as litgpt saves it
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise ValueError("it is not a map of names to tensors")
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())

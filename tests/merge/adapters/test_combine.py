@@ -64,7 +64,7 @@ def test_an_adapter_minus_itself_is_nothing() -> None:
 def test_modules_that_come_out_as_zero_are_told() -> None:
     one, other = low_rank(4), low_rank(4, alpha=-3.0)
     _, report = combine([adapter(q=one, k=one), adapter(q=other, k=one)], [1, 1], method="model_stock")
-    assert report.notes == ("1 of 2 modules came out as zero, q among them",)
+    assert report.notes == ("1 of 2 modules became zero, for example q",)
 
 
 def test_what_was_said_of_the_adapters_is_said_of_the_merge_once() -> None:
@@ -120,12 +120,12 @@ VECTOR = np.ones(12, np.float32)
         (adapter(q=low_rank(2, m=13)), {}, "q: the adapters change it differently: LowRank (12, 9) and LowRank (13, 9)"),
         (adapter(q=low_rank(2, transposed_base=True)), {}, "transposed"),
         (adapter(q=low_rank(2, alpha=float("nan"))), {}, "q: alpha nan"),
-        (adapter(q=dataclasses.replace(low_rank(2), lora_A=np.full((2, 9), np.nan, np.float32))), {}, "has NaN or Inf"),
+        (adapter(q=dataclasses.replace(low_rank(2), lora_A=np.full((2, 9), np.nan, np.float32))), {}, "contains NaN or Inf"),
         (PLAIN, {"method": "average"}, "'average' is not one of cat, linear, svd, "),
         (PLAIN, {"method": "cat", "rank": 4}, "cat keeps the sum exactly and takes no rank"),
         (PLAIN, {"rank": 0}, "0 is below 1"),
         (PLAIN, {"weights": [1.0]}, "1 weights for 2 adapters"),
-        (PLAIN, {"weights": [1.0, float("inf")]}, "inf is not a number to multiply by"),
+        (PLAIN, {"weights": [1.0, float("inf")]}, "inf is not a finite number"),
     ],
 )
 def test_refused(other: Adapter, arguments: dict[str, Any], says: str) -> None:

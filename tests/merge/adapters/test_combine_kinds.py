@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import METHODS, combine
-from adapterhub_converters.adapter import (  # fmt: skip
+from adapterhub_converters.adapter import (
     Adapter,
     Hadamard,
     LowRank,
@@ -164,7 +164,7 @@ def test_what_cannot_be_merged_is_refused_by_name(method: str, kind: str) -> Non
     with pytest.raises(AdapterhubError) as caught:
         combine([PLAIN, other], [1, 1] if kind not in ("modules_to_save", "rows") else [0.5, 0.5], method=method)
     if METHODS[method].weights == "none" and kind in ("modules_to_save", "rows"):
-        assert "takes none" in str(caught.value)
+        assert "takes no weights" in str(caught.value)
     elif METHODS[method].sums and kind in ("modules_to_save", "rows"):
         assert "the weights of the adapters that do sum to 0.5" in str(caught.value)
     else:
@@ -185,7 +185,7 @@ def test_ranks_scales_and_targets_may_differ(method: str) -> None:
 
 @pytest.mark.parametrize("method", [name for name in TWO if METHODS[name].apart])
 def test_pefts_own_need_one_rank(method: str) -> None:
-    with pytest.raises(RefusedError, match=r"q: .* takes one rank: 2, 5. Use a method without peft_"):
+    with pytest.raises(RefusedError, match=r"q: .* needs equal ranks, not 2, 5. Use a method without peft_"):
         combine([adapter(q=low_rank(2)), adapter(q=low_rank(5))], [1, 1], method=method)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.merge import METHODS, combine
-from adapterhub.merge.adapters.conflicts import sign_conflict
+from adapterhub.merge.adapters.matrices import sign_conflict
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.merge.factored import adapter, dense, factors, low_rank
 
@@ -97,21 +97,21 @@ def test_a_budget_holds_for_every_method(method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"method": "svd", "rank": 2, "energy": 0.5}, "--energy: says how much to keep, as --rank does"),
-        ({"method": "svd", "energy": 0.0}, "no share above 0"),
-        ({"method": "svd", "energy": float("nan")}, "no share above 0"),
+        ({"method": "svd", "rank": 2, "energy": 0.5}, "energy: cannot be combined with a rank"),
+        ({"method": "svd", "energy": 0.0}, "not a share above 0"),
+        ({"method": "svd", "energy": float("nan")}, "not a share above 0"),
         ({"method": "svd", "budget": 100}, "100 bytes are not enough: rank 1 of all modules takes 288"),
         ({"method": "cat", "energy": 0.9}, "cat keeps the sum exactly"),
-        ({"method": "slerp", "weights": [1, 2]}, "slerp takes none, but --t"),
+        ({"method": "slerp", "weights": [1, 2]}, "slerp takes no weights. Set t instead"),
         ({"method": "karcher", "weights": [1, -2]}, "none may be negative"),
-        ({"method": "rerank"}, "rerank merges exactly 1, and 2 were given"),
+        ({"method": "rerank"}, "rerank merges exactly 1 adapter, not 2"),
         ({"method": "tie"}, "Did you mean ties?"),
-        ({"method": "ties", "parameters": {"epsilon": 0.1}}, "--epsilon: ties takes none. It takes --density, --lambda"),
-        ({"method": "ties", "parameters": {"density": 0.0}}, "--density: 0.0 is not above 0 and up to 1"),
+        ({"method": "ties", "parameters": {"epsilon": 0.1}}, "epsilon: is not a parameter of ties. It takes density, lambda"),
+        ({"method": "ties", "parameters": {"density": 0.0}}, "density: 0.0 is not above 0 and up to 1"),
         ({"method": "ties", "parameters": {"density": float("nan")}}, "nan is not above 0"),
         ({"method": "nuslerp", "parameters": {"by": "cells"}}, "cells is not one of all, rows, columns"),
         ({"method": "della", "parameters": {"density": 0.95}}, "0.95 -+ 0.1 are not probabilities"),
-        ({"method": "breadcrumbs", "parameters": {"gamma": 0.2}}, "0.9 and --gamma 0.2 are more than there is"),
+        ({"method": "breadcrumbs", "parameters": {"gamma": 0.2}}, "0.9 and gamma 0.2 sum to more than 1"),
     ],
 )
 def test_what_cannot_be_asked_for_is_a_usage_error(arguments: dict[str, Any], says: str) -> None:

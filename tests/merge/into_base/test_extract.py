@@ -159,7 +159,7 @@ def test_a_quantized_model_and_a_file_are_refused_by_name(tmp_path: Path) -> Non
     config = json.loads((base / "config.json").read_text())
     said = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     (tmp_path / "int8" / "config.json").write_text(json.dumps(said))
-    with pytest.raises(RefusedError, match="what training changed is less than their rounding"):
+    with pytest.raises(RefusedError, match="the change in training is smaller than their rounding"):
         extract(base, tmp_path / "int8", Wanted(2))
     with pytest.raises(RefusedError, match="is a file, not a Hugging Face folder"):
         extract(base / "model.safetensors", base, Wanted(2))

@@ -661,7 +661,7 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any
     resized = Adapter({}, copies={"model.embed_tokens.weight": table, "lm_head.weight": table})
     with pytest.raises(RefusedError, match="resizes the vocabulary"):
         fuse([(resized, 1.0)], folder, tmp_path / "out.gguf")
-    with pytest.raises(RefusedError, match="nf4 is a form of Hugging Face folders"):
+    with pytest.raises(RefusedError, match="nf4: is a type of Hugging Face folders"):
         fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="nf4"))
     with pytest.raises(RefusedError, match="matrices become q8_0 already"):
         fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="q8_0", dtype="f16"))
@@ -704,7 +704,8 @@ def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> Non
 
 def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     from adapterhub.merge.into_base.folder_to_gguf import LaidOut, Piece
-    from adapterhub.merge.into_base.tensor_io import Opened, Stored, kind
+    from adapterhub.merge.into_base.tensor_files import Opened, Stored
+    from adapterhub.merge.into_base.tensor_types import kind
     from adapterhub_converters.formats.gguf_model.arrangement import SourcePart
 
     whole = np.random.default_rng(0).normal(size=(96, 5)).astype(np.float32)

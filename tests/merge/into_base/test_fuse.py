@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import fuse
-from adapterhub.merge.into_base.arithmetic import chained, keeps_order, panels, product
+from adapterhub.merge.into_base.product import chained, keeps_order, panels, product
 from adapterhub.merge.into_base.verify import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
@@ -108,7 +108,7 @@ def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path
     assert change.kept < 0.9
 
 
-def test_files_beside_the_weights(tmp_path: Path) -> None:
+def test_side_files(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     for name in (
         "tokenizer.json",
@@ -153,10 +153,10 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(Adapter({K: low_rank(8, bias=np.ones(8, np.float32))}), 1)], {}, "the base has none"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is no sum"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(4, np.float32))}), 1)], {}, "a DoRA magnitude of 4 numbers for 16"),
-        ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "isn't known to store it transposed"),
+        ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "is not known to store it transposed"),
         ([(dataclasses.replace(PLAIN, meta=Meta(init="olora")), 1)], {}, "initialized by olora"),
-        ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: has NaN or Inf"),
-        ([(PLAIN, float("nan"))], {}, "nan is not a number"),
+        ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: contains NaN or Inf"),
+        ([(PLAIN, float("nan"))], {}, "nan is not a finite number"),
         ([(PLAIN, 1)], {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
         ([(PLAIN, 1)], {"dtype": np.dtype("i1")}, "is I8, not bfloat16, float16 or float32"),
         ([(PLAIN, 1e6)], {"dtype": dtypes.F16}, "the sum is over 65504, the largest float16 number"),
@@ -187,14 +187,14 @@ def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:
         (lambda base: (base / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), "is a pickle"),
         (lambda base: (base.parent / "out").mkdir() or (base.parent / "out" / "x").touch(), "already exists"),
-        (lambda base: (base / "config.json").unlink(), "no such file"),
+        (lambda base: (base / "config.json").unlink(), "there is no config.json"),
         (
             lambda base: (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model.safetensors"}}'),
-            "says that tensor 'x' is in model.safetensors, which it is not",
+            "maps tensor 'x' to model.safetensors, which does not contain it",
         ),
     ],
 )
-def test_bases_that_are_none(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
+def test_a_base_that_cannot_be_merged_into_is_refused(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
     base = base_in(tmp_path / "base")
     spoil(base)
     with pytest.raises(AdapterhubError) as caught:
@@ -261,7 +261,7 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     left = rng.normal(size=(24, r)).astype(np.float32)
     right = rng.normal(size=(r, 700)).astype(np.float32)
     if not fast:
-        monkeypatch.setattr("adapterhub.merge.into_base.arithmetic.keeps_order", lambda columns, r: False)
+        monkeypatch.setattr("adapterhub.merge.into_base.product.keeps_order", lambda columns, r: False)
     wanted = sum(chained(left[:, a:b], right[a:b]) for a, b in panels(r))
     np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
 
@@ -272,7 +272,7 @@ def test_a_large_product_is_the_chain_in_every_column(r: int, fast: bool, monkey
     rng = np.random.default_rng(0)
     left, right = (rng.normal(size=size).astype(np.float32) for size in ((374, r), (r, 1405)))
     if not fast:
-        monkeypatch.setattr("adapterhub.merge.into_base.arithmetic.out_of_order", lambda columns, r: None)
+        monkeypatch.setattr("adapterhub.merge.into_base.product.out_of_order", lambda columns, r: None)
     found = product(left, right, np.empty((374, 1405), np.float32))
     rows = [*range(14), *range(366, 374)]
     np.testing.assert_array_equal(found[rows], chained(left[rows], right))

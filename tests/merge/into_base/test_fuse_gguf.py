@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge import Options, fuse, prepared
-from adapterhub.merge.into_base.tensor_io import QUANTIZERS, Blocks, kind
+from adapterhub.merge.into_base.tensor_types import QUANTIZERS, Blocks, kind
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.architectures import names
@@ -273,7 +273,7 @@ def test_a_table_that_is_the_output_layer_becomes_two(tmp_path: Path) -> None:
     from adapterhub_converters.formats import peft
 
     report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
-    assert any("are two now" in note for note in report.notes)
+    assert any("are now two" in note for note in report.notes)
     with torch.no_grad():
         wanted = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
     assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3 * np.abs(wanted).max()
@@ -307,11 +307,11 @@ TABLE = np.ones((128, 64), np.float32)
     ("adapter", "form", "says"),
     [
         (Adapter({"model.layers.9.self_attn.q_proj": low_rank()}), "F32", "the base has no blk.9.attn_q.weight"),
-        (Adapter({"model.layers.0.conv": low_rank()}), "F32", "not a module that llama.cpp's 'llama' has"),
+        (Adapter({"model.layers.0.conv": low_rank()}), "F32", "llama.cpp's 'llama' has no tensor for this module"),
         (Adapter({Q: low_rank(64, 32)}), "F32", "of shape (64, 32), the base's blk.0.attn_q.weight is (64, 64)"),
         (Adapter({Q: low_rank(bias=np.ones(64, np.float32))}), "F32", "no blk.0.attn_q.bias"),
         (Adapter({Q: low_rank(magnitude=np.ones(3, np.float32))}), "F32", "a DoRA magnitude of 3 numbers for 64"),
-        (Adapter({Q: low_rank(scale=np.nan)}), "F32", "has NaN or Inf"),
+        (Adapter({Q: low_rank(scale=np.nan)}), "F32", "contains NaN or Inf"),
         (Adapter({}, replaced={"lm_head.weight": TABLE[:5]}), "F32", "The vocabulary was resized"),
         (Adapter({}, replaced={"lm_head.what": TABLE}), "F32", "the base has no output.what"),
         (Adapter({}, rows={"model.embed_tokens": Rows((128,), TABLE[:1])}), "F32", "do not fit token_embd.weight"),
@@ -335,7 +335,7 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
     tensors["blk.0.attn_q.weight"] = Packed("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
     adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
-    with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, to which nothing here can quantize"):
+    with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written"):
         prepared(adapter, tmp_path / "base.gguf")
     prepared([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
     fuse(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
@@ -357,7 +357,7 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (Options(requantize="nf4"), "nf4 is a form of Hugging Face folders"),
+        (Options(requantize="nf4"), "nf4: is a type of Hugging Face folders"),
         (Options(requantize="q8_0", dtype="f16"), "matrices become q8_0 already"),
     ],
 )

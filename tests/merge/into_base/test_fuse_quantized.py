@@ -181,10 +181,10 @@ def test_compressed_tensors_by_hand(tmp_path: Path) -> None:
          "GPTQ without"),
         ({"qweight": np.ones((3, 8), np.int32), "scales": np.ones((1, 8), np.float16), "qzeros": np.ones((1, 1), np.int32),
           "g_idx": np.zeros(32, np.int32)}, {"quant_method": "gptq", "bits": 3}, "GPTQ in 3 bits"),
-        ({"weight": np.ones((8, 8), np.uint8)}, {"quant_method": "hqq"}, "a layout that isn't known here"),
+        ({"weight": np.ones((8, 8), np.uint8)}, {"quant_method": "hqq"}, "an unknown layout"),
         ({"weight_packed": np.ones((8, 1), np.int32), "weight_scale": np.ones((8, 1), np.float32),
           "weight_shape": np.array([8, 8]), "weight_zero_point": np.ones((1, 1), np.int32)},
-         compressed(4, "pack-quantized", symmetric=False), "has a weight_zero_point beside it"),
+         compressed(4, "pack-quantized", symmetric=False), "comes with a weight_zero_point"),
         ({"weight": np.ones((8, 8), dtypes.NUMPY["F8_E4M3"])}, {"quant_method": "fp8"}, "without a scale"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is said before anything is written: how much of the adapter is kept, and what each choice of base costs."""
+"""What a merge reports before anything is written: how much of the adapter is kept, and the error on each choice of base."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def test_what_training_saw_is_not_guessed(tmp_path: Path, options: Options, conf
 @pytest.mark.parametrize("columns", [64, 96, 40])
 def test_blocks_across_rows_are_read_whole(columns: int) -> None:
     from adapterhub.merge.into_base.output_files import Run
-    from adapterhub.merge.into_base.tensor_io import Floats, Opened
+    from adapterhub.merge.into_base.tensor_files import Opened
+    from adapterhub.merge.into_base.tensor_types import Floats
 
     weight = np.random.default_rng(0).normal(size=(24, columns)).astype(np.float32)
 
@@ -122,7 +123,7 @@ def test_blocks_across_rows_are_read_whole(columns: int) -> None:
 
 
 def quantized(path: Path, kind: str) -> Path:
-    from adapterhub.merge.into_base.tensor_io import Blocks
+    from adapterhub.merge.into_base.tensor_types import Blocks
 
     need_module("gguf")
     rows = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merge.into_base.arithmetic import mean
-from adapterhub.merge.into_base.nf4 import CODE, codes_of, dynamic_map, magnitudes, packed, quantized, through
+from adapterhub.merge.into_base.nf4 import CODE, codes_of, dynamic_map, magnitudes, mean, packed, quantized, through
 from adapterhub_converters import dtypes
 from tests.conftest import need_module
 

@@ -153,7 +153,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     with pytest.raises(RefusedError):
         prove([(Adapter({Q: low_rank(8, 8)}), 1)], base, base)
-    with pytest.raises(RefusedError, match="is a file, and a base is compared as a Hugging Face folder"):
+    with pytest.raises(RefusedError, match="is a file, and the base of a comparison is a Hugging Face folder"):
         prove([(SMALL, 1)], base / "model.safetensors", base)
 
 

@@ -1,11 +1,11 @@
-"""The ways to merge low-rank matrices: one function each, grouped by idea, and one table of what each of them takes."""
+"""Methods to merge low-rank matrices: a function each, grouped by idea, and a table of their properties."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import ParameterError
 
 from .as_peft import (
     peft_dare_linear,
@@ -57,9 +57,11 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _TABLE}
 
 
 def method_named(name: str) -> Method:
-    """The method of that name; UsageError says which there are."""
+    """The method of that name; ParameterError for an unknown one."""
     if name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, 1)
-    hint = f"Did you mean {close[0]}?" if close else "`adapterhub merge --method list` says what each does"
-    raise UsageError("--method", f"{name!r} is not one of {', '.join(METHODS)}", hint)
+    what = f"{name!r} is not one of {', '.join(METHODS)}"
+    if close:
+        raise ParameterError("method", what, f"Did you mean {close[0]}?")
+    raise ParameterError("method", what, code="unknown-method")

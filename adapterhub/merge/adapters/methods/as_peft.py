@@ -1,8 +1,8 @@
-"""peft's own merges (`LoraModel.add_weighted_adapter`, 0.21), for who has to reproduce them: on A and B apart, in float32.
+"""peft's own merges (`LoraModel.add_weighted_adapter`, 0.21), to reproduce its results: on A and B separately, in float32.
 
-A product of merged factors is not the merged product: even the plain sum brings in products of one adapter's B with
-another's A. The factors are as peft has them; the result has a scale of 1, where peft leaves `use_rslora` on in the
-config with `lora_alpha = r`, and so makes an rsLoRA adapter sqrt(r) times as strong.
+A product of merged factors is not the merged product: even the plain sum includes products of one adapter's B with
+another's A. The factors are peft's; the result has a scaling of 1, whereas peft leaves `use_rslora` on in the config with
+`lora_alpha = r`, which makes an rsLoRA adapter sqrt(r) times too strong.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Merge = Callable[[Sequence[F32Array], Sequence[float]], F32Array]
 
 
 def peft_linear(terms: Sequence[Factors], weights: Sequence[float], *, scales: Sequence[float]) -> Factors:
-    """peft's `linear`: the factors summed apart.
+    """peft's `linear`: A and B summed separately.
 
     Formula: B = sum(sqrt|w_i s_i| B_i), A = sum(sign(w_i s_i) sqrt|w_i s_i| A_i), s_i the scaling of the adapter
-    Rank: that of the adapters, which has to be one
+    Rank: that of the adapters, which must be equal
     Paper: none; peft, `tuners/lora/model.py`, `_generalized_task_arithmetic_weighted_adapter`
     Cost: O((m + n) r)
     """
@@ -40,10 +40,10 @@ def peft_linear(terms: Sequence[Factors], weights: Sequence[float], *, scales: S
 def peft_magnitude_prune(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, scales: Sequence[float]
 ) -> Factors:
-    """peft's `magnitude_prune`: the small elements of the factors dropped, the rest summed apart.
+    """peft's `magnitude_prune`: the small elements of A and B dropped, the rest summed separately.
 
     Formula: as peft_linear, of A_i and B_i without all but the `density` largest magnitudes of each
-    Rank: that of the adapters, which has to be one
+    Rank: that of the adapters, which must be equal
     Paper: none; peft, `utils/merge_utils.py`, `magnitude_prune`
     Cost: O((m + n) r)
     """
@@ -58,11 +58,11 @@ def peft_ties(
     sign: Sign = "total",
     scales: Sequence[float],
 ) -> Factors:
-    """peft's `ties`: trimmed, elected and averaged on the factors apart.
+    """peft's `ties`: trimmed, elected and averaged on A and B separately.
 
-    Formula: as peft_linear, but over the factors that have the elected sign, and divided by how many have it; elected by
+    Formula: as peft_linear, over the factors that have the elected sign, divided by their number; elected by
         sum(A_i) or sum(sign(A_i)), without the weights
-    Rank: that of the adapters, which has to be one
+    Rank: that of the adapters, which must be equal
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O((m + n) r)
     """
@@ -72,10 +72,10 @@ def peft_ties(
 def peft_dare_linear(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, random: Random, scales: Sequence[float]
 ) -> Factors:
-    """peft's `dare_linear`: elements of the factors dropped by chance, the rest scaled up and summed apart.
+    """peft's `dare_linear`: random elements of A and B dropped, the rest scaled up and summed separately.
 
     Formula: as peft_linear, of m * A_i / density and m' * B_i / density with random masks
-    Rank: that of the adapters, which has to be one
+    Rank: that of the adapters, which must be equal
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
@@ -91,10 +91,10 @@ def peft_dare_ties(
     random: Random,
     scales: Sequence[float],
 ) -> Factors:
-    """peft's `dare_ties`: elements of the factors dropped by chance, then elected and averaged apart.
+    """peft's `dare_ties`: random elements of A and B dropped, then elected and averaged separately.
 
     Formula: as peft_ties, of m * A_i / density and m' * B_i / density with random masks
-    Rank: that of the adapters, which has to be one
+    Rank: that of the adapters, which must be equal
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
@@ -102,10 +102,10 @@ def peft_dare_ties(
 
 
 def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> Tiled:
-    """peft's `ties_svd`: TIES on the dense deltas, elected without the weights and over how many agree.
+    """peft's `ties_svd`: TIES on the dense deltas, elected without the weights and divided by the number that agree.
 
     Formula: sum(w_i x_i) / count over the i with sign(x_i) = sign(sum(x_i)), x_i as in ties
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O(m n R), in memory a tile
     """
@@ -116,10 +116,10 @@ def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density
 def peft_dare_ties_svd(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, sign: Sign = "total", random: Random
 ) -> Tiled:
-    """peft's `dare_ties_svd`: DARE on the dense deltas, elected without the weights and over how many agree.
+    """peft's `dare_ties_svd`: DARE on the dense deltas, elected without the weights and divided by the number that agree.
 
     Formula: as peft_ties_svd, where x_i is m_i * D_i / density with a random mask
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O(m n R), in memory a tile
     """
@@ -131,12 +131,12 @@ Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the fac
 
 
 def seeded(random: Random, density: float) -> Masks:
-    """Masks by chance."""
+    """Random masks."""
     return lambda index, shape: drawn(random.generator(index), shape, density)
 
 
 def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]:
-    """DARE with given masks."""
+    """Pruning by DARE with given masks."""
     return lambda index, part: dropped(part, masks(index, part.shape), density)
 
 
@@ -147,7 +147,7 @@ def apart(
     prune: Callable[[int, F32Array], F32Array],
     merge: Merge,
 ) -> Factors:
-    """A and B pruned and merged for themselves; `prune` gets the number of a factor, A_1 … and then B_1 …, and the factor."""
+    """A and B pruned and merged separately; `prune` gets the number of a factor (A_1 …, then B_1 …) and the factor."""
     effective = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
     roots = [math.sqrt(abs(weight)) for weight in effective]
     signed = [math.copysign(root, weight) if weight else root for root, weight in zip(roots, effective, strict=True)]
@@ -163,6 +163,6 @@ def _pruned(part: F32Array, density: float) -> F32Array:
 
 
 def election(sign: str) -> Merge:
-    """Election as peft has it."""
+    """peft's election, by the sum or by the number of signs."""
     how = cast(Literal["total", "frequency"], sign)
     return lambda parts, weights: elected_as_peft(parts, weights, how)

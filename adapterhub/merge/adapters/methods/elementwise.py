@@ -1,7 +1,7 @@
-"""Element by element on the dense deltas, as their papers have it: by tiles of rows, and then the closest thin product.
+"""Methods that work on the elements of the dense deltas, as in their papers: by tiles of rows, then the closest thin product.
 
-What is kept of an adapter is decided in each module for itself. Where several elements have the magnitude at which is
-cut, all of them are kept.
+The elements to keep are chosen in each module separately. If several elements have exactly the threshold's magnitude, all
+of them are kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merge.adapters.dense import F32Array, Tiled, dense_rows, largest, squares
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import ParameterError
 
 from .rules import drawn, dropped, elected, kept_by_rank, summed, trimmed
 from .table import Between, Random
@@ -23,11 +23,11 @@ Lambda = Annotated[float, Between(0, above=True)]
 
 
 def ties(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, lambda_: Lambda = 1.0) -> Tiled:
-    """Trim the small elements, elect a sign for each place, and average those that have it.
+    """Trim the small elements, elect a sign for each position, and average the elements that have it.
 
     Formula: lambda * sum(w_i x_i) / sum(|w_i|) over the i with sign(w_i x_i) = sign(sum(w_i x_i)), where x_i is D_i
         without all but the `density` largest magnitudes
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: TIES-Merging: Resolving Interference When Merging Models (Yadav et al., 2023, arXiv 2306.01708)
     Cost: O(m n R), in memory a tile
     """
@@ -38,7 +38,7 @@ def magnitude_prune(terms: Sequence[Factors], weights: Sequence[float], *, densi
     """The weighted sum of the deltas without their small elements.
 
     Formula: sum(w_i x_i), where x_i is D_i without all but the `density` largest magnitudes
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: Learning both Weights and Connections for Efficient Neural Networks (Han et al., 2015, arXiv 1506.02626)
     Cost: O(m n R), in memory a tile
     """
@@ -57,12 +57,12 @@ def breadcrumbs(
 
     Formula: lambda * sum(w_i x_i), where x_i is D_i without the `gamma` largest magnitudes, and of the rest without
         all but the largest that make up `density` of all
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks (Davari & Belilovsky, 2023, arXiv 2312.06795)
     Cost: O(m n R), in memory a tile
     """
     if density + gamma > 1 + 1e-9:
-        raise UsageError("--density", f"{density:g} and --gamma {gamma:g} are more than there is", "Let them sum to 1 at most")
+        raise ParameterError("density", f"{density:g} and gamma {gamma:g} sum to more than 1", "Let them sum to 1 at most")
     size = _size(terms[0])
     outliers = int(gamma * size)
     bounds = [largest(_whole(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
@@ -74,10 +74,10 @@ def breadcrumbs(
 
 
 def dare_linear(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, random: Random) -> Tiled:
-    """Drop elements by chance, scale up the rest, and sum.
+    """Drop random elements, scale up the rest, and sum.
 
     Formula: sum(w_i m_i * D_i / density), where each element of m_i is 1 with the probability `density`, else 0
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099)
     Cost: O(m n R), in memory a tile
     """
@@ -87,10 +87,10 @@ def dare_linear(terms: Sequence[Factors], weights: Sequence[float], *, density: 
 def dare_ties(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, lambda_: Lambda = 1.0, random: Random
 ) -> Tiled:
-    """Drop elements by chance, scale up the rest, elect a sign for each place, and average those that have it.
+    """Drop random elements, scale up the rest, elect a sign for each position, and average the elements that have it.
 
     Formula: as ties, where x_i is m_i * D_i / density, and each element of m_i is 1 with the probability `density`, else 0
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099)
     Cost: O(m n R), in memory a tile
     """
@@ -106,16 +106,17 @@ def della(
     lambda_: Lambda = 1.0,
     random: Random,
 ) -> Tiled:
-    """As dare_ties, but the larger an element is in its row, the likelier it is kept.
+    """Like dare_ties, but the larger an element is in its row, the more likely it is kept.
 
     Formula: as ties, where x_i is m_i * D_i / p_i; each element of m_i is 1 with its probability in p_i, which rises evenly
         from density - epsilon for the least magnitude of the row to density + epsilon for the largest
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: DELLA-Merging: Reducing Interference through Magnitude-Based Sampling (Deep et al., 2024, arXiv 2406.11617)
     Cost: O(m n (R + log n)), in memory a tile
     """
     if not (density - epsilon > 0 and density + epsilon <= 1):
-        raise UsageError("--epsilon", f"{density:g} -+ {epsilon:g} are not probabilities above 0", "Take a smaller --epsilon")
+        what = f"density {density:g} -+ {epsilon:g} are not probabilities above 0"
+        raise ParameterError("epsilon", what, "Use a smaller epsilon")
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
         likely = kept_by_rank(part, density, epsilon)
@@ -127,13 +128,13 @@ def della(
 
 
 def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.1) -> Tiled:
-    """Select the places where the adapters differ most, weigh each adapter by its energy there, erase the minority's signs.
+    """Select the positions where the adapters differ most, weigh adapters by their energy there, erase the minority's signs.
 
     Takes no weights.
 
     Formula: sum(e_i x_i) / sum(e_i) over the i with sign(x_i) = sign(sum(x_i)), where x_i is D_i in the `density` places
         with the largest variance over the adapters, else 0, and e_i = mean(x_i^2)
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: FuseChat: Knowledge Fusion of Chat Models (Wan et al., 2024, arXiv 2408.07990)
     Cost: O(m n R), in memory a tile
     """

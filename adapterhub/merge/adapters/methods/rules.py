@@ -1,4 +1,4 @@
-"""What is done element by element, on dense pieces of all adapters at once: tiles of deltas, cores, factors."""
+"""Element-wise rules on dense pieces of all adapters at once: tiles of deltas, cores, factors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64])
 
 
 def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
-    """With zeros where the magnitude is below `least`, or not below `most`."""
+    """`array` with zeros where the magnitude is below `least`, or not below `most`."""
     size = np.abs(array)
     kept = array * (size >= least)
     if most != float("inf"):
@@ -29,7 +29,7 @@ def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Where adapters disagree, the sign with more weight wins, and the mean is over those that have it.
+    """Elect the sign with more weight for each position, and average the elements that have it.
 
     `sum(w x) / sum(|w|)` over the adapters whose `w x` has the sign of `sum(w x)` (TIES, steps 2 and 3).
     """
@@ -49,7 +49,7 @@ def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Literal["total", "frequency"]) -> Array:
-    """As peft elects: by the parts without their weights, no sign counting as plus, over how many agree.
+    """peft's election: by the parts without their weights, with zero as plus, divided by the number that agree.
 
     peft 0.21, `utils/merge_utils.py`, `calculate_majority_sign_mask` and `disjoint_merge`.
     """
@@ -65,7 +65,7 @@ def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Lite
 
 
 def dropped(array: Array, keep: NDArray[np.bool_], density: float) -> Array:
-    """With zeros where not kept, and the rest over `density`, so that the expectation stays (DARE)."""
+    """`array` with zeros where not kept, and the rest divided by `density`, which keeps the expectation (DARE)."""
     result = array * keep
     result /= array.dtype.type(density)
     return result
@@ -77,7 +77,7 @@ def drawn(random: np.random.Generator, shape: tuple[int, ...], density: float) -
 
 
 def kept_by_rank(array: Array, density: float, epsilon: float) -> Array:
-    """For each element the probability to keep it: by its magnitude's place in its row, `density` -+ `epsilon` (DELLA)."""
+    """The probability to keep each element: `density` -+ `epsilon`, by the rank of its magnitude in its row (DELLA)."""
     wide = array.shape[1]
     steps = np.linspace(density - epsilon, density + epsilon, wide, dtype=array.dtype) if wide > 1 else np.array([density])
     result = np.empty_like(array)

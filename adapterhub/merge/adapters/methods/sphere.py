@@ -1,4 +1,4 @@
-"""Between directions: deltas as vectors on a sphere. Everything lies in the span of the deltas, so weights say it all."""
+"""Methods that treat deltas as vectors on a sphere; the results are weighted sums of the deltas."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _STEPS, _NEAR = 200, 1e-12  # of the search for the Riemannian mean
 
 
 def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[float, Between(0, 1)] = 0.5) -> Factors:
-    """From the first of two adapters, t of the way along the great circle to the second.
+    """The point t of the way from the first of two adapters to the second, along the great circle.
 
-    A straight line where the two are parallel, or one of them is zero. Takes no weights.
+    A straight line if the two are parallel, or one of them is zero. Takes no weights.
 
     Formula: sin((1 - t) W) / sin W * D_1 + sin(t W) / sin W * D_2, where W is the angle between the two
     Rank: the sum of the ranks, or less
@@ -38,7 +38,7 @@ def nuslerp(
     *,
     by: Annotated[str, OneOf(("all", "rows", "columns"))] = "all",
 ) -> Factors:
-    """Slerp between two adapters by their weights, of the whole delta or of each row or column for itself.
+    """Slerp between two adapters by their weights, of the whole delta or of each row or column separately.
 
     Formula: as slerp, with t = w_2 / (w_1 + w_2), for the delta as one vector or for each of its rows or columns
     Rank: the sum of the ranks, or less
@@ -71,7 +71,7 @@ def _cosine(dot: float, x: float, y: float) -> float:
 
 
 def _arc(cosine: float, t: float) -> tuple[float, float]:
-    """What the ends of an arc are multiplied by for the point `t` of the way along it."""
+    """The factors of the ends of an arc for the point `t` of the way along it."""
     angle = math.acos(cosine)
     if math.sin(angle) < _PARALLEL:
         return 1 - t, t
@@ -79,10 +79,10 @@ def _arc(cosine: float, t: float) -> tuple[float, float]:
 
 
 def karcher(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The mean of the directions on the sphere, as long as the mean of the lengths.
+    """The mean of the directions on the sphere, with the mean of the lengths.
 
-    The point whose weighted squared angles to all deltas are least, found by steps along the mean of the directions
-    to them. Deltas of zero have no direction, and count with their length alone.
+    The direction with the least weighted squared angles to all deltas, found by steps along the mean of the directions to them.
+    Deltas of zero have no direction, and count only in the mean length.
 
     Formula: u with sum(w_i log_u(D_i / |D_i|)) = 0, times sum(w_i |D_i|); the weights sum to 1
     Rank: the sum of the ranks, or less
@@ -122,9 +122,9 @@ def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> N
 
 
 def model_stock(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The mean, drawn back toward the base by how far the adapters disagree.
+    """The mean, pulled back toward the base the more the adapters disagree.
 
-    Takes no weights. A module that one adapter alone changes is left as that adapter has it.
+    Takes no weights. A module that only one adapter changes keeps that adapter's delta.
 
     Formula: t * mean(D_i), t = N c / (1 + (N - 1) c), c the mean cosine between two deltas, at least 0
     Rank: the sum of the ranks, or less

@@ -20,7 +20,7 @@ _NOISE = 1e-7  # of the largest singular value: what the square root of a Gram m
 
 
 def knots(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, lambda_: Lambda = 1.0) -> Factors:
-    """Align the deltas in one left basis, and merge what they do in it by TIES.
+    """Align the deltas in one left basis, and merge their parts in it by TIES.
 
     Formula: U S ties([V_1', …]), where U S [V_1' … V_N'] = [D_1 … D_N] is a singular value decomposition
     Rank: the sum of the ranks, or less
@@ -43,8 +43,8 @@ def core_space(
 ) -> Factors:
     """Write the deltas as small cores between common bases, and merge the cores element by element.
 
-    The bases are those of the stacked deltas, not of the stacked factors as in the paper: they span the same, and are no
-    matter of how a delta is factored. With `linear` it is the weighted sum.
+    The bases are those of the stacked deltas, not of the stacked factors as in the paper: they have the same span, and do not
+    depend on how a delta is factored. With `linear` the result is the weighted sum.
 
     Formula: U rule([C_1 …]) V', where C_i = U' D_i V, U has the left singular vectors of [D_1 … D_N], and V the right ones
         of [D_1; …; D_N]
@@ -71,7 +71,7 @@ def tsv(
     share: Annotated[float, Between(0, 1, above=True)] = 1.0,
     lambda_: Lambda = 1.0,
 ) -> Factors:
-    """Take each adapter's first singular vectors, and turn them all until those of different adapters don't overlap.
+    """Take each adapter's leading singular vectors, and rotate them until those of different adapters do not overlap.
 
     Formula: lambda * W(U) S W(V)', where U = [U_1 …], S = diag(w_i S_i) and V = [V_1 …] are the first `share` of each
         adapter's singular triplets, and W(X) = P Q' for the singular value decomposition X = P D Q' (its directions with
@@ -96,7 +96,7 @@ def iso_c(terms: Sequence[Factors], weights: Sequence[float], *, lambda_: Lambda
     The mean is over the singular values that are not zero: a sum of adapters has far fewer of them than rows and columns.
 
     Formula: lambda * mean(S) U V', where U S V' = sum(w_i D_i)
-    Rank: that of the sum, unless one is asked for
+    Rank: that of the sum, unless one is given
     Paper: No Task Left Behind: Isotropic Model Merging (Marczak et al., 2025, arXiv 2502.04959)
     Cost: O((m + n) R^2)
     """
@@ -121,7 +121,7 @@ def _aligned(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Arra
 
 
 def _whitened(columns: F64Array) -> F64Array:
-    """The nearest matrix with orthonormal columns, and rows of the same span where there are too many columns."""
+    """The nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
     vectors, squares, _ = np.linalg.svd(across(columns, columns))
     keep = squares > _NOISE**2 * squares[0]
     # The inverse root of the Gram matrix, on the directions that the columns have.

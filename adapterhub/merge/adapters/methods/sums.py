@@ -25,7 +25,7 @@ def linear(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     another's A. A negative weight subtracts.
 
     Formula: sum(w_i D_i)
-    Rank: that of the sum, unless one is asked for
+    Rank: that of the sum, unless one is given
     Paper: Editing Models with Task Arithmetic (Ilharco et al., 2022, arXiv 2212.04089)
     Cost: O((m + n) R^2), R the sum of the ranks
     """
@@ -38,7 +38,7 @@ def svd(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     No matrix of that rank is closer in the Frobenius norm. The same matrix as peft's `svd`, which decomposes the dense sum.
 
     Formula: sum of the first k of s_j u_j v_j', where U S V' = sum(w_i D_i)
-    Rank: the largest among the adapters, unless one is asked for
+    Rank: the largest among the adapters, unless one is given
     Paper: The approximation of one matrix by another of lower rank (Eckart & Young, 1936)
     Cost: O((m + n) R^2), R the sum of the ranks
     """
@@ -49,7 +49,7 @@ def rerank(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """One adapter in another rank: as few as hold it exactly, or as close as the rank asked for allows.
 
     Formula: as svd, of w D
-    Rank: that of D, unless one is asked for
+    Rank: that of D, unless one is given
     Paper: The approximation of one matrix by another of lower rank (Eckart & Young, 1936)
     Cost: O((m + n) r^2)
     """

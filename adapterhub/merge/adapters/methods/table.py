@@ -1,7 +1,7 @@
-"""What a merge method is: a function from weighted matrices to a matrix, its parameters read off its annotations.
+"""Merge methods as data: a function from weighted matrices to a matrix, with its parameters taken from its annotations.
 
-A method gets what one module's adapters add, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and is a function of those
-matrices alone, never of how they happen to be factored; peft's own, which work on the factors, are the exception.
+A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone,
+not on how they are factored; peft's own methods, which work on the factors, are the exception.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merge.adapters.dense import Tiled
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import ParameterError
 
 Matrix = Factors | Tiled
-_GIVEN = ("random", "scales")  # keyword arguments that are no parameters of the user's
+_GIVEN = ("random", "scales")  # keyword arguments that the user does not set
 
 
 @dataclass(frozen=True)
 class Between:
-    """The numbers a parameter may be, both ends among them unless `above` leaves out the first."""
+    """A range of numbers, with both ends, or with `above` without the lower one."""
 
     low: float
     high: float = math.inf
@@ -44,7 +44,7 @@ class Between:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The words a parameter may be."""
+    """A choice of words."""
 
     words: tuple[str, ...]
 
@@ -57,7 +57,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A keyword argument of a method, under the name that its user writes."""
+    """A keyword argument of a method."""
 
     kind: type
     default: float | str
@@ -65,13 +65,13 @@ class Parameter:
 
 
 class Random:
-    """Random numbers by seed, module, adapter and rows, so that neither order nor size of the work changes them."""
+    """Random numbers by seed, module, adapter and rows, so that neither order nor tile size changes them."""
 
     def __init__(self, seed: int, target: str, part: int = 0) -> None:
         self._key = [seed, int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"), part]
 
     def generator(self, *place: int) -> np.random.Generator:
-        """One for each place, like the number of an adapter and its first row."""
+        """A generator for a place, such as the number of an adapter and its first row."""
         return np.random.default_rng([*self._key, *place])
 
 
@@ -80,15 +80,15 @@ class Method:
     """One row of the table of methods.
 
     Attributes:
-        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random`, and for one that is `apart` with `scales`.
-        keeps: The rank of the result when none is asked for: that of the factors it returns, the least that holds the
-            matrix exactly, or the largest of the adapters'.
-        weights: Whether they multiply, only count in relation to each other (none negative), or aren't taken.
-        count: The fewest and the most adapters.
-        missing: An adapter that leaves a module alone is left out there, or takes part with zeros.
-        sums: The result is the weighted sum, so that what adapters do beside low-rank deltas can be summed as well.
-        cuts: Takes a rank, an energy or a budget.
-        apart: Works on `lora_A` and `lora_B` apart, so that the ranks have to be equal.
+        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if `apart`.
+        keeps: The rank of the result if none is given: that of the returned factors, the least that holds the matrix exactly,
+            or the largest of the adapters'.
+        weights: Whether weights are factors, shares of a whole (none negative), or not taken.
+        count: The least and the largest number of adapters.
+        missing: Whether an adapter without a delta for a module is left out there, or counts as zeros.
+        sums: Whether the result is the weighted sum, so that other parts of adapters can be summed as well.
+        cuts: Whether it takes a rank, an energy or a budget.
+        apart: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
     """
 
     run: Callable[..., Matrix]
@@ -102,7 +102,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What it is called by its user."""
+        """The name."""
         return self.run.__name__
 
     @property
@@ -112,7 +112,7 @@ class Method:
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
-        """Its own ones; `lambda` is a word of Python's, so the function has `lambda_`."""
+        """The parameters by the names that users write; `lambda` is a Python keyword, so the function has `lambda_`."""
         hints = typing.get_type_hints(self.run, include_extras=True)
         found = {}
         for name, argument in inspect.signature(self.run).parameters.items():
@@ -123,7 +123,7 @@ class Method:
 
     @cached_property
     def random(self) -> bool:
-        """Whether it takes random numbers itself."""
+        """Whether it draws random numbers itself."""
         return "random" in inspect.signature(self.run).parameters
 
     @cached_property
@@ -132,16 +132,16 @@ class Method:
         return typing.get_type_hints(self.run)["return"] is Tiled
 
     def settled(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
-        """All parameters, the defaults filled in; UsageError for one it hasn't, or that may not be so."""
+        """All parameters, with defaults; ParameterError for an unknown one, or for a value that one cannot take."""
         settled: dict[str, float | str] = {}
         for name in given:
             if name not in self.parameters:
-                known = ", ".join(f"--{own}" for own in self.parameters)
-                raise UsageError(f"--{name}", f"{self.name} takes none", f"It takes {known}" if known else "")
+                known = ", ".join(self.parameters)
+                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {known}" if known else "")
         for name, parameter in self.parameters.items():
             value = given.get(name, parameter.default)
             if not isinstance(value, str if parameter.kind is str else int | float) or value not in parameter.limits:
-                raise UsageError(f"--{name}", f"{value} is not {parameter.limits}")
+                raise ParameterError(name, f"{value} is not {parameter.limits}")
             settled[name] = value if parameter.kind is str else parameter.kind(value)
         return settled
 
@@ -154,7 +154,7 @@ class Method:
         random: Random,
         parameters: Mapping[str, Any],
     ) -> Matrix:
-        """The merged matrix of one module; `terms` are without their `scales` if the method is `apart`."""
+        """The merged matrix of one module; for a method that works `apart` the `terms` do not include their `scales`."""
         words = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
         if self.random:
             words["random"] = random

@@ -1,10 +1,10 @@
-"""Which block of which tensor of a GGUF adapter holds which delta, and back.
+"""The place of each delta in the tensors of a GGUF adapter: which block of which tensor.
 
-Mostly one module is one pair of tensors. But llama.cpp stacks the experts of a layer into one tensor, its conversion may
-fuse q, k and v, and transformers keeps the gate and up projections of all experts in one parameter. So a delta is laid
-out in parts: rows of its `lora_B`, at a row, a column and an expert of a stem's `lora_b`, and its `lora_A` at the same
-columns and expert of `lora_a`. What no part covers is zero: experts without a delta, ranks below the largest, and the
-off-diagonal blocks of a fused tensor.
+Usually one module is one pair of tensors. But llama.cpp stacks the experts of a layer into one tensor, its conversion
+may fuse q, k and v, and transformers has the gate and up projections of all experts in one parameter. So a delta is
+laid out in parts: rows of its `lora_B`, at a row, a column and an expert of a stem's `lora_b`, and its `lora_A` at
+the same columns and expert of `lora_a`. Everything else is zero: experts without a delta, ranks below the largest,
+and the off-diagonal blocks of a fused tensor.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Architecture, layer_of
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import source_config
 
 ALL = -1
-"""In place of the number of an expert: all of them."""
+"""Stands for all experts, in place of an expert's number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What of a delta decides where it goes: its rank, its rows and, when it is one of all experts, their number."""
+    """The properties of a delta that determine its place: its rank, its rows and, if it covers all experts, their number."""
 
     r: int
     rows: int
@@ -35,7 +36,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`count` rows of a target's `lora_B`, from `start` in steps of `step`, and where they are in the pair `stem`."""
+    """`count` rows of a target's `lora_B`, from `start` in steps of `step`, and their place in the pair `stem`."""
 
     stem: str
     expert: int | None
@@ -48,7 +49,7 @@ class Part:
 
 @dataclass
 class Layout:
-    """Where everything goes: the parts of each target, and the rank, rows and experts of each stem."""
+    """The parts of each target, and the rank, rows and experts of each stem."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
@@ -57,14 +58,14 @@ class Layout:
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def is_whole(self, target: str) -> bool:
-        """Whether a target is all of a pair, and nothing else is in it."""
+        """Whether a target fills a pair alone."""
         parts = self.parts[target]
         stem = parts[0].stem
         alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
         return alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
 
     def rank_of(self, target: str) -> int:
-        """The rank that llama.cpp divides alpha by where a target is; all its parts have the same."""
+        """The rank by which llama.cpp divides alpha for a target; it is the same for all its parts."""
         return self.rank[self.parts[target][0].stem]
 
 
@@ -78,14 +79,14 @@ def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
 def arranged(
     architecture: Architecture, sizes: Mapping[str, Size], n_experts: int, rows: Mapping[str, int], where: str
 ) -> Layout:
-    """The layout of deltas of these sizes; RefusedError names one that has no place.
+    """Lay out deltas of these sizes; RefusedError names one that has no place.
 
     Args:
-        architecture: Of the base; every target is known to it.
-        sizes: In the order of the file.
-        n_experts: Of a layer of the base, 0 when it isn't known or there are none.
-        rows: Rows of each tensor of the base, by stem, or of those of the file; empty when not known, and then every
-            module is taken to be as the architecture has it.
+        architecture: That of the base; it knows every target.
+        sizes: Target to the size of its delta, in the order of the file.
+        n_experts: The number of experts in a layer of the base; 0 if it is unknown or there are none.
+        rows: The number of rows of each tensor of the base, or of the file, by stem; empty if unknown, in which case every
+            module is assumed to be stored as the architecture has it.
         where: For errors.
     """
     layout = Layout()
@@ -93,7 +94,8 @@ def arranged(
     for target, size in sorted(sizes.items(), key=lambda item: _within(architecture, item[0])):
         expert = ALL if size.experts else architecture.expert(target)
         if expert is not None and expert != ALL and expert >= n_experts:
-            raise RefusedError(where, f"{target}: the base has {n_experts or 'an unknown number of'} experts", "Pass --base")
+            what = f"{target}: the base has {n_experts or 'an unknown number of'} experts"
+            raise RefusedError(where, what, "Name its base model", code="base-required")
         parts = _parts(architecture, target, size, rows, where)
         free = {part[0]: columns.get((part[0], expert), 0) for part in parts}
         for stem, row, start, step, count in parts:
@@ -111,7 +113,7 @@ def arranged(
 
 
 def _within(architecture: Architecture, target: str) -> tuple[int, str, int]:
-    """Order in which the deltas of a fused tensor follow one another."""
+    """Sort key: the order of the deltas within a fused tensor."""
     layer = layer_of(target)
     stem = str(architecture.stem(target)).rpartition(".")[2]
     whole, parts = FUSED_IN.get(stem, (stem, (stem,)))
@@ -122,7 +124,7 @@ _Rows = tuple[str, int, int, int, int]
 
 
 def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[str, int], where: str) -> list[_Rows]:
-    """Stem, row there, and start, step and count of the rows of each part."""
+    """The stem of each part, its row there, and start, step and count of its rows."""
     found: list[_Rows] = []
     stems = architecture.stems(target)
     count = size.rows // len(stems)
@@ -140,14 +142,14 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
                 found.append((piece, 0, start, 1, rows[piece]))
                 start += rows[piece]
             if start != size.rows:
-                raise RefusedError(where, f"{target}: {size.rows} rows are not those of {', '.join(pieces)} together")
+                raise RefusedError(where, f"{target}: {size.rows} rows do not match {', '.join(pieces)} together")
         else:
             found.append((stem, 0, start, step, count))
     return found
 
 
 def _row(name: str, count: int, total: int, where: str) -> int:
-    """Where the rows of a tensor begin in one of `total` rows that fuses it; k and v are as many, gate and up too."""
+    """The first row of a tensor in the fused one of `total` rows; k and v have equally many, and so do gate and up."""
     row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0, "ffn_up_exps": count}[name]
     if name.endswith("_exps"):
         fits = total == 2 * count
@@ -156,7 +158,7 @@ def _row(name: str, count: int, total: int, where: str) -> int:
         queries = total - 2 * keys
         fits = keys >= 1 and queries >= keys and (name != "attn_q" or queries == count)
     if not fits:
-        raise RefusedError(where, f"{count} rows do not fit into the {total} rows that fuse them with others")
+        raise RefusedError(where, f"{count} rows do not fit into a fused tensor of {total} rows")
     return row
 
 
@@ -164,22 +166,22 @@ def _check(layout: Layout, where: str) -> None:
     ends: dict[tuple[str, int | None], list[tuple[int, int, str]]] = {}
     for target, parts in layout.parts.items():
         if len({layout.rank[part.stem] for part in parts}) > 1:
-            raise RefusedError(where, f"{target}: its parts meet different ranks in llama.cpp's tensors")
+            raise RefusedError(where, f"{target}: its parts would have different ranks in llama.cpp's tensors")
         for part in parts:
             ends.setdefault((part.stem, part.expert), []).append((part.row, part.row + part.count, target))
     for (stem, expert), spans in ends.items():
         spans.sort()
         clash = next((two for one, two in pairwise(spans) if two[0] < one[1]), None)
         if clash or (expert != ALL and (stem, ALL) in ends):
-            raise RefusedError(where, f"{(clash or spans[0])[2]}: more than one delta for the same rows of {stem}")
+            raise RefusedError(where, f"{(clash or spans[0])[2]}: there are several deltas for the same rows of {stem}")
 
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Target to `lora_A` and to `lora_B` with its rows in llama.cpp's order."""
+"""Target to `lora_A`, and to `lora_B` with its rows in llama.cpp's order."""
 
 
 def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """`lora_a` and `lora_b` of a stem: the arrays themselves where one target is all of it, else zeros around them."""
+    """`lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
     targets = layout.members[stem]
     if layout.is_whole(targets[0]):
         return arrays[targets[0]]
@@ -217,6 +219,14 @@ def _blocks(part: Part, lora_a: np.ndarray, lora_b: np.ndarray, r: int) -> tuple
 
 
 def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
-    """The dtype of all arrays, or float32, which holds every element of the 16-bit ones."""
+    """The dtype of all arrays or, if they differ, float32, which can hold every element of 16-bit ones."""
     found = {array.dtype for array in arrays}
     return found.pop() if len(found) == 1 else dtypes.F32
+
+
+HUB = "https://huggingface.co/"
+
+
+def file_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray]) -> str:
+    """Digest of everything that determines what llama.cpp computes: the payload that a source's config belongs to."""
+    return source_config.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex())

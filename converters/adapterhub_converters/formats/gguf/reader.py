@@ -1,59 +1,58 @@
-"""A GGUF file to an `Adapter`: the source's own where its config rode along, else what llama.cpp computes."""
+"""Reading of a GGUF file to an `Adapter`: the source's own if its config is in the file, else what llama.cpp computes.
+
+A file of another program is read under the names that its base has in Hugging Face. What llama.cpp stacks or fuses is
+split again: experts into modules or into one parameter, as the base has them; q, k and v from one tensor or into one.
+All of it is exact, in factors that may be larger than necessary.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Meta
+from adapterhub_converters.adapter import Adapter, FactorPair, LowRank, LowRankEmbedding, Meta, StackedLowRank
 from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.architecture import FUSED
 from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import source_config
+from adapterhub_converters.formats.candidate import Candidate
 
-from . import checks, foreign, payload
-from .layout import Arrays, Layout, Size, arranged, assembled, taken_apart
+from . import checks
+from .layout import HUB, Arrays, Layout, Size, arranged, assembled, file_digest, taken_apart
 
 _FLOATS = ("F32", "F16", "BF16")
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a GGUF file that calls itself an adapter; a malformed GGUF counts, for reading says why."""
-    if not path.is_file():
-        return False
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) != gguf_file.MAGIC:
-                return False
-    except OSError:
-        return False
-    try:
-        with GGUFFile(path) as opened:
-            return opened.header.text("general.type") == "adapter"
-    except FormatError:
-        return True
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a GGUF file of the type `adapter`; a malformed GGUF counts, as reading it gives the reason."""
+    if candidate.gguf is None:
+        return candidate.is_gguf
+    return candidate.gguf.text("general.type") == "adapter"
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a GGUF file: the source's own where its config rode along, else under the base's names.
+    """The adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
-    Without a rider an architecture that permutes q and k needs `base` for its number of heads.
+    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads.
     """
     with GGUFFile(path) as file:
         header = file.header
         _check_kind(header, str(path))
         alpha = _alpha(header, str(path))
         tensors = {name: file.tensor(name) for name in file.tensors}
-    digest = payload.digest(header.text("general.architecture"), alpha, tensors)
+    digest = file_digest(header.text("general.architecture"), alpha, tensors)
     if source_config.belongs(header.metadata, digest):
-        return _ridden(header, alpha, tensors, str(path))
+        return _restored(header, alpha, tensors, str(path))
     return _foreign(header, alpha, tensors, base, str(path))
 
 
@@ -63,29 +62,29 @@ def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
         if found != value:
             raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
     if "adapter.alora.invocation_tokens" in header.metadata:
-        raise RefusedError(where, "aLoRA, which acts only after its invocation tokens, is not read yet")
+        raise RefusedError(where, "aLoRA, which acts only after its invocation tokens, is not supported")
 
 
 def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
-    """The file's alpha; 0 when it has none, as llama.cpp takes it."""
+    """The file's alpha; 0 without one, as in llama.cpp."""
     kind = header.kinds.get("adapter.lora.alpha", "FLOAT32")
     if kind != "FLOAT32":
-        raise FormatError(where, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on all but FLOAT32")
+        raise FormatError(where, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on anything but FLOAT32")
     alpha = float(header.metadata.get("adapter.lora.alpha", 0.0))
     if not math.isfinite(alpha):
         raise FormatError(where, f"adapter.lora.alpha is {alpha}")
     return alpha
 
 
-def _ridden(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+def _restored(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
     architecture = _architecture(header, where)
     lines = source_config.lines_of(header.metadata, where)
     pairs = _pairs(tensors, where)
     for line in lines:
         if line.stem not in pairs:
-            raise FormatError(where, "the source's list of tensors is not that of the file")
+            raise FormatError(where, "adapterhub.source.tensors does not match the file")
         if not architecture.stems(line.target):
-            raise FormatError(where, f"{line.stem!r} is not what llama.cpp calls {line.target!r}")
+            raise FormatError(where, f"{line.stem!r} is not llama.cpp's name of {line.target!r}")
     taken = _all_taken(architecture, lines, pairs, where)
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
@@ -94,30 +93,30 @@ def _ridden(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np
         if architecture.is_reordered(line.target) != bool(line.order) or not isinstance(line.order or kind(), kind):
             raise FormatError(where, f"{line.target}: the source's config gives its rows the order {line.order}")
         if not names.divides(line.order, lora_B.shape[-2]):
-            raise FormatError(where, f"{line.stem}: lora_b {lora_B.shape} does not have {line.order} heads")
+            raise FormatError(where, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
         return lora_A, names.unpermuted(lora_B, line.order)
 
     return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
 
 
 def _all_taken(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, where: str) -> Arrays:
-    """The factors of each line, in llama.cpp's order; FormatError when the file is not laid out as its lines say."""
+    """The factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
     sizes = {line.target: _size(line, *pairs[line.stem]) for line in lines}
     n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
     rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
     layout = arranged(architecture, sizes, n_experts, rows, where)
     if set(layout.members) != set(pairs) or any(line.stem != layout.parts[line.target][0].stem for line in lines):
-        raise FormatError(where, "the source's list of tensors is not that of the file")
+        raise FormatError(where, "adapterhub.source.tensors does not match the file")
     for stem, (lora_a, lora_b) in pairs.items():
         stack = (layout.experts[stem],) if layout.experts[stem] else ()
         r, found = layout.rank[stem], layout.rows[stem]
         if lora_a.shape[:-1] != (*stack, r) or lora_b.shape != (*stack, found, r):
-            raise FormatError(where, f"{stem}: {lora_a.shape} and {lora_b.shape} do not hold what the source's config says")
+            raise FormatError(where, f"{stem}: {lora_a.shape} and {lora_b.shape} do not match the source's config")
     taken = {line.target: _taken(layout, line, sizes[line.target], pairs, where) for line in lines}
     for stem in layout.members:
         again = assembled(layout, stem, taken)
         if any(not _same(one, other) for one, other in zip(again, pairs[stem], strict=True)):
-            raise FormatError(where, f"{stem} holds more than the source's config says")
+            raise FormatError(where, f"{stem} contains more than the source's config has")
     return taken
 
 
@@ -153,9 +152,9 @@ def _foreign(
     if base is not None:
         of_base = names.by_class(base.architecture, base.where)
         if of_base.gguf != architecture.gguf:
-            raise RefusedError(where, f"made for {architecture.gguf}, the base is a {base.architecture} ({base.where})")
+            raise RefusedError(where, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.where})")
         architecture = of_base
-    deltas = foreign.deltas(_pairs(tensors, where), alpha, architecture, base, where)
+    deltas = _Foreign(_unfused(_pairs(tensors, where), where), alpha, architecture, base, where).deltas()
     for target, delta in deltas.items():
         for problem in checks.against_base(target, delta, base, architecture) if base else ():
             raise RefusedError(where, f"{target}: {problem}")
@@ -163,11 +162,11 @@ def _foreign(
 
 
 def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
-    if source_config.there(header.metadata):
+    if source_config.is_there(header.metadata):
         yield source_config.IGNORED
     quantized = sorted({info.type_name for info in header.tensors.values()} - set(_FLOATS))
     if quantized:
-        yield f"stored as {', '.join(quantized)}: the factors are what that stands for, in float32"
+        yield f"stored as {', '.join(quantized)}: the factors are dequantized to float32"
 
 
 def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -176,15 +175,15 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.
         full, _, half = name.rpartition(".")
         stem = full.removesuffix(".weight")
         if half not in ("lora_a", "lora_b") or stem == full:
-            raise RefusedError(where, f"tensor {name!r} is no half of a low-rank pair; llama.cpp ignores or refuses it")
+            raise RefusedError(where, f"tensor {name!r} is not part of a low-rank pair; llama.cpp ignores or refuses it")
         if array.dtype.kind in "iu":
-            raise FormatError(where, f"tensor {name!r} holds integers, no factor does")
+            raise FormatError(where, f"tensor {name!r} contains integers, which factors do not")
         if array.ndim != (3 if stem.endswith("_exps") else 2) or 0 in array.shape:
-            raise RefusedError(where, f"tensor {name!r} of shape {array.shape} is none that llama.cpp multiplies")
+            raise RefusedError(where, f"tensor {name!r} has shape {array.shape}, which llama.cpp does not multiply")
         halves.setdefault(stem, {})[half] = array
     for stem, pair in halves.items():
         if len(pair) < 2:
-            raise FormatError(where, f"{stem!r} has {next(iter(pair))} alone, its other half is missing")
+            raise FormatError(where, f"{stem!r} has {next(iter(pair))} alone; its counterpart is missing")
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, pair in halves.items():
         lora_a, lora_b = pair["lora_a"], pair["lora_b"]
@@ -198,4 +197,122 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.
 
 def _base_model(header: gguf_file.GGUFHeader) -> str | None:
     url = header.text("general.base_model.0.repo_url")
-    return url.removeprefix(payload.HUB) if url.startswith(payload.HUB) else header.text("general.base_model.0.name") or None
+    return url.removeprefix(HUB) if url.startswith(HUB) else header.text("general.base_model.0.name") or None
+
+
+# ---- Files of other programs
+
+
+Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _unfused(pairs: Pairs, where: str) -> Pairs:
+    """The pairs, with those of gate and up together split into one each, which share their `lora_a`."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for stem, (lora_a, lora_b) in pairs.items():
+        prefix, _, name = stem.rpartition(".")
+        if name != "ffn_gate_up_exps":
+            found[stem] = lora_a, lora_b
+            continue
+        if lora_b.shape[-2] % 2:
+            raise FormatError(where, f"{stem}: {lora_b.shape[-2]} rows cannot be split into gate and up")
+        for part, rows in zip(FUSED[name], np.split(lora_b, 2, axis=-2), strict=True):
+            if f"{prefix}.{part}" in pairs:
+                raise FormatError(where, f"{stem}: there is a pair of {part} too")
+            found[f"{prefix}.{part}"] = lora_a, np.ascontiguousarray(rows)
+    return found
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """The deltas of a file without a source's config; an alpha of 0 stands for a scale of 1."""
+
+    pairs: Pairs
+    alpha: float
+    architecture: Architecture
+    base: BaseSpec | None
+    where: str
+
+    def deltas(self) -> dict[str, FactorPair]:
+        """Target to delta; RefusedError names a tensor that has no verified name."""
+        found: dict[str, FactorPair] = {}
+        for stem in self.pairs:
+            if module := self.architecture.module(stem):
+                found[module] = self._one(stem, module)
+            elif self.architecture.stacked_module(stem):
+                found |= self._experts(stem)
+            elif stem.endswith(".attn_qkv") and self.architecture.module(f"{stem.removesuffix('qkv')}q"):
+                found |= self._split(stem)
+            else:
+                models = f"Hugging Face's {self.architecture.gguf} models"
+                raise RefusedError(self.where, f"tensor {stem!r} has no verified name in {models}")
+        return found
+
+    def _scale(self, stem: str) -> float:
+        """The alpha of a pair: without one in the file, llama.cpp scales by 1."""
+        return self.alpha or float(self.pairs[stem][1].shape[-1])
+
+    def _config(self) -> Mapping[str, Any]:
+        return self.base.config if self.base else {}
+
+    def _one(self, stem: str, module: str) -> FactorPair:
+        lora_a, lora_b = self.pairs[stem]
+        order = self.architecture.order(module, self._config(), self.where)
+        if not names.divides(order, len(lora_b)):
+            raise FormatError(self.where, f"{stem}: {len(lora_b)} rows do not match {order} heads")
+        if stem == "token_embd":
+            return LowRankEmbedding(lora_a, lora_b, self._scale(stem))
+        transposed = self.architecture.transposed and stem.startswith("blk.")
+        return LowRank(lora_a, names.unpermuted(lora_b, order), self._scale(stem), transposed_base=transposed)
+
+    def _split(self, stem: str) -> dict[str, FactorPair]:
+        """q, k and v of a tensor that fuses them: each has its rows of `lora_b`, and all share `lora_a`."""
+        lora_a, lora_b = self.pairs[stem]
+        heads, kv_heads = (self._config().get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
+        if not isinstance(heads, int) or not isinstance(kv_heads, int) or len(lora_b) % (heads + 2 * kv_heads):
+            what = f"{stem}: where q ends and k begins depends on the number of heads"
+            raise RefusedError(self.where, what, "Name its base model", code="base-required")
+        size = len(lora_b) // (heads + 2 * kv_heads)
+        found: dict[str, FactorPair] = {}
+        for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
+            module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
+            order = self.architecture.order(module, self._config(), self.where)
+            found[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
+        return found
+
+    def _experts(self, stem: str) -> dict[str, FactorPair]:
+        lora_a, lora_b = self.pairs[stem]
+        stacked, listed = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
+        if listed and not (self.base and stacked in self.base.tensors):
+            return {
+                str(self.architecture.listed_module(stem, expert)): LowRank(lora_a[expert], lora_b[expert], self._scale(stem))
+                for expert in range(len(lora_a))
+                if lora_a[expert].any() or lora_b[expert].any()  # both 0: an expert without a delta
+            }
+        stems = self.architecture.stems(stacked)
+        if stem != next(one for one in stems if one in self.pairs):
+            return {}  # read with the first
+        return {stacked: self._joined(stems)}
+
+    def _joined(self, stems: Sequence[str]) -> StackedLowRank:
+        """One parameter of all experts from the tensors that are parts of it: it has their rows, and the sum of their ranks."""
+        there = {stem: self.pairs[stem] for stem in stems if stem in self.pairs}
+        first = next(iter(there))
+        lora_a, lora_b = there[first]
+        shared = all(np.array_equal(pair[0], lora_a) for pair in there.values())
+        if len({(pair[0].shape, pair[1].shape) for pair in there.values()}) > 1:
+            what = f"{' and '.join(there)} differ in rank or shape, so one delta of both cannot have one scale"
+            raise RefusedError(self.where, what)
+        n_experts, count, r = lora_b.shape
+        blocks = 1 if shared else len(there)
+        interleaved = bool(self.architecture.experts and self.architecture.experts.interleaved)
+        lora_B = np.zeros((n_experts, len(stems) * count, blocks * r), lora_b.dtype)
+        for block, stem in enumerate(there):
+            number = stems.index(stem)
+            start, step = (number, len(stems)) if interleaved else (number * count, 1)
+            columns = slice(0, r) if shared else slice(block * r, (block + 1) * r)
+            lora_B[:, start::step][:, :count, columns] = there[stem][1]
+        lora_A = lora_a if shared else np.concatenate([pair[0] for pair in there.values()], axis=1)
+        transposed = bool(self.architecture.experts and self.architecture.experts.transposed)
+        # alpha / r stays as it was
+        return StackedLowRank(lora_A, lora_B, self._scale(first) * blocks, transposed_base=transposed)

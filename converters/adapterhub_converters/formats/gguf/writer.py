@@ -1,38 +1,52 @@
-"""An `Adapter` to a GGUF file that llama.cpp loads to the same function."""
+"""Writing of an `Adapter` as a GGUF file that llama.cpp loads to the same function.
+
+llama.cpp multiplies factors of any type whose blocks divide a row (`src/llama-adapter.cpp` checks none). A row that
+they do not divide is stored in float16, as by its own `convert_lora_to_gguf.py`, or in float32 if float16 would
+overflow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, FactorPair, Kept, Loss, LossReport, factor_pairs
+from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import FUSED_IN
 from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import Value
-from adapterhub_converters.errors import RefusedError, refused
-from adapterhub_converters.formats import file_alpha, source_config
+from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused
+from adapterhub_converters.formats import DTYPES, file_alpha, source_config
 
-from . import checks, payload, storage
-from .layout import Layout, arranged, assembled, size_of
+from . import checks
+from .layout import HUB, Layout, arranged, assembled, file_digest, size_of
 
 NEVER = 1e-38
-"""An alpha that does nothing: llama.cpp reads 0 as a scale of 1, and this vanishes in any sum of float32."""
+"""An alpha without effect: llama.cpp reads 0 as a scale of 1, and this vanishes in any float32 sum."""
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: str = "source") -> LossReport:
-    """Write the file `path` for the base's architecture; RefusedError names whatever llama.cpp would get wrong.
+    """Write the file `path` for the base's architecture.
 
-    `dtype` is one of `storage.CHOICES`: what all tensors are stored as, by default as they are.
+    Args:
+        adapter: Its deltas must be plain pairs.
+        path: A new file.
+        base: The base; its config is enough.
+        dtype: One of `formats.DTYPES`: the type to store all tensors as; `source` keeps theirs.
+
+    Raises:
+        RefusedError: There is no base, or llama.cpp would get the adapter wrong.
     """
     if base is None:
-        raise RefusedError("gguf", "a GGUF adapter depends on the base's architecture and heads", "Pass --base")
+        what = "a GGUF adapter depends on the base's architecture and heads"
+        raise RefusedError("gguf", what, "Name its base model", code="base-required")
     architecture = names.by_class(base.architecture, base.where)
     problems = checks.problems(adapter, base, architecture)
     if problems:
@@ -48,20 +62,20 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     metadata = _metadata(adapter, base, architecture, plan.common)
     notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
     try:
-        riding = source_config.keys(adapter, writing.lines, source_config.NO_DIGEST, writing.ulps)
+        config = source_config.keys(adapter, writing.lines, source_config.NO_DIGEST, writing.ulps)
     except RefusedError as error:
-        riding = {}
-        notes.append(f"no config rides along for the way back: {error}")
-    metadata |= {key: gguf_file.string(text) for key, text in riding.items()}
-    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing, and neither holds the interpreter's lock
-        digest = beside.submit(payload.digest, architecture.gguf, plan.common, writing.seen)
-        late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if riding else None
+        config = {}
+        notes.append(f"the source's config is not stored, so the way back is not exact: {error}")
+    metadata |= {key: gguf_file.string(text) for key, text in config.items()}
+    with ThreadPoolExecutor(1) as executor:  # hashing takes as long as writing, and neither holds the interpreter's lock
+        digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.seen)
+        late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if config else None
         gguf_file.write(path, metadata, writing.tensors, late)
-    return LossReport(tuple(writing.kept), tuple(notes))
+    return LossReport(tuple(writing.losses), tuple(notes))
 
 
 class _Writing:
-    """The tensors of a file, what becomes of each of the source's, and how to undo it."""
+    """The tensors of a file, the loss of each of the source's tensors, and how to undo it."""
 
     def __init__(
         self,
@@ -74,10 +88,10 @@ class _Writing:
     ) -> None:
         self.tensors: dict[str, np.ndarray | gguf_file.Packed] = {}
         self.seen: dict[str, np.ndarray] = {}
-        self.kept: list[Kept] = []
+        self.losses: list[TensorLoss] = []
         self.lines: list[source_config.Line] = []
         self.ulps: list[np.ndarray] = []
-        self._stored: dict[str, storage.Stored] = {}
+        self._stored: dict[str, Stored] = {}
         self._layout, self._plan = layout, plan
         deltas = factor_pairs(adapter)
         folded = {
@@ -97,7 +111,7 @@ class _Writing:
         for half, array in zip("ab", pair, strict=True):
             name = f"{stem}.weight.lora_{half}"
             turned = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
-            stored = storage.stored(name, turned, dtype)
+            stored = as_dtype(name, turned, dtype)
             self.tensors[name], self.seen[name], self._stored[name] = stored.data, stored.seen, stored
 
     def _line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
@@ -117,22 +131,25 @@ class _Writing:
         factor = self._plan.factors[target]
         self.lines.append(source_config.Line(stem, target, factor, b_type, order, ulps is not None, block))
         self.ulps += [] if ulps is None else [ulps]
-        self.kept += [_kept(Kept(f"{target}.lora_A", Loss.EXACT), halves[0]), _kept(folded.kept, halves[1])]
+        self.losses += [
+            _with_storage(TensorLoss(f"{target}.lora_A", Loss.EXACT), halves[0]),
+            _with_storage(folded.loss, halves[1]),
+        ]
 
-    def _worst(self, target: str, half: str) -> storage.Stored:
+    def _worst(self, target: str, half: str) -> Stored:
         stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
         return max(stored, key=lambda one: one.error)
 
 
-def _kept(kept: Kept, stored: storage.Stored) -> Kept:
-    note = "; ".join(filter(None, (kept.note, stored.note)))
-    return Kept(kept.name, Loss.ROUNDED if stored.error else kept.loss, note)
+def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
+    note = "; ".join(filter(None, (line.note, stored.note)))
+    return TensorLoss(line.name, Loss.ROUNDED if stored.error else line.loss, note)
 
 
 def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
-    """What is taken for granted of a GGUF of the base that isn't there to be looked at."""
+    """A note on what is assumed of a GGUF of the base that is not given."""
     if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
-        yield "for a GGUF of the base made without --fuse-qkv and --fuse-gate-up-exps; for another, give that GGUF as --base"
+        yield "for a GGUF of the base made without fuse-qkv and fuse-gate-up-exps; for another, name that GGUF as the base"
 
 
 def _file_order(target: str) -> tuple[int, str]:
@@ -143,7 +160,7 @@ def _file_order(target: str) -> tuple[int, str]:
 def _plan(adapter: Adapter, layout: Layout) -> file_alpha.Plan:
     deltas = factor_pairs(adapter)
     needed = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
-    nothing = file_alpha.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file says 1e-38, which has no effect",))
+    nothing = file_alpha.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
     return file_alpha.plan(needed, np.dtype(np.float32), "alpha") or nothing
 
 
@@ -159,7 +176,7 @@ def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alph
         metadata["general.base_model.count"] = gguf_file.u32(1)
         metadata["general.base_model.0.name"] = gguf_file.string(name)
         if _is_repo(name):
-            metadata["general.base_model.0.repo_url"] = gguf_file.string(payload.HUB + name)
+            metadata["general.base_model.0.repo_url"] = gguf_file.string(HUB + name)
     if base.fingerprint:
         metadata["adapterhub.base.fingerprint"] = gguf_file.string(base.fingerprint)
     return metadata
@@ -167,3 +184,62 @@ def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alph
 
 def _is_repo(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(part for part in name.split("/"))
+
+
+# ---- Types of numbers
+
+
+_BLOCK = 32  # elements; of Q8_0 and Q4_0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stored:
+    """A tensor as the file stores it, the floats that a reader gets, and the largest absolute error of any element."""
+
+    data: np.ndarray | gguf_file.Packed
+    seen: np.ndarray
+    error: float
+    note: str = ""
+
+
+def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
+    """`array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
+    if dtype not in DTYPES:
+        raise ParameterError("dtype", f"GGUF has no {dtype!r}", f"One of {', '.join(DTYPES)}")
+    if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():
+        return Stored(array, array, 0.0)
+    if dtype in ("q8_0", "q4_0"):
+        if array.shape[-1] % _BLOCK == 0:
+            return _quantized(name, array, dtype.upper())
+        why = f"rows of {array.shape[-1]} are not a multiple of {dtype.upper()}'s blocks ({_BLOCK}): "
+        try:
+            found = as_dtype(name, array, "f16")
+        except RefusedError:
+            found = as_dtype(name, array, "f32")
+        return Stored(found.data, found.seen, found.error, why + (found.note or f"stays {dtypes.name_of(array.dtype)}"))
+    with np.errstate(over="ignore", under="ignore"):
+        result = array.astype(dtypes.NUMPY[dtype.upper()])
+    return _measured(name, array, result, result, dtype.upper())
+
+
+def _measured(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed, seen: np.ndarray, kind: str) -> Stored:
+    exact, found = array.astype(np.float64), seen.astype(np.float64)
+    finite = np.isfinite(exact)
+    if not np.isfinite(found[finite]).all():
+        largest = float(np.abs(exact[finite]).max())
+        raise RefusedError(name, f"{largest:g} does not fit into {kind}", "Choose another dtype, such as bf16 or f32")
+    error = float(np.abs(exact[finite] - found[finite]).max(initial=0.0))
+    return Stored(data, seen, error, f"as {kind}" + (f", no element off by more than {error:.3g}" if error else ", exactly"))
+
+
+def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError as error:
+        raise MissingExtraError(name, f"writing {kind} needs the gguf package", "pip install gguf") from error
+    if not np.isfinite(array).all():
+        raise RefusedError(name, f"{kind} cannot hold NaN or Inf")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
+        seen = quants.dequantize(raw, GGMLQuantizationType[kind])
+    return _measured(name, array, gguf_file.Packed(kind, array.shape, raw), seen, kind)

@@ -1,1 +1,1 @@
-"""Adapters of image models: the dialects of diffusers and of the trainers, over closed tables of names."""
+"""Adapters of image models: the formats of diffusers and of the trainers, over closed tables of module names."""

@@ -1,9 +1,9 @@
-"""diffusers' `pytorch_lora_weights.safetensors`: peft's factors, each name after the model of the pipeline it is in.
+"""diffusers' `pytorch_lora_weights.safetensors`: peft's factors, under names that begin with the model of the pipeline.
 
-`unet.….to_q.lora_A.weight` and `transformer.…` are what it writes now, with peft's config of each model in the header
-(`lora_adapter_metadata`; `loaders/lora_base.py`); it wrote `unet.….processor.to_q_lora.down.weight` and
-`text_encoder.….lora_linear_layer.down.weight` before, and those are read. Without a config and without an alpha beside
-the factors the alpha is the rank, as diffusers itself takes it.
+It now writes `unet.….to_q.lora_A.weight` and `transformer.…`, with peft's config of each model in the header
+(`lora_adapter_metadata`; `loaders/lora_base.py`). Its earlier names, `unet.….processor.to_q_lora.down.weight` and
+`text_encoder.….lora_linear_layer.down.weight`, are read too. Without a config, and without an alpha for the factors,
+the alpha is the rank, as in diffusers itself.
 """
 
 from __future__ import annotations
@@ -17,41 +17,37 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, Kept, Loss, LossReport, LowRank, LowRankConv, Meta
+from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.pipeline import PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.candidate import Candidate
 
-from . import carried, parts, pipeline, tables
+from . import factors, naming, pipeline, tables
 
 CONFIG_KEY = "lora_adapter_metadata"
-"""Key of the header's metadata: peft's config of every model, each key after the model."""
+"""Key of the header's metadata: peft's config of every model, with keys that begin with the model."""
 _PREFIX = "base_model.model."
-# What diffusers' modules are called and LLMs' aren't; a GPT-2's targets begin with `transformer.` too.
+# Names of diffusers' modules that LLMs do not have; a GPT-2's targets begin with `transformer.` too.
 _DIFFUSERS = re.compile(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
 _OLD = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
 _HALVES = {"down": "lora_A", "up": "lora_B"}
 _PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias", "magnitude": ".lora_magnitude_vector"}
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a safetensors file with a LoRA under diffusers' names."""
-    if not path.is_file():
-        return False
-    try:
-        with SafetensorsFile(path) as file:
-            return CONFIG_KEY in file.header.metadata or any(map(_is_ours, file.tensors))
-    except FormatError:
-        return False
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a safetensors file with a LoRA under diffusers' names."""
+    header = candidate.header
+    return header is not None and (CONFIG_KEY in header.metadata or any(map(_is_ours, header.tensors)))
 
 
 def _is_ours(name: str) -> bool:
     if _OLD.search(name):
         return True
-    found = parts.split(_modern(name))
+    found = factors.split_name(_modern(name))
     if found is None:
         return False
     part, _, rest = found[0].partition(".")
@@ -61,7 +57,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _modern(name: str) -> str:
-    """The name that diffusers now gives a tensor."""
+    """diffusers' present name of a tensor."""
     name = name.replace(".processor.", ".")
     old = _OLD.search(name)
     if old:
@@ -73,7 +69,7 @@ def _modern(name: str) -> str:
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is one model alone."""
+    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
@@ -81,25 +77,25 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     grouped = _grouped(tensors, where)
     configs = _configs(metadata, where)
     bare = "" in configs and not any(pipeline.part_of(target) for target in grouped)
-    found = _read_bare(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
+    found = _by_config(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
     meta = dataclasses.replace(found.meta, header=pipeline.carried_header(_without(metadata)))
-    adapter = carried.restored(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
-    return pipeline.fitted(adapter, base, where)
+    adapter = pipeline.with_source(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
+    return naming.fitted(adapter, base, where)
 
 
 def _without(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key != CONFIG_KEY}
 
 
-def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, parts.Parts]:
-    grouped: dict[str, parts.Parts] = {}
+def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, factors.Parts]:
+    grouped: dict[str, factors.Parts] = {}
     unknown = []
     for name, array in tensors.items():
-        found = parts.split(_modern(name))
+        found = factors.split_name(_modern(name))
         if found is None:
-            unknown.append(f"tensor {name!r}: is of no kind that is read yet")
+            unknown.append(f"tensor {name!r}: is of a kind that is not supported")
         elif found[1] in grouped.setdefault(found[0], {}):
-            raise FormatError(where, f"tensor {name!r} is there under two names")
+            raise FormatError(where, f"tensor {name!r} exists under two names")
         else:
             grouped[found[0]][found[1]] = array
     if unknown:
@@ -108,7 +104,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, parts.P
 
 
 def _configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
-    """peft's config of each model; under the empty name that of a file with one model and no name of it."""
+    """peft's config of each model; under the empty name that of a file with one unnamed model."""
     if CONFIG_KEY not in metadata:
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -118,16 +114,12 @@ def _configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any
     return found
 
 
-def _read_bare(grouped: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
-    return _by_config(grouped, config, where)
-
-
-def _read_parts(grouped: Mapping[str, parts.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
-    models: dict[str, dict[str, parts.Parts]] = {}
-    strangers = [target for target in grouped if not pipeline.part_of(target)]
-    if strangers:
+def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
+    models: dict[str, dict[str, factors.Parts]] = {}
+    unnamed = [target for target in grouped if not pipeline.part_of(target)]
+    if unnamed:
         raise refused(
-            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PARTS)})" for target in strangers]
+            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PARTS)})" for target in unnamed]
         )
     for target, part in grouped.items():
         model = pipeline.part_of(target)
@@ -141,36 +133,36 @@ def _read_parts(grouped: Mapping[str, parts.Parts], configs: Mapping[str, Mappin
             meta, inner = found.meta, found.deltas
             notes += [f"{model}: {note}" for note in found.notes]
         else:
-            inner = {target: parts.delta(target, part, (), where) for target, part in modules.items()}
+            inner = {target: factors.delta_of(target, part, (), where) for target, part in modules.items()}
             if any("alpha" not in part for part in modules.values()):
-                notes.append(f"{model}: nothing says its alpha: it is the rank, as diffusers takes it")
+                notes.append(f"{model}: its alpha is not recorded: it is the rank, as in diffusers")
         deltas |= {f"{model}.{target}": delta for target, delta in inner.items()}
     return Adapter(deltas, meta=dataclasses.replace(meta, parts=tuple(sorted(models))), notes=tuple(notes))
 
 
-def _by_config(modules: Mapping[str, parts.Parts], config: Mapping[str, Any], where: str) -> Adapter:
-    """As peft computes with a config."""
+def _by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], where: str) -> Adapter:
+    """The adapter that peft makes of these modules and a config."""
     state: dict[str, np.ndarray] = {}
     for target, part in modules.items():
         for name, array in part.items():
             if name == "alpha":
                 raise RefusedError(
-                    where, f"{target}: there is an alpha beside it and a config in the header, of which one may be wrong"
+                    where, f"{target}: has an alpha, and there is a config in the header, which may contradict it"
                 )
             if name not in _PARTS_IN_PEFT:
-                raise RefusedError(where, f"{target}: {name} beside a config of peft's is not read")
+                raise RefusedError(where, f"{target}: {name} together with a config of peft is not supported")
             state[f"{_PREFIX}{target}{_PARTS_IN_PEFT[name]}"] = array
     return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, where=where)
 
 
-# ---- the way there
+# ---- Writing
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write the file `path`; RefusedError names what diffusers' words do not say."""
-    if problems := list(pipeline.problems(adapter, "diffusers'", _problem)):
+    """Write the file `path`; RefusedError names what the format cannot express."""
+    if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
         raise refused("diffusers", problems)
-    named = pipeline.named(adapter, base, "diffusers")
+    named = naming.named(adapter, base, "diffusers")
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
     tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {}
@@ -180,20 +172,20 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         config |= {f"{model}.{key}": value for key, value in json.loads(peft.config_text(alone)).items()}
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
     own = pipeline.own_header(named)
-    # The header of a trainer's own file is kept as it was, for the way back; sd-scripts' says no format.
+    # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.
     again = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in own else {"format": "pt"}
     header = again | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     header |= {pipeline.NAMES_KEY: own[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in own else {}
-    safetensors_file.write(path, tensors, header | carried.keys(adapter, names, tensors))
-    kept = [
-        Kept(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
+    safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))
+    losses = [
+        TensorLoss(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
         for target, delta in sorted(named.deltas.items())
         for name, _ in delta.parts()
     ]
-    return LossReport(tuple(kept), adapter.notes)
+    return LossReport(tuple(losses), adapter.notes)
 
 
 def _problem(delta: Delta) -> str:
     if isinstance(delta, LowRank | LowRankConv):
         return ""
-    return f"a delta of the kind {type(delta).__name__} cannot be said in diffusers' words"
+    return f"a delta of kind {type(delta).__name__} cannot be expressed in diffusers' format"

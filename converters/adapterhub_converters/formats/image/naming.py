@@ -1,22 +1,26 @@
-"""What a module of a kohya file is in the base's names, and the other way round.
+"""Names of modules: a kohya file's in the base's names, and vice versa.
 
-A name without its dots is read by the base's own modules, else by the closed tables; two readings that differ are one
-too many. Which table's names are written is settled by the modules, the source's header or the base, never guessed.
+A name without its dots is resolved by the base's own modules, else by the closed tables; it is refused if two readings differ.
+The table that is written is determined by the modules, the source's header or the base, never guessed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.bases.pipeline import PARTS
 from adapterhub_converters.errors import RefusedError, refused
 
-from . import families, pipeline, tables
+from . import pipeline, tables
 from .table import Reading, Table
 
-# Prefix to the model; "" for the one that is no text encoder.
+# Z-Image's MLP, whose name is the same in Meta's own Llama.
+_LLAMA_TOO = re.compile(r"layers\.[0-9]+\.feed_forward\.")
+# Prefix to the model; "" for the one that is not a text encoder.
 _PREFIXES = {
     "lora_unet_": "", "lora_transformer_": "", "diffusion_model.": "", "lycoris_": "", "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
@@ -24,24 +28,24 @@ _PREFIXES = {
     "text_encoders.t5xxl.transformer.": "text_encoder_3",
 }  # fmt: skip
 TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
-"""What names begin with that no model has, but trainers of adapters write, of kinds that aren't read too."""
-# Of FLUX.1, HunyuanVideo and Stable Diffusion 3, as some trainers save them: without a model, or with diffusers' word for it.
+"""Prefixes that only trainers of adapters write, also for kinds that are not supported."""
+# FLUX.1, HunyuanVideo and Stable Diffusion 3 as some trainers save them: without a model, or with diffusers' name of it.
 _BARE = re.compile(r"(?:transformer\.)?(?=(?:double|single|joint)_blocks\.\d+\.)")
-# sd-scripts' and musubi's word for a model is in these; of some the names are those of others, and not known.
-_SAID_IN = ("modelspec.architecture", "ss_base_model_version")
+# Keys with sd-scripts' and musubi's name of the model, and models not supported though their names are other families'.
+_MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
 _UNREAD = re.compile(r"hunyuan[-_]?image|hunyuan[-_]video[-_]1[-._]5|flux[._-]?3")
 
 Outlines = Mapping[str, tuple[int, int] | None]
-"""How many rows and columns the weight of each module has, where its factors say it."""
+"""Module to the rows and columns of its weight; None if they do not follow from its factors."""
 
 
 def is_ours(name: str) -> bool:
-    """Whether a tensor is called as kohya, LyCORIS, ComfyUI or XLabs call it."""
+    """Whether a tensor has a name of kohya, LyCORIS, ComfyUI or XLabs."""
     return bool(name.startswith(tuple(_PREFIXES)) or _BARE.match(name))
 
 
 def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) -> dict[str, str]:
-    """What a file has to say of its names where they and its header `known` leave open that they are `table`'s."""
+    """The header's record of the `table`, if that does not follow from the names and the header `known`."""
     inner = {stem: _prefix(stem, "")[1] for stem in outlines if not _prefix(stem, "")[0]}
     if not inner or table is None:
         return {}
@@ -53,21 +57,21 @@ def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) ->
 
 
 def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
-    """The tables that a header says are a file's; None where it says nothing that is known."""
+    """The tables that a header names; None if it names none that is known."""
     if own := tuple(table for table in tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
         return own
-    text = " ".join(metadata.get(key, "") for key in _SAID_IN).lower()
+    text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
     if _UNREAD.search(text):
         return ()
-    said = tuple(table for table in tables.TABLES if table.said and re.search(table.said, text))
-    # SDXL's modules go by the names of its checkpoint, or by diffusers'.
-    return ((tables.SD, *said) if tables.SDXL in said else said) or None
+    found = tuple(table for table in tables.TABLES if table.headers and re.search(table.headers, text))
+    # SDXL's modules have the names of its checkpoint, or diffusers'.
+    return ((tables.SD, *found) if tables.SDXL in found else found) or None
 
 
 def targets(
     outlines: Outlines, metadata: Mapping[str, str], base: BaseSpec | None, where: str
 ) -> tuple[dict[str, Reading], str]:
-    """What each module of the file is in the base's names, the model first; and by whose names it goes."""
+    """Each module of the file in the base's names, which begin with the model, and the name of the table used (or empty)."""
     split = {stem: _prefix(stem, where) for stem in outlines}
     modules = {part: _Modules(listed) for part, listed in pipeline.modules_of(base).items()}
     inner = {stem: rest for stem, (part, rest) in split.items() if not part}
@@ -80,30 +84,30 @@ def targets(
 
 
 def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], where: str) -> str:
-    """Which encoder the third is: FLUX.1 has two, of which sd-scripts numbers the second as the third."""
-    said = {chosen} if chosen else set(_tables_of(metadata) or ())
-    if said & {families.FLUX, families.XLABS}:
+    """The model of `lora_te3_`: FLUX.1 has two encoders, of which sd-scripts numbers the second as the third."""
+    families = {chosen} if chosen else set(_tables_of(metadata) or ())
+    if families & {tables.FLUX, tables.XLABS}:
         return "text_encoder_2"
-    if families.SD3 in said or "text_encoder_3" in base or stem.startswith("text_encoders."):
+    if tables.SD3 in families or "text_encoder_3" in base or stem.startswith("text_encoders."):
         return "text_encoder_3"
     if "text_encoder_2" in base:
         return "text_encoder_2"
-    reason = f"{stem!r}: the second text encoder of FLUX.1 and the third of Stable Diffusion 3 go by this name"
-    raise RefusedError(where, reason, "Give --base, the pipeline's folder, whose models settle it")
+    reason = f"{stem!r}: the name of both FLUX.1's second and Stable Diffusion 3's third text encoder"
+    raise RefusedError(where, reason, "Name the pipeline's folder as its base", code="base-required")
 
 
 def _prefix(stem: str, where: str) -> tuple[str, str]:
-    """The text encoder that a module is in, or none, and its name there."""
+    """The text encoder that a module is in, empty for other models, and its name there."""
     for prefix, part in _PREFIXES.items():
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
     if _BARE.match(stem):
         return "", _BARE.sub("", stem, count=1)
-    raise RefusedError(where, f"{stem!r}: nothing says which model it is in", f"Known: {', '.join(_PREFIXES)}")
+    raise RefusedError(where, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
 
 
 class _Modules:
-    """The modules of one model of a base, by their names and by those without dots."""
+    """The modules of one model of a base, by their names with and without dots."""
 
     def __init__(self, listed: set[str]) -> None:
         self.listed = listed
@@ -112,7 +116,7 @@ class _Modules:
             self._flat.setdefault(name.replace(".", "_"), []).append(name)
 
     def named(self, stem: str, rest: str, where: str) -> Reading | None:
-        """The one that has this name, its dots perhaps underscores; RefusedError for two."""
+        """The one with this name, in which dots may be underscores; None without one, RefusedError for two."""
         found = self._flat.get(rest.replace(".", "_"), [])
         if len(found) > 1:
             raise RefusedError(where, f"{stem!r} may be {found[0]} or {found[1]} of the base")
@@ -125,9 +129,8 @@ def _text(stem: str, part: str, rest: str, modules: _Modules | None, where: str)
     listed = (modules.named(stem, rest, where) or modules.named(stem, short, where)) if modules else None
     reading = listed or tables.TEXT.read(rest)
     if reading is None:
-        raise RefusedError(
-            where, f"{stem!r}: no module of a text encoder that is known", "Give --base, whose modules settle it"
-        )
+        what = f"{stem!r}: not a known module of a text encoder"
+        raise RefusedError(where, what, "Name its base model", code="base-required")
     return Reading((f"{part}.{reading.targets[0]}",))
 
 
@@ -138,17 +141,17 @@ def _inner(
     base: Mapping[str, _Modules],
     where: str,
 ) -> tuple[dict[str, Reading], Table | None]:
-    """What the modules of the model that is no text encoder are, and by whose names."""
+    """The modules of the model that is not a text encoder in the base's names, and the table used."""
     if not stems:
         return {}, None
     models = {part: modules for part, modules in base.items() if not part.startswith("text_encoder")}
     if len(models) == 1:
         ((part, modules),) = models.items()
         return _by_base(stems, part, modules, where)
-    said = _tables_of(metadata)
+    recorded = _tables_of(metadata)
     fits = [table for table in tables.TABLES if all(table.read(rest) for rest in stems.values())]
-    if said is not None and fits:
-        fits = [table for table in fits if table in said]
+    if recorded is not None and fits:
+        fits = [table for table in fits if table in recorded]
     if not fits:
         raise _unknown(stems, where)
     choices = _choices(fits, stems)
@@ -157,23 +160,25 @@ def _inner(
     first = next(iter(choices))
     other = next((table for table, choice in choices.items() if choice != choices[first]), None)
     if other:
-        reason = f"its names fit {first.name} and {other.name}, whose modules differ"
-        raise RefusedError(where, reason, "Give --base, whose modules settle it")
+        reason = f"its names match {first.name} and {other.name}, whose modules differ"
+        raise RefusedError(where, reason, "Name its base model", code="base-required")
     chosen = _by_prefix(choices, stems) or first
     return choices[chosen], chosen
 
 
 def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
-    """The first module that no table has, or two that no table has together."""
-    hint = "Give --base, whose modules settle it"
+    """An error with the first module that is in no table, or with two that no table has together."""
+    hint = "Name its base model"
     homes = {stem: [table for table in tables.TABLES if table.read(rest)] for stem, rest in stems.items()}
     first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
     other = next((stem for stem, several in homes.items() if several and not set(several) & set(homes[first])), None)
     if homes[first] and other:
-        reason = f"{first!r} is known of {homes[first][0].name} and {other!r} of {homes[other][0].name}, and of no model both"
-        return RefusedError(where, reason, hint)
+        reason = (
+            f"{first!r} is a module of {homes[first][0].name} and {other!r} of {homes[other][0].name}, but no model has both"
+        )
+        return RefusedError(where, reason, hint, code="base-required")
     known = ", ".join(table.name for table in tables.TABLES if not table.variant)
-    return RefusedError(where, f"{first!r}: no module that is known of an image model ({known})", hint)
+    return RefusedError(where, f"{first!r}: not a known module of an image model ({known})", hint, code="base-required")
 
 
 def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dict[str, Reading]]:
@@ -184,7 +189,7 @@ def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dic
 
 
 def _of_these_sizes(choices: Mapping[Table, dict[str, Reading]], outlines: Outlines) -> dict[Table, dict[str, Reading]]:
-    """Without the families whose modules have another ratio of rows to columns."""
+    """`choices` without the families whose modules have another ratio of rows to columns."""
     return {
         table: choice
         for table, choice in choices.items()
@@ -201,8 +206,8 @@ def _by_base(stems: Mapping[str, str], part: str, modules: _Modules, where: str)
         own = modules.named(stem, rest, where)
         different = {reading for reading in (*readings.values(), own) if reading}
         if len(different) != 1:
-            what = "names no module of the base" if not different else f"names {len(different)} modules of the base"
-            raise RefusedError(where, f"{stem!r} {what}", "" if different else "Is it the base that the adapter was made for?")
+            what = "matches no module of the base" if not different else f"matches {len(different)} modules of the base"
+            raise RefusedError(where, f"{stem!r} {what}", "" if different else "Was the adapter made for this base?")
         used &= set(readings)
         found[stem] = next(iter(readings.values()), different.pop()).of(f"{part}." if part else "")
     fits = [table for table in tables.TABLES if table in used]
@@ -210,7 +215,7 @@ def _by_base(stems: Mapping[str, str], part: str, modules: _Modules, where: str)
 
 
 def _by_prefix(fits: Iterable[Table], stems: Iterable[str]) -> Table | None:
-    """The one that writes what the names begin with, else the first."""
+    """The table that writes the prefix of the names, else the first."""
     listed, names = [*fits], [*stems]
     return next((table for table in listed if all(stem.startswith(table.prefix) for stem in names)), next(iter(listed), None))
 
@@ -219,7 +224,7 @@ Groups = dict[str, tuple[dict[str, Delta], Reading]]
 
 
 def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Table | None]:
-    """The deltas by the module they are in there, and by whose names that goes."""
+    """The deltas by the file's module that they are part of, and the table of its names."""
     inner = [target for target in adapter.deltas if not pipeline.part_of(target).startswith("text_encoder")]
     table = _table(inner, adapter, base)
     found_groups: Groups = {}
@@ -232,7 +237,7 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Table | Non
         found = own.written(rest) or tables.TEXT.written(f"text_model.{rest}") if own else None
         prefix = _te_prefix(part, table, adapter) if text else table.prefix if table else None
         if found is None or prefix is None or part == "transformer_2":
-            failed.append(f"{target}: kohya has no name for it that is known")
+            failed.append(f"{target}: not a module that kohya is known to have a name for")
             continue
         path, reading = found
         stem = f"{prefix}{path if prefix.endswith('.') else path.replace('.', '_')}"
@@ -242,23 +247,23 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Table | Non
     return found_groups, table
 
 
-# Of each family its text encoders; those of the others have no names that a tool is known to read.
+# The text encoders of each family; those of other families have no names that a tool is known to read.
 _ENCODERS = {
     tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-    families.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
-    families.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
+    tables.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
+    tables.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
 }
 
 
 def _te_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
-    """How the modules of a text encoder begin; None where no tool is known to read them."""
+    """The prefix of a text encoder's modules; None if no tool is known to read them."""
     if table in (tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
         return "lora_te_" if part == "text_encoder" else None
     return _ENCODERS.get(tables.SDXL if table is None else table, {}).get(part)
 
 
 def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """By whose names the tools for this model know its modules."""
+    """The table with whose names the tools for this model read its modules."""
     if not targets:
         return None
     bare = [target.partition(".")[2] for target in targets]
@@ -267,23 +272,25 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
     if not fits:
         written = [table.written for table in tables.TABLES if table.part == part]
         unknown = [target for target, rest in zip(targets, bare, strict=True) if not any(find(rest) for find in written)]
-        raise refused("kohya", [f"{target}: kohya has no name for it that is known" for target in unknown or targets])
+        raise refused(
+            "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
+        )
     own = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
     if named := next((table for table in fits if table.name == own), None):
         return named
     usual = [table for table in fits if not table.variant]
     if len(usual) == 1 and not usual[0].shared:
         return usual[0]
-    said = _said(bare, adapter, base)
-    if said in usual:
-        return said
-    known = " and ".join("Qwen-Image" if table is families.TRANSFORMER else table.name for table in usual)
-    hint = "Give --base, the model's or pipeline's folder, whose config says which it is"
-    raise RefusedError("kohya", f"its modules may be those of {known} or of another, which kohya calls otherwise", hint)
+    found = _family(bare, adapter, base)
+    if found in usual:
+        return found
+    known = " and ".join("Qwen-Image" if table is tables.TRANSFORMER else table.name for table in usual)
+    what = f"its modules may be those of {known} or of another model, which have different names in kohya"
+    raise RefusedError("kohya", what, "Name the folder of the model or pipeline as its base", code="base-required")
 
 
-def _said(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """What the base, the source's header or the modules say of the model."""
+def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
+    """The table of the model by the base, the source's header or the modules; None if they do not determine it."""
     name = base.architecture if base else ""
     if own := next((table for table in tables.TABLES if table.classes and re.match(table.classes, name)), None):
         return own
@@ -291,7 +298,7 @@ def _said(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table
     if named:
         return tables.SDXL if tables.SDXL in named else named[0]
     if any(".img_m" in path or ".txt_m" in path for path in bare):
-        return families.TRANSFORMER
+        return tables.TRANSFORMER
     modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
     if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL
@@ -299,5 +306,58 @@ def _said(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
-    """SDXL alone embeds sizes and has transformers of several blocks."""
+    """Whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
     return any("add_embedding." in path or re.search(r"\.transformer_blocks\.[1-9]", path) for path in paths)
+
+
+# ---- Models of a pipeline
+
+
+def of_images(targets: Iterable[str]) -> bool:
+    """Whether these are modules of image models and not of a language model."""
+    plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
+    likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
+    return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
+
+
+def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
+    """The adapter under the names of `base`: targets begin with the model for a pipeline, and do not for one model."""
+    if base is not None and pipeline.is_pipeline(base):
+        return named(adapter, base, where)
+    part = pipeline.of_base(base)
+    if not part or base is None or not adapter.meta.parts:
+        return adapter
+    if others := sorted({other for other in adapter.meta.parts if other != part}):
+        what = f"it acts on {' and '.join(sorted(adapter.meta.parts))}, but the base is a {base.architecture}"
+        hint = "Name the pipeline's folder, which has a model_index.json" if part in adapter.meta.parts else ""
+        raise RefusedError(where, what, hint or f"Name the {others[0]} as the base")
+    return pipeline.without_part(adapter, part)
+
+
+def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
+    """The adapter with targets that begin with the model: the one in its header, the base, or the one that has such modules."""
+    if adapter.meta.parts:
+        return adapter
+    header = adapter.source.metadata if adapter.source else adapter.meta.header
+    recorded = header.get(pipeline.PART_KEY, "")
+    part = recorded if recorded in PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, where)
+    deltas = {f"{part}.{target}": delta for target, delta in adapter.deltas.items()}
+    meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.own_header(adapter))
+    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
+
+
+def _part_by_modules(targets: Iterable[str], where: str) -> str:
+    parts: set[str] = set()
+    for target in targets:
+        found = {table.part for table in tables.TABLES if table.part and table.written(target)}
+        if tables.TEXT.written(target):
+            what = f"{target} may be in any text encoder of a pipeline"
+            raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
+        if len(found) != 1:
+            what = f"{target}: not a known module of an image model"
+            raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
+        parts |= found
+    if len(parts) > 1:
+        what = f"it has modules of {' and '.join(sorted(parts))}"
+        raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
+    return parts.pop() if parts else "unet"

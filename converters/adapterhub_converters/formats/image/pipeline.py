@@ -1,63 +1,58 @@
-"""The models of a pipeline: which one a target is in, as diffusers says it (`unet.`, `transformer.`, `text_encoder.`, …).
+"""The models of a pipeline that an adapter acts on, and the headers that it preserves.
 
-An adapter of image models may act on several models at once. Its targets then begin with the name of each, as in
-diffusers' own files, and `Meta.parts` says which they are. PEFT knows one model and no such name: it is taken off where
-there is one model alone, kept in the header, and several are refused.
+An adapter of image models may act on several models at once. Its targets then begin with the name of the model, as in
+diffusers' own files (`unet.`, `transformer.`, `text_encoder.`, …), and `Meta.parts` lists the models. PEFT has one
+model and no such name: for a single model it is removed and stored in the header; several are refused.
+
+A PEFT source's config is stored in the header of a file that has its tensors under other names, so that the way back
+is exact. As in the other formats (`source_config`) it belongs to a payload by its digest, and is checked against what
+the file computes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, refuse_conditions
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, Source, beyond_deltas
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.pipeline import PARTS
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import RefusedError, refused
-
-from . import tables
+from adapterhub_converters.errors import FormatError, refused
+from adapterhub_converters.formats import peft, source_config
 
 PART_KEY, HEADER_KEY, NAMES_KEY = "adapterhub.part", "adapterhub.header", "adapterhub.names"
-"""Keys of a header's metadata: which model of a pipeline an adapter is for, the source's own header, whose names it had."""
+"""Keys of a header's metadata: the model that an adapter is for, the source's own header, and the table of its names."""
 
 _CLASSES = {
     "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2",
 }  # fmt: skip
 
-# Z-Image's MLP, which Meta's own Llama calls alike.
-_LLAMA_TOO = re.compile(r"layers\.[0-9]+\.feed_forward\.")
-
 
 def part_of(target: str) -> str:
-    """The model that a target which begins with one is in; empty without."""
+    """The model that a target begins with; empty if it begins with none."""
     first = target.partition(".")[0]
     return first if first in PARTS else ""
 
 
-def of_images(targets: Iterable[str]) -> bool:
-    """Whether these are modules of image models and of no language model."""
-    plain = (target.removeprefix(f"{part_of(target)}.") for target in targets)
-    likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
-    return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
-
-
 def of_base(base: BaseSpec | None) -> str:
-    """Which model of a pipeline a base is; empty for a whole pipeline, for none and for one that isn't known."""
+    """The name in a pipeline of a base that is one model; empty for a pipeline, an unknown model, and None."""
     if base is None or is_pipeline(base):
         return ""
     return "transformer" if "Transformer" in base.architecture else _CLASSES.get(base.architecture, "")
 
 
 def is_pipeline(base: BaseSpec) -> bool:
-    """Whether a base is several models."""
+    """Whether a base is a pipeline of several models."""
     return base.architecture.endswith("Pipeline")
 
 
 def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
-    """Of each model in a base its modules, by their paths there; empty without weights."""
+    """Model to the paths of its modules, for each model of a base; empty without weights."""
     found: dict[str, set[str]] = {}
     for name in (base.tensors or base.derived or base.names) if base else ():
         module, _, kind = name.rpartition(".")
@@ -68,7 +63,7 @@ def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
 
 
 def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
-    """The shape of a target's weight in a base, by its name with or without the model."""
+    """The shape of a target's weight in a base; the target's name may begin with the model."""
     if base is None:
         return None
     own = target if is_pipeline(base) else target.removeprefix(f"{of_base(base)}.")
@@ -76,21 +71,8 @@ def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
     return tuple(tensor.shape) if tensor else None
 
 
-def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """An adapter in the names of `base`: of a pipeline the model before every target, of one model none."""
-    if base is not None and is_pipeline(base):
-        return named(adapter, base, where)
-    part = of_base(base)
-    if not part or base is None or not adapter.meta.parts:
-        return adapter
-    if others := sorted({other for other in adapter.meta.parts if other != part}):
-        what = f"it acts on {' and '.join(sorted(adapter.meta.parts))}, and the base is a {base.architecture}"
-        hint = "Give the pipeline's folder, which has a model_index.json" if part in adapter.meta.parts else ""
-        raise RefusedError(where, what, hint or f"Give the {others[0]} as the base")
-    return _stripped(adapter, part)
-
-
-def _stripped(adapter: Adapter, part: str) -> Adapter:
+def without_part(adapter: Adapter, part: str) -> Adapter:
+    """The adapter of the one model `part`, with targets that do not begin with it; the header records it."""
     header = {**adapter.meta.header, PART_KEY: part}
     meta = dataclasses.replace(adapter.meta, parts=(), header=header)
     deltas = {target.removeprefix(f"{part}."): delta for target, delta in adapter.deltas.items()}
@@ -98,81 +80,124 @@ def _stripped(adapter: Adapter, part: str) -> Adapter:
 
 
 def one_model(adapter: Adapter) -> Adapter:
-    """The adapter for a format that knows one model and no name of it; RefusedError names the targets of any other."""
+    """The adapter for a format that has one model and no name for it; RefusedError names the targets of other models."""
     parts = adapter.meta.parts
     if not parts:
         return adapter
     here = {part_of(target) for target in adapter.deltas}
     if len(here) < 2:
-        return _stripped(adapter, next(iter(here), parts[0]))
-    kept = next(part for part in PARTS if part in here)
-    others = [target for target in sorted(adapter.deltas) if part_of(target) != kept]
-    hint = f"Convert one model at a time: --allow-drop '{part_of(others[0])}.*'"
-    raise refused(
-        "", [f"{target}: the adapter acts on {' and '.join(sorted(here))}, and PEFT has one model" for target in others], hint
-    )
+        return without_part(adapter, next(iter(here), parts[0]))
+    first = next(part for part in PARTS if part in here)
+    others = [target for target in sorted(adapter.deltas) if part_of(target) != first]
+    reasons = [f"{target}: the adapter acts on {' and '.join(sorted(here))}, but PEFT has one model" for target in others]
+    raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(others[0])}.*")
 
 
-def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter with the model before every target: the one it says, the base, or the one that has such modules."""
-    if adapter.meta.parts:
-        return adapter
-    header = adapter.source.metadata if adapter.source else adapter.meta.header
-    said = header.get(PART_KEY, "")
-    part = said if said in PARTS else of_base(base) or _known(adapter.deltas, where)
-    deltas = {f"{part}.{target}": delta for target, delta in adapter.deltas.items()}
-    meta = dataclasses.replace(adapter.meta, parts=(part,), header=own_header(adapter))
-    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
+def problems(adapter: Adapter, where: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
+    """Reasons why a format of image models cannot express an adapter.
 
-
-def _known(targets: Iterable[str], where: str) -> str:
-    hint = "Give --base, the folder of the model (unet, transformer, text_encoder) that it is for"
-    parts: set[str] = set()
-    for target in targets:
-        found = {table.part for table in tables.TABLES if table.part and table.written(target)}
-        if tables.TEXT.written(target):
-            raise RefusedError(where, f"{target} may be in any text encoder of a pipeline", hint)
-        if len(found) != 1:
-            raise RefusedError(where, f"{target}: no module that is known of an image model", hint)
-        parts |= found
-    if len(parts) > 1:
-        raise RefusedError(where, f"it has modules of {' and '.join(sorted(parts))}", hint)
-    return parts.pop() if parts else "unet"
-
-
-def problems(adapter: Adapter, whose: str, of: Callable[[Delta], str]) -> Iterator[str]:
-    """What the words of a format of image models do not say; `of` says it of a delta, empty for nothing."""
-    if adapter.meta.init != "default":
-        yield f"its factors began as {adapter.meta.init}, which changed the base when training began"
-    try:
-        refuse_conditions(adapter)
-    except RefusedError as error:
-        yield f"{error.where}: {error.what}"
-    if not adapter.deltas:
-        yield "there is no low-rank delta to write"
-    yield from (f"{name}: a replaced parameter cannot be said in {whose} words" for name in sorted(adapter.replaced))
-    yield from (f"{target}: replaced rows cannot be said in {whose} words" for target in sorted(adapter.rows))
+    Args:
+        adapter: The adapter.
+        where: `kohya's format` or the like.
+        problem_of: The reason why it cannot express a delta; empty if it can.
+    """
+    yield from beyond_deltas(adapter, where)
     for target, delta in sorted(adapter.deltas.items()):
-        if what := of(delta):
+        if what := problem_of(delta):
             yield f"{target}: {what}"
         elif isinstance(delta, LowRank) and delta.transposed_base:
-            yield f"{target}: a module whose weight is stored transposed, as no image model's is"
+            yield f"{target}: its weight is stored transposed, which image models do not do"
 
 
 def own_header(adapter: Adapter) -> dict[str, str]:
-    """What an adapter carries on of its source's header."""
+    """The entries of the source's header that an adapter preserves."""
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     return {key: header[key] for key in (HEADER_KEY, NAMES_KEY) if key in header}
 
 
 def carried_header(metadata: Mapping[str, str], names: str = "") -> dict[str, str]:
-    """What to carry on of a file's header, and by whose names its modules went."""
-    kept = {key: text for key, text in metadata.items() if not key.startswith("adapterhub.")}
+    """The entries to preserve of a file's header, and the table of its names."""
+    foreign = {key: text for key, text in metadata.items() if not key.startswith("adapterhub.")}
     names = names or metadata.get(NAMES_KEY, "")
-    return {HEADER_KEY: json.dumps(kept, separators=(",", ":"))} | ({NAMES_KEY: names} if names else {})
+    return {HEADER_KEY: json.dumps(foreign, separators=(",", ":"))} | ({NAMES_KEY: names} if names else {})
 
 
 def header_again(adapter: Adapter, where: str) -> dict[str, str]:
-    """The source's own header, as it was."""
+    """The source's own header, as it was; empty without one."""
     text = own_header(adapter).get(HEADER_KEY)
     return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, where).items()}
+
+
+# ---- The source's config
+
+
+_TARGETS = "adapterhub.source.targets"
+
+
+def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The metadata for a file with `tensors`, if the source is PEFT; `names` are the file's targets to the source's.
+
+    Empty for a PEFT folder that was written from such a file: it is rewritten from the folder alone.
+    """
+    source = adapter.source
+    if source is None or source.format != "peft":
+        return {}
+    if HEADER_KEY in source.metadata and source.config == peft.config_text(adapter):
+        return {}
+    targets = {ours: [own, adapter.deltas[own].r] for ours, own in sorted(names.items())}
+    found = source_config.keys(adapter, [], source_config.payload_digest(dict(sorted(tensors.items()))))
+    return {**found, _TARGETS: json.dumps(targets, separators=(",", ":"))}
+
+
+def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+    """The source's own adapter, if its config is in the file and belongs to these tensors; else `adapter`."""
+    if not source_config.is_there(metadata):
+        return adapter
+    if _TARGETS not in metadata or not source_config.belongs(
+        metadata, source_config.payload_digest(dict(sorted(tensors.items())))
+    ):
+        return dataclasses.replace(adapter, notes=(*adapter.notes, source_config.IGNORED))
+    deltas: dict[str, Delta] = {}
+    for ours, row in json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}").items():
+        match row:
+            case [str(own), int(r)] if ours in adapter.deltas and 0 < r <= adapter.deltas[ours].r and own not in deltas:
+                deltas[own] = _of_rank(adapter.deltas[ours], r)
+            case _:
+                raise FormatError(where, f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}")
+    rows = json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}")
+    if lacking := [
+        ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
+    ]:
+        raise FormatError(where, f"adapterhub.source.targets lacks {lacking[0]!r}")
+    text, header = str(metadata.get("adapterhub.source.config", "")), _map(metadata, "metadata", where)
+    named = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
+    own_names = _map(metadata, "names", where)
+    state = {own_names.get(name, name): tensor for name, tensor in named.items()}
+    if len(state) < len(named):
+        raise FormatError(where, "the source's config gives two tensors one name")
+    found = peft.parse(text, state, header, where=where)
+    if set(found.deltas) != set(deltas):
+        raise FormatError(where, "the source's config gives the tensors other names")
+    for own, delta in found.deltas.items():
+        if not math.isclose(delta.scaling, deltas[own].scaling, rel_tol=1e-6, abs_tol=0.0 if delta.scaling else 1e-25):
+            raise FormatError(
+                where, f"{own}: the scale is {deltas[own].scaling:g} in the file and {delta.scaling:g} in the source's config"
+            )
+    return found
+
+
+def _of_rank(delta: Delta, r: int) -> Delta:
+    """The pair without the zeros that it was padded with, of rank `r`."""
+    if not isinstance(delta, LowRank) or r == delta.r:
+        return delta
+    if np.any(delta.lora_A[r:]) or np.any(delta.lora_B[:, r:]):
+        return delta
+    lora_A, lora_B = np.ascontiguousarray(delta.lora_A[:r]), np.ascontiguousarray(delta.lora_B[:, :r])
+    return dataclasses.replace(delta, lora_A=lora_A, lora_B=lora_B, alpha=delta.alpha * r / delta.r)
+
+
+def _map(metadata: Mapping[str, str], key: str, where: str) -> dict[str, str]:
+    found = json_file.parse_object(metadata.get(f"adapterhub.source.{key}", "{}"), f"{where}: adapterhub.source.{key}")
+    if not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(where, f"adapterhub.source.{key} is not a map of text to text")
+    return found

@@ -1,7 +1,7 @@
-"""One family's table: what a trainer calls the modules of a model, and what diffusers does.
+"""The table of one family of models: a trainer's names of the modules, and diffusers'.
 
-A table is closed: a name is in it or it isn't known. `N` in a path stands for a number. Trainers that follow sd-scripts write
-`_` for `.`, which loses where a name ends and the next begins; a table gives it back.
+A table is closed: a name is in it or unknown. `N` in a path stands for a number. Trainers that follow sd-scripts write `_` for
+`.`, so that the boundaries of names are lost; a table recovers them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Reading:
-    """What a trainer's module is: one module of the base, or several whose rows it has one below the other.
+    """A trainer's module: one module of the base, or several whose rows are concatenated.
 
     Attributes:
         targets: The base's modules.
-        swapped: Whether the two halves of its rows are in each other's place; of a module with `halves`, only where it has
-            that many rows for each column.
-        ratio: How many rows it has for each column in every model of the family, if that is so.
-        shares: How its rows are shared out to `targets`.
+        swapped: Whether the two halves of its rows are swapped; for a module with `halves`, only if it has that many rows per
+            column.
+        ratio: The number of rows per column, if it is the same in every model of the family.
+        shares: The proportions of the rows of `targets`.
         halves: See `swapped`.
     """
 
@@ -33,50 +33,50 @@ class Reading:
     halves: Fraction | None = field(default=None, compare=False)
 
     def filled(self, numbers: tuple[str, ...]) -> Reading:
-        """The same with numbers for every `N`."""
+        """A copy with numbers for every `N`."""
         return replace(self, targets=tuple(_filled(target, numbers) for target in self.targets))
 
     def of(self, prefix: str) -> Reading:
-        """The same with a prefix before its targets."""
+        """A copy with a prefix before its targets."""
         return replace(self, targets=tuple(f"{prefix}{target}" for target in self.targets))
 
     def excludes(self, outline: tuple[int, int] | None) -> bool:
-        """Whether a module of so many rows and columns cannot be this one."""
+        """Whether a module of that many rows and columns cannot be this one."""
         return self.ratio is not None and outline is not None and Fraction(*outline) != self.ratio
 
     def is_turned(self, rows: int, columns: int) -> bool:
-        """Whether the halves of this many rows are in each other's place."""
+        """Whether the halves of that many rows are swapped."""
         return self.swapped and (self.halves is None or Fraction(rows, columns) == self.halves)
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The modules of one family of models: a trainer's path to the base's.
+    """The modules of one family of models.
 
     Attributes:
-        name: What people call the family.
-        part: Which model of a pipeline it names.
-        modules: Path, or pattern of paths, to the base's.
-        prefix: What stands before a name that is written; one that ends in a dot keeps its dots.
-        said: What headers call the family, a pattern.
-        classes: What diffusers calls its models and pipelines, a pattern of the beginning.
-        writes: Whether the tools that read these names read no others.
+        name: The family's common name.
+        part: The model of a pipeline that it names.
+        modules: A trainer's path, or pattern of paths, to the base's modules.
+        prefix: The prefix of a name that is written; one that ends in a dot has the dots of names preserved.
+        headers: A pattern of the family's names in headers.
+        classes: A pattern of the beginning of diffusers' names of its models and pipelines.
+        writes: Whether the table is used for writing: the tools that read these names read no others.
         variant: Whether another table of the family is the one to write, unless the source had these names.
-        shared: Whether other families have modules of the same names, so that names alone don't say the family.
+        shared: Whether other families have modules of the same names, so that names alone do not determine the family.
     """
 
     name: str
     part: str
     modules: Mapping[str, Reading]
     prefix: str = "lora_unet_"
-    said: str = ""
+    headers: str = ""
     classes: str = ""
     writes: bool = True
     variant: bool = False
     shared: bool = False
 
     def read(self, stem: str) -> Reading | None:
-        """What `stem`, its dots perhaps underscores, names."""
+        """The module that `stem` names, in which dots may be underscores; None if it is not in the table."""
         for pattern, reading in self._patterns.get(_shape(stem.replace(".", "_")), ()):
             match = pattern.fullmatch(stem)
             if match:
@@ -84,7 +84,7 @@ class Table:
         return None
 
     def written(self, target: str) -> tuple[str, Reading] | None:
-        """The trainer's path that has `target` in it, and all that is in it."""
+        """The trainer's path of the module that contains `target`, and that module; None if it is not in the table."""
         for pattern, path, reading in self._inverse.get(_shape(target), ()):
             match = pattern.fullmatch(target)
             if match:
@@ -108,7 +108,7 @@ class Table:
 
 
 def _shape(path: str) -> str:
-    """A path without its numbers: of the few that share it one may match."""
+    """A path without its numbers, as a key: only the few entries with the same one are matched."""
     return _NUMBER.sub("#", path)
 
 
@@ -131,10 +131,10 @@ def joined(stem: str, ends: str) -> list[str]:
 
 
 def own(*paths: str) -> dict[str, Reading]:
-    """Modules that the trainer calls what diffusers does."""
+    """Modules with the same name in the trainer and in diffusers."""
     return {path: Reading((path,)) for path in paths}
 
 
 def renamed(pairs: Iterable[tuple[str, str]]) -> dict[str, Reading]:
-    """Modules that are one of diffusers' each, by another name."""
+    """Modules that are one of diffusers' each, under another name."""
     return {theirs: Reading((ours,)) for theirs, ours in pairs}

@@ -1,15 +1,14 @@
-"""PEFT: `adapter_config.json` beside `adapter_model.safetensors`."""
+"""PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
 
-from .config import CONFIG, INERT, READ, residual_init, saved_modules
+from .config import CONFIG, INDEX, INERT, READ, WEIGHTS, residual_init
 from .config import check as check_config
-from .config import text as config_text
-from .keys import classify
+from .keys import classify, state_dict
 from .quirks import alpha_is_rank
-from .reader import INDEX, WEIGHTS, nested, parse, read, read_shapes, sniff, weight_files
-from .state_dict import state_dict
-from .writer import write
+from .reader import config_of, nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
+from .writer import config_text, saved_modules, write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_text", "nested",
-    "parse", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict", "weight_files", "write",
+    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_of", "config_text",
+    "nested", "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict",
+    "weight_files", "write",
 ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""`target_parameters`: LoRA on parameters that hold all experts of a layer, in the layouts that peft has saved them in.
+"""`target_parameters`: LoRA on parameters with all experts of a layer, in the layouts that versions of peft save.
 
 For a parameter `(experts, d1, d2)` the file has A `(r * experts, ·)`, experts slow, and B `(·, r * experts)`, experts
-fast (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 goes with which factor changed from version to
-version: A has the columns the expert reads since 0.19.1, the other ones in 0.19.0, and d1's before that. A file whose
-factors are in each other's place is called *turned* here. What tells: the base's shape; the shapes of gate_up_proj
-and down_proj together, as one's output is the other's input; and then peft_version.
+fast (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 belongs to which factor changed between
+versions: A has the expert's input columns since 0.19.1, the others in 0.19.0, and d1's before that. A file with the
+two factors swapped is called *turned* here. It is recognized by the base's shape; by the shapes of gate_up_proj and
+down_proj together, as the output of one is the input of the other; and then by peft_version.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from adapterhub_converters.errors import FormatError, RefusedError
 
 # The order in which transformers' expert modules define their parameters: peft wraps the first innermost.
 _ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-# Bases that store `(experts, in, out)`, and those among them that say so (`is_transposed`).
+# Bases that store `(experts, in, out)`; the first set declares it (`is_transposed`).
 _FLAGGED = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
 _UNFLAGGED = {"llama4", "llama4_text"}
-_UNFLAGGED_MODULE = "feed_forward.experts"  # llama4's, and nobody else's
-WRITTEN = "0.19.1"  # the peft_version to write: the first of the layout that is written
+_UNFLAGGED_MODULE = "feed_forward.experts"  # llama4 alone
+WRITTEN = "0.19.1"  # the peft_version to write: the first with the layout that is written
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Halves:
-    """The two factors of a stack as a file has them, and the rank of one expert."""
+    """The two factors of a stack in the file's layout, and the rank of one expert."""
 
     lora_A: np.ndarray
     lora_B: np.ndarray
@@ -39,23 +39,23 @@ class Halves:
 
     @property
     def experts(self) -> int:
-        """How many experts there are."""
+        """The number of experts."""
         return int(self.lora_A.shape[0]) // self.r
 
 
 def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
-    """The parameters of one module to the names by which peft wraps them: the first innermost, `.base_layer` each."""
+    """The parameters of one module to the names of peft's wrappers: the first innermost, one `.base_layer` per level."""
     ordered = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     unknown = [name for name in ordered if name not in _ORDER]
     if unknown and len(ordered) > 1:
         raise RefusedError(
-            module, f"target_parameters {', '.join(ordered)}: which is the outer one isn't known for {unknown[0]}"
+            module, f"target_parameters {', '.join(ordered)}: the order of the wrappers of {unknown[0]} is unknown"
         )
     return {name: module + ".base_layer" * (len(ordered) - 1 - depth) for depth, name in enumerate(ordered)}
 
 
 def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> dict[str, str]:
-    """The wrapped names in a file to the parameters that `target_parameters` means by them."""
+    """The wrapped names in a file to the parameters that `target_parameters` means."""
     wanted = config.get("target_parameters") or []
     if not isinstance(wanted, list) or not all(isinstance(name, str) and name for name in wanted):
         raise FormatError(where, '"target_parameters" is not a list of names')
@@ -68,7 +68,7 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
         owned = {entry.rpartition(".")[2] for entry in wanted if _owns(module, entry.rpartition(".")[0], deepest)}
         if not owned:
             if deepest:
-                raise RefusedError(where, f"{module}.base_layer has a delta, and target_parameters does not say of what")
+                raise RefusedError(where, f"{module}.base_layer has a delta, but target_parameters does not name its parameter")
             continue
         if len(owned) != deepest + 1:
             if deepest or len(owned) > 1:
@@ -80,25 +80,25 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
 
 
 def _owns(module: str, owner: str, deepest: int) -> bool:
-    # peft writes a parameter's bare name for transformers 5's experts: it owns whatever module has such a parameter.
+    # For transformers 5's experts peft writes a parameter's bare name, which matches every module with such a parameter.
     if not owner:
         return bool(deepest) or module.endswith(".experts")
     return module == owner or module.endswith(f".{owner}")
 
 
 def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, where: str) -> Halves:
-    """The two factors of a stack, checked against the rank in the config, which alone says how many experts there are."""
+    """The two factors of a stack, checked against the rank in the config, from which alone the number of experts follows."""
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise FormatError(where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
     if 0 in lora_A.shape or 0 in lora_B.shape:
-        raise FormatError(where, f"{target}: an empty tensor, as ZeRO-3 saves when weights were not gathered")
+        raise FormatError(where, f"{target}: an empty tensor, as ZeRO-3 saves if weights were not gathered")
     if r < 1 or lora_A.shape[0] % r:
-        raise FormatError(where, f"{target}: {lora_A.shape[0]} rows of lora_A are not those of whole experts of rank {r}")
+        raise FormatError(where, f"{target}: {lora_A.shape[0]} rows of lora_A are not a multiple of the rank {r}")
     return Halves(lora_A, lora_B, r)
 
 
 def turned(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, where: str) -> bool:
-    """Whether the file holds the factors of a stack in each other's place."""
+    """Whether the file has the two factors of a stack swapped; RefusedError if nothing determines it."""
     stack = stacks[target]
     by_shape = _by_base(target, stack, base)
     if by_shape is None:
@@ -108,12 +108,13 @@ def turned(target: str, stacks: Mapping[str, Halves], version: object, base: Bas
     by_version = _by_version(target, _parsed(version), base)
     if by_version is None:
         what = f"{target}: which factor of the experts is which depends on how the base stores them"
-        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", "Give --base")
+        hint = "Name its base model"
+        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", hint, code="base-required")
     return by_version
 
 
 def transposed_base(stack_turned: bool, version: object, base: BaseSpec | None) -> bool | None:
-    """Whether the base stores `(experts, in, out)`, if anything says so."""
+    """Whether the base stores `(experts, in, out)`; None if nothing determines it."""
     if base is not None and base.model_type:
         return base.model_type in _FLAGGED | _UNFLAGGED
     known = _parsed(version)
@@ -130,7 +131,7 @@ def _by_base(target: str, stack: Halves, base: BaseSpec | None) -> bool | None:
 
 
 def _by_neighbor(target: str, stacks: Mapping[str, Halves]) -> bool | None:
-    """gate_up_proj gives two of what down_proj reads, and down_proj gives what gate_up_proj reads."""
+    """By the other parameter: gate_up_proj has twice down_proj's inputs as outputs, and down_proj has gate_up_proj's inputs."""
     module = target.rpartition(".")[0]
     up, down = stacks.get(f"{module}.gate_up_proj"), stacks.get(f"{module}.down_proj")
     if up is None or down is None or not target.endswith(("gate_up_proj", "down_proj")):
@@ -156,7 +157,7 @@ def _parsed(version: object) -> tuple[int, int, int] | None:
 
 
 def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, transposed: bool | None) -> StackedLowRank:
-    """The canonical delta of what a file holds."""
+    """The canonical delta of a stack in the file's layout."""
     rows = stack.lora_A.reshape(stack.experts, stack.r, -1)  # (experts, r, columns of A)
     columns = stack.lora_B.reshape(-1, stack.r, stack.experts).transpose(2, 0, 1)  # (experts, rows of B, r)
     lora_A, lora_B = (columns.swapaxes(1, 2), rows.swapaxes(1, 2)) if is_turned else (rows, columns)
@@ -176,12 +177,12 @@ def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np
 
 
 def written_turned(target: str) -> bool:
-    """Whether the newest peft expects this stack turned: where a base stores `(in, out)` and does not say so."""
+    """Whether the newest peft expects this stack turned: if the base stores `(in, out)` and does not declare it."""
     return target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
 def by_module(targets: Sequence[str]) -> dict[str, str]:
-    """Stacked targets to the names by which peft wraps them."""
+    """Stacked targets to the names of peft's wrappers."""
     modules: dict[str, list[str]] = {}
     for target in targets:
         module, _, parameter = target.rpartition(".")

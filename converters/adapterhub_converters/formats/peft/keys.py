@@ -1,15 +1,20 @@
-"""What the name of a tensor in a PEFT file says, and the name that PEFT itself would give it.
+"""Names of tensors in a PEFT file: parsed when reading, and given as PEFT gives them when writing.
 
 Trainers leave their wrappers in the names: a doubled `base_model.model.`, `_orig_mod.` of torch.compile, `module.` of
-DistributedDataParallel, the adapter's own name. PEFT skips such a tensor without a word; here they are taken off.
+DistributedDataParallel, the adapter's own name. PEFT silently skips such a tensor; here the wrappers are removed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+
+from adapterhub_converters.adapter import AdaLora, Adapter, Delta, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, Vera
 from adapterhub_converters.errors import FormatError, RefusedError
+
+from . import experts
 
 PREFIX = "base_model.model."
 # Components that wrappers insert anywhere (torch.compile, FSDP, activation checkpointing).
@@ -20,7 +25,7 @@ _PARTS = (
 )
 _NAMED = re.compile(rf"\.({_PARTS})\.(?!weight$|bias$)([^.]+)((?:\.[^.]+)*)$")
 
-# Suffix of a key to the part of a delta it is (FORMATS: state-dict keys; peft, `utils/save_and_load.py`).
+# Suffix of a key to its part of a delta (peft, `utils/save_and_load.py`).
 _SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -29,17 +34,18 @@ _SUFFIXES = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_B.bias": "bias",
 }
-# Bare names of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
+# Names without a suffix, of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
 _BARE = re.compile(r"\.(lora_A|lora_B|lora_E|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_lambda_[bd])$")
-# VeRA's projections, which all modules share and which therefore hang on no module.
+# VeRA's projections, which all modules share.
 SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
 _ROWS = ".token_adapter.trainable_tokens_delta"
-# A copy of the base's weight under a wrapper of peft's, by the names its wrappers have for what they wrap.
+# A copy of the base's weight, by the names that peft's wrappers have for what they wrap.
 _COPY = re.compile(r"^(.+?)(?:\.token_adapter)?\.(?:base_layer|original_module)\.(weight|bias)$")
 
 
 def classify(key: str) -> tuple[str, str, str]:
-    """What a tensor is: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter), `shared`, or `unknown`."""
+    """The kind, name and part of a tensor: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter),
+    `shared`, or `unknown`."""
     if native(key) in SHARED:
         return "shared", SHARED[native(key)], ""
     name = native(key).removeprefix(PREFIX)
@@ -63,13 +69,13 @@ def _whole(name: str) -> tuple[str, str, str] | None:
         return None
     copy = _COPY.match(name)
     if copy:
-        # Biases are trained where they stand (bias="all"); the weight under a delta is frozen.
+        # Biases are trained in place (bias="all"); the weight under a delta is frozen.
         return "copy" if copy.group(2) == "weight" else "replaced", f"{copy.group(1)}.{copy.group(2)}", ""
     return ("replaced", name, "") if ".base_layer." not in name else None
 
 
 def native(key: str) -> str:
-    """The name that peft saves this tensor by, without what trainers put around it."""
+    """The name by which peft saves this tensor, without trainers' wrappers."""
     parts = [part for part in key.split(".") if part not in _WRAPPERS]
     while parts[:1] == ["module"]:
         parts = parts[1:]
@@ -84,13 +90,18 @@ def native(key: str) -> str:
 
 
 def adapter_name(key: str) -> str | None:
-    """The adapter's own name in a key, where there is one: `default` in `….lora_A.default.weight`."""
+    """The adapter's own name in a key: `default` in `….lora_A.default.weight`, None without one."""
     found = _NAMED.search(key)
     return found.group(2) if found else None
 
 
 def cleaned(keys: Mapping[str, object], where: str) -> tuple[dict[str, str], list[str]]:
-    """peft's name of every tensor to its name in the file; and what is worth saying of the difference."""
+    """peft's name of every tensor to its name in the file, and notes on the difference.
+
+    Raises:
+        FormatError: Two keys are the same tensor.
+        RefusedError: There are several adapters.
+    """
     found: dict[str, str] = {}
     for key in keys:
         name = native(key)
@@ -105,3 +116,71 @@ def cleaned(keys: Mapping[str, object], where: str) -> tuple[dict[str, str], lis
     if odd:
         notes.append(f"{len(odd)} tensors have names that peft would skip: {odd[0][1]} is read as {odd[0][0]}")
     return found, notes
+
+
+# ---- Writing
+
+
+What = tuple[str, str, str]
+"""A tensor of an adapter by kind, name and part, as `classify` returns them."""
+
+
+def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
+    """The tensors under the names and in the layouts by which peft saves them."""
+    names = tensor_names(adapter)
+    turned = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
+    return {names[what]: tensor for what, tensor in _tensors(adapter, turned)}
+
+
+# The name of a part in `Delta.parts` to its name in `classify` and the suffix of its key.
+_ENDS = {
+    "lora_A": ("A", ".lora_A.weight"), "lora_B": ("B", ".lora_B.weight"),
+    "magnitude": ("magnitude", ".lora_magnitude_vector"), "bias": ("bias", ".lora_B.bias"),
+}  # fmt: skip
+_EMBEDDING_ENDS = {
+    **_ENDS, "lora_A": ("embedding_A", ".lora_embedding_A"), "lora_B": ("embedding_B", ".lora_embedding_B"),
+}  # fmt: skip
+
+
+def _end(delta: Delta, part: str) -> tuple[str, str]:
+    if isinstance(delta, AdaLora | Hadamard | Kronecker | Vera):
+        return part, f".{part}"
+    return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
+
+
+def tensor_names(adapter: Adapter) -> dict[What, str]:
+    """The name in a PEFT file of every tensor of an adapter."""
+    stacks = experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
+    names: dict[What, str] = {}
+    for target, delta in adapter.deltas.items():
+        for part, _ in delta.parts():
+            label, end = _end(delta, part)
+            names["pair", target, label] = PREFIX + stacks.get(target, target) + end
+    for name in adapter.replaced:
+        names["replaced", name, ""] = PREFIX + _under_delta(name, adapter)
+    for name in adapter.copies:
+        names["copy", name, ""] = PREFIX + ".base_layer.".join(name.rsplit(".", 1))
+    names |= {("shared", name, ""): key for key, name in SHARED.items() if name in adapter.shared}
+    for target in adapter.rows:
+        names["rows", target, ""] = f"{PREFIX}{target}.token_adapter.trainable_tokens_delta"
+    return names
+
+
+def _under_delta(name: str, adapter: Adapter) -> str:
+    """The name of a replaced parameter: peft saves a bias of a module with a delta from inside its wrapper."""
+    module, _, kind = name.rpartition(".")
+    return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
+
+
+def _tensors(adapter: Adapter, turned: frozenset[str] | None) -> Iterator[tuple[What, np.ndarray]]:
+    for target, delta in adapter.deltas.items():
+        if isinstance(delta, StackedLowRank):
+            is_turned = experts.written_turned(target) if turned is None else target in turned
+            lora_A, lora_B = experts.flattened(delta, is_turned=is_turned)
+            yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
+        else:
+            yield from ((("pair", target, _end(delta, part)[0]), tensor) for part, tensor in delta.parts())
+    yield from ((("shared", name, ""), tensor) for name, tensor in adapter.shared.items())
+    yield from ((("replaced", name, ""), tensor) for name, tensor in adapter.replaced.items())
+    yield from ((("copy", name, ""), tensor) for name, tensor in adapter.copies.items())
+    yield from ((("rows", target, ""), rows.values) for target, rows in adapter.rows.items())

@@ -1,8 +1,9 @@
-"""What some programs leave in PEFT files that peft itself would not: read as it is meant, and said; refused where it can't be.
+"""Deviations of other programs' PEFT files from peft's own: read as intended and noted, or refused where that is impossible.
 
-Unsloth names a base in 4 bits; mergekit-extract-lora has biases that the config doesn't mention (`lora_B.bias`); Gemma 4's
-wrapped layers are called `….linear` by some and not by others; torchtune's export keeps DoRA's magnitudes of q and k in an
-order of its own, and turns the rows of a Qwen2; ai-toolkit has an alpha that is always the rank, and doesn't say it.
+Unsloth names a base in 4 bits; mergekit-extract-lora writes biases that the config does not mention (`lora_B.bias`);
+some programs call Gemma 4's wrapped layers `….linear` and others do not; torchtune's export has DoRA's magnitudes of
+q and k in another order than their rows, and permutes the rows of a Qwen2; ai-toolkit's alpha is always the rank,
+which its files do not record.
 """
 
 from __future__ import annotations
@@ -20,29 +21,36 @@ from .keys import classify
 
 _FOUR_BITS = re.compile(r"(.+?)(?:-unsloth)?-bnb-4bit")
 _WRAPPED = re.compile(r"\.linear(?=\.lora_)")
-# What torchtune's recipes write, and nothing else (`recipes/lora_finetune_single_device.py`).
+# The keys that torchtune's recipes write (`recipes/lora_finetune_single_device.py`).
 _TORCHTUNES = {"r", "lora_alpha", "target_modules", "peft_type"}
 _TURNED = (".q_proj", ".k_proj")
 
 Parts = Mapping[str, Mapping[str, Any]]
-"""Module to what it has: `A`, `B`, `bias`, `magnitude`."""
+"""Module to its tensors by part: `A`, `B`, `bias`, `magnitude`."""
 
 
 def unwrapped(files: Mapping[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
-    """peft's name of every tensor to its name in the file, without the `.linear` that a known base has no module of; and
-    what there is to say."""
+    """Remove the `.linear` of modules that a known base does not have.
+
+    Args:
+        files: peft's name of every tensor to its name in the file.
+        base: The base, if it is known.
+
+    Returns:
+        The same map with the right names, and notes.
+    """
     odd = {name: _WRAPPED.sub("", name) for name in files if _WRAPPED.search(name)}
     if not odd:
         return dict(files), []
     known = base.tensors if base is not None else {}
     wrong = {name for name, plain in odd.items() if _module(name) not in known and _module(plain) in known}
     if not known:
-        return dict(files), [f"{len(odd)} tensors are of modules called .linear: --base says whether it has such"]
+        return dict(files), [f"{len(odd)} tensors are of modules called .linear, which only some bases have: name the base"]
     taken = [odd[name] for name in wrong if odd[name] in files]
     if not wrong or taken:
         return dict(files), []
     first = min(wrong)
-    note = f"{len(wrong)} tensors are of modules called .linear, and the base has none: {first} is read as {odd[first]}"
+    note = f"{len(wrong)} tensors are of modules called .linear, which the base does not have: {first} is read as {odd[first]}"
     return {odd[name] if name in wrong else name: key for name, key in files.items()}, [note]
 
 
@@ -51,41 +59,41 @@ def _module(name: str) -> str:
 
 
 def refuse(config: Mapping[str, Any], parts: Parts, where: str) -> None:
-    """RefusedError for what cannot be read right: DoRA as torchtune exports it."""
+    """RefusedError for DoRA as torchtune exports it, which cannot be read correctly."""
     turned = [target for target, part in parts.items() if "magnitude" in part and target.endswith(_TURNED)]
     if turned and _is_torchtunes(config):
         reason = f"{turned[0]}: torchtune's export has the magnitudes of q and k in another order than their rows"
-        raise RefusedError(where, reason, "Convert the adapter_model.pt beside it, with --unsafe-pickle and --base")
+        raise RefusedError(where, reason, "Convert the adapter_model.pt next to it", code="torchtune-export")
 
 
 def _is_torchtunes(config: Mapping[str, Any]) -> bool:
     return set(config) - {"base_model_name_or_path"} == _TORCHTUNES
 
 
-def lengths(adapter: Adapter) -> Iterator[str]:
-    """What is to be said of DoRA that isn't all there."""
+def missing_magnitudes(adapter: Adapter) -> Iterator[str]:
+    """A note on DoRA modules without a magnitude."""
     if bare := unmeasured(adapter):
-        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft takes the norms of the base for one'
+        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft uses the norms of the base\'s rows'
 
 
 def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
-    """What is worth saying of an adapter that was read."""
+    """Notes on an adapter that was read."""
     name = config.get("base_model_name_or_path")
     match = _FOUR_BITS.fullmatch(name) if isinstance(name, str) else None
     if match:
-        yield f"its base {name} is in 4 bits; {match[1]}, or what that was made from, is the same model in 16"
+        yield f"its base {name} is in 4 bits; {match[1]}, or the model that was made from, is the same in 16 bits"
     for part, key, what in (("bias", "lora_bias", "a lora_B.bias"), ("magnitude", "use_dora", "a magnitude")):
         found = [target for target, own in parts.items() if part in own]
         if found and not config.get(key):
-            yield f'{len(found)} modules have {what} and "{key}" is not true: peft leaves them out; `adapterhub fix` sets it'
+            yield f'{len(found)} modules have {what} and "{key}" is not true, so peft ignores it: set it to true'
     architecture = base.architecture if base is not None else ""
     qwen = architecture == "Qwen2ForCausalLM" or (base is None and isinstance(name, str) and "qwen2" in name.lower())
     if qwen and _is_torchtunes(config) and any(target.endswith(_TURNED) for target in parts):
-        yield "if torchtune exported it, the rows of q and k are turned, though its Qwen2 has none turned: convert its .pt"
+        yield "if torchtune exported it, the rows of q and k are permuted, which those of its Qwen2 are not: convert its .pt"
 
 
 def alpha_is_rank(metadata: Mapping[str, str]) -> bool:
-    """Whether ai-toolkit wrote a file of peft's names: then alpha is the rank, whatever it trained with."""
+    """Whether ai-toolkit wrote a file of peft's names: its alpha is the rank, whatever it trained with."""
     try:
         software = json.loads(metadata.get("software", "null"))
     except ValueError:

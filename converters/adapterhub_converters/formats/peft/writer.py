@@ -1,22 +1,41 @@
-"""An `Adapter` to a PEFT folder. What was read from one is written back with the bytes it had."""
+"""Writing of an `Adapter` as a PEFT folder; one that was read from a PEFT folder gets its own bytes again."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from adapterhub_converters.adapter import Adapter, Kept, Loss, LossReport, factored_out
+from adapterhub_converters.adapter import (
+    Adapter,
+    Loss,
+    LossReport,
+    LowRank,
+    LowRankConv,
+    LowRankEmbedding,
+    StackedLowRank,
+    TensorLoss,
+    factored_out,
+)
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.errors import RefusedError
 
-from .config import CONFIG
-from .config import text as config_text
-from .keys import classify
-from .reader import WEIGHTS
-from .state_dict import state_dict
+from . import experts
+from .config import CONFIG, WEIGHTS
+from .keys import classify, state_dict
+
+# What PEFT adds to modules_to_save by itself for a task (`peft_model.py`).
+_TASK_MODULES = {
+    "SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",),
+}  # fmt: skip
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write a PEFT folder into the existing, empty folder `path`: the source's own bytes where they came from PEFT."""
+    """Write a PEFT folder into the existing, empty folder `path`; `base` is not needed."""
     own = adapter.source if adapter.source and adapter.source.format == "peft" else None
     written = adapter if own else factored_out(adapter)
     tensors = state_dict(written)
@@ -25,14 +44,108 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt", **adapter.meta.header})
     json_file.write_text(path / CONFIG, own.config if own else config_text(written))
     changed = {target for target, delta in adapter.deltas.items() if written.deltas[target] is not delta}
-    kept = [
-        Kept(name, Loss.ROUNDED, "factors are products, rounded once in float32")
-        if _target_of(name) in changed
-        else Kept(name, Loss.EXACT)
+    losses = [
+        TensorLoss(name, Loss.ROUNDED, "factors are products, rounded once in float32")
+        if classify(name)[1] in changed
+        else TensorLoss(name, Loss.EXACT)
         for name in sorted(tensors)
     ]
-    return LossReport(tuple(kept), written.notes)
+    return LossReport(tuple(losses), written.notes)
 
 
-def _target_of(key: str) -> str:
-    return classify(key)[1]
+def config_text(adapter: Adapter) -> str:
+    """The text of an `adapter_config.json` that peft reads to the same function, formatted as peft formats it.
+
+    Targets are full paths and patterns are full, escaped paths, so that neither a deeper base nor the order of keys,
+    which peft does not preserve, can change which module gets which rank and alpha.
+
+    Raises:
+        RefusedError: PEFT cannot express the adapter: it has one switch for rsLoRA, DoRA and transposed bases each.
+    """
+    deltas = adapter.deltas
+    for target, delta in deltas.items():
+        if not isinstance(delta, LowRank | LowRankEmbedding | LowRankConv | StackedLowRank):
+            raise RefusedError(target, f"a delta of kind {type(delta).__name__} is not LoRA (`factored_out` converts it)")
+    rslora = {delta.rslora for delta in deltas.values()}
+    if len(rslora) > 1:
+        raise RefusedError("peft", "some modules scale by rsLoRA and some do not; PEFT has one switch for all")
+    transposed = {delta.transposed_base for delta in deltas.values() if isinstance(delta, LowRank)}
+    if len(transposed) > 1:
+        raise RefusedError("peft", "some bases are stored transposed and some are not; PEFT has one switch for all")
+    with_dora = [getattr(delta, "magnitude", None) is not None for delta in deltas.values()]
+    if any(with_dora) and not all(with_dora) and not adapter.meta.dora:
+        bare = list(deltas)[with_dora.index(False)]
+        raise RefusedError(bare, "has no DoRA magnitude and others have one; PEFT has one switch for all")
+    r = _most_common(delta.r for delta in deltas.values())
+    alpha = _most_common(delta.alpha for delta in deltas.values())
+    stacks = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))
+    config = {
+        "alpha_pattern": {_exactly(t): _number(d.alpha) for t, d in deltas.items() if d.alpha != alpha},
+        "base_model_name_or_path": adapter.meta.base_model,
+        "bias": _bias(adapter),
+        "fan_in_fan_out": transposed == {True},
+        "inference_mode": True,
+        "init_lora_weights": True if adapter.meta.init == "default" else adapter.meta.init,
+        "lora_alpha": _number(alpha),
+        "lora_bias": any(getattr(delta, "bias", None) is not None for delta in deltas.values()),
+        # peft refuses dropout together with target_parameters; it has no effect after training.
+        "lora_dropout": 0.0 if stacks else adapter.meta.dropout,
+        "modules_to_save": saved_modules(adapter) or None,
+        "peft_type": "LORA",
+        "r": r,
+        "rank_pattern": {_exactly(target): delta.r for target, delta in deltas.items() if delta.r != r},
+        "revision": adapter.meta.revision,
+        "target_modules": sorted(set(deltas) - set(stacks)),
+        "task_type": adapter.meta.task_type,
+        "trainable_token_indices": {target: list(rows.ids) for target, rows in adapter.rows.items()} or None,
+        "use_dora": adapter.meta.dora or any(with_dora),
+        "use_rslora": rslora == {True},
+    }
+    if stacks:
+        config |= {"target_parameters": stacks, "peft_version": experts.WRITTEN}
+    if adapter.meta.invocation:
+        config["alora_invocation_tokens"] = list(adapter.meta.invocation)
+    if adapter.meta.layers:
+        config["layer_replication"] = [list(pair) for pair in adapter.meta.layers]
+    if adapter.meta.ties:
+        config["ensure_weight_tying"] = True
+    return json.dumps(config, indent=2, sort_keys=True)
+
+
+def saved_modules(adapter: Adapter) -> list[str]:
+    """`modules_to_save`: the modules that are replaced as a whole, without those of which only a bias was trained."""
+    heads = _TASK_MODULES.get(adapter.meta.task_type or "", ())
+    found = set()
+    for name in adapter.replaced:
+        module, _, kind = name.rpartition(".")
+        parts = module.split(".")
+        head = next((index for index, part in enumerate(parts) if part in heads), None)
+        if head is not None:
+            found.add(".".join(parts[: head + 1]))
+        elif kind != "bias" or f"{module}.weight" in adapter.replaced:
+            found.add(module)
+    return sorted(found)
+
+
+def _bias(adapter: Adapter) -> str:
+    saved = saved_modules(adapter)
+    trained = [
+        name.removesuffix(".bias")
+        for name in adapter.replaced
+        if name.endswith(".bias") and not any(f"{name}.".startswith(f"{module}.") for module in saved)
+    ]
+    return "none" if not trained else "lora_only" if all(module in adapter.deltas for module in trained) else "all"
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    counts = Counter(values)
+    return max(counts, key=lambda value: (counts[value], value)) if counts else 8
+
+
+def _exactly(target: str) -> str:
+    # peft matches `(.*\.)?(KEY)$` against the path: a full path needs no ^.
+    return re.escape(target)
+
+
+def _number(alpha: float) -> int | float:
+    return int(alpha) if float(alpha).is_integer() else alpha

@@ -1,9 +1,10 @@
-"""litgpt's adapters: `transformer.h.0.attn.qkv.lora_A`, one module for queries, keys and values.
+"""litgpt's adapters: `transformer.h.0.attn.qkv.lora_A`, with one module for queries, keys and values.
 
-litgpt saves a pickle, `lit_model.pth.lora`, with its options in `hyperparameters.yaml` beside it. Of q, k and v those that
-have a LoRA lie one after another: `lora_A` is `(r * how many, in)`, `lora_B` `(their rows, r)` (litgpt 0.5.13, `lora.py`,
-`LoRAQKVLinear`); which they are the options say, and shapes alone mostly not. Before 0.5.7 the module was `attn.attn`,
-whose base has the rows of each group of heads together: there `lora_B` acts on rows in that order if all three have a LoRA.
+litgpt saves a pickle, `lit_model.pth.lora`, with its options in `hyperparameters.yaml` next to it. Those of q, k and
+v that have LoRA are concatenated: `lora_A` is `(r * their number, in)`, `lora_B` `(their rows, r)` (litgpt 0.5.13,
+`lora.py`, `LoRAQKVLinear`). Which they are depends on the options; the shapes alone rarely determine it. Before 0.5.7
+the module was `attn.attn`, in which the base has the rows of each group of heads together: there `lora_B` acts on
+rows in that order if all three have LoRA.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.formats import source_config
+from adapterhub_converters.formats.candidate import Candidate
 
-from . import fused as uniform
+from . import fused
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MODULES = {
@@ -31,7 +33,7 @@ _KINDS = {own: kind for kind, own in _MODULES.items() if kind not in _QKV}
 _CLASSES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
 )  # fmt: skip
-# Its options: which kinds of module each gives a LoRA.
+# Its options, and the kinds of modules to which each adds LoRA.
 _OPTIONS = {
     "lora_query": (_QKV[0],), "lora_key": (_QKV[1],), "lora_value": (_QKV[2],), "lora_projection": ("self_attn.o_proj",),
     "lora_mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_head": ("lm_head",),
@@ -42,92 +44,98 @@ _KEY = re.compile(
 _OPTIONS_FILE = "hyperparameters.yaml"
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a safetensors file with litgpt's names of factors."""
-    found = uniform.names_in(path)
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a safetensors file with litgpt's names of factors."""
+    found = candidate.tensors
     return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in found) or set(found) == {
         "lm_head.lora_A", "lm_head.lora_B",
     }  # fmt: skip
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write the file `path`; RefusedError names what litgpt cannot say."""
-    base = uniform.known_base(base, "litgpt", "litgpt", _CLASSES)
-    found = uniform.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
+    """Write the file `path`; RefusedError names what litgpt cannot express."""
+    base = fused.known_base(base, "litgpt", "litgpt", _CLASSES)
+    found = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
     if found:
         raise refused("litgpt", found)
-    made = uniform.uniform(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
-    made = uniform.everywhere(made, base, _OPTIONS.values(), "litgpt")
-    stems: dict[str, list[uniform.Pair]] = {}
+    made = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
+    made = fused.everywhere(made, base, _OPTIONS.values(), "litgpt")
+    stems: dict[str, list[fused.Pair]] = {}
     for target in sorted(made.pairs, key=_place):
         stems.setdefault(_stem(target), []).append(made.pairs[target])
     tensors: dict[str, np.ndarray] = {}
     for stem, pairs in stems.items():
         tensors[f"{stem}.lora_A"] = _one_dtype([pair.lora_A for pair in pairs])
         tensors[f"{stem}.lora_B"] = _one_dtype([pair.lora_B for pair in pairs])
-    kinds = {uniform.kind_of(target) for target in made.pairs}
+    kinds = {fused.kind_of(target) for target in made.pairs}
     settings = {"lora_r": made.rank, "lora_alpha": int(made.alpha)}
     settings |= {option: bool(kinds & set(of)) for option, of in _OPTIONS.items()}
-    uniform.write(path, tensors, adapter, made, settings)
-    said = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
-    return LossReport(made.kept, (*made.notes, f"litgpt has to be told: {said}"))
+    fused.write(path, tensors, adapter, made, settings)
+    options = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
+    return LossReport(made.losses, (*made.notes, f"litgpt needs the options {options}"))
 
 
 def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
-    """One after another; where their types differ, in float32, which has the numbers of the others."""
+    """The concatenation of all parts; in float32, which can hold the others' numbers, if their dtypes differ."""
     dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.dtype(np.float32)
     return np.concatenate([part.astype(dtype, copy=False) for part in parts])
 
 
 def _place(target: str) -> tuple[int, int]:
-    return names.layer_of(target) or 0, list(_MODULES).index(uniform.kind_of(target))
+    return names.layer_of(target) or 0, list(_MODULES).index(fused.kind_of(target))
 
 
 def _stem(target: str) -> str:
-    own, layer = _MODULES[uniform.kind_of(target)], names.layer_of(target)
+    own, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
     return own if layer is None else f"transformer.h.{layer}.{own}"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file: the source's own where its config rode along, else with a `base` that says the heads."""
-    file = uniform.opened(path)
+    """The adapter in a file: the source's own if its config is in the header, else under the names of `base`.
+
+    Args:
+        path: The file, with litgpt's `hyperparameters.yaml` next to it if there is one.
+        base: The base; its config is enough.
+        alpha: The alpha, if it is not recorded.
+    """
+    file = fused.opened(path)
     stems = _stems(file)
-    if file.ridden:
-        return _ridden(file, uniform.settled_alpha(file, "lora_alpha", {}, alpha))
-    base = uniform.known_base(base, file.where, "litgpt", _CLASSES)
-    options = uniform.scalars(path.with_name(_OPTIONS_FILE))
-    beside = uniform.numbers(options, r="lora_r", alpha="lora_alpha")
-    number = uniform.settled_alpha(file, "lora_alpha", beside, alpha)
+    if file.has_source:
+        return _restored(file, fused.settled_alpha(file, "lora_alpha", {}, alpha))
+    base = fused.known_base(base, file.where, "litgpt", _CLASSES)
+    options = fused.scalars(path.with_name(_OPTIONS_FILE))
+    recorded = fused.numbers(options, r="lora_r", alpha="lora_alpha")
+    number = fused.settled_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem in stems:
         lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
         if not stem.endswith((".qkv", ".attn.attn")):
-            pair = uniform.pair(stem, lora_A, lora_B, file.where)
-            uniform.check_rank(file, stem, len(pair[0]), beside.get("r"))
+            pair = fused.pair(stem, lora_A, lora_B, file.where)
+            fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
             deltas[_target(stem)] = LowRank(*pair, number)
             continue
-        uniform.check_rank(file, stem, lora_B.shape[-1], beside.get("r"))
+        fused.check_rank(file, stem, lora_B.shape[-1], recorded.get("r"))
         layer = stem.split(".")[2]
         legacy = stem.endswith(".attn.attn")
         for kind, one_A, one_B in _split(file, stem, _enabled(file, stem, options, base), base, legacy=legacy):
             deltas[f"model.layers.{layer}.{kind}"] = LowRank(one_A, one_B, number * len(one_A) / lora_B.shape[1])
-    return uniform.adapter_of(file, dict(sorted(deltas.items())), base)
+    return fused.adapter_of(file, dict(sorted(deltas.items())), base)
 
 
-def _stems(file: uniform.File) -> list[str]:
+def _stems(file: fused.File) -> list[str]:
     parts: dict[str, set[str]] = {}
     odd = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match[1] is None) != (match[2] == "lm_head"):
-            odd.append(f"tensor {name!r}: no module that litgpt is known to have a LoRA on here")
+            odd.append(f"tensor {name!r}: not a module that litgpt is known to have LoRA on")
         else:
             parts.setdefault(name[: -len(".lora_A")], set()).add(match[3])
     if odd:
         raise refused(file.where, odd)
     for stem, halves in parts.items():
         if halves != {"A", "B"}:
-            raise FormatError(file.where, f"{stem} has lora_{min(halves)} alone, its other half is missing")
+            raise FormatError(file.where, f"{stem} has lora_{min(halves)} alone; its counterpart is missing")
     return sorted(parts)
 
 
@@ -137,27 +145,28 @@ def _target(stem: str) -> str:
 
 
 def _rows(base: BaseSpec) -> dict[str, int]:
-    queries, keys, size = uniform.heads(base)
+    queries, keys, size = fused.heads(base)
     return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
 
 
-def _enabled(file: uniform.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
-    """Which of q, k and v a fused module has: as the options say, else the only ones that have as many rows."""
+def _enabled(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+    """Those of q, k and v that a fused module has: by the options, else the only choice with that many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
     if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) % lora_B.shape[1]:
-        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are no pair")
+        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not a pair")
     count = len(lora_A) // lora_B.shape[1]
     fits = [kinds for kinds in _choices() if len(kinds) == count and sum(rows[kind] for kind in kinds) == len(lora_B)]
-    said = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if _says(file, options, option)]
-    if said and said not in fits:
-        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not those of {_list(said)} of this base")
-    if said or len(fits) == 1:
-        return said or fits[0]
+    chosen = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if _is_set(file, options, option)]
+    shapes = f"{lora_A.shape} and {lora_B.shape}"
+    if chosen and chosen not in fits:
+        raise FormatError(file.where, f"{stem}: {shapes} do not match {_list(chosen)} of this base")
+    if chosen or len(fits) == 1:
+        return chosen or fits[0]
     if not fits:
-        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not those of heads of this base")
+        raise FormatError(file.where, f"{stem}: {shapes} do not match the heads of this base")
     could = " or ".join(_list(kinds) for kinds in fits)
-    raise RefusedError(file.where, f"{stem}: it may be of {could}", f"Put litgpt's {_OPTIONS_FILE} beside it")
+    raise RefusedError(file.where, f"{stem}: may be {could}", f"Put litgpt's {_OPTIONS_FILE} next to it")
 
 
 def _choices() -> Iterator[list[str]]:
@@ -165,7 +174,7 @@ def _choices() -> Iterator[list[str]]:
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 
 
-def _says(file: uniform.File, options: Mapping[str, str], option: str) -> bool:
+def _is_set(file: fused.File, options: Mapping[str, str], option: str) -> bool:
     value = file.settings.get(option)
     return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
 
@@ -175,9 +184,9 @@ def _list(kinds: Iterable[str]) -> str:
 
 
 def _split(
-    file: uniform.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
+    file: fused.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each kind's own pair of a fused module."""
+    """Each kind and its own pair of a fused module."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     r, rows = lora_B.shape[1], _rows(base)
     if legacy and len(kinds) == 3:
@@ -190,8 +199,8 @@ def _split(
 
 
 def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The three of an old fused module, whose rows are group after group and take `lora_A` in three runs: all of rank 3 r."""
-    queries, keys, _ = uniform.heads(base)
+    """q, k and v of an old fused module, whose rows are group after group and use `lora_A` in three runs: all of rank 3 r."""
+    queries, keys, _ = fused.heads(base)
     r = lora_B.shape[1]
     wide = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
     start = 0
@@ -205,28 +214,28 @@ def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iter
         start += rows
 
 
-def _ridden(file: uniform.File, alpha: float) -> Adapter:
+def _restored(file: fused.File, alpha: float) -> Adapter:
     lines = source_config.lines_of(file.metadata, file.where)
-    fused: dict[str, list[source_config.Line]] = {}
+    modules: dict[str, list[source_config.Line]] = {}
     for line in lines:
-        kind = uniform.kind_of(line.target)
+        kind = fused.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
-            raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
-        fused.setdefault(line.stem, []).append(line)
-    places = {stem: _places(file, stem, own) for stem, own in fused.items()}
+            raise FormatError(file.where, f"adapterhub.source.tensors has {line.stem[:80]!r} for {line.target!r}")
+        modules.setdefault(line.stem, []).append(line)
+    places = {stem: _places(file, stem, own) for stem, own in modules.items()}
 
     def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         of_A, of_B = places[line.stem][line.target]
-        return uniform.pair(
+        return fused.pair(
             line.stem, file.tensor(f"{line.stem}.lora_A", of_A), file.tensor(f"{line.stem}.lora_B", of_B), file.where
         )
 
-    return uniform.restored(file, padded, alpha=alpha, tail=".lora_B")
+    return fused.restored(file, padded, alpha=alpha, tail=".lora_B")
 
 
-def _places(file: uniform.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
-    """Where in a module's tensors each of its lines is; the options of the header say which other ones lie between."""
-    blocks = {uniform.kind_of(line.target): (line, line.block) for line in lines if line.block}
+def _places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+    """The place of each line in the tensors of its module; by the options in the header, with others between them."""
+    blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):
         return {line.target: (slice(None), slice(None)) for line in lines}
     kinds = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if file.settings.get(option) is True]
@@ -246,5 +255,5 @@ def _places(file: uniform.File, stem: str, lines: Sequence[source_config.Line]) 
             found[line.target] = (slice(place * block.rank, (place + 1) * block.rank), slice(start, start + rows[kind]))
         start += rows[kind]
     if start != total or set(found) != {line.target for line in lines}:
-        raise FormatError(file.where, f"the source's list of tensors doesn't fit {stem!r}")
+        raise FormatError(file.where, f"adapterhub.source.tensors does not match {stem!r}")
     return found

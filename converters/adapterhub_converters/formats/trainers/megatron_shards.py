@@ -1,9 +1,9 @@
-"""The shards of a Megatron checkpoint put together: `mp_rank_TT`, `mp_rank_TT_PPP` or `mp_rank_TT_PPP_EEE`, a folder each.
+"""Assembly of the shards of a Megatron checkpoint: `mp_rank_TT`, `mp_rank_TT_PPP` or `mp_rank_TT_PPP_EEE`, a folder each.
 
-Megatron splits a matrix over its tensor ranks, its layers over the pipeline ranks and its experts over the expert ranks, and
-each rank counts its own layers and experts from 0 (Megatron-Core, `training/checkpointing.py`, `get_checkpoint_name`).
-`linear_in` before a column-parallel module and every `linear_out` are cut along their rows, `linear_in` before a
-row-parallel one along its columns (Megatron-Bridge, `peft/utils.py`, `ParallelLinearAdapter`).
+Megatron splits a matrix over its tensor ranks, its layers over the pipeline ranks and its experts over the expert
+ranks, and each rank counts its own layers and experts from 0 (Megatron-Core, `training/checkpointing.py`,
+`get_checkpoint_name`). `linear_in` before a column-parallel module and every `linear_out` are split by rows,
+`linear_in` before a row-parallel one by columns (Megatron-Bridge, `peft/utils.py`, `ParallelLinearAdapter`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _EXPERT = re.compile(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
 _WRAPPED = re.compile(r"^(?:module\.|model\.)+")
 
 Rank = tuple[int, int, int]
-"""Its places among the tensor, pipeline and expert ranks."""
+"""The indices of a rank among the tensor, pipeline and expert ranks."""
 
 
 def files(path: Path) -> dict[Rank, Path]:
-    """The one safetensors file of each rank's folder."""
+    """The safetensors file of each rank's folder."""
     found: dict[Rank, Path] = {}
     for folder in sorted(path.iterdir()) if path.is_dir() else ():
         match = _RANK.fullmatch(folder.name)
@@ -42,36 +42,25 @@ def files(path: Path) -> dict[Rank, Path]:
     return found
 
 
-def refuse_distributed(path: Path) -> None:
-    """RefusedError for what Megatron and NeMo save by default: a distributed checkpoint, in a folder or in an archive."""
-    if path.is_dir():
-        inside = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
-        what = None if inside is None else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not read"
-    else:
-        what = "a NeMo archive, a tar with a distributed checkpoint in it, is not read" if path.suffix == ".nemo" else None
-    if what:
-        raise RefusedError(str(path), what, "Export it with Megatron-Bridge (AutoBridge.export_adapter_ckpt), as PEFT's files")
-
-
 def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The same without the `module.` that wrappers put before names."""
+    """The tensors without the `module.` that wrappers put before names."""
     found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}
     if len(found) < len(tensors):
-        raise FormatError(where, "a tensor is there both with module. before its name and without")
+        raise FormatError(where, "a tensor exists both with and without module. before its name")
     return found
 
 
 def experts(base: BaseSpec) -> int:
-    """How many experts a layer of the base has."""
+    """The number of experts in a layer of the base."""
     return fused.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
 
 
 def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
-    """All tensors of the shards in the folder `path`, whole, under the names they have in the whole model."""
+    """All tensors of the shards in the folder `path`, whole, under their names in the whole model."""
     shards = files(path)
     for folder in path.iterdir():
         if _RANK.fullmatch(folder.name) and folder.is_dir() and not any(file.parent == folder for file in shards.values()):
-            raise FormatError(str(folder), "has no safetensors file, and the other ranks have one")
+            raise FormatError(str(folder), "has no safetensors file, but the other ranks have one")
     sizes = tuple(max(rank[place] for rank in shards) + 1 for place in range(3))
     missing = [
         (tp, pp, ep)
@@ -88,7 +77,7 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
         for ep in range(sizes[2]):
             ranks = [read[tp, pp, ep] for tp in range(sizes[0])]
             if len({frozenset(rank) for rank in ranks}) > 1:
-                raise FormatError(str(path), f"the tensor ranks of pipeline rank {pp} have other tensors than one another")
+                raise FormatError(str(path), f"the tensor ranks of pipeline rank {pp} have different tensors")
             stage = {name: _joined(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
             found, own_experts = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
             layers = _offset(found, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers") if found else 0
@@ -104,7 +93,7 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
-    """One tensor of all tensor ranks."""
+    """The whole of one tensor's shards on all tensor ranks."""
     if len(parts) == 1:
         return parts[0]
     columns = name.endswith(".linear_in.weight") and (".linear_proj." in name or ".linear_fc2." in name)
@@ -115,7 +104,7 @@ def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
         raise FormatError(where, f"{name}: its shards are not parts of one tensor")
     if name.endswith(".linear_fc1.adapter.linear_out.weight"):
         if any(part.shape[axis] % 2 for part in parts):
-            raise FormatError(where, f"{name}: a shard has no halves for gate and up")
+            raise FormatError(where, f"{name}: a shard cannot be split into gate and up")
         halves = [np.split(part, 2, axis) for part in parts]
         return np.concatenate([half[place] for place in (0, 1) for half in halves], axis)
     return np.concatenate(list(parts), axis)
@@ -126,16 +115,16 @@ def _numbers(stage: Mapping[str, np.ndarray], pattern: re.Pattern[str]) -> list[
 
 
 def _offset(found: Sequence[int], rank: tuple[int, int], total: int, what: str) -> int:
-    """What to add to the numbers of a rank of so many: they count from 0, or are those of the whole model already."""
+    """The number to add to a rank's layers or experts: they count from 0, or are those of the whole model already."""
     each, odd = divmod(total, rank[1])
     if odd:
-        reason = f"{total} {what} are not shared out evenly to {rank[1]} ranks: which are whose is not known"
+        reason = f"{total} {what} cannot be divided evenly among {rank[1]} ranks"
         raise RefusedError(f"rank {rank[0]}", reason)
     if all(number < each for number in found):
         return rank[0] * each
     if all(rank[0] * each <= number < (rank[0] + 1) * each for number in found):
         return 0
-    reason = f"it has {what} {min(found)} to {max(found)}, its share of {total} are {each}"
+    reason = f"it has {what} {min(found)} to {max(found)}, but each rank has {each} of {total}"
     raise FormatError(f"rank {rank[0]} of {rank[1]}", reason)
 
 
@@ -149,9 +138,9 @@ def _add(whole: dict[str, np.ndarray], name: str, array: np.ndarray, *, stacks: 
     if there is None:
         whole[name] = array
     elif stacks and ".mlp.experts.linear_fc" in name:
-        # One matrix for all experts of a rank, or one for each: a stack of them all.
+        # One matrix for each expert: they become one stack. One for all experts of a rank has no equivalent.
         if array.ndim != 3 or there.ndim != 3:
-            raise RefusedError(where, f"{name}: each expert rank has one delta for its experts, which is not read yet")
+            raise RefusedError(where, f"{name}: each expert rank has one delta for its experts, which is not supported")
         whole[name] = np.concatenate([there, array])
     elif there.dtype != array.dtype or there.shape != array.shape or there.tobytes() != array.tobytes():
-        raise FormatError(where, f"{name}: two ranks have it and differ")
+        raise FormatError(where, f"{name}: it differs between two ranks")

@@ -1,10 +1,10 @@
-"""torchtune's own adapters: one file of `layers.0.attn.q_proj.lora_a.weight`, whose q and k have Meta's order of rows.
+"""torchtune's own adapters: one file of `layers.0.attn.q_proj.lora_a.weight`, in which q and k have Meta's order of rows.
 
-torchtune saves a pickle, `adapter_model.pt`, and loads a safetensors file as well (`training/checkpointing/_utils.py`,
-`safe_torch_load`). Beside it lies an `adapter_config.json` with r and lora_alpha, and an export under peft's names that
-`peft` reads. Loading a base, torchtune turns the rows of q and k so that the two halves of a head alternate
-(`models/convert_weights.py`, `hf_to_tune`), but for Qwen2; `lora_b` and DoRA's magnitude have the order of those rows. The
-export turns `lora_b` back and not the magnitude, and it turns Qwen2's too.
+torchtune saves a pickle, `adapter_model.pt`, and can load a safetensors file too (`training/checkpointing/_utils.py`,
+`safe_torch_load`). Next to it are an `adapter_config.json` with r and lora_alpha, and an export under peft's names
+that `peft` reads. When it loads a base, torchtune permutes the rows of q and k so that the two halves of a head
+alternate (`models/convert_weights.py`, `hf_to_tune`), except for Qwen2; `lora_b` and DoRA's magnitude have the order
+of those rows. The export permutes `lora_b` back but not the magnitude, and it permutes Qwen2's too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError, refused
 from adapterhub_converters.formats import source_config
+from adapterhub_converters.formats.candidate import Candidate
 
 from . import fused
 
@@ -31,7 +32,7 @@ _MODULES = {
     "lm_head": "output",
 }  # fmt: skip
 _KINDS = {own: kind for kind, own in _MODULES.items()}
-# Classes torchtune builds under these names, and whether it turns the rows of q and k when it loads a base.
+# Classes that torchtune has under these names, and whether it permutes the rows of q and k when it loads a base.
 _TURNED = {
     "LlamaForCausalLM": True, "MistralForCausalLM": True, "GemmaForCausalLM": True, "Gemma2ForCausalLM": True,
     "Qwen2ForCausalLM": False,
@@ -43,13 +44,13 @@ _KEY = re.compile(
 )
 
 
-def sniff(path: Path) -> bool:
-    """Whether `path` is a safetensors file with torchtune's names of factors."""
-    return any(name.endswith(".lora_a.weight") for name in fused.names_in(path))
+def sniff(candidate: Candidate) -> bool:
+    """Whether it is a safetensors file with torchtune's names of factors."""
+    return any(name.endswith(".lora_a.weight") for name in candidate.tensors)
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write the file `path`; RefusedError names what torchtune cannot say."""
+    """Write the file `path`; RefusedError names what torchtune cannot express."""
     base = fused.known_base(base, "torchtune", "torchtune", _TURNED)
     found = fused.problems(adapter, "torchtune", _MODULES, dora=True, tied=base.tied)
     found += [
@@ -59,7 +60,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     ]
     if found:
         raise refused("torchtune", found)
-    made = fused.uniform(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
+    made = fused.fuse(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
     made = fused.everywhere(made, base, _GROUPS, "torchtune")
     tensors: dict[str, np.ndarray] = {}
     for target, pair in made.pairs.items():
@@ -69,11 +70,11 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
             tensors[f"{stem}.magnitude"] = pair.magnitude
     settings = _settings(made)
     fused.write(path, tensors, adapter, made, settings)
-    said = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return LossReport(made.kept, (*made.notes, f"torchtune has to be told: {said}"))
+    options = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return LossReport(made.losses, (*made.notes, f"torchtune needs the options {options}"))
 
 
-def _settings(made: fused.Uniform) -> dict[str, Any]:
+def _settings(made: fused.FusedAdapter) -> dict[str, Any]:
     kinds = {fused.kind_of(target) for target in made.pairs}
     attention = [_MODULES[kind].partition(".")[2] for kind in _MODULES if kind in kinds and kind.startswith("self_attn.")]
     dora = any(pair.magnitude is not None for pair in made.pairs.values())
@@ -101,21 +102,27 @@ def _order(target: str, base: BaseSpec) -> int:
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file: the source's own where its config rode along, else with a `base` that says the heads."""
+    """The adapter in a file: the source's own if its config is in the header, else under the names of `base`.
+
+    Args:
+        path: The file, with torchtune's `adapter_config.json` next to it if there is one.
+        base: The base; its config is enough.
+        alpha: The alpha, if it is not recorded.
+    """
     file = fused.opened(path)
     stems = _stems(file)
     magnitudes = {stem: f"{stem}.magnitude" for stem, parts in stems.items() if "magnitude" in parts}
     if magnitudes and len(magnitudes) < len(stems):
-        raise FormatError(file.where, "an adapter of torchtune's is DoRA in all its modules or in none, this one in some")
-    beside = _beside(path)
-    if file.ridden:
-        return _ridden(file, fused.settled_alpha(file, "lora_alpha", {}, alpha), base)
+        raise FormatError(file.where, "torchtune's adapters have DoRA on all modules or on none, this one on some")
+    recorded = _recorded(path)
+    if file.has_source:
+        return _restored(file, fused.settled_alpha(file, "lora_alpha", {}, alpha), base)
     base = fused.known_base(base, file.where, "torchtune", _TURNED)
-    number = fused.settled_alpha(file, "lora_alpha", beside, alpha)
+    number = fused.settled_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem, target in sorted((stem, _target(stem)) for stem in stems):
         pair = fused.pair(stem, file.tensors[f"{stem}.lora_a.weight"], file.tensors[f"{stem}.lora_b.weight"], file.where)
-        fused.check_rank(file, stem, len(pair[0]), beside.get("r"))
+        fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
         order = _order(target, base)
         magnitude = file.tensors.get(f"{stem}.magnitude")
         if magnitude is not None and _biased(target, base):
@@ -143,14 +150,14 @@ def _stems(file: fused.File) -> dict[str, set[str]]:
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match[1] is None) != (match[2] == "output"):
-            odd.append(f"tensor {name!r}: no module that torchtune is known to have a LoRA on")
+            odd.append(f"tensor {name!r}: not a module that torchtune is known to have LoRA on")
         else:
             stems.setdefault(name[: -len(match[3]) - 1], set()).add(match[3].partition(".")[0])
     if odd:
         raise refused(file.where, odd)
     for stem, parts in stems.items():
         if not {"lora_a", "lora_b"} <= parts:
-            raise FormatError(file.where, f"{stem} has {min(parts)} alone, its other half is missing")
+            raise FormatError(file.where, f"{stem} has {min(parts)} alone; its counterpart is missing")
     return stems
 
 
@@ -161,12 +168,12 @@ def _target(stem: str) -> str:
 
 def _unturned(rows: np.ndarray, order: int, stem: str, where: str) -> np.ndarray:
     if not names.divides(order, len(rows)):
-        raise FormatError(where, f"{stem}: {len(rows)} rows are not those of {order} heads: is it another base?")
+        raise FormatError(where, f"{stem}: {len(rows)} rows do not match {order} heads. Was it trained on another base?")
     return np.ascontiguousarray(names.unpermuted(rows, order))
 
 
-def _beside(path: Path) -> dict[str, float]:
-    """r and lora_alpha of the config that torchtune leaves beside its file."""
+def _recorded(path: Path) -> dict[str, float]:
+    """r and lora_alpha of the config that torchtune leaves next to its file."""
     config = path.with_name(ADAPTER_CONFIG)
     if not config.is_file():
         return {}
@@ -175,14 +182,16 @@ def _beside(path: Path) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if isinstance(value, int | float) and abs(value) <= 2**40}
 
 
-def _ridden(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
+def _restored(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
     orders: dict[str, names.Order] = {}
 
     def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         if fused.kind_of(line.target) not in _MODULES or line.stem != _stem(line.target) or not isinstance(line.order, int):
-            raise FormatError(file.where, f"the source's list of tensors calls {line.target!r} {line.stem[:80]!r}")
+            raise FormatError(file.where, f"adapterhub.source.tensors has {line.stem[:80]!r} for {line.target!r}")
         if base is not None and base.architecture in _TURNED and line.order != _order(line.target, base):
-            raise RefusedError(file.where, f"{line.target}: it was turned for {line.order} heads, the base has others")
+            raise RefusedError(
+                file.where, f"{line.target}: its rows were permuted for {line.order} heads, but the base has another number"
+            )
         orders[line.target] = line.order
         pair = fused.pair(
             line.stem, file.tensor(f"{line.stem}.lora_a.weight"), file.tensor(f"{line.stem}.lora_b.weight"), file.where

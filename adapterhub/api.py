@@ -1,0 +1,581 @@
+"""What the command line does, as functions: every one takes `str` or `Path` and returns a value.
+
+    import adapterhub as ah
+
+    ah.check("./sql", base="./Qwen3-0.6B").ok
+
+A `str` is read as on the command line: a path that exists, a ref of the registry such as `team/sql:v2`, or an address such as
+`oci://registry.example/team/sql:v2`. A `Path` is always a path. Progress and events are callbacks; nothing is printed, no
+environment is read. Where names are looked up and who asks is a `Workspace`; the default one has the registry and the policy
+of the working folder, and asks remotes without credentials.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+import adapterhub_converters.adapter as canonical
+from adapterhub_converters import display
+from adapterhub_converters.errors import ParameterError
+
+from . import merging, sharing, sources
+from .merging import Combined
+from .sharing import Pulled, Sent
+from .workspace import Progress, StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.check import Report
+    from adapterhub.index.queries import Row
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.merge import FuseReport
+    from adapterhub.project.policy import Policy
+    from adapterhub.ref import Ref
+    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.registry import Version
+    from adapterhub.train import EvaluationResult, OnEvent, Result, TrainConfig
+    from adapterhub_converters.adapter import LossReport
+    from adapterhub_converters.bases import BaseSpec
+
+
+# ---- one adapter
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Adapter(canonical.Adapter):
+    """An adapter in memory, with its manifest; `deltas`, `replaced` and `rows` are keyed by the base's own names.
+
+    Attributes:
+        where: The name it was loaded by.
+        manifest: The content of adapter.json: the one in the folder, or one that was derived, whose `files` are empty.
+    """
+
+    where: str
+    manifest: AdapterManifest
+
+    @property
+    def targets(self) -> list[str]:
+        """The full paths of the modules that have a delta, sorted."""
+        return sorted(self.deltas)
+
+    def __repr__(self) -> str:
+        return f"<Adapter {self.where}: {len(self.deltas)} modules, {self.parameters:,} parameters>"
+
+
+def load(source: StrPath, *, base: StrPath | None = None, workspace: Workspace | None = None) -> Adapter:
+    """Read an adapter of any format into memory.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        base: The model it is for, where the format needs one.
+        workspace: Where names are looked up.
+
+    Raises:
+        NotFoundError: There is no such adapter.
+        FormatError: A file is malformed; nothing of it was used.
+
+    Example:
+        >>> adapter = ah.load("./sql")
+        >>> adapter.targets[0]
+        'model.layers.0.self_attn.q_proj'
+        >>> adapter.deltas[adapter.targets[0]].lora_A.shape  # (r, in_features)
+        (2, 64)
+    """
+    from adapterhub.manifest import describe
+    from adapterhub_converters.formats import convert
+
+    here = workspace or Workspace()
+    spec = _base(base, here)
+    with sources.opened(source, here) as found, sources.as_folder(found) as folder:
+        read = convert.read(found.path, base=spec)
+        draft = describe.draft(folder, base=spec)
+        manifest = draft.known or draft.manifest()
+    parts = {field.name: getattr(read, field.name) for field in fields(read)}
+    return Adapter(**parts, where=found.where, manifest=manifest)
+
+
+def check(
+    source: StrPath,
+    *,
+    base: StrPath | None = None,
+    runtimes: Sequence[str] = (),
+    max_rank: int | None = None,
+    headers_only: bool = False,
+    strict: bool = False,
+    workspace: Workspace | None = None,
+) -> Report:
+    """Check an adapter for problems, alone and on a base.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        base: The model it is to be used with: a path, `hf://org/model`, a URL, or the name of a base in the registry.
+        runtimes: Runtimes that must apply it as it was trained, such as `vllm` or `llama.cpp`.
+        max_rank: The largest rank that the runtime is set to take.
+        headers_only: Read no values: NaNs, infinities and zeros go unseen.
+        strict: Let warnings fail the adapter as errors do.
+        workspace: Where names are looked up.
+
+    Example:
+        >>> report = ah.check("./sql")
+        >>> report.ok
+        True
+        >>> report.verdicts["vllm"].verdict
+        'applied'
+    """
+    from adapterhub.check import check as checked
+
+    here = workspace or Workspace()
+    with sources.opened(source, here) as found:
+        return checked(
+            found.path,
+            base=_base(base, here),
+            runtimes=runtimes,
+            max_rank=max_rank,
+            headers_only=headers_only,
+            strict=strict,
+            where=found.where,
+        )
+
+
+def convert(
+    source: StrPath,
+    target: StrPath,
+    *,
+    to: str,
+    base: StrPath | None = None,
+    dtype: str = "source",
+    allow_approx: bool = False,
+    allow_drop: Sequence[str] = (),
+    rank: int | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+    unsafe_pickle: bool = False,
+    model: str | None = None,
+    workspace: Workspace | None = None,
+) -> LossReport:
+    """Write an adapter in another format; the report has what became of every tensor.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        target: The folder or file to write. It must not exist, and appears whole or not at all.
+        to: The format: `peft`, `gguf`, `mlx`, `kohya`, `diffusers`, `raw`, `torchtune`, `litgpt`, `megatron` or `ollama`.
+        base: The model it is for, where names or shapes are needed.
+        dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
+        allow_approx: Replace deltas that the format cannot express by the nearest of low rank.
+        allow_drop: Leave out `norms`, `biases`, `weights`, `rows`, `magnitudes`, `copies`, or names and patterns.
+        rank: The rank of an approximation; the adapter's own if None.
+        alpha: The alpha of a state dict without a config.
+        rslora: That it scales by alpha / sqrt(r).
+        unsafe_pickle: Accept a pickle, loaded in a process of its own under limits.
+        model: The name of the base in Ollama.
+        workspace: Where names are looked up.
+
+    Raises:
+        RefusedError: The format cannot express part of the adapter; the error names every part.
+        OutputExistsError: `target` exists.
+
+    Example:
+        >>> report = ah.convert("./sql", "sql-mlx", to="mlx", base="./tiny")
+        >>> report.worst.name
+        'EXACT'
+    """
+    from adapterhub_converters.formats import convert as formats
+    from adapterhub_converters.formats.lossy import Allowed
+
+    here = workspace or Workspace()
+    with sources.opened(source, here) as found:
+        return formats.convert(
+            found.path,
+            Path(target),
+            to=to,
+            base=_base(base, here),
+            allowed=Allowed(approx=allow_approx, drop=list(allow_drop), rank=rank),
+            alpha=alpha,
+            rslora=rslora,
+            unsafe_pickle=unsafe_pickle,
+            dtype=dtype,
+            model=model or (sources.here(base) if to == "ollama" else None),
+        )
+
+
+# ---- several
+
+
+@overload
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: None = None,
+    weights: Sequence[float] | None = None,
+    method: str = "cat",
+    rank: int | None = None,
+    energy: float | None = None,
+    rank_budget: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **parameters: float | str,
+) -> Combined: ...
+
+
+@overload
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: StrPath,
+    weights: Sequence[float] | None = None,
+    dtype: Literal["bf16", "f16", "f32"] | None = None,
+    requantize: str | None = None,
+    shard_size: int | None = None,
+    onto: Literal["original", "as-trained"] = "original",
+    dequantize: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> FuseReport: ...
+
+
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: StrPath | None = None,
+    weights: Sequence[float] | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **how: Any,
+) -> Combined | FuseReport:
+    """Merge adapters into one adapter, or into a base model.
+
+    The merge is recorded in the result, so that it can be repeated and verified.
+
+    Args:
+        adapters: One or several of: a folder, a file, a ref, an address.
+        out: The folder or .gguf file to write; of adapters also a ref to store the result under, which then passes the checks
+            of a push.
+        into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
+        weights: What each adapter is multiplied by; 1 each if None.
+        method: Of adapters: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merge.METHODS`).
+        rank: Of adapters: the rank of every module of the result.
+        energy: Of adapters: the smallest ranks that keep this share of the energy.
+        rank_budget: Of adapters: the ranks that keep most in so many bytes of tensors.
+        seed: Of the random numbers of a method.
+        parameters: Of the method, such as `density`.
+        dtype: Into a base: the type of floats to write; the base's if None.
+        requantize: Into a base: the quantized type to write, `q8_0`, `q4_0`, `q4_1`, `q5_0`, `q5_1` or `nf4`.
+        shard_size: Into a base: bytes of tensors in a file at most.
+        onto: Into a base: its weights as they are, or rounded as training saw them.
+        dequantize: Into a base: let a quantized Hugging Face model become one in floats.
+        force: Into a base: write it even if a quantized target absorbs the adapter.
+        progress: Called with modules or bytes done and in all.
+        workspace: Where names are looked up.
+
+    Example:
+        >>> ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2).report.method
+        'ties'
+        >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
+        4
+    """
+    here = (workspace or Workspace()).showing(progress)
+    texts = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
+    factors = [1.0] * len(texts) if weights is None else list(weights)
+    if len(factors) != len(texts):
+        raise ParameterError("weights", f"{len(factors)} for {len(texts)} adapters", "Give one for each")
+    with ExitStack() as stack:
+        target = Path(out) if into is not None else merging.destination(out)
+        found = [stack.enter_context(sources.opened(text, here)) for text in texts]
+        if into is not None:
+            return merging.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
+        plain = {key: how.pop(key) for key in ("method", "rank", "energy", "rank_budget", "seed") if key in how}
+        return merging.merge_adapters(found, factors, target, here, parameters=how, **plain)
+
+
+# ---- sharing
+
+
+def push(
+    source: StrPath,
+    target: str,
+    *,
+    base: StrPath | None = None,
+    to: str | None = None,
+    expect: str | None = None,
+    force: bool = False,
+    private: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> Version | Sent:
+    """Check an adapter and store it as a new version, in the registry or at an address.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        target: A ref, `namespace/name[:tag]`, or an address such as `oci://HOST/NAME[:TAG]` or `hf://ORG/NAME[@BRANCH]`.
+        base: The model it was trained on, to pin; refused where the adapter does not fit it.
+        to: Convert it to this format first, and name the source as its parent; `image`, at an address, for a container image.
+        expect: The digest that the target must still have, or `absent`.
+        force: Store an adapter whose check finds errors. A policy cannot be overridden.
+        private: Create a repository on a hub as private.
+        progress: Called with bytes done and bytes in all.
+        workspace: The registry, the policy, credentials.
+
+    Raises:
+        RefusedError: The check finds errors, or the policy of the project does not allow the adapter. Nothing was stored.
+        ConflictError: The target is not what `expect` says.
+
+    Example:
+        >>> ah.push("./sql", "team/sql:prod").ref
+        Ref('team/sql:v1')
+        >>> ah.push("./sql", "layout://sql.tar:v1").tag
+        'v1'
+    """
+    here = (workspace or Workspace()).showing(progress)
+    return sharing.push(
+        source,
+        target,
+        here,
+        base=_base(base, here),
+        conversion=_conversion(to),
+        expect=expect,
+        force=force,
+        private=private,
+    )
+
+
+def pull(
+    source: str,
+    out: StrPath | None = None,
+    *,
+    to: str | None = None,
+    base: StrPath | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> Pulled:
+    """Write the files of a version, all of them and verified, or nothing.
+
+    Args:
+        source: A ref of the registry, or an address.
+        out: The folder or file to write; the name of the adapter if None.
+        to: Write it in another format, of a version in the registry.
+        base: The model it is for, where the conversion needs more than its adapter.json has.
+        progress: Called with bytes done and bytes in all.
+        workspace: The registry, the policy, credentials.
+
+    Example:
+        >>> ah.pull("team/sql:prod", "./out").files[0]
+        'README.md'
+    """
+    here = (workspace or Workspace()).showing(progress)
+    model = sources.here(base) if to == "ollama" else None
+    return sharing.pull(source, out, here, conversion=_conversion(to), base=_base(base, here), model=model)
+
+
+class Versions(list["Row"]):
+    """Versions of a registry, in the order of a list or a search."""
+
+    def __repr__(self) -> str:
+        return f"<Versions: {', '.join(str(row.ref) for row in self[:5])}{' …' if self[5:] else ''}>"
+
+    def _repr_html_(self) -> str:
+        head = ("ref", "tags", "base", "method", "r", "size")
+        rows = [(row.ref, ", ".join(row.tags), row.base, row.method, row.r, row.size) for row in self]
+        return display.table(rows, head=head)
+
+
+class Registry:
+    """A registry on this disk; a context manager.
+
+    Args:
+        folder: Its folder, created if there is none; `~` is the user's home.
+        policy: Requirements on what is pushed and pulled; those of the nearest adapterhub.toml if None.
+
+    Attributes:
+        folder: Its folder.
+        workspace: The workspace of its operations: pass it to other functions for their refs to be looked up here.
+
+    Example:
+        >>> with ah.Registry("adapters") as registry:
+        ...     version = registry.push("./sql", "team/sql:prod")
+        ...     [str(row.ref) for row in registry.search("sql")]
+        ['team/sql:v1']
+    """
+
+    def __init__(self, folder: StrPath, *, policy: Policy | None = None) -> None:
+        from adapterhub.registry.registry import Registry as Opened
+
+        self.folder = Path(folder).expanduser()
+        self._opened = Opened.init(self.folder)
+        self.workspace = Workspace(self.folder) if policy is None else Workspace(self.folder, policy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Registry {self.folder}>"
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.list())
+
+    def close(self) -> None:
+        """Close the registry."""
+        self._opened.close()
+
+    def push(self, source: StrPath, ref: str, **how: Any) -> Version:
+        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
+        made = push(source, ref, workspace=self.workspace, **how)
+        if isinstance(made, Sent):
+            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
+        return made
+
+    def pull(self, ref: str, out: StrPath | None = None, **how: Any) -> Pulled:
+        """Write the files of a version; the arguments are those of `adapterhub.pull`."""
+        return pull(ref, out, workspace=self.workspace, **how)
+
+    def list(self, prefix: str | None = None) -> Versions:
+        """Every version, or those of a name or namespace, by name and newest first."""
+        return Versions(self._opened.list(prefix))
+
+    def search(self, words: str = "", *, limit: int = 20, all_versions: bool = False, **facets: str) -> Versions:
+        """Versions by words and facets, the best match first.
+
+        Args:
+            words: Words in names, tags, descriptions, manifests and model cards; all of them must match.
+            limit: The number of versions to return at most.
+            all_versions: Every version that matches, instead of the newest of each name.
+            facets: Values that must be equal: `base`, `method`, `target`, `license`, `task`, `language`, `format` …
+        """
+        from adapterhub.index import search as index
+
+        query = index.Query(words=words, facets=tuple(facets.items()), limit=limit, all_versions=all_versions)
+        return Versions(index.search(self._opened.index, query).rows)
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a ref names now: by tag, number, digest or range; without any of them the newest."""
+        return self._opened.resolve(_ref(ref))
+
+    def show(self, ref: str) -> dict[str, Any]:
+        """Everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
+        return self._opened.show(_ref(ref))
+
+    def tag(self, ref: str, tag: str, *, expect: str | None = None) -> Version:
+        """Point a tag at the version that `ref` names; `expect` is the digest it must still have, or `absent`."""
+        return self._opened.tag(_ref(ref), tag, expect=expect)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
+        self._opened.rm(_ref(ref), force=force)
+
+
+# ---- learning
+
+
+def train(
+    config: StrPath | TrainConfig,
+    out: StrPath | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    start: StrPath | None = None,
+    force: bool = False,
+    workspace: Workspace | None = None,
+) -> Result:
+    """Train a LoRA adapter on a base held in four bits (QLoRA). Needs `pip install 'adapterhub[train]'`.
+
+    The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes
+    from the checkpoint next to `out`.
+
+    Args:
+        config: A TOML file, or a config that was read.
+        out: The folder to write, whole or not at all; the config's path without its suffix if None.
+        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.train`).
+        start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
+        force: Start even if memory will not suffice.
+        workspace: Where names are looked up; its `cache` keeps quantized bases.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        RefusedError: The data teach nothing, the base is not understood, or memory will not suffice.
+
+    Example:
+        >>> result = ah.train("letters.toml", on_event=print)
+        >>> result.folder.name
+        'letters'
+    """
+    from adapterhub.train import read_config, run
+
+    here = workspace or Workspace()
+    path = Path(config) if isinstance(config, str | os.PathLike) else None
+    read = read_config(path) if path is not None else config
+    if out is None and path is None:
+        raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
+    target = Path(out) if out is not None else Path(path.stem if path else "")
+    with ExitStack() as stack:
+        first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
+        cache = Path(here.cache) if here.cache is not None else None
+        return run(read, target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
+
+
+def evaluate(
+    source: StrPath,
+    *,
+    data: StrPath | Sequence[StrPath],
+    base: StrPath,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **measuring: Any,
+) -> EvaluationResult:
+    """Measure the perplexity of held-out data under a base with and without an adapter. Needs `adapterhub[train]`.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        data: Files that the adapter was not trained on, in the formats of a training.
+        base: The model's folder, with its weights, or a GGUF file.
+        progress: Called while the base is loaded, with tensors done and in all.
+        workspace: Where names are looked up.
+        measuring: Fields of `adapterhub.train.EvaluationOptions`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`, `threads`;
+            as in the adapter's training where they are not given.
+
+    Example:
+        >>> measured = ah.evaluate("./letters", data="heldout.jsonl", base="./tiny")
+        >>> measured.perplexity < measured.base_perplexity
+        True
+    """
+    from adapterhub.train import EvaluationOptions
+    from adapterhub.train import evaluate as measured
+
+    here = workspace or Workspace()
+    files = [data] if isinstance(data, str | os.PathLike) else list(data)
+    with sources.opened(source, here) as found:
+        return measured(
+            sources.given(found),
+            sources.weights(base, here),
+            [Path(file) for file in files],
+            EvaluationOptions(**measuring),
+            progress=progress,
+            cache=Path(here.cache) if here.cache is not None else None,
+        )
+
+
+def _base(base: StrPath | None, workspace: Workspace) -> BaseSpec | None:
+    return None if base is None else sources.read_base(base, workspace)
+
+
+def _conversion(to: str | None) -> Conversion | None:
+    if to is None:
+        return None
+    from adapterhub.registry.recipe import Conversion
+
+    return Conversion(to)
+
+
+def _ref(text: str) -> Ref:
+    from adapterhub.ref import Ref
+
+    return Ref.parse(text)

@@ -1,0 +1,49 @@
+"""Keeps index.json of the store at the state of registry.db."""
+
+from __future__ import annotations
+
+from adapterhub.store.store import Store
+
+from .database import Index
+from .queries import ref_lines
+
+_MOST_CHANGED = 8  # names; for more, the file is built again
+
+
+def is_current(index: Index, store: Store) -> bool:
+    """Return True if index.json is the file that was written last from here.
+
+    If not, refs may have moved without this index, as when it was restored from a backup.
+    """
+    return index.select("SELECT stamp FROM index_file") == [(store.index_file.stamp(),)]
+
+
+def write(index: Index, store: Store) -> None:
+    """Bring index.json up to date; call this in the transaction of the move.
+
+    If the file is the one that was written last, only the lines of names that have moved since are replaced.
+    """
+    # In reverse order, so that the next name, before which a new one goes, is in the file already.
+    moved = [name for (name,) in index.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MOST_CHANGED + 1)]
+    stamp = ""
+    if len(moved) <= _MOST_CHANGED and is_current(index, store):
+        stamp = store.index_file.change([(name, ref_lines(index, name), _after(index, name)) for name in moved])
+    _set_stamp(index, stamp or store.index_file.write(ref_lines(index)))
+
+
+def _after(index: Index, name: str) -> str | None:
+    found = index.select("SELECT name FROM versions WHERE name > ? ORDER BY name LIMIT 1", name)
+    return found[0][0] if found else None
+
+
+def adopt(index: Index, store: Store) -> None:
+    """Accept index.json as written last if it is byte for byte what the logs imply, else write it; in a transaction."""
+    lines = ref_lines(index)
+    stamp = store.index_file.stamp()
+    _set_stamp(index, stamp if stamp and store.index_file.is_written(lines) else store.index_file.write(lines))
+
+
+def _set_stamp(index: Index, stamp: str) -> None:
+    index.execute("DELETE FROM unwritten")
+    index.execute("DELETE FROM index_file")
+    index.execute("INSERT INTO index_file VALUES (?)", stamp)

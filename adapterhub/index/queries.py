@@ -1,0 +1,185 @@
+"""Queries of registry.db that lists, refs and maintenance need. Search is in `search` and `tensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.digest import Digest
+from adapterhub.ref import Ref
+from adapterhub.store.oci_index import Line
+
+from . import rows
+from .database import Index
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """State of a name's log: its last entry, that entry's digest, the last number allotted, and whether it is deleted."""
+
+    name: str
+    seq: int = 0
+    head: Digest = ""
+    number: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One version as lists show it; a field is None where adapter.json lacks it.
+
+    Attributes:
+        size: Bytes of its files.
+        parents: Refs of the adapters it was made from; digests where no ref was recorded.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    manifest_size: int
+    time: str
+    size: int | None
+    base: str | None
+    revision: str | None
+    method: str | None
+    r: int | None
+    alpha: float | None
+    format: str | None
+    dtype: str | None
+    parameters: int | None
+    license: str | None
+    description: str | None
+    parents: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the running number."""
+        return Ref(self.name, number=self.number)
+
+
+# ---- names
+
+
+def name(index: Index, name: str) -> Name:
+    """Return the state of a name when its log was last replayed; number 0 for an unknown name."""
+    found = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name)
+    return _name(found[0]) if found else Name(name)
+
+
+def names(index: Index) -> list[Name]:
+    """Return every name, deleted ones included, sorted."""
+    return [_name(row) for row in index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name")]
+
+
+def _name(row: Sequence[Any]) -> Name:
+    name, seq, head, number, deleted = row
+    return Name(name, seq, head, number, bool(deleted))
+
+
+def tags(index: Index, name: str) -> dict[str, int]:
+    """Return the tags of a name with the numbers they point to, sorted."""
+    return dict(index.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
+
+
+def marks(index: Index, kind: str, name: str) -> dict[str, str]:
+    """Return the settings of one kind of a name: key to value.
+
+    `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason. `keep`: an empty string to
+    the number of newest versions. `evaluate`: number and name to a measurement.
+    """
+    return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name))
+
+
+def deprecations(index: Index) -> dict[tuple[str, int], str]:
+    """Return the reasons for which versions, or whole names under the number 0, are deprecated."""
+    found = index.select("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
+    return {(name, int(key)): value for name, key, value in found}
+
+
+# ---- versions
+
+# A name, or the names in a namespace as a range that the index on `name` answers: 0 is the character after the slash.
+UNDER = "(name = ? OR (name > ? || '/' AND name < ? || '0'))"
+
+
+def under(prefix: str) -> tuple[str, str, str]:
+    """Return the values for UNDER: a name or namespace."""
+    return (prefix.rstrip("/"),) * 3
+
+
+def versions(
+    index: Index,
+    *,
+    name: str | None = None,
+    number: int | None = None,
+    prefix: str | None = None,
+    digest: Digest | None = None,
+    digest_prefix: str | None = None,
+    parent: Digest | None = None,
+    file: Digest | None = None,
+) -> list[Row]:
+    """Return the versions that meet all conditions, sorted by name, newest first.
+
+    Args:
+        index: Where to look.
+        name: Of this name.
+        number: With this running number.
+        prefix: Of this name or namespace.
+        digest: With this manifest.
+        digest_prefix: With a manifest whose digest begins so.
+        parent: Made from this manifest.
+        file: With a file of this digest.
+    """
+    conditions = {
+        "name = ?": (name,),
+        "number = ?": (number,),
+        UNDER: (None,) if prefix is None else under(prefix),
+        "digest = ?": (digest,),
+        "substr(digest, 1, length(?)) = ?": (digest_prefix, digest_prefix),
+        "id IN (SELECT version FROM made_from WHERE parent = ?)": (parent,),
+        "id IN (SELECT version FROM files WHERE digest = ?)": (file,),
+    }
+    used = {condition: values for condition, values in conditions.items() if values[0] is not None}
+    return select(index, " AND ".join(used) or "1", *(value for values in used.values() for value in values))
+
+
+def similar(index: Index, row: Row, columns: Sequence[str]) -> list[Row]:
+    """Return the versions of other names in the namespace of `row` that agree with it in `columns` of `versions`."""
+    space = row.name.partition("/")[0]
+    same = "".join(f" AND {column} IS ?" for column in columns)
+    where = f"name > ? || '/' AND name < ? || '0' AND name <> ?{same}"
+    return select(index, where, space, space, row.name, *(getattr(row, column) for column in columns))
+
+
+def select(index: Index, where: str, *values: object) -> list[Row]:
+    """Return the versions that meet an SQL condition, sorted by name, newest first; for this package alone."""
+    columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *rows.COLUMNS, "parents"))
+    tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
+    sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
+    found = []
+    for *fields, parents, joined in index.select(sql, *values):
+        made_from = tuple(json.loads(parents)) if parents != "[]" else ()
+        fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
+        found.append(Row(*fields))
+    return found
+
+
+def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
+    """Return the versions with these ids, in this order; for this package alone."""
+    wanted = json.dumps(ids)
+    pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    keys = {version: (name, number) for version, name, number in pairs}
+    found = {(row.name, row.number): row for row in select(index, "id IN (SELECT value FROM json_each(?))", wanted)}
+    return [found[keys[version]] for version in ids]
+
+
+def ref_lines(index: Index, name: str | None = None) -> list[Line]:
+    """Return the lines of index.json, of one name or of all: by name, its versions by number, then its tags."""
+    one, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
+    numbers = f"SELECT name, number, 'v' || number, digest, manifest_size FROM versions {one}"  # noqa: S608 - fixed text
+    tags = f"SELECT name, NULL, tag, digest, manifest_size FROM tags JOIN versions USING (name, number) {one}"  # noqa: S608
+    found = index.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values)
+    return [(f"{name}:{tag}", digest, size) for name, _, tag, digest, size in found]

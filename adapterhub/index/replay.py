@@ -1,0 +1,241 @@
+"""Replays the logs of the store into registry.db. Call these functions in a transaction."""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+
+from adapterhub.digest import Digest
+from adapterhub.manifest import measurement
+from adapterhub.manifest.measurement import Evaluation
+from adapterhub.ref import LATEST
+from adapterhub.store.store import Entry, Store
+from adapterhub_converters.errors import AdapterhubError, IntegrityError
+
+from . import queries, rows, tensors
+from .database import Index
+from .queries import Name
+
+_CACHE = 64 << 10  # KiB for a rebuild: tensors come in no order, and with SQLite's default of 2 MB it takes twice as long
+# Facets of the newest version of every name; the empty facet counts the names.
+_NEWEST_FACETS = (
+    "WITH has AS (SELECT version, kind, value FROM facets UNION ALL SELECT id, '', '' FROM versions"
+    " UNION ALL SELECT id, 'r', CAST(r AS TEXT) FROM versions WHERE r IS NOT NULL)"
+    " SELECT kind, value FROM versions v JOIN has ON version = v.id"
+    " WHERE NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"
+)
+
+
+def catch_up(index: Index, store: Store, name: str) -> Name:
+    """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow."""
+    state = queries.name(index, name)
+    replay = _Replay(index, store)
+    while found := store.log.entry(name, state.seq + 1):
+        state = replay.entry(state, *found)
+    return state
+
+
+def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
+    """Empty the index and replay every log; return the errors of logs that could not be replayed further."""
+    from . import migrations  # imports sqlite-utils
+
+    db = migrations.wrapped(index.connection)
+    db.execute(f"PRAGMA cache_size = -{_CACHE}")
+    with index.transaction():
+        migrations.drop_search(db)
+        for table in migrations.FILLED:
+            db.table(table).delete_where()
+        logs = _replay_all(index, store)
+        # Counts and full-text index of everything at once take a tenth of what they take version by version.
+        db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({_NEWEST_FACETS}) GROUP BY 1, 2")  # noqa: S608
+        migrations.build_search(db)
+    return [log.error for log in logs if log.error]
+
+
+def _replay_all(index: Index, store: Store) -> list[_Log]:
+    """Replay every log in the order of the entries' times, so that the ids of versions are in the order of their pushes."""
+    replay = _Replay(index, store, counting=False)
+    logs = [_Log(store, name) for name in store.log.names()]
+    waiting = [(log.time, log.name, log) for log in logs if log.time]
+    heapq.heapify(waiting)
+    while waiting:
+        log = waiting[0][2]
+        try:
+            log.state = replay.entry(log.state, *log.take())
+        except AdapterhubError as error:
+            log.error, log.time = error, ""  # no later entry can follow
+        if log.time:
+            heapq.heapreplace(waiting, (log.time, log.name, log))
+        else:
+            heapq.heappop(waiting)
+    return logs
+
+
+class _Log:
+    """A name's log during a rebuild: its next entry, with that entry's time (empty at the end of the log)."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name, self.state = name, Name(name)
+        self._store = store
+        self.time = ""
+        self._next: tuple[Entry, Digest] | None = None
+        self.error: AdapterhubError | None = None
+        self._read(1)
+
+    def _read(self, seq: int) -> None:
+        try:
+            self._next = self._store.log.entry(self.name, seq)
+        except AdapterhubError as error:
+            self._next, self.error = None, error
+        # Never before an earlier entry: a clock that was set back must not change the order within a log.
+        self.time = max(self.time, self._next[0].time or "0") if self._next else ""
+
+    def take(self) -> tuple[Entry, Digest]:
+        """Return the next entry and read the one after it."""
+        assert self._next is not None  # noqa: S101 - as `time` is not empty
+        found = self._next
+        self._read(found[0].seq + 1)
+        return found
+
+
+class _Replay:
+    """Applies entries to the index; with `counting`, keeps the counts of facets up to date."""
+
+    def __init__(self, index: Index, store: Store, *, counting: bool = True) -> None:
+        self.index, self.store, self.counting = index, store, counting
+
+    def entry(self, state: Name, entry: Entry, digest: Digest) -> Name:
+        """Apply the entry that follows `state`; IntegrityError if it cannot follow."""
+        where = str(self.store.log.path(entry.name, entry.seq))
+        if entry.previous != state.head:
+            what = "does not follow the entry before it: the log was changed"
+            raise IntegrityError(where, what, "Check the registry", code="check-registry")
+        try:
+            return self._apply(state, entry, digest)
+        except sqlite3.IntegrityError as error:
+            what = f"contradicts the entries before it ({error})"
+            raise IntegrityError(where, what, "Check the registry", code="check-registry") from error
+
+    def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
+        number = max(state.number, entry.number)
+        after = Name(entry.name, entry.seq, digest, number, entry.op == "delete" or (state.deleted and entry.op != "push"))
+        self.index.execute(
+            "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
+            " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
+            *(after.name, after.seq, after.head, after.number, after.deleted),
+        )
+        self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
+        if entry.op == "delete":
+            self._forget_name(entry.name)
+        elif entry.op == "push":
+            self._add(entry, rows.read(self.store, entry.digest))
+        elif entry.op == "drop":
+            for number in entry.numbers:
+                self._forget_version(entry.name, number)
+        if entry.op in ("push", "tag", "untag"):
+            self._move_tags(entry)
+        self._mark(entry)
+        return after
+
+    # ---- versions
+
+    def _add(self, entry: Entry, found: rows.Extract) -> None:
+        index = self.index
+        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, rows.dump_parents(found))
+        places = ", ".join("?" * len(values))
+        self._count_facets(entry.name, -1)
+        version = index.execute(f"INSERT INTO versions VALUES (NULL, {places})", *values)  # noqa: S608 - question marks
+        index.execute(
+            "INSERT INTO texts (version, name, title, tags, description, facts, card) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(version, entry.name, found.title, "", found.description, found.words, found.prose),
+        )
+        index.execute_many("INSERT OR IGNORE INTO facets VALUES (?, ?, ?)", [(version, *facet) for facet in found.facets])
+        index.execute_many("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", [(version, *m) for m in found.metrics.items()])
+        index.execute_many(
+            "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
+        )
+        index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
+        self._count_facets(entry.name, 1)
+        for file in found.weights:  # only those that an earlier search has listed
+            tensors.add(index, file, self.store.tensors.read)
+
+    def _forget_name(self, name: str) -> None:
+        self.index.execute("DELETE FROM tags WHERE name = ?", name)
+        self.index.execute("DELETE FROM marks WHERE name = ?", name)
+        self._forget(name, "name = ?", name)
+
+    def _forget_version(self, name: str, number: int) -> None:
+        """Forget a version that has no tag."""
+        one = "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)"
+        self.index.execute(one, name, number)
+        of_version = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
+        self.index.execute(of_version, name, str(number))
+        self._forget(name, "name = ? AND number = ?", name, number)
+
+    def _forget(self, name: str, where: str, *values: object) -> None:
+        index = self.index
+        of_these = f"version IN (SELECT id FROM versions WHERE {where})"  # noqa: S608 - one of two fixed conditions
+        self._count_facets(name, -1)
+        files = index.select(f"SELECT DISTINCT digest FROM files WHERE {of_these}", *values)  # noqa: S608
+        for table in ("texts", "facets", "metrics", "files", "made_from"):
+            index.execute(f"DELETE FROM {table} WHERE {of_these}", *values)  # noqa: S608
+        tensors.drop(index, (digest for (digest,) in files), self.store.tensors.read)
+        index.execute(f"DELETE FROM versions WHERE {where}", *values)  # noqa: S608
+        self._count_facets(name, 1)
+
+    def _count_facets(self, name: str, n: int) -> None:
+        """Add `n` to the counts of the facets of the newest version of a name."""
+        if self.counting:
+            self.index.execute(
+                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({_NEWEST_FACETS} AND v.name = ?1) WHERE 1"  # noqa: S608
+                " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
+                name,
+                n,
+            )
+
+    # ---- tags and settings
+
+    def _move_tags(self, entry: Entry) -> None:
+        before = queries.tags(self.index, entry.name)
+        for tag in entry.tags:
+            if entry.op == "untag":
+                self.index.execute("DELETE FROM tags WHERE name = ? AND tag = ?", entry.name, tag)
+            else:
+                self.index.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", entry.name, tag, entry.number)
+        # `latest` is not searched: to index it again with each push would cost as much as the last version's card.
+        moved = [tag for tag in entry.tags if tag != LATEST]
+        touched = {before[tag] for tag in moved if tag in before} | ({entry.number} if moved and entry.op != "untag" else set())
+        for number in touched:
+            self.index.execute(
+                "UPDATE texts SET tags = (SELECT coalesce(group_concat(tag, ' '), '') FROM"
+                " (SELECT tag FROM tags WHERE name = ?1 AND number = ?2 AND tag != ?3 ORDER BY tag))"
+                " WHERE version = (SELECT id FROM versions WHERE name = ?1 AND number = ?2)",
+                *(entry.name, number, LATEST),
+            )
+
+    def _mark(self, entry: Entry) -> None:
+        number = str(entry.number)
+        set_by = {
+            "protect": [(tag, "") for tag in entry.tags],
+            "deprecate": [(number, entry.message.encode(errors="replace").decode())],
+            "keep": [("", str(entry.keep))],
+        }
+        for key, value in set_by.get(entry.op, ()):
+            self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, value)
+        if entry.op == "evaluate" and (measured := measurement.parse(entry.message)):
+            self._add_evaluation(entry, measured)
+        undone = {
+            "unprotect": [("protect", tag) for tag in entry.tags],
+            "undeprecate": [("deprecate", number)],
+            "keep-all": [("keep", "")],
+        }
+        for kind, key in undone.get(entry.op, ()):
+            self.index.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", kind, entry.name, key)
+
+    def _add_evaluation(self, entry: Entry, measured: Evaluation) -> None:
+        """Record a measurement of a version, and its metrics for searches; the last one under a name replaces the others."""
+        key = f"{entry.number} {measured.name}"
+        self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, measured.dump())
+        of_version = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
+        metrics = [(*metric, entry.name, entry.number) for metric in measured.found_by.items()]
+        self.index.execute_many(of_version, metrics)

@@ -1,0 +1,142 @@
+# ruff: noqa: S608 - the text put into a statement here is fixed
+"""Search by tensors: which versions have the tensors of a file that no version has as a whole.
+
+Bytes are compared, not names: a tensor is found in a file of another format, and under another name. In registry.db a tensor is
+a row of the first 64 bits of its digest and of a file's number, about 20 bytes. That finds files; the whole digests are in the
+lists of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from adapterhub.digest import Digest
+from adapterhub.store.store import Store
+from adapterhub.store.tensor_digests import Tensor, Tensors
+
+from .database import Index
+from .queries import UNDER, Row, under, versions
+from .search import Holder, holders
+
+LIMIT = 20
+_FILES = 64  # files whose lists are read
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A file of a version, `digest`, that has `count` of the tensors that were looked for, `size` bytes in total."""
+
+    row: Row
+    path: str
+    digest: Digest
+    count: int
+    size: int
+
+
+def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) -> list[Share]:
+    """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first."""
+    wanted = json.dumps([key(tensor.digest) for tensor in tensors if tensor.size])
+    files = index.select(
+        "SELECT digest FROM (SELECT file, count(*) AS n, sum(size) AS bytes FROM tensors"
+        " WHERE key IN (SELECT value FROM json_each(?)) GROUP BY file ORDER BY n DESC, bytes DESC, file LIMIT ?)"
+        " JOIN weights ON id = file ORDER BY n DESC, bytes DESC, file",
+        wanted,
+        _FILES,
+    )
+    found = []
+    for (digest,) in files:
+        have = shared(tensors, store.list_tensors(digest) or ())
+        if have:
+            count, size = len(have), sum(tensor.size for tensor in have)
+            found += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
+    found.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
+    return found[:limit]
+
+
+def _places(index: Index, digest: Digest) -> Iterable[tuple[Row, str]]:
+    rows = {(row.name, row.number): row for row in versions(index, file=digest)}
+    found = index.select("SELECT name, number, path FROM files JOIN versions ON id = version WHERE files.digest = ?", digest)
+    return [(rows[name, number], path) for name, number, path in found]
+
+
+def shared(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Return those of `tensors` whose bytes are among the others', under any name; empty ones never are."""
+    there = {(other.digest, other.size) for other in others}
+    return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in there]
+
+
+def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
+    """Return the versions that have a tensor whose digest begins with `prefix`, with its file and name."""
+    low, high = keys(prefix)
+    files = index.select(
+        "SELECT DISTINCT digest FROM tensors JOIN weights ON id = file WHERE key BETWEEN ? AND ? ORDER BY digest", low, high
+    )
+    found = []
+    for (digest,) in files:
+        named = [tensor for tensor in store.list_tensors(digest) or () if tensor.digest.startswith(prefix)]
+        whole = holders(index, digest) if named else []
+        found += [Holder(at.row, at.path, tensor.digest, tensor.name) for at in whole if at.path for tensor in named]
+    return sorted(found, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
+
+
+def repeated(index: Index, digests: Iterable[Digest]) -> int:
+    """Return the bytes of tensors that are in more than one of these files, each without its first occurrence."""
+    found = index.select(
+        "SELECT sum(size * (n - 1)) FROM (SELECT size, count(*) AS n FROM tensors WHERE file IN"
+        " (SELECT id FROM weights WHERE digest IN (SELECT value FROM json_each(?))) GROUP BY key HAVING n > 1)",
+        json.dumps(sorted(digests)),
+    )
+    return int(found[0][0] or 0)
+
+
+# ---- rows
+
+
+def unlisted(index: Index, prefix: str | None = None) -> dict[Digest, int]:
+    """Return the files of weights, with their sizes, whose tensors are not in the index; of a name or namespace, or of all."""
+    one, values = ("1", ()) if prefix is None else (f"version IN (SELECT id FROM versions WHERE {UNDER})", under(prefix))
+    sql = (
+        "SELECT digest, max(size) FROM files WHERE (lower(path) LIKE '%.safetensors' OR lower(path) LIKE '%.gguf')"
+        f" AND digest NOT IN (SELECT digest FROM weights) AND {one} GROUP BY digest ORDER BY digest"
+    )
+    return dict(index.select(sql, *values))
+
+
+def add(index: Index, digest: Digest, read: Callable[[Digest], Tensors | None]) -> None:
+    """Add the tensors of a file if `read` returns them, unless the index has them already. In a transaction."""
+    if index.select("SELECT 1 FROM weights WHERE digest = ?", digest) or (found := read(digest)) is None:
+        return
+    file = index.execute("INSERT INTO weights VALUES (NULL, ?)", digest)
+    rows = sorted({(key(tensor.digest), file, tensor.size) for tensor in found if tensor.size})
+    index.execute_many("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", rows)
+
+
+def drop(index: Index, digests: Iterable[Digest], read: Callable[[Digest], Tensors | None]) -> None:
+    """Remove the tensors of those of these files that no version has any more. In a transaction."""
+    for digest in digests:
+        found = index.select("SELECT id FROM weights WHERE digest = ?", digest)
+        if not found or index.select("SELECT 1 FROM files WHERE digest = ?", digest):
+            continue
+        ((file,),) = found
+        listed = read(digest)
+        if listed is None:  # without its keys, every row is visited
+            index.execute("DELETE FROM tensors WHERE file = ?", file)
+        else:
+            index.execute_many(
+                "DELETE FROM tensors WHERE key = ? AND file = ?", [(key(tensor.digest), file) for tensor in listed]
+            )
+        index.execute("DELETE FROM weights WHERE id = ?", file)
+
+
+def key(digest: Digest) -> int:
+    """Return the first 64 bits of a digest as SQLite's INTEGER, in the order of the digests."""
+    return int(digest.removeprefix("sha256:")[:16], 16) - 2**63
+
+
+def keys(prefix: str) -> tuple[int, int]:
+    """Return the lowest and the highest key of the digests that begin with `prefix`."""
+    digits = re.sub("^sha256:", "", prefix)[:16]
+    return key(digits.ljust(16, "0")), key(digits.ljust(16, "f"))

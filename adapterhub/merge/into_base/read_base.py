@@ -1,0 +1,286 @@
+"""A base on the disk, a Hugging Face folder or a GGUF model: its headers, and its files, open while they are used.
+
+The files stay open from the reading of the headers to the end of the first `with` that the base is used in, and are opened
+again for a later one. So a merge opens each of them twice: for the headers and the estimate, and for the output.
+
+    base = read_base(path)
+    adapters = [(convert.read(file, base=base.spec), 1.0)]
+    prepared(adapters, base).write(out)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapterhub_converters import bases
+from adapterhub_converters.bases import BaseSpec, LocalFiles, Ranged
+from adapterhub_converters.bases.gguf import part_paths
+from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
+from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+
+from .dequantize import Place, unpacked
+from .tensor_files import Opened, Source, Stored, read_at
+from .tensor_types import floats
+
+# Models whose modules transformers builds from Conv1D, with a weight of `(in, out)` (`pytorch_utils.py`).
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weights file of a folder; `tensors` in file order."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    data_start: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of a folder.
+
+    Attributes:
+        shape: The shape, before quantization.
+        dtype: The type of floats that is stored, or that a quantized weight is dequantized to.
+        path: The file, in which the weight begins at byte `offset` and takes `size` bytes.
+        unpacked: The numbers of a quantized weight; None for one stored in floats.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    offset: int
+    size: int
+    unpacked: Source | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows, seen as a matrix; a vector is a column."""
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    def source(self) -> Source:
+        """Where its numbers are read; RefusedError for a type that is not floats."""
+        return self.unpacked or Stored(self.path, self.offset, self.rows, self.columns, floats(self.dtype, self.name))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A Hugging Face folder; `config` is its config.json."""
+
+    path: Path
+    spec: BaseSpec
+    config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+    opened: Opened = field(compare=False, repr=False)
+
+    @property
+    def method(self) -> str | None:
+        """The quantization of the weights; None for floats."""
+        return self.spec.quantization
+
+    @cached_property
+    def weights(self) -> Mapping[str, Weight]:
+        """The parameters by name, in the order of the files; the scales of quantized ones are not among them.
+
+        RefusedError for a quantization that cannot be dequantized here.
+        """
+        if not self.method:
+            return {
+                info.name: Weight(info.name, info.shape, info.dtype, shard.path, info.offset, info.size)
+                for shard in self.shards
+                for info in shard.tensors.values()
+            }
+        if self.spec.model_type in CONV1D and settings(self.config).get("quant_method") == "bitsandbytes":
+            what = f"bitsandbytes stores the weights of {self.spec.model_type} transposed, unlike any model in floats"
+            raise RefusedError(str(self.path), what, "Name the full-precision model")
+        places = {info.name: Place(shard.path, info) for shard in self.shards for info in shard.tensors.values()}
+        return {
+            name: Weight(name, one.shape, one.dtype, one.place.path, one.place.info.offset, one.place.info.size, one.source)
+            for name, one in unpacked(self.spec, places, self.config, self.opened).items()
+        }
+
+    def refuse_quantized(self) -> None:
+        """RefusedError if the weights are quantized."""
+        if self.method:
+            raise RefusedError(
+                str(self.path),
+                f"the weights are quantized ({self.method}); a sum rounded to that grid would lose most of the adapter",
+                "Merge into the full-precision model, or dequantize this one",
+                code="quantized-base",
+            )
+
+    def __enter__(self) -> Folder:
+        self.opened.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.__exit__()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a GGUF model and the file it is in."""
+
+    path: Path
+    info: GGUFTensor
+
+    @property
+    def rows(self) -> int:
+        """Rows, seen as a matrix; the experts of a stack follow one another."""
+        return math.prod(self.info.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row; a vector is one row."""
+        return self.info.shape[-1] if self.info.shape else 1
+
+
+@dataclass(frozen=True)
+class GGUFBase:
+    """A GGUF model in one file or several; `tensors` by name, in the order of the files."""
+
+    path: Path
+    spec: BaseSpec
+    header: GGUFHeader
+    tensors: Mapping[str, Placed]
+    opened: Opened = field(compare=False, repr=False)
+
+    def __enter__(self) -> GGUFBase:
+        self.opened.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.__exit__()
+
+
+Base = Folder | GGUFBase
+
+
+def read_base(path: Path) -> Base:
+    """The model in a Hugging Face folder or a GGUF file; only headers are read.
+
+    Raises:
+        NotFoundError: There is no such file or folder, or no weights in it.
+        RefusedError: The weights are pickles.
+        FormatError: The files do not belong together, or a header is malformed.
+    """
+    return read_gguf(path) if path.is_file() else read_folder(path)
+
+
+def read_folder(path: Path) -> Folder:
+    """The model in a Hugging Face folder; raises as `read_base` does."""
+    if path.is_file():
+        raise RefusedError(str(path), "is a file, not a Hugging Face folder", "Name the folder of a model")
+    if not path.is_dir():
+        raise NotFoundError(str(path), "no such folder")
+    files = _Files(path)
+    spec = bases.read_files(files, "") if (path / CONFIG).is_file() else bases.read_base(path)
+    shards = []
+    for name in _weight_files(files):
+        ranged = files.weights.get(name)
+        if ranged is None:
+            raise NotFoundError(str(path / name), "no such file")
+        header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.where)
+        shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
+    if not shards:
+        pickles = sorted(item.name for item in path.glob("*.bin"))
+        what = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "no model.safetensors"
+        raise (RefusedError if pickles else NotFoundError)(str(path), what, "Save the base with safe_serialization=True")
+    _check_index(path, shards, files.document(INDEX))
+    return Folder(path, spec, files.document(CONFIG), tuple(shards), files.opened)
+
+
+def read_gguf(path: Path) -> GGUFBase:
+    """The model in a GGUF file, or in all parts of a split one of which `path` is any; raises as `read_base` does."""
+    files = _Files(path.parent)
+    spec = bases.read_files(files, path.name)
+    headers = {}
+    for part in part_paths(path):
+        ranged = files.weights[part.name]
+        headers[part] = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
+    tensors = {name: Placed(part, info) for part, header in headers.items() for name, info in header.tensors.items()}
+    return GGUFBase(path, spec, next(iter(headers.values())), tensors, files.opened)
+
+
+class _Files(LocalFiles):
+    """The files of a folder, of which the large ones are opened once and the small ones read once.
+
+    Attributes:
+        opened: The large files.
+        weights: Those, by name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.opened = Opened()
+        self.weights: dict[str, Ranged] = {}
+        self._texts: dict[str, bytes | None] = {}
+
+    def whole(self, name: str, limit: int) -> bytes | None:
+        """The bytes of a small file."""
+        if name not in self._texts:
+            self._texts[name] = super().whole(name, limit)
+        return self._texts[name]
+
+    def sha256(self, name: str) -> str | None:
+        """The digest of a small file; None for the tokenizer, whose digest a merge does not need."""
+        return None if name == "tokenizer.json" else super().sha256(name)
+
+    def document(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file that was read; empty without one."""
+        text = self._texts.get(name)
+        return json_file.parse_object(text.decode(), self.label(name)) if text else {}
+
+    def ranged(self, name: str) -> Ranged | None:
+        """A file with weights, opened on first use."""
+        path = Path(self.label(name))
+        if name not in self.weights and path.exists():
+            fd = self.opened.fd(path)
+
+            def read(offset: int, n: int) -> bytes:
+                size = max(0, min(n, found.size - offset))
+                buffer = bytearray(size)
+                read_at(fd, memoryview(buffer), offset)
+                return bytes(buffer)
+
+            found = Ranged(os.fstat(fd).st_size, read, str(path))
+            self.weights[name] = found
+        return self.weights.get(name)
+
+
+def _weight_files(files: _Files) -> list[str]:
+    """The names of a folder's weights files, as `bases.weight_files` lists them, from what was read already."""
+    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
+        if index := files.document(f"{name}.index.json"):
+            return list(dict.fromkeys(index["weight_map"].values()))
+        if name in files.weights:
+            return [name]
+    return []
+
+
+def _check_index(folder: Path, shards: Sequence[Shard], index: Mapping[str, Any]) -> None:
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for name in shard.tensors:
+            if seen.setdefault(name, shard.path.name) != shard.path.name:
+                raise FormatError(str(folder), f"tensor {name!r} is in {seen[name]} and in {shard.path.name}")
+    for name, file in index.get("weight_map", {}).items():
+        if seen.get(name) != file:
+            raise FormatError(str(folder / INDEX), f"maps tensor {name!r} to {file}, which does not contain it")

@@ -1,0 +1,191 @@
+"""Files of tensors read at offsets: each opened once, a few rows of a tensor at a time in float32, byte ranges copied.
+
+Reads and writes go through descriptors at explicit offsets, so that several threads can share a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters.containers.safetensors_file import byte_view
+from adapterhub_converters.errors import FormatError, LocalIOError
+
+from .tensor_types import Kind
+
+F32Array = NDArray[np.float32]
+T = TypeVar("T")
+
+_HELD = 3  # tensors whose scales are kept in memory
+_CHUNK = 1 << 20  # bytes copied at a time where the kernel cannot copy
+_NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+_seek = threading.Lock()
+
+
+class Opened:
+    """Files open for reading, each opened on first use and once; a context manager that may be entered again, also while
+    inside.
+
+    The outermost exit closes the files; a later read opens its file again.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._fds: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, Any] = OrderedDict()
+        self._holding = threading.RLock()  # `load` may itself call `held`
+        self._depth = 0
+
+    def held(self, key: str, load: Callable[[], T]) -> T:
+        """The result of `load`, cached until a few other keys were used: tensors are processed one after another."""
+        with self._holding:
+            if key not in self._held:
+                self._held[key] = load()
+                while len(self._held) > _HELD:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(key)
+            found: T = self._held[key]
+            return found
+
+    def fd(self, path: Path) -> int:
+        """The descriptor of a file."""
+        with self._lock:
+            if path not in self._fds:
+                try:
+                    self._fds[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                except OSError as error:
+                    raise LocalIOError(str(path), error.strerror or str(error)) from error
+                self._stack.callback(os.close, self._fds[path])
+            return self._fds[path]
+
+    def read(self, path: Path, buffer: NDArray[np.uint8], offset: int) -> None:
+        """Fill `buffer` with the bytes of a file from `offset` on."""
+        read_at(self.fd(path), byte_view(buffer), offset)
+
+    def close(self) -> None:
+        """Close all files and drop what is cached."""
+        with self._lock:
+            self._stack.close()
+            self._fds.clear()
+            self._held.clear()
+
+    def __enter__(self) -> Opened:
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+Buffer = Callable[[str, int], NDArray[np.uint8]]
+"""Returns scratch memory of the calling thread: for a named use, of this many bytes."""
+
+
+def fresh(_use: str, size: int) -> NDArray[np.uint8]:
+    """A `Buffer` that allocates at each call."""
+    return np.empty(size, np.uint8)
+
+
+class Source(Protocol):
+    """The numbers of a tensor, seen as a matrix of `rows` and `columns`."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a row."""
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Write rows `start` to `stop` to `out` `(stop - start, columns)`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, `offset` bytes from its beginning."""
+
+    path: Path
+    offset: int
+    rows: int
+    columns: int
+    kind: Kind
+
+    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Read and widen."""
+        width = self.kind.row_size(self.columns)
+        raw = buffer("raw", (stop - start) * width).reshape(stop - start, width)
+        opened.read(self.path, raw, self.offset + start * width)
+        self.kind.decode(raw, out)
+
+
+def read_at(fd: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer` with the bytes of a file from `offset` on; FormatError if the file is shorter."""
+    done = 0
+    while done < len(buffer):
+        count = _read_some(fd, buffer[done:], offset + done)
+        if not count:
+            raise FormatError("base", f"the file ends at byte {offset + done}, in the middle of a tensor")
+        done += count
+
+
+def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    with _seek:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def write_at(fd: int, buffer: memoryview, offset: int) -> None:
+    """Write all of `buffer` to a file, from byte `offset` on."""
+    done = 0
+    while done < len(buffer):
+        done += _write_some(fd, buffer[done:], offset + done)
+
+
+def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, buffer, offset)
+    with _seek:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, buffer)
+
+
+def copy_range(source: int, target: int, offset: int, size: int, at: int) -> None:
+    """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where it can."""
+    done = 0
+    while hasattr(os, "copy_file_range") and done < size:
+        try:
+            count = os.copy_file_range(source, target, size - done, offset + done, at + done)
+        except OSError as error:
+            if error.errno in _NO_COPY_RANGE:
+                break
+            raise
+        if not count:
+            break
+        done += count
+    buffer = memoryview(bytearray(min(_CHUNK, size - done)))
+    while done < size:
+        piece = buffer[: min(len(buffer), size - done)]
+        read_at(source, piece, offset + done)
+        write_at(target, piece, at + done)
+        done += len(piece)

@@ -1,0 +1,172 @@
+"""Tensor types of safetensors and GGUF: rows of stored bytes to float32 and back.
+
+Floats are rounded as torch rounds, to nearest with ties to even. GGUF's blocks are quantized by the numpy code of the gguf
+package, whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize_row_q4_0_ref` and the like); K-quants
+and IQ types are read only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.containers.gguf_file import TYPES
+from adapterhub_converters.errors import MissingExtraError, RefusedError
+
+F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+QUANTIZERS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+"""GGUF types that can be written, byte for byte as llama.cpp's reference quantizers write them."""
+_FLOATS = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
+_LARGEST = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
+# The smallest magnitude that rounds to infinity: half a step above the largest finite number.
+_OVERFLOW = {dtypes.BF16: (2 - 2**-8) * 2.0**127, dtypes.F16: (2 - 2**-11) * 2.0**15, dtypes.F32: np.inf}
+# The scale of a block is a float16, and so is the minimum of Q4_1 and Q5_1.
+_LARGEST_SCALE = 65504.0
+
+
+class Kind(Protocol):
+    """A tensor type."""
+
+    @property
+    def name(self) -> str:
+        """The name in the file format."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a number depends on the others in its block."""
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude it can hold."""
+
+    def row_size(self, columns: int) -> int:
+        """Bytes of a row."""
+
+    def decode(self, raw: Bytes, out: F32Array) -> None:
+        """Write the numbers in `raw` `(rows, row_size)` to `out` `(rows, columns)`."""
+
+    def encode(self, wide: F32Array, raw: Bytes) -> None:
+        """Write `wide` `(rows, columns)` to `raw`, rounded."""
+
+    def fits(self, wide: F32Array) -> bool:
+        """Whether every number stays finite; False for a NaN."""
+
+
+@dataclass(frozen=True)
+class Floats:
+    """bfloat16, float16 or float32."""
+
+    name: str
+    dtype: np.dtype
+    quantized: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number."""
+        return _LARGEST[self.dtype]
+
+    def row_size(self, columns: int) -> int:
+        """Bytes of a row."""
+        return columns * self.dtype.itemsize
+
+    def decode(self, raw: Bytes, out: F32Array) -> None:
+        """Widen; exact."""
+        np.copyto(out, raw.view(self.dtype), casting="safe")
+
+    def encode(self, wide: F32Array, raw: Bytes) -> None:
+        """Round to nearest, ties to even."""
+        np.copyto(raw.view(self.dtype), wide, casting="unsafe")
+
+    def fits(self, wide: F32Array) -> bool:
+        """Whether every number stays finite."""
+        limit = _OVERFLOW[self.dtype]
+        return not wide.size or bool(wide.max() < limit and wide.min() > -limit)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A quantized type of GGUF."""
+
+    name: str
+    quantized: bool = True
+    largest: float = _LARGEST_SCALE
+
+    def row_size(self, columns: int) -> int:
+        """Bytes of a row."""
+        _, block, width = TYPES[self.name]
+        return columns // block * width
+
+    def decode(self, raw: Bytes, out: F32Array) -> None:
+        """Dequantize as ggml does."""
+        if out.size:
+            dequantize, _, kinds = _quantizers(self.name)
+            np.copyto(out, dequantize(raw, kinds[self.name]))
+
+    def encode(self, wide: F32Array, raw: Bytes) -> None:
+        """Quantize as ggml's reference quantizers do."""
+        if wide.size:
+            _, quantize, kinds = _quantizers(self.name)
+            with np.errstate(all="ignore"):
+                np.copyto(raw, quantize(wide, kinds[self.name]))
+
+    def fits(self, wide: F32Array) -> bool:
+        """Whether the scales stay finite."""
+        return not wide.size or bool(wide.max() <= self.largest and wide.min() >= -self.largest)
+
+
+_Quantizers = tuple[Callable[..., F32Array], Callable[..., Bytes], Any]
+"""`dequantize` and `quantize` of the gguf package, and its enumeration of types."""
+
+
+@lru_cache(maxsize=1)
+def _gguf_package() -> _Quantizers:
+    from gguf import GGMLQuantizationType, quants
+
+    return quants.dequantize, quants.quantize, GGMLQuantizationType
+
+
+def _quantizers(name: str) -> _Quantizers:
+    try:
+        return _gguf_package()
+    except ImportError as error:
+        raise MissingExtraError(name, "reading and writing this type needs the gguf package", "pip install gguf") from error
+
+
+def kind(name: str) -> Kind | None:
+    """The type of this name in safetensors or GGUF; None for a type without weights to compute with (integers, …)."""
+    if name in _FLOATS:
+        return Floats(name, _FLOATS[name])
+    return Blocks(name) if name in TYPES and TYPES[name][1] > 1 else None
+
+
+def floats(dtype: str, tensor: str) -> Kind:
+    """The type `dtype` of a folder's `tensor`; RefusedError if it is not bfloat16, float16 or float32."""
+    if dtype not in _FLOATS:
+        raise RefusedError(tensor, f"is {dtype}, not bfloat16, float16 or float32", "Dequantize it first")
+    return Floats(dtype, _FLOATS[dtype])
+
+
+def writable(name: str, columns: int, tensor: str) -> Kind:
+    """The type `name` for rows of `columns` numbers; RefusedError if it cannot be written, or not for rows of this length."""
+    found = kind(name)
+    if found is None or (found.quantized and name not in QUANTIZERS):
+        raise RefusedError(
+            tensor,
+            f"is {name} in the base, a type that cannot be written",
+            f"Choose a type for such tensors: {', '.join(QUANTIZERS)} or floats",
+            code="type-not-writable",
+            types="|".join(one.lower() for one in QUANTIZERS),
+        )
+    if found.quantized and columns % TYPES[name][1]:
+        raise RefusedError(
+            tensor, f"rows of {columns} numbers are not whole blocks of {name}", "Write F16", code="rows-not-whole-blocks"
+        )
+    return found

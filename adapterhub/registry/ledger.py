@@ -1,0 +1,211 @@
+"""The store of a registry and the index that follows its logs: opened together, locked together, moved together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterhub.index import index_file, queries, replay
+from adapterhub.index.database import FILE, Index, is_ours
+from adapterhub.index.opening import copy_in_memory, create_index, open_index, set_aside
+from adapterhub.index.queries import Name
+from adapterhub.store.store import FOLDER, Entry, Store
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
+
+
+def find(start: Path, *, explicit: Path | None = None, default: Path | None = None) -> Path:
+    """Find the folder of the registry to use.
+
+    Args:
+        start: The folder to search from: the nearest one at or above it with a registry that belongs to the user, as git
+            requires of `.git`.
+        explicit: A registry.db or its folder, used without a search.
+        default: The folder to return, existing or not, if the search finds none.
+
+    Raises:
+        NotFoundError: No registry found and no `default`.
+    """
+    if explicit is not None:
+        return explicit.parent if explicit.name == FILE else explicit
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if _is_registry(folder):
+            return folder
+    if default is None:
+        raise NotFoundError(str(start), f"no {FILE} here or above", "Create a registry", code="no-registry")
+    return default
+
+
+def _is_registry(folder: Path) -> bool:
+    database, layout = folder / FILE, folder / FOLDER / "oci-layout"
+    # A store with a damaged database counts, so that opening it reports the damage: the next registry up is another one.
+    found = database if is_ours(database) else layout if layout.is_file() else None
+    if found is None:
+        return False
+    # A registry that another user put in a shared folder above is not trusted unless it is named.
+    return not hasattr(os, "geteuid") or found.stat().st_uid == os.geteuid()
+
+
+class Ledger:
+    """A store and its index. Create one with `Ledger.create`, open one with `Ledger.open`.
+
+    Attributes:
+        root: The folder that contains registry.db and .adapterhub.
+        store: The truth: blobs and logs.
+        index: Derived from the logs. `locked` replaces it when registry.db was deleted or replaced meanwhile.
+    """
+
+    def __init__(self, root: Path, store: Store, index: Index) -> None:
+        self.root = root
+        self.store = store
+        self.index = index
+
+    @classmethod
+    def create(cls, root: Path) -> Ledger:
+        """Open the registry in the folder `root`; create it if there is none."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalIOError(str(root), error.strerror or str(error)) from error
+        store = Store.create(root / FOLDER)
+        if not (root / FILE).exists():
+            create_index(root / FILE, store)
+            with contextlib.closing(cls.open(root)) as made, made.locked():
+                index_file.write(made.index, made.store)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open the registry in a folder, or of a registry.db, and finish in the index the moves of killed writers.
+
+        Raises:
+            NotFoundError: There is no registry.
+            IntegrityError: The store is missing, or registry.db is damaged.
+            RefusedError: A newer adapterhub made it.
+        """
+        root = path.parent if path.name == FILE else path
+        store = Store(root / FOLDER)
+        there = (root / FILE).exists()
+        if not store.exists():
+            if there:
+                what = f"the store is missing, and {FILE} contains no adapters itself"
+                raise IntegrityError(str(store.root), what, "Restore the store from a backup")
+            raise NotFoundError(str(root), "no registry there", "Create one", code="no-registry")
+        if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
+            return cls._open_read_only(root, store)
+        if not there:
+            return cls.create(root)
+        ledger = cls(root, store, open_index(root / FILE, store))
+        ledger._finish_moves()
+        ledger._catch_up_if_behind()
+        return ledger
+
+    @classmethod
+    def _open_read_only(cls, root: Path, store: Store) -> Ledger:
+        """Open a registry that cannot be written: a copy of the index in memory, brought up to the logs there."""
+        ledger = cls(root, store, copy_in_memory(root / FILE, store))
+        if store.log.pending_moves() or not index_file.is_current(ledger.index, store):
+            with ledger.index.transaction():
+                ledger._catch_up_all()
+        return ledger
+
+    @classmethod
+    def rebuilt(cls, path: Path) -> tuple[Ledger, list[AdapterhubError]]:
+        """Open a registry with its index rebuilt from the logs; the errors are of logs that could not be replayed.
+
+        A damaged registry.db is renamed to registry.db.old.
+        """
+        root = path.parent if path.name == FILE else path
+        try:
+            ledger = cls.open(root)
+            return ledger, ledger.rebuild()
+        except (IntegrityError, RefusedError) as error:
+            if error.where != str(root / FILE):
+                raise
+        set_aside(root / FILE)
+        ledger = cls.open(root)
+        return ledger, ledger.rebuild()
+
+    def close(self) -> None:
+        """Close the index."""
+        self.index.close()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the write lock of the current registry.db; one that was deleted meanwhile is created and opened again."""
+        if self.index.in_transaction:
+            yield
+            return
+        while True:
+            with self.store.lease("move", required=False), self.index.transaction():
+                if not self.index.is_replaced():
+                    yield
+                    return
+            self.index.close()
+            if not (self.root / FILE).exists():
+                create_index(self.root / FILE, self.store)
+            self.index = open_index(self.root / FILE, self.store)
+
+    def current(self, name: str) -> Name:
+        """Return the state of a name, after replaying the entries of its log that the index lacks."""
+        state = queries.name(self.index, name)
+        if self.store.log.path(name, state.seq + 1).exists():
+            with self.locked():
+                state = replay.catch_up(self.index, self.store, name)
+        return state
+
+    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+        """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
+        committed = False
+        while not committed:
+            try:
+                with self.locked():
+                    entry = decide(replay.catch_up(self.index, self.store, name))
+                    if entry is None:
+                        return
+                    pending = self.store.log.begin_move(name)
+                    committed = self.store.log.append(entry)
+                    replay.catch_up(self.index, self.store, name)
+                    index_file.write(self.index, self.store)
+            except LocalIOError as error:
+                if not committed:
+                    raise
+                what = f"{error.what}; {name} has moved all the same, and the next command that can write updates the index"
+                raise LocalIOError(error.where, what, error.hint) from error
+            with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
+                pending.unlink()
+
+    def rebuild(self) -> list[AdapterhubError]:
+        """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
+        with self.locked():
+            errors = replay.rebuild(self.index, self.store)
+            index_file.write(self.index, self.store)
+        return errors
+
+    def _finish_moves(self) -> None:
+        """Replay the names whose writers were killed before they updated the index; running writers hold the lock meanwhile."""
+        done = []
+        for pending, name in self.store.log.pending_moves():
+            with contextlib.suppress(AdapterhubError), self.locked():
+                replay.catch_up(self.index, self.store, name)
+                index_file.write(self.index, self.store)
+                done.append(pending)
+        for pending in done:
+            pending.unlink(missing_ok=True)
+
+    def _catch_up_if_behind(self) -> None:
+        """Replay all logs into an index that may be behind them, as one from a backup; a damaged log stays behind."""
+        if index_file.is_current(self.index, self.store):
+            return
+        with self.locked():
+            if not index_file.is_current(self.index, self.store):
+                self._catch_up_all()
+                index_file.adopt(self.index, self.store)
+
+    def _catch_up_all(self) -> None:
+        for name in self.store.log.names():
+            with contextlib.suppress(AdapterhubError):
+                replay.catch_up(self.index, self.store, name)

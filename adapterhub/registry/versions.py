@@ -1,0 +1,142 @@
+"""Versions of a registry, and the one that a ref names now.
+
+Every function that takes a ref may raise RefError, NotFoundError or IntegrityError.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from adapterhub import semver
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.index.queries import Row
+from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub_converters.errors import NotFoundError
+
+from .ledger import Ledger
+
+
+@dataclass(frozen=True, repr=False)
+class Version:
+    """One version of a name.
+
+    Attributes:
+        digest: Digest of its manifest, which identifies it in any registry.
+        size: Bytes of its files; None if its manifest cannot be read.
+        tags: Tags that point to it now.
+        tag: The tag of the ref that named it, if any.
+        deprecated: Why it should no longer be used, possibly empty; None if it is not deprecated.
+        new: True if this push created it; False if the name had the same content already.
+        skipped: Names in the pushed folder that were left out.
+        overridden: Codes of the errors of its check that `force` accepted.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    size: int | None
+    tags: tuple[str, ...] = ()
+    tag: str | None = None
+    deprecated: str | None = None
+    new: bool = False
+    skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the running number."""
+        return Ref(self.name, number=self.number)
+
+    def __repr__(self) -> str:
+        return f"<Version {self.ref} {self.digest[:19]}{''.join(f' {tag}' for tag in self.tags)}>"
+
+
+def version_of(ledger: Ledger, row: Row, tag: str | None = None) -> Version:
+    """Return the version of a row, named by `tag`."""
+    return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
+
+
+def deprecation(ledger: Ledger, row: Row) -> str | None:
+    """Return why a version is deprecated, itself or with its whole name; None if it is not."""
+    found = queries.marks(ledger.index, "deprecate", row.name)
+    return found.get(str(row.number), found.get("0"))
+
+
+def find_row(ledger: Ledger, ref: Ref) -> Row:
+    """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest."""
+    state = ledger.current(ref.name)
+    if state.seq == 0:
+        close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
+        if close:
+            raise NotFoundError(str(ref), "no such adapter", f"Did you mean {close[0]}?")
+        raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
+    if state.deleted:
+        raise NotFoundError(str(ref), "was deleted")
+    if ref.digest:
+        rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
+        if len(rows) > 1:
+            found = f"{rows[0].ref}, {rows[1].ref}"
+            raise RefError(str(ref), f"ambiguous digest prefix: {len(rows)} versions, such as {found}", "Use more digits")
+    else:
+        rows = queries.versions(ledger.index, name=ref.name, number=ref.number or _tagged(ledger, ref))
+    if not rows:
+        raise _no_such_version(ledger, ref)
+    return rows[0]
+
+
+def find_exact_row(ledger: Ledger, ref: Ref) -> Row:
+    """Return the version of a ref that is about to change: a missing tag is never taken for a range, and a range refused."""
+    if ref.range or (ref.tag and ledger.current(ref.name).number and ref.tag not in queries.tags(ledger.index, ref.name)):
+        raise _no_such_version(ledger, ref)
+    return find_row(ledger, ref)
+
+
+def _tagged(ledger: Ledger, ref: Ref) -> int:
+    """Return the number that a tag or a range means, 0 for none. A missing tag such as `1.2` may be a range."""
+    tags = queries.tags(ledger.index, ref.name)
+    if not ref.range and (ref.tag or LATEST) in tags:
+        return tags[ref.tag or LATEST]
+    wanted = semver.parse_range(ref.range or ref.tag or "")
+    found = semver.highest(list(tags), wanted) if wanted else []
+    if len({tags[tag] for tag in found}) > 1:
+        what = f"{' and '.join(found)} are the same version number and point to different versions"
+        raise RefError(str(ref), what, "Name one of them")
+    return tags[found[0]] if found else 0
+
+
+def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:
+    tags = queries.tags(ledger.index, ref.name)
+    if ref.range:
+        versions = [tag for tag in tags if semver.parse(tag)]
+        what = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
+        return NotFoundError(str(ref), what, "A range matches tags like 1.2.0")
+    kind = "tag" if ref.tag else "version"
+    numbers = [f"v{row.number}" for row in queries.versions(ledger.index, name=ref.name)[:5]]
+    what = f"no such {kind}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
+    return NotFoundError(str(ref), what, f"List the versions of {ref.name}", code="no-such-version", name=ref.name)
+
+
+def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
+    """Return the number that the tag of `ref` had after entry `seq` of a log of `end` entries; None: before its last move."""
+    if seq is not None and not 1 <= seq <= end:
+        what = f"there is no entry {seq}; the log has 1 to {end}"
+        raise NotFoundError(str(ref), what, "Look at the log", code="look-at-log", ref=ref.name)
+    moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the tag's number from there on; 0 for none
+    for entry in ledger.store.log.entries(ref.name):
+        if entry.op == "delete" or (entry.op in ("push", "tag", "untag") and ref.tag in entry.tags):
+            moves.append((entry.seq, 0 if entry.op in ("delete", "untag") else entry.number))
+    if len(moves) == 1:
+        raise never_set(ref)
+    before = moves[-1][0] - 1 if seq is None else seq
+    number = [number for at, number in moves if at <= before][-1]
+    if not number:
+        when = f"at entry {seq}" if seq is not None else f"before entry {before + 1}"
+        raise NotFoundError(str(ref), f"did not exist {when}", "Look at the log", code="look-at-log", ref=str(ref))
+    return number
+
+
+def never_set(ref: Ref) -> NotFoundError:
+    """Return the error for a tag that its name's log does not mention."""
+    return NotFoundError(str(ref), "this tag was never set", "Look at the log", code="look-at-log", ref=ref.name)

@@ -1,0 +1,290 @@
+"""The adapter or base model that a text means: a path, a ref of the registry, or an address; never a guess between two.
+
+Used by every command and function that takes a SRC or a BASE. Bytes from a registry or an address are verified on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.ref import Ref
+    from adapterhub.registry.recipe import Parent
+    from adapterhub.remotes.protocol import Source as Remote
+    from adapterhub.train import InitialAdapter
+    from adapterhub_converters.bases import BaseSpec
+
+_ADDRESSES = ("https://", "http://", "hf://")
+_EXPLICIT = "base:"  # before a name, where a path of that name is there too
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter to read.
+
+    Attributes:
+        path: What a format reader takes: a folder or a file.
+        folder: The folder that contains it.
+        where: The name that the user gave it.
+        ref: Its ref or address, where it came from a registry.
+        digest: The digest of its manifest, where it came from one.
+    """
+
+    path: Path
+    folder: Path
+    where: str
+    ref: str | None = None
+    digest: str | None = None
+
+
+@contextmanager
+def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
+    """The adapter that `source` names, until the context ends.
+
+    Raises:
+        NotFoundError: Neither a path nor a ref of the registry.
+        UsageError: Both of them.
+    """
+    from adapterhub_converters.adapter_files import adapter_in
+
+    text = os.fspath(source)
+    if is_address(source):
+        from adapterhub.remotes.location import parse
+
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+            address = parse(text)
+            folder = Path(temporary) / address.title
+            with workspace.connect(address) as remote:
+                digest = downloaded(remote, address.reference, folder, address.host, workspace)[0].digest
+            with naming(folder, text):
+                yield Source(adapter_in(folder), folder, text, text, digest)
+        return
+    path, ref = resolve(source, workspace)
+    if ref is None:
+        path = existing(text) if path is None else path
+        yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
+        return
+    with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / ref.name.rpartition("/")[2]
+        version = registry.pull(ref, folder)
+        workspace.deprecated(version.ref, version.deprecated)
+        with naming(folder, str(version.ref)):
+            yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
+
+
+def downloaded(remote: Remote, reference: str, folder: Path, host: str, workspace: Workspace) -> tuple[Manifest, bool]:
+    """Write a version of a remote into a folder; its manifest, and whether it was not there already."""
+    from adapterhub.remotes import folders
+    from adapterhub.remotes.oci.image import Unpacked
+
+    there: list[bool] = []
+    with workspace.bar(f"pulling from {host}") as show:
+        made = folders.download(
+            Unpacked(remote), reference, folder, show, found=lambda: there.append(True), **workspace.transfer()
+        )
+    if made.adapter_json is None:
+        workspace.tell("there was no adapter.json: it was derived from the files")
+    return made, not there
+
+
+@contextmanager
+def naming(folder: Path, name: str) -> Iterator[None]:
+    """Have errors name `name` instead of a temporary folder, which means nothing to their reader."""
+    try:
+        yield
+    except AdapterhubError as error:
+        error.where = error.where.replace(str(folder), name)
+        raise
+
+
+@contextmanager
+def as_folder(source: Source) -> Iterator[Path]:
+    """A folder that contains the adapter and nothing else: its own, or a new one for a file among others."""
+    if not source.path.is_file() or source.ref or Path(source.where).is_dir():
+        yield source.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        place(source.path, Path(temporary) / source.path.name)
+        yield Path(temporary)
+
+
+def parent(source: Source, weight: float = 1.0) -> Parent:
+    """The adapter as a parent of another, by the digest that a push of it has."""
+    from adapterhub.manifest import oci_manifest
+    from adapterhub.registry import recipe
+
+    if source.digest:
+        return recipe.Parent(source.folder, source.path, source.digest, source.ref, weight)
+    with as_folder(source) as folder:
+        digest = oci_manifest.build(folder).digest
+    return recipe.Parent(source.folder, source.path, digest, None, weight)
+
+
+def given(source: Source) -> InitialAdapter:
+    """The adapter to continue a training from, or to evaluate."""
+    from adapterhub.train import InitialAdapter
+
+    made = parent(source)
+    return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)
+
+
+def place(path: Path, target: Path) -> None:
+    """Put the same bytes under another name: a hard link where the file system allows one."""
+    try:
+        os.link(path.resolve(), target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def is_address(source: StrPath) -> bool:
+    """Whether `source` is an address, such as `oci://…`; a `Path` never is."""
+    if not isinstance(source, str):
+        return False
+    from adapterhub.remotes.location import is_address
+
+    return is_address(source)
+
+
+def ref_of(source: StrPath, workspace: Workspace) -> Ref | None:
+    """The ref that `source` is, None for a path or an address; as `resolve`."""
+    return None if is_address(source) else resolve(source, workspace)[1]
+
+
+def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | None]:
+    """The path or the ref that `source` is; UsageError when it is both, NotFoundError when it is neither."""
+    from adapterhub.ref import Ref
+
+    text, path = os.fspath(source), Path(source)
+    if is_address(source):
+        raise UsageError(text, "an address, and this works on local adapters only", "Pull it, or copy it to the registry")
+    there = path.exists() or path.is_symlink()
+    try:
+        ref = Ref.parse(text)
+    except UsageError as error:
+        if there:
+            return path, None
+        if ":" in text or "@" in text:
+            raise
+        raise NotFoundError(text, "no such file or folder, and not a ref either", "A ref is like team/sql:v2") from error
+    if not isinstance(source, str) or (there and not _known(ref, workspace)):
+        return path, None
+    if not there:
+        return None, ref
+    plain = f"{text}:latest" if str(ref) == ref.name else text
+    hint = f"Write ./{text} for the path, {plain} for the adapter"
+    raise UsageError(text, "both a path and an adapter in the registry", hint)
+
+
+def _known(ref: Ref, workspace: Workspace) -> bool:
+    try:
+        with workspace.opened() as registry:
+            registry.resolve(ref)
+    except AdapterhubError:
+        return False
+    return True
+
+
+def existing(text: str) -> Path:
+    """A path that must be there."""
+    if text.lower().startswith(_ADDRESSES):
+        what = "is not on this disk, and the weights are needed, not only headers"
+        raise UsageError(text.partition("?")[0], what, "Download it, and name the folder or file")
+    path = Path(text)
+    if not path.exists():
+        raise NotFoundError(text, "no such file or folder")
+    return path
+
+
+def weights(base: StrPath, workspace: Workspace) -> Path:
+    """A model on this disk, by its folder, a file in it, or a GGUF file, for an operation that needs its weights."""
+    text = os.fspath(base)
+    try:
+        path = existing(text)
+    except NotFoundError as error:
+        if base_name(text, workspace) is None:
+            raise
+        what = "a base in the registry, which has its headers only, and the weights are needed"
+        raise NotFoundError(text, what, "Name its folder or file") from error
+    return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
+
+
+def base_name(text: str, workspace: Workspace) -> str | None:
+    """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
+    from adapterhub.store.named_documents import parse_document_name
+
+    if text.lower().startswith(_ADDRESSES):
+        return None
+    explicit = text.startswith(_EXPLICIT)
+    name = text.removeprefix(_EXPLICIT)
+    path = Path(text)
+    there = path.exists() or path.is_symlink()
+    try:
+        parse_document_name(name, text)
+    except UsageError:
+        if explicit and not there:
+            raise
+        return None
+    if explicit and not there:
+        return name
+    if not _known_base(name, workspace, there=there):
+        return None
+    if there:
+        hint = f"Write ./{text} for the path, {_EXPLICIT}{name} for the base"
+        raise UsageError(text, "both a path and a base in the registry", hint)
+    return name
+
+
+def _known_base(name: str, workspace: Workspace, *, there: bool) -> bool:
+    from adapterhub.store import named_documents
+
+    try:
+        with workspace.opened() as registry:
+            return named_documents.current(registry.store, name).there
+    except AdapterhubError as error:
+        if there or isinstance(error, NotFoundError):  # a broken registry does not matter to a path
+            return False
+        raise
+
+
+def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
+    """The base model that `base` names, read from its headers.
+
+    An address (`hf://org/model`, a URL), an existing path, or the name of a base in the registry; UsageError when it is both
+    of the latter.
+    """
+    text = os.fspath(base)
+    if text.lower().startswith(_ADDRESSES):
+        from adapterhub.bases.address import read_url
+
+        return read_url(text, workspace.hub())
+    name = base_name(text, workspace)
+    if name is not None:
+        from adapterhub.bases import registered
+
+        with workspace.opened() as registry:
+            return registered.get(registry, name).spec
+    from adapterhub_converters import bases
+
+    path = Path(text)
+    if not path.exists() and not path.is_symlink():
+        on_hub = f"Write hf://{text} for one on the Hub" if text.count("/") == 1 and not text.startswith((".", "/")) else ""
+        what = "no such file or folder, and no base of this name"
+        raise NotFoundError(text, what, on_hub or "List the bases of the registry", code="" if on_hub else "no-such-base")
+    return bases.read_base(path)
+
+
+def here(base: StrPath | None) -> str | None:
+    """The absolute path of a base on this machine; None for any other."""
+    return str(Path(base).resolve()) if base and Path(base).exists() else None

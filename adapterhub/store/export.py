@@ -1,0 +1,42 @@
+"""Bytes out of a store: each file is read once and hashed as it is copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapterhub.digest import copy_hashing
+from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub_converters.errors import IntegrityError
+
+from .store import More, Progress, Store, counter, local_errors
+
+
+def export(store: Store, layers: Sequence[Descriptor], folder: Path, progress: Progress | None = None) -> None:
+    """Write the files of a version into `folder`, which must be new and the caller's own.
+
+    `progress` is called with bytes written and total bytes. Raises IntegrityError for a missing or damaged blob.
+    """
+    more = counter(progress, sum(layer.size for layer in layers))
+    for layer in layers:
+        with store.open_blob(layer.digest) as blob:
+            write_layer(folder, layer, blob, more)
+
+
+def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:
+    """Write one file below `folder`, which must be new and the caller's own; IntegrityError for the wrong bytes.
+
+    `layer.path` has been checked by `oci_manifest.parse` or `package_files.listing`.
+    """
+    path = folder / layer.path
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with local_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
+            digest, size = copy_hashing(source, file, limit=layer.size, more=more)
+    if (digest, size) != (layer.digest, layer.size):
+        what = (
+            f"{size} bytes with digest {digest} instead of {layer.size} bytes with digest {layer.digest}; nothing was written"
+        )
+        raise IntegrityError(layer.path, what, "Check the registry", code="check-registry")

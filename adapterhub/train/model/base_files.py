@@ -1,0 +1,212 @@
+"""A base model on disk, read once: each file is opened at most twice, and each digest computed at most once.
+
+The first opening is for headers, small files and digests, the second for the tensors (`weights`). Whatever needs to know the
+base gets its `spec` handed on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
+
+from adapterhub.digest import Digest, copy_hashing
+from adapterhub_converters.bases import BaseSpec, Ranged, gguf, read_base, read_files, weight_files
+from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, StoppedError
+from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
+
+from . import digest_cache
+from .weights import FolderWeights, GGUFFileWeights, Weights
+
+_CONFIG = "config.json"
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class BaseFiles:
+    """A Hugging Face folder or a GGUF file. A context manager, which holds its files open.
+
+    Attributes:
+        path: The folder or file.
+        cache: The folder of the digest cache and of quantized bases; None for neither.
+        spec: The base as its headers and config describe it.
+    """
+
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
+        self.path, self.cache = path, cache
+        self._is_gguf = not path.is_dir() and (path.suffix == ".gguf" or path.is_file())
+        self._stack = ExitStack()
+        self._files = _HeldFiles(path if path.is_dir() else path.parent, self._stack)
+        self._digests: Future[list[dict[str, Any]]] | None = None
+        self._closed = False
+        try:
+            self.spec = self._read_spec()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _read_spec(self) -> BaseSpec:
+        if self._files.handle(_CONFIG) if self.path.is_dir() else self.path.exists():
+            return read_files(self._files, "" if self.path.is_dir() else self.path.name)
+        return read_base(self.path)  # reports what is missing
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The files of the weights, in the order of the base's index."""
+        return gguf.part_paths(self.path) if self._is_gguf else weight_files(self.path)
+
+    @property
+    def digests(self) -> list[dict[str, Any]]:
+        """Name, digest and size in bytes of each weight file: shapes alone do not tell a base from a fine-tune of it."""
+        return self._hashing().result()
+
+    def _hashing(self) -> Future[list[dict[str, Any]]]:
+        if self._digests is None:
+            self._digests = self._stack.enter_context(ThreadPoolExecutor(1)).submit(self._hash_all)
+        return self._digests
+
+    def _hash_all(self) -> list[dict[str, Any]]:
+        found = []
+        for path in self.weight_files:
+            digest = digest_cache.digest(path, self.cache, partial(self._hash, path.name))
+            found.append({"path": path.name, "digest": digest, "size": path.stat().st_size})
+        return found
+
+    def _hash(self, name: str) -> Digest:
+        file = self._files.handle(name)
+        if file is None:
+            raise NotFoundError(self._files.label(name), "no such file")
+        file.seek(0)
+        return copy_hashing(file, None, more=self._check_open)[0]
+
+    def _check_open(self, _: int) -> None:
+        if self._closed:
+            raise StoppedError(str(self.path), "closed while its digests were computed")
+
+    @cached_property
+    def config_text(self) -> str:
+        """The text of config.json, which a GGUF file has in its metadata."""
+        if self._is_gguf:
+            return self._documents[_CONFIG]
+        raw = self._files.whole(_CONFIG, json_file.MAX_CONFIG)
+        if raw is None:
+            raise NotFoundError(str(self.path), "not a base model: there is no config.json")
+        return raw.decode()
+
+    @cached_property
+    def folder(self) -> Path:
+        """A folder with config.json and tokenizer for transformers: the base, or a temporary one made from a GGUF file.
+
+        Raises:
+            RefusedError: The weights are quantized with anything but bitsandbytes' four bits.
+        """
+        if not self._is_gguf:
+            _check_method(json_file.parse_object(self.config_text, self._files.label(_CONFIG)), self._files.label(_CONFIG))
+            return self.path
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, text in self._documents.items():
+            json_file.write_text(folder / name, text)
+        return folder
+
+    @cached_property
+    def _gguf(self) -> GGUFBase:
+        return GGUFBase(str(self.path), self._stack.enter_context(GGUFFile(self.path)))
+
+    @cached_property
+    def _documents(self) -> dict[str, str]:
+        return documents(self._gguf)
+
+    def weights(self) -> Weights:
+        """Open the tensors; the caller closes them.
+
+        Digests that nobody needed so far are computed meanwhile on a thread, so that the disk is read once.
+        """
+        self._hashing()
+        return GGUFFileWeights(self._gguf) if self._is_gguf else FolderWeights(self.path, self.weight_files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._stack.close()
+
+
+def _check_method(config: dict[str, Any], where: str) -> None:
+    quantization = settings(config)
+    method = quantization.get("quant_method", "bitsandbytes" if quantization.get("load_in_4bit") else None)
+    if quantization and (method != "bitsandbytes" or quantization.get("load_in_8bit")):
+        name = "LLM.int8" if method == "bitsandbytes" else method or "an unknown method"
+        raise RefusedError(where, f"weights quantized with {name} cannot be trained on", "Use the model in 16 bits")
+
+
+class _HeldFiles:
+    """The files of a folder, each opened once and held open (`adapterhub_converters.bases.Files`)."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.local: Path | None = folder
+        self.notes: list[str] = []
+        self._folder, self._stack = folder, stack
+        self._handles: dict[str, BinaryIO | None] = {}
+
+    def handle(self, name: str) -> BinaryIO | None:
+        """Return the open file, at any position; None where there is no such file."""
+        if name not in self._handles:
+            try:
+                file = open(self._folder / name, "rb")  # noqa: SIM115 - the stack closes it
+                self._handles[name] = self._stack.enter_context(file)
+            except FileNotFoundError:
+                self._handles[name] = None
+            except OSError as error:
+                raise LocalIOError(self.label(name), error.strerror or str(error)) from error
+        return self._handles[name]
+
+    def label(self, name: str) -> str:
+        """Return the path, for messages."""
+        return str(self._folder / name)
+
+    def whole(self, name: str, limit: int) -> bytes | None:
+        """Read a small file."""
+        file = self.handle(name)
+        if file is None:
+            return None
+        file.seek(0)
+        raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+        if len(raw) > limit:
+            raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
+        return raw
+
+    def ranged(self, name: str) -> Ranged | None:
+        """Return a reader at offsets."""
+        file = self.handle(name)
+        if file is None:
+            return None
+
+        def read_at(offset: int, n: int) -> bytes:
+            file.seek(offset)
+            return file.read(n)
+
+        return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
+
+    def sha256(self, name: str) -> str | None:
+        """Compute the digest of a file."""
+        try:
+            file = self.handle(name)
+        except LocalIOError:
+            return None
+        if file is None:
+            return None
+        file.seek(0)
+        return copy_hashing(file, None)[0]
+
+    def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Apply `do` to one item after the other."""
+        return [do(item) for item in items]

@@ -1,0 +1,196 @@
+"""Where names are looked up and who asks: the registry, the project's policy, credentials, caches, all handed in as values.
+
+The library reads no environment. The command line makes a `Workspace` of options, variables and the user's files; in Python
+the default one has the registry and the policy of the working folder, and asks others without credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_converters.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from adapterhub.bases.hub_address import Hub
+    from adapterhub.http.urls import ProxyOf
+    from adapterhub.project.policy import Policy
+    from adapterhub.project.settings import Settled
+    from adapterhub.registry.registry import Registry
+    from adapterhub.remotes.location import Place, Surroundings
+    from adapterhub.remotes.protocol import Connected
+
+PROJECT = "adapterhub.toml"
+StrPath = str | os.PathLike[str]
+Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
+_NO_ENVIRONMENT: Mapping[str, str] = {}
+
+
+def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path:
+    """The user's own folder for adapterhub's files of a kind: `data`, `config` or `cache`.
+
+    `environ` may name other places: the XDG base directories, and on Windows APPDATA and LOCALAPPDATA.
+    """
+    xdg, windows, unix = {
+        "data": ("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share"),
+        "config": ("XDG_CONFIG_HOME", "APPDATA", ".config"),
+        "cache": ("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache"),
+    }[kind]
+    if environ.get(xdg):
+        return Path(environ[xdg]) / "adapterhub"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "adapterhub"
+    if sys.platform == "win32":
+        folder = Path(environ.get(windows) or Path.home()) / "adapterhub"
+        return folder / "cache" if kind == "cache" else folder  # its local data are in the folder itself
+    return Path.home() / unix / "adapterhub"
+
+
+def project_file(start: Path) -> Path | None:
+    """The nearest adapterhub.toml at or above a folder, whoever owns it."""
+    start = start.absolute()
+    return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
+
+
+def project_at(start: Path) -> Settled | None:
+    """The settings of the project that a folder is in; another user's file is not trusted."""
+    path = project_file(start)
+    if path is None:
+        return None
+    from adapterhub import user_files
+    from adapterhub.project import settings
+
+    return settings.read(path) if user_files.is_mine(path) else None
+
+
+def _policy_here() -> Policy | None:
+    found = project_at(Path.cwd())
+    return found.policy if found else None
+
+
+def _anonymous() -> Hub:
+    from adapterhub.bases.hub_address import Hub
+
+    return Hub()
+
+
+def _no_proxy(_scheme: str, _host: str) -> str:
+    return ""
+
+
+def _nothing(_note: str) -> None:
+    return None
+
+
+def _no_bar(_title: str) -> AbstractContextManager[Progress | None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The surroundings of an operation.
+
+    Attributes:
+        registry: The folder of the registry, or a function that returns it, asked when a registry is needed. None for the
+            nearest one at or above the working folder, else that of its adapterhub.toml, else the user's own.
+        policy: Requirements on adapters that are stored or pulled, or a function that returns them; by default those of the
+            nearest adapterhub.toml. None for none.
+        docker: The path of docker's config.json, for credentials of registries; None for none.
+        hub: Returns the Hugging Face Hub to ask, and the token.
+        environ: Variables for the conventions of others (`AWS_…`).
+        proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
+        uploads: A folder for the state of uploads, so that they can resume; None for none.
+        cache: A folder for quantized bases and digests of large files; None keeps none.
+        tell: Called with a line for each note, such as that a version is deprecated.
+        bar: Called with a title when bytes begin to be counted; its context gives the callback, `(done, total)`.
+        steps: The same for things that are not bytes.
+        jobs: The number of files that are transferred at once.
+        rate: The largest number of bytes a second of a transfer; None for no limit.
+
+    Example:
+        >>> Workspace(registry="adapters").folder()
+        PosixPath('adapters')
+    """
+
+    registry: StrPath | Callable[[], Path] | None = None
+    policy: Policy | Callable[[], Policy | None] | None = field(default=_policy_here, repr=False)
+    docker: StrPath | None = None
+    hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: ProxyOf = field(default=_no_proxy, repr=False)
+    uploads: StrPath | None = None
+    cache: StrPath | None = None
+    tell: Callable[[str], object] = field(default=_nothing, repr=False)
+    bar: Bar = field(default=_no_bar, repr=False)
+    steps: Bar = field(default=_no_bar, repr=False)
+    jobs: int = 4
+    rate: float | None = None
+
+    def folder(self) -> Path:
+        """The folder of the registry, which need not be there yet."""
+        if callable(self.registry):
+            return self.registry()
+        if self.registry is not None:
+            return Path(self.registry).expanduser()
+        from adapterhub.registry.registry import find
+
+        project = project_at(Path.cwd())
+        return find(Path.cwd(), explicit=project.registry if project else None, default=user_folder("data"))
+
+    def rules(self) -> Policy | None:
+        """The policy, None where there is none."""
+        return self.policy() if callable(self.policy) else self.policy
+
+    @contextmanager
+    def opened(self, *, make: bool = False) -> Iterator[Registry]:
+        """The registry, until the context ends; NotFoundError where there is none, unless it is to be made."""
+        from adapterhub.registry.registry import Registry
+
+        folder = self.folder()
+        try:
+            registry = Registry.open(folder)
+        except NotFoundError:
+            if not make:
+                raise
+            registry = Registry.init(folder)
+        with registry:
+            yield registry
+
+    def transfer(self) -> dict[str, Any]:
+        """The arguments of `copy.copy` and `folders.download` that tell how fast bytes move."""
+        from adapterhub.remotes.parallel import Pace
+
+        return {"jobs": self.jobs, "pace": Pace(self.rate)}
+
+    def showing(self, progress: Progress | None) -> Workspace:
+        """The same, with every count given to `progress`; itself where that is None."""
+        if progress is None:
+            return self
+        return replace(self, bar=lambda _title: nullcontext(progress), steps=lambda _title: nullcontext(progress))
+
+    def surroundings(self) -> Surroundings:
+        """The part of it that remotes ask for."""
+        from adapterhub.remotes.location import Surroundings
+
+        return Surroundings(_path(self.docker), self.hub, self.environ, _path(self.uploads), self.proxy)
+
+    def connect(self, place: Place) -> Connected:
+        """An address, opened; the caller closes it."""
+        from adapterhub.remotes import location
+
+        return location.connect(place, self.surroundings())
+
+    def deprecated(self, ref: object, message: str | None) -> None:
+        """Tell that a version should not be used any more; nothing where it may be."""
+        if message is not None:
+            self.tell(f"warning: {ref} is deprecated" + (f": {message}" if message else ""))
+
+
+def _path(value: StrPath | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()

@@ -1,0 +1,77 @@
+"""A path that may be an adapter, opened once however many formats look at it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
+from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers.open_file import OpenFile
+from adapterhub_converters.errors import FormatError
+
+
+class _Headers(OpenFile):
+    """The header of a file that may be a GGUF or a safetensors file."""
+
+    is_gguf = False
+    gguf: gguf_file.GGUFHeader | None = None
+    safetensors: safetensors_file.Header | None = None
+
+    def _parse(self, size: int) -> None:
+        self.is_gguf = self._read_at(0, len(gguf_file.MAGIC)) == gguf_file.MAGIC
+        try:
+            if self.is_gguf:
+                self.gguf = gguf_file.read_header(self._read_at, size, self.where)
+            else:
+                self.safetensors = safetensors_file.read_header(self._read_at, size, self.where)
+        except FormatError:
+            return  # reading the file gives the reason
+
+
+class Candidate:
+    """What a format needs to recognize its own: the header of a file, the config of a folder, each read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def config(self) -> str:
+        """The text of the `adapter_config.json` in a folder; empty for a file, and without one."""
+        path = self.path / ADAPTER_CONFIG
+        return json_file.read_text(path) if path.is_file() else ""
+
+    @property
+    def header(self) -> safetensors_file.Header | None:
+        """The checked header of a safetensors file; None for any other path, and for a malformed file."""
+        return self._headers.safetensors if self._headers else None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors in a safetensors file; empty for any other path."""
+        return tuple(self.header.tensors) if self.header else ()
+
+    @property
+    def gguf(self) -> gguf_file.GGUFHeader | None:
+        """The checked header of a GGUF file; None for any other path, and for a malformed file."""
+        return self._headers.gguf if self._headers else None
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a file with the magic number of GGUF, malformed or not."""
+        return self._headers.is_gguf if self._headers else False
+
+    @cached_property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self.path.is_file()
+
+    @cached_property
+    def _headers(self) -> _Headers | None:
+        if not self.is_file:
+            return None
+        try:
+            with _Headers(self.path) as file:
+                return file
+        except FormatError:  # the pointer that Git LFS leaves in a file's place
+            return None

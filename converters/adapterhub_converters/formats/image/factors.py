@@ -1,0 +1,384 @@
+"""The tensors of one module under the names of kohya, LyCORIS and diffusers, and the delta that they make.
+
+A trainer's module may be several of the base's with their rows concatenated: it is split when reading and joined when writing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .table import Reading
+
+Parts = dict[str, np.ndarray]
+Shape = tuple[int, ...] | None
+
+_LYCORIS = [f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")]
+_LYCORIS += [f"lokr_{x}" for x in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
+_ENDS = {
+    ".lora_down.weight": "A", ".lora_up.weight": "B", ".lora_mid.weight": "mid", ".alpha": "alpha", ".dora_scale": "dora_scale",
+    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias",
+    ".lora_A.default.weight": "A", ".lora_B.default.weight": "B", ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude", ".diff": "diff", ".diff_b": "diff_b",
+    ".lora.down.weight": "A", ".lora.up.weight": "B", ".down.weight": "A", ".up.weight": "B",
+    ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
+    **{f".{name}": name for name in _LYCORIS},
+}  # fmt: skip
+_BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
+TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum with any weight
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """The module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
+    end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
+    return (name.removesuffix(end), _ENDS[end]) if end else None
+
+
+def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    """Rows and columns of the weight of a module, without its kernel; None if they do not follow directly from the tensors."""
+    matrices = {name: array for name, array in part.items() if array.ndim > 1 and 0 not in array.shape}
+    for up, down in (("B", "A"), ("diff", "diff"), ("hada_w1_a", "hada_w1_b")):
+        if up in matrices and down in matrices and "hada_t1" not in matrices:
+            return matrices[up].shape[0], matrices[down].shape[1]
+    one, two = (_factor_outline(matrices, n) for n in (1, 2))
+    return (one[0] * two[0], one[1] * two[1]) if one and two else None
+
+
+def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, int] | None:
+    whole, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
+    if whole is not None:
+        return whole.shape[0], whole.shape[1]
+    return None if a is None or b is None or f"lokr_t{n}" in matrices else (a.shape[0], b.shape[1])
+
+
+def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
+    """The delta that the tensors of one module make; a missing alpha, or 0, means the rank (sd-scripts, `networks/lora.py`).
+
+    Args:
+        target: The module, for errors.
+        given: Part (as `split_name` calls it) to tensor.
+        kernel: That of the base's convolution, if it is one.
+        where: The file, for errors.
+
+    Raises:
+        RefusedError: The kind is not supported.
+        FormatError: The tensors do not fit together.
+    """
+    part = dict(given)
+    for name, array in part.items():
+        if name != "alpha" and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
+            raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
+    alpha = _alpha(target, part.pop("alpha", None), where)
+    if any(name.startswith("hada_") for name in part):
+        return _hadamard(target, part, alpha, kernel, where)
+    if any(name.startswith("lokr_") for name in part):
+        return _kronecker(target, part, alpha, kernel, where)
+    if "diff" in part and "A" not in part:
+        return _difference(target, part, where)
+    return _pair(target, part, alpha, where)
+
+
+def _alpha(target: str, array: np.ndarray | None, where: str) -> float:
+    """The alpha; 0 if it is the rank."""
+    if array is None:
+        return 0.0
+    value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
+    if not math.isfinite(value) or abs(value) > 2**40:
+        raise FormatError(where, f"{target}: alpha is {array.dtype} {array.shape}, not a number in range")
+    return value
+
+
+def _pair(target: str, part: Parts, alpha: float, where: str) -> Delta:
+    lora_A, lora_B, mid = part.pop("A", None), part.pop("B", None), part.pop("mid", None)
+    if lora_A is None or lora_B is None:
+        there = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
+        if lora_A is None and lora_B is None:
+            raise RefusedError(where, f"{target}: {there} alone, without a pair of factors, is not supported")
+        raise FormatError(where, f"{target} has {there} alone; its counterpart is missing")
+    shapes = f"lora_down {lora_A.shape} and lora_up {lora_B.shape}"
+    if lora_A.ndim != lora_B.ndim or not 2 <= lora_A.ndim <= 5 or lora_A.shape[0] != lora_B.shape[1]:
+        raise FormatError(where, f"{target}: {shapes} are not a pair")
+    if any(size != 1 for size in lora_B.shape[2:]):
+        raise FormatError(where, f"{target}: {shapes}: the second of two convolutions must be 1 by 1")
+    r = len(lora_A)
+    alpha = alpha or float(r)
+    if mid is not None:
+        if part:
+            raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with lora_mid is not supported")
+        if lora_A.ndim != 4 or lora_A.shape[2:] != (1, 1) or mid.ndim != 4 or mid.shape[:2] != (r, r):
+            raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
+        return CpConv(lora_A, lora_B, mid, alpha)
+    magnitude = _magnitude(target, part, lora_B, where)
+    bias = _bias(target, part, lora_B, alpha / r, where)
+    if part:
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with a pair of factors is not supported")
+    if lora_A.ndim == 2:
+        return LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+    return LowRankConv(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+
+
+def _magnitude(target: str, part: Parts, lora_B: np.ndarray, where: str) -> np.ndarray | None:
+    """DoRA's magnitude: one number per output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight."""
+    own, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
+    found = own if own is not None else scale
+    if found is None:
+        return None
+    rows = len(lora_B)
+    if found.size != rows or (found.ndim > 1 and found.shape.index(rows) != (1 if own is not None and found.ndim > 2 else 0)):
+        reason = f"{target}: a DoRA scale of shape {found.shape} is not one number for each of {rows} outputs"
+        raise RefusedError(where, f"{reason}; scales of inputs, as in early LyCORIS, are a different function")
+    return found.reshape(rows) if lora_B.ndim == 2 else found.reshape(1, rows, *lora_B.shape[2:])
+
+
+def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: str) -> np.ndarray | None:
+    own, added = part.pop("bias", None), part.pop("diff_b", None)
+    found = own if own is not None else added
+    if found is None:
+        return None
+    if found.shape != lora_B.shape[:1] or (own is not None and added is not None):
+        raise FormatError(where, f"{target}: a bias of shape {found.shape} is not one number for each of {len(lora_B)} outputs")
+    if own is not None or scaling == 1:
+        return found
+    result: np.ndarray = (found.astype(np.float64) / scaling).astype(np.float32)
+    return result
+
+
+def _difference(target: str, part: Parts, where: str) -> Delta:
+    """A full difference of weights as the pair of itself and an identity."""
+    diff = part.pop("diff")
+    if part:
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
+    if not 2 <= diff.ndim <= 5:
+        raise RefusedError(where, f"{target}: a difference of shape {diff.shape}, as of a norm, is not supported")
+    flat = diff.reshape(len(diff), -1)
+    out, width = flat.shape
+    # The identity is on the shorter side, so that it is not larger than the difference, whatever shape a file claims.
+    lora_A, lora_B = (np.eye(width, dtype=diff.dtype), flat) if width < out else (flat, np.eye(out, dtype=diff.dtype))
+    alpha = float(min(out, width))
+    if diff.ndim == 2:
+        return LowRank(lora_A, lora_B, alpha)
+    ones = (1,) * (diff.ndim - 2)
+    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *ones), alpha)
+
+
+def _hadamard(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+    shapes = {name: array.shape for name, array in part.items()}
+    if other := sorted(name for name in part if not name.startswith("hada_")):
+        raise RefusedError(where, f"{target}: {', '.join(other)} with LoHa is not supported")
+    if not Hadamard.fits(shapes):
+        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoHa delta")
+    rank, columns = shapes["hada_w1_b"]
+    return Hadamard(part, alpha or float(rank), () if "hada_t1" in part else _flat(target, kernel, columns, where))
+
+
+def _kronecker(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+    shapes = {name: array.shape for name, array in part.items()}
+    if other := sorted(name for name in part if not name.startswith("lokr_")):
+        raise RefusedError(where, f"{target}: {', '.join(other)} with LoKr is not supported")
+    whole = [f"lokr_w{n}" in part for n in (1, 2)]
+    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if f"lokr_w{n}_b" in part}
+    if not Kronecker.fits(shapes) or (len(ranks) != 1) != all(whole):
+        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoKr delta")
+    if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
+        return Kronecker(part, 1.0, 1)
+    r = ranks.pop()
+    flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], where)
+    return Kronecker(part, alpha or float(r), r, flat)
+
+
+def _flat(target: str, kernel: tuple[int, ...], columns: int, where: str) -> tuple[int, ...]:
+    if columns % math.prod(kernel):
+        raise FormatError(where, f"{target}: {columns} columns are not those of a convolution with kernel {kernel}")
+    return kernel
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(shapes.items()))
+
+
+def tensors_of(given: Delta) -> tuple[Parts, float | None]:
+    """The tensors of a delta in these formats without its alpha, and the alpha; None if it has none.
+
+    An alpha of 0 has no effect in PEFT and means the rank in kohya; a tiny one has no effect in both.
+    """
+    if isinstance(given, Hadamard):
+        return dict(given.tensors), given.alpha or TINY
+    if isinstance(given, Kronecker):
+        ranks = [given.tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in given.tensors]
+        return dict(given.tensors), (given.scaling * ranks[0] or TINY) if ranks else None
+    if not isinstance(given, LowRank | LowRankConv | CpConv):
+        raise RefusedError("", f"a delta of kind {type(given).__name__} cannot be expressed in this format")
+    alpha = given.scaling * given.r or TINY
+    found: Parts = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B}
+    if isinstance(given, CpConv):
+        return {**found, "lora_mid.weight": given.lora_mid}, alpha
+    if given.magnitude is not None:
+        found["dora_scale"] = given.magnitude.reshape(-1, *(1,) * (given.lora_A.ndim - 1))
+    if given.bias is not None:
+        found["diff_b"] = (
+            given.bias if given.scaling == 1 else (given.bias.astype(np.float64) * given.scaling).astype(np.float32)
+        )
+    return found, alpha
+
+
+def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
+    """A 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
+    own = np.asarray(alpha, dtype)
+    return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
+
+
+# ---- Modules that are several of the base's
+
+
+def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, Delta]:
+    """The delta of each of the base's modules.
+
+    Block-diagonal factors, as written for modules that were trained separately, are split into their blocks.
+    """
+    if isinstance(delta, Hadamard | Kronecker) and len(reading.targets) > 1:
+        return _products(stem, delta, reading, where)
+    if not isinstance(delta, LowRank):
+        if len(reading.targets) > 1 or reading.is_turned(*delta.shape[:2]):
+            what = f"a delta of kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
+            raise RefusedError(where, f"{stem}: {what} is not supported")
+        return {reading.targets[0]: delta}
+    if len(reading.targets) == 1:
+        return {reading.targets[0]: _turned(stem, delta, where) if reading.is_turned(*delta.shape) else delta}
+    ends = np.cumsum(_checked_sizes(stem, delta, reading, where))[:-1]
+    blocks = [np.split(rows, ends) if rows is not None else [None] * (len(ends) + 1) for rows in _by_row(delta)]
+    factors = [(delta.lora_A, np.ascontiguousarray(rows)) for rows in blocks[0]]
+    own = _diagonal(factors)
+    found: dict[str, Delta] = {}
+    for target, (lora_A, lora_B), magnitude, bias in zip(reading.targets, own or factors, *blocks[1:], strict=True):
+        if own and not np.any(lora_A) and not np.any(lora_B) and magnitude is None and bias is None:
+            continue  # zeros: it was not trained
+        alpha = delta.alpha * len(lora_A) / delta.r
+        found[target] = LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+    return found
+
+
+def _by_row(delta: LowRank) -> tuple[np.ndarray | None, ...]:
+    return delta.lora_B, delta.magnitude, delta.bias
+
+
+def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: str) -> dict[str, Delta]:
+    """Split LoHa by the rows of its first factors, and LoKr by those of its first matrix, each of which covers the second."""
+    sizes = _checked_sizes(stem, delta, reading, where)
+    cut = [name for name in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a") if name in delta.tensors]
+    step = delta.shape[0] // len(delta.tensors[cut[0]])
+    if not delta.is_low_rank or any(size % step for size in sizes):
+        raise RefusedError(
+            where, f"{stem}: a {type(delta).__name__} product whose rows cannot be split at those of {reading.targets[0]}"
+        )
+    ends = np.cumsum(sizes)[:-1] // step
+    pieces = {name: np.split(delta.tensors[name], ends) for name in cut}
+    return {
+        target: dataclasses.replace(delta, tensors={**delta.tensors, **{name: pieces[name][n] for name in cut}})
+        for n, target in enumerate(reading.targets)
+    }
+
+
+def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> list[int]:
+    sizes = _sizes(delta.shape[1], reading)
+    if sum(sizes) != delta.shape[0]:
+        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
+        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {several}"
+        raise RefusedError(where, f"{stem}: {reason}")
+    return sizes
+
+
+def _sizes(columns: int, reading: Reading) -> list[int]:
+    """The number of rows of each of its modules; empty if they are not whole numbers."""
+    rows = columns * (reading.ratio or Fraction(0))
+    sizes = [rows * share / sum(reading.shares) for share in reading.shares]
+    return [int(size) for size in sizes] if all(size.denominator == 1 for size in sizes) else []
+
+
+def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The blocks, if each block of rows has columns of its own; None if they share any."""
+    count, r = len(factors), factors[0][1].shape[1]
+    if r % count or not any(np.any(rows) for _, rows in factors):
+        return None
+    size = r // count
+    found = []
+    for n, (lora_A, rows) in enumerate(factors):
+        mine = slice(n * size, (n + 1) * size)
+        if np.any(rows[:, : n * size]) or np.any(rows[:, (n + 1) * size :]):
+            return None
+        found.append((np.ascontiguousarray(lora_A[mine]), np.ascontiguousarray(rows[:, mine])))
+    return found
+
+
+def _turned(stem: str, delta: LowRank, where: str) -> LowRank:
+    """The delta with the two halves of its rows swapped."""
+    if delta.shape[0] % 2:
+        raise FormatError(where, f"{stem}: {delta.shape[0]} rows cannot be halved")
+    magnitude, bias = (None if rows is None else _swapped(rows) for rows in (delta.magnitude, delta.bias))
+    return dataclasses.replace(delta, lora_B=_swapped(delta.lora_B), magnitude=magnitude, bias=bias)
+
+
+def _swapped(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([*reversed(np.split(rows, 2))])
+
+
+def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
+    """The one delta of the trainer's module, made of `deltas`, which are those of some or all of `reading.targets`.
+
+    Raises:
+        RefusedError: They cannot be joined: one module has one scale and one magnitude.
+    """
+    first = next(iter(deltas.values()))
+    if len(reading.targets) == 1 and not reading.is_turned(*first.shape[:2]):
+        return first
+    members = {target: d for target in reading.targets if isinstance(d := deltas.get(target), LowRank)}  # in their order
+    if len(members) < len(deltas):
+        raise RefusedError(stem, f"a delta of kind {type(first).__name__} cannot be part of a larger module")
+    if len(reading.targets) == 1:
+        return _turned(stem, members[reading.targets[0]], stem)
+    if len({delta.scaling for delta in members.values()}) > 1:
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, with one scale, but have several")
+    kinds = {(delta.magnitude is None, delta.bias is None) for delta in members.values()}
+    if kinds != {(True, True)} and (len(kinds) > 1 or len(members) < len(reading.targets)):
+        what = "are one module in this format, which has DoRA or a bias for all rows or for none"
+        raise RefusedError(stem, f"{', '.join(members)} {what}")
+    return _stacked(stem, members, reading)
+
+
+def _stacked(stem: str, members: Mapping[str, LowRank], reading: Reading) -> LowRank:
+    several = list(members.values())
+    width, dtype = several[0].lora_A.shape[1], several[0].lora_A.dtype
+    if {delta.lora_A.shape[1] for delta in several} != {width} or len({d.lora_B.dtype for d in several} | {dtype}) > 1:
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but differ in columns or dtypes")
+    magnitude, bias = (_concatenated([getattr(delta, name) for delta in several]) for name in ("magnitude", "bias"))
+    sizes = _sizes(width, reading)
+    there = [members.get(target) for target in reading.targets]
+    if not sizes or any(delta is not None and delta.shape[0] != size for delta, size in zip(there, sizes, strict=True)):
+        raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but have other numbers of rows")
+    scaling = several[0].scaling
+    if len(several) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in several}) == 1:
+        lora_B = np.concatenate([delta.lora_B for delta in several])
+        return LowRank(several[0].lora_A, lora_B, scaling * several[0].r, magnitude=magnitude, bias=bias)
+    # One block of the largest rank for each on the diagonal; missing and smaller ones are padded with zeros.
+    r = max(delta.r for delta in several)
+    lora_A = np.zeros((r * len(there), width), dtype)
+    lora_B = np.zeros((sum(sizes), r * len(there)), dtype)
+    row = 0
+    for n, (delta, size) in enumerate(zip(there, sizes, strict=True)):
+        if delta is not None:
+            lora_A[n * r : n * r + delta.r] = delta.lora_A
+            lora_B[row : row + size, n * r : n * r + delta.r] = delta.lora_B
+        row += size
+    return LowRank(lora_A, lora_B, scaling * r * len(there), magnitude=magnitude, bias=bias)
+
+
+def _concatenated(several: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    there = [rows for rows in several if rows is not None]
+    return np.concatenate(there) if there else None

@@ -1,0 +1,45 @@
+"""Hints of the converters in the words of the command line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.formats import peft, raw
+from tests.conftest import Run
+from tests.converters import trained
+
+Q = "model.layers.0.self_attn.q_proj"
+A, B = np.ones((2, 8), np.float32), np.ones((8, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "hint"),
+    [
+        (["sql", "x", "--to", "gguf"], 6, "Pass --base BASE"),
+        (["alone", "x", "--to", "peft"], 6, "Pass --alpha N, and --rslora if it was trained with it"),
+        (["raw", "x", "--to", "peft", "--alpha", "4"], 6, "Leave out --alpha and --rslora"),
+        (["dora", "x", "--to", "litgpt", "--base", "base"], 6, "--allow-approx would help"),
+        (["pickle.bin", "x", "--to", "peft"], 6, "or convert it with --unsafe-pickle"),
+        (["bare", "x", "--to", "peft"], 4, "`adapterhub fix` adds a missing peft_type"),
+        (["sql", "x", "--to", "mlx", "--model", "x"], 2, "--model: mlx does not name a base"),
+        (["sql", "x", "--to", "mlx", "--alpha", "2"], 2, "--alpha: "),
+    ],
+)
+def test_the_hint_names_the_option(run: Run, tmp_path: Path, args: list[str], code: int, hint: str) -> None:
+    sql = trained.folder(trained.full("q_proj"), tmp_path / "sql")
+    (tmp_path / "alone").write_bytes((sql / peft.WEIGHTS).read_bytes())
+    raw.write(Adapter({Q: LowRank(A, B, 2.0)}), tmp_path / "raw")
+    trained.folder(Adapter({Q: trained.delta(magnitude=np.ones(16, np.float32))}), tmp_path / "dora")
+    (tmp_path / "pickle.bin").write_bytes(pickle.dumps({}))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / peft.CONFIG).write_text("{}")
+    (tmp_path / "base").mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False, **trained.CONFIG}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert hint in run("convert", *args, code=code).stderr

@@ -1,0 +1,98 @@
+"""One name and one meaning for an option in all commands; commands in groups; the command that a word probably meant."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from adapterhub.cli.main import COMMANDS, GROUPS, app
+from adapterhub.cli.options import SYNONYMS
+from tests.conftest import Run
+
+FILTERS = "search"  # its options are filters, each named for the field it compares
+
+
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        assert found is not None
+        yield prefix + name, found
+        if isinstance(found, click.Group):
+            yield from commands(found, f"{prefix}{name} ")
+
+
+def options() -> dict[str, dict[str, click.Option]]:
+    """Options by name, and by the command that has them."""
+    found: dict[str, dict[str, click.Option]] = defaultdict(dict)
+    for name, command in commands(app):
+        for option in command.params:
+            if isinstance(option, click.Option) and name != FILTERS:
+                for spelled in (*option.opts, *option.secondary_opts):
+                    found[spelled][name] = option
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(name for name, where in options().items() if len(where) > 1))
+def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
+    found = options()[name].values()
+    assert len({option.metavar for option in found}) == 1
+    assert len({tuple(option.opts) for option in found}) == 1
+    assert len({option.is_flag for option in found}) == 1
+    helps = {option.help or "" for option in found}
+    before_colon, two_words = {text.partition(":")[0] for text in helps}, {tuple(text.split()[:2]) for text in helps}
+    assert 1 in (len(before_colon), len(two_words)), helps
+
+
+def test_every_option_has_a_help_that_is_a_sentence() -> None:
+    for name, where in options().items():
+        for command, option in where.items():
+            if not option.hidden:
+                assert option.help, (command, name)
+                assert option.help[0].isupper() or option.help.startswith("--"), option.help
+                assert option.help.endswith((".", "]")), option.help
+
+
+def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_group(run: Run) -> None:
+    lines = run("--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:-1] for line in lines if line[:-1] in GROUPS] == list(GROUPS)
+    assert {name for group in GROUPS.values() for name in group} == set(COMMANDS)
+    for group in GROUPS.values():
+        for name, text in group.items():
+            assert f"  {name:<12}  {text}" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["pul"], "pull"),
+        (["delete", "team/sql"], "rm"),
+        (["remove"], "rm"),
+        (["ls"], "list"),
+        (["inspect"], "show"),
+        (["info"], "show"),
+        (["download"], "pull"),
+        (["upload"], "push"),
+        (["history"], "log"),
+        (["version"], "--version"),
+        (["remote", "remove", "team"], "remote rm"),
+        (["base", "ls"], "base list"),
+    ],
+)
+def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], meant: str) -> None:
+    error = run(*words, code=2).stderr
+    assert f"no such command. Did you mean `adapterhub {meant}`?" in error
+    assert error.count("\n") == 1
+
+
+def test_synonyms_are_of_commands_and_not_commands_themselves() -> None:
+    assert set(SYNONYMS.values()) <= {*COMMANDS, "--version"}
+    assert not set(SYNONYMS) & set(COMMANDS)
+
+
+def test_an_option_with_a_typo_names_the_right_one(run: Run) -> None:
+    assert "Did you mean '--json'?" in run("list", "--jsn", code=2).stderr
