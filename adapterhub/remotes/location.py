@@ -114,6 +114,11 @@ def is_address(text: str) -> bool:
     return bool(_kind(text))
 
 
+def is_layout(text: str) -> bool:
+    """Tell whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
+    return _kind(text) == _LAYOUT
+
+
 def kinds() -> tuple[str, ...]:
     """All schemes."""
     return tuple(_MODULES)
