@@ -28,7 +28,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 SCHEMA_VERSION = 2
 SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
 # British in schema 1, American since.
-_RENAMED = {"licence": "license", "quantisation": "quantization"}
+_RENAMED = {"licence": "license", "quantisation": "quantization"}  # codespell:ignore
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """An OCI registry as a whole: login, rights, and the names in it.
 
 Rights are tried on a name that nobody uses, and leave nothing behind: an invalid manifest is put under a wrong digest, which a
-registry that grants writing refuses with a 400. (An upload that is begun and cancelled leaves files in docker-registry 2.8,
+registry that grants writing refuses with a 400. (An upload that is begun and canceled leaves files in docker-registry 2.8,
 which saves the state of the hash after it has removed the upload.)
 """
 
