@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.bases.renames import in_memory
+from adapterhub_converters.bases.canonical_names import in_memory
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
