@@ -57,10 +57,10 @@ def _headline(report: Report) -> str:
 
 def _item(problem: Problem) -> groups.Item:
     kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, _hint(problem), problem.file, _COLORS[problem.severity])
+    return groups.Item(kind, problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity])
 
 
-def _hint(problem: Problem) -> str:
+def hint_of(problem: Problem) -> str:
     """The hint of a problem in the words of the command line."""
     cause = in_words_of_the_command_line(problem.cause)
     said = cause.hint if cause else problem.hint
@@ -106,7 +106,7 @@ def document(report: Report) -> dict[str, Any]:
                 "what": problem.what,
                 "expected": problem.expected,
                 "got": problem.got,
-                "hint": _hint(problem),
+                "hint": hint_of(problem),
             }
             for problem in report.problems
         ],
@@ -171,7 +171,7 @@ def _file(report: Report, problem: Problem) -> str:
 
 def _sentence(problem: Problem) -> str:
     name = f"{problem.name}: " if problem.name else ""
-    hint = _hint(problem)
+    hint = hint_of(problem)
     return one_line(f"{name}{problem.what}. {hint}" if hint else f"{name}{problem.what}")
 
 
