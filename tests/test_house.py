@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Rooms whose errors still speak of options of the command line. To be emptied.
 _SPEAK_OF_OPTIONS = (
-    "adapterhub/bases", "adapterhub/check", "adapterhub/project", "adapterhub/remotes", "adapterhub/user_files.py",
+    "adapterhub/remotes",
     "converters/adapterhub_converters/architectures", "converters/adapterhub_converters/bases",
     "converters/adapterhub_converters/formats/gguf_model", "converters/adapterhub_converters/runtimes.py",
 )  # fmt: skip

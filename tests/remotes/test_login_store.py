@@ -103,7 +103,7 @@ def test_a_file_that_others_may_read_is_refused(run: Run, behind: str, login: Lo
     login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
     file(tmp_path).chmod(0o644)
     done = run("list", f"oci://{behind}/x", code=8)
-    assert f"others may read it, so nothing is read from it. chmod 600 {file(tmp_path)}" in done.stderr
+    assert f"others can read it, so it is not used. chmod 600 {file(tmp_path)}" in done.stderr
     assert registry.PASSWORD not in done.stderr
     login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD, code=8)
 
