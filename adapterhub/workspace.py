@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.location import Connected, Place, Surroundings
+    from adapterhub.remotes.location import Place, Surroundings
+    from adapterhub.remotes.protocol import Connected
 
 PROJECT = "adapterhub.toml"
 StrPath = str | os.PathLike[str]
@@ -101,7 +102,6 @@ class Workspace:
         policy: Requirements on adapters that are stored or pulled, or a function that returns them; by default those of the
             nearest adapterhub.toml. None for none.
         docker: The path of docker's config.json, for credentials of registries; None for none.
-        logins: The file in which `login` keeps credentials; None for none.
         hub: Returns the Hugging Face Hub to ask, and the token.
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
@@ -121,7 +121,6 @@ class Workspace:
     registry: StrPath | Callable[[], Path] | None = None
     policy: Policy | Callable[[], Policy | None] | None = field(default=_policy_here, repr=False)
     docker: StrPath | None = None
-    logins: StrPath | None = None
     hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: ProxyOf = field(default=_no_proxy, repr=False)
@@ -179,8 +178,7 @@ class Workspace:
         """The part of it that remotes ask for."""
         from adapterhub.remotes.location import Surroundings
 
-        logins, uploads = _path(self.logins), _path(self.uploads)
-        return Surroundings(_path(self.docker), self.hub, self.environ, logins, uploads, self.proxy)
+        return Surroundings(_path(self.docker), self.hub, self.environ, _path(self.uploads), self.proxy)
 
     def connect(self, place: Place) -> Connected:
         """An address, opened; the caller closes it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.architectures import names
-from adapterhub_converters.bases import BaseSpec, renames
+from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import base_weights, peft
 from adapterhub_converters.formats.image import naming
@@ -215,12 +215,12 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
 
 
 def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    """Modules under names that the model in memory does not have (see `base.renames`)."""
+    """Modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
-    old = next((target for target in contents.pairs if renames.in_memory(target, kind) != target), None)
-    if old and kind in renames.SKIPPED:
+    old = next((target for target in contents.pairs if canonical_names.in_memory(target, kind) != target), None)
+    if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
         yield "old-names", old
-    elif old and kind in renames.REFUSED:
+    elif old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:
         yield "old-targets", old
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.bases.renames import in_memory
+from adapterhub_converters.bases.canonical_names import in_memory
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -42,7 +42,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         return
     if not base.tensors and not base.packed:
         what = "no weight files; " + (
-            "shapes are those that its config says" if base.derived else "only its config was compared"
+            "shapes are derived from its config" if base.derived else "only its config was compared"
         )
         yield Problem("base-without-weights", "", base.where, what)
         if not base.derived:

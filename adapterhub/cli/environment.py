@@ -55,12 +55,10 @@ def workspace(settings: Settings) -> Workspace:
 
     context = click.get_current_context(silent=True)
     given = context.meta if context else {}
-    folder = os.environ.get("DOCKER_CONFIG")
     return Workspace(
         registry=lambda: registry_folder(settings),
         policy=policy,
-        docker=(Path(folder) if folder else Path.home() / ".docker") / "config.json",
-        logins=logins_file(),
+        docker=docker_config(),
         hub=hub,
         environ=os.environ,
         proxy=proxy,
@@ -158,7 +156,7 @@ def cache_folder() -> Path:
 
 
 def config_folder() -> Path:
-    """Where the user's own remotes and logins are kept."""
+    """The folder of the user's own settings and remotes."""
     return user_folder("config", os.environ)
 
 
@@ -167,11 +165,10 @@ def user_file() -> Path:
     return config_folder() / "config.toml"
 
 
-def logins_file() -> Path:
-    """What `adapterhub login` keeps."""
-    from adapterhub.remotes.oci.login_store import FILE
-
-    return config_folder() / FILE
+def docker_config() -> Path:
+    """The config.json of docker, in which docker, oras and `adapterhub login` store credentials."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 def lock_file() -> Path:

@@ -133,7 +133,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
-                Rule("rank-over-16", APPLIED, "start it with --max-lora-rank {rank} (default 16)", "vllm/config/lora.py"),
+                Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
                 Rule("shape", WRONG, "copies a smaller matrix into zeros without a word", "vllm/lora/layers/base_linear.py"),
                 Rule(
                     "vocab", REFUSED, "The embedding LoRA size must be consistent with the base model's vocabulary size", _VLLM
@@ -169,7 +169,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "GGUF adapters replace no single rows; convert with --base, or merge the adapter into its base",
+                    "GGUF adapters replace no single rows; convert it with its base model, or merge it into the base",
                     _LLAMA,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
@@ -222,7 +222,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "MLX adapters replace no single rows; convert with --base, or merge the adapter into its base",
+                    "MLX adapters replace no single rows; convert it with its base model, or merge it into the base",
                     _MLX,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),

@@ -197,7 +197,7 @@ def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
         (pairs(2), {"use_rslora": True}, "sglang", "wrong", "alpha / r"),
         (pairs(2), {"use_rslora": True}, "llama.cpp", "applied", "llama.cpp's own script ignores rsLoRA"),
         (pairs(1), {}, "peft", "wrong", "without a warning"),
-        (pairs(2, r=32), {"r": 32}, "vllm", "applied", "--max-lora-rank 32"),
+        (pairs(2, r=32), {"r": 32}, "vllm", "applied", "max_lora_rank=32"),
         ({**pairs(2), "model.norm.weight": (8,)}, {"modules_to_save": ["norm"]}, "llama.cpp", "refused", "skips"),
         (pairs(2), {"init_lora_weights": "olora"}, "vllm", "refused", "olora"),
         (pairs(2), {"frobnicate": 1}, "mlx", "refused", "frobnicate"),

@@ -131,7 +131,7 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path)
         for name, array in tensors(tmp_path / "a").items()
     }
     safetensors_file.write(tmp_path / "lone.safetensors", state)
-    with pytest.raises(RefusedError, match="its alpha is not recorded"):
+    with pytest.raises(RefusedError, match="nothing says its alpha"):
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
     assert [repair.code for repair in fixed.repairs] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]

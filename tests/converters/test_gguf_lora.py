@@ -176,7 +176,7 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
         assert np.array_equal(found.lora_A, original.lora_A)
         one, other = found.scaling * found.lora_B.astype(np.float64), original.scaling * original.lora_B.astype(np.float64)
         np.testing.assert_allclose(one, other, rtol=1e-6)
-    with pytest.raises(RefusedError, match="the order of its rows depends on the number of heads.*Pass --base"):
+    with pytest.raises(RefusedError, match="the order of its rows depends on the number of heads.*Name its base model"):
         gguf_lora.read(path)
 
 
@@ -271,7 +271,7 @@ EMBED = LowRankEmbedding(np.ones((2, 10), np.float32), np.ones((32, 2), np.float
         (
             Adapter({Q: delta()}),
             llama(num_attention_heads=None),
-            "depends on the number of heads, which is not known. Pass --base",
+            "depends on the number of heads, which is not known. Name its base model",
         ),
         (Adapter({Q: delta()}), dataclasses.replace(llama(), architecture="MambaForCausalLM"), "no verified mapping"),
         (Adapter({Q: delta()}), None, "depends on the base's architecture and heads. Name its base model"),

@@ -88,7 +88,7 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
     llama = names.by_class("LlamaForCausalLM", "b")
     assert llama.order("model.layers.0.self_attn.k_proj", {"num_attention_heads": 9, "num_key_value_heads": 3}, "b") == 3
     assert llama.order("model.layers.0.self_attn.v_proj", {}, "b") == 0
-    with pytest.raises(RefusedError, match="Pass --base"):
+    with pytest.raises(RefusedError, match="Name its base model"):
         llama.order("model.layers.0.self_attn.q_proj", {}, "b")
 
 

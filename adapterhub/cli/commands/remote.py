@@ -200,7 +200,7 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.oci.host import Host
 
         who = remotes.surroundings()
-        find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+        find = partial(credentials.find, place.host, who.docker, plain=place.plain)
         with Host(place, find, proxy=who.proxy) as host:
             return host.access()
     scheme, _, rest = url.partition("://")

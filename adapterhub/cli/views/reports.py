@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub.cli.errors import in_words_of_the_command_line
 from adapterhub.cli.output import Column, color, number, one_line, plural, table
 from adapterhub.version import __version__
 from adapterhub_converters.runtimes import APPLIED
@@ -61,8 +62,10 @@ def _item(problem: Problem) -> groups.Item:
 
 def _hint(problem: Problem) -> str:
     """The hint of a problem in the words of the command line."""
+    cause = in_words_of_the_command_line(problem.cause)
+    said = cause.hint if cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
-    return "; ".join(filter(None, (_HINTS.get(problem.code, problem.hint), repair)))
+    return "; ".join(filter(None, (_HINTS.get(problem.code, said), repair)))
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:

@@ -21,13 +21,10 @@ from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import gguf_file, json_file
 from adapterhub_converters.containers.gguf_file import Value
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model import general
-from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
-from adapterhub_converters.formats.gguf_model.complete import check_complete
-from adapterhub_converters.formats.gguf_model.computed import check_computed
+from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged, rope_tensors
+from adapterhub_converters.formats.gguf_model.checks import check_complete, check_computed
 from adapterhub_converters.formats.gguf_model.configured import configured
-from adapterhub_converters.formats.gguf_model.hyperparameters import hyperparameters
-from adapterhub_converters.formats.gguf_model.rope_tensors import rope_tensors
+from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, stored
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
@@ -138,7 +135,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     shapes = {one.plan.name: one.plan.shape for one in tensors}
     metadata = _general(folder, architecture, shapes)
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
-    metadata |= general.stored(wanted) | tokens
+    metadata |= stored(wanted) | tokens
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
     changed = _changed(tensors, what)
@@ -151,7 +148,7 @@ def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tu
     path = folder.path / "generation_config.json"
     generation = json_file.read_object(path) if path.is_file() else {}
     name = (folder.spec.repo or "").rpartition("/")[2] or folder.path.resolve().name
-    return general.general(architecture.gguf, name, shapes, generation)
+    return general(architecture.gguf, name, shapes, generation)
 
 
 def _wanted(folder: Folder, options: Options) -> str:

@@ -22,7 +22,7 @@ MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "f
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
-"""Tensors that may hold others, one after the other (llama.cpp, convert_hf_to_gguf.py, --fuse-qkv, --fuse-gate-up-exps)."""
+"""Tensors that may hold others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
 _LAYER = re.compile(r"(model\.layers|transformer\.h)\.(0|[1-9][0-9]{0,5})\.(.+)")
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)")
@@ -225,9 +225,8 @@ class Architecture:
 def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise RefusedError(
-            where, f"{module}: the order of its rows depends on the number of heads, which is not known", "Pass --base"
-        )
+        what = f"{module}: the order of its rows depends on the number of heads, which is not known"
+        raise RefusedError(where, what, "Name its base model", code="base-required")
     return value
 
 

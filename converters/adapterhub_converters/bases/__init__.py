@@ -8,11 +8,11 @@ from pathlib import Path
 
 from adapterhub_converters.errors import NotFoundError
 
-from . import hf, pipeline
+from . import hf
+from .canonical_names import BaseTensor
 from .files import Files, LocalFiles, Ranged
 from .hf import read_hf, weight_files
 from .spec import BaseSpec
-from .tensor import BaseTensor
 
 __all__ = ["BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base", "read_files", "read_hf", "weight_files"]
 
@@ -22,8 +22,8 @@ def read_base(path: Path) -> BaseSpec:
     if path.is_dir():
         if (path / hf.CONFIG).is_file():
             return read_hf(path)
-        if (path / pipeline.INDEX).is_file():
-            return pipeline.read(path)
+        if (path / hf.PIPELINE_INDEX).is_file():
+            return hf.read_pipeline(path)
         found = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
         hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
         raise NotFoundError(str(path), "not a base model: there is no config.json", hint)

@@ -1,20 +1,75 @@
-"""One name and one shape for each weight, whichever file it is in: those of the checkpoint on Hugging Face.
-
-Experts are where files differ most. A checkpoint has a tensor for each or, of gpt-oss, one for all; transformers 5 may save
-`experts.gate_up_proj` for all; GGUF has `ffn_gate_exps`, `ffn_up_exps` and `ffn_down_exps`, or fuses the first two. A GGUF may
-fuse q, k and v or split them against its architecture's custom, and splits DeepSeek's kv_b_proj in two (llama.cpp,
-conversion/base.py, `modify_tensors`; conversion/deepseek.py).
-"""
+"""One weight of a base, seen from a header."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of
 from adapterhub_converters.containers import safetensors_file
 
-from .tensor import BaseTensor
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """Logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+# ---- Names in memory
+
+_Rules = tuple[tuple[str, str], ...]
+
+_VISION: _Rules = (
+    (r"^language_model\.lm_head\b", "lm_head"),
+    (r"^language_model\.(model\.)?", "model.language_model."),
+    (r"^(vision_tower|image_tower|video_tower|vision_model|multi_modal_projector|image_newline)\b", r"model.\1"),
+    (r"^model\.(vision|image|video)_tower\.vision_model\.", r"model.\1_tower."),
+)
+_QWEN_VISION: _Rules = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
+)
+_ATTENTION_NAMES: _Rules = (
+    *((rf"\battention\.attention\.{old}\b", f"attention.{old[0]}_proj") for old in ("query", "key", "value")),
+    (r"\battention\.output\.dense\b", "attention.o_proj"),
+)
+_IMAGE: _Rules = (
+    (r"\bencoder\.layer\.", "layers."),
+    *_ATTENTION_NAMES,
+    (r"\bintermediate\.dense\b", "mlp.fc1"),
+    (r"\boutput\.dense\b", "mlp.fc2"),
+)
+_RULES: dict[str, _Rules] = {
+    **dict.fromkeys(
+        ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
+         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama"),
+        _VISION,
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION),
+    **dict.fromkeys(("vit", "deit", "beit"), _IMAGE),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_NAMES),
+    "mixtral": ((r"\.block_sparse_moe\.", ".mlp."),),
+}  # fmt: skip
+# Of these, an adapter under the old names meets a peft that skips it, or that finds no module for its target_modules.
+PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
+PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
+# TensorFlow's words for a normalization's weight and bias, which every model of transformers still reads.
+_ALWAYS: _Rules = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
+
+
+def in_memory(name: str, model_type: str) -> str:
+    """The name that a parameter or module of a file has in the model that transformers 5 makes of it."""
+    for pattern, replacement in (*_RULES.get(model_type, ()), *_ALWAYS):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# ---- One name and one shape for each weight, whichever file it is in: those of the checkpoint on Hugging Face
+
 
 Tensors = Mapping[str, BaseTensor]
 

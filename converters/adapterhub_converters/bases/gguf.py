@@ -15,9 +15,9 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 from . import canonical_names
+from .canonical_names import BaseTensor
 from .files import Files, LocalFiles, Ranged
 from .spec import BaseSpec, completed, text_digest
-from .tensor import BaseTensor
 
 # Keys of `{architecture}.…` in GGUF and what config.json calls them (gguf-py, `constants.py`, `Keys`).
 _GGUF_NUMBERS = {

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError
 
+from .canonical_names import BaseTensor
 from .files import Files, LocalFiles, Ranged, read_object
 from .quantized import logical, parameter, settings, small
 from .shapes import shapes_from_config
 from .spec import BaseSpec, completed, text_digest
-from .tensor import BaseTensor
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -225,3 +228,76 @@ def _chat_template_digest(files: Files) -> str | None:
     """Of the exact text: a template that differs by one newline tokenizes differently."""
     own = files.sha256("chat_template.jinja")
     return own or text_digest((read_object(files, "tokenizer_config.json") or {}).get("chat_template"))
+
+
+# ---- The values of the weights
+
+
+class ModelWeights:
+    """Every tensor of a model folder by its name, read when asked for; empty without safetensors. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where = str(folder)
+        self._files: dict[str, SafetensorsFile] = {}
+        self._stack = ExitStack()
+        try:
+            for path in weight_files(folder):
+                file = self._stack.enter_context(SafetensorsFile(path))
+                self._files.update(dict.fromkeys(file.tensors, file))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and place of a tensor that is there."""
+        return self._files[name].tensors[name]
+
+    def stored(self, name: str) -> np.ndarray:
+        """A tensor that is there, in its own dtype."""
+        return self._files[name].tensor(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+# ---- Pipelines of image models
+
+
+PIPELINE_INDEX = "model_index.json"
+PIPELINE_PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The models of a pipeline that adapters act on."""
+
+
+def read_pipeline(folder: Path) -> BaseSpec:
+    """The base in a pipeline's folder, from the headers of all its models."""
+    name = json_file.read_object(folder / PIPELINE_INDEX).get("_class_name")
+    models = {part: read_hf(folder / part) for part in PIPELINE_PARTS if (folder / part / CONFIG).is_file()}
+    if not models:
+        raise NotFoundError(str(folder), f"a pipeline without any of its models: none of {', '.join(PIPELINE_PARTS)} is there")
+    return BaseSpec(
+        where=str(folder),
+        kind="hf",
+        architecture=name if isinstance(name, str) and name.endswith("Pipeline") else "DiffusionPipeline",
+        model_type="",
+        config={},
+        tensors={f"{_stem(part, model)}{name}": t for part, model in models.items() for name, t in model.tensors.items()},
+        size=sum(model.size for model in models.values()),
+        notes=tuple(f"{part}: {note}" for part, model in models.items() for note in model.notes),
+    )
+
+
+def _stem(part: str, model: BaseSpec) -> str:
+    """What its names begin with; transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints."""
+    bare = model.architecture == "CLIPTextModel" and not any(name.startswith("text_model.") for name in model.tensors)
+    return f"{part}.text_model." if bare else f"{part}."

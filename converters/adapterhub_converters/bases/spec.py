@@ -14,7 +14,7 @@ from adapterhub_converters.architectures.names import by_class
 from adapterhub_converters.errors import RefusedError
 
 from . import canonical_names
-from .tensor import BaseTensor
+from .canonical_names import BaseTensor
 
 
 @dataclass(frozen=True, eq=False)

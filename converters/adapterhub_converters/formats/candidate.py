@@ -12,7 +12,7 @@ from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
 
 if TYPE_CHECKING:
-    from adapterhub_converters.containers.gguf_file import GGUFHeader
+    from adapterhub_converters.containers import gguf_file
 
 _GGUF = b"GGUF"
 
@@ -21,14 +21,14 @@ class _Headers(OpenFile):
     """The header of a file that may be a GGUF or a safetensors file."""
 
     is_gguf = False
-    gguf: GGUFHeader | None = None
+    gguf: gguf_file.GGUFHeader | None = None
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
         self.is_gguf = self._read_at(0, len(_GGUF)) == _GGUF
         try:
             if self.is_gguf:
-                from adapterhub_converters.containers import gguf_file  # late: a check of a PEFT adapter does not need it
+                from adapterhub_converters.containers import gguf_file  # late: checks of PEFT folders do without it
 
                 self.gguf = gguf_file.read_header(self._read_at, size, self.where)
             else:
@@ -60,7 +60,7 @@ class Candidate:
         return tuple(self.header.tensors) if self.header else ()
 
     @property
-    def gguf(self) -> GGUFHeader | None:
+    def gguf(self) -> gguf_file.GGUFHeader | None:
         """The checked header of a GGUF file; None for any other path, and for a malformed file."""
         return self._headers.gguf if self._headers else None
 

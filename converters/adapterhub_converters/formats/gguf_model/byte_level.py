@@ -14,8 +14,7 @@ from typing import Any
 from adapterhub_converters.containers.gguf_file import Value, string, strings
 from adapterhub_converters.errors import RefusedError
 
-from .special_tokens import Tokenizer
-from .token_keys import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

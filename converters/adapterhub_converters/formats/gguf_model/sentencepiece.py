@@ -16,8 +16,7 @@ from adapterhub_converters.containers.gguf_file import Value, string, strings
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 
 from .byte_level import looks_special
-from .special_tokens import Tokenizer
-from .token_keys import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer
 
 NAME = "tokenizer.model"
 _BPE = 2  # TrainerSpec.ModelType

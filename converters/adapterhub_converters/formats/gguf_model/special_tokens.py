@@ -1,4 +1,4 @@
-"""Which tokens begin and end a text, whether they are added, and the chat template (gguf-py, `vocab.py`, `SpecialVocab`)."""
+"""The numbers and names of a GGUF's vocabulary, `tokenizer.ggml.*`, which a model's tokenizer is read from and written to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,22 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings, u32
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .token_keys import id_key
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Of `token_type` (llama.h, `enum llama_token_type`)."""
+
+SPECIAL = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask", "eot": "eot",
+}  # fmt: skip
+"""What transformers calls a special token, to what GGUF calls it (gguf-py, `constants.py`, `Keys.Tokenizer`)."""
+
+
+def id_key(kind: str) -> str:
+    """The key of the id of a special token that transformers calls `kind`."""
+    return f"tokenizer.ggml.{SPECIAL[kind]}_token_id"
+
+
+# ---- The documents of a tokenizer
+
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _ADDED = ("bos", "eos", "sep")  # there are keys for

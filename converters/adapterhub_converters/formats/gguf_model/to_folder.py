@@ -22,7 +22,7 @@ from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
 
-from .token_keys import CONTROL, USER_DEFINED, id_key
+from .special_tokens import CONTROL, USER_DEFINED, id_key
 
 _IDS = {f"{kind}_token_id": id_key(kind) for kind in ("bos", "eos", "pad")}  # of config.json
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.pipeline import PARTS
+from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError, refused
@@ -52,7 +52,7 @@ def _is_ours(name: str) -> bool:
         return False
     part, _, rest = found[0].partition(".")
     if part != "transformer":
-        return part in PARTS
+        return part in PIPELINE_PARTS
     return bool(_DIFFUSERS.search(rest)) or any(table.part == part and table.written(rest) for table in tables.TABLES)
 
 
@@ -119,7 +119,7 @@ def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapp
     unnamed = [target for target in grouped if not pipeline.part_of(target)]
     if unnamed:
         raise refused(
-            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PARTS)})" for target in unnamed]
+            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PIPELINE_PARTS)})" for target in unnamed]
         )
     for target, part in grouped.items():
         model = pipeline.part_of(target)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.pipeline import PARTS
+from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.errors import RefusedError, refused
 
 from . import pipeline, tables
@@ -340,7 +340,7 @@ def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
         return adapter
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     recorded = header.get(pipeline.PART_KEY, "")
-    part = recorded if recorded in PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, where)
+    part = recorded if recorded in PIPELINE_PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, where)
     deltas = {f"{part}.{target}": delta for target, delta in adapter.deltas.items()}
     meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.own_header(adapter))
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)

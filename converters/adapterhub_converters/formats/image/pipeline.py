@@ -20,7 +20,7 @@ import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, Source, beyond_deltas
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.pipeline import PARTS
+from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, refused
 from adapterhub_converters.formats import peft, source_config
@@ -36,7 +36,7 @@ _CLASSES = {
 def part_of(target: str) -> str:
     """The model that a target begins with; empty if it begins with none."""
     first = target.partition(".")[0]
-    return first if first in PARTS else ""
+    return first if first in PIPELINE_PARTS else ""
 
 
 def of_base(base: BaseSpec | None) -> str:
@@ -87,7 +87,7 @@ def one_model(adapter: Adapter) -> Adapter:
     here = {part_of(target) for target in adapter.deltas}
     if len(here) < 2:
         return without_part(adapter, next(iter(here), parts[0]))
-    first = next(part for part in PARTS if part in here)
+    first = next(part for part in PIPELINE_PARTS if part in here)
     others = [target for target in sorted(adapter.deltas) if part_of(target) != first]
     reasons = [f"{target}: the adapter acts on {' and '.join(sorted(here))}, but PEFT has one model" for target in others]
     raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(others[0])}.*")

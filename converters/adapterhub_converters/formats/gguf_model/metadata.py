@@ -1,17 +1,143 @@
-"""What an architecture says in GGUF beside what most say, or in its place.
-
-As llama.cpp has it (`conversion/*.py`, `set_gguf_parameters`); what its program computes otherwise is refused.
-"""
+"""What a GGUF says of a model beside its numbers: its name and size, how its makers sample it, and what it is stored in."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from adapterhub_converters.containers.gguf_file import boolean, f32, string, u32
+from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, u32
 from adapterhub_converters.errors import RefusedError
 
 from .configured import Config
-from .usual import Numbers, head_size, rotated, usual
+
+# generation_config.json's keys (gguf-py, `metadata.py`, `Metadata.load`).
+_SAMPLING = {
+    "top_k": ("top_k", int), "top_p": ("top_p", float), "min_p": ("min_p", float), "temp": ("temperature", float),
+    "penalty_repeat": ("repetition_penalty", float), "penalty_last_n": ("penalty_last_n", int),
+    "xtc_probability": ("xtc_probability", float), "xtc_threshold": ("xtc_threshold", float),
+}  # fmt: skip
+_STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))  # more than, times, unit
+
+
+def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, Value]:
+    """The keys `general.*` but for the type that the tensors are stored in."""
+    made = {"general.architecture": string(gguf), "general.type": string("model")}
+    for key, (asked, kind) in _SAMPLING.items():
+        value = generation.get(asked)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31:
+            made[f"general.sampling.{key}"] = Value("INT32", int(value)) if kind is int else f32(float(value))
+    return made | {"general.name": string(name), "general.size_label": string(size_label(shapes))}
+
+
+def size_label(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """`1.1B`, or `8x7B` of a model with experts (gguf-py, `utility.py`, `size_label`)."""
+    stacked = {name: shape for name, shape in shapes.items() if "_exps." in name and len(shape) > 2}
+    counts = [shape[0] for shape in stacked.values()]
+    expert = sum(math.prod(shape) // shape[0] for shape in stacked.values())
+    shared = sum(math.prod(shape) for name, shape in shapes.items() if name not in stacked)
+    number = sum(counts) // len(counts) if counts else 0
+    return f"{number}x{_rounded(shared + expert)}" if number else _rounded(shared)
+
+
+def _rounded(count: int) -> str:
+    factor, unit = next((factor, unit) for least, factor, unit in _STEPS if count > least)
+    scaled = count * factor
+    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
+    return f"{scaled:.{digits}f}{unit}"
+
+
+def stored(wanted: str) -> dict[str, Value]:
+    """What the file is mostly made of (llama.h, `llama_ftype`)."""
+    return {"general.file_type": u32(FILE_TYPES[wanted]), "general.quantization_version": u32(2)}
+
+
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+
+
+# ---- Keys that most architectures share
+
+
+Numbers = dict[str, Value]
+
+_COUNTS = {  # of all architectures that have no list of their own; the first key that config.json has
+    "context_length": ("max_position_embeddings",),
+    "embedding_length": ("hidden_size",),
+    "feed_forward_length": ("intermediate_size",),
+    "attention.head_count": ("num_attention_heads",),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+    "expert_group_count": ("n_group",),
+    "expert_group_used_count": ("topk_group",),
+}
+_EPSILONS = {
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+}
+_YARN = {
+    "yarn_ext_factor": ("extrapolation_factor",), "yarn_attn_factor": ("attention_factor", "attn_factor"),
+    "yarn_beta_fast": ("beta_fast",), "yarn_beta_slow": ("beta_slow",),
+}  # fmt: skip
+_GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
+
+
+def _shared(config: Config) -> Numbers:
+    """What config.json says of these; RefusedError for a gating of experts that llama.cpp has not."""
+    made: Numbers = {}
+    for key, names in _COUNTS.items():
+        if name := _first_key(config.values, names):
+            made[key] = u32(config.count(name))
+    made |= _rope(config)
+    for key, names in _EPSILONS.items():
+        if name := _first_key(config.values, names):
+            made[key] = f32(config.number(name))
+    score = config.get("scoring_func")
+    if score is not None:
+        if not isinstance(score, str) or score not in _GATING:
+            raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not one that llama.cpp has")
+        made["expert_gating_func"] = u32(_GATING[score])
+    if config.get("head_dim") is not None:
+        made["attention.key_length"] = made["attention.value_length"] = u32(config.count("head_dim"))
+    return made
+
+
+def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    """The first of these names that has a value."""
+    return next((name for name in names if values.get(name) is not None), None)
+
+
+def _rope(config: Config) -> Numbers:
+    rope, made = config.rope, {}
+    if rope["rope_type"] in ("linear", "yarn"):
+        made["rope.scaling.type"] = string(rope["rope_type"])
+        made["rope.scaling.factor"] = f32(config.rope_number("factor"))
+    if rope["rope_type"] == "yarn":
+        made["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
+        for key, names in _YARN.items():
+            if name := _first_key(rope, names):
+                made[f"rope.scaling.{key}"] = f32(config.rope_number(name))
+    made["rope.freq_base"] = f32(config.rope_number("rope_theta"))
+    if config.sliding_rope:
+        made["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))
+    return made
+
+
+def head_size(config: Config) -> int:
+    """The rows of a head."""
+    if config.get("head_dim") is not None:
+        return config.count("head_dim")
+    return config.count("hidden_size") // config.count("num_attention_heads")
+
+
+def rotated(config: Config) -> int:
+    """How many of a head's numbers the rotary embedding turns, where the factor counts in the hidden size."""
+    factor = config.rope_number("partial_rotary_factor", 1.0)
+    return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
+
+
+# ---- Keys of single architectures
 
 
 def _vocabulary(config: Config) -> Numbers:
@@ -126,7 +252,7 @@ def _nemotron(config: Config) -> Numbers:
     )
 
 
-MORE: dict[str, Callable[[Config], Numbers]] = {
+_MORE: dict[str, Callable[[Config], Numbers]] = {
     "llama": _llama, "arcee": _llama, "smollm3": _llama, "granite": _granite, "qwen2moe": _qwen2_moe, "qwen3moe": _qwen2_moe,
     "gemma3": _gemma3, "command-r": _cohere, "cohere2": _cohere2, "glm4": _glm4, "gpt-oss": _gpt_oss, "deepseek2": _deepseek2,
     "olmo": _olmo, "nemotron": _nemotron,
@@ -135,20 +261,20 @@ MORE: dict[str, Callable[[Config], Numbers]] = {
 
 
 def _some(config: Config, *keys: str) -> Numbers:
-    return {key: value for key, value in usual(config).items() if key in keys}
+    return {key: value for key, value in _shared(config).items() if key in keys}
 
 
 _SIZES = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 _RMS, _NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
-def _usual_theta(config: Config, name: str) -> None:
+def _check_theta(config: Config, name: str) -> None:
     if config.rope.get("rope_theta") != 10000.0:
         raise RefusedError(config.where, f"config.json: a rope_theta of its own, which llama.cpp's {name} has no key for")
 
 
 def _gemma(config: Config) -> Numbers:
-    _usual_theta(config, "gemma")
+    _check_theta(config, "gemma")
     return _some(config, *_SIZES, _RMS, "attention.key_length", "attention.value_length")
 
 
@@ -174,7 +300,7 @@ def _falcon(config: Config) -> Numbers:
     hidden = config.count("hidden_size")
     asked = {"alibi": False, "parallel_attn": True, "ffn_hidden_size": 4 * hidden}
     _only(config, asked, "falcon")
-    _usual_theta(config, "falcon")
+    _check_theta(config, "falcon")
     groups = config.count("num_kv_heads") if config.get("new_decoder_architecture") else 1
     return {
         "context_length": u32(2048),
@@ -216,7 +342,7 @@ def _only(config: Config, asked: Mapping[str, object], name: str) -> None:
 
 
 def _stablelm(config: Config) -> Numbers:
-    _usual_theta(config, "stablelm")
+    _check_theta(config, "stablelm")
     factor = config.rope_number("partial_rotary_factor", 0.25)
     turned = int(factor * (config.count("hidden_size") // config.count("num_attention_heads")))
     return (
@@ -226,8 +352,58 @@ def _stablelm(config: Config) -> Numbers:
     )
 
 
-OWN: dict[str, Callable[[Config], Numbers]] = {
+_OWN: dict[str, Callable[[Config], Numbers]] = {
     "gemma": _gemma, "gemma2": _gemma2, "phi3": _phi3, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2,
     "stablelm": _stablelm,
 }  # fmt: skip
 """Architectures with a list of their own."""
+
+
+# ---- All keys under an architecture's prefix
+
+
+_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_ACTIVATIONS = {
+    "gemma": _GELU, "gemma2": _GELU, "gemma3": _GELU, "starcoder2": _GELU, "gpt2": _GELU, "falcon": _GELU, "bloom": _GELU,
+    "nemotron": ("relu2",), "arcee": ("relu2",),
+}  # fmt: skip
+"""What llama.cpp computes (`src/models/*.cpp`); all others silu. Its gelu is the tanh approximation."""
+_SCALED = {
+    **dict.fromkeys(("llama", "granite", "smollm3", "arcee"), ("default", "linear", "yarn", "llama3")),
+    "phi3": ("default", "longrope", "su"),
+    **dict.fromkeys(("command-r", "cohere2"), ("default",)),
+}
+"""Types of rotary embeddings whose scaling llama.cpp's conversion writes, as numbers or as tensors."""
+
+
+def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
+    """Key under the architecture's prefix to value."""
+    _check(architecture, config)
+    special = _OWN.get(architecture.gguf)
+    made = special(config) if special else _shared(config) | _MORE.get(architecture.gguf, _nothing)(config)
+    if architecture.gguf == "granite":  # which has no head_dim of its own
+        made = {key: value for key, value in made.items() if key not in ("attention.key_length", "attention.value_length")}
+    return {"block_count": u32(config.count("num_hidden_layers"))} | made
+
+
+def _check(architecture: Architecture, config: Config) -> None:
+    known = _ACTIVATIONS.get(architecture.gguf, ("silu", "swish"))
+    # An old Gemma says "gelu" in hidden_act and means the other key, which is null.
+    key = next((key for key in ("hidden_activation", "hidden_act", "activation_function", "activation") if config.get(key)), "")
+    if key and config.get(key) not in known:
+        what = f"config.json: {key} is {config.get(key)}, and llama.cpp's {architecture.gguf} computes {known[-1]}"
+        raise RefusedError(config.where, what)
+    kind = config.rope["rope_type"]
+    if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in _OWN else ("default", "linear", "yarn")):
+        what = (
+            f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} leaves out"
+        )
+        raise RefusedError(config.where, what)
+    if config.sliding_rope.get("rope_type", "default") != "default":
+        raise RefusedError(
+            config.where, "the rotary embedding of the layers with a window is scaled, which llama.cpp has no key for"
+        )
+
+
+def _nothing(_: Config) -> Numbers:
+    return {}
