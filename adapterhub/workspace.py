@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.http.urls import ProxyOf
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import Settled
+    from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.location import Place, Surroundings
     from adapterhub.remotes.protocol import Connected
@@ -58,7 +58,7 @@ def project_file(start: Path) -> Path | None:
     return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
 
 
-def project_at(start: Path) -> Settled | None:
+def project_at(start: Path) -> SettingsFile | None:
     """The settings of the project that a folder is in; another user's file is not trusted."""
     path = project_file(start)
     if path is None:

@@ -42,7 +42,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         return
     if not base.tensors and not base.packed:
         what = "no weight files; " + (
-            "shapes are those that its config says" if base.derived else "only its config was compared"
+            "shapes are derived from its config" if base.derived else "only its config was compared"
         )
         yield Problem("base-without-weights", "", base.where, what)
         if not base.derived:

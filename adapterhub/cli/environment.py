@@ -21,7 +21,7 @@ from .options import JOBS, RATE, Settings
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import Settled
+    from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
 
@@ -180,7 +180,7 @@ def lock_file() -> Path:
 
 
 @functools.cache
-def project() -> Settled | None:
+def project() -> SettingsFile | None:
     """What the project has settled; a file of somebody else's is passed over, and that is said."""
     path = project_file(Path.cwd())
     if path is None:
@@ -197,7 +197,7 @@ def project() -> Settled | None:
 
 
 @functools.cache
-def user() -> Settled | None:
+def user() -> SettingsFile | None:
     """What the user has settled for all projects."""
     path = user_file()
     if not path.is_file():

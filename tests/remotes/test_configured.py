@@ -379,7 +379,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 2\n")
     run("pull", "other/sql:v1", "--remote", "team", "-o", "out")
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmaxrank = 2\n")
-    assert "adapterhub.toml:2: 'policy.maxrank' isn't known" in run("pull", "other/sql", code=2).stderr
+    assert "adapterhub.toml:2: 'policy.maxrank' is unknown" in run("pull", "other/sql", code=2).stderr
 
 
 def test_init_project_writes_examples_once(run: Run, tmp_path: Path) -> None:
