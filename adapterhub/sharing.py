@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import ParameterError, UsageError
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.publish import Package
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Registry, Version
-    from adapterhub.remotes.location import Connected, Place
-    from adapterhub.remotes.protocol import Source, Target
+    from adapterhub.remotes.location import Place
+    from adapterhub.remotes.protocol import Connected, Source
     from adapterhub_converters.bases import BaseSpec
 
 IMAGE = "image"
@@ -245,12 +245,12 @@ def _push_to_address(
         remote = stack.enter_context(workspace.connect(address))
         expecting(remote, expect)
         if private:
-            _make_private(remote)
+            remote.make_private()
         if base is None and conversion is None and (there := _version(source, workspace, stack, force=force)):
             ready, reference, overridden = there
         else:
             found = stack.enter_context(sources.opened(source, workspace))
-            large = LARGE if hasattr(remote, "put_unnamed") and not as_image else sys.maxsize
+            large = LARGE if remote.unnamed() and not as_image else sys.maxsize
             package = stack.enter_context(
                 packaged(found, workspace, name=address.title, base=base, conversion=conversion, force=force, hash_below=large)
             )
@@ -328,26 +328,20 @@ def check_address(source: str, workspace: Workspace) -> None:
         check_policy(remote, address.reference, source, workspace)
 
 
-def notes(remote: object, workspace: Workspace) -> str:
-    """Tell the notes of a remote; the commit that was read or made, of a hub, else an empty text."""
-    commit = str(getattr(remote, "commit_id", ""))
-    for note in [*getattr(remote, "notes", ()), *([f"commit {commit}"] if commit else [])]:
+def notes(remote: Connected, workspace: Workspace) -> str:
+    """Tell the notes of a remote; return the commit that was read or made, empty for a remote without commits."""
+    commit = remote.commit_id
+    for note in [*remote.notes, *([f"commit {commit}"] if commit else [])]:
         workspace.tell(note)
     return commit
-
-
-def _make_private(remote: Any) -> None:
-    if not hasattr(remote, "private"):
-        raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
-    remote.private = True
 
 
 class _Ahead:
     """Sends large files while they are hashed, to a remote that takes them so and surely has none of them."""
 
-    def __init__(self, remote: Target, host: str, workspace: Workspace) -> None:
-        self._remote, self._host, self._workspace = remote, host, workspace
-        self._may: bool | None = None if hasattr(remote, "put_unnamed") else False
+    def __init__(self, remote: Connected, host: str, workspace: Workspace) -> None:
+        self._remote, self._host, self._workspace = remote.unnamed(), host, workspace
+        self._may: bool | None = None if self._remote else False
         self.sent = 0
 
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
@@ -355,14 +349,14 @@ class _Ahead:
         from adapterhub.manifest.oci_manifest import Descriptor
         from adapterhub.remotes.parallel import Move, Pace
 
-        remote: Any = self._remote
-        if self._may is None:
+        remote = self._remote
+        if remote and self._may is None:
             self._may = remote.is_new()
-        if not self._may:
+        if not remote or not self._may:
             return None
         with self._workspace.bar(f"copying to {self._host}") as show:
             move = Move([Descriptor("", "", size, path)], show, pace=Pace(self._workspace.rate))
-            digest = str(remote.put_unnamed(size, path, move.watched(source)))
+            digest = remote.put_unnamed(size, path, move.watched(source))
         self.sent += size
         return digest
 

@@ -1,4 +1,4 @@
-"""Small files that people own, changed: read, thought about, and replaced whole, one process after the other."""
+"""Small files that belong to people: read, changed and replaced atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from adapterhub_converters.errors import LocalIOError, NotFoundError
 
 
 def change(path: Path, new: Callable[[str], str | None], *, private: bool = False) -> bool:
-    """Have `path` say what `new` makes of its text (empty when there is none; None: nothing is written); whether it did.
+    """Replace the text of a file; a link stays a link.
 
-    `private`: only its owner may read it; one that others may read already is refused. A link stays one.
+    Args:
+        new: Returns the new text for the old one, which is empty for a missing file; None to write nothing.
+        private: Only the owner may read the file; one that others can read already is a LocalIOError.
+
+    Returns:
+        True if the file was written.
     """
     real = Path(os.path.realpath(path))
     with _errors(path):
@@ -29,7 +34,7 @@ def change(path: Path, new: Callable[[str], str | None], *, private: bool = Fals
 
 
 def read(path: Path, *, private: bool = False) -> str:
-    """The text of a file, empty when there is none."""
+    """The text of a file, empty if it is missing."""
     try:
         if private:
             check_private(path)
@@ -39,18 +44,18 @@ def read(path: Path, *, private: bool = False) -> str:
 
 
 def check_private(path: Path) -> None:
-    """LocalIOError when others may read `path`, or it isn't the user's; FileNotFoundError when there is none."""
+    """LocalIOError if others can read `path`, or it belongs to another user; FileNotFoundError if it is missing."""
     if not hasattr(os, "geteuid"):
         return
     found = path.stat()
     if found.st_uid != os.geteuid():
-        raise LocalIOError(str(path), "belongs to another user, so nothing is read from it", "Remove it")
+        raise LocalIOError(str(path), "belongs to another user and is not read", "Remove it")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise LocalIOError(str(path), "others may read it, so nothing is read from it", f"chmod 600 {path}, or remove it")
+        raise LocalIOError(str(path), "others can read it, so it is not used", f"chmod 600 {path}, or remove it")
 
 
 def is_mine(path: Path) -> bool:
-    """Whether a file is the user's own, as git asks of `.git`: what a stranger laid in a folder above is not to be believed."""
+    """True if a file belongs to the user, as git requires of `.git`: one from a stranger in a folder above is not trusted."""
     with suppress(OSError):
         return not hasattr(os, "geteuid") or path.stat().st_uid == os.geteuid()
     return False
@@ -81,7 +86,7 @@ def _umask() -> int:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other process changes a file of `folder` meanwhile, where folders can be locked."""
+    """Keep other processes from changing files in `folder`, where folders can be locked."""
     try:
         import fcntl
     except ImportError:

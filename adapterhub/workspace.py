@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.http.urls import ProxyOf
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import Settled
+    from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.location import Connected, Place, Surroundings
+    from adapterhub.remotes.location import Place, Surroundings
+    from adapterhub.remotes.protocol import Connected
 
 PROJECT = "adapterhub.toml"
 StrPath = str | os.PathLike[str]
@@ -57,7 +58,7 @@ def project_file(start: Path) -> Path | None:
     return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
 
 
-def project_at(start: Path) -> Settled | None:
+def project_at(start: Path) -> SettingsFile | None:
     """The settings of the project that a folder is in; another user's file is not trusted."""
     path = project_file(start)
     if path is None:
@@ -101,7 +102,6 @@ class Workspace:
         policy: Requirements on adapters that are stored or pulled, or a function that returns them; by default those of the
             nearest adapterhub.toml. None for none.
         docker: The path of docker's config.json, for credentials of registries; None for none.
-        logins: The file in which `login` keeps credentials; None for none.
         hub: Returns the Hugging Face Hub to ask, and the token.
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
@@ -121,7 +121,6 @@ class Workspace:
     registry: StrPath | Callable[[], Path] | None = None
     policy: Policy | Callable[[], Policy | None] | None = field(default=_policy_here, repr=False)
     docker: StrPath | None = None
-    logins: StrPath | None = None
     hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: ProxyOf = field(default=_no_proxy, repr=False)
@@ -179,8 +178,7 @@ class Workspace:
         """The part of it that remotes ask for."""
         from adapterhub.remotes.location import Surroundings
 
-        logins, uploads = _path(self.logins), _path(self.uploads)
-        return Surroundings(_path(self.docker), self.hub, self.environ, logins, uploads, self.proxy)
+        return Surroundings(_path(self.docker), self.hub, self.environ, _path(self.uploads), self.proxy)
 
     def connect(self, place: Place) -> Connected:
         """An address, opened; the caller closes it."""

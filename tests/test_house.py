@@ -9,10 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Rooms whose errors still speak of options of the command line. To be emptied.
-_SPEAK_OF_OPTIONS = (
-    "adapterhub/bases", "adapterhub/check", "adapterhub/project", "adapterhub/remotes", "adapterhub/user_files.py",
-)  # fmt: skip
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 
 
@@ -31,8 +27,6 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
 
 @pytest.mark.parametrize("path", sources(), ids=str)
 def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> None:
-    if str(path).startswith(_SPEAK_OF_OPTIONS):
-        pytest.skip("not reworded yet")
     tree = ast.parse((ROOT / path).read_text())
     documented = _docstrings(tree)
     strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

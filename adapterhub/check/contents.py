@@ -260,7 +260,7 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     if code is None:
         raise error
     where = error.where.removeprefix(str(path)).lstrip("/\\")
-    return Problem(code, where or path.name, "", error.what, error.hint)
+    return Problem(code, where or path.name, "", error.what, error.hint, cause=error)
 
 
 def _pickles(path: Path) -> Iterator[Problem]:

@@ -79,14 +79,14 @@ def _config(contents: Contents) -> Iterator[Problem]:
     try:
         peft.check_config(config, file)
     except AdapterhubError as error:
-        yield Problem("not-understood", file, "", error.what, error.hint)
+        yield Problem("not-understood", file, "", error.what, error.hint, cause=error)
         return
     try:
         yield from _ranks(contents)
         yield from _patterns(contents)
         yield from _untargeted(contents)
     except AdapterhubError as error:
-        yield Problem("not-understood", file, "", error.what, error.hint)
+        yield Problem("not-understood", file, "", error.what, error.hint, cause=error)
     yield from _flags(contents)
     yield from _whole_tensors(contents)
     yield from _token_rows(contents)

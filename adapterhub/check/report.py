@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapterhub_converters import display
+from adapterhub_converters.errors import AdapterhubError
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
@@ -87,6 +88,7 @@ class Problem:
         what: The message, for people; `expected` and `got` have its values for programs where two differ.
         hint: How to fix it.
         repairable: `adapterhub.check.repair` fixes it in a copy.
+        cause: The error that this reports, if it comes from one.
     """
 
     code: str
@@ -97,6 +99,7 @@ class Problem:
     expected: str = ""
     got: str = ""
     repairable: bool = False
+    cause: AdapterhubError | None = field(default=None, compare=False, repr=False)
 
     @property
     def severity(self) -> str:

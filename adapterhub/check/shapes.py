@@ -41,9 +41,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         yield from _by_names(contents, base)
         return
     if not base.tensors and not base.packed:
-        what = "no weight files; " + (
-            "shapes are those that its config says" if base.derived else "only its config was compared"
-        )
+        what = "no weight files; " + ("shapes are derived from its config" if base.derived else "only its config was compared")
         yield Problem("base-without-weights", "", base.where, what)
         if not base.derived:
             return

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from adapterhub.cli import remotes
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Place
-    from adapterhub.remotes.oci.referrers import Referrer, Referring
+    from adapterhub.remotes.oci.referrers import Referrer
+    from adapterhub.remotes.protocol import Referring
 
 
 @contextmanager
@@ -24,9 +25,10 @@ def opened(address: str) -> Iterator[tuple[Referring, Place]]:
         raise UsageError(address, "is not an address, and attachments are stored at an address", hint)
     place = parse(address)
     with remotes.opened(address) as there:
-        if not hasattr(there, "referrers"):
+        referring = there.referring()
+        if referring is None:
             raise UsageError(address, "does not support attachments", "Use an OCI registry or an image layout")
-        yield cast("Referring", there), place
+        yield referring, place
 
 
 def carry(source: str, target: str) -> int:

@@ -21,7 +21,7 @@ from .options import JOBS, RATE, Settings
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import Settled
+    from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
 
@@ -55,12 +55,10 @@ def workspace(settings: Settings) -> Workspace:
 
     context = click.get_current_context(silent=True)
     given = context.meta if context else {}
-    folder = os.environ.get("DOCKER_CONFIG")
     return Workspace(
         registry=lambda: registry_folder(settings),
         policy=policy,
-        docker=(Path(folder) if folder else Path.home() / ".docker") / "config.json",
-        logins=logins_file(),
+        docker=docker_config(),
         hub=hub,
         environ=os.environ,
         proxy=proxy,
@@ -158,7 +156,7 @@ def cache_folder() -> Path:
 
 
 def config_folder() -> Path:
-    """Where the user's own remotes and logins are kept."""
+    """The folder of the user's own settings and remotes."""
     return user_folder("config", os.environ)
 
 
@@ -167,11 +165,10 @@ def user_file() -> Path:
     return config_folder() / "config.toml"
 
 
-def logins_file() -> Path:
-    """What `adapterhub login` keeps."""
-    from adapterhub.remotes.oci.login_store import FILE
-
-    return config_folder() / FILE
+def docker_config() -> Path:
+    """The config.json of docker, in which docker, oras and `adapterhub login` store credentials."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 def lock_file() -> Path:
@@ -183,7 +180,7 @@ def lock_file() -> Path:
 
 
 @functools.cache
-def project() -> Settled | None:
+def project() -> SettingsFile | None:
     """What the project has settled; a file of somebody else's is passed over, and that is said."""
     path = project_file(Path.cwd())
     if path is None:
@@ -200,7 +197,7 @@ def project() -> Settled | None:
 
 
 @functools.cache
-def user() -> Settled | None:
+def user() -> SettingsFile | None:
     """What the user has settled for all projects."""
     path = user_file()
     if not path.is_file():

@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from adapterhub.remotes.oci.address import Address
 
 
-def key(address: Address) -> str:
-    """The key of a registry in the login store."""
-    from adapterhub.remotes.oci.credentials import canonical
-
-    return canonical(address.host, plain=address.plain)
-
-
 def address_of(text: str) -> Address:
     """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address

@@ -8,7 +8,8 @@ from .environment import workspace
 from .options import Settings
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Connected, Place, Surroundings
+    from adapterhub.remotes.location import Place, Surroundings
+    from adapterhub.remotes.protocol import Connected
 
 
 def surroundings() -> Surroundings:

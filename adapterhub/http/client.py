@@ -135,6 +135,7 @@ class Client:
         base: Its URL; only this origin gets credentials.
         authorize: Answers a 401 of that origin; None for a client without credentials.
         login_hint: How to log in, for errors.
+        login_host: The host that this program can log in at (`DeniedError`); empty for a server of another kind.
         secrets: Texts that no error may repeat, whatever a server sends.
         pauses: Seconds before each further try.
         timeout: Seconds without a byte, and for all headers of an answer.
@@ -148,6 +149,7 @@ class Client:
     pauses: Sequence[float] = PAUSES
     timeout: float = TIMEOUT
     proxy: ProxyOf = no_proxy
+    login_host: str = ""
     known: dict[str, str] = field(default_factory=dict, repr=False)
     """`Authorization` by scope; the empty scope is that of a request that names none."""
 
@@ -328,8 +330,9 @@ class Client:
             return AgainError(f"HTTP {answer.status}{said}", seconds(answer.headers.get("retry-after")))
         if answer.status in (401, 403):
             what = "login required" if answer.status == 401 else "forbidden"
-            hint = self.login_hint if self._at_home(answer.url, where) else ""
-            return DeniedError(where, f"HTTP {answer.status}: {what}", hint)
+            if not self._at_home(answer.url, where):
+                return DeniedError(where, f"HTTP {answer.status}: {what}")
+            return DeniedError(where, f"HTTP {answer.status}: {what}", self.login_hint, host=self.login_host)
         if answer.status in (404, 410):
             return NotFoundError(where, f"not found{said or f' (HTTP {answer.status})'}")
         return RemoteError(where, f"HTTP {answer.status}{said}")

@@ -18,7 +18,10 @@ class GivenUpError(RemoteError):
 
 
 class DeniedError(RemoteError):
-    """The server requires a login, or refuses the one it got."""
+    """The server requires a login, or refuses the one it got; code `login-required` if this program can log in at `host`."""
+
+    def __init__(self, where: str, what: str, hint: str = "", *, host: str = "") -> None:
+        super().__init__(where, what, hint, code="login-required" if host else "", host=host)
 
 
 class CutError(RemoteError):

@@ -72,7 +72,7 @@ def names_and_versions(db: Database) -> None:
     db.execute(
         "CREATE TABLE versions (name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL, digest TEXT NOT NULL,"
         " manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT, method TEXT, r INTEGER,"
-        " alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, licence TEXT, description TEXT,"
+        " alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, licence TEXT, description TEXT,"  # codespell:ignore licence
         " PRIMARY KEY (name, number), UNIQUE (name, digest)) STRICT, WITHOUT ROWID"
     )
     db.execute(
@@ -89,7 +89,8 @@ def finding(db: Database) -> None:
     db.execute(
         "CREATE TABLE versions (id INTEGER PRIMARY KEY, name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL,"
         " digest TEXT NOT NULL, manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT,"
-        " method TEXT, r INTEGER, alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, licence TEXT, description TEXT,"
+        " method TEXT, r INTEGER, alpha REAL, format TEXT, dtype TEXT, parameters INTEGER,"
+        " licence TEXT, description TEXT,"  # codespell:ignore licence
         " parents TEXT NOT NULL, UNIQUE (name, number), UNIQUE (digest, name)) STRICT"
     )
     db.execute(
@@ -168,7 +169,7 @@ def common(db: Database) -> None:
 @migrations()
 def license_spelling(db: Database) -> None:
     """Rename a column as adapter.json did in schema 2."""
-    db.execute("ALTER TABLE versions RENAME COLUMN licence TO license")
+    db.execute("ALTER TABLE versions RENAME COLUMN licence TO license")  # codespell:ignore licence
 
 
 @migrations()

@@ -20,6 +20,7 @@ from typing import Any
 
 import adapterhub_schemas
 from adapterhub.digest import Digest
+from adapterhub_converters import display
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
@@ -27,7 +28,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 SCHEMA_VERSION = 2
 SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
 # British in schema 1, American since.
-_RENAMED = {"licence": "license", "quantisation": "quantization"}
+_RENAMED = {"licence": "license", "quantisation": "quantization"}  # codespell:ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Recipe:
     loss: Mapping[str, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdapterManifest:
     """The content of adapter.json.
 
@@ -238,6 +239,16 @@ class AdapterManifest:
         """Write adapter.json into `folder`, checked first."""
         _check(self.to_dict(), f"{folder}/{ADAPTER_JSON}")
         json_file.write_text(folder / ADAPTER_JSON, self.dump().decode())
+
+    # ---- shown
+
+    def __repr__(self) -> str:
+        size = f"r {self.r}" if self.r is not None else f"{self.parameters:,} parameters"
+        return f"<AdapterManifest {self.name or self.base.repo or self.format}: {self.method}, {size}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in self.to_dict().items()]
+        return display.table(rows, head=("field", "value"), caption=repr(self))
 
     # ---- questions
 

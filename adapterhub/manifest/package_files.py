@@ -20,7 +20,7 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
-LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
 # A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}

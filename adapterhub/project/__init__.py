@@ -1,1 +1,1 @@
-"""Settings of a project or its user: adapterhub.toml, adapters.lock, the policy."""
+"""A project: its settings (adapterhub.toml), its lock file (adapters.lock), and its policy."""

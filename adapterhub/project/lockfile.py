@@ -1,7 +1,7 @@
-"""The lock file: which version each adapter of a project is, by digest, and where it was found.
+"""The lock file of a project: the version of each of its adapters, by digest, and where it was found.
 
-`adapters.lock` is JSON, keys sorted, so that the same content is the same bytes and a change is a small diff. A digest is
-that of the manifest, so it fixes every file's bytes; a tag that moves later changes nothing.
+`adapters.lock` is JSON with sorted keys, so that the same content gives the same bytes and a change is a small diff. The digest
+is that of the manifest and fixes the bytes of every file; a tag that moves later has no effect.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundE
 
 FILE = "adapters.lock"
 HERE = "registry"
-"""The source of what lies in the registry here."""
+"""The source of a version in the local registry."""
 _VERSION = 1
-_BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # as manifest.py annotates them
+_BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
 _PART = re.compile(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
 class Locked:
-    """One adapter.
+    """One adapter of a lock file.
 
     Attributes:
-        name: `namespace/name`, or what stands for it elsewhere: a relative path.
-        ref: As it was asked for, which `update` asks for again.
-        source: `HERE`, or the address that the ref was then.
+        name: `namespace/name`, or its counterpart elsewhere: a relative path.
+        ref: As the user gave it; an update looks it up again.
+        source: `HERE`, or the address of the ref at the time.
         digest: Of the manifest.
         size: Bytes of all files.
-        base: `repo`, `revision` and `fingerprint` of its base, as far as the manifest says them.
+        base: `repo`, `revision` and `fingerprint` of its base, as far as the manifest has them.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Locked:
     base: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """As the file has it."""
+        """The entry as JSON."""
         return {"ref": self.ref, "source": self.source, "digest": self.digest, "size": self.size, "base": dict(self.base)}
 
 
@@ -57,30 +57,30 @@ Lock = dict[str, Locked]
 
 
 def entry(name: str, ref: str, source: str, made: Manifest) -> Locked:
-    """What is kept of a version."""
+    """The entry of a version with the manifest `made`."""
     base = {key: made.annotations[label] for key, label in _BASE.items() if label in made.annotations}
     if not all(value.isprintable() for value in base.values()):
-        raise FormatError(ref, "what its manifest says of its base is no printable text")
+        raise FormatError(ref, "its manifest has unprintable text about its base")
     return Locked(check_name(name, ref), ref, source, made.digest, made.size, base)
 
 
 def name_of(repository: str) -> str:
-    """What an address without a version is called in a lock: the last two parts of its path, as far as there are two."""
+    """The name of an address without a version in a lock: the last two parts of its path."""
     scheme, _, rest = repository.partition("://")
     parts = [part for part in rest.split("/") if part]
     return "/".join((parts if scheme == "hf" else parts[1:])[-2:])
 
 
 def check_name(name: str, where: str) -> str:
-    """`name` itself if a folder below another may be called so anywhere."""
+    """Return `name` if it is a valid relative path of a folder on every system."""
     if not all(_PART.fullmatch(part) for part in name.split("/")):
-        raise FormatError(where, f"{name[:80]!r} cannot be a name in {FILE}")
+        raise FormatError(where, f"{name[:80]!r} is not a valid name in {FILE}")
     check_paths([name], where)
     return name
 
 
 def parse(text: str, where: str) -> Lock:
-    """What a lock file says; the empty text says nothing."""
+    """Parse a lock file; the empty text has no entries."""
     if not text:
         return {}
     document = json_file.parse_object(text, where)
@@ -99,27 +99,27 @@ def _parsed(name: str, value: Any, where: str) -> Locked:
     ref, source, size, base = value["ref"], value["source"], value["size"], value["base"]
     texts = [ref, source, *(base.values() if isinstance(base, dict) else [None])]
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or set(base) - set(_BASE):
-        raise FormatError(where, '"ref", "source" and "base" are not texts')
+        raise FormatError(where, '"ref", "source" and "base" are not strings')
     if type(size) is not int or not 0 <= size < 2**63:
         raise FormatError(where, '"size" is not a number of bytes')
     return Locked(name, ref, source, parse_digest(value["digest"], where), size, base)
 
 
 def dump(lock: Lock) -> str:
-    """The one spelling of a lock."""
+    """The canonical text of a lock."""
     document = {"version": _VERSION, "adapters": {name: locked.document() for name, locked in lock.items()}}
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read(path: Path) -> Lock:
-    """The lock in a file; NotFoundError when there is none."""
+    """Read a lock file; NotFoundError if it is missing."""
     if not path.exists():
-        raise NotFoundError(str(path), "there is no lock file", "`adapterhub lock REF…` makes one")
+        raise NotFoundError(str(path), "there is no lock file", "Lock an adapter", code="no-lock-file")
     return parse(user_files.read(path), str(path))
 
 
 def record(path: Path, found: Mapping[str, Locked]) -> bool:
-    """Have the file say what was found, all else as it was; whether that is new."""
+    """Write entries into a lock file and keep all others; returns True if that changed it."""
 
     def new(text: str) -> str | None:
         made = dump({**parse(text, str(path)), **found})
@@ -129,33 +129,31 @@ def record(path: Path, found: Mapping[str, Locked]) -> bool:
 
 
 def find(lock: Lock, ref: str, path: Path) -> Locked:
-    """The entry that a ref is; RefusedError when there is none, or one for another version."""
+    """The entry of a ref; RefusedError if there is none, or one for another version."""
     name = re.split("[:@]", ref.rpartition("://")[2], maxsplit=1)[0]
     locked = lock.get(name) or next((one for one in lock.values() if ref in (one.ref, one.source)), None)
     if locked is None:
-        raise RefusedError(
-            ref, f"is not in {path}", f"`adapterhub lock {ref}` puts it there; it has {', '.join(lock) or 'nothing'}"
-        )
+        what = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"
+        raise RefusedError(ref, what, "Lock it", code="not-locked", ref=ref)
     exact = ref == f"{name}@{locked.digest}"
     if not exact and ref not in (name, locked.ref, locked.source):
-        raise RefusedError(
-            ref, f"{path} has {locked.ref} ({locked.digest[:19]})", f"`adapterhub lock {ref}` locks that instead"
-        )
+        what = f"{path} has {locked.ref} ({locked.digest[:19]})"
+        raise RefusedError(ref, what, "Lock this one instead", code="not-locked", ref=ref)
     return locked
 
 
 def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
-    """Some of the entries, all without names."""
+    """The entries with these names; all if none are given."""
     if unknown := [name for name in names if name not in lock]:
-        raise UsageError(unknown[0][:200], f"is no name in {path}", f"It has {', '.join(lock) or 'nothing'}")
+        raise UsageError(unknown[0][:200], f"is not a name in {path}", f"It has {', '.join(lock) or 'no adapters'}")
     return {name: lock[name] for name in names or lock}
 
 
-# ---- what lies there
+# --- folders
 
 
 def is_version(folder: Path, digest: Digest) -> bool:
-    """Whether a folder holds the version of that digest, every byte; no network is asked."""
+    """True if a folder contains the version of that digest, byte for byte; uses no network."""
     from adapterhub.manifest import oci_manifest
 
     if not _filled(folder):

@@ -1,7 +1,7 @@
-"""What a project or its user has settled, in TOML: which registry, which remotes, and what adapters may come and go.
+"""The settings of a project and of a user, in TOML: the registry, the remotes, and the policy on adapters.
 
-`adapterhub.toml`, the nearest upwards, and config.toml in the user's config folder have one grammar; only a project has a
-policy. A key that isn't known is refused by name: a misspelled rule would be none.
+The nearest `adapterhub.toml` above the working folder and config.toml in the user's config folder have one grammar; only that
+of a project has a policy. An unknown key is an error that names it: a misspelled rule would have no effect.
 """
 
 from __future__ import annotations
@@ -11,39 +11,26 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterhub import user_files
 from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
 
-if TYPE_CHECKING:
-    pass
-
 _TOP = ("registry", "remote", "remotes", "policy")
 _REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-TEMPLATE = """\
-# What this project has settled for adapterhub. Options and variables of the environment come before it, a user's own
-# config.toml after it. Lines with a # are examples.
-
-# registry = "."                  # a folder, or the registry.db in it, from here
-# remote = "team"                 # whom --remote means without a name
-
-# [remotes.team]
-# url = "oci://registry.example/adapters"
-
-# [policy]                        # asked of what is pushed and pulled (exit 6)
-# allow = ["team/*"]              # names
-# max_rank = 64
-# require_base = true             # the base is pinned, as `push --base` does
-# licenses = ["Apache-2.0", "MIT"]
-"""
 
 
 @dataclass(frozen=True)
-class Settled:
-    """One of the files; `registry` as an absolute path."""
+class SettingsFile:
+    """The contents of one of the files.
+
+    Attributes:
+        registry: An absolute path.
+        remote: The name of the default remote.
+        remotes: Name to URL.
+    """
 
     path: Path
     registry: Path | None = None
@@ -52,21 +39,21 @@ class Settled:
     policy: Policy = field(default_factory=Policy)
 
 
-def read(path: Path) -> Settled:
-    """What a file says; one that isn't there says nothing. UsageError names what is wrong, and the line."""
+def read(path: Path) -> SettingsFile:
+    """Read a file; a missing one is empty. UsageError names the invalid key and its line."""
     return parse(user_files.read(path), path)
 
 
-def parse(text: str, path: Path) -> Settled:
-    """What `text`, of the file `path`, says."""
+def parse(text: str, path: Path) -> SettingsFile:
+    """Parse `text`, the contents of the file `path`."""
     document = _Checked(text, path)
     remotes = document.table("remotes")
     for name, entry in remotes.items():
-        document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is no remote's name and table")
+        document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is not a valid remote")
         document.known(f"remotes.{name}", ("url",))
         document.text(f"remotes.{name}", "url", required=True)
     registry = document.text("", "registry")
-    return Settled(
+    return SettingsFile(
         path,
         path.absolute().parent / Path(registry).expanduser() if registry else None,
         document.text("", "remote"),
@@ -76,10 +63,10 @@ def parse(text: str, path: Path) -> Settled:
 
 
 def check_remote_name(name: str) -> str:
-    """`name` itself if a remote may be called so."""
+    """Return `name` if it is a valid name of a remote."""
     if not _REMOTE.fullmatch(name):
-        hint = "Use A-Z a-z 0-9 _ -" + ("; a ref comes before --remote" if "/" in name else "")
-        raise UsageError(name[:80], "cannot be the name of a remote", hint)
+        code = "ref-as-remote" if "/" in name else ""
+        raise UsageError(name[:80], "is not a valid name of a remote", "Use A-Z a-z 0-9 _ -", code=code)
     return name
 
 
@@ -93,13 +80,13 @@ def _policy(document: _Checked, path: Path) -> Policy:
     for key in ("licenses", "allow"):
         value = rules.get(key, [])
         right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-        document.check(right and (value or key not in rules), "policy", key, "is not a list of texts")
+        document.check(right and (value or key not in rules), "policy", key, "is not a list of strings")
         lists[key] = tuple(value)
     return Policy(str(path), rank, base, lists["licenses"], lists["allow"])
 
 
 class _Checked:
-    """A document whose errors say the line."""
+    """A TOML document whose errors name the line."""
 
     def __init__(self, text: str, path: Path) -> None:
         self._text, self._path = text, path
@@ -118,12 +105,12 @@ class _Checked:
 
     def known(self, table: str, keys: tuple[str, ...]) -> None:
         for key in self.table(table):
-            self.check(key in keys, table, key, "isn't known", f"Known are {', '.join(keys)}")
+            self.check(key in keys, table, key, "is unknown", f"Known keys: {', '.join(keys)}")
 
     def text(self, table: str, key: str, *, required: bool = False) -> str | None:
         value = self.table(table).get(key)
         right = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
-        self.check(right, table, key, "is not there" if value is None else "is not a text of one line")
+        self.check(right, table, key, "is missing" if value is None else "is not a string of one line")
         return value
 
     def check(self, right: object, table: str, key: str, what: str, hint: str = "") -> None:
@@ -134,7 +121,7 @@ class _Checked:
 
 
 def line_of(text: str, table: str, key: str) -> int | None:
-    """Where a key, or the header of a table of that name, stands in TOML; None where it is written in another way."""
+    """The line of a key, or of the header of a table of that name; None if it is written in another way."""
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
@@ -146,7 +133,7 @@ def line_of(text: str, table: str, key: str) -> int | None:
     return None
 
 
-# ---- changing one, and nothing else of it
+# --- changes that leave the rest of the text alone
 
 
 def with_remote(text: str, name: str, url: str) -> str:
@@ -165,9 +152,9 @@ def without_remote(text: str, name: str) -> str:
     if start:
         end = next((i for i in range(start, len(lines)) if re.match(r"\s*\[", lines[i])), len(lines))
         while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
-            end -= 1  # what stands above the next table belongs to that
+            end -= 1  # comments above the next table belong to it
         kept = lines[: start - 1] + lines[end:]
-        if end == len(lines):  # nor does what stood between it and the end
+        if end == len(lines):  # nothing is left after it
             kept[start - 1 :] = []
             while kept and not kept[-1].strip():
                 kept.pop()
@@ -175,7 +162,7 @@ def without_remote(text: str, name: str) -> str:
 
 
 def with_default(text: str, name: str | None) -> str:
-    """The TOML with another default remote, None for none, where it was or else above the first table."""
+    """The TOML with another default remote, or without one, in its old place or above the first table."""
     lines, at = text.splitlines(keepends=True), line_of(text, "", "remote")
     new = [f"remote = {_quoted(name)}\n"] if name else []
     if at:
@@ -191,7 +178,7 @@ def with_default(text: str, name: str | None) -> str:
 
 
 def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
-    """The TOML that says these remotes and this default, all else as it was; UsageError where that is beyond us."""
+    """The TOML with these remotes and this default, and all else as it was; UsageError if it cannot be edited so."""
     old = parse(text, path)
     new = text
     for name in old.remotes.keys() - remotes.keys():
@@ -205,11 +192,11 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
         new = new.lstrip("\n")
     wanted = {**tomllib.loads(text), "remotes": {name: {"url": url} for name, url in remotes.items()}, "remote": remote}
     try:
-        said = tomllib.loads(new)
+        made = tomllib.loads(new)
     except tomllib.TOMLDecodeError:
-        said = {}
-    if {**said, "remotes": said.get("remotes", {}), "remote": said.get("remote")} != wanted:
-        raise UsageError(str(path), "is written in a way that is not changed here", "Edit it by hand")
+        made = {}
+    if {**made, "remotes": made.get("remotes", {}), "remote": made.get("remote")} != wanted:
+        raise UsageError(str(path), "is written in a way that cannot be edited automatically", "Edit it by hand")
     return new
 
 

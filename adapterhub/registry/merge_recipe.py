@@ -119,7 +119,7 @@ def _upgraded(found: MergeRecipe) -> MergeRecipe:
     return {**found, "$schema": SCHEMA_ID, "schema_version": VERSION, "options": options}
 
 
-_RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}
+_RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}  # codespell:ignore
 
 
 def base_name(recipe: MergeRecipe) -> str:

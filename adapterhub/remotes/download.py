@@ -1,7 +1,7 @@
-"""Bytes that come in: hashed as they are received, gone on with where they stopped, whole or not at all.
+"""Downloads of blobs: hashed while they are received, resumed where they stopped, complete or not at all.
 
-A blob grows in a `.part` file. Beside it lies a note, renewed every few megabytes: how far the file has come, and the digest of
-that much. A run that was killed is gone on with from there, if what lies there still has that digest.
+A blob is written to a `.part` file. A note next to it, renewed every few megabytes, records how long the file is and the digest
+of that much. After a run that was killed, the next one resumes there if the file still has that digest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapterhub.digest import CHUNK
+from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
@@ -25,20 +25,21 @@ from adapterhub_converters.errors import ConflictError, IntegrityError
 
 from .protocol import Reader, Source
 
-NOTED = 8 << 20  # bytes; what a killed run sends again at most, noted twice as often: some are on their way to the disk
+# Bytes that are received again at most after a kill. A note is written twice as often: some bytes are not on the disk yet.
+NOTED = 8 << 20
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE = ".json"
-_AHEAD = 3  # chunks that may have come and not be hashed and written yet
-# Bytes of one write. Large ones make Linux look for large pages of memory, which in a virtual machine are new ones that its
-# host has yet to find: a GiB took 2.6 s of the processor in writes of 1 MiB, 1.0 in these.
+_AHEAD = 3  # chunks that may have been received and not hashed and written yet
+# Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
+# took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.
 _WRITE = 1 << 15
 
 
 class Steady:
-    """The bytes of a blob from `start` on, asked for again from where they were cut off, as long as some come.
+    """The bytes of a blob from `start` on, requested again from where the connection broke, as long as some arrive.
 
     Attributes:
-        ranged: Whether some were asked for by where they begin.
+        ranged: Whether a request began in the middle of the blob.
     """
 
     def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
@@ -55,7 +56,7 @@ class Steady:
         self._stack.close()
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill as much of `buffer` as comes; 0 at the end."""
+        """Read up to `len(buffer)` bytes; 0 at the end."""
         while True:
             try:
                 if self._reader is None:
@@ -79,16 +80,16 @@ class Steady:
 def received(
     source: Source, blob: Descriptor, part: Path, *, pauses: Sequence[float] = PAUSES
 ) -> Iterator[tuple[Path, BinaryIO]]:
-    """A file with the bytes of `blob`, all of them and right, at `part`; whoever gets it gives it another name, or leaves it.
+    """Receive a blob into `part`; the caller may move the verified file away.
 
     Raises:
-        IntegrityError: The source has other bytes; nothing of them stays.
+        IntegrityError: The source has other bytes; none of them stay.
         ConflictError: Another process is receiving it there.
     """
     flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with local_errors(part), os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
         if not _locked(file):
-            raise ConflictError(str(part), "another process is receiving it", "Wait for that one")
+            raise ConflictError(str(part), "another process is receiving it", "Wait for that process")
         state, done = _picked_up(file, part, blob)
         for first in (True, False):
             with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
@@ -99,9 +100,9 @@ def received(
             file.truncate(0)
             if not first or not reader.ranged:
                 forget(part)
-                what = f"{done} bytes of sha256:{state.hexdigest()} came instead of {blob.size} of {blob.digest}"
-                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "Nothing of it was kept")
-            file.seek(0)  # there are servers that give another range than they were asked for: all of it, once
+                what = f"received {done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
+                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "They were discarded")
+            file.seek(0)  # some servers send another range than requested: fetch all of it, once
             state, done = hashlib.sha256(), 0
         yield part, file
         if not part.exists():
@@ -110,7 +111,7 @@ def received(
 
 @contextmanager
 def received_beside(source: Source, blob: Descriptor, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """The same, and where another process receives it there a file of our own beside it, gone in the end."""
+    """Like `received`; while another process receives the blob there, into a file of our own, removed in the end."""
     with ExitStack() as stack:
         try:
             found = stack.enter_context(received(source, blob, part))
@@ -122,7 +123,7 @@ def received_beside(source: Source, blob: Descriptor, part: Path) -> Iterator[tu
 
 
 def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
-    """Receive what is missing; how many bytes there are then."""
+    """Receive the missing bytes; return how many there are then."""
     at = sink.done
     while at < blob.size and (n := reader.readinto(sink.room()[: min(CHUNK, blob.size - at)])):
         sink.put(n)
@@ -131,10 +132,10 @@ def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
 
 
 class _Sink:
-    """Takes bytes, which are hashed and written while the next ones are received; notes how far it is, at its end as well.
+    """Hashes and writes bytes while the next ones are received, and records the progress, at its end as well.
 
-    One thread hashes and one writes, each in the order in which the bytes came; the latter notes, so that a note says of no
-    byte that it is there before it is.
+    One thread hashes and one writes, each in order. The writing thread writes the notes too, so that a note never counts a byte
+    that is not written yet.
     """
 
     def __init__(self, part: Path, file: BinaryIO, state: Any, done: int, size: int) -> None:
@@ -158,7 +159,7 @@ class _Sink:
             if self.done > self._noted:
                 _note(self._part, self.done, self._state.hexdigest())
         except BaseException:
-            if kind is None:  # else what went wrong first is what is told
+            if kind is None:  # else the first error is the one to report
                 raise
         finally:
             for pool in self._pools or ():
@@ -172,7 +173,7 @@ class _Sink:
         return buffer
 
     def put(self, count: int) -> None:
-        """Begin with the first bytes of what `room` gave."""
+        """Hash and write the first `count` bytes of the buffer that `room` returned."""
         buffer, _ = self._free.pop(0)
         data = buffer[:count]
         self.done += count
@@ -213,13 +214,13 @@ def _wait(jobs: Iterable[Future[Any]]) -> None:
 
 
 def forget(part: Path) -> None:
-    """Remove a part and its note."""
+    """Remove a `.part` file and its note."""
     part.unlink(missing_ok=True)
     _note_path(part).unlink(missing_ok=True)
 
 
 def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
-    """The state of the hash of what an earlier run left, and how many bytes that is; the file ends there."""
+    """The hash and the number of the bytes of an earlier run; the file is cut there."""
     state, size = hashlib.sha256(), 0
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         note = json.loads(_note_path(part).read_bytes()[:4096])
@@ -240,7 +241,7 @@ def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
 def _note(part: Path, size: int, digest: str) -> None:
     path = _note_path(part)
     text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": digest})
-    with contextlib.suppress(OSError):  # without it, more is sent again
+    with contextlib.suppress(OSError):  # without a note, more is received again
         new = path.with_suffix(".new")
         new.write_text(text)
         os.replace(new, path)
@@ -251,7 +252,7 @@ def _note_path(part: Path) -> Path:
 
 
 def _locked(file: BinaryIO) -> bool:
-    """Whether the file is ours; where there are no locks it is."""
+    """Lock a file; False if another process has the lock, True on systems without locks."""
     try:
         import fcntl
     except ImportError:
@@ -266,7 +267,20 @@ def _locked(file: BinaryIO) -> bool:
 
 
 def pass_over(reader: Reader, count: int) -> None:
-    """Read `count` bytes that are not wanted."""
+    """Read and discard `count` bytes."""
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
     while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
         count -= n
+
+
+def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:
+    """All bytes of a small blob, verified."""
+    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
+    with Steady(source, blob, pauses=pauses) as reader:
+        while len(data) <= blob.size and (n := reader.readinto(buffer)):
+            data += buffer[:n]
+    whole = bytes(data)
+    if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
+        where = f"{source.where}: {blob.path or blob.digest}"
+        raise IntegrityError(where, f"got {len(whole)} bytes that are not the {blob.size} of {blob.digest}")
+    return whole

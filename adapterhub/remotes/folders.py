@@ -1,4 +1,4 @@
-"""Folders: an adapter's own as a source, and a new one that an adapter comes into."""
+"""Folders of adapters: one as a source, and a new one to download a version into."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class AdapterFolder:
         self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
 
     def manifest(self, reference: str) -> Manifest:
-        """The one there is, by its digest or as the latest."""
+        """The only manifest, by its digest or as `latest`."""
         if reference not in (LATEST, self._made.digest):
-            raise NotFoundError(f"{self.where}: {reference}", "a folder has one version", "Leave the tag out")
+            raise NotFoundError(f"{self.where}: {reference}", "a folder has one version", "Remove the tag")
         return self._made
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A file's bytes, or those of the config and of adapter.json, which need not lie there."""
+        """The bytes of a file; those of the config and of adapter.json may exist in memory only."""
         made = self._bytes.get(blob.digest)
         if made is None and blob.digest not in self._paths:
-            raise NotFoundError(self.where, f"has no file of {blob.digest}")
+            raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
         file: Any = io.BytesIO(made) if made is not None else open_regular(self._paths[blob.digest])
         with file:
             file.seek(start)
@@ -80,12 +80,15 @@ class AdapterFolder:
         """None: a folder is one version."""
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
 
-LARGE = 32 << 20  # bytes; what takes long enough to hash that it is sent meanwhile
+
+LARGE = 32 << 20  # bytes; a file that takes long enough to hash to be sent in the meantime
 
 
 class _File:
-    """One file as a source of one blob, whatever its digest is called."""
+    """One file as a source of one blob, for any digest."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.where = path, str(path.parent)
@@ -101,6 +104,9 @@ class _File:
 
     def tags(self) -> list[str]:
         return []
+
+    def stop(self, *, on: bool = True) -> None:
+        pass
 
 
 def _hashed(folder: Path, path: str, ahead: Ahead | None, known: Mapping[Path, Digest]) -> tuple[Digest, int]:
@@ -124,11 +130,11 @@ def download(
     pace: Pace | None = None,
     found: Callable[[], object] | None = None,
 ) -> Manifest:
-    """Write the files of a version into `out`, a folder that doesn't exist or is empty: all of them, right, or nothing.
+    """Write the files of a version into `out`, a folder that is absent or empty: all of them, verified, or none.
 
-    A run that was killed is gone on with: what it had received lies beside `out` until then. Of an artifact without an
-    adapter.json, as others make it, that file is derived, as a push would. Where `out` is what would be written already,
-    `found` is called, and nothing is.
+    A run that was killed is resumed: the bytes it had received stay next to `out` until then. If the version has no
+    adapter.json, as other tools make it, that file is derived as in a push. If `out` has these files already, `found` is
+    called, and nothing is written.
     """
     if not is_filled(out):
         atomic.check_free(out)
@@ -159,14 +165,14 @@ def download(
     try:
         with atomic.whole(out) as folder, _named(folder, source.where):
             _fill(folder, made, waiting)
-    finally:  # all was there: another run would come to the same end
+    finally:  # everything was received: another run would end the same way
         shutil.rmtree(waiting, ignore_errors=True)
         _sweep(waiting)
     return made
 
 
 def is_filled(out: Path) -> bool:
-    """Whether there is a folder with something in it."""
+    """Tell whether there is a folder that is not empty."""
     try:
         return out.is_dir() and not out.is_symlink() and any(out.iterdir())
     except OSError as error:
@@ -174,7 +180,7 @@ def is_filled(out: Path) -> bool:
 
 
 def holds(folder: Path, made: Manifest) -> bool:
-    """Whether a folder has just the files of a version, byte for byte."""
+    """Tell whether a folder has exactly the files of a version, byte for byte."""
     try:
         there = set(listing(folder).files)
         wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
@@ -198,17 +204,17 @@ def _part(waiting: Path, layer: Descriptor) -> Path:
 
 
 def _make(waiting: Path) -> None:
-    """A folder of our own for what isn't whole; one that somebody else laid there is refused."""
+    """Create a folder of our own for incomplete files; refuse one that belongs to another user."""
     with local_errors(waiting):
         waiting.parent.mkdir(parents=True, exist_ok=True)
         waiting.mkdir(mode=0o700, exist_ok=True)
         found = waiting.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
-        raise LocalIOError(str(waiting), "is not a folder of yours", "Remove it, or write to another place")
+        raise LocalIOError(str(waiting), "does not belong to you, or is not a folder", "Remove it, or write to another folder")
 
 
 def _sweep(waiting: Path) -> None:
-    """Remove what killed pulls of other versions to the same place left more than a day ago."""
+    """Remove the files that killed pulls of other versions to the same folder left more than a day ago."""
     for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
         with contextlib.suppress(OSError):
             if re.fullmatch(r"[0-9a-f]{12}", old.name[-12:]) and max(_ages(old)) < time.time() - ABANDONED:
@@ -220,7 +226,7 @@ def _ages(folder: Path) -> list[float]:
 
 
 def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
-    """Give what was received its names below `folder`, and look at it as a push would."""
+    """Give the received files their names in `folder`, and check it as a push does."""
     last = {layer.digest: layer.path for layer in made.layers}
     for layer in made.layers:
         path = folder / layer.path
@@ -239,7 +245,7 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
 
 @contextlib.contextmanager
 def _named(folder: Path, name: str) -> Iterator[None]:
-    """Errors say `name` for a temporary folder."""
+    """Show `name` in errors for a temporary folder."""
     try:
         yield
     except AdapterhubError as error:

@@ -1,4 +1,4 @@
-"""The registry on this disk as a source and a target: one name of it."""
+"""One name of the local registry as a source and a target."""
 
 from __future__ import annotations
 
@@ -51,35 +51,38 @@ class Local:
             yield self
 
     def manifest(self, reference: str) -> Manifest:
-        """A version's, by tag, running number or digest."""
+        """The manifest of a version, by tag, number or digest."""
         separator = "@" if ":" in reference else ":"
         version = self.registry.resolve(Ref.parse(f"{self.name}{separator}{reference}"))
         return oci_manifest.parse(self.registry.store.read_document(version.digest), str(version.ref))
 
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A blob of the store."""
+        """The bytes of a blob from `start` on."""
         if not self.registry.store.has(blob.digest, blob.size):
             raise NotFoundError(self.name, f"the registry has no blob {blob.digest} of {blob.size} bytes")
         with self.registry.store.open_blob(blob.digest) as file:
             reader = cast(Reader, file)
             if start and file.seekable():
                 file.seek(start)
-            else:  # a blob that lies packed is read from its start
+            else:  # a compressed blob is read from its start
                 pass_over(reader, start)
             yield reader
 
     def tags(self) -> list[str]:
-        """Every tag that points to a version now."""
+        """All tags that point to a version now, sorted."""
         self.registry.resolve(Ref(self.name))
         return sorted({tag for row in self.registry.list(self.name) if row.name == self.name for tag in row.tags})
 
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
+
     def has(self, blob: Descriptor) -> bool:
-        """Whether the store has it."""
+        """Tell whether the store has a blob."""
         return self.registry.store.holds(blob.digest, blob.size)
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Receive a blob below the store's tmp/, where a later run finds what a killed one had."""
+        """Receive a blob in the store's tmp/, where the next run can resume it."""
         store = self.registry.store
         with received_beside(source, blob, store.part_path(blob.digest)) as (path, file):
             store.adopt(path, file, blob.digest)

@@ -1,7 +1,7 @@
-"""What an address means, whatever kind of place it names, and the place opened.
+"""Addresses of all kinds: parse one, and connect to the remote that it names.
 
-A kind of place is a module with `parse`, of the words, and `connect`. Here is only which scheme is whose, so that a command
-imports the one module that it needs.
+Each kind of remote is a module with `parse` and `connect`. This module only maps schemes to modules, so that a command imports
+the one that it needs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub_converters.errors import UsageError
 
-from .protocol import Target
+from .protocol import Connected
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
@@ -40,30 +39,31 @@ _SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a place may need of who asks; gathered where the environment is read.
+    """The settings of the user that a remote may need, gathered where the environment is read.
 
     Attributes:
-        docker: docker's config.json, which need not be there; None for none.
-        logins: What `adapterhub login` keeps, which need not be there either.
-        hub: Says which Hugging Face Hub is meant and who asks; asked only by who needs it.
+        docker: docker's config.json, with the credentials for registries; it may be absent. None for none.
+        hub: Returns the Hugging Face Hub to use and the token for it; called only if needed.
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
-        uploads: A folder of the user's for how far uploads have come; None for nowhere.
+        uploads: The folder that records how far uploads have come; None to record nothing.
         proxy: The proxy for a scheme and a host.
     """
 
     docker: Path | None
     hub: Callable[[], Hub]
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    logins: Path | None = None
     uploads: Path | None = None
     proxy: ProxyOf = no_proxy
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a server grants: `who` it takes us for (empty: nobody), and by whose word; whether we may read, and write.
+    """The rights that a server grants to a user; an empty `who` is an anonymous one.
 
-    `writes` is None where there is no way to ask that leaves nothing; `why` is the reason of a no.
+    Attributes:
+        source: Where the credentials come from.
+        writes: None if there is no way to find out without a trace.
+        why: The reason for a right that is missing.
     """
 
     who: str
@@ -74,80 +74,72 @@ class Access:
 
 
 class Place(Protocol):
-    """An address: one adapter's name somewhere, and perhaps which of its versions. `str()` writes it again."""
+    """An address: the name of an adapter in a remote, with or without a version. `str()` is its text."""
 
     @property
     def host(self) -> str:
-        """Whom progress names."""
+        """The name to show with progress."""
 
     @property
     def title(self) -> str:
-        """What a folder of it is called."""
+        """The name for a folder with its files."""
 
     @property
     def repository(self) -> str:
         """The address without a version."""
 
     @property
+    def mark(self) -> str:
+        """The character between the name and a tag."""
+
+    @property
     def tag(self) -> str | None:
-        """The tag, if there is one."""
+        """The tag, or None."""
 
     @property
     def digest(self) -> Digest | None:
-        """The digest, if there is one."""
+        """The digest, or None."""
 
     @property
     def reference(self) -> str:
-        """What is asked for: the digest, else the tag, else what stands for the newest."""
+        """The digest, else the tag, else the default of its kind, such as `latest`."""
 
     @property
     def version(self) -> str:
         """`repository` with `reference`."""
 
 
-class Connected(Target, Protocol):
-    """A place, open; a context manager."""
-
-    def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
-
-    def close(self) -> None:
-        """Let go of its connections."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def is_address(text: str) -> bool:
-    """Whether `text` is meant as one."""
+    """Tell whether a text is an address rather than a ref or a path."""
     return bool(_kind(text))
 
 
+def is_layout(text: str) -> bool:
+    """Tell whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
+    return _kind(text) == _LAYOUT
+
+
 def kinds() -> tuple[str, ...]:
-    """The schemes that there are."""
+    """All schemes."""
     return tuple(_MODULES)
 
 
 def parse(text: str) -> Place:
-    """What an address says; UsageError says what is wrong with it, and never repeats a password."""
+    """Parse an address; the UsageError for an invalid one never repeats a password."""
     found: Place = _module(text).parse(text)
     return found
 
 
 def connect(place: Place, who: Surroundings) -> Connected:
-    """The place, open; nothing is asked of it yet."""
+    """Open a remote; no request is made yet."""
     found: Connected = _module(place.repository).connect(place, who)
     return found
 
 
 def expecting(place: Connected, digest: str | None) -> None:
-    """Have what is put there be put only if its tag still is at `digest`; UsageError where that cannot be asked for."""
-    if digest is None:
-        return
-    if not hasattr(place, "expect"):
-        raise UsageError("--expect", f"{place.where} cannot be asked to compare", "Leave it out")
-    place.expect = digest
+    """Write to a remote only if its tag is still at `digest`; ParameterError if it cannot compare, nothing for None."""
+    if digest is not None:
+        place.expect(digest)
 
 
 def _module(text: str) -> Any:
@@ -155,7 +147,7 @@ def _module(text: str) -> Any:
 
 
 def _kind(text: str) -> str:
-    """The module of an address; empty for what is none."""
+    """The module for an address; empty for a text that is not one."""
     scheme, found, _ = text.partition("://")
     if found and scheme.lower() in _MODULES:
         return _MODULES[scheme.lower()]

@@ -1,7 +1,7 @@
-"""Blobs on their way, several at once: how far they are, how fast they may be, and stopped by the first that fails.
+"""Transfer of several blobs at once: progress, a limit on the rate, and the first failure stops all.
 
-What stops them is an exception in whoever reads a source, so that every place, whatever it does with the bytes, keeps what it
-had for the next run as if its own network had failed.
+They are stopped by an exception in the code that reads a source, so that every target keeps its partial data for the next run,
+as if its own network had failed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ JOBS = 4
 
 
 class StoppedError(Exception):
-    """Another blob failed: this one isn't wanted now."""
+    """Another blob failed, so this one was stopped."""
 
 
 @dataclass
 class Pace:
-    """At most so many bytes a second, of all threads together; None for as fast as it goes."""
+    """A limit in bytes per second, for all threads together; None for no limit."""
 
     rate: float | None = None
     _free: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def most(self) -> int:
-        """Bytes that should pass at a time: what a tenth of a second has room for."""
+        """Bytes to pass at a time: a tenth of a second's."""
         return 1 << 30 if self.rate is None else max(int(self.rate / 10), 1 << 10)
 
     def spend(self, count: int) -> float:
-        """Seconds to wait now that `count` more bytes have passed."""
+        """Count bytes that have passed; return the seconds to wait."""
         if self.rate is None:
             return 0.0
         with self._lock:
@@ -50,11 +50,11 @@ class Pace:
 
 
 class Move:
-    """Blobs that are moved together; make sources `watched` and run them with `each`.
+    """Blobs that are transferred together: read them from a `watched` source, in `each`.
 
     Attributes:
         jobs: How many at once.
-        pace: What holds them back.
+        pace: The limit on their rate.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Move:
         self._stop = threading.Event()
 
     def watched(self, source: Source) -> Watched:
-        """The source, every byte that is read of it counted."""
+        """The source, with every byte that is read from it counted."""
         return Watched(source, self)
 
     def at(self, digest: str, position: int, new: int = 0) -> None:
-        """Say that a blob has been read up to `position`, `new` bytes of them just now; StoppedError ends it."""
+        """Report that a blob has been read up to `position`, `new` bytes just now; StoppedError after another one failed."""
         seconds = self.pace.spend(new) if new else 0.0
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise StoppedError
@@ -82,11 +82,8 @@ class Move:
                 if self._progress:
                     self._progress(sum(self._done.values()), self._total)
 
-    def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: object) -> list[Any]:
-        """What `work` returns of each blob. The first error ends the others, which keep what they have, and is raised.
-
-        `places`: those with a `stop` are told to give up what they are waiting for.
-        """
+    def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
+        """Call `work` for each blob; return its results. The first error is raised, and stops the other blobs and `places`."""
         self._tell(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
             return [self._one(work, blob) for blob in blobs]
@@ -94,13 +91,13 @@ class Move:
             jobs: list[Future[Any]] = []
             done: set[Future[Any]] = set()
             try:
-                for blob in blobs:  # one by one: a signal may come when some of them wait already
+                for blob in blobs:  # one by one: a signal may come while some of them wait already
                     jobs.append(pool.submit(self._one, work, blob))
                 done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             finally:  # a signal as well
                 if len(jobs) < len(blobs) or not all(job.done() and not job.exception() for job in jobs):
                     self._end(jobs, places)
-        # Not after a signal: it may have come as a thread began that the pool doesn't know of, and which is yet to wait.
+        # Not after a signal: it may have come as a thread began that the pool does not know yet, and that is still to wait.
         self._tell(places, on=False)
         failed = [job for job in jobs if job in done and job.exception()] or [job for job in jobs if job.exception()]
         for job in failed:
@@ -115,28 +112,26 @@ class Move:
         self.at(blob.digest, blob.size)
         return result
 
-    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[object]) -> None:
+    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[Source]) -> None:
         self._stop.set()
         for job in jobs:
             job.cancel()
         self._tell(places, on=True)
 
-    def _tell(self, places: Sequence[object], *, on: bool) -> None:
+    def _tell(self, places: Sequence[Source], *, on: bool) -> None:
         for place in places:
-            stop = getattr(place, "stop", None)
-            if stop:
-                stop(on=on)
+            place.stop(on=on)
 
 
 class Watched:
-    """A source that tells how much of it has been read."""
+    """A source that reports how much of it has been read."""
 
     def __init__(self, source: Source, move: Move) -> None:
         self.source, self._move = source, move
 
     @property
     def where(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         return self.source.where
 
     def manifest(self, reference: str) -> Manifest:
@@ -147,9 +142,13 @@ class Watched:
         """Those of the source."""
         return self.source.tags()
 
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self.source.stop(on=on)
+
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A blob, watched."""
+        """A blob whose reader reports its progress."""
         self._move.at(blob.digest, start)
         with self.source.open_blob(blob, start) as reader:
             yield _Reader(reader, blob, start, self._move)
@@ -167,9 +166,9 @@ class _Reader:
 
 
 class Fetched:
-    """A source whose version was downloaded into a folder: its files are read there, and anything else from the source.
+    """A source with a version that was downloaded into a folder: its files are read there, anything else from the source.
 
-    A registry that mounts blobs of another repository still finds that one (`unwatched`).
+    `unwatched` still returns the source, so that a registry can mount blobs of another repository.
     """
 
     def __init__(self, source: Source, folder: Path, made: Manifest) -> None:
@@ -189,6 +188,10 @@ class Fetched:
         """Those of the source."""
         return self.source.tags()
 
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self.source.stop(on=on)
+
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """A file that was downloaded, else the blob at the source."""
@@ -202,7 +205,7 @@ class Fetched:
 
 
 def unwatched(source: Source) -> Source:
-    """The source behind those that watch it or have fetched from it."""
+    """The source behind `Watched` and `Fetched` ones."""
     while isinstance(source, Watched | Fetched):
         source = source.source
     return source

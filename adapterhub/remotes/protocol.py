@@ -1,61 +1,153 @@
-"""The seam: anything with blobs, manifests and tags, here or elsewhere.
+"""The interface of everything that has blobs, manifests and tags, on this machine or elsewhere.
 
-A source is read from, a target written to as well. An object stands for one adapter's name; which of its versions is meant
-is said by a reference, a tag or a digest. `tests/remotes/test_contract.py` holds every implementation to it.
+A source is read, a target is written to as well; `Connected` is an open remote, whose methods tell what its kind can do beyond
+that. An object stands for one adapter's name; a reference, a tag or a digest, selects one of its versions.
+`tests/remotes/test_contract.py` runs the same tests on every implementation.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub_converters.errors import ParameterError
 
 Progress = Callable[[int, int], None]
-"""Is told bytes done and bytes in all."""
+"""Called with the bytes that are done, and all bytes."""
 
 
 class Reader(Protocol):
     """An unbuffered file."""
 
     def readinto(self, buffer: Any, /) -> Any:
-        """Fill as much of `buffer` as comes; how many bytes that is, 0 at the end."""
+        """Read up to `len(buffer)` bytes into `buffer`; return how many, 0 at the end."""
 
 
 class Source(Protocol):
-    """Where an adapter can be had."""
+    """A place that an adapter can be read from."""
 
     @property
     def where(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
 
     def manifest(self, reference: str) -> Manifest:
-        """The checked manifest of a tag or a digest; NotFoundError when there is none.
+        """The checked manifest of a tag or a digest.
 
         Raises:
-            IntegrityError: The bytes are not those of the digest, or no manifest that is to be trusted.
+            NotFoundError: There is none.
+            IntegrityError: The bytes do not have the digest, or are not a valid manifest.
         """
 
     def open_blob(self, blob: Descriptor, start: int = 0) -> AbstractContextManager[Reader]:
-        """The bytes of a blob from `start` on; whoever reads checks the digest. NotFoundError when it isn't there."""
+        """The bytes of a blob from `start` on, unverified: the reader compares the digest. NotFoundError without the blob."""
 
     def tags(self) -> list[str]:
-        """Every tag, sorted; NotFoundError when there is no such name."""
+        """All tags, sorted; NotFoundError if there is no such name."""
+
+    def stop(self, *, on: bool = True) -> None:
+        """Have what other threads wait for here fail at once, until called with `on` False."""
 
 
 class Target(Source, Protocol):
-    """Where an adapter can be put."""
+    """A place that an adapter can be written to."""
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether a blob of this digest and size is there and stays until the manifest is put."""
+        """Tell whether a blob of this digest and size is there, and stays until the manifest is put."""
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Have a blob of `source`; how many bytes were sent for that.
+        """Store a blob of `source`; return how many bytes were sent.
 
         Raises:
-            IntegrityError: Its bytes are not the right ones, and there is no such blob here.
+            IntegrityError: The source has other bytes; they are not stored.
         """
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Have a manifest whose blobs are all here, and point a tag at it; an error when one of them is not."""
+        """Store a manifest, and point a tag at it.
+
+        Raises:
+            IntegrityError: One of its blobs is not here.
+        """
+
+
+class Referring(Target, Protocol):
+    """A target that stores manifests of any kind, and may list them by the manifest that they are about."""
+
+    def document(self, reference: str) -> bytes:
+        """The bytes of a manifest or an index, verified; NotFoundError without one."""
+
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Store a manifest or an index under its digest, or a name; return whether it is going to be listed by its subject."""
+
+    def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
+        """The descriptors of the manifests about a manifest; None if the place has no such list."""
+
+
+class Unnamed(Target, Protocol):
+    """A target that takes a blob before its digest is known, so that it is hashed while it is sent."""
+
+    def is_new(self) -> bool:
+        """Tell whether nothing is there, so that no blob can be there already."""
+
+    def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
+        """Send a blob of `size` bytes; return its digest."""
+
+
+class Connected(Target, ABC):
+    """An open remote, a context manager that closes it. The methods with a body are those that some kinds of remotes lack.
+
+    Attributes:
+        notes: Remarks for the user.
+        commit_id: The commit that was read or made last, in a remote that has commits.
+        commits: The commit of each tag, after `tags`, in a remote that has commits.
+    """
+
+    commit_id = ""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.commits: dict[str, str] = {}
+
+    @abstractmethod
+    def find(self, digest: Digest) -> Any:
+        """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close its connections and files."""
+
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: no thread waits long."""
+
+    def expect(self, digest: str) -> None:
+        """Write the tag only if it is at this digest, its first digits, or `absent`.
+
+        Raises:
+            ParameterError: The remote cannot compare and write in one step.
+        """
+        raise ParameterError("expect", f"{self.where} cannot compare a tag before it moves it", "Leave it out")
+
+    def make_private(self) -> None:
+        """Create the repository as private, if it has to be created.
+
+        Raises:
+            ParameterError: The remote has no repositories that are private or public.
+        """
+        raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
+
+    def referring(self) -> Referring | None:
+        """The remote itself, if it can store attachments."""
+        return None
+
+    def unnamed(self) -> Unnamed | None:
+        """The remote itself, if it takes blobs before their digests are known."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -36,12 +36,16 @@ def test_tensors_of_another_kind_of_adapter_in_one_that_names_none(run: Run, tmp
     [
         ({f"{Q}.lora_A.weight": ("F32", (2**62, 0))}, {}, "has a shape that is too large"),
         ({f"{Q}.lora_A.weight": ("F32", (0, 2**60, 2**60))}, {}, "has a shape that is too large"),
-        ({f"{Q}.lokr_w1": ("F32", (2,)), f"{Q}.lokr_w2": ("F32", (2, 2))}, {"peft_type": "LOKR"}, "make no LOKR delta"),
-        ({f"{Q}.lokr_w1": ("F32", (2, 2, 1)), f"{Q}.lokr_w2": ("F32", (2, 2))}, {"peft_type": "LOKR"}, "make no LOKR delta"),
+        ({f"{Q}.lokr_w1": ("F32", (2,)), f"{Q}.lokr_w2": ("F32", (2, 2))}, {"peft_type": "LOKR"}, "do not make a LOKR delta"),
+        (
+            {f"{Q}.lokr_w1": ("F32", (2, 2, 1)), f"{Q}.lokr_w2": ("F32", (2, 2))},
+            {"peft_type": "LOKR"},
+            "do not make a LOKR delta",
+        ),
         (
             {"base_model.model.embed.token_adapter.trainable_tokens_delta": ("F32", ())},
             {"trainable_token_indices": {"embed": [1]}},
-            "are no table's",
+            "does not match any embedding table",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: 
     assert run("list", code=None).stdout == ""
     forced = run("push", "bad", "team/bad", "--force")
     assert forced.stdout.startswith("team/bad:v1")
-    assert forced.stderr == "pushed in spite of 2 errors, the first rank-config\n"
+    assert forced.stderr == "stored despite 2 errors, the first rank-config\n"
 
 
 # --- the action and the hook

@@ -157,7 +157,7 @@ def test_a_signal_ends_it_quietly(tmp_path: Path, number: int, code: int) -> Non
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "import time, adapterhub.cli.inputs as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+        "import time, adapterhub.sources as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
     )
     path = os.pathsep.join([str(hook), PATH])
     process = subprocess.Popen(

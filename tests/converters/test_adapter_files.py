@@ -144,7 +144,7 @@ def test_a_pickle_by_name_is_one_everywhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(RefusedError, match="a pickle can run code"):
         package_files.check_names([name], "elsewhere")
     assert pickles.found(folder / name) == folder / name
-    assert side_files.companions(folder, set())[1][name] == "a pickle can run code when it is loaded"
+    assert side_files.side_files(folder, set())[1][name] == "a pickle can run code when it is loaded"
 
 
 @pytest.mark.parametrize("suffix", sorted(adapter_files.PICKLE_SUFFIXES))

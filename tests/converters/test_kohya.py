@@ -264,9 +264,9 @@ def test_a_difference_of_a_bias_is_one_and_zeros_are_said(tmp_path: Path) -> Non
     np.testing.assert_allclose(delta.scaling * delta.bias, parts["diff_b"], rtol=1e-6)
     zeros = one(tmp_path / "y", {**parts, "diff_b": np.zeros(6, np.float16)})
     assert zeros.notes == ("1 differences are all zeros and have no effect",)
-    with pytest.raises(RefusedError, match="diff_b alone, without a pair of factors, is not read"):
+    with pytest.raises(RefusedError, match="diff_b alone, without a pair of factors, is not supported"):
         one(tmp_path / "z", {"diff_b": numbers(6)})
-    with pytest.raises(RefusedError, match=r"a difference of the shape \(6,\), as of a norm"):
+    with pytest.raises(RefusedError, match=r"a difference of shape \(6,\), as of a norm"):
         one(tmp_path / "w", {"diff": numbers(6)})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Meta, Rows
+from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Meta, Rows, TensorLoss
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
@@ -259,3 +259,20 @@ def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: P
     assert document["worst"] == "dropped"
     assert document["summary"]["approximated"] == 4
     assert {"name", "loss", "note", "error"} == set(document["tensors"][0])
+
+
+def test_losses_are_grouped_by_kind_and_reason_the_worst_first() -> None:
+    lines = [
+        TensorLoss("a", Loss.EXACT), TensorLoss("b", Loss.APPROXIMATED, "why", 0.2), TensorLoss("c", Loss.DROPPED, "asked"),
+        TensorLoss("d", Loss.APPROXIMATED, "why", 0.1), TensorLoss("e", Loss.EXACT),
+    ]  # fmt: skip
+    report = LossReport(tuple(lines), ("a note",))
+    assert [(group.loss, group.note, group.names, group.errors) for group in report.grouped()] == [
+        (Loss.DROPPED, "asked", ("c",), None),
+        (Loss.APPROXIMATED, "why", ("b", "d"), (0.1, 0.2)),
+        (Loss.EXACT, "", ("a", "e"), None),
+    ]
+    assert report.grouped()[1].count == 2
+    assert repr(report) == "LossReport(2 exact, 2 approximated, 1 dropped; 1 notes)"
+    adapter = Adapter({Q: LowRank(np.ones((2, 8)), np.ones((4, 2)), 2.0)}, {"lm_head.weight": np.ones((2, 2))})
+    assert repr(adapter) == "Adapter(1 deltas, 1 replaced, 28 parameters)"

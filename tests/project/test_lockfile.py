@@ -256,7 +256,7 @@ def test_a_folder_that_was_changed_is_never_called_right(run: Run, team: str, tm
     [
         (["lock", "--check", "--update"], "cannot be combined with --update"),
         (["lock", "--check", "--remote"], "is recorded in the lock file"),
-        (["lock", "--update", "team/x"], "is no name in"),
+        (["lock", "--update", "team/x"], "is not a name in"),
         (["pull", "--locked", "--lock"], "takes refs and addresses from the lock file"),
     ],
 )
@@ -267,4 +267,4 @@ def test_words_that_make_no_sense_are_one_line(run: Run, tmp_path: Path, words: 
 
 def test_there_is_no_lock_without_a_line_that_says_how_to_make_one(run: Run) -> None:
     for words in (["lock"], ["lock", "--check"], ["lock", "--update"], ["pull", "--locked"]):
-        assert "`adapterhub lock REF…` makes one" in run(*words, code=3).stderr
+        assert "Run `adapterhub lock REF…`" in run(*words, code=3).stderr

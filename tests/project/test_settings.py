@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub import user_files
+from adapterhub.cli.commands.init import _TEMPLATE
 from adapterhub.project import settings
 from adapterhub.project.settings import Policy
 from adapterhub_converters.errors import LocalIOError, UsageError
@@ -45,27 +46,27 @@ def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
 
 
 def test_the_template_says_nothing_yet_and_all_of_its_examples_are_right(tmp_path: Path) -> None:
-    assert settings.parse(settings.TEMPLATE, tmp_path / "x").remotes == {}
-    lines = [line.removeprefix("# ") for line in settings.TEMPLATE.splitlines()[3:]]
+    assert settings.parse(_TEMPLATE, tmp_path / "x").remotes == {}
+    lines = [line.removeprefix("# ") for line in _TEMPLATE.splitlines()[3:]]
     assert settings.parse("\n".join(lines), tmp_path / "x").policy.max_rank == 64
 
 
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("registri = 'x'", 1, "'registri' isn't known"),
-        ("\n\n[polizy]\nx = 1", 3, "'polizy' isn't known"),
-        ("[policy]\nmax_rank = 8\nmaxrank = 8", 3, "'policy.maxrank' isn't known"),
-        ("[remotes.team]\nurl = 'oci://x'\nuser = 'me'", 3, "'remotes.team.user' isn't known"),
-        ("[remotes.team]\n", 1, "'remotes.team.url' is not there"),
-        ("[remotes.'a b']\nurl = 'oci://x'", None, "'remotes.a b' is no remote's name"),
+        ("registri = 'x'", 1, "'registri' is unknown"),
+        ("\n\n[polizy]\nx = 1", 3, "'polizy' is unknown"),
+        ("[policy]\nmax_rank = 8\nmaxrank = 8", 3, "'policy.maxrank' is unknown"),
+        ("[remotes.team]\nurl = 'oci://x'\nuser = 'me'", 3, "'remotes.team.user' is unknown"),
+        ("[remotes.team]\n", 1, "'remotes.team.url' is missing"),
+        ("[remotes.'a b']\nurl = 'oci://x'", None, "'remotes.a b' is not a valid remote"),
         ("[policy]\nmax_rank = true", 2, "not a whole number above 0"),
         ("[policy]\nmax_rank = 0", 2, "not a whole number above 0"),
-        ("[policy]\nallow = []", 2, "not a list of texts"),
-        ("[policy]\nlicenses = 'MIT'", 2, "not a list of texts"),
+        ("[policy]\nallow = []", 2, "not a list of strings"),
+        ("[policy]\nlicenses = 'MIT'", 2, "not a list of strings"),
         ("[policy]\nrequire_base = 1", 2, "neither true nor false"),
         ("remotes = 3", 1, "'remotes' is not a table"),
-        ("registry = 3", 1, "not a text of one line"),
+        ("registry = 3", 1, "not a string of one line"),
         ("remote = ", None, "not valid TOML"),
         ("a = " + "[" * 5000, None, "not valid TOML"),
     ],
@@ -74,7 +75,7 @@ def test_what_isn_t_known_or_right_is_refused_with_its_line(tmp_path: Path, text
     with pytest.raises(UsageError) as caught:
         settings.parse(text, tmp_path / "x.toml")
     assert words in str(caught.value)
-    assert line is None or caught.value.where.endswith(f"x.toml:{line}") or "is not there" in words
+    assert line is None or caught.value.where.endswith(f"x.toml:{line}") or "is missing" in words
 
 
 def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_private_file_is_its_owner_s_alone(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
     for act in (lambda: user_files.read(path, private=True), lambda: user_files.change(path, lambda _: "", private=True)):
-        with pytest.raises(LocalIOError, match="others may read it"):
+        with pytest.raises(LocalIOError, match="others can read it"):
             act()
     path.chmod(0o600)
     if os.geteuid() == 0:

@@ -66,7 +66,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:
     with Registry.open(team) as registry:
         ref = registry.resolve(Ref.parse("team/sql")).ref
-        with pytest.raises(UsageError, match="model: is missing: which base model should Ollama use"):
+        with pytest.raises(UsageError, match="model: is missing. Name the base as Ollama does"):
             conversion_cache.pull(registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA)
         conversion_cache.pull(
             registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"

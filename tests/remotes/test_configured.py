@@ -12,8 +12,8 @@ import pytest
 from adapterhub.remotes.configured import below, check_url
 from adapterhub.remotes.hub import writer
 from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.credentials import Credentials
 from adapterhub.remotes.oci.host import Host
-from adapterhub.remotes.oci.login_store import Credentials
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.support import registry
@@ -57,17 +57,17 @@ def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected:
 @pytest.mark.parametrize(
     ("url", "ref", "words"),
     [
-        ("oci://host", "oci://other/x", "an address says where it is"),
-        ("oci://host", "../x", "cannot be a name"),
-        ("oci://host", "a//b", "cannot be a name"),
-        ("oci://host", "a/./b", "cannot be a name"),
-        ("oci://host", "", "cannot be a name"),
-        ("s3://bucket", "a?b", "cannot be a name"),
-        ("s3://bucket", "a\nb", "cannot be a name"),
+        ("oci://host", "oci://other/x", "an address names its place already"),
+        ("oci://host", "../x", "is not a valid name"),
+        ("oci://host", "a//b", "is not a valid name"),
+        ("oci://host", "a/./b", "is not a valid name"),
+        ("oci://host", "", "is not a valid name"),
+        ("s3://bucket", "a?b", "is not a valid name"),
+        ("s3://bucket", "a\nb", "is not a valid name"),
         ("hf://", "sql", "two parts"),
         ("hf://", "a/b/c", "two parts"),
-        ("hf://team", "other/sql", "this remote is of team, not of other"),
-        ("hub+http://host/team", "other/sql", "this remote is of team, not of other"),
+        ("hf://team", "other/sql", "this remote belongs to team, not to other"),
+        ("hub+http://host/team", "other/sql", "this remote belongs to team, not to other"),
     ],
 )
 def test_a_ref_that_would_leave_the_remote_or_collide_is_refused(url: str, ref: str, words: str) -> None:
@@ -227,7 +227,7 @@ def test_a_registry_that_does_not_tell_its_names_is_one_line(run: Run, host: str
 
         server.before = closed
         run("remote", "add", "team", f"oci://{server.address}")
-        assert "doesn't tell which names it has. Name one" in run("list", "--remote", "team", code=5).stderr
+        assert "does not list its names. Name one" in run("list", "--remote", "team", code=5).stderr
 
 
 def test_names_come_page_by_page_and_only_below_the_url(host: str) -> None:
@@ -287,7 +287,7 @@ def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
     with Proxy() as server:
         server.before = lambda found: setattr(found, "status", 404)
         run("remote", "add", "team", f"oci://{server.address}")
-        assert "no OCI registry" in run("remote", "test", "team", code=5).stderr
+        assert "not an OCI registry" in run("remote", "test", "team", code=5).stderr
     assert len(run("remote", "test", "team", code=5).stderr.splitlines()) == 1
 
 
@@ -379,7 +379,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 2\n")
     run("pull", "other/sql:v1", "--remote", "team", "-o", "out")
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmaxrank = 2\n")
-    assert "adapterhub.toml:2: 'policy.maxrank' isn't known" in run("pull", "other/sql", code=2).stderr
+    assert "adapterhub.toml:2: 'policy.maxrank' is unknown" in run("pull", "other/sql", code=2).stderr
 
 
 def test_init_project_writes_examples_once(run: Run, tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ class Bytes:
     def tags(self) -> list[str]:
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        pass
+
 
 def blob_of(data: bytes) -> Descriptor:
     return Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))

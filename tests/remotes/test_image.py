@@ -136,28 +136,28 @@ def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
 
 
 LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
-    "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "none that `push --to image` made"),
-    "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not say what was packaged"),
+    "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "that adapterhub did not make"),
+    "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not contain the packaged manifest"),
     "labels that are numbers": (
         lambda _, config: config["config"]["Labels"].update({"io.adapterhub.manifest": 3}),
         FormatError,
-        "do not say",
+        "do not contain",
     ),
     "another manifest": (
         lambda made, _: made["annotations"].update({"io.adapterhub.digest": "sha256:" + "0" * 64}),
         IntegrityError,
-        "not the sha256:0",
+        "that of sha256:0",
     ),
     "another config": (
         lambda _, config: config["config"]["Labels"].update({"io.adapterhub.config": "{}"}),
         IntegrityError,
-        "that it names",
+        "another manifest or config",
     ),
-    "a layer of another size": (lambda made, _: made["layers"][0].update(size=3), RefusedError, "isn't the one"),
+    "a layer of another size": (lambda made, _: made["layers"][0].update(size=3), RefusedError, "is not the one"),
     "two layers": (
         lambda made, _: made["layers"].append({**made["layers"][0], "annotations": {}}),
         RefusedError,
-        "isn't the one",
+        "is not the one",
     ),
     "a layer in zstd": (
         lambda made, _: made["layers"][0].update(mediaType="application/vnd.oci.image.layer.v1.tar+zstd"),

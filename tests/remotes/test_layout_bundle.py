@@ -56,7 +56,7 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_
                 path.unlink()
     digest = oci_manifest.build(tmp_path / "two").digest
     run("pull", f"team/sql@{digest[:20]}", "--from", out, "-o", "by-digest", cwd=away, first=CUT_OFF)
-    assert "means several there: team/sql:prod, team/sql:v1" in run("pull", "team/sql", "--from", out, cwd=away, code=2).stderr
+    assert "ambiguous: team/sql:prod, team/sql:v1" in run("pull", "team/sql", "--from", out, cwd=away, code=2).stderr
     assert "no such version in the bundle" in run("pull", "team/sql:v9", "--from", out, cwd=away, code=3).stderr
     assert "no such version in the bundle" in run("pull", "team/other", "--from", out, cwd=away, code=3).stderr
     copied = run("copy", f"layout://{out}:team/sql:prod", "team/sql", "--registry", "there", "--json", cwd=away, first=CUT_OFF)

@@ -15,8 +15,8 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.location import is_address
 from adapterhub.remotes.oci import credentials
 from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.client import Login
 from adapterhub.remotes.oci.credentials import Credentials
-from adapterhub.remotes.oci.login import Login
 from adapterhub.remotes.oci.repository import Oci
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.support.proxy import Exchange, Proxy

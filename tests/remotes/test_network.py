@@ -58,7 +58,7 @@ def test_a_certificate_for_another_name_is_not_trusted(run: Run, make: Make, sec
 def test_plain_http_where_TLS_is_meant_and_the_other_way_round_are_one_line(
     run: Run, make: Make, host: str, secure: tuple[str, Path]
 ) -> None:
-    assert "Write oci+http://" in run("push", make(), f"oci+https://{host}/net/sql", code=5).stderr
+    assert "Use oci+http://" in run("push", make(), f"oci+https://{host}/net/sql", code=5).stderr
     assert len(run("push", make(), f"oci+http://{secure[0]}/net/sql", code=5).stderr.splitlines()) == 1
 
 

@@ -47,7 +47,7 @@ def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: 
 @contextmanager
 def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objects]:
     with place(server, bucket) as found:
-        found.expect = digest
+        found.expect(digest)
         yield found
 
 
@@ -127,7 +127,7 @@ def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path
 
 def test_a_version_cannot_be_pushed_to_a_number_a_range_or_a_digest(moto: Server, adapter: Path) -> None:
     for reference in (":v3", ":^1.2", "@sha256:abcd"):
-        with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="allots the number"):
+        with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="assigns the number"):
             copy(AdapterFolder(adapter), "latest", to, to.address.reference)
 
 
@@ -259,7 +259,7 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
     with place(tmp_path / "reg" / FOLDER) as live:
         assert live.manifest("prod").digest == oci_manifest.build(adapter).digest
-        with pytest.raises(RefusedError, match="store of a registry"):
+        with pytest.raises(RefusedError, match="store of a local registry"):
             copy(AdapterFolder(adapter), "latest", live, "test")
 
 

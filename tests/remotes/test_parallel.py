@@ -25,7 +25,7 @@ from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import LARGE, AdapterFolder, download
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import PIECE, Oci
-from adapterhub.remotes.oci.uploads import Begun, Uploads
+from adapterhub.remotes.oci.upload import Begun, Uploads
 from adapterhub.remotes.parallel import Move, Pace
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.adapter_files import ADAPTER_JSON

@@ -300,12 +300,12 @@ def test_a_delta_that_peft_takes_for_an_experts_is_said(tmp_path: Path) -> None:
 
 
 def test_rows_beyond_a_table_of_positions_are_refused_and_others_said(tmp_path: Path, tiny_base: Path) -> None:
-    learnt_positions = kinds.loaded(whole(saved("GPT2LMHeadModel", tmp_path))).model
-    assert families.check_length(learnt_positions, 256, "c.toml") == []
+    with_positions = kinds.loaded(whole(saved("GPT2LMHeadModel", tmp_path))).model
+    assert families.check_length(with_positions, 256, "c.toml") == []
     with pytest.raises(
         RefusedError, match=r"sequence: rows of 257 tokens, but the model has 256 positions \(transformer.wpe\)"
     ):
-        families.check_length(learnt_positions, 257, "c.toml")
+        families.check_length(with_positions, 257, "c.toml")
     (note,) = families.check_length(kinds.loaded(kinds.whole(tiny_base)).model, 300, "c.toml")
     assert note == "rows are 300 tokens long, but the base was made for 256"
 

@@ -10,10 +10,11 @@ import click
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.options import Settings, alpha_option, base_option, command, dry_run_option, output_option, rslora_option
-from adapterhub.cli.views import groups
+from adapterhub.cli.views import groups, reports
 
 if TYPE_CHECKING:
     from adapterhub.check.repair import Fixed
+    from adapterhub.check.report import Problem
 
 
 @command(
@@ -55,9 +56,14 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
         "output": str(fixed.out) if fixed.out else None,
         "repaired": [asdict(repair) for repair in fixed.repairs],
         "proposed": [asdict(proposal) for proposal in fixed.proposals],
-        "left": [{"severity": problem.severity, **asdict(problem)} for problem in fixed.left],
+        "left": [_problem(problem) for problem in fixed.left],
         "left_out": list(fixed.left_out),
     }
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(problem).items() if name != "cause"}
+    return {"severity": problem.severity, **fields, "hint": reports.hint_of(problem)}
 
 
 def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:

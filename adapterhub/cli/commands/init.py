@@ -14,6 +14,23 @@ from adapterhub.cli.environment import (
 from adapterhub.cli.options import Settings, command, project_option
 from adapterhub.workspace import PROJECT
 
+_TEMPLATE = """\
+# Settings of this project for adapterhub. Options and environment variables override them; they override a user's own
+# config.toml. Lines with a # are examples.
+
+# registry = "."                  # a folder, or the registry.db in it, relative to this file
+# remote = "team"                 # the remote that --remote means without a name
+
+# [remotes.team]
+# url = "oci://registry.example/adapters"
+
+# [policy]                        # applies to what is pushed and pulled (exit 6)
+# allow = ["team/*"]              # names
+# max_rank = 64
+# require_base = true             # the base must be pinned, as `push --base` does
+# licenses = ["Apache-2.0", "MIT"]
+"""
+
 
 @command(
     "init",
@@ -47,9 +64,8 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
 def _project(settings: Settings, folder: str | None) -> None:
     """Write a commented adapterhub.toml; an existing one is left as it is."""
     from adapterhub import user_files
-    from adapterhub.project.settings import TEMPLATE
 
     path = (Path(folder) if folder else Path.cwd()) / PROJECT
-    new = user_files.change(path, lambda text: None if text or path.exists() else TEMPLATE)
+    new = user_files.change(path, lambda text: None if text or path.exists() else _TEMPLATE)
     text = f"{'created' if new else 'already there:'} {path}"
     output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))

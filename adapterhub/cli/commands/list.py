@@ -95,11 +95,10 @@ def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         raise UsageError("--tree" if as_tree else text, "an address lists the tags of a name", f"Write {address.repository}")
     with remotes.connect(address) as remote:
         tags = remote.tags()
-        commits: dict[str, str] = getattr(remote, "commits", {})
+        commits = remote.commits
     if not tags:
         output.say("no tags")
-    mark = getattr(address, "mark", ":")
-    lines = [f"{address.repository}{mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
+    lines = [f"{address.repository}{address.mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
     document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
 
@@ -120,7 +119,7 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
         raise UsageError(found.url, "this kind of remote cannot list its names", "Name one: namespace/name")
     place = Address.parse(below(found.url, prefix or NOBODY))
     who = remotes.surroundings()
-    find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+    find = partial(credentials.find, place.host, who.docker, plain=place.plain)
     with Host(place, find, proxy=who.proxy) as host:
         root = place.name.removesuffix(prefix or NOBODY)
         names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]

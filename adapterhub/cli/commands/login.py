@@ -13,7 +13,7 @@ from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.login_store import Credentials
+    from adapterhub.remotes.oci.credentials import Credentials
 
 _LONGEST = 1 << 16  # characters of a token
 
@@ -32,11 +32,11 @@ _LONGEST = 1 << 16  # characters of a token
 def login(settings: Settings, *, host: str, username: str | None, password_stdin: bool, token_stdin: bool) -> None:
     """Log in to a registry, HOST[:PORT] or the NAME of a remote, and store the login once the registry accepts it.
 
-    On a terminal you are asked for the password, which is not shown; no option takes it. It goes into the system's keyring if
-    the package keyring is installed and has one, else into a file that only you can read. Logins of `docker login` are read
-    too, after these.
+    On a terminal you are asked for the password, which is not shown; no option takes it. It is stored where docker and oras
+    store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package keyring
+    is installed and has one, else in config.json itself, which only you can read then.
     """
-    from adapterhub.remotes.oci import login_store
+    from adapterhub.remotes.oci import credentials
     from adapterhub.remotes.oci.host import GIVEN, Host
 
     address = logins.address_of(host)
@@ -44,8 +44,8 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     hint = "Nothing was stored; check the user name and the password"
     with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
         server.check_login()
-    where = login_store.write(environment.logins_file(), logins.key(address), who)
-    document = {"host": address.host, "user": who.user, "kept_in": where}
+    where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
+    document = {"host": address.host, "user": who.user, "stored_in": where}
     as_whom = f" as {who.user}" if who.user else ""
     text = f"{address.host}: logged in{as_whom}; stored in {where}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
@@ -53,7 +53,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
 def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:
     """Read name and password, or a token, from stdin or the terminal."""
-    from adapterhub.remotes.oci.login_store import Credentials
+    from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
         raise UsageError("--token-stdin", "cannot be combined with --password-stdin", "Leave one out")

@@ -17,12 +17,12 @@ from adapterhub_converters.errors import NotFoundError
 @click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
 @click.pass_obj
 def logout(settings: Settings, host: str) -> None:
-    """Remove the login for a registry, HOST[:PORT] or the NAME of a remote. Logins of `docker login` are left alone."""
-    from adapterhub.remotes.oci import login_store
+    """Remove the login for a registry, HOST[:PORT] or the NAME of a remote. `docker logout` does the same."""
+    from adapterhub.remotes.oci import credentials
 
-    address, path = logins.address_of(host), environment.logins_file()
-    if not login_store.forget(path, logins.key(address)):
-        there = login_store.hosts(path)
+    address, config = logins.address_of(host), environment.docker_config()
+    if not credentials.forget(address.host, config, plain=address.plain):
+        there = credentials.hosts(config)
         raise NotFoundError(address.host, "no login", f"Logins: {', '.join(there)}" if there else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))

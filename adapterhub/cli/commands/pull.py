@@ -133,8 +133,8 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
 
     if offline:
         for word in (text, base or ""):
-            near = location.is_address(word) and isinstance(location.parse(word), layout.LayoutAddress)
-            if not near and (location.is_address(word) or word.lower().startswith(_NETWORK)):
+            # By the scheme alone: to parse another address imports urllib3, which binds a socket to look for IPv6.
+            if not location.is_layout(word) and (location.is_address(word) or word.lower().startswith(_NETWORK)):
                 raise UsageError(
                     word, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
                 )
@@ -142,9 +142,10 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
         return text
     if location.is_address(text):
         raise UsageError(text, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
-    address = location.parse(source if location.is_address(source) else f"layout://{source}")
-    if not isinstance(address, layout.LayoutAddress):
+    where = source if location.is_address(source) else f"layout://{source}"
+    if not location.is_layout(where):
         raise UsageError(source, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
+    address = layout.parse(where)
     if address.tag or address.digest:
         raise UsageError(source, "names a version, as the ref does", f"Write --from {address.path}")
     with layout.connect(address) as bundled:

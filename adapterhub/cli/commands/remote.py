@@ -16,7 +16,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.project.settings import Settled
+    from adapterhub.project.settings import SettingsFile
     from adapterhub.remotes.configured import Remote
     from adapterhub.remotes.location import Access, Place
 
@@ -60,7 +60,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     check_remote_name(name)
     url = check_url(url)
 
-    def changed(old: Settled) -> tuple[dict[str, str], str | None]:
+    def changed(old: SettingsFile) -> tuple[dict[str, str], str | None]:
         if old.remotes.get(name, url) != url and not force:
             raise ConflictError(name, f"already has the URL {old.remotes[name]}", "Pass --force to replace it")
         return {**old.remotes, name: url}, name if is_default else old.remote
@@ -109,7 +109,7 @@ def _list_text(found: list[Remote], default: str | None) -> None:
 def rm(settings: Settings, *, name: str, project: bool) -> None:
     """Remove a remote. Its contents, and a login for it, are left alone."""
 
-    def changed(old: Settled) -> tuple[dict[str, str], str | None]:
+    def changed(old: SettingsFile) -> tuple[dict[str, str], str | None]:
         if name not in old.remotes:
             known = environment.remotes().get(name)
             hint = f"It is in {known.path}" if known else "Run `adapterhub remote list`"
@@ -200,7 +200,7 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.oci.host import Host
 
         who = remotes.surroundings()
-        find = partial(credentials.find, place.host, who.docker, who.logins, plain=place.plain)
+        find = partial(credentials.find, place.host, who.docker, plain=place.plain)
         with Host(place, find, proxy=who.proxy) as host:
             return host.access()
     scheme, _, rest = url.partition("://")

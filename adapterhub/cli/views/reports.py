@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub.cli.errors import in_words_of_the_command_line
 from adapterhub.cli.output import Column, color, number, one_line, plural, table
 from adapterhub.version import __version__
 from adapterhub_converters.runtimes import APPLIED
@@ -56,13 +57,15 @@ def _headline(report: Report) -> str:
 
 def _item(problem: Problem) -> groups.Item:
     kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, _hint(problem), problem.file, _COLORS[problem.severity])
+    return groups.Item(kind, problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity])
 
 
-def _hint(problem: Problem) -> str:
+def hint_of(problem: Problem) -> str:
     """The hint of a problem in the words of the command line."""
+    cause = in_words_of_the_command_line(problem.cause)
+    said = cause.hint if cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
-    return "; ".join(filter(None, (_HINTS.get(problem.code, problem.hint), repair)))
+    return "; ".join(filter(None, (_HINTS.get(problem.code, said), repair)))
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
@@ -103,7 +106,7 @@ def document(report: Report) -> dict[str, Any]:
                 "what": problem.what,
                 "expected": problem.expected,
                 "got": problem.got,
-                "hint": _hint(problem),
+                "hint": hint_of(problem),
             }
             for problem in report.problems
         ],
@@ -168,7 +171,7 @@ def _file(report: Report, problem: Problem) -> str:
 
 def _sentence(problem: Problem) -> str:
     name = f"{problem.name}: " if problem.name else ""
-    hint = _hint(problem)
+    hint = hint_of(problem)
     return one_line(f"{name}{problem.what}. {hint}" if hint else f"{name}{problem.what}")
 
 

@@ -17,14 +17,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases.hub_address import MAIN
-from adapterhub.digest import CHUNK, Digest, parse_digest, sha256_bytes
+from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.remotes.download import Steady, pass_over
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.download import Steady, pass_over, read_blob
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -74,13 +74,10 @@ class _Version:
     made: Manifest
 
 
-class HubRepository:
+class HubRepository(Connected):
     """One repository of a hub; `close` it in the end.
 
     Attributes:
-        commit_id: The commit that was read or made last.
-        commits: The commit of each branch and tag, after `tags`.
-        notes: Remarks for the user.
         private: Create the repository as private, if it has to be created.
     """
 
@@ -93,9 +90,8 @@ class HubRepository:
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
     ) -> None:
-        self.address, self.commit_id = address, ""
-        self.notes: list[str] = []
-        self.commits: dict[str, str] = {}
+        super().__init__()
+        self.address = address
         self.private = False
         self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy)
         self._pauses = pauses
@@ -122,11 +118,13 @@ class HubRepository:
         """Close its connections."""
         self._client.wire.close()
 
-    def __enter__(self) -> HubRepository:
-        return self
+    def stop(self, *, on: bool = True) -> None:
+        """Have what other threads wait for here fail at once, until called with `on` False."""
+        self._client.wire.stop(on=on)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def make_private(self) -> None:
+        """Create the repository as private, if it has to be created."""
+        self.private = True
 
     # ---- reading
 
@@ -201,8 +199,8 @@ class HubRepository:
                 version = self._version(self._client.listing(commit))
                 if version.made.digest == digest:
                     return version
-        hint = f"Run `adapterhub list {self.where}` for its branches and tags"
-        raise NotFoundError(self.address.at(digest), "no such version in this repository", hint)
+        what = "no such version in this repository"
+        raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.where)
 
     def _candidates(self, digest: Digest) -> Iterator[str]:
         """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""
@@ -308,7 +306,7 @@ class HubRepository:
             sent = writer.upload(blob, source)
             self._large.add(blob.digest)
             return sent
-        data = _whole(source, blob, self._pauses)
+        data = read_blob(source, blob, self._pauses)
         with self._lock:
             self._bytes[blob.digest] = data
         return blob.size
@@ -323,7 +321,7 @@ class HubRepository:
     def _content(self, blob: Descriptor) -> bytes:
         """The bytes of a small file."""
         if blob.digest not in self._bytes:
-            self._bytes[blob.digest] = _whole(self, blob, self._pauses)
+            self._bytes[blob.digest] = read_blob(self, blob, self._pauses)
         return self._bytes[blob.digest]
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
@@ -467,16 +465,3 @@ class HubRepository:
 
 
 _Changes = dict[str, bytes | Descriptor | None]
-
-
-def _whole(source: Source, blob: Descriptor, pauses: Sequence[float]) -> bytes:
-    """All bytes of a blob, verified."""
-    data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
-    with Steady(source, blob, pauses=pauses) as reader:
-        while len(data) <= blob.size and (n := reader.readinto(buffer)):
-            data += buffer[:n]
-    whole = bytes(data)
-    if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
-        where = f"{source.where}: {blob.path or blob.digest}"
-        raise IntegrityError(where, f"got {len(whole)} bytes that are not the {blob.size} of {blob.digest}")
-    return whole

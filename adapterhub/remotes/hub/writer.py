@@ -264,9 +264,7 @@ class _Piece:
         whole = self._start + self._size == file.blob.size
         if left or (whole and f"sha256:{state.hexdigest()}" != file.blob.digest):
             what = f"other bytes were read than the {file.blob.size} of {file.blob.digest}"
-            raise IntegrityError(
-                file.where, what, "Nothing was stored; for a file of the local registry, run `adapterhub fsck`"
-            )
+            raise IntegrityError(file.where, what, "Nothing was stored", code="source-damaged")
         file.states[self._start + self._size] = state
         yield held
 

@@ -1,1 +1,1 @@
-"""OCI image layouts, in a folder or in a tar, and bundles of versions."""
+"""OCI image layouts, in a folder or a tar, and bundles of versions."""

@@ -1,7 +1,8 @@
-"""An image layout in a tar: read where it lies, written whole.
+"""An image layout in a tar: read in place, written as a whole.
 
-Blobs are read out of the middle of the file; nothing is unpacked. What is put waits beside it, and the archive is written
-when the work has ended well: `oci-layout`, `index.json`, the blobs by digest, the same bytes for the same content.
+Blobs are read from the middle of the file; nothing is unpacked. New blobs wait in a folder next to it, and the archive is
+written when the context ends without an error: `oci-layout`, `index.json`, the blobs by digest; the same bytes for the same
+content.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from .layout import Layout, Window
 from .tar import Member
 
 _BLOBS = "blobs/sha256/"
-_WAITING = ".blobs-"  # what the folder beside an archive is called, in which blobs wait
+_WAITING = ".blobs-"  # part of the name of the folder next to an archive in which new blobs wait
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
 More = Callable[[int], None]
-"""Is told how many bytes more have been written."""
+"""Called with the number of bytes that were just written."""
 
 
 class Archive(Layout):
-    """The layout in the tar at `path`, made when the context ends well if something was put."""
+    """The layout in the tar at `path`, written if something was put and the context ends without an error."""
 
     def __init__(self, path: Path, where: str = "", *, any_name: bool = False) -> None:
         super().__init__(where or str(path), any_name=any_name)
@@ -56,14 +57,14 @@ class Archive(Layout):
         self._new: dict[Digest, int] = {}
         self._changed = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._lock = threading.RLock()  # blobs come several at once
+        self._lock = threading.RLock()  # several blobs are put at once
 
     def exists(self) -> bool:
-        """Whether there is an archive, or will be."""
+        """Tell whether there is an archive, or is going to be."""
         return self._changed or bool(self._scan())
 
     def _scan(self) -> Mapping[str, Member]:
-        """Where everything lies; read once."""
+        """The members; read once."""
         with self._lock:
             if self._members is None:
                 self._members = {}
@@ -74,7 +75,7 @@ class Archive(Layout):
             return self._members
 
     def _open(self) -> BinaryIO:
-        """The file; ConflictError where it is not the one whose headers were read."""
+        """Open the file; ConflictError if it is not the one whose headers were read."""
         if not self.path.is_file():
             raise LocalIOError(str(self.path), "not a regular file")
         with local_errors(self.path):
@@ -83,30 +84,28 @@ class Archive(Layout):
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
         if self._stamp not in (None, stamp):
             file.close()
-            raise ConflictError(
-                self.where, "was changed by another while it was at work here", "Nothing was written; try again"
-            )
+            raise ConflictError(self.where, "changed while it was in use", "Nothing was written; try again")
         self._stamp = stamp
         return file
 
     def _text(self, name: str, limit: int) -> bytes:
         member = self._scan().get(name)
         if member is None:
-            raise FormatError(self.where, f"not an image layout: there is no file {name} in it")
+            raise FormatError(self.where, f"not an image layout: it has no file {name}")
         if member.size > limit:
-            raise FormatError(f"{self.where}: {name}", f"{member.size} bytes are more than it may have")
+            raise FormatError(f"{self.where}: {name}", f"{member.size} bytes are over the limit of {limit}")
         with self._open() as file, Window(file, member.offset, member.size) as window, local_errors(self.path):
             return window.readall() or b""
 
     def entries(self) -> list[Entry]:
-        """What index.json says, or will."""
+        """The entries of index.json, also those to be written."""
         if self._entries is None:
             raw = self._text("index.json", layout_index.MAX_INDEX) if self._scan() else layout_index.dump([])
             self._entries = layout_index.parse(raw, f"{self.where}: index.json")
         return self._entries
 
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """A stretch of the archive, or what waits to come into it."""
+        """A section of the archive, or a blob that waits to be written to it."""
         if digest in self._new:
             with local_errors(self._waiting(digest)):
                 return open(self._waiting(digest), "rb", buffering=0), 0, self._new[digest]
@@ -116,19 +115,19 @@ class Archive(Layout):
     # ---- a target
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Receive a blob beside the archive."""
+        """Receive a blob next to the archive."""
         self._scan()
         with received(source, blob, self._waiting(blob.digest)):
             self._new[blob.digest] = blob.size
         return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Have a manifest whose blobs are all here, and let a name mean it."""
+        """Store a manifest whose blobs are all here, and point a name at it."""
         self.check_complete(made)
         self.put_document(made.raw, made.digest, tag)
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
+        """Store a manifest or an index, and its entry in index.json."""
         entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
         with local_errors(self._waiting(digest)):
             self._waiting(digest).write_bytes(raw)
@@ -145,7 +144,7 @@ class Archive(Layout):
         return Path(self._scratch.name) / f"{digest[7:]}.part"
 
     def commit(self) -> None:
-        """Write the archive with all that was put, in place of the one that was there."""
+        """Write the archive with everything that was put, in place of the old one."""
         if not self._changed:
             return
         old = {
@@ -162,7 +161,7 @@ class Archive(Layout):
             write(new, self.entries(), blobs, openers)
             with self._open() as held, local_errors(self.path):
                 _lock(held)
-                self._open().close()  # whoever had the lock before may have put another in its place
+                self._open().close()  # the last holder of the lock may have replaced the file
                 os.replace(new, self.path)
                 atomic.sync(self.path.parent)
         self._forget()
@@ -171,7 +170,7 @@ class Archive(Layout):
         self._changed, self._members, self._entries, self._stamp, self._new = False, None, None, None, {}
 
     def close(self) -> None:
-        """Drop what was not written."""
+        """Discard everything that was not written."""
         if self._scratch:
             self._scratch.cleanup()
         self._scratch = None
@@ -186,7 +185,7 @@ class Archive(Layout):
 
 
 def _lock(file: BinaryIO) -> None:
-    """Wait until nobody else has the lock of a file; where there are none, go on."""
+    """Wait for the lock of a file; do nothing on systems without locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -194,7 +193,7 @@ def _lock(file: BinaryIO) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed writers of an archive left beside it more than a day ago."""
+    """Remove the folders that killed writers left next to an archive more than a day ago."""
     for old in out.parent.glob(f".{glob.escape(out.name)}{_WAITING}*"):
         with contextlib.suppress(OSError):
             if max(path.stat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
@@ -208,7 +207,7 @@ def write(
     openers: Mapping[Digest, Opener],
     more: More | None = None,
 ) -> None:
-    """A tar of a layout at `out`, which must be free, whole or not at all; IntegrityError where bytes are not right."""
+    """Write a tar of a layout at `out`, which must not exist, completely or not at all; IntegrityError for wrong bytes."""
     with atomic.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
         for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
             _all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))

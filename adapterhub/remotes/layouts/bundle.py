@@ -1,6 +1,6 @@
-"""Bundles: several versions in one image layout under their names, to be carried where no network is; and which is meant.
+"""Bundles: several versions in one image layout under their names, for offline use, and refs in them.
 
-A name in a bundle is that of its ref, `team/sql:v2`, so that a pull finds it as it would in a registry.
+A name in a bundle is that of its ref, `team/sql:v2`, so that a pull finds it as in a registry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A version to be bundled: where its blobs are, its manifest, and its name in the bundle, None for none."""
+    """A version to bundle: the source of its blobs, its manifest, and its name in the bundle, or None."""
 
     source: Source
     made: Manifest
@@ -41,7 +41,7 @@ class Item:
 
 
 def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None) -> int:
-    """Write a layout with these versions, as a tar or a folder, whole or not at all; bytes of the blobs in it."""
+    """Write a layout with these versions, a tar or a folder, completely or not at all; return the bytes of its blobs."""
     entries = _entries(items)
     blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
     total, done = sum(blob.size for blob, _ in blobs.values()), 0
@@ -75,19 +75,19 @@ def _in_memory(raw: bytes) -> contextlib.AbstractContextManager[Reader]:
 
 
 def _entries(items: Iterable[Item]) -> list[Entry]:
-    """What index.json says of the items; UsageError when a name would mean two of them."""
+    """The entries of index.json; UsageError if two items have one name."""
     entries: list[Entry] = []
     for item in items:
         there = layout_index.find(entries, item.name) if item.name else None
         if there and there["digest"] != item.made.digest:
-            raise UsageError(str(item.name), "two different versions would have this name", "Bundle them one by one")
+            raise UsageError(str(item.name), "two different versions would have this name", "Bundle them separately")
         descriptor = layout_index.descriptor(item.made.raw, item.made.digest, item.source.where)
         entries = layout_index.put(entries, descriptor, item.name)
     return entries
 
 
 def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref], list[Digest]]:
-    """What adapters were made from, all the way up: the refs of those that are here, and the digests of those that are not."""
+    """All ancestors of adapters: the refs of those in the registry, and the digests of the others."""
     here: list[Ref] = []
     elsewhere: list[Digest] = []
     seen = set(waiting := list(digests))
@@ -105,11 +105,11 @@ def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref],
     return here, elsewhere
 
 
-# ---- which of them
+# ---- refs in a bundle
 
 
 def named(layout: Layout, text: str) -> str:
-    """The name, or the digest, that a ref means in a layout: what it is called there, else what it would mean in a registry."""
+    """The name or digest in a layout that a ref selects: the name itself, else as in a registry."""
     names = layout.tags()
     if text in names:
         return text
@@ -119,8 +119,10 @@ def named(layout: Layout, text: str) -> str:
         return found[0]
     there = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
     if found:
-        raise UsageError(text, f"means several there: {', '.join(found[:5])}", "Name one of them")
-    raise NotFoundError(text, f"no such version in the bundle; {there}", f"Run `adapterhub list layout://{layout.where}`")
+        raise UsageError(text, f"ambiguous: {', '.join(found[:5])}", "Name one of them")
+    raise NotFoundError(
+        text, f"no such version in the bundle; {there}", code="no-such-tag", repository=f"layout://{layout.where}"
+    )
 
 
 def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:

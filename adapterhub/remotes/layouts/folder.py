@@ -1,4 +1,4 @@
-"""An image layout in a folder: written in place, each blob under a temporary name first, index.json replaced whole."""
+"""An image layout in a folder: written in place, each blob under a temporary name first, index.json replaced as a whole."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from . import index as layout_index
 from .index import Entry
 from .layout import Layout
 
-_INCOMING = "ingest"  # where oras, too, puts what isn't complete
-_HALF_MADE = {"blobs", _INCOMING, "index.json"}  # what there may be before oci-layout
+_INCOMING = "ingest"  # the folder for incomplete files, as for oras
+_HALF_MADE = {"blobs", _INCOMING, "index.json"}  # files that may exist before oci-layout
 
 
 class LayoutFolder(Layout):
-    """The layout at `root`, made by what is put first."""
+    """The layout at `root`, created by the first put."""
 
     def __init__(self, root: Path, where: str = "", *, any_name: bool = False) -> None:
         super().__init__(where or str(root), any_name=any_name)
@@ -35,7 +35,7 @@ class LayoutFolder(Layout):
         self._blobs = root / "blobs" / "sha256"
 
     def exists(self) -> bool:
-        """Whether there is a layout; FormatError for a folder of something else."""
+        """Tell whether there is a layout; FormatError for a folder of anything else."""
         mark = self.root / "oci-layout"
         if not self.root.exists():
             return False
@@ -43,13 +43,13 @@ class LayoutFolder(Layout):
             there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
             if self.root.is_dir() and there <= _HALF_MADE:
                 return False
-            if mark.name not in there:  # else another has made it meanwhile
-                raise FormatError(self.where, "not an image layout: there is no file oci-layout in it")
+            if mark.name not in there:  # else another process has just created it
+                raise FormatError(self.where, "not an image layout: it has no file oci-layout")
         layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
         return True
 
     def entries(self) -> list[Entry]:
-        """What index.json says."""
+        """The entries of index.json."""
         try:
             raw = self._read(self.root / "index.json", layout_index.MAX_INDEX)
         except NotFoundError:
@@ -62,11 +62,11 @@ class LayoutFolder(Layout):
         with open_regular(path) as file, local_errors(path):
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise FormatError(f"{self.where}: {path.name}", f"{size} bytes are more than it may have")
+                raise FormatError(f"{self.where}: {path.name}", f"{size} bytes are over the limit of {limit}")
             return b"".join(iter(lambda: file.read(limit), b""))
 
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """A file below blobs/."""
+        """A file in blobs/."""
         path = self._path(digest)
         try:
             mode = os.lstat(path).st_mode
@@ -74,7 +74,7 @@ class LayoutFolder(Layout):
             return None
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
-        if not stat.S_ISREG(mode):  # to open a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
             raise RefusedError(str(path), "not a regular file")
         file = open_regular(path)
         return file, 0, os.fstat(file.fileno()).st_size
@@ -85,7 +85,7 @@ class LayoutFolder(Layout):
     # ---- a target
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Receive a blob; what a killed run had of it is gone on with."""
+        """Receive a blob, resuming after a run that was killed."""
         self._make()
         part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
         with received_beside(source, blob, part) as (path, file), local_errors(path):
@@ -94,12 +94,12 @@ class LayoutFolder(Layout):
         return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Have a manifest whose blobs are all here, and let a name mean it."""
+        """Store a manifest whose blobs are all here, and point a name at it."""
         self.check_complete(made)
         self.put_document(made.raw, made.digest, tag)
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Have a manifest, or an index, and an entry for it in index.json, by which it is found."""
+        """Store a manifest or an index, and its entry in index.json."""
         self._make()
         self._write(self._path(digest), raw)
         with local_errors(self._blobs), self._locked():
@@ -109,11 +109,11 @@ class LayoutFolder(Layout):
         return True
 
     def _make(self) -> None:
-        """The folders and files of an empty layout, unless there is one; nobody's other folder becomes one."""
+        """Create an empty layout, unless there is one; a folder with other files is refused."""
         there = self.exists()
         if there and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
-            hint = "Name the adapter in it, like team/sql, and the registry with --registry"
-            raise RefusedError(self.where, "is the store of a registry, whose index nobody else may change", hint)
+            what = "is the store of a local registry, whose index only that registry changes"
+            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
         with local_errors(self.root):
             for folder in (self._blobs, self.root / _INCOMING):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class LayoutFolder(Layout):
                     self._write(self.root / "oci-layout", layout_index.MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Give bytes a name, whole, in place of what had it."""
+        """Write a file as a whole, in place of the old one."""
         new = self.root / _INCOMING / os.urandom(12).hex()
         with local_errors(path):
             try:
@@ -141,7 +141,7 @@ class LayoutFolder(Layout):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time changes index.json; where there are no locks, the last one wins."""
+        """Lock index.json against other processes; on systems without locks, the last writer wins."""
         try:
             import fcntl
         except ImportError:
@@ -156,9 +156,9 @@ class LayoutFolder(Layout):
             os.close(handle)
 
     def tidy(self) -> None:
-        """Remove the folder for what isn't complete; for who knows that nobody else is at work here."""
+        """Remove the folder for incomplete files; only if no other process uses the layout."""
         with contextlib.suppress(OSError):
             (self.root / _INCOMING).rmdir()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open."""

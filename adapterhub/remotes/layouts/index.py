@@ -1,7 +1,7 @@
-"""index.json of an image layout as a value: which names it has, and what each of them means.
+"""The index.json of an image layout as a value: names, and the manifests they point at.
 
-Entries stay as they were found, so that what others wrote there is still there after a change (image-spec v1.1,
-`image-layout.md` and `image-index.md`). A name is the annotation `org.opencontainers.image.ref.name`.
+Entries stay as they were found, so that a change keeps everything that others wrote (image-spec v1.1, `image-layout.md` and
+`image-index.md`). A name is the annotation `org.opencontainers.image.ref.name`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MARK = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_INDEX = 64 << 20  # bytes; that of a registry of 50,000 versions has 17 MB
 _DENSE = 1 << 20  # bytes
-_LONGEST = 1000  # letters of a name
+_LONGEST = 1000  # characters of a name
 
 Entry = dict[str, Any]
-"""A descriptor whose digest and size make sense."""
+"""A descriptor with a valid digest and size."""
 
 
 def parse(raw: bytes, where: str) -> list[Entry]:
-    """The entries of an index.json, checked; FormatError when two of them have one name."""
-    # A descriptor is mostly digest: so many brackets are none, but would take up to twenty times their bytes of memory.
+    """The checked entries of an index.json; FormatError if two of them have one name."""
+    # A descriptor is mostly digest. A file of brackets has none, but would take up to twenty times its size in memory.
     if len(raw) > _DENSE and sum(map(raw.count, (b"{", b"[", b","))) > len(raw) // 8:
         raise FormatError(where, "not an image index: it has too many elements for its bytes")
     entries = parse_json(raw, where).get("manifests")
@@ -38,19 +38,19 @@ def parse(raw: bytes, where: str) -> list[Entry]:
         check(entry, where)
         name = name_of(entry)
         if name and (len(name) > _LONGEST or not name.isprintable()):
-            raise FormatError(where, f"{name[:80]!r} cannot be a name")
+            raise FormatError(where, f"{name[:80]!r} is not a valid name")
         if name and seen.setdefault(name, entry["digest"]) != entry["digest"]:
-            raise FormatError(where, f"the name {name[:80]!r} means two manifests")
+            raise FormatError(where, f"two manifests have the name {name[:80]!r}")
     return entries
 
 
 def check(entry: object, where: str) -> Entry:
-    """A descriptor that can be believed in form; FormatError else."""
+    """Check the form of a descriptor and return it; FormatError if it is invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("mediaType"), str):
         raise FormatError(where, "an entry is not a descriptor")
     size = entry.get("size")
     if type(size) is not int or not 0 <= size < 2**63:
-        raise FormatError(where, "an entry has no sensible size")
+        raise FormatError(where, "an entry has no valid size")
     parse_digest(entry.get("digest"), where)
     annotations = entry.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
@@ -59,36 +59,36 @@ def check(entry: object, where: str) -> Entry:
 
 
 def check_mark(raw: bytes, where: str) -> None:
-    """FormatError unless these are the bytes of an `oci-layout` of a version that is known."""
+    """FormatError unless these are the bytes of an `oci-layout` of a supported version."""
     version = parse_json(raw, where).get("imageLayoutVersion")
     if version != "1.0.0":
         raise FormatError(where, f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
 
 
 def name_of(entry: Entry) -> str | None:
-    """The name of an entry."""
+    """The name of an entry, or None."""
     found: str | None = (entry.get("annotations") or {}).get(NAME)
     return found or None
 
 
 def names(entries: Sequence[Entry]) -> list[str]:
-    """Every name, sorted."""
+    """All names, sorted."""
     return sorted({name for entry in entries if (name := name_of(entry))})
 
 
 def find(entries: Sequence[Entry], name: str) -> Entry | None:
-    """The entry of a name."""
+    """The entry with a name, or None."""
     return next((entry for entry in entries if name_of(entry) == name), None)
 
 
 def only(entries: Sequence[Entry]) -> Entry | None:
-    """The one thing that there is, whatever it is called; None for several or nothing. What says what it is about is not it."""
+    """The only named entry, else the only entry; None if there are several. Attachments have no names."""
     named = [entry for entry in entries if name_of(entry)] or list(entries)
     return named[0] if len({entry["digest"] for entry in named}) == 1 else None
 
 
 def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[Entry]:
-    """The entries with one more: `name`, wherever it was, means `descriptor` now; without one it is there if it wasn't."""
+    """The entries with a descriptor under a name, which no other entry has then; without a name, added if it is missing."""
     if name is None:
         there = any(entry["digest"] == descriptor["digest"] for entry in entries)
         return [*entries] if there else [*entries, descriptor]
@@ -101,7 +101,7 @@ def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[E
 
 
 def descriptor(raw: bytes, digest: Digest, where: str) -> Entry:
-    """What an index says of a manifest; its artifact type too, by which others tell what it is."""
+    """The entry for a manifest, with its artifact type."""
     document = parse_json(raw, where)
     found = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
     if kind := artifact_type(document):
@@ -110,7 +110,7 @@ def descriptor(raw: bytes, digest: Digest, where: str) -> Entry:
 
 
 def artifact_type(document: Entry) -> str:
-    """What a manifest is: its own word, else the type of its config (distribution-spec, "Listing Referrers")."""
+    """The artifact type of a manifest, else the type of its config (distribution-spec, "Listing Referrers")."""
     config = document.get("config")
     found = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
     return found if isinstance(found, str) else ""

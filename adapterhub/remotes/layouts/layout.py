@@ -1,10 +1,10 @@
-"""An image layout as a source, wherever its bytes lie: names from index.json, blobs by their digests, all of it compared."""
+"""An image layout as a source, in a folder or a tar: names from index.json, blobs by digest."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
@@ -12,21 +12,22 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.protocol import Reader
+from adapterhub.remotes.protocol import Connected, Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import index as layout_index
 from .index import Entry
 
 
-class Layout(ABC):
-    """What a folder and an archive have in common. `where`: what errors call it.
+class Layout(Connected):
+    """The common part of a folder and an archive; `where` is its name in errors.
 
     Attributes:
-        any_name: The latest is what there is, if that is one thing only: nobody has said a name.
+        any_name: `latest` is the only version there, if there is one only, because the address has no name.
     """
 
     def __init__(self, where: str, *, any_name: bool = False) -> None:
+        super().__init__()
         self._where = where
         self.any_name = any_name
 
@@ -37,15 +38,23 @@ class Layout(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything."""
+        """Tell whether there is a layout."""
 
     @abstractmethod
     def entries(self) -> list[Entry]:
-        """What index.json says; nothing where there is none yet."""
+        """The entries of index.json; empty if there is none yet."""
 
     @abstractmethod
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """An unbuffered file, where in it a blob begins, and how many bytes that is; None when it isn't there."""
+        """An unbuffered file, the position of a blob in it, and its size in bytes; None without the blob."""
+
+    def referring(self) -> Self:
+        """Itself."""
+        return self
+
+    @abstractmethod
+    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
+        """Store a manifest or an index, and its entry in index.json."""
 
     # ---- a source
 
@@ -70,7 +79,7 @@ class Layout(ABC):
         return found
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, compared with its digest."""
+        """The bytes of a manifest or an index, verified."""
         where = self._at(reference)
         digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
         found = self.blob(digest)
@@ -83,11 +92,11 @@ class Layout(ABC):
             file.seek(offset)
             raw = b"".join(iter(lambda: file.read(size - file.tell() + offset), b""))
         if sha256_bytes(raw) != digest:
-            raise IntegrityError(where, f"its bytes are not those of {digest}")
+            raise IntegrityError(where, f"its bytes do not match {digest}")
         return raw
 
     def referrers(self, digest: Digest) -> list[Entry] | None:
-        """The entries of what is about a manifest: all that are listed are looked at."""
+        """The entries of the manifests about a manifest; all manifests are read for it."""
         found = {}
         for entry in self.entries() if self.exists() else []:
             if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
@@ -103,7 +112,7 @@ class Layout(ABC):
         """The bytes of a blob from `start` on."""
         found = self.blob(blob.digest)
         if found is None:
-            raise NotFoundError(self.where, f"has no blob {blob.digest}")
+            raise NotFoundError(self.where, f"no blob {blob.digest}")
         file, offset, size = found
         with file:
             if size != blob.size:
@@ -111,18 +120,18 @@ class Layout(ABC):
             yield Window(file, offset + start, size - start)
 
     def tags(self) -> list[str]:
-        """Every name, sorted."""
+        """All names, sorted."""
         if not self.exists():
             raise NotFoundError(self.where, "no such file or folder")
         return layout_index.names(self.entries())
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, to be closed; None for nothing."""
+        """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
         found = self.blob(digest)
         return Window(*found) if found else None
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether a blob of this digest and size is there; its bytes aren't read."""
+        """Tell whether a blob of this digest and size is there; its bytes are not read."""
         found = self.blob(blob.digest)
         if found is None:
             return False
@@ -135,21 +144,9 @@ class Layout(ABC):
         if missing:
             raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
 
-    # ---- a context
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of what is held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 class Window(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as an unbuffered file that closes it."""
+    """`size` bytes of a file from `offset` on, as an unbuffered file; closing it closes the file."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         super().__init__()
@@ -161,7 +158,7 @@ class Window(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as there is left."""
+        """Read up to `len(buffer)` bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
         n = self._file.readinto(view[: self._left]) or 0  # type: ignore[attr-defined]
         self._left -= n

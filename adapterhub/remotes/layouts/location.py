@@ -1,7 +1,7 @@
-"""An image layout as a place: `layout://PATH[:NAME|@DIGEST]`, or as skopeo writes it, `oci:DIR[:NAME]` and `oci-archive:TAR…`.
+"""Addresses of image layouts: `layout://PATH[:NAME|@DIGEST]`, or in skopeo's form, `oci:DIR[:NAME]` and `oci-archive:TAR…`.
 
-NAME is what index.json calls it: `v2`, as skopeo and oras have it, or `team/sql:v2`, as ours. The path ends at its first
-colon, as skopeo reads it.
+NAME is a name in index.json: `v2`, as of skopeo and oras, or `team/sql:v2`, as of adapterhub. The path ends at its first colon,
+as for skopeo.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ _HINT = "Write it like layout://bundle.tar:team/sql:v2"
 
 @dataclass(frozen=True, slots=True)
 class LayoutAddress:
-    """A layout on this disk, and what in it is meant: a name, a digest, or neither."""
+    """A layout on the local disk, with a name in it, a digest, or neither."""
 
     prefix: str
     path: str
     tag: str | None = None
     digest: Digest | None = None
 
+    mark = ":"  # before a tag
+
     @property
     def host(self) -> str:
-        """The file or folder, without where it lies."""
+        """The name of the file or folder."""
         return Path(self.path).name
 
     @property
@@ -54,17 +56,17 @@ class LayoutAddress:
 
     @property
     def reference(self) -> str:
-        """What is asked for."""
+        """The digest, else the name, else `latest`."""
         return self.digest or self.tag or LATEST
 
     @property
     def version(self) -> str:
-        """The address with a name."""
+        """The address with a name or a digest."""
         return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
 
     @property
     def archived(self) -> bool:
-        """Whether it is a tar: as the prefix says, as it lies there, or as its name says."""
+        """Tell whether it is a tar: by the prefix, by the file that exists, else by its suffix."""
         if self.prefix != "layout://":
             return self.prefix == "oci-archive:"
         path = Path(self.path)
@@ -75,7 +77,7 @@ class LayoutAddress:
 
 
 def parse(text: str) -> LayoutAddress:
-    """What an address says."""
+    """Parse an address."""
     prefix = next((prefix for prefix in _PREFIXES if text.lower().startswith(prefix)), "")
     rest = text[len(prefix) :]
     drive = rest[:2] if _DRIVE.match(rest) else ""
@@ -83,20 +85,20 @@ def parse(text: str) -> LayoutAddress:
     if at:
         digest = parse_digest(f"sha256:{digest}", text)
         if ":" in path[len(drive) :]:
-            raise UsageError(text, "a name and a digest at once", f"Write {prefix}{path.partition(':')[0]}@{digest}")
+            raise UsageError(text, "both a name and a digest", f"Write {prefix}{path.partition(':')[0]}@{digest}")
         name = None
     else:
         path, colon, name_text = rest[len(drive) :].partition(":")
         path, digest, name = drive + path, "", name_text if colon else None
     if not prefix or not path or "\0" in path:
-        raise UsageError(text, "an image layout is a folder or a .tar", _HINT)
+        raise UsageError(text, "not a valid address of an image layout, a folder or a .tar", _HINT)
     if name is not None and not _NAME.fullmatch(name):
-        raise UsageError(text, f"{name[:80]!r} cannot be a name in an image layout", _HINT)
+        raise UsageError(text, f"{name[:80]!r} is not a valid name in an image layout", _HINT)
     return LayoutAddress(prefix, path, name, digest or None)
 
 
 def connect(address: LayoutAddress, who: Surroundings | None = None) -> LayoutFolder | Archive:
-    """The layout; nothing of it is read yet."""
+    """Open the layout; nothing is read yet."""
     del who
     kind = Archive if address.archived else LayoutFolder
     return kind(Path(address.path), address.repository, any_name=address.tag is None)

@@ -1,1 +1,1 @@
-"""Object stores, and folders that are laid out like one."""
+"""Object stores, and folders with the same layout."""

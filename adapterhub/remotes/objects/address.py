@@ -1,7 +1,7 @@
 """The address of an adapter in an object store: `s3://bucket/prefix/namespace/name[:tag|@digest]`, `gs://`, `az://`, `file://`.
 
-What lies before the last two parts is where the store is, a prefix of a bucket or a folder; those two are a name, with the
-grammar that names have here (`adapterhub/ref.py`), so that a store which was copied down is a registry's.
+The last two parts are a name, with the grammar of `adapterhub/ref.py`; the part before is the store, a prefix of a bucket or a
+folder. So a store that is copied to disk is the store of a local registry.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub_converters.errors import UsageError
 
-BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # and what each calls it
+BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-_PART = re.compile(r"[A-Za-z0-9!_.*'()-]+")  # what AWS calls safe in a key
+_PART = re.compile(r"[A-Za-z0-9!_.*'()-]+")  # "safe characters" of a key in the documentation of S3
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectAddress:
-    """One name in an object store, and which version of it.
+    """One name in an object store, with a version.
 
     Attributes:
         bucket: Empty for a folder.
-        root: Where the store is: the prefix in the bucket, without slashes around it, or the folder's whole path.
+        root: The store: the prefix in the bucket, without slashes around it, or the absolute path of the folder.
         ref: The name, with a tag, a number, a range, a digest or its first digits.
     """
 
@@ -34,15 +34,17 @@ class ObjectAddress:
     root: str
     ref: Ref
 
+    mark = ":"  # before a tag
+
     @classmethod
     def parse(cls, text: str) -> ObjectAddress:
-        """What an address says; UsageError says what is wrong with it, and never repeats a password."""
+        """Parse an address; the UsageError for an invalid one never repeats a password."""
         scheme, _, rest = text.partition("://")
         scheme = scheme.lower()
         bucket, _, path = rest.partition("/")
         if "@" in bucket or "?" in rest:
             shown = f"{scheme}://…/{path.partition('?')[0]}"
-            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; the environment has them")
+            raise UsageError(shown, "credentials in an address end up in logs", "Remove them, and set them in the environment")
         hint = f"Write it like {scheme}://{'' if scheme == 'file' else 'bucket'}/adapters/team/sql:v2"
         head, _, last = path.rpartition("/")
         before, _, space = head.rpartition("/")
@@ -53,7 +55,7 @@ class ObjectAddress:
             root = before
             usable = bool(_BUCKET.fullmatch(bucket)) and all(_is_part(part) for part in root.split("/") if root)
         if not usable or "" in path.split("/")[:-2]:
-            raise UsageError(text, "is not where a store of adapters can be", hint)
+            raise UsageError(text, "not a valid address of an object store", hint)
         try:
             ref = Ref.parse(f"{space}/{last}")
         except RefError as error:
@@ -94,7 +96,7 @@ class ObjectAddress:
 
     @property
     def reference(self) -> str:
-        """What is asked for: the digest, else the tag, else `latest`."""
+        """The digest, else the tag, else `latest`."""
         return self.digest or self.tag or LATEST
 
     @property

@@ -1,7 +1,7 @@
-"""Objects in a bucket or a folder, through obstore: read, put, created, listed, and every failure in one line.
+"""Objects in a bucket or a folder, through obstore: read, put, create, list, with every failure in one line.
 
-obstore's own errors quote requests and answers, in which keys and signatures may stand: only a status and a code are taken
-from them. What it sends again after a failure it asks for by range; so what is streamed here it must not send again.
+obstore's own errors quote requests and answers, which may contain keys and signatures: only a status and a code are taken from
+them. Its retries of a stream request a range, and trust it; so streams here are without its retries.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .address import BUCKETS, ObjectAddress
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload
-_CHUNK = 1 << 16  # bytes that come at once; what is lost of them when a connection breaks
+_CHUNK = 1 << 16  # bytes of a chunk, which is lost when a connection breaks
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
 _MAKE = {
-    "s3": "Make it: `aws s3 mb s3://{}`",
-    "gs": "Make it: `gcloud storage buckets create gs://{}`",
-    "az": "Make it: `az storage container create --name {}`",
+    "s3": "Create it: `aws s3 mb s3://{}`",
+    "gs": "Create it: `gcloud storage buckets create gs://{}`",
+    "az": "Create it: `az storage container create -n {}`",
 }
 _LOGIN = {
-    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it isn't Amazon's",
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
@@ -44,16 +44,16 @@ _SAID = re.compile(r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
-class Unsupported(AdapterhubError):  # noqa: N818 - never seen by who uses a bucket
-    """The store says itself that it cannot create exclusively."""
+class Unsupported(AdapterhubError):  # noqa: N818 - not seen outside this package
+    """The store reports that it cannot create exclusively."""
 
 
 class Bucket:
     """The objects below one prefix or folder.
 
     Attributes:
-        where: What errors call it.
-        endpoint: Which server it is on; empty where that is no server.
+        where: Its name in errors.
+        endpoint: The server; empty for a folder.
     """
 
     def __init__(self, address: ObjectAddress, environ: Mapping[str, str], *, retries: int = RETRIES) -> None:
@@ -66,13 +66,13 @@ class Bucket:
         self._streaming: Any = None
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         self._store = self._streaming = None
 
     # ---- reading
 
     def read(self, key: str, limit: int) -> bytes | None:
-        """The bytes of an object, None where there is none; IntegrityError for more than `limit` of them."""
+        """The bytes of an object, None without one; FormatError for more than `limit`."""
         with self._errors(key) as obstore:
             try:
                 found = obstore.get(self._whole(), key)
@@ -84,7 +84,7 @@ class Bucket:
             return bytes(found.bytes())
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """The size of an object in bytes, None without one."""
         with self._errors(key) as obstore:
             try:
                 return int(obstore.head(self._whole(), key)["size"])
@@ -93,17 +93,17 @@ class Bucket:
 
     @contextmanager
     def stream(self, key: str, size: int, start: int, where: str) -> Iterator[Reader]:
-        """The bytes of an object of `size` from `start` on; CutError where they stop, NotFoundError for no such object.
+        """The bytes of an object of `size` from `start` on; CutError if they end early, NotFoundError without the object.
 
-        A server that knows no ranges sends it all, and what comes before is passed over. One that sends a wrong range
-        without saying so is found out by who compares the digest.
+        If the server does not support ranges, the bytes before are discarded. A wrong range that the server does not report is
+        detected when the digest is compared.
         """
         with self._cut(where) as obstore:
             try:
                 found, at = self._get(obstore, key, start)
             except FileNotFoundError as error:
                 self._no_bucket(error)
-                raise NotFoundError(where, "there is no such blob", "Ask its owner") from error
+                raise NotFoundError(where, "no such blob", "Ask its owner") from error
         if found.meta["size"] != size:
             raise IntegrityError(where, f"the store has {found.meta['size']} bytes of it, not {size}", "Ask its owner")
         reader = _Stream(iter(found.stream(_CHUNK)), lambda: self._cut(where))
@@ -113,7 +113,7 @@ class Bucket:
         yield reader
 
     def _get(self, obstore: Any, key: str, start: int) -> tuple[Any, int]:
-        """The answer, and which byte its first one is."""
+        """The answer, and the position of its first byte."""
         store = self._streamed()
         if start:
             try:
@@ -127,7 +127,7 @@ class Bucket:
         return obstore.get(store, key), 0
 
     def numbers(self, prefix: str) -> list[int]:
-        """The objects `prefix/<number>.json` that a list names. A list may be behind: it is a hint and no more."""
+        """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only."""
         with self._errors(prefix) as obstore:
             stems = [item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page]
         return sorted(int(stem[:-5]) for stem in stems if re.fullmatch(r"[0-9]{8,15}\.json", stem))
@@ -135,25 +135,25 @@ class Bucket:
     # ---- writing
 
     def make(self) -> None:
-        """Have the folder; buckets are made by their owners."""
+        """Create the folder; buckets are created by their owners."""
         if self._scheme == "file":
             with local_errors(self._root):
                 self._root.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """Have an object, whole or not at all, in place of what was there."""
+        """Write an object, completely or not at all, in place of the old one."""
         with self._errors(key) as obstore:
             obstore.put(self._whole(), key, data, use_multipart=False)
         self._settle(key)
 
     def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
-        """The same of pieces of `size` bytes, the last one less. An exception that they raise leaves no object."""
+        """Write an object from pieces of `size` bytes, the last one shorter. If they raise an exception, there is no object."""
         with self._errors(key) as obstore:
             obstore.put(self._whole(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_AT_ONCE)
         self._settle(key)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Have an object that must not be there; False where it is, if the store looks. Many say nothing and replace it."""
+        """Create an object; False if it exists and the store checks that. Many stores replace it instead."""
         with self._errors(key) as obstore:
             try:
                 obstore.put(self._whole(), key, data, mode="create")
@@ -165,7 +165,7 @@ class Bucket:
         return True
 
     def remove(self, key: str) -> None:
-        """Have no such object."""
+        """Remove an object, if it exists."""
         with self._errors(key) as obstore:
             try:
                 obstore.delete(self._whole(), key)
@@ -173,7 +173,7 @@ class Bucket:
                 return
 
     def _settle(self, key: str) -> None:
-        """Have a file on the disk; of a bucket that is the server's matter."""
+        """Flush a file to disk; a bucket is the responsibility of the server."""
         if self._scheme != "file":
             return
         path = self._root / key
@@ -198,20 +198,20 @@ class Bucket:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[Any]:
-        """obstore, whose exceptions in here become ours."""
+        """obstore, with its exceptions turned into ours."""
         import obstore
 
         try:
             yield obstore
         except FileNotFoundError as error:
             self._no_bucket(error)
-            raise NotFoundError(f"{self.where}/{key}", "there is no such object") from error
+            raise NotFoundError(f"{self.where}/{key}", "no such object") from error
         except obstore.exceptions.BaseError as error:
             raise self._told(error) from error
 
     @contextmanager
     def _cut(self, where: str) -> Iterator[Any]:
-        """The same where asking again may help."""
+        """Like `_errors`, with a CutError for a failure that another request may not meet."""
         try:
             with self._errors("") as obstore:
                 yield obstore
@@ -222,18 +222,18 @@ class Bucket:
 
     def _no_bucket(self, error: Exception) -> None:
         if self._scheme in BUCKETS and _NO_BUCKET.search(str(error)):
-            what = f"there is no {BUCKETS[self._scheme]} {self._name}"
+            what = f"no such {BUCKETS[self._scheme]}: {self._name}"
             raise NotFoundError(self.where, what, _MAKE[self._scheme].format(self._name)) from error
 
     def _told(self, error: Exception) -> AdapterhubError:
-        """What an exception of obstore's comes to: never its text, which may quote what was sent."""
+        """Our error for an exception of obstore, without its text, which may quote the request."""
         self._no_bucket(error)
         text, kind = str(error), type(error).__name__
         if self._scheme == "file":
             found = re.search(r": ([^:\n]{1,80}) \(os error \d+\)", text)
             return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
         if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
-            return _DeniedError(self.where, "there are no credentials", _LOGIN[self._scheme])
+            return _DeniedError(self.where, "no credentials", _LOGIN[self._scheme])
         said = _SAID.search(text)
         words = " ".join(word for word in said.groups() if word) if said else ""
         if kind in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
@@ -245,14 +245,14 @@ class Bucket:
             what = "the answer was cut off"
         elif "builder error" in text:
             hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
-            return RemoteError(self.where, f"{self.endpoint} is not asked in plain text", hint)
+            return RemoteError(self.where, f"{self.endpoint} is plain HTTP, which is refused", hint)
         elif any(word in text for word in _NO_ANSWER):
             what = f"{self.endpoint} does not answer"
         return RemoteError(self.where, what, "Try again later")
 
 
 class _DeniedError(RemoteError):
-    """Asking again would not help."""
+    """A refusal that another request would meet as well."""
 
 
 class _Stream:
@@ -263,7 +263,7 @@ class _Stream:
         self._left = memoryview(b"")
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as there is of a chunk."""
+        """Read up to `len(buffer)` bytes of a chunk; 0 at the end."""
         while not self._left:
             with self._errors():
                 found = next(self._chunks, None)
@@ -281,7 +281,7 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
 
     if address.scheme == "file":
         if not Path(address.root).is_dir():
-            raise NotFoundError(address.store, "there is no such folder", "A push makes it")
+            raise NotFoundError(address.store, "no such folder", "A push creates it")
         return store.LocalStore(address.root)
     prefix = _ENVIRONMENT[address.scheme]
     config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
@@ -300,7 +300,7 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
     while True:
         try:
             return kind(address.bucket, config=config, **options)
-        except exceptions.UnknownConfigurationKeyError as error:  # meant for other programs
+        except exceptions.UnknownConfigurationKeyError as error:  # for other programs
             unknown = re.search(r"key: '([^']*)'", str(error))
             if not unknown or config.pop(unknown[1], None) is None:
                 raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
@@ -317,7 +317,7 @@ def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
 
 
 def _is_here(endpoint: str) -> bool:
-    """Whether a server is this machine by its very name: nobody listens in between."""
+    """Tell whether a server is this machine by its very name, so that nobody can listen in between."""
     host = urlsplit(endpoint).hostname or ""
     return host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
 

@@ -1,6 +1,6 @@
-"""The log of a name's refs in an object store: the entries that a registry has (`adapterhub/store.py`), an object each.
+"""The log of a name's refs in an object store: the entries of a local registry's log (`store/ref_log.py`), an object each.
 
-They are read by their numbers, and each names the digest of the one before. A list says only how many to ask for at once.
+They are read by number, and each contains the digest of the one before. A listing only tells how many to request at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AT_ONCE = 8
 
 @dataclass
 class State:
-    """Where a name stands: versions by number, with digest and size of their manifests, and the numbers of its tags."""
+    """The state of a name: versions by number, with digest and size of their manifests, and the numbers of its tags."""
 
     seq: int = 0
     head: Digest = ""
@@ -33,7 +33,7 @@ class State:
     protected: set[str] = field(default_factory=set)
 
     def apply(self, entry: Entry) -> None:
-        """Go on by one entry."""
+        """Apply one entry."""
         self.number = max(self.number, entry.number)
         if entry.op == "delete":
             self.deleted = True
@@ -53,12 +53,12 @@ class State:
             self.tags |= dict.fromkeys(entry.tags, entry.number)
 
     def number_of(self, digest: Digest) -> int:
-        """The version that has this manifest, 0 for none."""
+        """The number of the version with this manifest, 0 for none."""
         return next((number for number, found in self.versions.items() if found[0] == digest), 0)
 
 
 class Log:
-    """The log of one name, as far as it was read."""
+    """The log of one name, up to the entry that was read last."""
 
     def __init__(self, bucket: Bucket, name: str) -> None:
         self._bucket, self._name = bucket, name
@@ -67,11 +67,11 @@ class Log:
         self.state = State()
 
     def key(self, seq: int) -> str:
-        """Where an entry lies."""
+        """The key of an entry."""
         return f"{self._folder}/{seq:08}.json"
 
     def refresh(self) -> State:
-        """Read on to the log's end."""
+        """Read the log to its end."""
         if not self._listed:
             self._read_listed()
             self._listed = True
@@ -92,7 +92,7 @@ class Log:
                 self._apply(raw)
         if listed and listed[-1] > self.state.seq and self.raw(self.state.seq + 1) is None:
             where = f"{self._bucket.where}/{self.key(self.state.seq + 1)}"
-            raise IntegrityError(where, f"is missing; entry {listed[-1]} follows it", "Restore it from a backup")
+            raise IntegrityError(where, f"missing, but entry {listed[-1]} follows it", "Restore it from a backup")
 
     def _apply(self, raw: bytes) -> None:
         seq = self.state.seq + 1
@@ -105,7 +105,7 @@ class Log:
         self.state.apply(entry)
         self.state.seq, self.state.head = seq, sha256_bytes(raw)
 
-    # ---- what a reference means
+    # ---- references
 
     def version(self, reference: str, where: str) -> tuple[Digest, int]:
         """Digest and size of the manifest that a reference names."""
@@ -114,29 +114,30 @@ class Log:
         if ref.digest:
             found = sorted({pair for pair in state.versions.values() if pair[0].startswith(ref.digest)})
             if len(found) > 1:
-                raise RefError(where, f"{len(found)} versions begin so", "Write more of the digest")
+                raise RefError(where, f"ambiguous digest prefix: {len(found)} versions", "Use more digits")
             if found:
                 return found[0]
         elif (number := ref.number or _tagged(state, ref, where)) in state.versions:
             return state.versions[number]
-        raise NotFoundError(where, "no such version there", f"`adapterhub list {self._bucket.where}/{self._name}` says which")
+        repository = f"{self._bucket.where}/{self._name}"
+        raise NotFoundError(where, "no such version", code="no-such-tag", repository=repository)
 
     def there(self) -> State:
-        """Where the name stands; NotFoundError when there is no such name."""
+        """The state of the name; NotFoundError if there is no such name."""
         state = self.refresh()
         if not state.seq or state.deleted:
-            what = "was deleted" if state.deleted else "no such adapter there"
-            raise NotFoundError(f"{self._bucket.where}/{self._name}", what, "Look at the address")
+            what = "was deleted" if state.deleted else "no such adapter"
+            raise NotFoundError(f"{self._bucket.where}/{self._name}", what, "Check the address")
         return state
 
 
 def _tagged(state: State, ref: Ref, where: str) -> int:
-    """The number that a tag or a range means, 0 for none. A tag that isn't there, like `1.2`, may be a range."""
+    """The number of the version that a tag or a range selects, 0 for none. A missing tag, like `1.2`, may be a range."""
     tag = ref.tag or LATEST
     if not ref.range and tag in state.tags:
         return state.tags[tag]
     wanted = semver.parse_range(ref.range or ref.tag or "")
     found = semver.highest(list(state.tags), wanted) if wanted else []
     if len({state.tags[tag] for tag in found}) > 1:
-        raise RefError(where, f"{' and '.join(found)} are one version and point to different ones", "Name one of them")
+        raise RefError(where, f"{' and '.join(found)} are one version number of different versions", "Name one of them")
     return state.tags[found[0]] if found else 0

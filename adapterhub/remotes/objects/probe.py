@@ -1,8 +1,8 @@
-"""Whether a store creates objects exclusively: tried, not looked up.
+"""A test of whether a store creates objects exclusively.
 
-Stores that ignore `If-None-Match` say that all is well and replace what was there (rclone's, older radosgw); so what a store
-says of itself proves nothing. That it does was proven is remembered in `capabilities.json` beside the adapters, with the
-server it was true of, as a bucket may be copied to another. That it doesn't is found out again each time.
+Stores that ignore `If-None-Match` report success and replace the object (rclone's, older radosgw), so only an attempt proves
+anything. A positive result is recorded in `capabilities.json` next to the adapters, with the server that it holds for, because
+a bucket may be copied to another. A negative one is not recorded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WRITERS = 8
 
 
 def exclusive(bucket: Bucket) -> bool:
-    """Whether of those who create one object one wins, and nobody replaces it."""
+    """Tell whether one of several writers who create the same object wins, and the object is never replaced."""
     known = {"version": 1, "endpoint": bucket.endpoint, "exclusive": True}
     if bucket.endpoint and _remembered(bucket) == known:
         return True
@@ -53,5 +53,5 @@ def _tried(bucket: Bucket) -> bool:
         return False
     finally:
         for key in (one, many):
-            with contextlib.suppress(AdapterhubError):  # who may not remove leaves a few bytes there
+            with contextlib.suppress(AdapterhubError):  # without the right to remove them, a few bytes stay
                 bucket.remove(key)

@@ -1,13 +1,13 @@
 """An adapter in an object store: `s3://`, `gs://`, `az://`, or a folder, `file://`.
 
-    oci-layout                        as in a registry's store, which a copy of this is
+    oci-layout                        as in a local registry's store
     blobs/sha256/<hex>                files, configs and manifests
-    refs/<namespace>/<name>/<seq>.json   every move of the name's refs; the entry that is there first has won
-    capabilities.json                 that this store was seen to create exclusively (`objects_probe`)
-    tmp/                              what a probe left
+    refs/<namespace>/<name>/<seq>.json   every move of the name's refs; the first writer of a number wins
+    capabilities.json                 records that this store creates exclusively (`probe`)
+    tmp/                              leftovers of a probe
 
-Only whole objects are put. A blob is hashed on its way there, and the store asked for its size then; on its way back whoever
-reads hashes it again. Nothing hangs on an ETag, a range or a list.
+Only whole objects are put. A blob is hashed while it is sent, and the store is then asked for its size; it is hashed again when
+it is read. Nothing relies on an ETag, a range or a listing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry.registry import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
 
@@ -42,29 +42,27 @@ if TYPE_CHECKING:
 
     from adapterhub.remotes.location import Surroundings
 
-PIECE = 16 << 20  # bytes of one part; a smaller blob goes in one request
-_MOST_PIECES = 10_000  # parts that S3 takes of one object
+PIECE = 16 << 20  # bytes of one part; a smaller blob is sent in one request
+_MOST_PIECES = 10_000  # parts of one object on S3
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _TRIES = 30
 SINGLE_WRITER = "this store cannot create exclusively; let one writer push at a time"
 
 
 def parse(text: str) -> ObjectAddress:
-    """The address of one name in an object store, and of a version of it."""
+    """Parse the address of a name in an object store, with or without a version."""
     return ObjectAddress.parse(text)
 
 
 def connect(address: ObjectAddress, who: Surroundings) -> Objects:
-    """The name's place; who asks is what the environment says (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
+    """Open a name, with the credentials of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
     return Objects(address, who.environ)
 
 
-class Objects:
+class Objects(Connected):
     """One name in an object store; `close` it in the end.
 
     Attributes:
-        expect: The digest, its first digits or ABSENT, that a put manifest's tag must have until then.
-        notes: What whoever writes should be told.
         verify: Read each blob again after it was put.
     """
 
@@ -78,14 +76,14 @@ class Objects:
         retries: int = RETRIES,
         verify: bool = False,
     ) -> None:
+        super().__init__()
         self.address, self.verify = address, verify
-        self.expect: str | None = None
-        self.notes: list[str] = []
+        self._expected: str | None = None
         self._bucket = Bucket(address, environ, retries=retries)
         self._log = Log(self._bucket, address.ref.name)
         self._pauses, self._piece = pauses, piece
         self._exclusive: bool | None = None
-        self._lock = threading.Lock()  # blobs come several at once
+        self._lock = threading.Lock()  # several blobs are put at once
         self._there: set[tuple[Digest, int]] = set()
 
     @property
@@ -94,19 +92,17 @@ class Objects:
         return self.address.repository
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         self._bucket.close()
 
-    def __enter__(self) -> Objects:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def expect(self, digest: str) -> None:
+        """Write the tag only if it is at this digest, its first digits, or ABSENT."""
+        self._expected = digest
 
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a tag, a running number, a range or a digest of this name."""
+        """The manifest of a tag, a version number, a range or a digest of this name."""
         where = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
         digest, size = self._log.version(reference, where)
         raw = self._bucket.read(_key(digest), MAX_MANIFEST)
@@ -127,18 +123,18 @@ class Objects:
             yield reader
 
     def tags(self) -> list[str]:
-        """Every tag that points to a version now."""
+        """All tags that point to a version now, sorted."""
         return sorted(self._log.there().tags)
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, to be closed; None for nothing."""
+        """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
         size = self._bucket.size(_key(digest))
         return None if size is None else Steady(self, Descriptor("", digest, size), pauses=self._pauses)
 
     # ---- writing
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether an object of its name has its size."""
+        """Tell whether the object of a blob exists with its size."""
         self._begin()
         return self._is_there(blob)
 
@@ -149,7 +145,7 @@ class Objects:
         return found
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Send a blob, hashed as it goes: one with wrong bytes never becomes an object."""
+        """Send a blob, hashed while it is sent: wrong bytes never become an object."""
         self._begin()
         where, key = f"{self.where}: {blob.path or blob.digest}", _key(blob.digest)
         piece = max(self._piece, -(-blob.size // _MOST_PIECES))
@@ -170,7 +166,7 @@ class Objects:
         return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Make it the next version of the name, or point a tag at the version that it is already."""
+        """Make a manifest the next version of the name, or point a tag at the version that it is already."""
         tag = None if tag in (None, LATEST) else parse_tag(str(tag), self.where)
         self._begin()
         missing = [blob for blob in (*made.layers, made.config) if not self._is_there(blob)]
@@ -183,11 +179,11 @@ class Objects:
             entry = self._decided(self._log.refresh(), made, tag)
             if entry is None or self._appended(entry):
                 return
-            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that those who race do not meet again
-        raise ConflictError(self.where, f"others moved it {_TRIES} times meanwhile", "Try again")
+            time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that concurrent writers do not collide again
+        raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
 
     def _begin(self) -> None:
-        """Before anything is written, once: that it may be, and what the store can."""
+        """Check once, before anything is written, that it is allowed, and what the store supports."""
         with self._lock:
             if self._exclusive is None:
                 self._exclusive = self._prepared()
@@ -195,41 +191,42 @@ class Objects:
     def _prepared(self) -> bool:
         ref, root = self.address.ref, self.address.root
         if ref.number or ref.range or ref.digest:
-            raise RefError(str(self.address), "a push allots the number itself", f"Push to {self.where}, or to a tag of it")
+            raise RefError(str(self.address), "a push assigns the number itself", f"Push to {self.where}, or to a tag of it")
         if root.rpartition("/")[2] == FOLDER:
-            raise RefusedError(self.where, "is the store of a registry", "Name the registry with --registry")
+            what = "is the store of a local registry"
+            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
         self._bucket.make()
         if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
         exclusive = objects_probe.exclusive(self._bucket)
-        if self.expect is not None and not exclusive:
-            raise RefusedError(self.where, "this store cannot compare and move at once", "Leave --expect out")
+        if self._expected is not None and not exclusive:
+            raise RefusedError(self.where, "this store cannot compare and move a tag in one step", code="expect-unsupported")
         state = self._log.refresh()
-        if ref.tag or state.deleted:  # before anything is sent; what decides is the look before the entry is made
+        if ref.tag or state.deleted:  # before anything is sent; the check before the entry is created decides
             self._check(state, ref.tag)
         self.notes += [] if exclusive else [SINGLE_WRITER]
         return exclusive
 
     def _check(self, state: State, tag: str | None) -> None:
-        """What forbids a push: a deleted name, or another version than was expected."""
+        """Refuse a push to a deleted name, or to a tag that is at another version than expected."""
         if state.deleted:
             raise ConflictError(self.where, "this name was deleted, and deleted names are not reused", "Choose another name")
-        if self.expect is None:
+        if self._expected is None:
             return
-        wanted = ABSENT if self.expect == ABSENT else parse_prefix(self.expect, f"{self.where}: --expect")
+        wanted = ABSENT if self._expected == ABSENT else parse_prefix(self._expected, f"{self.where}: expected digest")
         found = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
         if not found.startswith(wanted):
-            what = f"moved meanwhile: it is {found}, not {self.expect}"
-            raise ConflictError(f"{self.where}:{tag or LATEST}", what, "Look at that version, then try again")
+            what = f"moved in the meantime: it is {found}, not {self._expected}"
+            raise ConflictError(f"{self.where}:{tag or LATEST}", what, "Review that version, then try again")
 
     def _decided(self, state: State, made: Manifest, tag: str | None) -> Entry | None:
-        """The entry that has the manifest become a version and the tag point to it; None where all is so."""
+        """The entry that makes a manifest a version and moves the tag to it; None if both are so already."""
         self._check(state, tag)
         number, name = state.number_of(made.digest), self.address.ref.name
         if number and (tag is None or state.tags.get(tag) == number):
             return None
         if tag in state.protected:
-            raise RefusedError(f"{self.where}:{tag}", "is protected", "Unprotect it where it was protected")
+            raise RefusedError(f"{self.where}:{tag}", "is protected", "Remove the protection in the registry that set it")
         op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
         of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
         return Entry(name, state.seq + 1, op, now(), *of)
@@ -246,8 +243,8 @@ class Objects:
             return True
         found = self._log.raw(entry.seq)
         if created and found != raw:
-            raise ConflictError(self.where, "another writer has written at the same time", "Try again, one writer at a time")
-        return found == raw  # a request that was sent again finds what it made itself
+            raise ConflictError(self.where, "another writer wrote at the same time", "Try again, one writer at a time")
+        return found == raw  # a repeated request finds the entry that the first one created
 
 
 def _key(digest: Digest) -> str:
@@ -255,9 +252,9 @@ def _key(digest: Digest) -> str:
 
 
 def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: ThreadPoolExecutor) -> Iterator[bytearray]:
-    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError in place of an end that isn't right.
+    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError instead of the last one for a wrong digest.
 
-    They are read beside: who asks for them may be obstore at work, which in the same thread must not be asked to read.
+    They are read in another thread: the caller may be obstore at work, which must not be entered again in the same thread.
     """
     state, done = hashlib.sha256(), 0
     while True:
@@ -273,12 +270,12 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: Thr
         del piece, hashed  # before there is the next one
     if (f"sha256:{state.hexdigest()}", done) != (blob.digest, blob.size):
         what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
     yield piece
 
 
 def _fill(reader: Reader, piece: memoryview) -> int:
-    """Read until `piece` is full or there is no more; bytes read."""
+    """Read until `piece` is full or the reader ends; return the number of bytes."""
     done = 0
     while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
         done += n

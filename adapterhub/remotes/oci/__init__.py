@@ -1,1 +1,1 @@
-"""OCI registries: repositories, who asks, images, attachments."""
+"""OCI registries: repositories, credentials, images, attachments."""

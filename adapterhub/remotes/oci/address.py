@@ -1,7 +1,7 @@
 """The address of an adapter in an OCI registry: `oci://host[:port]/name[:tag]` or `…@sha256:…`.
 
-Names and tags have the grammar of the distribution-spec (v1.1, "Pulling manifests"). HTTPS, unless the host is this machine
-itself or the address says `oci+http://`; `oci+https://` is for a registry on this machine that has a certificate.
+Names and tags have the grammar of the distribution-spec (v1.1, "Pulling manifests"). The protocol is HTTPS, except for this
+machine itself and for `oci+http://`; `oci+https://` is for a registry on this machine that has a certificate.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One repository of a registry, and which version in it: a tag, a digest, or neither.
+    """One repository of a registry, with a version: a tag, a digest, or neither.
 
-    `host` is as it was written, with the port if there was one, which is also what credentials are kept under.
+    `host` is as it was written, with the port if there was one; credentials are stored under it.
     """
 
     host: str
@@ -37,23 +37,25 @@ class Address:
     tls: bool = True
     scheme: str = "oci"
 
+    mark = ":"  # before a tag
+
     @classmethod
     def parse(cls, text: str) -> Address:
-        """What `oci://…` says; UsageError says what is wrong with it, and never repeats a password."""
+        """Parse an address; the UsageError for an invalid one never repeats a password."""
         scheme, _, rest = text.partition("://")
         netloc, _, path = rest.partition("/")
         shown = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
         if "@" in netloc:
-            raise UsageError(shown, "credentials in an address end up in logs", "Leave them out; use `adapterhub login`")
+            raise UsageError(shown, "credentials in an address end up in logs", "Remove them", code="credentials-in-address")
         host, port = _host_and_port(shown, netloc)
         path, at, digest = path.partition("@")
         name, colon, tag = path.partition(":")
         if at and colon:
-            raise UsageError(shown, "a tag and a digest at once", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
+            raise UsageError(shown, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
         if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
-            raise UsageError(shown, f"{name[:80]!r} cannot be a name in a registry", _HINT)
+            raise UsageError(shown, f"{name[:80]!r} is not a valid name in a registry", _HINT)
         if colon and not _TAG.fullmatch(tag):
-            raise UsageError(shown, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, the first no . or -")
+            raise UsageError(shown, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first")
         tls = _SCHEMES[scheme.lower()]
         written = host if port is None else f"{host}:{port}"
         return cls(
@@ -67,7 +69,7 @@ class Address:
 
     @property
     def reference(self) -> str:
-        """What the registry is asked for: the digest, else the tag, else `latest`."""
+        """The digest, else the tag, else `latest`."""
         return self.digest or self.tag or LATEST
 
     @property
@@ -82,13 +84,18 @@ class Address:
 
     @property
     def base(self) -> str:
-        """The URL below which the registry answers."""
+        """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
 
     @property
     def plain(self) -> bool:
-        """Whether others can listen on the way: no TLS, and another machine."""
+        """Tell whether others can listen on the way: no TLS, and another machine."""
         return not self.tls and not _is_here(urlsplit(f"//{self.host}").hostname or "")
+
+    @property
+    def login(self) -> str:
+        """The host to log in to; with its scheme for plain HTTP, for which credentials are stored separately."""
+        return f"{self.scheme}://{self.host}" if self.plain else self.host
 
     @property
     def repository(self) -> str:
@@ -104,14 +111,14 @@ def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:
         parts = urlsplit(f"//{netloc}")
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise UsageError(text, f"not the address of a registry ({error})", _HINT) from error
+        raise UsageError(text, f"not a valid address of a registry ({error})", _HINT) from error
     if not _HOST.fullmatch(host):
-        raise UsageError(text, f"{host[:80]!r} is not the name of a host", _HINT)
+        raise UsageError(text, f"{host[:80]!r} is not a valid host", _HINT)
     return (f"[{host}]" if ":" in host else host), port
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host is this machine by its very name: nobody listens in between."""
+    """Tell whether a host is this machine by its very name, so that nobody can listen in between."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,18 +1,29 @@
-"""The HTTP client with the errors of an OCI registry (distribution-spec v1.1, "Error codes")."""
+"""The HTTP client of an OCI registry: its errors, and the answer to its 401.
+
+The errors are those of the distribution-spec (v1.1, "Error codes"). The answer to a 401 is Basic, or a token from the service
+that the challenge names (docker's "Token Authentication"). The username and password, or the identity token, are sent to that
+service and to the registry itself, never along a redirect, and never over plain HTTP for a registry with HTTPS.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlencode, urlsplit
 
 from adapterhub.http.client import Answer, Client
 from adapterhub.http.errors import AgainError, DeniedError
-from adapterhub_converters.errors import IntegrityError
+from adapterhub.http.urls import ProxyOf, no_proxy, origin
+from adapterhub_converters.errors import IntegrityError, RemoteError
+
+from .credentials import Credentials
 
 
 class RegistryClient(Client):
-    """Requests to one registry or to its token service."""
+    """HTTP to one registry, or to its token service."""
 
-    plain_hint = "Write oci+http:// if plain HTTP is meant"
+    plain_hint = "Use oci+http:// for plain HTTP"
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         found = super()._refusal(answer, where)
@@ -28,3 +39,102 @@ class RegistryClient(Client):
         except (ValueError, KeyError, TypeError, IndexError, RecursionError, AttributeError):
             return ""
         return self.unless_secret(f": {code}" + (f", {message}" if message else ""))
+
+
+# ---- authentication
+
+
+_CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
+_TOKEN = re.compile(r"[!-~]{1,16384}")
+_LARGEST = 1 << 18  # bytes of a token service's answer
+_CLIENT = "adapterhub"
+
+
+class Login:
+    """Authentication at one registry; `find` is called when it first asks for credentials."""
+
+    def __init__(
+        self,
+        where: str,
+        base: str,
+        hint: str,
+        find: Callable[[], Credentials | None],
+        proxy: ProxyOf = no_proxy,
+        *,
+        host: str = "",
+    ) -> None:
+        self.where, self._base, self._find, self._proxy = where, base, find, proxy
+        self._hint, self._host = hint, host
+        self.secrets: tuple[str, ...] = ()
+
+    def __call__(self, challenges: Sequence[str], scope: str) -> str:
+        """The value of `Authorization`; DeniedError without credentials for any of the challenges."""
+        credentials = self._find()
+        self.secrets = credentials.secrets() if credentials else ()
+        found = _parse(challenges)
+        if "bearer" in found:
+            if credentials and credentials.bearer:
+                return f"Bearer {credentials.bearer}"
+            return f"Bearer {self._token(found['bearer'], scope, credentials)}"
+        if "basic" in found and credentials and credentials.user:
+            return credentials.basic()
+        what = "login required" if found else "login required, with an unsupported authentication scheme"
+        raise DeniedError(self.where, f"HTTP 401: {what}", self._hint, host=self._host)
+
+    def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
+        realm = challenge.get("realm", "")
+        if origin(self._base, self.where)[0] == "https" and origin(realm, self.where)[0] != "https":
+            raise RemoteError(self.where, "it asks for the password over plain HTTP")
+        asked = [("service", challenge["service"])] if challenge.get("service") else []
+        asked += [("scope", one) for one in (scope.split() or [challenge.get("scope", "")]) if one]
+        answer = self._asked(realm, asked, credentials)
+        try:
+            document = json.loads(answer.body)
+            token = document.get("token") or document.get("access_token")
+        except (ValueError, AttributeError, RecursionError):
+            token = None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise RemoteError(self.where, "invalid answer of its token service")
+        self.secrets += (token,)
+        return token
+
+    def _asked(self, realm: str, asked: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+        client = RegistryClient(realm, secrets=lambda: self.secrets, proxy=self._proxy)
+        try:
+            if credentials and credentials.identity:
+                form = [
+                    ("grant_type", "refresh_token"),
+                    ("client_id", _CLIENT),
+                    ("refresh_token", credentials.identity),
+                    *asked,
+                ]
+                scopes = " ".join(value for key, value in form if key == "scope")
+                form = [pair for pair in form if pair[0] != "scope"] + ([("scope", scopes)] if scopes else [])
+                kind = {"Content-Type": "application/x-www-form-urlencoded"}
+                return client.ask(
+                    "POST", realm, self.where, good=(200,), headers=kind, body=urlencode(form).encode(), limit=_LARGEST
+                )
+            url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(asked)
+            if not credentials:
+                return client.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
+            # Like a POST, a request with a password is not redirected: 3xx is not a good status.
+            said = {"Authorization": credentials.basic()}
+            return client.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
+        except DeniedError as error:
+            what = "the username and password were refused" if credentials else "login required"
+            what = f"{error.what.partition(':')[0]}: {what}"
+            raise DeniedError(self.where, what, self._hint, host=self._host) from error
+        finally:
+            client.close()
+
+
+def _parse(challenges: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Scheme, in lower case, to its parameters (RFC 9110, section 11.6.1)."""
+    found: dict[str, dict[str, str]] = {}
+    scheme = ""
+    for text in challenges:
+        for match in _CHALLENGE.finditer(text):
+            scheme = (match[1] or scheme).lower()
+            if scheme:
+                found.setdefault(scheme, {}).setdefault(match[2].lower(), match[3])
+    return found

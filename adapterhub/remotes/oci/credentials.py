@@ -1,73 +1,117 @@
-"""Who asks a registry: what `adapterhub login` keeps, else what `docker login` or `oras login` left in docker's config.json.
+"""Credentials for registries, where docker and oras store them: in docker's config.json, or in its credential helper.
 
-`auths`, `credHelpers` and `credsStore` as docker's own client reads them (docker/cli, `cli/config`). Nothing here is ever
-shown: not in an error, not in a repr.
+Stored by the helper that config.json configures for the registry (`credHelpers`, `credsStore`; docker-credential-helpers),
+else in the system's keyring if the package keyring has a usable one, else in `auths`. An empty entry in `auths` is docker's own
+mark for a secret that is stored elsewhere (docker/cli, `cli/config/credentials`). No secret is in any error or repr.
+
+Credentials for plain HTTP have a key of their own, `http://HOST`: what was entered for a registry with TLS is not sent without.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub import user_files
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError
 
-from . import login_store
-from .login_store import Credentials
-
+KEYRING = "the system's keyring"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_HELPER_SECONDS = 60
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
-_IDENTITY = "<token>"  # the user's name that says that the secret is an identity token (docker/docker-credential-helpers)
+_HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io")
+_IDENTITY = "<token>"  # the username for which the secret is an identity token (docker/docker-credential-helpers)
 
 
-def find(host: str, config: Path | None, logins: Path | None = None, *, plain: bool = False) -> Credentials | None:
-    """What our own login keeps, else docker's config.json has for a registry; None for nothing. `plain`: asked without TLS.
+@dataclass(frozen=True)
+class Credentials:
+    """A username and a password, or a token; `source` is where they are stored."""
+
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    identity: str = field(default="", repr=False)
+    bearer: str = field(default="", repr=False)
+    source: str = ""
+
+    def basic(self) -> str:
+        """The value of `Authorization` for Basic authentication."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+
+    def secrets(self) -> tuple[str, ...]:
+        """The texts that must not be shown."""
+        return tuple(secret for secret in (self.password, self.identity, self.bearer, self.basic()[6:]) if len(secret) > 3)
+
+
+def find(host: str, config: Path | None, *, plain: bool = False) -> Credentials | None:
+    """The credentials for a registry, None without any; `plain` for plain HTTP.
 
     Raises:
-        LocalIOError: One of the files, or a helper, is broken.
+        LocalIOError: config.json, a helper or the keyring cannot be read.
     """
-    return (login_store.read(logins, canonical(host, plain=plain)) if logins else None) or _docker(host, config)
-
-
-def canonical(host: str, *, plain: bool = False) -> str:
-    """The one name under which our own logins for a host are kept: what was said over TLS is not said without it."""
-    return ("http://" if plain else "") + (_DOCKER_HUB[0] if host in _DOCKER_HUB else host)
-
-
-def _docker(host: str, config: Path | None) -> Credentials | None:
-    document = _read(config) if config else {}
-    keys = [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
-    if host in _DOCKER_HUB:
-        keys = ["https://index.docker.io/v1/", "docker.io", "index.docker.io", *keys]
-    helpers = _table(document, "credHelpers")
-    helper = next((helpers[key] for key in keys if isinstance(helpers.get(key), str)), document.get("credsStore"))
-    if isinstance(helper, str) and helper:
-        for key in keys[:1] if host not in _DOCKER_HUB else keys[:2]:
-            if (found := _ask(helper, key)) is not None:
-                return found
+    keys, document = _keys(host, plain=plain), _parsed(user_files.read(config), config) if config else {}
+    if found := next(_from_helper(_helper(document, host, keys), keys), None):
+        return found[1]
     auths = _table(document, "auths")
-    entry = next((auths[key] for key in keys if isinstance(auths.get(key), dict)), None)
-    return _entry(entry, f"{config}: auths: {host}") if entry else None
+    key = next((key for key in keys if isinstance(auths.get(key), dict)), "")
+    return _entry(auths[key], f"{config}: auths: {host}") if auths.get(key) else _from_keyring(key) if key else None
 
 
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        return json_file.parse_object(json_file.read_text(config), str(config))
-    except NotFoundError:
-        return {}
-    except AdapterhubError as error:  # its text may hold secrets, and json says where it stopped understanding
-        raise LocalIOError(str(config), "cannot be read as docker's config.json", "Mend it, or log in again") from error
+def store(host: str, config: Path, who: Credentials, *, plain: bool = False) -> str:
+    """Store credentials in place of those there are for a registry; return where the secret is now."""
+    keys = _keys(host, plain=plain)
+    helper = _helper(_parsed(user_files.read(config), config), host, keys)
+    if helper and not who.bearer:  # helpers have no place for a bearer token
+        secret = {"ServerURL": keys[0], "Username": who.user, "Secret": who.password}
+        if _run(helper, "store", json.dumps(secret)).returncode != 0:
+            raise LocalIOError(f"docker-credential-{helper}", f"could not store the credentials for {host}")
+        _change(config, keys[0], {})
+        return f"docker-credential-{helper}"
+    for key, _ in _from_helper(helper, keys):  # it is asked first
+        _run(helper, "erase", key)
+    _change(config, keys[0], {})  # before the keyring gets a secret that this file would not name if it cannot be changed
+    secret = {"registrytoken": who.bearer} if who.bearer else {"auth": who.basic()[6:]}
+    with contextlib.suppress(LookupError, LocalIOError):
+        _keyring("set_password", keys[0], json.dumps(secret))
+        return KEYRING
+    _change(config, keys[0], secret)
+    return str(config)
 
 
-def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
-    found = document.get(key)
-    return found if isinstance(found, dict) else {}
+def forget(host: str, config: Path, *, plain: bool = False) -> bool:
+    """Remove the credentials for a registry, like `docker logout`; return whether there were any."""
+    keys, document = _keys(host, plain=plain), _parsed(user_files.read(config), config)
+    helper, entries = _helper(document, host, keys), _table(document, "auths")
+    helped = [key for key, _ in _from_helper(helper, keys)]
+    for key in helped:
+        _run(helper, "erase", key)
+    there = [key for key in keys if key in entries]
+    for key in there:
+        with contextlib.suppress(LookupError):
+            if not entries[key] and _keyring("get_password", key) is not None:
+                _keyring("delete_password", key)
+        _change(config, key, None)
+    return bool(helped or there)
+
+
+def hosts(config: Path) -> list[str]:
+    """The keys of the registries that config.json has entries for."""
+    return sorted(_table(_parsed(user_files.read(config), config), "auths"))
+
+
+def _keys(host: str, *, plain: bool) -> list[str]:
+    """The keys under which a registry may be stored; the first is the one to write."""
+    if plain:
+        return [f"http://{host}"]
+    own = [host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
+    return [*_HUB_KEYS, *(key for key in own if key not in _HUB_KEYS)] if host in _DOCKER_HUB else own
 
 
 def _entry(entry: dict[str, Any], where: str) -> Credentials | None:
@@ -78,26 +122,131 @@ def _entry(entry: dict[str, Any], where: str) -> Credentials | None:
             user, _, password = base64.b64decode(texts["auth"], validate=True).decode().rstrip("\0").partition(":")
         except (binascii.Error, ValueError) as error:
             raise LocalIOError(where, '"auth" is not base64 of NAME:PASSWORD', "Log in again") from error
-    found = Credentials(user, password, texts.get("identitytoken", ""), texts.get("registrytoken", ""))
+    found = Credentials(user, password, texts.get("identitytoken", ""), texts.get("registrytoken", ""), "docker's config.json")
     return found if user or found.identity or found.bearer else None
 
 
-def _ask(helper: str, host: str) -> Credentials | None:
-    """What a credential helper says (`docker-credential-NAME get`, the host on its stdin)."""
+# ---- config.json
+
+
+def _parsed(text: str, config: Path) -> dict[str, Any]:
+    try:
+        return json_file.parse_object(text, str(config)) if text else {}
+    except AdapterhubError as error:  # its text may repeat a secret
+        raise LocalIOError(str(config), "is not a valid config.json of docker", "Repair it, or log in again") from error
+
+
+def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _change(config: Path, key: str, entry: dict[str, str] | None) -> None:
+    """Set or remove an entry of `auths`; everything else in the file stays, byte for byte."""
+    if entry and config.exists():  # with a secret, the file is for its owner alone
+        with contextlib.suppress(OSError):
+            config.chmod(0o600)
+
+    def changed(text: str) -> str:
+        text, auths = text or "{}\n", _parsed(text, config).get("auths")
+        start, end = _members(text)["auths"][1:] if isinstance(auths, dict) else (0, 0)
+        inner = _spliced(text[start:end] or "{}", key, None if entry is None else json.dumps(entry))
+        return _spliced(text, "auths", inner)
+
+    user_files.change(config, changed, private=bool(entry) or not config.exists())
+
+
+def _members(text: str) -> dict[str, tuple[int, int, int]]:
+    """Where each member of a JSON object starts, and where its value starts and ends."""
+    found: dict[str, tuple[int, int, int]] = {}
+    decode, token = json.JSONDecoder().raw_decode, re.compile(r"[^\s,:]")
+    at = token.search(text, text.index("{") + 1).start()  # type: ignore[union-attr]
+    while text[at] != "}":
+        key, end = decode(text, at)
+        value = token.search(text, end).start()  # type: ignore[union-attr]
+        found[key] = at, value, (end := decode(text, value)[1])
+        at = token.search(text, end).start()  # type: ignore[union-attr]
+    return found
+
+
+def _spliced(text: str, key: str, value: str | None) -> str:
+    """The JSON object `text` with a member set, or removed for None; all other characters stay."""
+    members, begin = _members(text), text.index("{") + 1
+    spans = list(members.values())
+    if key not in members:
+        margin = text[begin : spans[0][0]] if spans else ""
+        new = f"{margin}{json.dumps(key)}: {value}{',' if spans else ''}"
+        return text if value is None else text[:begin] + new + text[begin:]
+    start, at, end = members[key]
+    if value is not None:
+        return text[:at] + value + text[end:]
+    n = spans.index((start, at, end))
+    if n + 1 < len(spans):
+        return text[:start] + text[spans[n + 1][0] :]
+    return text[: spans[n - 1][2]] + text[end:] if n else text[:begin] + text[text.rindex("}") :]
+
+
+# ---- helpers
+
+
+def _helper(document: dict[str, Any], host: str, keys: Sequence[str]) -> str:
+    """The name of the credential helper for a registry; empty without one."""
+    helpers = _table(document, "credHelpers")
+    found = next((helpers[key] for key in (*keys, host) if isinstance(helpers.get(key), str)), document.get("credsStore"))
+    return found if isinstance(found, str) else ""
+
+
+def _from_helper(helper: str, keys: Sequence[str]) -> Iterator[tuple[str, Credentials]]:
+    """The keys for which a helper has credentials."""
+    for key in keys[: 2 if keys[0] in _HUB_KEYS else 1] if helper else ():
+        done = _run(helper, "get", key)
+        if done.returncode != 0:  # it has none for this key
+            continue
+        source = f"docker-credential-{helper}"
+        try:
+            answer = json.loads(done.stdout)
+            user, secret = str(answer["Username"]), str(answer["Secret"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LocalIOError(source, "invalid answer") from error
+        identity = user == _IDENTITY
+        yield key, Credentials(identity=secret, source=source) if identity else Credentials(user, secret, source=source)
+
+
+def _run(helper: str, verb: str, text: str) -> subprocess.CompletedProcess[bytes]:
     program = f"docker-credential-{helper}"
     if not _HELPER.fullmatch(helper):
         raise LocalIOError("config.json", f"{helper[:80]!r} is not the name of a credential helper")
     try:
-        done = subprocess.run([program, "get"], input=host.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False)
+        return subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=60, check=False)
     except FileNotFoundError as error:
-        raise LocalIOError(program, "docker's config.json names it, and it isn't installed", "Install it") from error
+        raise LocalIOError(program, "docker's config.json names it, but it isn't installed", "Install it") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LocalIOError(program, "did not answer") from error
-    if done.returncode != 0:  # nothing is kept for this host; others are asked without credentials
-        return None
+
+
+# ---- the keyring
+
+
+def _keyring(function: str, key: str, *words: str) -> Any:
+    """Call a function of the optional package keyring; LookupError without it, or without a backend that stores anything."""
     try:
-        answer = json.loads(done.stdout)
-        user, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise LocalIOError(program, "answered what makes no sense") from error
-    return Credentials(identity=secret) if user == _IDENTITY else Credentials(user, secret)
+        import keyring
+        from keyring.backends import chainer, fail, null
+    except ImportError as error:
+        raise LookupError from error
+    backend = keyring.get_keyring()
+    chained = isinstance(backend, chainer.ChainerBackend) and not backend.backends
+    if chained or isinstance(backend, (fail.Keyring, null.Keyring)):
+        raise LookupError
+    try:
+        return getattr(keyring, function)("adapterhub", key, *words)
+    except Exception:  # noqa: BLE001 - each backend has errors of its own, and their text may be a secret
+        raise LocalIOError(key, f"its login is in {KEYRING}, which cannot be used", "Unlock it, or log in again") from None
+
+
+def _from_keyring(key: str) -> Credentials | None:
+    with contextlib.suppress(LookupError):
+        if text := _keyring("get_password", key):
+            found = _entry(_parsed(text, Path(KEYRING)), KEYRING)
+            return replace(found, source=KEYRING) if found else None
+    return None

@@ -1,8 +1,8 @@
-"""An OCI registry as a whole: whether it takes us, for whom, what we may do in it, and which names it has.
+"""An OCI registry as a whole: login, rights, and the names in it.
 
-Where a name is needed to ask, one is taken that nobody would give, and nothing of it stays: a manifest is put that is none,
-under a digest that isn't its own, which a registry that knows who asks refuses with a 400. (An upload begun and cancelled
-leaves files in docker-registry 2.8, which saves the state of the hash after it has removed the upload.)
+Rights are tried on a name that nobody uses, and leave nothing behind: an invalid manifest is put under a wrong digest, which a
+registry that grants writing refuses with a 400. (An upload that is begun and canceled leaves files in docker-registry 2.8,
+which saves the state of the hash after it has removed the upload.)
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from adapterhub.remotes.location import Access
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
-from .client import RegistryClient
-from .login import Login
-from .login_store import Credentials
+from .client import Login, RegistryClient
+from .credentials import Credentials
 
 GIVEN = "given"
-"""The source of credentials that are only tried so far."""
+"""The source of credentials that are not stored yet."""
 _DOCKER = "docker's config.json"
 _MAX_NAMES, _MAX_PAGES, _PAGE = 100_000, 1000, 4 << 20
-_UNKNOWN = (401, 403, 404, 405, 501)  # what registries say that have no catalog, or none for us
+_UNKNOWN = (401, 403, 404, 405, 501)  # from registries without a catalog, or without one for this user
 
 
 class Host:
-    """The registry of an address, whose name is a prefix of names there; close it in the end."""
+    """The registry of an address, whose name is a prefix of the names to look at; a context manager that closes it."""
 
     def __init__(
         self,
@@ -51,9 +50,10 @@ class Host:
             self._found.append(find())
             return self._found[-1]
 
-        hint = hint or f"Log in with `adapterhub login {address.host}`"
-        login = Login(self.where, address.base, hint, once, proxy)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
+        host = "" if hint else address.login
+        hint = hint or f"Log in to {host}"
+        login = Login(self.where, address.base, hint, once, proxy, host=host)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
 
     def __enter__(self) -> Host:
         return self
@@ -62,33 +62,34 @@ class Host:
         self._client.close()
 
     def check_login(self) -> None:
-        """Have the registry look at who asks.
+        """Have the registry check the credentials.
 
         Raises:
-            DeniedError: It doesn't take us.
-            RefusedError: It takes everybody, so that nothing was looked at.
+            DeniedError: It refuses them.
+            RefusedError: It requires no login, so that they were not checked.
         """
         self.reach()
         if not self._found:
-            raise RefusedError(self.where, "this registry asks nobody who it is, so a login cannot be checked", "It needs none")
+            raise RefusedError(
+                self.where, "this registry requires no login, so the credentials cannot be checked", "Use it without a login"
+            )
 
     def reach(self) -> None:
-        """RemoteError unless a registry answers there that takes us or asks nobody."""
+        """Check that a registry answers, and refuses no credentials; RemoteError otherwise."""
         try:
             self._client.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
         except NotFoundError as error:
-            raise RemoteError(self.where, "what answers there is no OCI registry (it has no /v2/)") from error
+            raise RemoteError(self.where, "not an OCI registry (it has no /v2/)") from error
         except DeniedError as error:
             if not (found := self._found[-1] if self._found else None):
                 raise
             of = f" of {found.user}" if found.user else ""
             by = f" ({found.source or _DOCKER})" if found.source != GIVEN else ""
-            raise DeniedError(
-                self.where, f"{error.what.partition(':')[0]}: the login{of}{by} was refused", error.hint
-            ) from error
+            what = f"{error.what.partition(':')[0]}: the login{of}{by} was refused"
+            raise DeniedError(self.where, what, error.hint, host=str(error.fields["host"])) from error
 
     def access(self) -> Access:
-        """What we may do below the address; RemoteError when there is no registry, or it doesn't take us at all."""
+        """The rights below the address; RemoteError without a registry, or if it refuses the credentials."""
         self.reach()
         reads, why = self._allowed(self._read)
         writes, not_written = self._allowed(self._write) if reads else (False, "")
@@ -116,7 +117,7 @@ class Host:
         self._client.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
 
     def names(self) -> list[str]:
-        """The repositories there are, sorted; RemoteError where the registry doesn't say."""
+        """All repositories, sorted; RemoteError if the registry does not list them."""
         found: set[str] = set()
         url: str | None = f"{self.address.base}/v2/_catalog?n=1000"
         for _ in range(_MAX_PAGES):
@@ -124,12 +125,12 @@ class Host:
                 break
             answer = self._client.ask("GET", url, self.where, good=(200, *_UNKNOWN), scope="registry:catalog:*", limit=_PAGE)
             if answer.status in _UNKNOWN:
-                raise RemoteError(self.where, "this registry doesn't tell which names it has", "Name one: namespace/name")
+                raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
             try:
                 page = json.loads(answer.body)["repositories"] or []
                 new = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise FormatError(self.where, "the registry does not answer with a list of names") from error
+                raise FormatError(self.where, "the registry's answer is not a list of names") from error
             if new <= found:
                 break
             found |= new

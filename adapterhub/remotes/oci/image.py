@@ -1,9 +1,9 @@
-"""An adapter as a container image, and back: what KServe and Kubernetes' image volumes mount.
+"""An adapter as a container image, and back, for KServe and Kubernetes' image volumes.
 
-One layer, a tar with the adapter's files below /models, as KServe's modelcars have them; no program in it, no time, nobody's
-files. Nothing is written on the way: the layer is read out of the adapter's own blobs, header by header. The image's config
-holds the manifest that was packaged, so that the way back gives each file, and the digest, that went in (image-spec v1.1,
-`config.md`, `layer.md`).
+The image has one layer, a tar with the adapter's files below /models, as in KServe's modelcars; no program, times and owners 0.
+Nothing is written to disk: the layer is put together from the adapter's own blobs, header by header. The image's config
+contains the manifest that was packaged, so that the same files and digest come out again (image-spec v1.1, `config.md`,
+`layer.md`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ORIGINAL = "io.adapterhub.digest"  # an annotation: the digest of what was packa
 _MANIFEST, _CONFIG = "io.adapterhub.manifest", "io.adapterhub.config"  # labels: its manifest and config
 _FOLDER = "models"
 _LAYER_NAME = "models.tar"
-_GZIP = f"{IMAGE_LAYER}+gzip"  # what skopeo and others make of a layer on the way
+_GZIP = f"{IMAGE_LAYER}+gzip"  # a layer that skopeo or another tool compressed on the way
 
 Piece = bytes | Descriptor
-"""Part of a layer: a header or what fills a block, or the bytes of a file."""
+"""Part of a layer: a header or padding, or the bytes of a file."""
 
 
 class Image:
-    """A version of a source as an image; a source itself, of that one image. To make one is to read every file once.
+    """A version of a source as an image, which is itself a source of that one image. Creating it reads every file once.
 
     Attributes:
         made: The image's manifest.
@@ -55,11 +55,11 @@ class Image:
 
     @property
     def where(self) -> str:
-        """That of what is packaged."""
+        """That of the packaged source."""
         return self._source.where
 
     def _hash(self, layers: Sequence[Descriptor]) -> Digest:
-        """The digest of the layer, each file compared with its own."""
+        """The digest of the layer; the digest of each file is checked."""
         whole, wanted = hashlib.sha256(), {layer.digest: layer for layer in layers}
         buffer = memoryview(bytearray(CHUNK))
         for piece in self._pieces:
@@ -78,9 +78,9 @@ class Image:
         return f"sha256:{whole.hexdigest()}"
 
     def manifest(self, reference: str) -> Manifest:
-        """The one there is."""
+        """The only manifest, by its digest or as `latest`."""
         if reference not in (LATEST, self.made.digest):
-            raise NotFoundError(f"{self.where}: {reference}", "an image of one version has one digest")
+            raise NotFoundError(f"{self.where}: {reference}", "no such version in the image")
         return self.made
 
     @contextlib.contextmanager
@@ -92,15 +92,19 @@ class Image:
             with _Spliced(self._source, self._pieces, start) as reader:
                 yield reader
         else:
-            raise NotFoundError(self.where, f"the image of it has no blob {blob.digest}")
+            raise NotFoundError(self.where, f"the image has no blob {blob.digest}")
 
     def tags(self) -> list[str]:
         """None."""
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self._source.stop(on=on)
+
 
 def _pieces(layers: Sequence[Descriptor]) -> list[Piece]:
-    """The layer of files: folders and files by path, each under its header."""
+    """The layer: folders and files by path, each after its header."""
     files = {f"{_FOLDER}/{layer.path}": layer for layer in layers}
     folders = {"/".join(path.split("/")[:depth]) + "/" for path in files for depth in range(1, path.count("/") + 1)}
     found: list[Piece] = []
@@ -128,11 +132,11 @@ def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
             "os": "linux",
             "config": {"Labels": labels},
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-            "history": [{"created_by": "adapterhub push --to image"}],
+            "history": [{"created_by": "adapterhub"}],
         }
     )
     if len(config_bytes) > MAX_MANIFEST:
-        raise RefusedError(layer.path, f"an image's config of {len(config_bytes)} bytes is over the {MAX_MANIFEST} others read")
+        raise RefusedError(layer.path, f"the image's config has {len(config_bytes)} bytes, over the limit of {MAX_MANIFEST}")
     described = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = {**original.annotations, ORIGINAL: original.digest}
     raw = _json(
@@ -159,16 +163,16 @@ def _json(document: object) -> bytes:
 
 
 def _text(source: Source, blob: Descriptor) -> str:
-    """A small blob as text, compared with its digest."""
+    """A small blob as text, verified."""
     where = f"{source.where}: its config"
     if blob.size > MAX_MANIFEST:
-        raise FormatError(where, f"{blob.size} bytes are more than the {MAX_MANIFEST} it may have")
+        raise FormatError(where, f"{blob.size} bytes are over the limit of {MAX_MANIFEST}")
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
     with Steady(source, blob) as reader:
         while len(data) <= blob.size and (n := reader.readinto(buffer)):
             data += buffer[:n]
     if sha256_bytes(bytes(data)) != blob.digest:
-        raise IntegrityError(where, f"its bytes are not those of {blob.digest}")
+        raise IntegrityError(where, f"its bytes do not match {blob.digest}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -176,7 +180,7 @@ def _text(source: Source, blob: Descriptor) -> str:
 
 
 class _Spliced:
-    """Pieces one after the other as an unbuffered file, from `start` on."""
+    """The concatenation of pieces as an unbuffered file, from `start` on."""
 
     def __init__(self, source: Source, pieces: Sequence[Piece], start: int) -> None:
         self._source, self._pieces = source, iter(pieces)
@@ -191,7 +195,7 @@ class _Spliced:
         self._stack.close()
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as the piece has; 0 at the end of the last."""
+        """Read up to `len(buffer)` bytes of a piece; 0 at the end of the last."""
         while not self._left:
             self._stack.close()
             piece = next(self._pieces, None)
@@ -206,16 +210,16 @@ class _Spliced:
                 self._reader = self._stack.enter_context(Steady(self._source, piece, start))
         n: int = self._reader.readinto(memoryview(buffer)[: self._left])
         if not n:
-            self._left, self._pieces = 0, iter(())  # a file that is shorter than it was: nothing of it is right
+            self._left, self._pieces = 0, iter(())  # a file that has become shorter: the digest cannot match
         self._left -= n
         return n
 
 
-# ---- and back
+# ---- from an image to its adapter
 
 
 class Unpacked:
-    """A source in which the image of an adapter is that adapter; anything else is what it is."""
+    """A source in which the image of an adapter appears as that adapter; anything else is unchanged."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -229,7 +233,7 @@ class Unpacked:
         return self._source.where
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest that was packaged, where there is an image."""
+        """The manifest; of an image, the one that was packaged."""
         made = self._source.manifest(reference)
         return self._inside(made) if made.config.media_type == CONFIG_TYPE else made
 
@@ -237,20 +241,22 @@ class Unpacked:
         where = f"{self.where}@{made.digest[:19]}"
         wanted = made.annotations.get(ORIGINAL)
         if not wanted:
-            raise RefusedError(where, "is a container image, and none that `push --to image` made", "Take its files out of it")
+            what = "is a container image that adapterhub did not make"
+            raise RefusedError(where, what, "Extract its files, and push those")
         labels = (oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise FormatError(where, "the image's labels do not say what was packaged")
+            raise FormatError(where, "the labels of the image do not contain the packaged manifest")
         raw, config = (str(text).encode("utf-8", "surrogatepass") for text in texts)
         original = oci_manifest.parse(raw, where)
         if (original.digest, sha256_bytes(config)) != (wanted, original.config.digest):
-            raise IntegrityError(where, f"the manifest in it is {original.digest}, not the {wanted[:80]} that it names")
+            raise IntegrityError(where, f"the image contains another manifest or config than that of {wanted[:80]}")
         pieces = _pieces(original.layers)
         kinds = [layer.media_type for layer in made.layers]
         if kinds != [_GZIP] and (kinds != [IMAGE_LAYER] or made.layers[0].size != _size(pieces)):
-            hint = "Copy it with `skopeo copy --preserve-digests`, or the adapter that it was made of"
-            raise RefusedError(where, f"its layer isn't the one that was packaged, but {', '.join(kinds)[:120]}", hint)
+            what = f"its layer is not the one that was packaged, but {', '.join(kinds)[:120]}"
+            hint = "Copy the image with its digests preserved, or the adapter that it contains"
+            raise RefusedError(where, what, hint, code="image-repacked")
         at = 0
         for piece in pieces:
             if isinstance(piece, Descriptor):
@@ -261,7 +267,7 @@ class Unpacked:
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A file's bytes out of the middle of the layer; whoever reads compares them with its digest."""
+        """The bytes of a file, out of the middle of the layer; unverified."""
         if blob.digest in self._known:
             yield io.BytesIO(self._known[blob.digest][start:])
         elif self._layer and blob.digest in self._offsets:
@@ -279,6 +285,10 @@ class Unpacked:
         """Those of the source."""
         return self._source.tags()
 
+    def stop(self, *, on: bool = True) -> None:
+        """Stop the source."""
+        self._source.stop(on=on)
+
 
 class _Bounded:
     """The first `size` bytes of a reader."""
@@ -287,14 +297,14 @@ class _Bounded:
         self._reader, self._left = reader, max(size, 0)
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as comes; 0 at the end."""
+        """Read up to `len(buffer)` bytes; 0 at the end."""
         n = int(self._reader.readinto(memoryview(buffer)[: self._left]) or 0) if self._left else 0
         self._left -= n
         return n
 
 
 class _Gunzipped:
-    """What gzip compressed, from its start on."""
+    """The uncompressed bytes of a gzip stream."""
 
     def __init__(self, reader: Reader, where: str) -> None:
         self._reader, self._where = reader, where
@@ -302,7 +312,7 @@ class _Gunzipped:
         self._waiting = b""
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill as much of `buffer` as comes; 0 at the end."""
+        """Read up to `len(buffer)` bytes; 0 at the end."""
         while len(buffer) and not self._state.eof:
             if not self._waiting:
                 self._waiting = bytes(self._buffer[: self._reader.readinto(self._buffer) or 0])
@@ -311,7 +321,7 @@ class _Gunzipped:
             try:
                 data = self._state.decompress(self._waiting, len(buffer))
             except zlib.error as error:
-                raise FormatError(self._where, "its layer is not gzip, or damaged") from error
+                raise FormatError(self._where, "its layer is not gzip, or is damaged") from error
             self._waiting = self._state.unconsumed_tail
             if data:
                 buffer[: len(data)] = data

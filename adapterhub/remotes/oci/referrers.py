@@ -1,8 +1,8 @@
-"""What is attached to a version: manifests that name it as their subject, such as signatures, scans and evaluations.
+"""Attachments of a version: manifests that name it as their subject, such as signatures, scans and evaluations.
 
-A registry that knows them lists them (distribution-spec v1.1, "Listing Referrers"). One that doesn't, like docker-registry 2.8,
-keeps an index under the tag `sha256-<hex>`, which whoever attaches renews ("Referrers Tag Schema"); nothing there is atomic,
-so it is read again afterwards. An image layout lists every manifest there is. oras does the same.
+A registry with the referrers API lists them (distribution-spec v1.1, "Listing Referrers"). One without, like docker-registry
+2.8, has an index under the tag `sha256-<hex>`, which the client updates ("Referrers Tag Schema"); that is not atomic, so it is
+read again afterwards. An image layout lists all its manifests. oras does the same.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
 from adapterhub.remotes.download import received
 from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.protocol import Reader, Target
+from adapterhub.remotes.protocol import Reader, Referring
 from adapterhub.store.store import open_regular
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
@@ -31,25 +31,12 @@ EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
-_TRIES = 5  # of renewing an index that others renew as well
-
-
-class Referring(Target, Protocol):
-    """A place that keeps manifests of any kind, and may know which of them are about which."""
-
-    def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, compared with the digest; NotFoundError."""
-
-    def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Have it under its digest, or under a name; whether the place will list it by its subject."""
-
-    def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
-        """Descriptors of what is about a manifest; None where the place cannot say."""
+_TRIES = 5  # updates of an index that others update as well
 
 
 @dataclass(frozen=True, slots=True)
 class Referrer:
-    """A manifest about another: its digest and size in bytes, what it is, and what it says of itself."""
+    """A manifest about another: its digest, its size in bytes, its types and its annotations."""
 
     digest: Digest
     size: int
@@ -59,13 +46,13 @@ class Referrer:
 
 
 def referrers(place: Referring, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
-    """What is attached to a manifest, of one type or of all, by type and digest."""
+    """The attachments of a manifest, of one type or of all, sorted by type and digest."""
     entries = place.referrers(digest)
     if entries is None:
         entries = _tagged(place, digest)
     found = {}
     for entry in entries[:MAX_REFERRERS]:
-        layout_index.check(entry, f"{place.where}: what is attached to {digest}")
+        layout_index.check(entry, f"{place.where}: attachments of {digest}")
         kind = str(entry.get("artifactType"))
         kind = kind if _TYPE.fullmatch(kind) else ""  # it is shown
         found[entry["digest"]] = Referrer(
@@ -91,10 +78,10 @@ def _tag(digest: Digest) -> str:
 
 
 def attach(place: Referring, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
-    """Attach files to a manifest that is there: the same files of the same type are the same attachment."""
+    """Attach files to a manifest; the same files of the same type are the same attachment."""
     if not _TYPE.fullmatch(artifact_type):
-        raise UsageError(artifact_type[:80], "is not a media type", "Write it like application/vnd.example.scan+json")
-    check_paths((path.name for path in files), "what is attached", RefusedError)
+        raise UsageError(artifact_type[:80], "is not a media type", "Write one like application/vnd.example.scan+json")
+    check_paths((path.name for path in files), "attachment", RefusedError)
     source = _Files(files)
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
     raw = _json(
@@ -122,14 +109,14 @@ def attach(place: Referring, subject: Manifest, artifact_type: str, files: Seque
 
 
 class _Files:
-    """Files on this disk, and the empty config, as a source."""
+    """Local files, and the empty config, as a source."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._paths: dict[Digest, Path] = {}
         self.blobs: list[Descriptor] = []
         for path in sorted(files, key=lambda path: path.name):
             if not path.is_file():
-                raise NotFoundError(str(path), "no such file" if not path.exists() else "is not a file")
+                raise NotFoundError(str(path), "no such file" if not path.exists() else "not a file")
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
             digest = sha256_file(path)
@@ -137,15 +124,15 @@ class _Files:
             kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
             self.blobs.append(Descriptor(kind, digest, size, path.name))
 
-    where = "what is attached"
+    where = "attachment"
 
     def manifest(self, reference: str) -> Manifest:
-        """There is none."""
-        raise NotFoundError(self.where, f"has no version {reference}")
+        """None."""
+        raise NotFoundError(self.where, f"no version {reference}")
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A file."""
+        """The bytes of a file from `start` on."""
         path = self._paths.get(blob.digest)
         with open_regular(path) if path else io.BytesIO(EMPTY) as file:
             file.seek(start)
@@ -155,13 +142,16 @@ class _Files:
         """None."""
         return []
 
+    def stop(self, *, on: bool = True) -> None:
+        """Do nothing: files are read at once."""
+
 
 def _json(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _put(place: Referring, raw: bytes, subject: Digest) -> Referrer:
-    """Have a manifest whose blobs are there, and have it found by its subject."""
+    """Store a manifest whose blobs are there, so that it is found by its subject."""
     digest = sha256_bytes(raw)
     document = _Document.parse(raw, place.where)
     made = Referrer(digest, len(raw), document.media_type, document.artifact_type, document.annotations)
@@ -179,18 +169,18 @@ def _list_by_tag(place: Referring, made: Referrer, subject: Digest) -> None:
         if any(found["digest"] == made.digest for found in entries):
             return
         if len(entries) >= MAX_REFERRERS:
-            raise RefusedError(place.where, f"{len(entries)} things are attached to {subject} already")
+            raise RefusedError(place.where, f"{subject} has {len(entries)} attachments already")
         index = layout_index.dump([*entries, entry])
         place.put_document(index, sha256_bytes(index), _tag(subject))
-    raise RemoteError(place.where, "others change what is attached all the time", "Try again")
+    raise RemoteError(place.where, "others are changing the attachments at the same time", "Try again")
 
 
-# ---- what is attached, read
+# ---- reading attachments
 
 
 @dataclass(frozen=True)
 class _Document:
-    """A manifest of any kind: what of it others name, checked."""
+    """The checked fields of a manifest of any kind."""
 
     media_type: str
     artifact_type: str
@@ -201,12 +191,12 @@ class _Document:
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> _Document:
-        """FormatError for one whose digests or sizes make no sense, RefusedError for what is no manifest of blobs."""
+        """Parse a manifest; FormatError for invalid digests or sizes, RefusedError for another kind of document."""
         document = parse_json(raw, where)
         kind = document.get("mediaType")
         layers = document.get("layers")
         if kind != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
-            raise RefusedError(where, f"what is attached is not an OCI image manifest but {str(kind)[:80]!r}")
+            raise RefusedError(where, f"the attachment is not an OCI image manifest but {str(kind)[:80]!r}")
         config, subject = document.get("config"), document.get("subject")
         annotations = document.get("annotations") or {}
         layout_index.check({"mediaType": kind, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
@@ -234,7 +224,7 @@ def _document(place: Referring, referrer: Referrer) -> tuple[bytes, _Document]:
 
 
 def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]:
-    """Have all that is attached to a manifest, and to that, in another place; what was copied, or was there."""
+    """Copy the attachments of a manifest, and theirs, to another place; return all of them, also those that were there."""
     done: list[Referrer] = []
     waiting = [digest]
     seen = {digest}
@@ -246,7 +236,7 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
             seen.add(referrer.digest)
             raw, document = _document(source, referrer)
             if document.subject != about:
-                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as attached to {about}, and isn't")
+                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as an attachment of {about}, but is not")
             for blob in dict.fromkeys((*document.layers, *([document.config] if document.config else []))):
                 if not target.has(blob):
                     target.put_blob(blob, source)
@@ -256,13 +246,13 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
 
 
 def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
-    """Write the files of an attachment into `out`, absent or empty, verified, all or nothing; their names."""
+    """Write the files of an attachment into `out`, absent or empty: all, verified, or none. Return their names."""
     _, document = _document(place, referrer)
     files = [layer for layer in document.layers if layer.path]
     where = f"{place.where}@{referrer.digest}"
     check_paths((layer.path for layer in files), where)
     if not files:
-        raise NotFoundError(where, "has no files with names")
+        raise NotFoundError(where, "has no named files")
     with atomic.whole(out) as folder:
         for layer in files:
             path = folder / layer.path

@@ -1,8 +1,8 @@
 """An adapter in an OCI registry, by the distribution-spec v1.1: `oci://host/name`.
 
-Blobs go up in pieces, so that a connection that breaks costs one piece: the registry is asked how far it has come, by a later
-run as well. They come down by range. Nothing that a registry says is believed: what it sends is hashed, and what it stored is
-compared by digest.
+Blobs are uploaded in pieces, so that a broken connection costs one piece: the registry is asked how much it has, also by a
+later run. They are downloaded by range. A registry is not trusted: what it sends is hashed, and the digest of what it stored is
+compared.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Connected, Reader, Source
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
 from . import credentials
 from .address import Address
-from .client import RegistryClient
-from .login import Login
-from .upload import Sending, whole
-from .uploads import Begun, Note, Uploads
+from .client import Login, RegistryClient
+from .credentials import Credentials
+from .upload import Begun, Note, Sending, Uploads, whole
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
 
 PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
-# Every piece costs an answer, and docker-registry a flush of its disk: they grow as long as one takes less than a second.
+# Every piece costs an answer, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
 _LARGEST = 128 << 20
-_SMALL = 4 << 20  # bytes; a smaller blob goes in one PUT
+_SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
 _MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
 _DIGEST_HEADER = "docker-content-digest"
 _BYTES = {"Content-Type": "application/octet-stream"}
-# The others only so that the error says what is there instead.
+# The other types only for an error that names the type.
 _ACCEPTED = ", ".join(
     (
         MANIFEST_TYPE,
@@ -63,24 +62,23 @@ _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
 def parse(text: str) -> Address:
-    """The address of one repository of a registry, and of a version in it."""
+    """Parse the address of a repository of a registry, with or without a version."""
     return Address.parse(text)
 
 
 def connect(address: Address, who: Surroundings) -> Oci:
-    """The repository; who asks is what our own login keeps, else what docker's or oras' wrote into docker's config.json."""
-    return Oci(address, who.docker, logins=who.logins, uploads=who.uploads, proxy=who.proxy)
+    """Open the repository, with the credentials in docker's config.json."""
+    return Oci(address, who.docker, uploads=who.uploads, proxy=who.proxy)
 
 
-class Oci:
+class Oci(Connected):
     """One repository of a registry; `close` it in the end.
 
     Attributes:
-        config: docker's config.json, which says who asks.
-        logins: What `adapterhub login` keeps, which is asked first.
+        config: docker's config.json, for the credentials.
         pauses: Seconds before another try.
         piece, largest: Bytes of the first PATCH of a blob, and of any.
-        uploads: The folder where it is kept how far uploads have come, for the next run; None for nowhere.
+        uploads: The folder that records how far uploads have come, for the next run; None to record nothing.
         proxy: The proxy for a scheme and a host.
     """
 
@@ -89,19 +87,21 @@ class Oci:
         address: Address,
         config: Path | None = None,
         *,
-        logins: Path | None = None,
         pauses: Sequence[float] = PAUSES,
         piece: int = PIECE,
         largest: int = _LARGEST,
         uploads: Path | None = None,
         proxy: ProxyOf = no_proxy,
     ) -> None:
+        super().__init__()
         self.address = address
-        hint = f"Log in with `adapterhub login {address.host}`"
-        login = Login(
-            self.where, address.base, hint, lambda: credentials.find(address.host, config, logins, plain=address.plain), proxy
-        )
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy)
+        host, hint = address.login, f"Log in to {address.login}"
+
+        def find() -> Credentials | None:
+            return credentials.find(address.host, config, plain=address.plain)
+
+        login = Login(self.where, address.base, hint, find, proxy, host=host)
+        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
         self._uploads = Uploads(uploads, self.address.repository)
@@ -116,40 +116,42 @@ class Oci:
         self._client.close()
 
     def stop(self, *, on: bool = True) -> None:
-        """Have what other threads are doing here end at once; until it is `on` no more."""
+        """Have what other threads wait for here fail at once, until called with `on` False."""
         self._client.stop(on=on)
 
-    def __enter__(self) -> Oci:
+    def referring(self) -> Oci:
+        """Itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def unnamed(self) -> Oci:
+        """Itself."""
+        return self
 
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a tag or digest, compared with the digest that was asked for or that the registry names."""
+        """The manifest of a tag or digest, verified against the digest that was requested, or that the registry names."""
         return oci_manifest.parse(self.document(reference), self._at(reference))
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, compared in the same way."""
+        """The bytes of a manifest or an index, verified in the same way."""
         where = self._at(reference)
         url = f"{self._root}/manifests/{quote(reference, safe=':')}"
         headers = {"Accept": _ACCEPTED}
         try:
             answer = self._client.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
         except NotFoundError as error:
-            hint = f"`adapterhub list {self.where}` says which tags there are"
-            raise NotFoundError(where, "no such version in this registry", hint) from error
+            what = "no such version in this registry"
+            raise NotFoundError(where, what, code="no-such-tag", repository=self.where) from error
         digest = sha256_bytes(answer.body)
         wanted = reference if ":" in reference else answer.headers.get(_DIGEST_HEADER)
         if wanted is not None and wanted != digest:
-            raise IntegrityError(where, f"the manifest that came is {digest}, not {wanted[:80]}", "Ask its owner")
+            raise IntegrityError(where, f"received the manifest {digest}, not {wanted[:80]}", "Ask its owner")
         return answer.body
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a blob from `start` on; of a registry that knows no ranges, what comes before is passed over."""
+        """The bytes of a blob from `start` on; if the registry does not support ranges, those before are discarded."""
         if start and start >= blob.size:
             yield io.BytesIO()
             return
@@ -160,7 +162,7 @@ class Oci:
             if body.status == 206:
                 said = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""))
                 if not start or not said or int(said[1]) != start:
-                    raise RemoteError(where, "the registry sends another range than it was asked for")
+                    raise RemoteError(where, "the registry sends another range than requested")
             elif start:
                 pass_over(body, start)
             if body.length is not None and body.length != (left if body.status == 206 else blob.size):
@@ -168,7 +170,7 @@ class Oci:
             yield body
 
     def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
-        """Descriptors of what is about a manifest; None of a registry that has no such list (`referrers`)."""
+        """The descriptors of the manifests about a manifest; None for a registry without the referrers API."""
         found: list[dict[str, Any]] = []
         url: str | None = f"{self._root}/referrers/{digest}"
         for _ in range(_MAX_PAGES):
@@ -179,14 +181,14 @@ class Oci:
             except NotFoundError:
                 return None
             if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
-                return None  # another page, from a server that answers anything
+                return None  # a page of a server that answers any URL
             found += layout_index.parse(answer.body, f"{self.where}: referrers")
             following = _NEXT.match(answer.headers.get("link", ""))
             url = resolved(answer.url, following[1], self.where) if following else None
         return found
 
     def tags(self) -> list[str]:
-        """Every tag, sorted."""
+        """All tags, sorted."""
         found: set[str] = set()
         url: str | None = f"{self._root}/tags/list"
         for _ in range(_MAX_PAGES):
@@ -197,7 +199,7 @@ class Oci:
                 page = json.loads(answer.body)["tags"] or []
                 new = {tag for tag in page if isinstance(tag, str) and _TAG.fullmatch(tag)}
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise FormatError(self.where, "the registry does not answer with a list of tags") from error
+                raise FormatError(self.where, "the registry's answer is not a list of tags") from error
             if new <= found:
                 break
             found |= new
@@ -206,7 +208,7 @@ class Oci:
         return sorted(found)
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file that should hold the bytes of a digest, blob or manifest, to be closed; None for nothing."""
+        """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
         try:
             answer = self._client.ask("HEAD", f"{self._root}/blobs/{digest}", self.where, good=(200,), scope=self._scope())
             size = answer.number("content-length") or 0
@@ -219,7 +221,7 @@ class Oci:
     # ---- writing
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether the repository has it, by a HEAD."""
+        """Tell whether the repository has a blob, by a HEAD."""
         try:
             answer = self._client.ask("HEAD", self._blob(blob), self.where, good=(200,), scope=self._scope(write=True))
         except NotFoundError:
@@ -228,9 +230,9 @@ class Oci:
         return said is None or said == blob.size
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Send a blob, or have the registry take it from another of its repositories where `source` is one.
+        """Send a blob, or have the registry mount it if `source` is another of its repositories.
 
-        Sends what is missing of an upload that an earlier run began, where the registry still knows of it.
+        An upload that an earlier run began is resumed if the registry still has it.
         """
         where = f"{self.where}: {blob.path or blob.digest}"
         if self._in_pieces(blob.size):
@@ -249,10 +251,7 @@ class Oci:
         return int(self._client.tried(once, where))
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
-        """Send a blob of `size` bytes that nobody has hashed yet; its digest.
-
-        For who knows by `is_new` that it cannot be there: it is hashed while it is sent.
-        """
+        """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only if `is_new`: else it may be there."""
         where = f"{self.where}: {path}"
 
         def once() -> Digest:
@@ -264,19 +263,19 @@ class Oci:
         return str(self._client.tried(once, where))
 
     def is_new(self) -> bool:
-        """Whether there is nothing in the repository: no tag, and no blob of a push from here that didn't end."""
+        """Tell whether the repository is empty: it has no tag, and no blob of an unfinished push from here."""
         if not self._uploads.kept or self._uploads.any():
             return False
         try:
             self.tags()
         except NotFoundError:
             return True
-        except (RemoteError, FormatError):  # what is wrong comes up where it matters
+        except (RemoteError, FormatError):  # reported where it matters
             return False
         return False
 
     def _go_on(self, blob: Descriptor, source: Source, note: Note, where: str) -> int | None:
-        """Send the rest of an upload that was begun earlier, and how much that was; None where there is none to go on with."""
+        """Resume an earlier upload; return how many bytes were sent, None if it cannot be resumed."""
         with note, Sending(source, blob, pauses=self._pauses) as sending:
             begun = note.read() if note.ours else None
             if begun is None:
@@ -287,20 +286,20 @@ class Oci:
             try:
                 url, there = self._status(begun.url, where)
                 if not begun.sent <= there <= blob.size:
-                    raise AgainError("the registry lost what it had of this upload")
+                    raise AgainError("the registry lost part of this upload")
                 sending.pass_to(there)
                 url = self._pieces(sending, url, there, note, where)
                 self._finish(blob, url, b"", where)
             except (GivenUpError, DeniedError):
                 raise
-            except (AgainError, NotFoundError, RemoteError, IntegrityError):  # begun again, it ends well or says why not
+            except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
                 note.drop()
                 return None
             note.write(replace(begun, url="", digest=blob.digest))
             return blob.size - there
 
     def _begin(self, blob: Descriptor | None, source: Source, where: str) -> tuple[bool, Answer]:
-        """Begin an upload; whether it is done already, as the registry had the blob elsewhere."""
+        """Begin an upload; return whether it was mounted instead, and the answer."""
         query, scope, other = "", self._scope(write=True), unwatched(source)
         if (
             blob
@@ -314,7 +313,7 @@ class Oci:
         return answer.status == 201 and bool(query), answer
 
     def _send(self, sending: Sending, session: Answer, note: Note, where: str) -> None:
-        """Send all of a blob; one without a digest gets that of its bytes."""
+        """Send a whole blob; one without a digest gets that of its bytes."""
         blob = sending.blob
         url = resolved(session.url, session.headers.get("location"), where)
         least = session.number("oci-chunk-min-length") or 0
@@ -333,11 +332,11 @@ class Oci:
         return size > min(self._piece, _SMALL)
 
     def _note(self, size: int) -> Note:
-        """Of an upload that begins; one that goes in one request needs none."""
+        """A note for a new upload; one that takes one request needs none."""
         return self._uploads.new() if self._in_pieces(size) else Note(None)
 
     def _pieces(self, sending: Sending, url: str, at: int, note: Note, where: str, *, least: int = 0) -> str:
-        """Send a blob from `at` on, and keep how far it has come; where it is finished."""
+        """Send a blob from `at` on, and record the progress; return the URL to finish it at."""
         blob, size = sending.blob, max(self._piece, least)
         note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
         while at < blob.size:
@@ -350,7 +349,7 @@ class Oci:
         return url
 
     def _patch(self, sending: Sending, url: str, start: int, size: int, where: str) -> str:
-        """Send one piece, or what of it the registry says it hasn't got; where to go on."""
+        """Send one piece, or the part of it that the registry lacks; return the URL to continue at."""
         done, failed = 0, 0
         while True:
             headers = {**_BYTES, "Content-Range": f"{start + done}-{start + size - 1}"}
@@ -362,7 +361,7 @@ class Oci:
                 )
                 if answer.status == 202:
                     return resolved(answer.url, answer.headers.get("location"), where)
-                raise AgainError("the registry has come to another byte than we")
+                raise AgainError("the registry expects another byte")
             except AgainError as error:
                 if failed == len(self._pauses):
                     raise self._client.given_up(error, where, failed + 1) from error
@@ -372,11 +371,11 @@ class Oci:
             if there == start + size:
                 return url
             if not start <= there < start + size:
-                raise RemoteError(where, "the registry lost what it had of this upload", "Try again")
+                raise RemoteError(where, "the registry lost part of this upload", "Try again")
             done = there - start
 
     def _status(self, url: str, where: str) -> tuple[str, int]:
-        """Where an upload goes on, and how many bytes of it the registry has."""
+        """The URL to continue an upload at, and how many bytes the registry has."""
         try:
             answer = self._client.ask("GET", url, where, good=(204,), scope=self._scope(write=True))
         except NotFoundError as error:
@@ -390,7 +389,7 @@ class Oci:
         return resolved(answer.url, location, where) if location else url, int(said[1]) + 1 if int(said[1]) else 0
 
     def _finish(self, blob: Descriptor, url: str, data: bytes, where: str) -> None:
-        """Close an upload. Where the answer got lost, whether it is stored decides; AgainError where it isn't."""
+        """Finish an upload. If the answer gets lost, check whether the blob is stored; AgainError if it is not."""
         final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
         scope = self._scope(write=True)
         for number in range(len(self._pauses) + 1):
@@ -416,7 +415,7 @@ class Oci:
         self._uploads.clear()
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Store a manifest or an index under its digest, or under a tag; whether the registry lists it by its subject."""
+        """Store a manifest or an index under its digest, or a tag; return whether the registry lists it by its subject."""
         kind = oci_manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
         return "oci-subject" in self._put_document(raw, digest, name or digest, str(kind)).headers
 
@@ -437,7 +436,7 @@ class Oci:
     def _compare(self, answer: Answer, digest: str, where: str) -> None:
         said = answer.headers.get(_DIGEST_HEADER, digest)
         if said != digest:
-            raise IntegrityError(where, f"the registry says that it stored {said[:80]}, not {digest}", "Try again")
+            raise IntegrityError(where, f"the registry stored {said[:80]}, not {digest}", "Try again")
 
     def _blob(self, blob: Descriptor) -> str:
         return f"{self._root}/blobs/{blob.digest}"
@@ -450,8 +449,8 @@ class Oci:
 
 
 def _check(sending: Sending, where: str) -> None:
-    """Before an upload is closed: what was read is what it should be."""
+    """Check the bytes that were sent, before an upload is finished."""
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
         what = f"{sending.hashed} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored; if it comes of the registry here, run `adapterhub fsck`")
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")

@@ -102,6 +102,11 @@ class Adapter:
     notes: tuple[str, ...] = ()
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = {"replaced": self.replaced, "tables with replaced rows": self.rows, "copies": self.copies}
+        more = "".join(f", {len(parts)} {name}" for name, parts in counts.items() if parts)
+        return f"Adapter({len(self.deltas)} deltas{more}, {self.parameters} parameters)"
+
     def tensors(self) -> Iterable[tuple[str, np.ndarray]]:
         """Every tensor with a descriptive name, in a fixed order."""
         for target, delta in sorted(self.deltas.items()):

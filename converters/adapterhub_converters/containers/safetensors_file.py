@@ -160,6 +160,9 @@ def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -
     return {info.name: info for info in ordered}
 
 
+# Not the safetensors library (0.8) behind the check of the header: its writer orders `__metadata__` by hashes that differ per
+# run, so its files are not reproducible, and takes twice as long (168 MB: 0.17 s); its reader takes as long as this one
+# (0.12 s), by default twice the memory, and has no views of the file.
 class SafetensorsFile(OpenFile):
     """An open file: its header is checked at once, tensors are read on demand. A context manager."""
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
-from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
+
+if TYPE_CHECKING:
+    from adapterhub_converters.containers import gguf_file
+
+_GGUF = b"GGUF"
 
 
 class _Headers(OpenFile):
@@ -19,9 +25,11 @@ class _Headers(OpenFile):
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
-        self.is_gguf = self._read_at(0, len(gguf_file.MAGIC)) == gguf_file.MAGIC
+        self.is_gguf = self._read_at(0, len(_GGUF)) == _GGUF
         try:
             if self.is_gguf:
+                from adapterhub_converters.containers import gguf_file  # late: checks of PEFT folders do without it
+
                 self.gguf = gguf_file.read_header(self._read_at, size, self.where)
             else:
                 self.safetensors = safetensors_file.read_header(self._read_at, size, self.where)

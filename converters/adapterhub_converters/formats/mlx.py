@@ -10,7 +10,6 @@ the header's metadata.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -427,7 +426,9 @@ def _module(target: str, part: Mapping[str, np.ndarray], where: str, *, dora: bo
 
 def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, where: str) -> Adapter:
     lines = source_config.lines_of(metadata, where)
-    ranks = _ranks(metadata, where)
+    ranks = json_file.parse_object(str(metadata.get(_RANKS, "{}")), f"{where}: {_RANKS}")
+    if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks.values()):
+        raise FormatError(where, f"{_RANKS} is not a map of modules to ranks")
     used: set[tuple[str, int]] = set()
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
@@ -450,15 +451,4 @@ def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
                 raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}")
     magnitudes = {name: module.magnitude for name, module in modules.items() if module.magnitude is not None}
-    return dataclasses.replace(adapter, deltas={t: _with_magnitude(d, magnitudes.get(t)) for t, d in adapter.deltas.items()})
-
-
-def _with_magnitude(delta: Delta, magnitude: np.ndarray | None) -> Delta:
-    return dataclasses.replace(delta, magnitude=magnitude) if isinstance(delta, LowRank) and magnitude is not None else delta
-
-
-def _ranks(metadata: Mapping[str, Any], where: str) -> dict[str, int]:
-    ranks = json_file.parse_object(str(metadata.get(_RANKS, "{}")), f"{where}: {_RANKS}")
-    if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks.values()):
-        raise FormatError(where, f"{_RANKS} is not a map of modules to ranks")
-    return ranks
+    return source_config.with_magnitudes(adapter, magnitudes)

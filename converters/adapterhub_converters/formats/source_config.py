@@ -9,6 +9,7 @@ computes.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -250,6 +251,17 @@ def restored(
         if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
             raise FormatError(where, f"{line.target}: the scale is {runs:g} in the file and {wanted:g} in the source's config")
     return adapter
+
+
+def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> Adapter:
+    """The adapter with these magnitudes by target."""
+    deltas = {
+        target: dataclasses.replace(delta, magnitude=magnitudes[target])
+        if target in magnitudes and isinstance(delta, LowRank)
+        else delta
+        for target, delta in adapter.deltas.items()
+    }
+    return dataclasses.replace(adapter, deltas=deltas)
 
 
 def _is_table(target: str) -> bool:

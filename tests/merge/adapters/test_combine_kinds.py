@@ -147,7 +147,7 @@ OTHERS: dict[str, tuple[Adapter, str]] = {
     "PiSSA": (dataclasses.replace(PLAIN, meta=Meta("b", init="pissa")), "initialized by pissa"),
     "a copy of the base's table": (dataclasses.replace(PLAIN, copies={"embed.weight": VECTOR}), "a copy of the base's weight"),
     "layer_replication": (dataclasses.replace(PLAIN, meta=Meta("b", layers=((0, 2),))), "repeated layers"),
-    "VeRA without its base": (adapter(q=Vera(VECTOR, numbers(2), numbers(2, 9), numbers(12, 2), None)), "Give --base"),
+    "VeRA without its base": (adapter(q=Vera(VECTOR, numbers(2), numbers(2, 9), numbers(12, 2), None)), "Name its base model"),
     "another base": (adapter(base="other", q=low_rank(2)), "trained on different models"),
     "another shape": (adapter(q=low_rank(2, m=13)), "q: the adapters change it differently"),
     "another orientation": (adapter(q=low_rank(2, transposed_base=True)), "q: the adapters change it differently"),

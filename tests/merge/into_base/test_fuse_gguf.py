@@ -307,7 +307,7 @@ TABLE = np.ones((128, 64), np.float32)
     ("adapter", "form", "says"),
     [
         (Adapter({"model.layers.9.self_attn.q_proj": low_rank()}), "F32", "the base has no blk.9.attn_q.weight"),
-        (Adapter({"model.layers.0.conv": low_rank()}), "F32", "llama.cpp's 'llama' has no tensor for this module"),
+        (Adapter({"model.layers.0.conv": low_rank()}), "F32", "not a module that llama.cpp's 'llama' has as a tensor"),
         (Adapter({Q: low_rank(64, 32)}), "F32", "of shape (64, 32), the base's blk.0.attn_q.weight is (64, 64)"),
         (Adapter({Q: low_rank(bias=np.ones(64, np.float32))}), "F32", "no blk.0.attn_q.bias"),
         (Adapter({Q: low_rank(magnitude=np.ones(3, np.float32))}), "F32", "a DoRA magnitude of 3 numbers for 64"),

@@ -184,8 +184,9 @@ def _kronecker(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], 
     if other := sorted(name for name in part if not name.startswith("lokr_")):
         raise RefusedError(where, f"{target}: {', '.join(other)} with LoKr is not supported")
     whole = [f"lokr_w{n}" in part for n in (1, 2)]
-    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if f"lokr_w{n}_b" in part}
-    if not Kronecker.fits(shapes) or (len(ranks) != 1) != all(whole):
+    fits = Kronecker.fits(shapes)
+    ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if fits and f"lokr_w{n}_b" in part}
+    if not fits or (len(ranks) != 1) != all(whole):
         raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoKr delta")
     if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
         return Kronecker(part, 1.0, 1)

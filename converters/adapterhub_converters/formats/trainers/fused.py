@@ -340,17 +340,6 @@ def restored(
     return adapter
 
 
-def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> Adapter:
-    """The adapter with these magnitudes by target."""
-    deltas = {
-        target: dataclasses.replace(delta, magnitude=magnitudes[target])
-        if target in magnitudes and isinstance(delta, LowRank)
-        else delta
-        for target, delta in adapter.deltas.items()
-    }
-    return dataclasses.replace(adapter, deltas=deltas)
-
-
 def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: float | None) -> float:
     """The alpha of a file.
 

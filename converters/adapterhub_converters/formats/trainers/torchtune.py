@@ -204,4 +204,4 @@ def _restored(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
         for target, order in orders.items()
         if isinstance(order, int) and f"{_stem(target)}.magnitude" in file.tensors
     }
-    return fused.with_magnitudes(adapter, magnitudes)
+    return source_config.with_magnitudes(adapter, magnitudes)

@@ -1,0 +1,331 @@
+"""Credentials: checked before they are stored, stored where docker and oras look, never shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.remotes.oci import credentials
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.credentials import Credentials
+from adapterhub_converters.errors import LocalIOError
+from tests.cli.test_process import PATH
+from tests.conftest import Run, need_module, need_program
+from tests.support import registry
+
+Login = Callable[..., subprocess.CompletedProcess[str]]
+WRONG = "not-the-password"
+# As `docker-credential-pass` and others, with a file for a store; it has nothing of a registry that it has no password of.
+HELPER = """#!{python}
+import json, os, sys
+path, verb, text = os.environ["TEST_HELPER"], sys.argv[1], sys.stdin.read()
+known = json.load(open(path)) if os.path.exists(path) else {{}}
+if verb == "store":
+    known[json.loads(text)["ServerURL"]] = json.loads(text)
+elif text.strip() not in known:
+    sys.exit("credentials not found in native keychain")
+elif verb == "get":
+    print(json.dumps(known[text.strip()]))
+else:
+    del known[text.strip()]
+json.dump(known, open(path, "w"))
+"""
+# A backend as the package's plug-ins are, with a file for a keyring.
+BACKEND = """
+import json, os
+from keyring.backend import KeyringBackend
+from keyring.errors import PasswordDeleteError
+
+class Keyring(KeyringBackend):
+    priority = 1
+    def _all(self):
+        path = os.environ["TEST_KEYRING"]
+        if not os.path.exists(os.path.dirname(path)):
+            raise RuntimeError("locked: " + path)
+        return json.load(open(path)) if os.path.exists(path) else {}
+    def _put(self, all):
+        json.dump(all, open(os.environ["TEST_KEYRING"], "w"))
+    def get_password(self, service, username):
+        return self._all().get(f"{service}/{username}")
+    def set_password(self, service, username, password):
+        self._put({**self._all(), f"{service}/{username}": password})
+    def delete_password(self, service, username):
+        all = self._all()
+        del all[f"{service}/{username}"]
+        self._put(all)
+"""
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Iterator[str]:
+    """`host:port` of a registry that wants a password."""
+    (tmp_path / "behind").mkdir()
+    with registry.running(tmp_path / "behind", password=True) as found:
+        yield found
+
+
+@pytest.fixture
+def login(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
+    """Log in with what comes through a pipe."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "docker/config.json"))
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
+
+    def call(*words: str, text: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.environ.get("TEST_PATH", PATH)}
+        command = [sys.executable, "-m", "adapterhub", "login", *words]
+        done = subprocess.run(
+            command, check=False, input=text, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+        assert not any(secret in done.stdout + done.stderr for secret in (registry.PASSWORD, WRONG))
+        return done
+
+    return call
+
+
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "docker/config.json"
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    file(tmp_path).parent.mkdir()
+    file(tmp_path).write_text(text)
+    return file(tmp_path)
+
+
+def test_a_login_is_checked_and_stored_in_docker_s_config(run: Run, behind: str, login: Login, tmp_path: Path) -> None:
+    assert "the login of user was refused" in login(behind, "-u", "user", "--password-stdin", text=WRONG, code=5).stderr
+    assert not file(tmp_path).exists()
+    done = login(behind, "-u", "user", "--password-stdin", text=f"{registry.PASSWORD}\n")
+    assert done.stdout == f"{behind}: logged in as user; stored in {file(tmp_path)}\n"
+    assert file(tmp_path).stat().st_mode & 0o777 == 0o600
+    run("remote", "add", "team", f"oci://{behind}/x")
+    assert "user (docker's config.json)" in run("remote", "test", "team").stdout
+    assert run("logout", "team").stdout == f"{behind}: logged out\n"
+    assert json.loads(file(tmp_path).read_text()) == {"auths": {}}
+    run("logout", "team", code=3)
+    run("remote", "test", "team", code=5)
+
+
+def peers(host: str, *, code: int, skopeo: bool = True) -> None:
+    """What oras and skopeo answer for a registry that no repository is in yet: 404 once they are let in."""
+    oras = subprocess.run(
+        [need_program("oras"), "repo", "ls", "--plain-http", host], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (oras.returncode == 0) == (code == 0), oras.stderr
+    if not skopeo:
+        return
+    words = [need_program("skopeo"), "list-tags", "--tls-verify=false", f"docker://{host}/team/sql"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert ("authentication required" in done.stderr) == (code != 0), done.stderr
+
+
+@pytest.mark.peer
+def test_oras_and_skopeo_use_our_login_and_we_use_theirs(run: Run, behind: str, login: Login, tmp_path: Path) -> None:
+    peers(behind, code=1)
+    login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    peers(behind, code=0)
+    run("logout", behind)
+    peers(behind, code=1)
+    for words in (["oras", "login", "--plain-http"], ["skopeo", "login", "--tls-verify=false"]):
+        command = [need_program(words[0]), *words[1:], "-u", "user", "--password-stdin", behind]
+        subprocess.run(command, input=registry.PASSWORD, text=True, check=True, capture_output=True, timeout=60)
+        assert "no-such" not in run("list", f"oci://{behind}/team/sql", code=3).stderr  # let in, and there is no such name
+        run("logout", behind)
+        assert registry.PASSWORD not in file(tmp_path).read_text()
+        run("list", f"oci://{behind}/team/sql", code=5)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("key", ["credsStore", "credHelpers"])
+def test_a_helper_that_docker_s_config_names_gets_the_secret(
+    run: Run, behind: str, login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    program = tmp_path / "bin/docker-credential-ours"
+    program.parent.mkdir()
+    program.write_text(HELPER.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("TEST_HELPER", str(tmp_path / "store"))
+    config(tmp_path, json.dumps({key: "ours" if key == "credsStore" else {behind: "ours"}}))
+    done = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    assert "stored in docker-credential-ours" in done.stdout
+    assert json.loads(file(tmp_path).read_text())["auths"] == {behind: {}}
+    assert json.loads((tmp_path / "store").read_text())[behind]["Secret"] == registry.PASSWORD
+    run("remote", "add", "team", f"oci://{behind}/x")
+    assert "user (docker-credential-ours)" in run("remote", "test", "team").stdout
+    peers(behind, code=0, skopeo=key == "credHelpers")  # skopeo does not know credsStore
+    # A bearer token, for which helpers have no place, replaces what the helper has.
+    credentials.store(behind, file(tmp_path), Credentials(bearer="t-1234"))
+    found = credentials.find(behind, file(tmp_path))
+    assert found
+    assert (found.bearer, (tmp_path / "store").read_text()) == ("t-1234", "{}")
+    login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    run("logout", "team")
+    assert ((tmp_path / "store").read_text(), json.loads(file(tmp_path).read_text())["auths"]) == ("{}", {})
+    run("logout", "team", code=3)
+
+
+def test_with_a_keyring_no_secret_is_in_a_file(
+    run: Run, behind: str, login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_module("keyring")
+    (tmp_path / "plug").mkdir()
+    (tmp_path / "plug/our_keyring.py").write_text(BACKEND)
+    (tmp_path / "ring").mkdir()
+    path = os.pathsep.join([str(tmp_path / "plug"), PATH])
+    env = {
+        "PYTHON_KEYRING_BACKEND": "our_keyring.Keyring", "TEST_KEYRING": str(tmp_path / "ring/keys"), "TEST_PATH": path,
+        "PYTHONPATH": path,
+    }  # fmt: skip
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    done = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    assert "stored in the system's keyring" in done.stdout
+    assert json.loads(file(tmp_path).read_text()) == {"auths": {behind: {}}}
+    assert behind in (tmp_path / "ring/keys").read_text()
+    run("remote", "add", "team", f"oci://{behind}/x", env=env)
+    assert "user (the system's keyring)" in run("remote", "test", "team", env=env).stdout
+    gone = {**env, "TEST_KEYRING": str(tmp_path / "locked/keys")}
+    assert "keyring, which cannot be used" in run("remote", "test", "team", env=gone, code=8).stderr
+    run("logout", "team", env=gone, code=8)
+    run("logout", "team", env=env)
+    assert (tmp_path / "ring/keys").read_text() == "{}"
+    # One that cannot be written is as good as none.
+    for key, value in gone.items():
+        monkeypatch.setenv(key, value)
+    assert "config.json" in login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD).stdout
+
+
+def test_a_password_is_asked_for_on_a_terminal_and_not_shown(behind: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": PATH, "DOCKER_CONFIG": str(tmp_path / "docker"),
+        "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
+    }  # fmt: skip
+    child, here = pty.fork()
+    if not child:
+        os.execve(sys.executable, [sys.executable, "-m", "adapterhub", "login", behind], environment)
+    seen, answers = "", {"Username": "user", "Password": registry.PASSWORD}
+    while True:
+        try:
+            seen += os.read(here, 4096).decode()
+        except OSError:
+            break
+        for question in [one for one in answers if one in seen]:
+            os.write(here, answers.pop(question).encode() + b"\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
+    assert "logged in as user" in seen
+    assert registry.PASSWORD not in seen
+    found = credentials.find(behind, file(tmp_path))
+    assert found
+    assert found.password == registry.PASSWORD
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "expected", "code"),
+    [
+        (["-u", "user"], "x", "there is no terminal to ask on", 2),
+        (["--password-stdin"], "x", "--username: is missing", 2),
+        (["-u", "user", "--password-stdin"], "", "--password-stdin: is empty", 2),
+        (["-u", "user", "--password-stdin"], "two\nlines", "is not one printable line", 2),
+        (["-u", "us:er", "--password-stdin"], "x", "is not a user name", 2),
+        (["-u", "user", "--token-stdin"], "x", "is not used with a bearer token", 2),
+        (["--password-stdin", "--token-stdin"], "x", "Leave one out", 2),
+        (["--password=not-the-password"], "", "No such option", 2),
+        (["--token-stdin"], WRONG, "was refused", 5),
+    ],
+)
+def test_what_is_no_login_is_one_line(behind: str, login: Login, words: list[str], text: str, expected: str, code: int) -> None:
+    assert expected in login(behind, *words, text=text, code=code).stderr
+
+
+def test_a_registry_that_asks_nobody_gets_no_login(host: str, login: Login, tmp_path: Path) -> None:
+    assert "requires no login" in login(host, "-u", "user", "--password-stdin", text="x", code=6).stderr
+    assert not file(tmp_path).exists()
+
+
+@pytest.mark.parametrize(("url", "words"), [("hf://team", "hf auth login"), ("s3://bucket", "AWS_ACCESS_KEY_ID")])
+def test_where_others_keep_the_login_theirs_is_named(login: Login, url: str, words: str) -> None:
+    assert words in login(url, "-u", "x", "--password-stdin", text="x", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["registry-1.docker.io", "docker.io", "index.docker.io"])
+def test_the_names_of_docker_hub_are_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "config.json"
+    credentials.store(name, path, Credentials("u", "p-1234"))
+    assert credentials.hosts(path) == ["https://index.docker.io/v1/"]
+    for host in ("docker.io", "index.docker.io", "registry-1.docker.io"):
+        found = credentials.find(host, path)
+        assert found
+        assert (found.user, found.password) == ("u", "p-1234")
+        assert "p-1234" not in repr(found)
+    assert credentials.find("other", path) is None
+    credentials.store("other", path, Credentials(bearer="t-1234"))
+    assert credentials.find("other", path) == Credentials(bearer="t-1234", source="docker's config.json")
+    assert credentials.forget("docker.io", path)
+    assert not credentials.forget("docker.io", path)
+    assert credentials.hosts(path) == ["other"]
+
+
+def test_a_login_for_tls_is_not_sent_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    credentials.store("in.house:5000", path, Credentials("u", "p-1234"))
+    for text, there in (
+        ("oci://in.house:5000/x", True), ("oci+http://in.house:5000/x", False), ("oci://127.0.0.1/x", False),
+    ):  # fmt: skip
+        address = Address.parse(text)
+        assert bool(credentials.find(address.host, path, plain=address.plain)) == there
+    credentials.store("in.house:5000", path, Credentials("v", "q-1234"), plain=True)
+    assert credentials.hosts(path) == ["http://in.house:5000", "in.house:5000"]
+    for plain, password in ((False, "p-1234"), (True, "q-1234")):
+        found = credentials.find("in.house:5000", path, plain=plain)
+        assert found
+        assert found.password == password
+    credentials.forget("in.house:5000", path)
+    assert credentials.hosts(path) == ["http://in.house:5000"]
+    for text in ("oci://localhost:5000/x", "oci+http://127.0.0.1/x", "oci://[::1]/x", "oci://[::1]:5000/x"):
+        assert not Address.parse(text).plain
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("{}", '{"auths": {"h": X}}'),
+        ('{\n\t"x": [1.50, "\\u003c"]\n}\n', '{\n\t"auths": {"h": X},\n\t"x": [1.50, "\\u003c"]\n}\n'),
+        ('{\n  "auths": {\n    "a": {}\n  },\n  "x": {}\n}', '{\n  "auths": {\n    "h": X,\n    "a": {}\n  },\n  "x": {}\n}'),
+        ('{ "auths": {}, "x": 1 }', '{ "auths": {"h": X}, "x": 1 }'),
+        ('{"auths": null}', '{"auths": {"h": X}}'),
+        ('{"auths":{"a":{},"h":{"auth":"old"},"b":{}}}', '{"auths":{"a":{},"h":X,"b":{}}}'),
+    ],
+)
+def test_all_else_in_docker_s_config_stays_byte_for_byte(tmp_path: Path, text: str, stored: str) -> None:
+    path = config(tmp_path, text)
+    path.chmod(0o644)
+    assert credentials.store("h", path, Credentials("u", "p")) == str(path)
+    assert path.read_text() == stored.replace("X", '{"auth": "dTpw"}')
+    assert path.stat().st_mode & 0o777 == 0o600  # with a secret, it is for its owner alone
+    assert credentials.forget("h", path)
+    document = json.loads(text)
+    assert json.loads(path.read_text()) == {
+        **document, "auths": {key: value for key, value in (document.get("auths") or {}).items() if key != "h"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ['{"s3cr3t', "[]", '{"auths": {"h": s3cr3t}}', '{"auths": {}, "auths": {"s3cr3t": 1}}'])
+def test_a_file_that_is_broken_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+    path = config(tmp_path, text)
+    for act in (credentials.find, credentials.forget):
+        with pytest.raises(LocalIOError) as caught:
+            act("h", path)
+        assert "s3cr3t" not in str(caught.value)
+    with pytest.raises(LocalIOError):
+        credentials.store("h", path, Credentials("u", "p"))
+    assert path.read_text() == text
