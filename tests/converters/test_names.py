@@ -94,7 +94,7 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 
 def table() -> str:
     """What docs/formats.md says of every architecture, from the data."""
-    lines = ["| llama.cpp | Hugging Face | of its modules | takes no LoRA |", "| --- | --- | --- | --- |"]
+    lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on |", "| --- | --- | --- | --- |"]
     for one in ARCHITECTURES:
         said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
         said += ["weights stored (in, out)"] * one.transposed
