@@ -86,7 +86,7 @@ def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_pat
     assert '1 modules have a lora_B.bias and "lora_bias" is not true' in found.notes[0]
     assert unchanged(source, tmp_path)
     mended = repair.fix(source, tmp_path / "mended")
-    assert [mend.code for mend in mended.mends] == ["bias-flag"]
+    assert [mend.code for mend in mended.repairs] == ["bias-flag"]
     assert not peft.read(tmp_path / "mended").notes
 
 
@@ -106,10 +106,10 @@ def test_wrapped_modules_are_those_of_the_base(tmp_path: Path) -> None:
 def test_fix_renames_wrapped_modules_that_the_base_has_not(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(f"{Q}.linear"))
     mended = repair.fix(source, tmp_path / "mended", base=base(Q))
-    assert "key-prefix" in [mend.code for mend in mended.mends]
+    assert "key-prefix" in [mend.code for mend in mended.repairs]
     assert set(peft.read(tmp_path / "mended").deltas) == {Q}
     assert not [
-        mend for mend in repair.fix(source, tmp_path / "n", base=base(f"{Q}.linear")).mends if mend.code == "key-prefix"
+        mend for mend in repair.fix(source, tmp_path / "n", base=base(f"{Q}.linear")).repairs if mend.code == "key-prefix"
     ]
 
 

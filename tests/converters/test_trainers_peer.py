@@ -10,7 +10,7 @@ import sys
 from tests.conftest import ROOT, missing, need_module
 from tests.support import peer_env
 
-_FILES = ("tests/converters/test_torchtune.py", "tests/formats/test_litgpt.py")
+_FILES = ("tests/converters/test_torchtune.py", "tests/converters/test_litgpt.py")
 _OLD = 7  # tests of litgpt before 0.5.7, whose module for q, k and v has another name
 
 

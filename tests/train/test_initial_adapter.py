@@ -229,5 +229,5 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path) -
     meta = dataclasses.replace(adapter.meta, dora=True)
     some = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
     peft_format.write(some, tmp_path / "dora")
-    with pytest.raises(RefusedError, match=r"use_dora: is true and .* has no magnitude"):
+    with pytest.raises(RefusedError, match=r"use_dora: is true, but .* has no magnitude"):
         adapters.read(train.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"))

@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import inputs, output
 from adapterhub.cli.options import Settings, alpha_option, base_option, command, dry_run_option, output_option, rslora_option
-from adapterhub.cli.views import groups, reports
+from adapterhub.cli.views import groups
 
 if TYPE_CHECKING:
     from adapterhub.check.repair import Fixed
@@ -62,6 +62,8 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
+    from adapterhub.cli.views import reports  # late: the checks import numpy
+
     fields = {name: value for name, value in asdict(problem).items() if name != "cause"}
     return {"severity": problem.severity, **fields, "hint": reports.hint_of(problem)}
 
