@@ -77,7 +77,7 @@ HINTS: dict[str, str] = {
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --t instead",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
-    "training-memory": "{change}. --plan shows what needs how much memory, --force starts anyway",
+    "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
     "two-types": "Pass either --dtype or --requantize",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",

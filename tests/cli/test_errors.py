@@ -1,0 +1,51 @@
+"""The tables of hints name options and commands that exist."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+
+from adapterhub.cli.errors import HINTS, OPTIONS
+from adapterhub.cli.main import app
+
+
+def commands(group: click.Group, path: str = "") -> dict[str, click.Command]:
+    """Every command by the words that call it."""
+    context = click.Context(group)
+    found: dict[str, click.Command] = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found[f"{path}{name}"] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{path}{name} ")
+    return found
+
+
+COMMANDS = commands(app)
+
+
+def options(*commands: click.Command) -> set[str]:
+    """The options of commands, `--no-…` included."""
+    return {name for command in commands for option in command.params for name in (*option.opts, *option.secondary_opts)}
+
+
+KNOWN = options(*COMMANDS.values())
+
+
+@pytest.mark.parametrize("hint", HINTS.values(), ids=HINTS)
+def test_a_hint_names_options_and_commands_that_exist(hint: str) -> None:
+    ours = re.sub(r"`(?!adapterhub )[^`]*`", "", hint)  # a command of somebody else's has its own
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= KNOWN
+    for words in re.findall(r"`adapterhub ([^`]*)`", hint):
+        name, *rest = words.split()
+        assert name in COMMANDS
+        own = options(*(command for path, command in COMMANDS.items() if f"{path} ".startswith(f"{name} ")))
+        assert {word for word in rest if word.startswith("--")} <= own
+
+
+@pytest.mark.parametrize("option", OPTIONS.values())
+def test_a_parameter_has_an_option_that_exists(option: str) -> None:
+    assert option.split(maxsplit=1)[0] in KNOWN
