@@ -11,7 +11,7 @@ its own more specific errors as subclasses, next to the code that raises them.
     ├── IntegrityError      4  bytes are not the expected ones
     │   └── FormatError     4  a file is malformed, truncated, or hostile
     ├── RemoteError         5  another machine refused, failed, or did not answer
-    ├── RefusedError        6  the result would be wrong, so there is none
+    ├── RefusedError        6  the result would be wrong, so nothing was written
     ├── ConflictError       7  another writer moved the ref first
     ├── LocalIOError        8  a local disk or permission error
     ├── MissingExtraError   9  an optional dependency is missing
