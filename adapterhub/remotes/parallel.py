@@ -123,11 +123,11 @@ class Move:
             place.stop(on=on)
 
 
-class Watched:
-    """A source that reports how much of it has been read."""
+class _Wrapped:
+    """A source with another way to its blobs."""
 
-    def __init__(self, source: Source, move: Move) -> None:
-        self.source, self._move = source, move
+    def __init__(self, source: Source) -> None:
+        self.source = source
 
     @property
     def where(self) -> str:
@@ -145,6 +145,14 @@ class Watched:
     def stop(self, *, on: bool = True) -> None:
         """Stop the source."""
         self.source.stop(on=on)
+
+
+class Watched(_Wrapped):
+    """A source that reports how much of it has been read."""
+
+    def __init__(self, source: Source, move: Move) -> None:
+        super().__init__(source)
+        self._move = move
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -165,32 +173,15 @@ class _Reader:
         return n
 
 
-class Fetched:
+class Fetched(_Wrapped):
     """A source with a version that was downloaded into a folder: its files are read there, anything else from the source.
 
     `unwatched` still returns the source, so that a registry can mount blobs of another repository.
     """
 
     def __init__(self, source: Source, folder: Path, made: Manifest) -> None:
-        self.source = source
+        super().__init__(source)
         self._paths = {layer.digest: folder / layer.path for layer in made.layers}
-
-    @property
-    def where(self) -> str:
-        """That of the source."""
-        return self.source.where
-
-    def manifest(self, reference: str) -> Manifest:
-        """That of the source."""
-        return self.source.manifest(reference)
-
-    def tags(self) -> list[str]:
-        """Those of the source."""
-        return self.source.tags()
-
-    def stop(self, *, on: bool = True) -> None:
-        """Stop the source."""
-        self.source.stop(on=on)
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
