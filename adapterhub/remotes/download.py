@@ -86,10 +86,7 @@ def received(
         IntegrityError: The source has other bytes; none of them stay.
         ConflictError: Another process is receiving it there.
     """
-    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with local_errors(part), os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
-        if not _locked(file):
-            raise ConflictError(str(part), "another process is receiving it", "Wait for that process")
+    with local_errors(part), _claimed(part) as file:
         state, done = _picked_up(file, part, blob)
         for first in (True, False):
             with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
@@ -249,6 +246,31 @@ def _note(part: Path, size: int, digest: str) -> None:
 
 def _note_path(part: Path) -> Path:
     return part.with_name(part.name + _NOTE)
+
+
+@contextmanager
+def _claimed(part: Path) -> Iterator[BinaryIO]:
+    """Open the file and lock it.
+
+    Raises:
+        ConflictError: Another process has the lock.
+    """
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        with os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
+            if not _locked(file):
+                raise ConflictError(str(part), "another process is receiving it", "Wait for that process")
+            # Between the two, the last owner may have moved the file to its final name: what is locked is then a finished blob.
+            if _is_at(file, part):
+                yield file
+                return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(file: BinaryIO) -> bool:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes import location
+from adapterhub.remotes import download, location
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.download import forget, received
 from adapterhub.remotes.folders import AdapterFolder
@@ -151,6 +151,30 @@ def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Pa
     with LayoutFolder(tmp_path / "x") as found:
         assert found.tags() == [f"v{n}" for n in range(6)]
         assert [found.manifest(f"v{n}").digest for n in range(6)] == [source.manifest("latest").digest for source in sources]
+
+
+def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one moves the file that was opened here to its final name, before the lock on it is had."""
+    source = AdapterFolder(make())
+    blob = next(layer for layer in source.manifest("latest").layers if layer.path.endswith(".safetensors"))
+    part, final = (tmp_path / "x" / folder for folder in (f"ingest/{blob.digest[7:]}.part", f"blobs/sha256/{blob.digest[7:]}"))
+    locked, sizes = download._locked, []
+
+    def finished(file: Any) -> bool:
+        if not final.exists():
+            part.write_bytes((tmp_path / "adapter" / blob.path).read_bytes())
+            os.replace(part, final)
+        else:
+            sizes.append(final.stat().st_size)
+        return locked(file)
+
+    monkeypatch.setattr(download, "_locked", finished)
+    with LayoutFolder(tmp_path / "x") as target:
+        target.put_blob(blob, source)
+    assert sizes == [blob.size]
+    assert hashlib.sha256(final.read_bytes()).hexdigest() == blob.digest[7:]
 
 
 def test_of_two_who_change_one_archive_the_second_is_told(make: Make, tmp_path: Path) -> None:
