@@ -450,16 +450,18 @@ def pull(
             )
         return _pull_from_address(source, out, workspace, name=name)
     from adapterhub.ref import Ref
-    from adapterhub.registry import conversion_cache
-    from adapterhub.remotes.local import Local
 
     ref = Ref.parse(source)
     if policy := workspace.rules():
         policy.check_name(ref.name)
     with workspace.opened() as registry:
         version = registry.resolve(ref)
-        check_policy(Local(registry, ref.name), version.digest, source, workspace)
+        if policy:
+            from adapterhub.remotes.local import Local
+
+            check_policy(Local(registry, ref.name), version.digest, source, workspace)
         if conversion is not None:
+            from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
             from adapterhub_converters import formats
 
             suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""

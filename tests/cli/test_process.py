@@ -53,6 +53,12 @@ def test_help_imports_nothing_heavy(run: Run, tmp_path: Path, command: str) -> N
     assert not loaded(run, tmp_path, command, "--help") & (HEAVY | {"numpy", "rich", "jsonschema"})
 
 
+def test_a_pull_and_a_list_import_no_numpy(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", sql, "team/sql", cwd=tmp_path)
+    for args in (["pull", "team/sql", "-o", "out"], ["list"]):
+        assert not loaded(run, tmp_path, *args) & (HEAVY | {"numpy", "jsonschema", "sqlite_utils"})
+
+
 def test_version_is_one_line(run: Run) -> None:
     assert run("--version").stdout == "adapterhub 0.1.0\n"
 
