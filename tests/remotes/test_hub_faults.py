@@ -91,7 +91,8 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, t
         proxy.after = after
         try:
             with remote(proxy.address) as source:
-                got = download(source, made.digest if seed % 2 else "main", out, pauses=())
+                # One file at a time: which answer is flipped depends on the dice alone.
+                got = download(source, made.digest if seed % 2 else "main", out, pauses=(), jobs=1)
         except AdapterhubError as error:
             refused.add(error.exit_code)
             assert not out.exists()
@@ -99,7 +100,7 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, t
             accepted += 1
             assert {layer.path: layer.digest for layer in got.layers} == right
             assert oci_manifest.build(out).digest == made.digest
-    assert accepted < 100  # the length of what means nothing differs from run to run
+    assert accepted < 60
     assert refused <= {3, 4, 5, 6}
 
 
