@@ -25,6 +25,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.formats.peft.keys import classify_native, native
 
 from .report import Problem
@@ -217,10 +218,11 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     """
     problems = list(_pickles(path))
     given, path = path, adapter_in(path)
+    candidate = Candidate(path)
     try:
-        if (text := peft.config_of(path)) is not None:
-            return _peft(path, text, base), problems
-        kind = _sniff(path, given, pickle=any(problem.code == "pickle" for problem in problems))
+        if peft.sniff(candidate):
+            return _peft(path, candidate.config, base), problems
+        kind = _sniff(candidate, given, pickle=any(problem.code == "pickle" for problem in problems))
         if kind is None:
             return None, problems
         contents = _whole(path, kind, base)
@@ -235,12 +237,12 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     return contents, problems
 
 
-def _sniff(path: Path, given: Path, *, pickle: bool) -> str | None:
+def _sniff(candidate: Candidate, given: Path, *, pickle: bool) -> str | None:
     """The format of an adapter that is not PEFT's; None where there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
-        return convert.sniff(path)
+        return convert.sniff(candidate)
     except FormatError as error:
         if pickle:
             return None

@@ -4,11 +4,11 @@ from .config import CONFIG, INDEX, INERT, READ, WEIGHTS, residual_init
 from .config import check as check_config
 from .keys import classify, state_dict
 from .quirks import alpha_is_rank
-from .reader import config_of, nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
+from .reader import nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
 from .writer import config_text, saved_modules, write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_of", "config_text",
+    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_text",
     "nested", "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict",
     "weight_files", "write",
 ]  # fmt: skip

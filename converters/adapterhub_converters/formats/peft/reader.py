@@ -34,15 +34,6 @@ def sniff(candidate: Candidate) -> bool:
     return '"peft_type"' in candidate.config
 
 
-def config_of(path: Path) -> str | None:
-    """The text of the config of the PEFT adapter in a folder; None where there is no such adapter."""
-    config = path / CONFIG
-    if not config.is_file():
-        return None
-    text = json_file.read_text(config)
-    return text if '"peft_type"' in text else None
-
-
 def nested(path: Path) -> str:
     """A hint that names the one folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
     found = sorted(item.name for item in path.iterdir() if (item / CONFIG).is_file()) if path.is_dir() else []
