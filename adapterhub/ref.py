@@ -42,7 +42,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Parse `text`; RefError says what is wrong with it."""
+        """Parse `text`; raises RefError if it is invalid."""
         name, at, digest = text.partition("@")
         name, colon, tag = name.partition(":")
         parse_name(name, text)

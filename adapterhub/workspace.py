@@ -53,7 +53,7 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
 
 
 def project_file(start: Path) -> Path | None:
-    """The nearest adapterhub.toml at or above a folder, whoever owns it."""
+    """The nearest adapterhub.toml at or above a folder, of any owner."""
     start = start.absolute()
     return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
 

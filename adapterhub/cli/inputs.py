@@ -51,7 +51,7 @@ def base_name(text: str, settings: Settings) -> str | None:
 
 
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
-    """See `sources.read_base`; says what was fetched of it, and its notes unless `notes` is off."""
+    """See `sources.read_base`; shows how much of it was fetched, and its notes unless `notes` is off."""
     spec = sources.read_base(text, workspace(settings))
     if spec.fetched is not None:
         of = f" of {output.size(spec.size)}" if spec.size else ""

@@ -64,7 +64,7 @@ def package(
         policy: The project's, None where it has none.
         force: Accept an adapter whose check finds errors. A policy cannot be overridden.
         checked: It was checked in another format, from which it was converted.
-        hash_below: Hash files of fewer bytes while they are open anyway, for who needs digests before the bytes are sent.
+        hash_below: Hash files of fewer bytes while they are open anyway, for digests needed before sending.
 
     Raises:
         RefusedError: The check finds errors (code `check-failed`), or the policy does not allow it (`against-policy`).

@@ -90,7 +90,7 @@ def train(
 
 
 def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
-    """Push what was trained; an error says that the folder is still there."""
+    """Push what was trained; an error names the folder, which stays."""
     try:
         return published(sharing.push(folder, ref, workspace(settings))).document
     except AdapterhubError as error:
