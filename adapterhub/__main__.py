@@ -11,7 +11,7 @@ def main() -> NoReturn:
     if sys.argv[1:] == ["--version"]:  # asked by scripts again and again: without click, half the time
         sys.stdout.write(f"adapterhub {__version__}\n")
         raise SystemExit(0)
-    from .cli.main import main
+    from adapterhub.cli.main import main
 
     main()
 

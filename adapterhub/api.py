@@ -23,21 +23,21 @@ import adapterhub_converters.adapter as canonical
 from adapterhub_converters import display
 from adapterhub_converters.errors import ParameterError
 
-from . import merging, sharing, sources
-from .merging import Combined
+from . import combining, sharing, sources
+from .combining import Combined
 from .sharing import Pulled, Sent
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.check import Report
+    from adapterhub.checks import Report
     from adapterhub.index.queries import Row
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.merge import FuseReport
+    from adapterhub.merging import FuseReport
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Version
-    from adapterhub.train import EvaluationResult, OnEvent, Result, TrainConfig
+    from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.bases import BaseSpec
 
@@ -126,7 +126,7 @@ def check(
         >>> report.verdicts["vllm"].verdict
         'applied'
     """
-    from adapterhub.check import check as checked
+    from adapterhub.checks import check as checked
 
     here = workspace or Workspace()
     with sources.opened(source, here) as found:
@@ -261,7 +261,7 @@ def merge(
             of a push.
         into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
         weights: What each adapter is multiplied by; 1 each if None.
-        method: Of adapters: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merge.METHODS`).
+        method: Of adapters: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`).
         rank: Of adapters: the rank of every module of the result.
         energy: Of adapters: the smallest ranks that keep this share of the energy.
         rank_budget: Of adapters: the ranks that keep most in so many bytes of tensors.
@@ -288,12 +288,12 @@ def merge(
     if len(factors) != len(texts):
         raise ParameterError("weights", f"{len(factors)} for {len(texts)} adapters", "Give one for each")
     with ExitStack() as stack:
-        target = Path(out) if into is not None else merging.destination(out)
+        target = Path(out) if into is not None else combining.destination(out)
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
-            return merging.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
+            return combining.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
         plain = {key: how.pop(key) for key in ("method", "rank", "energy", "rank_budget", "seed") if key in how}
-        return merging.merge_adapters(found, factors, target, here, parameters=how, **plain)
+        return combining.merge_adapters(found, factors, target, here, parameters=how, **plain)
 
 
 # ---- sharing
@@ -494,7 +494,7 @@ def train(
     Args:
         config: A TOML file, or a config that was read.
         out: The folder to write, whole or not at all; the config's path without its suffix if None.
-        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.train`).
+        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
         start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
         force: Start even if memory will not suffice.
         workspace: Where names are looked up; its `cache` keeps quantized bases.
@@ -508,7 +508,7 @@ def train(
         >>> result.folder.name
         'letters'
     """
-    from adapterhub.train import read_config, run
+    from adapterhub.training import read_config, run
 
     here = workspace or Workspace()
     path = Path(config) if isinstance(config, str | os.PathLike) else None
@@ -539,16 +539,16 @@ def evaluate(
         base: The model's folder, with its weights, or a GGUF file.
         progress: Called while the base is loaded, with tensors done and in all.
         workspace: Where names are looked up.
-        measuring: Fields of `adapterhub.train.EvaluationOptions`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`, `threads`;
-            as in the adapter's training where they are not given.
+        measuring: Fields of `adapterhub.training.EvaluationOptions`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`,
+            `threads`; as in the adapter's training where they are not given.
 
     Example:
         >>> measured = ah.evaluate("./letters", data="heldout.jsonl", base="./tiny")
         >>> measured.perplexity < measured.base_perplexity
         True
     """
-    from adapterhub.train import EvaluationOptions
-    from adapterhub.train import evaluate as measured
+    from adapterhub.training import EvaluationOptions
+    from adapterhub.training import evaluate as measured
 
     here = workspace or Workspace()
     files = [data] if isinstance(data, str | os.PathLike) else list(data)

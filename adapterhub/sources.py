@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Parent
     from adapterhub.remotes.protocol import Source as Remote
-    from adapterhub.train import InitialAdapter
+    from adapterhub.training import InitialAdapter
     from adapterhub_converters.bases import BaseSpec
 
 _ADDRESSES = ("https://", "http://", "hf://")
@@ -134,7 +134,7 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
 
 def given(source: Source) -> InitialAdapter:
     """The adapter to continue a training from, or to evaluate."""
-    from adapterhub.train import InitialAdapter
+    from adapterhub.training import InitialAdapter
 
     made = parent(source)
     return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)

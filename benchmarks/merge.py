@@ -114,7 +114,7 @@ def inputs(bench: Bench, count: int) -> tuple[Path, list[Path], str]:
 
 
 def fuse(folder: str, out: str, *adapters: str) -> None:
-    from adapterhub.merge import fuse as merge
+    from adapterhub.merging import fuse as merge
     from adapterhub_converters.formats import peft
 
     merge([(peft.read(Path(one)), 1.0) for one in adapters], Path(folder), Path(out))
@@ -175,7 +175,7 @@ def combined(bench: Bench) -> None:
 def combine(side: int, rank: int, method: str, repeats: int) -> Figures:
     import numpy as np
 
-    from adapterhub.merge import combine as merge
+    from adapterhub.merging import combine as merge
     from adapterhub_converters.adapter import Adapter, LowRank
 
     random = np.random.default_rng(0)

@@ -102,13 +102,13 @@ def rows_of(options: Namespace) -> Any:
 def ours(options: Namespace) -> Steps:
     import numpy as np
 
-    from adapterhub.train import config
-    from adapterhub.train.data import dataset as data
-    from adapterhub.train.layers import lora
-    from adapterhub.train.loop import loop
-    from adapterhub.train.loop.state import new_state
-    from adapterhub.train.model.base_files import BaseFiles
-    from adapterhub.train.model.loading import load
+    from adapterhub.training import config
+    from adapterhub.training.data import dataset as data
+    from adapterhub.training.layers import lora
+    from adapterhub.training.loop import loop
+    from adapterhub.training.loop.state import new_state
+    from adapterhub.training.model.base_files import BaseFiles
+    from adapterhub.training.model.loading import load
 
     with BaseFiles(Path(options.base)) as files:
         made = load(files, config.BaseConfig(options.base), config.LoRAConfig(r=R, alpha=ALPHA), where="")

@@ -80,7 +80,7 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
     import numpy as np
     from safetensors import safe_open
 
-    from adapterhub.check import internal
+    from adapterhub.checks import internal
 
     with safe_open(f"{folder}/adapter_model.safetensors", "numpy") as file:
         arrays = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118

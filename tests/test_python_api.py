@@ -23,7 +23,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import ROOT, need_module
 from tests.support.adapters import write_adapter
-from tests.train.conftest import tiny_base
+from tests.training.conftest import tiny_base
 
 __all__ = ["tiny_base"]
 
@@ -75,12 +75,6 @@ def test_every_example_of_a_docstring_gives_what_it_says(place: Path) -> None:
         (example,) = finder.find(getattr(api, name), name, globs={"ah": ah, "print": lambda _: None})
         assert example.examples, name
         assert runner.run(example).failed == 0, name
-
-
-def test_a_package_that_is_a_verb_too_is_called_and_imported(place: Path) -> None:
-    for first in ("", "import adapterhub.check, adapterhub.merge, adapterhub.train\n"):
-        code = f"{first}import adapterhub as ah\nfrom adapterhub.check import Report\nassert type(ah.check('./sql')) is Report"
-        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_it_loads_nothing() -> None:
@@ -144,7 +138,7 @@ def test_in_a_notebook_texts_of_others_are_escaped(place: Path) -> None:
     assert "<script>" not in shown
 
 
-@pytest.mark.parametrize("name", ["api", "sharing", "sources", "merging", "workspace"])
+@pytest.mark.parametrize("name", ["api", "sharing", "sources", "combining", "workspace"])
 def test_nothing_of_it_reads_the_environment_prints_or_exits(name: str) -> None:
     tree = ast.parse((ROOT / "adapterhub" / f"{name}.py").read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]

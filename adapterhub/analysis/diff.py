@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.check import Verdict, check
+from adapterhub.checks import Verdict, check
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
 from adapterhub_converters.adapter_files import adapter_in

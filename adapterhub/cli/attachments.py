@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adapterhub.cli import remotes
 from adapterhub_converters.errors import UsageError
+
+from . import remotes
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Place

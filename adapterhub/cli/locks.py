@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.cli import environment, output
-
+from . import environment, output
 from .options import Settings
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.cli import environment
 from adapterhub_converters.errors import UsageError
+
+from . import environment
 
 if TYPE_CHECKING:
     from adapterhub.remotes.oci.address import Address

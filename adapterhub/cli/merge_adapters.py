@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import merging
-from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
+from adapterhub import combining
 
+from . import inputs, output
+from .environment import workspace
 from .options import Settings
 from .views import merged
 
@@ -30,11 +30,11 @@ def into_adapter(
     from adapterhub_converters.containers import atomic
 
     if plot:
-        from adapterhub.cli.views import merge_plot
+        from .views import merge_plot
 
         merge_plot.check()
         atomic.check_free(Path(plot), folder=False)
-    made = merging.merge_adapters(found, weights, target, workspace(settings), **how)
+    made = combining.merge_adapters(found, weights, target, workspace(settings), **how)
     where = str(made.version.ref if made.version else target)
     if plot:
         merge_plot.draw(made.report, Path(plot), title=where)

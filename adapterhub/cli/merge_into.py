@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterhub import merging
-from adapterhub.cli import inputs, output, recipes
-from adapterhub.cli.progress import bytes_bar
+from adapterhub import combining
 from adapterhub_converters.errors import UsageError
 
+from . import inputs, output, recipes
 from .options import Settings
+from .progress import bytes_bar
 from .views import fused
 
 
@@ -40,7 +40,7 @@ def run(
     into: Mapping[str, Any],
 ) -> None:
     """Merge into a base, or show the plan; `places` are the base and the output."""
-    from adapterhub.merge import Options
+    from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
     base, out = inputs.weights(places[0], settings), Path(places[1])
@@ -54,13 +54,13 @@ def run(
         force=into["force"],
     )
     if not into["recipe_only"]:
-        merging.check_place(out, base)
+        combining.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)))
-    merge, asked = merging.prepare_into(found, weights, base, asked, gguf=gguf)
+    merge, asked = combining.prepare_into(found, weights, base, asked, gguf=gguf)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adapterhub.cli.views.versions import version_document
+
 from . import output
-from .views.versions import version_document
 
 if TYPE_CHECKING:
     from adapterhub.registry.registry import Version

@@ -7,17 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    open_registry,
-)
-from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import UsageError
 
+from . import output
+from .environment import open_registry
 from .options import Settings
+from .progress import bytes_bar
 
 if TYPE_CHECKING:
-    from adapterhub.merge import Merge, Options
+    from adapterhub.merging import Merge, Options
     from adapterhub.registry.merge_recipe import Made
 
 

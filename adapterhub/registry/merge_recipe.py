@@ -21,7 +21,7 @@ import numpy as np
 
 import adapterhub_schemas
 from adapterhub.digest import Digest, is_hex, sha256_file
-from adapterhub.merge import Options
+from adapterhub.merging import Options
 from adapterhub.version import __version__
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter_files import is_weights

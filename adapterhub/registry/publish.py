@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.check import ERROR, FIT, Problem, Report, examined
-from adapterhub.check import check as checked_report
+from adapterhub.checks import ERROR, FIT, Problem, Report, examined
+from adapterhub.checks import check as checked_report
 from adapterhub.manifest import describe
 from adapterhub.manifest.package_files import first_bytes, listing
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
-    from adapterhub.check.contents import Contents
+    from adapterhub.checks.contents import Contents
     from adapterhub.manifest.describe import Draft
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.project.policy import Policy

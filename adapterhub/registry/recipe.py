@@ -16,7 +16,7 @@ import numpy as np
 from adapterhub import digest
 from adapterhub.manifest import describe, document
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
-from adapterhub.merge import MergeReport, Progress, combine
+from adapterhub.merging import MergeReport, Progress, combine
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError

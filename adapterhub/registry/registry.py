@@ -30,12 +30,7 @@ from adapterhub.store.export import export
 from adapterhub.store.store import Entry, Progress, Store, counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import (
-    AdapterhubError,
-    ConflictError,
-    IntegrityError,
-    RefusedError,
-)
+from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError
 
 from .ledger import Ledger, find
 from .versions import Version, deprecation, find_exact_row, find_row, never_set, number_before, version_of

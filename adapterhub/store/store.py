@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from adapterhub.digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from adapterhub.store.packs.chains import READ_DEPTH
+from adapterhub.store.packs.folder import Packs
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError
 
 from . import oci_index, tensor_digests
 from .atomic import Files, local_errors, open_regular, write_all
 from .leases import Lease, dead, hold, noted
-from .packs.chains import READ_DEPTH
-from .packs.folder import Packs
 from .ref_log import BASES, MERGES, REFS, Entry, RefLog
 from .tensor_digests import TensorLists, Tensors
 

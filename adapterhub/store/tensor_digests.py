@@ -22,7 +22,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOEr
 from .atomic import Files, write_all
 
 if TYPE_CHECKING:
-    from .packs.cutting import ReadAt, Run
+    from adapterhub.store.packs.cutting import ReadAt, Run
 
 _HEAD = b'{"version":1,"tensors":[\n'
 _END = b'],"sha256":"'
@@ -99,7 +99,7 @@ class Hashing:
 
 def _runs(read_at: ReadAt, size: int) -> list[Run]:
     """Return the places of the tensors, last one first; empty for a file of another kind."""
-    from .packs.cutting import tensors  # needs numpy
+    from adapterhub.store.packs.cutting import tensors  # needs numpy
 
     try:
         return sorted(tensors(read_at, size), key=lambda run: (run.offset, run.size), reverse=True)

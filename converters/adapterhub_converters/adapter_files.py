@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapterhub_converters.errors import RefusedError
+from .errors import RefusedError
 
 ADAPTER_JSON = "adapter.json"
 """The manifest of an adapter."""

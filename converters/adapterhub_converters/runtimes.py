@@ -1,6 +1,6 @@
 """Rules for the runtimes that load adapters, as data, each from that program's own source.
 
-A rule maps a *feature* of an adapter (or of an adapter on a base) to a verdict. `adapterhub.check` finds the features; this
+A rule maps a *feature* of an adapter (or of an adapter on a base) to a verdict. `adapterhub.checks` finds the features; this
 module only has the rules. If a runtime reads another format than the adapter's, the verdict is that after a conversion, which
 folds rsLoRA and patterns and refuses everything that the format does not support.
 """

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from adapterhub.check import CODES, Problem, Report
+from adapterhub.checks import CODES, Problem, Report
 from adapterhub.cli.views import reports
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.merge import METHODS
+from adapterhub.merging import METHODS
 from adapterhub.registry import recipe
 from tests.conftest import Run, need_module
 from tests.support.folders import adapter, base, pairs

@@ -134,7 +134,7 @@ def test_debug_adds_the_traceback() -> None:
 def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> None:
     hook = tmp_path / "hook"
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text("import adapterhub.check as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
+    (hook / "sitecustomize.py").write_text("import adapterhub.checks as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
     path = os.pathsep.join([str(hook), PATH])
     done = run("validate", "sql", env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)}, code=70)
     assert done.stderr.count("\n") == 1

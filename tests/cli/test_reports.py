@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import check
-from adapterhub.check import Problem, Report
+from adapterhub import checks
+from adapterhub.checks import Problem, Report
 from adapterhub.cli.commands import validate
 from adapterhub.cli.views import reports
 from adapterhub_converters.runtimes import RUNTIMES
@@ -21,7 +21,7 @@ NASTY = 'a, "b": <c> & 100%\x1b[31m\nnext'
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     folder = adapter(tmp_path / "sql", pairs(12, r=4), use_dora=True)
-    return check.check(folder, base=base(tmp_path / "base", 12), where="out/my sql")
+    return checks.check(folder, base=base(tmp_path / "base", 12), where="out/my sql")
 
 
 def nasty(severity_code: str = "malformed") -> Report:
@@ -82,7 +82,7 @@ def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
     suites = ET.fromstring(reports.junit([report]))
     (suite,) = suites
     cases = suite.findall("testcase")
-    assert int(suite.get("tests", "")) == len(cases) == len(check.CODES)
+    assert int(suite.get("tests", "")) == len(cases) == len(checks.CODES)
     assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
     (clean,) = ET.fromstring(reports.junit([Report("x", "peft", None, ())]))
     assert [case.get("name") for case in clean] == [case.get("name") for case in cases]

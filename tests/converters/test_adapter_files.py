@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import check
+from adapterhub import checks
 from adapterhub.analysis import diff
 from adapterhub.manifest import describe, package_files
-from adapterhub.merge.into_base import side_files
+from adapterhub.merging.into_base import side_files
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import adapter_files
@@ -64,7 +64,7 @@ def made(folder: Path, files: dict[str, str], sources: dict[str, bytes]) -> Path
 
 
 def by_check(folder: Path) -> str:
-    report = check.check(folder)
+    report = checks.check(folder)
     assert report.ok, report.problems
     return report.format
 
@@ -152,9 +152,9 @@ def test_weights_in_a_pickle_are_reported_by_every_suffix(tmp_path: Path, suffix
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / peft.WEIGHTS).rename(folder / f"adapter_model{suffix}")
     assert pickles.found(folder) == folder / f"adapter_model{suffix}"
-    assert "pickle" in {problem.code for problem in check.check(folder).problems}
+    assert "pickle" in {problem.code for problem in checks.check(folder).problems}
     shutil.copy(folder / f"adapter_model{suffix}", folder / peft.WEIGHTS)
-    assert "stray-pickle" in {problem.code for problem in check.check(folder).problems}
+    assert "stray-pickle" in {problem.code for problem in checks.check(folder).problems}
 
 
 def test_first_bytes_of_pickles() -> None:

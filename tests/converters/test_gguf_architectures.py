@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub import check as compat
+from adapterhub import checks as compat
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.names import Architecture

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.check import repair
-from adapterhub.merge import combine
+from adapterhub.checks import repair
+from adapterhub.merging import combine
 from adapterhub_converters.adapter import LowRank, plain_pairs, unmeasured
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from adapterhub import check
+from adapterhub import checks
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.bases.shapes import FAMILIES, shapes_from_config
-from tests.check.test_other_models import CONFIGS
+from tests.checks.test_other_models import CONFIGS
 from tests.conftest import need_module
 from tests.support import folders, tiny
 
@@ -64,7 +64,7 @@ def test_a_config_alone_gives_the_shapes_transformers_builds(tmp_path: Path, nam
     assert {parameter: tensor.shape for parameter, tensor in spec.derived.items()}.items() <= have.items()
     # All there is in a layer: whatever is missing there is an error to a check.
     layered = {
-        parameter for parameter, shape in have.items() if len(shape) > 1 and check.shapes.layer_of(parameter) is not None
+        parameter for parameter, shape in have.items() if len(shape) > 1 and checks.shapes.layer_of(parameter) is not None
     }
     unsaid = {parameter for parameter in layered if "relative_attention_bias" in parameter or parameter.endswith("_bias")}
     convolutions = {parameter for parameter in layered if len(have[parameter]) > 2 and parameter.endswith(".weight")}
@@ -113,5 +113,5 @@ def test_a_base_of_which_only_the_config_is_here(
         "tie_word_embeddings": False, "model_type": "llama", "architectures": ["LlamaForCausalLM"],
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(numbers))
-    report = check.check(folders.adapter(tmp_path / "a", shapes, **config), base=read_base(tmp_path))
+    report = checks.check(folders.adapter(tmp_path / "a", shapes, **config), base=read_base(tmp_path))
     assert {problem.code for problem in report.problems} - {"unpinned"} == {"base-without-weights"} | wanted

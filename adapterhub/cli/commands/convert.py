@@ -136,7 +136,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
-    from adapterhub.merge import Options, prepared
+    from adapterhub.merging import Options, prepared
     from adapterhub_converters.containers import atomic
 
     atomic.check_free(target, folder=False)

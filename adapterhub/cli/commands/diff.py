@@ -16,7 +16,7 @@ from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, KeyChange, ModuleChange, Side, TensorChange
-    from adapterhub.check import Verdict
+    from adapterhub.checks import Verdict
 
 _SHOWN = 12  # rows of a table
 _CELL = 24  # characters of a config value

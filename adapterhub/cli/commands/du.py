@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar

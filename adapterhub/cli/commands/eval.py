@@ -21,7 +21,7 @@ _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 if TYPE_CHECKING:
     from adapterhub.manifest.measurement import Evaluation
     from adapterhub.registry.measurements import Gate
-    from adapterhub.train import EvaluationResult
+    from adapterhub.training import EvaluationResult
 
 
 @command(
@@ -70,7 +70,7 @@ def eval(  # noqa: A001 - the command's name
     """
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
-    from adapterhub.train import EvaluationOptions, evaluate
+    from adapterhub.training import EvaluationOptions, evaluate
 
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in `train`
     asked["dtype"] = _DTYPES.get(asked["dtype"])

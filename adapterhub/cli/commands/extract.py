@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import merging
+from adapterhub import combining
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, command, dtype_option, energy_option, max_rank_option, output_option, rank_option
@@ -15,7 +15,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.merge.into_base.extract import Extracted, Extraction
+    from adapterhub.merging.into_base.extract import Extracted, Extraction
 
 _SHOWN = 12  # rows of a table
 
@@ -52,14 +52,14 @@ def extract(
     BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is that of the
     adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
-    from adapterhub.merge.into_base.extract import Wanted
+    from adapterhub.merging.into_base.extract import Wanted
 
     if (rank is None) == (energy is None):
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
     folder, other = inputs.weights(base, settings), inputs.weights(tuned, settings)
     wanted = Wanted(rank, energy, max_rank, rest, dtype.upper())
-    target = merging.destination(out)
-    adapter, report, version = merging.extract(folder, other, target, wanted, workspace(settings))
+    target = combining.destination(out)
+    adapter, report, version = combining.extract(folder, other, target, wanted, workspace(settings))
     out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))
@@ -84,7 +84,7 @@ def _document(out: str, report: Extraction) -> dict[str, Any]:
 
 
 def _text(out: str, report: Extraction, parameters: int) -> None:
-    from adapterhub.merge.into_base.extract import ranks
+    from adapterhub.merging.into_base.extract import ranks
 
     kept, lost = [one for one in report.weights if not one.why], [one for one in report.weights if one.why]
     found = ranks(report.weights)

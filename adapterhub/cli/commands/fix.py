@@ -13,8 +13,8 @@ from adapterhub.cli.options import Settings, alpha_option, base_option, command,
 from adapterhub.cli.views import groups
 
 if TYPE_CHECKING:
-    from adapterhub.check.repair import Fixed
-    from adapterhub.check.report import Problem
+    from adapterhub.checks.repair import Fixed
+    from adapterhub.checks.report import Problem
 
 
 @command(
@@ -39,7 +39,7 @@ def fix(
     Only what the tensors prove is repaired: names, ranks, target modules, biases, magnitudes. What they cannot prove, such as
     a scale, is proposed with the edit or command that does it. docs/validate.md lists the repairs.
     """
-    from adapterhub.check import repair as library
+    from adapterhub.checks import repair as library
 
     spec = inputs.read_base(base, settings) if base else None
     with inputs.opened(source, settings) as found:

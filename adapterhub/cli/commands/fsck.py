@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import (
-    open_registry,
-    registry_folder,
-)
+from adapterhub.cli.environment import open_registry, registry_folder
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import findings as view

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output, progress
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command, dry_run_option
 
 if TYPE_CHECKING:

@@ -7,10 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    named_registry,
-    registry_folder,
-)
+from adapterhub.cli.environment import named_registry, registry_folder
 from adapterhub.cli.options import Settings, command, project_option
 from adapterhub.workspace import PROJECT
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command, plot_option
 from adapterhub.cli.views import lineage as view
 

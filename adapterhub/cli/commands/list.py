@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, output, remotes
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-    remote_option,
-)
+from adapterhub.cli.environment import complete_ref, open_registry, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import tree

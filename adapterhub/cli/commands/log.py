@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-)
+from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 

@@ -16,7 +16,7 @@ from adapterhub.cli.options import Settings, adapter_option, base_option, comman
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.merge import Merge
+    from adapterhub.merging import Merge
     from adapterhub.registry.merge_recipe import MergeRecipe
     from adapterhub.registry.merge_recipes import StoredRecipe
     from adapterhub.registry.recipe import Difference
@@ -72,7 +72,7 @@ def _materialize(
     settings: Settings, found: MergeRecipe, base: str | None, adapters: Sequence[str], names: tuple[str | None, str]
 ) -> int:
     """Write the model, as the first of two names or else the second, and report the comparison."""
-    from adapterhub.merge import prepared, read_base
+    from adapterhub.merging import prepared, read_base
     from adapterhub.registry import merge_recipe
     from adapterhub_converters.formats import convert
 

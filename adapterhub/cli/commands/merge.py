@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from adapterhub import merging
+from adapterhub import combining
 from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
@@ -161,7 +161,7 @@ def merge(
             found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
             merge_into.run(settings, found, factors, (base, out), into)
             return
-        target = merging.destination(out)
+        target = combining.destination(out)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
         how = {name: asked[name] for name in _OWN if name in asked}
         parameters = {name: asked[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in asked}

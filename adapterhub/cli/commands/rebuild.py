@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, base_option, command, output_option
 from adapterhub_converters.errors import NotFoundError
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-)
+from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, command, expect_option, force_option
 
 

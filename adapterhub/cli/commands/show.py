@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-)
+from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norms as heat

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-)
+from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.views.versions import version_document
 from adapterhub_converters.errors import UsageError

@@ -21,7 +21,7 @@ from adapterhub.cli.views import training as view
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.train import InitialAdapter
+    from adapterhub.training import InitialAdapter
 
 
 @command(
@@ -65,7 +65,7 @@ def train(
     push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub.train import read_config, run
+    from adapterhub.training import read_config, run
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
@@ -118,7 +118,7 @@ def _given(text: str | None, settings: Settings) -> Iterator[InitialAdapter | No
 
 def _init(settings: Settings, path: str) -> int:
     """Write a config with every key; nothing is overwritten."""
-    from adapterhub.train import explain
+    from adapterhub.training import explain
 
     try:
         with open(path, "x", encoding="utf-8") as file:
@@ -134,7 +134,7 @@ def _init(settings: Settings, path: str) -> int:
 
 def _explain(settings: Settings, wanted: str) -> int:
     """Explain one key of the config, or all."""
-    from adapterhub.train import explain as known
+    from adapterhub.training import explain as known
 
     found = known.explain(wanted or None)
 

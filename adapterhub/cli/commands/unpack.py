@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import (
-    open_registry,
-)
+from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import changes as view

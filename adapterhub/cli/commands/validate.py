@@ -57,7 +57,7 @@ def validate(
     fits its module in the base, and vice versa. The table shows what each runtime does with the adapter.
     Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
-    from adapterhub.check import check
+    from adapterhub.checks import check
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
 

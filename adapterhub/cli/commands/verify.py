@@ -7,10 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs
-from adapterhub.cli.environment import (
-    complete_ref,
-    open_registry,
-)
+from adapterhub.cli.environment import complete_ref, open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import findings as view

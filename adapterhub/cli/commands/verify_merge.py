@@ -14,10 +14,10 @@ from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import count_bar
-from adapterhub.merging import trained_in
+from adapterhub.combining import trained_in
 
 if TYPE_CHECKING:
-    from adapterhub.merge.into_base.verify import Proof, Proofs
+    from adapterhub.merging.into_base.verify import Proof, Proofs
 
 _SHOWN = 12  # rows of a table
 
@@ -43,8 +43,8 @@ def verify_merge(
     quantized model, by the strength of the adapter in it. Exits 0 when all are right, 1 when one is not or could not be
     compared.
     """
-    from adapterhub.merge import Options
-    from adapterhub.merge.into_base import verify
+    from adapterhub.merging import Options
+    from adapterhub.merging.into_base import verify
     from adapterhub_converters import bases as base_model
     from adapterhub_converters.formats import convert
 

@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub.merge import Change, FuseReport
+    from adapterhub.merging import Change, FuseReport
 
 _SHOWN = 5  # modules of that table
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
-from adapterhub.cli.views.lineage import name_of
 from adapterhub_converters.errors import MissingExtraError
+
+from .lineage import name_of
 
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Lineage

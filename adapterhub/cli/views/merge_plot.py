@@ -13,7 +13,7 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from adapterhub.merge import Merged, MergeReport
+    from adapterhub.merging import Merged, MergeReport
 
 _GRAY = "#6b7280"
 _NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a part of a path that is a number

@@ -12,7 +12,7 @@ from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.merge import Merged, MergeReport
+    from adapterhub.merging import Merged, MergeReport
     from adapterhub.registry.registry import Version
 
 _WORST = 10  # modules that a terminal shows
@@ -100,7 +100,7 @@ def _cells(name: str, module: Merged) -> list[str]:
 
 def explain(settings: Settings, name: str | None) -> None:
     """Describe one method, or list them all."""
-    from adapterhub.merge.adapters.methods import METHODS, Method, method_named
+    from adapterhub.merging.adapters.methods import METHODS, Method, method_named
 
     def described(method: Method) -> dict[str, Any]:
         parameters = {

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub.check import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub.checks import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
 from adapterhub.cli.errors import in_words_of_the_command_line
 from adapterhub.cli.output import Column, color, number, one_line, plural, table
 from adapterhub.version import __version__

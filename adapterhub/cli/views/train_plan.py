@@ -10,8 +10,8 @@ from adapterhub.cli.options import Settings
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.train import MemoryPlan, TrainConfig
-    from adapterhub.train.cost.budget import Alternative
+    from adapterhub.training import MemoryPlan, TrainConfig
+    from adapterhub.training.cost.budget import Alternative
 
 # Parts of a plan, as shown.
 _PARTS = {
@@ -22,9 +22,9 @@ _PARTS = {
 
 def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     """Print the plan; exit as the training would where it cannot fit, unless forced."""
-    from adapterhub.train import plan
-    from adapterhub.train.cost import budget
-    from adapterhub.train.cost.memory import full_fine_tuning, parameters
+    from adapterhub.training import plan
+    from adapterhub.training.cost import budget
+    from adapterhub.training.cost.memory import full_fine_tuning, parameters
     from adapterhub_converters.bases import read_base
 
     spec = read_base(config.resolve(config.base.path))

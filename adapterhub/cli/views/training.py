@@ -15,7 +15,7 @@ from . import train_plan
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapterhub.train import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
+    from adapterhub.training import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
 
 _LINES = 10  # lines about steps in a log
 
@@ -79,7 +79,7 @@ class Screen:
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
 
     def _step(self, step: Stepped) -> None:
-        from adapterhub.train.artifacts import loss_curve
+        from adapterhub.training.artifacts import loss_curve
 
         self._losses.append(step.loss)
         memory = f" {output.size(step.memory)}" if step.memory else ""

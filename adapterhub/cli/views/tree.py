@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
-from adapterhub.cli.views.versions import row_document
+
+from .versions import row_document
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row

@@ -19,17 +19,9 @@ from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, T
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.errors import (
-    AdapterhubError,
-    FormatError,
-    NotFoundError,
-    ParameterError,
-    RefusedError,
-    refused,
-)
-from adapterhub_converters.formats import FORMATS, PACKAGES, Format, find, in_order
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, ParameterError, RefusedError, refused
 
-from . import base_weights, lossy, ollama, peft, pickles
+from . import FORMATS, PACKAGES, Format, base_weights, find, in_order, lossy, ollama, peft, pickles
 from .candidate import Candidate
 from .image import pipeline
 from .lossy import Allowed

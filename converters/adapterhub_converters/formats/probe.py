@@ -14,9 +14,8 @@ from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import FORMATS, PACKAGES
 
-from . import convert, peft
+from . import FORMATS, PACKAGES, convert, peft
 
 BYTES, FUNCTION, NO = "bytes", "function", "no"
 """What is recovered of a file after conversion to another format and back: its bytes, its function, or nothing."""

@@ -1,0 +1,90 @@
+"""Repair known defects of a PEFT adapter in a copy; propose what cannot be proven.
+
+Tensors prove names, ranks, target modules, biases and magnitudes; the base's weights and `adapter.json` prove a few more. A
+scale is never repaired: tensors don't contain theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub.checks import Problem, check
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import atomic
+
+from .config import repair_config
+from .draft import Proposal, Repair, open_draft, write_draft
+from .tensors import drop_copies, rename_tensors
+
+__all__ = ["Fixed", "Proposal", "Repair", "fix"]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The result of `fix`.
+
+    Attributes:
+        out: The new folder; None where nothing was written.
+        left: Problems that a check still finds.
+        left_out: Files of the source that do not belong to an adapter and were not copied.
+    """
+
+    out: Path | None
+    repairs: tuple[Repair, ...]
+    proposals: tuple[Proposal, ...]
+    left: tuple[Problem, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def fix(
+    path: Path,
+    out: Path,
+    *,
+    base: BaseSpec | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dry_run: bool = False,
+) -> Fixed:
+    """Repair a copy of the PEFT folder or lone state dict `path` as the folder `out`, whole or not at all.
+
+    Args:
+        path: Never changed.
+        out: Must not exist, or be an empty folder; nothing is written if there is nothing to repair.
+        base: The base model: decides prefixes, and with its weights which copies of them to drop.
+        alpha: Of a lone state dict without a config; likewise `rslora`.
+        dry_run: Write nothing.
+
+    Raises:
+        OutputExistsError: There is something at `out`.
+        RefusedError: It is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
+    """
+    if not dry_run:
+        atomic.check_free(out)
+    with open_draft(path, alpha=alpha, rslora=rslora) as draft:
+        rename_tensors(draft, base)
+        drop_copies(draft, base)
+        repair_config(draft, base)
+        if not draft.repairs:
+            return Fixed(None, (), tuple(draft.proposals), _left(path, base))
+        with _folder(out, dry_run=dry_run) as folder:
+            left_out = write_draft(draft, folder)
+            left = _left(folder, base)
+    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), left, left_out)
+
+
+def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
+    return tuple(check(path, base=base, headers_only=True).problems)
+
+
+@contextlib.contextmanager
+def _folder(out: Path, *, dry_run: bool) -> Iterator[Path]:
+    if dry_run:
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+            yield Path(temporary)
+    else:
+        with atomic.whole(out) as folder:
+            yield folder

@@ -1,0 +1,215 @@
+"""Repair `adapter_config.json`, so that it agrees with the tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.checks.target_modules import chosen_layers, matches
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft import quirks
+from adapterhub_converters.patterns import Patterns
+
+from .draft import Draft
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+# Keys that peft 0.21 writes for LoRA and the reader does not know (`tuners/lora/config.py`); a test compares.
+_WRITTEN = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
+_LORA_PARTS = {"A", "B", "embedding_A", "embedding_B", "magnitude", "bias"}
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def repair_config(draft: Draft, base: BaseSpec | None) -> None:
+    """Repair every disagreement of the config with the tensors, and two keys it should not lack."""
+    pairs = draft.pairs()
+    quirks.refuse(draft.config, pairs, draft.where)
+    _kind(draft, pairs)
+    _unknown_keys(draft)
+    _base_name(draft, base)
+    if draft.config.get("peft_type") == "LORA" and pairs:
+        _targets(draft, pairs)
+        _ranks(draft, pairs)
+        _alphas(draft, pairs)
+        _biases(draft, pairs)
+        _magnitudes(draft, pairs)
+
+
+def _kind(draft: Draft, pairs: Shapes) -> None:
+    if draft.config.get("peft_type"):
+        return
+    parts = {part for found in pairs.values() for part in found}
+    unknown = [name for name in draft.names if peft.classify(name)[0] == "unknown"]
+    if parts and parts <= _LORA_PARTS and not unknown:
+        draft.config["peft_type"] = "LORA"
+        draft.record("peft-type", '"peft_type" is "LORA", as all its tensors are')
+    else:
+        what = f'"peft_type" is missing, and the tensors are not plain LoRA: {", ".join(sorted(parts) or unknown[:3])}'
+        draft.propose("peft-type", what, f'Set "peft_type" in {peft.CONFIG}')
+
+
+def _unknown_keys(draft: Draft) -> None:
+    if draft.config.get("peft_type") != "LORA":
+        return
+    unknown = sorted(set(draft.config) - peft.INERT - peft.READ - _WRITTEN)
+    empty = [key for key in unknown if not draft.config[key] and not _is_number(draft.config[key])]
+    for key in empty:
+        del draft.config[key]
+    if empty:
+        draft.record("unknown-key", f"keys of a newer peft without a value are dropped: {', '.join(empty)}")
+    for key in sorted(set(unknown) - set(empty)):
+        what = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
+        draft.propose("unknown-key", what, f'Remove "{key}" if it changes nothing in the peft that wrote it')
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _base_name(draft: Draft, base: BaseSpec | None) -> None:
+    if draft.config.get("base_model_name_or_path"):
+        return
+    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _pinned(draft)}
+    found = {where: repo for where, repo in named.items() if repo and _REPO.fullmatch(repo)}
+    if len(set(found.values())) == 1:
+        where, repo = next(iter(found.items()))
+        draft.config["base_model_name_or_path"] = repo
+        draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {where}')
+        return
+    conflict = " but ".join(f"{where} names {repo}" for where, repo in found.items())
+    what = "the base is not named" + (f"; {conflict}" if conflict else "")
+    draft.propose("no-base-name", what, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
+
+
+def _pinned(draft: Draft) -> str | None:
+    if draft.folder is None:
+        return None
+    try:
+        known = AdapterManifest.read(draft.folder)
+    except AdapterhubError:
+        return None
+    return known.base.repo if known else None
+
+
+def _targets(draft: Draft, pairs: Shapes) -> None:
+    """PEFT builds the modules that `target_modules` names and skips the tensors of all others."""
+    if draft.config.get("target_parameters"):
+        return
+    option = draft.config.get("target_modules")
+    names = {item for item in option if isinstance(item, str)} if isinstance(option, list) else set()
+    layers = chosen_layers(draft.config)
+    missing = [target for target in pairs if not option or not matches(option, names, target, layers)]
+    if not missing:
+        return
+    draft.config["target_modules"] = sorted(pairs)
+    for key in ("layers_to_transform", "layers_pattern"):
+        if draft.config.get(key) is not None:
+            draft.config[key] = None  # whole paths need none; peft refuses a pattern with a regular expression
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    before = f"did not name {missing[0]}{more}" if option else "was missing"
+    draft.record("not-targeted", f'"target_modules" {before}: it now lists the {len(pairs)} modules that have tensors')
+
+
+def _ranks(draft: Draft, pairs: Shapes) -> None:
+    """The tensors are right: peft refuses to load them into modules of another rank."""
+    if draft.config.get("target_parameters"):  # only the rank in the config tells the number of experts
+        return
+    ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
+    patterns, r = _numbers(draft.config, "rank_pattern"), draft.config.get("r", 8)
+    if patterns is None or not ranks:
+        return
+    r = r if _is_number(r) else 0
+    matched, used = Patterns(patterns, peft.CONFIG), set[str]()
+    wrong = overlap = 0
+    for target, rank in ranks.items():
+        found = matched.matching(target)
+        used.update(found)
+        wrong += (patterns[found[0]] if found else r) != rank
+        overlap += len({patterns[key] for key in found}) > 1
+    if not (wrong or overlap or set(patterns) - used):
+        return
+    counts = Counter(ranks.values())
+    common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
+    explicit = {re.escape(target): rank for target, rank in ranks.items() if rank != common}
+    ours = Patterns(explicit, peft.CONFIG)
+    if any(len(ours.matching(target)) > (rank != common) for target, rank in ranks.items()):
+        draft.propose(
+            "rank-config", "the paths of two modules end alike, so no pattern can distinguish them", "Save it again with peft"
+        )
+        return
+    draft.config |= {"r": common, "rank_pattern": explicit}
+    code = "rank-config" if wrong else "pattern-overlap" if overlap else "pattern-unused"
+    also = f", {len(explicit)} modules by whole paths in rank_pattern" if explicit else ""
+    draft.record(code, f'ranks are those of the tensors: "r" is {common}{also}')
+
+
+def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
+    """A map of patterns; None for any other value, which a check reports and no tensor can repair."""
+    patterns = config.get(option) or {}
+    return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
+
+
+def _alphas(draft: Draft, pairs: Shapes) -> None:
+    """Propose how to fix doubtful patterns: tensors don't contain their alpha, so only its author knows it."""
+    patterns = _numbers(draft.config, "alpha_pattern")
+    if patterns is None:
+        return
+    matched = Patterns(patterns, peft.CONFIG)
+    matches = {target: matched.matching(target) for target in pairs}
+    if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
+        explicit = {re.escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
+        first = next(keys for keys in matches.values() if len({patterns[key] for key in keys}) > 1)
+        what = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
+        draft.propose("pattern-overlap", what, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')
+    for key in sorted(set(patterns) - {key for keys in matches.values() for key in keys}):
+        draft.propose("pattern-unused", f'alpha_pattern "{key}" matches no module', "Correct it, or remove it")
+
+
+def _biases(draft: Draft, pairs: Shapes) -> None:
+    having = [target for target, parts in pairs.items() if "bias" in parts]
+    flag = bool(draft.config.get("lora_bias"))
+    if flag == bool(having):
+        return
+    if not having:
+        draft.config["lora_bias"] = False
+        draft.record("no-bias", '"lora_bias" is false: no module has one, and peft would add zeros')
+        return
+    why = _why_no_bias(draft.config, pairs)
+    if why:
+        what = f"{len(having)} modules have lora_B.bias, and peft refuses lora_bias {why}"
+        draft.propose("bias-flag", what, "Save it again with peft, or merge it into the base")
+        return
+    draft.config["lora_bias"] = True
+    draft.record("bias-flag", f'"lora_bias" is true: {len(having)} modules have one, which peft would skip')
+
+
+def _why_no_bias(config: Mapping[str, Any], pairs: Shapes) -> str:
+    init = config.get("init_lora_weights", True)
+    if init not in (True, False):
+        return f"with init_lora_weights {init!r}"
+    if config.get("use_dora") or any("magnitude" in parts for parts in pairs.values()):
+        return "with DoRA"
+    return "on an embedding" if any("embedding_A" in parts for parts in pairs.values()) else ""
+
+
+def _magnitudes(draft: Draft, pairs: Shapes) -> None:
+    having = [target for target, parts in pairs.items() if "magnitude" in parts]
+    flag = bool(draft.config.get("use_dora"))
+    if flag and len(having) < len(pairs):
+        what = f"use_dora is true, and {len(pairs) - len(having)} of {len(pairs)} modules have no magnitude"
+        draft.propose(
+            "no-magnitude", what, "Save it again with peft" if having else 'Set "use_dora" to false if it is not DoRA'
+        )
+    elif having and not flag and len(having) < len(pairs):
+        what = f"{len(having)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
+        draft.propose("magnitude-flag", what, "Save it again with peft")
+    elif having and not flag:
+        draft.config["use_dora"] = True
+        draft.record("magnitude-flag", '"use_dora" is true: every module has a magnitude, which peft would skip')

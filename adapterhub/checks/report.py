@@ -1,0 +1,197 @@
+"""The report of a check: problems with stable codes, and a verdict for each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapterhub_converters import display
+from adapterhub_converters.errors import AdapterhubError
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+SEVERITIES = (ERROR, WARNING, NOTE)
+
+# Code -> severity and meaning. Codes are stable: scripts and CI match on them. docs/validate.md has this table.
+CODES: dict[str, tuple[str, str]] = {
+    # Are the files well-formed?
+    "malformed": (ERROR, "a file is truncated, malformed or hostile; nothing of it was used"),
+    "missing-file": (ERROR, "a file that the format requires is missing"),
+    "pickle": (ERROR, "the weights are a pickle, which can run code when it is loaded"),
+    "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
+    "not-understood": (ERROR, "a key of the config changes what the adapter computes in an unknown way"),
+    "needs-base": (ERROR, "the format cannot be read without the base model"),
+    "files-changed": (ERROR, "a file differs from the one recorded in adapter.json"),
+    # Do config and tensors agree with each other?
+    "key-prefix": (ERROR, "tensors are not named `base_model.model.…`; peft would skip them silently"),
+    "unknown-tensor": (ERROR, "a tensor of unknown kind"),
+    "missing-half": (ERROR, "lora_A without its lora_B, or vice versa"),
+    "not-a-matrix": (ERROR, "a factor does not have two dimensions"),
+    "empty-tensor": (ERROR, "a tensor has no elements, as ZeRO-3 saves it when weights were not gathered"),
+    "rank-differs": (ERROR, "lora_A and lora_B of a module have different ranks"),
+    "rank-config": (ERROR, "the rank in the config differs from that of the tensors; peft would refuse to load them"),
+    "not-targeted": (ERROR, "a module has tensors, but target_modules does not name it: peft skips them silently"),
+    "part-shape": (ERROR, "a magnitude or bias does not have one element per output feature"),
+    "no-magnitude": (ERROR, "use_dora is true, but a module has no magnitude vector"),
+    "magnitude-flag": (ERROR, "there are magnitude vectors, but use_dora is not true; peft would skip them"),
+    "bias-flag": (ERROR, "there is a lora_B.bias, but lora_bias is not true; peft would skip it"),
+    "no-bias": (WARNING, "lora_bias is true, but a module has no lora_B.bias"),
+    "token-rows": (ERROR, "trainable_token_indices and the saved rows differ in number"),
+    "overwrites-base": (WARNING, "a whole tensor replaces the base's own, but modules_to_save does not name its module"),
+    "not-floats": (ERROR, "a tensor's dtype is not one that adapters use"),
+    "non-finite": (ERROR, "a tensor has a NaN or an infinity"),
+    "does-nothing": (WARNING, "every lora_B is zero, or alpha is: the adapter changes nothing"),
+    "pattern-overlap": (WARNING, "two patterns with different values match one module; peft loses their order"),
+    "pattern-unused": (WARNING, "a pattern matches no module, probably a typo"),
+    "initial-adapter": (WARNING, "the initialization changed the base: correct only together with the initial adapter"),
+    # Does it fit the base?
+    "base-without-weights": (NOTE, "the base has no weight files here: shapes are derived from its config, or not compared"),
+    "base-incomplete": (NOTE, "a part of the base could not be read and was not compared"),
+    "shape-unknown": (NOTE, "the base stores a module in a quantization whose logical shape is unknown"),
+    "other-prefix": (ERROR, "the modules have a different prefix than those of the base"),
+    "headless-base": (NOTE, "the base was saved without its head; transformers corrects the prefixes"),
+    "headless-adapter": (NOTE, "the adapter was trained on the model without its head: load the base with AutoModel"),
+    "renamed-modules": (NOTE, "the base's files have older names; transformers renames the modules at load"),
+    "new-head": (NOTE, "the base has no such head; the class of the task adds it, and the adapter contains its weights"),
+    "no-such-module": (ERROR, "the adapter changes a module that the base does not have"),
+    "base-shallower": (ERROR, "the adapter changes layers that the base does not have"),
+    "base-deeper": (ERROR, "the base has layers that the adapter should cover but does not"),
+    "uncovered-module": (ERROR, "target_modules names a module of the base that has no tensors"),
+    "shape-mismatch": (ERROR, "the factors do not multiply to the shape of the base's weight"),
+    "vocab-differs": (ERROR, "an embedding or output layer has a different number of tokens than the base"),
+    "row-outside": (ERROR, "a replaced token row is outside the base's vocabulary"),
+    "tied-weights": (WARNING, "only one of two tied tables is changed; runtimes disagree on what that means"),
+    "does-not-fit": (ERROR, "the adapter cannot be read for this base"),
+    # Is it the base that was trained on?
+    "unpinned": (NOTE, "no adapter.json pins the base that the adapter was trained on"),
+    "base-differs": (ERROR, "names and shapes of the base differ from those pinned in adapter.json"),
+    "numerics-differ": (ERROR, "a number that changes the function (rope, norm, heads) differs from adapter.json"),
+    "base-name-differs": (WARNING, "the base has a different name than the one the adapter was trained on"),
+    "tokenizer-differs": (WARNING, "tokenizer.json differs from the one the adapter was trained with"),
+    "template-differs": (WARNING, "the chat template differs from the one the adapter was trained with"),
+    # Does it meet the requirements of this check?
+    "rank-above-max": (ERROR, "the rank of a module is above the largest rank allowed"),
+    "runtime": (ERROR, "a required runtime would not apply the adapter as it was trained"),
+}  # fmt: skip
+
+_ORDER = list(CODES)
+FIT = frozenset(_ORDER[_ORDER.index("base-without-weights") : _ORDER.index("rank-above-max")])
+"""The codes about an adapter on a base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding.
+
+    Attributes:
+        file: Path inside the adapter; may be empty, like `name`.
+        name: The tensor, key or runtime.
+        what: The message, for people; `expected` and `got` have its values for programs where two differ.
+        hint: How to fix it.
+        repairable: `adapterhub.checks.repair` fixes it in a copy.
+        cause: The error that this reports, if it comes from one.
+    """
+
+    code: str
+    file: str
+    name: str
+    what: str
+    hint: str = ""
+    expected: str = ""
+    got: str = ""
+    repairable: bool = False
+    cause: AdapterhubError | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def severity(self) -> str:
+        """`error`, `warning` or `note`, by the code."""
+        return CODES[self.code][0]
+
+    @property
+    def where(self) -> str:
+        """File and name, separated by a colon."""
+        return ": ".join(part for part in (self.file, self.name) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All problems of one code.
+
+    Attributes:
+        reason: The message of the only problem, or the meaning of the code.
+        places: Where the first ten are.
+    """
+
+    code: str
+    reason: str
+    count: int
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a runtime does with the adapter, and why; `convert_to` names the format it must be converted to first."""
+
+    runtime: str
+    version: str
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    convert_to: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """All problems found, and the verdicts.
+
+    Attributes:
+        levels: What was checked (`files`, `values`, `base`, `identity`).
+        strict: Warnings count as errors do.
+        base_facts: Name, revision and size of the base, and the bytes fetched to read it; empty without a base.
+    """
+
+    where: str
+    format: str | None
+    base: str | None
+    problems: tuple[Problem, ...]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
+    levels: tuple[str, ...] = ()
+    strict: bool = False
+    base_facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True if no problem fails the adapter."""
+        return not any(self.fails(problem) for problem in self.problems)
+
+    def fails(self, problem: Problem) -> bool:
+        """Decide if this problem alone fails the adapter."""
+        return problem.severity == ERROR or (self.strict and problem.severity == WARNING)
+
+    def count(self, severity: str) -> int:
+        """The number of problems of a severity."""
+        return sum(problem.severity == severity for problem in self.problems)
+
+    def grouped(self) -> list[Group]:
+        """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
+        found: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.code, []).append(problem)
+        return [
+            Group(
+                code,
+                problems[0].what if len(problems) == 1 else CODES[code][1],
+                len(problems),
+                tuple(problem.where for problem in problems[:10]),
+            )
+            for code, problems in found.items()
+        ]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name in SEVERITIES if (count := self.count(name)))
+        return f"<Report {self.where}: {'ok' if self.ok else 'not ok'}{', ' * bool(counts)}{counts}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.code, one.count, one.reason, ", ".join(one.places)) for one in self.grouped()]
+        verdicts = [(name, one.verdict, "; ".join(one.reasons)) for name, one in self.verdicts.items()]
+        problems = display.table(rows, head=("code", "count", "reason", "where"), caption=repr(self))
+        return problems + display.table(verdicts, head=("runtime", "verdict", "reasons"))

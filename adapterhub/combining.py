@@ -1,0 +1,246 @@
+"""Merges of adapters that were looked up: what the command `merge` and `adapterhub.merge()` do, with the recipe recorded.
+
+The arithmetic is in `adapterhub.merging`; here are the base that the adapters share, the destination, and the lineage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_converters.errors import RefusedError, UsageError
+
+from . import sharing, sources
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
+    from adapterhub.merging import FuseReport, Merge, MergeReport, Options
+    from adapterhub.merging.into_base.extract import Extraction, Wanted
+    from adapterhub.ref import Ref
+    from adapterhub.registry.registry import Version
+    from adapterhub_converters.adapter import Adapter
+    from adapterhub_converters.bases import BaseSpec
+
+
+@dataclass(frozen=True, repr=False)
+class Combined:
+    """An adapter that was merged from others.
+
+    Attributes:
+        report: What the merge did, by module.
+        manifest: Its adapter.json.
+        path: The folder, where one was asked for.
+        version: The version, where it was stored in the registry.
+    """
+
+    report: MergeReport
+    manifest: AdapterManifest
+    path: Path | None = None
+    version: Version | None = None
+
+    def __repr__(self) -> str:
+        return f"<Combined {self.version.ref if self.version else self.path}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def destination(out: StrPath) -> Path | Ref:
+    """The folder or the ref that a text means; UsageError where it may be both. A `Path` is a folder.
+
+    One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there
+    is no folder `a`, and ambiguous otherwise.
+    """
+    from adapterhub.ref import Ref
+
+    text, path = os.fspath(out), Path(out)
+    if not isinstance(out, str):
+        return path
+    if sources.is_address(out):
+        raise UsageError(text, "is an address, and a merge is stored locally", "Merge into a ref like team/both, and copy that")
+    try:
+        ref = Ref.parse(text)
+    except UsageError:
+        if ":" in text and not path.parent.is_dir():
+            raise
+        return path
+    if ref.number or ref.digest or ref.range:
+        raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")
+    if not ref.tag and path.parent.is_dir():
+        raise UsageError(text, "could be a folder or a ref", f"Write ./{text} for the folder, {text}:latest for the ref")
+    return ref
+
+
+def merge_adapters(
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    target: Path | Ref,
+    workspace: Workspace,
+    *,
+    method: str = "cat",
+    rank_budget: int | None = None,
+    **how: Any,
+) -> Combined:
+    """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
+
+    Args:
+        found: The adapters.
+        weights: What each is multiplied by.
+        target: See `destination`.
+        workspace: The registry and the policy.
+        method: One of `adapterhub.merging.METHODS`.
+        rank_budget: The ranks that keep most in so many bytes of tensors.
+        how: Further arguments of `registry.recipe.merge`.
+    """
+    from adapterhub.registry import recipe
+
+    if not isinstance(target, Path):
+        sharing.check_target(str(target), workspace)
+    base = common_base(found)
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+
+    def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
+        with workspace.steps("merging") as progress:
+            return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
+
+    if isinstance(target, Path):
+        report, manifest = make(target)
+        return Combined(report, manifest, path=target)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / target.name.rpartition("/")[2]
+        report, manifest = make(folder)
+        return Combined(report, manifest, version=sharing.store(folder, target, workspace))
+
+
+def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
+    """The base that the adapters were trained on, as they pin it; RefusedError when they pin two."""
+    pinned: dict[str, BaseInfo] = {}
+    for source in found:
+        base = _pinned(source)
+        if base.fingerprint:
+            pinned.setdefault(base.fingerprint, base)
+    if len(pinned) > 1:
+        names = " and ".join(base.repo or fingerprint[:19] for fingerprint, base in pinned.items())
+        raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
+    return next(iter(pinned.values()), None)
+
+
+def _pinned(source: sources.Source) -> BaseInfo:
+    """The base in the adapter.json of an adapter; empty without one."""
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
+
+    manifest = AdapterManifest.read(source.folder)
+    return manifest.base if manifest else BaseInfo()
+
+
+def trained_in(found: Sequence[sources.Source]) -> str | None:
+    """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
+    recorded = {_pinned(source).quantization for source in found}
+    return recorded.pop() if len(recorded) == 1 else None
+
+
+def extract(
+    base: Path, tuned: Path, target: Path | Ref, wanted: Wanted, workspace: Workspace
+) -> tuple[Adapter, Extraction, Version | None]:
+    """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
+    from adapterhub.manifest import describe
+    from adapterhub.merging.into_base import extract as difference
+    from adapterhub_converters import bases
+    from adapterhub_converters.containers import atomic
+    from adapterhub_converters.formats import peft
+
+    if isinstance(target, Path):
+        atomic.check_free(target)
+    else:
+        sharing.check_target(str(target), workspace)
+    with workspace.steps("extracting weights") as progress:
+        adapter, report = difference.extract(base, tuned, wanted, progress=progress)
+
+    def write(folder: Path) -> None:
+        peft.write(adapter, folder)
+        describe.describe(folder, base=bases.read_hf(base)).write(folder)
+
+    if isinstance(target, Path):
+        with atomic.whole(target) as made:
+            write(made)
+        return adapter, report, None
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        write(Path(temporary))
+        return adapter, report, sharing.store(Path(temporary), target, workspace)
+
+
+def merge_into(
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    out: Path,
+    base: Path,
+    workspace: Workspace,
+    *,
+    onto: str = "original",
+    **how: Any,
+) -> FuseReport:
+    """Merge adapters into a base and write the model as `out`; `how` are fields of `adapterhub.merging.Options`."""
+    from adapterhub.merging import Options
+    from adapterhub_converters.containers import atomic
+
+    options = Options(as_trained=onto == "as-trained", **how)
+    gguf = base.is_dir() and out.suffix == ".gguf"
+    check_place(out, base)
+    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)))
+    merge, _ = prepare_into(found, weights, base, options, gguf=gguf)
+    with workspace.bar("merging") as progress:
+        return merge.write(out, progress)
+
+
+def prepare_into(
+    found: Sequence[sources.Source], weights: Sequence[float], base: Path, options: Options, *, gguf: bool = False
+) -> tuple[Merge, Options]:
+    """Prepare the merge of adapters into a base: decided and measured, nothing written.
+
+    Returned with the options, in which `trained_in` and `lineage` are filled in. The warnings of the report begin with a line
+    for every adapter that was trained on a base with tensors of other names or shapes.
+    """
+    from adapterhub.merging import prepared, read_base
+    from adapterhub_converters.formats import convert
+
+    model = read_base(base)
+    spec = model.spec
+    options = dataclasses.replace(options, trained_in=trained_in(found), lineage=_lineage(found, weights, base, spec))
+    adapters = [convert.read(source.path, base=spec) for source in found]
+    merge = prepared(list(zip(adapters, weights, strict=True)), model, options, gguf=gguf)
+    warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
+    return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
+
+
+def check_place(out: Path, base: Path) -> None:
+    """Refuse to write a model into the folder of its base, which would change it."""
+    if base.is_dir() and base.resolve() in out.resolve().parents:
+        raise UsageError(str(out), f"is inside the base, {base}, and would change it", "Choose another output")
+
+
+def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> Iterator[str]:
+    """A line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
+    for source in found:
+        pinned = _pinned(source)
+        if spec.fingerprint and pinned.fingerprint not in (None, spec.fingerprint):
+            trained_on = pinned.repo or f"the base {str(pinned.fingerprint)[:19]}"
+            what = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
+            yield f"{source.where} {what}. Check it on that base for the differences"
+
+
+def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
+    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
+    return {
+        "base": known if spec.repo else {**known, "name": base.resolve().name},
+        "adapters": [
+            {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
+            for parent in parents
+        ],
+    }

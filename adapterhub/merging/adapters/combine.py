@@ -1,0 +1,306 @@
+"""Merge adapters into one adapter, module by module, without the base.
+
+Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot
+merge is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1
+in every program, also with a rank for each module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from adapterhub.analysis.low_rank import Factors, norm
+from adapterhub.merging.checks import check_adapter
+from adapterhub_converters import display
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
+from adapterhub_converters.errors import ParameterError, RefusedError
+
+from . import unmerged
+from .dense import Tiled, residual
+from .matrices import (
+    Mergeable,
+    alike,
+    check_size,
+    delta_like,
+    oriented,
+    rounding,
+    sign_conflict,
+    stack_cosines,
+    turned,
+    unscaled,
+    zero,
+)
+from .methods import Matrix, Method, Random, method_named
+from .truncation import Cut, Spectra, lost, spectra, within
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The result for one module.
+
+    Attributes:
+        ranks: The ranks of the adapters that change it, in their order.
+        rank: The rank of the result.
+        error: The norm of the result minus the method's exact result, over the norm of that: what truncation left out, and the
+            rounding to float32; up to 1e-7 is rounding.
+        lost: The share of the energy, the sum of all squares, that truncation left out.
+        cosines: Between the deltas of those adapters, without their weights.
+        signs: The share of elements that some of the weighted adapters raise and others lower.
+        exact: Whether all elements were compared for `signs`, not a sample of 65,536.
+    """
+
+    ranks: tuple[int, ...]
+    rank: int
+    error: float
+    cosines: tuple[tuple[float, ...], ...]
+    lost: float = 0.0
+    signs: float = 0.0
+    exact: bool = True
+
+
+@dataclass(frozen=True, repr=False)
+class MergeReport:
+    """The result of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
+
+    method: str
+    weights: tuple[float, ...]
+    modules: Mapping[str, Merged]
+    notes: tuple[str, ...] = ()
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def error(self) -> float:
+        """The largest error of a module."""
+        return max((module.error for module in self.modules.values()), default=0.0)
+
+    def __repr__(self) -> str:
+        return f"<MergeReport: {self.method}, {len(self.modules)} modules, largest relative error {self.error:.2g}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, "+".join(map(str, one.ranks)), one.rank, f"{one.lost:.2%}", f"{one.error:.1e}")
+            for name, one in self.modules.items()
+        ]
+        return display.table(rows, head=("module", "ranks", "r", "energy lost", "error"), caption=repr(self))
+
+
+def combine(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    method: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    parameters: Mapping[str, float | str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Adapter, MergeReport]:
+    """Merge weighted adapters into one by a method.
+
+    Args:
+        adapters: Trained on one base.
+        weights: One for each adapter; a negative weight subtracts.
+        method: A name in `METHODS`.
+        rank: The rank of every module; None for the method's own.
+        energy: The share of the sum of squares of every module to keep, in place of a rank.
+        budget: The largest number of bytes of the result's tensors, in place of a rank.
+        seed: The seed of random numbers, for methods and sketches of dense matrices that draw any.
+        parameters: The method's parameters by name; defaults for those that are missing.
+        progress: Called with the number of modules done and of all modules.
+
+    Returns:
+        The merged adapter and a report.
+
+    Raises:
+        RefusedError: The method cannot merge these adapters, or they do not belong together.
+        UsageError: No such method or parameter, or a value that it cannot take.
+    """
+    how, cut = method_named(method), Cut(rank, energy, budget)
+    settled = _checked(how, cut, adapters, weights, parameters or {})
+    for adapter, weight in zip(adapters, weights, strict=True):
+        check_adapter(adapter, weight)
+        refuse_conditions(adapter)
+    unmerged.check_unmerged(adapters, how)
+    plain = [factored_out(adapter) for adapter in adapters]
+    meta, notes = _meta(plain)
+    work = _Work(how, cut, settled, seed)
+    weighted = list(zip(plain, weights, strict=True))
+    targets = dict.fromkeys(target for adapter in plain for target in adapter.deltas)
+    deltas: dict[str, Mergeable] = {}
+    modules: dict[str, Merged] = {}
+    for done, (target, delta, merged) in enumerate(work.modules(targets, weighted), 1):
+        deltas[target], modules[target] = delta, merged
+        if progress:
+            progress(done, len(targets))
+    if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
+        notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
+    added = unmerged.biases(weighted) if how.sums else {}
+    for target, bias in added.items():
+        deltas[target] = _with_bias(deltas[target], bias)
+    result = Adapter(
+        deltas,
+        replaced=unmerged.replaced(weighted) if how.sums else {},
+        rows=unmerged.rows(weighted) if how.sums else {},
+        meta=meta,
+    )
+    notes += tuple(dict.fromkeys(note for adapter in plain for note in adapter.notes))
+    return result, MergeReport(method, tuple(weights), modules, notes, settled, seed if work.random else None)
+
+
+def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
+    return replace(delta, bias=bias) if isinstance(delta, LowRank | LowRankConv) else delta
+
+
+def _checked(
+    method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], given: Mapping[str, float | str]
+) -> dict[str, float | str]:
+    """All parameters of the method, defaults included; an error for what it does not take."""
+    if len(weights) != len(adapters) or not adapters:
+        raise ParameterError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
+    fewest, most = method.count
+    if not fewest <= len(adapters) <= most:
+        limit = fewest if len(adapters) < fewest else most
+        bound = "exactly" if fewest == most else "at least" if len(adapters) < fewest else "at most"
+        count = f"{bound} {limit} {'adapter' if limit == 1 else 'adapters'}"
+        raise ParameterError("method", f"{method.name} merges {count}, not {len(adapters)}")
+    if method.weights == "none" and any(weight != 1 for weight in weights):
+        what = f"{method.name} takes no weights"
+        if "t" in method.parameters:
+            raise ParameterError("weights", what, "Set t instead", code="t-for-weights")
+        raise ParameterError("weights", what, "Leave them out")
+    if method.weights == "shares" and not (min(weights) >= 0 and sum(weights) > 0):
+        raise ParameterError("weights", f"for {method.name} they are shares of a whole: none may be negative, nor all 0")
+    cut.check()
+    if cut.asked and not method.cuts:
+        raise ParameterError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
+    return method.settled(given)
+
+
+def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
+    bases = _known(adapter.meta.base_model for adapter in adapters)
+    if len(bases) > 1:
+        raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}")
+    revisions = _known(adapter.meta.revision for adapter in adapters)
+    if len(revisions) > 1:
+        raise RefusedError("base", f"the adapters were trained on different revisions of it: {', '.join(revisions)}")
+    tasks = _known(adapter.meta.task_type for adapter in adapters)
+    notes = (f"task_type is left out: the adapters have {', '.join(tasks)}",) if len(tasks) > 1 else ()
+    meta = Meta(_only(bases), _only(revisions), _only(tasks))
+    return meta, notes
+
+
+def _known(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _only(values: list[str]) -> str | None:
+    return values[0] if len(values) == 1 else None
+
+
+@dataclass
+class _Module:
+    """A module with its merged matrices: one, or one for each expert of a stack."""
+
+    first: Mergeable
+    ranks: tuple[int, ...]
+    matrices: list[Matrix]
+    scaled: list[list[Factors]]  # by matrix, by adapter
+    weights: list[float]
+
+
+@dataclass
+class _Work:
+    """A merge in progress; `random` is set once a random number is drawn."""
+
+    method: Method
+    cut: Cut
+    parameters: Mapping[str, float | str]
+    seed: int
+    random: bool = False
+
+    def modules(
+        self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
+    ) -> Iterator[tuple[str, Mergeable, Merged]]:
+        """The merged modules, one by one; with a budget all are decomposed before the first is truncated."""
+        if self.cut.budget is None:
+            for target in targets:
+                module = self._merge(target, weighted)
+                yield target, *self._truncated(target, module, self._spectra(target, module), None)
+            return
+        known = {target: self._spectra(target, self._merge(target, weighted)) for target in targets}
+        ranks = within(self.cut.budget, {target: found for target, found in known.items() if found})
+        for target, found in known.items():
+            yield target, *self._truncated(target, self._merge(target, weighted), found, ranks[target])
+
+    def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _Module:
+        deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
+        same = alike(target, [delta for delta in deltas if delta is not None])
+        weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
+        ranks = tuple(delta.r for delta in same)
+        if self.method.apart and len(set(ranks)) > 1:
+            raise RefusedError(
+                target,
+                f"{self.method.name} merges A and B separately and needs equal ranks, not {', '.join(map(str, ranks))}",
+                "Use a method without peft_, or rerank the adapters first",
+            )
+        scaled = list(zip(*map(oriented, same), strict=True))
+        scales = [delta.scaling for delta in same]
+        for adapters_own in scaled:
+            check_size(target, adapters_own, weights, dense=self.method.dense)
+        given_terms = list(zip(*map(unscaled, same), strict=True)) if self.method.apart else scaled
+        matrices = []
+        for part, matrix in enumerate(given_terms):
+            given, own = list(matrix), list(weights)
+            if self.method.missing == "zeros" and len(same) < len(deltas):
+                own = [weight for _, weight in weighted]
+                filled = iter(given)
+                given = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+            random = Random(self.seed, target, part)
+            found = self.method(given, own, scales=scales, random=random, parameters=self.parameters)
+            matrices.append(turned(same[0], found) if self.method.apart and isinstance(found, Factors) else found)
+        self.random |= self.method.random or any(isinstance(matrix, Tiled) for matrix in matrices)
+        return _Module(same[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
+
+    def _spectra(self, target: str, module: _Module) -> Spectra | None:
+        """The singular values of a module; None if its factors are kept."""
+        if self.method.keeps == "factors" and not self.cut.asked:
+            return None
+        return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))
+
+    def _truncated(self, target: str, module: _Module, found: Spectra | None, rank: int | None) -> tuple[Mergeable, Merged]:
+        if found is None:
+            factors = [matrix for matrix in module.matrices if isinstance(matrix, Factors)]
+            left_out = 0.0
+        else:
+            rank = rank or self._rank(module, found)
+            factors, left_out = found.truncated(rank), lost(found, rank)
+        result = delta_like(target, module.first, factors)
+        wanted, apart = found.energy if found else 0.0, 0.0
+        for matrix, exact_factors, own in zip(module.matrices, factors, oriented(result), strict=True):
+            if isinstance(matrix, Tiled):
+                apart += residual(matrix, own) ** 2
+                matrix.forget()
+            else:
+                wanted += 0 if found else norm(matrix) ** 2
+                apart += rounding(own, exact_factors) ** 2
+        if found and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
+            apart += left_out * found.energy  # at right angles to what is kept
+        error = (apart / wanted) ** 0.5 if wanted else 0.0
+        signs = [sign_conflict(terms, module.weights) for terms in module.scaled]
+        share = sum(value for value, _ in signs) / len(signs)
+        agree = stack_cosines(module.scaled)
+        exact = all(exact for _, exact in signs)
+        return result, Merged(module.ranks, factors[0].r, error, agree, left_out, share, exact)
+
+    def _rank(self, module: _Module, found: Spectra) -> int:
+        if self.cut.energy is not None:
+            return found.rank_for(self.cut.energy) or found.rank
+        wanted = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else found.rank)
+        return min(wanted, found.rank)

@@ -1,0 +1,168 @@
+"""peft's own merges (`LoraModel.add_weighted_adapter`, 0.21), to reproduce its results: on A and B separately, in float32.
+
+A product of merged factors is not the merged product: even the plain sum includes products of one adapter's B with
+another's A. The factors are peft's; the result has a scaling of 1, whereas peft leaves `use_rslora` on in the config with
+`lora_alpha = r`, which makes an rsLoRA adapter sqrt(r) times too strong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.analysis.low_rank import Factors
+from adapterhub.merging.adapters.dense import F32Array, Tiled, largest
+
+from .elementwise import _drop, _merged, _trim
+from .rules import drawn, dropped, elected_as_peft, summed, trimmed
+from .table import Between, OneOf, Random
+
+Density = Annotated[float, Between(0, 1, above=True)]
+Sign = Annotated[str, OneOf(("total", "frequency"))]
+Merge = Callable[[Sequence[F32Array], Sequence[float]], F32Array]
+
+
+def peft_linear(terms: Sequence[Factors], weights: Sequence[float], *, scales: Sequence[float]) -> Factors:
+    """peft's `linear`: A and B summed separately.
+
+    Formula: B = sum(sqrt|w_i s_i| B_i), A = sum(sign(w_i s_i) sqrt|w_i s_i| A_i), s_i the scaling of the adapter
+    Rank: that of the adapters, which must be equal
+    Paper: none; peft, `tuners/lora/model.py`, `_generalized_task_arithmetic_weighted_adapter`
+    Cost: O((m + n) r)
+    """
+    return apart(terms, weights, scales, lambda _index, part: part, summed)
+
+
+def peft_magnitude_prune(
+    terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, scales: Sequence[float]
+) -> Factors:
+    """peft's `magnitude_prune`: the small elements of A and B dropped, the rest summed separately.
+
+    Formula: as peft_linear, of A_i and B_i without all but the `density` largest magnitudes of each
+    Rank: that of the adapters, which must be equal
+    Paper: none; peft, `utils/merge_utils.py`, `magnitude_prune`
+    Cost: O((m + n) r)
+    """
+    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), summed)
+
+
+def peft_ties(
+    terms: Sequence[Factors],
+    weights: Sequence[float],
+    *,
+    density: Density = 0.2,
+    sign: Sign = "total",
+    scales: Sequence[float],
+) -> Factors:
+    """peft's `ties`: trimmed, elected and averaged on A and B separately.
+
+    Formula: as peft_linear, over the factors that have the elected sign, divided by their number; elected by
+        sum(A_i) or sum(sign(A_i)), without the weights
+    Rank: that of the adapters, which must be equal
+    Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
+    Cost: O((m + n) r)
+    """
+    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), election(sign))
+
+
+def peft_dare_linear(
+    terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, random: Random, scales: Sequence[float]
+) -> Factors:
+    """peft's `dare_linear`: random elements of A and B dropped, the rest scaled up and summed separately.
+
+    Formula: as peft_linear, of m * A_i / density and m' * B_i / density with random masks
+    Rank: that of the adapters, which must be equal
+    Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
+    Cost: O((m + n) r)
+    """
+    return apart(terms, weights, scales, masking(seeded(random, density), density), summed)
+
+
+def peft_dare_ties(
+    terms: Sequence[Factors],
+    weights: Sequence[float],
+    *,
+    density: Density = 0.5,
+    sign: Sign = "total",
+    random: Random,
+    scales: Sequence[float],
+) -> Factors:
+    """peft's `dare_ties`: random elements of A and B dropped, then elected and averaged separately.
+
+    Formula: as peft_ties, of m * A_i / density and m' * B_i / density with random masks
+    Rank: that of the adapters, which must be equal
+    Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
+    Cost: O((m + n) r)
+    """
+    return apart(terms, weights, scales, masking(seeded(random, density), density), election(sign))
+
+
+def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> Tiled:
+    """peft's `ties_svd`: TIES on the dense deltas, elected without the weights and divided by the number that agree.
+
+    Formula: sum(w_i x_i) / count over the i with sign(x_i) = sign(sum(x_i)), x_i as in ties
+    Rank: the largest among the adapters, unless one is given
+    Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
+    Cost: O(m n R), in memory a tile
+    """
+    elect = election(sign)
+    return _merged(terms, _trim(terms, density), lambda parts: elect(parts, weights))
+
+
+def peft_dare_ties_svd(
+    terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, sign: Sign = "total", random: Random
+) -> Tiled:
+    """peft's `dare_ties_svd`: DARE on the dense deltas, elected without the weights and divided by the number that agree.
+
+    Formula: as peft_ties_svd, where x_i is m_i * D_i / density with a random mask
+    Rank: the largest among the adapters, unless one is given
+    Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
+    Cost: O(m n R), in memory a tile
+    """
+    elect = election(sign)
+    return _merged(terms, _drop(density, random), lambda parts: elect(parts, weights))
+
+
+Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the factor (A_1 …, B_1 …) and its shape, to a mask
+
+
+def seeded(random: Random, density: float) -> Masks:
+    """Random masks."""
+    return lambda index, shape: drawn(random.generator(index), shape, density)
+
+
+def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]:
+    """Pruning by DARE with given masks."""
+    return lambda index, part: dropped(part, masks(index, part.shape), density)
+
+
+def apart(
+    terms: Sequence[Factors],
+    weights: Sequence[float],
+    scales: Sequence[float],
+    prune: Callable[[int, F32Array], F32Array],
+    merge: Merge,
+) -> Factors:
+    """A and B pruned and merged separately; `prune` gets the number of a factor (A_1 …, then B_1 …) and the factor."""
+    effective = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+    roots = [math.sqrt(abs(weight)) for weight in effective]
+    signed = [math.copysign(root, weight) if weight else root for root, weight in zip(roots, effective, strict=True)]
+    right = [prune(index, term.right.astype(np.float32)) for index, term in enumerate(terms)]
+    left = [prune(index + len(terms), term.left.astype(np.float32)) for index, term in enumerate(terms)]
+    return Factors(merge(left, roots).astype(np.float64), merge(right, signed).astype(np.float64))
+
+
+def _pruned(part: F32Array, density: float) -> F32Array:
+    if density >= 1:
+        return part
+    return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
+
+
+def election(sign: str) -> Merge:
+    """peft's election, by the sum or by the number of signs."""
+    how = cast(Literal["total", "frequency"], sign)
+    return lambda parts, weights: elected_as_peft(parts, weights, how)

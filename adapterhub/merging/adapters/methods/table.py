@@ -1,0 +1,163 @@
+"""Merge methods as data: a function from weighted matrices to a matrix, with its parameters taken from its annotations.
+
+A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone,
+not on how they are factored; peft's own methods, which work on the factors, are the exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from adapterhub.analysis.low_rank import Factors
+from adapterhub.merging.adapters.dense import Tiled
+from adapterhub_converters.errors import ParameterError
+
+Matrix = Factors | Tiled
+_GIVEN = ("random", "scales")  # keyword arguments that the user does not set
+
+
+@dataclass(frozen=True)
+class Between:
+    """A range of numbers, with both ends, or with `above` without the lower one."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
+        return f"above {self.low:g} and up to {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A choice of words."""
+
+    words: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A keyword argument of a method."""
+
+    kind: type
+    default: float | str
+    limits: Between | OneOf
+
+
+class Random:
+    """Random numbers by seed, module, adapter and rows, so that neither order nor tile size changes them."""
+
+    def __init__(self, seed: int, target: str, part: int = 0) -> None:
+        self._key = [seed, int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"), part]
+
+    def generator(self, *place: int) -> np.random.Generator:
+        """A generator for a place, such as the number of an adapter and its first row."""
+        return np.random.default_rng([*self._key, *place])
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Attributes:
+        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if `apart`.
+        keeps: The rank of the result if none is given: that of the returned factors, the least that holds the matrix exactly,
+            or the largest of the adapters'.
+        weights: Whether weights are factors, shares of a whole (none negative), or not taken.
+        count: The least and the largest number of adapters.
+        missing: Whether an adapter without a delta for a module is left out there, or counts as zeros.
+        sums: Whether the result is the weighted sum, so that other parts of adapters can be summed as well.
+        cuts: Whether it takes a rank, an energy or a budget.
+        apart: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
+    """
+
+    run: Callable[..., Matrix]
+    keeps: Literal["factors", "least", "largest"] = "least"
+    weights: Literal["factors", "shares", "none"] = "factors"
+    count: tuple[int, int] = (1, 1000)
+    missing: Literal["left out", "zeros"] = "left out"
+    sums: bool = False
+    cuts: bool = True
+    apart: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self.run.__name__
+
+    @property
+    def summary(self) -> str:
+        """The first line of its description."""
+        return inspect.cleandoc(self.run.__doc__ or "").partition("\n")[0]
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The parameters by the names that users write; `lambda` is a Python keyword, so the function has `lambda_`."""
+        hints = typing.get_type_hints(self.run, include_extras=True)
+        found = {}
+        for name, argument in inspect.signature(self.run).parameters.items():
+            if argument.kind is argument.KEYWORD_ONLY and name not in _GIVEN:
+                kind, limits = typing.get_args(hints[name])
+                found[name.rstrip("_")] = Parameter(kind, argument.default, limits)
+        return found
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether it draws random numbers itself."""
+        return "random" in inspect.signature(self.run).parameters
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether it works on the elements of the dense delta."""
+        return typing.get_type_hints(self.run)["return"] is Tiled
+
+    def settled(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
+        """All parameters, with defaults; ParameterError for an unknown one, or for a value that one cannot take."""
+        settled: dict[str, float | str] = {}
+        for name in given:
+            if name not in self.parameters:
+                known = ", ".join(self.parameters)
+                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {known}" if known else "")
+        for name, parameter in self.parameters.items():
+            value = given.get(name, parameter.default)
+            if not isinstance(value, str if parameter.kind is str else int | float) or value not in parameter.limits:
+                raise ParameterError(name, f"{value} is not {parameter.limits}")
+            settled[name] = value if parameter.kind is str else parameter.kind(value)
+        return settled
+
+    def __call__(
+        self,
+        terms: Sequence[Factors],
+        weights: Sequence[float],
+        *,
+        scales: Sequence[float],
+        random: Random,
+        parameters: Mapping[str, Any],
+    ) -> Matrix:
+        """The merged matrix of one module; for a method that works `apart` the `terms` do not include their `scales`."""
+        words = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
+        if self.random:
+            words["random"] = random
+        if self.apart:
+            words["scales"] = scales
+        return self.run(terms, weights, **words)

@@ -1,0 +1,103 @@
+"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed if that is exact.
+
+An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and
+the result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from adapterhub.merging.checks import Weighted
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Rows
+from adapterhub_converters.errors import RefusedError
+
+from .methods import Method
+
+_INTO_BASE = "Merge it into the base"
+_OR_INTO_BASE = "Use linear or svd, or merge it into the base"
+
+
+def check_unmerged(adapters: Iterable[Adapter], method: Method) -> None:
+    """Refuse the parts that the method cannot merge, by name."""
+    for adapter in adapters:
+        for target, delta in adapter.deltas.items():
+            if getattr(delta, "magnitude", None) is not None:
+                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", _INTO_BASE)
+            if getattr(delta, "bias", None) is not None and not method.sums:
+                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", _OR_INTO_BASE)
+        for name in (*adapter.replaced, *adapter.rows):
+            if not method.sums:
+                what = f"replaces weights of the base (modules_to_save, rows), which {method.name} does not merge"
+                raise RefusedError(name, what, _OR_INTO_BASE)
+
+
+def biases(weighted: Weighted) -> dict[str, np.ndarray]:
+    """Target to the weighted sum of biases; for all linear modules if for one, as in peft."""
+    found: dict[str, np.ndarray] = {}
+    sides: dict[str, int] = {}
+    for adapter, weight in weighted:
+        for target, delta in adapter.deltas.items():
+            if not isinstance(delta, LowRank | LowRankConv):
+                sides[target] = -1
+                continue
+            sides[target] = delta.shape[0]
+            if delta.bias is not None:
+                added = weight * delta.scaling * delta.bias.astype(np.float64)
+                found[target] = found.get(target, np.zeros(delta.shape[0])) + added
+    if not found:
+        return {}
+    for target, side in sides.items():
+        if side < 0:
+            what = "cannot have a bias, and in peft lora_bias applies to all modules of an adapter or to none"
+            raise RefusedError(target, what, _INTO_BASE)
+    return {target: _f32(found.get(target, np.zeros(side)), target) for target, side in sides.items()}
+
+
+def replaced(weighted: Weighted) -> dict[str, np.ndarray]:
+    """Parameter path to the weighted sum of its replacements."""
+    return _summed([(adapter.replaced, weight) for adapter, weight in weighted])
+
+
+def rows(weighted: Weighted) -> dict[str, Rows]:
+    """Module path of a table to the weighted sums of its replaced rows."""
+    tables = dict.fromkeys(name for adapter, _ in weighted for name in adapter.rows)
+    result = {}
+    for name in tables:
+        single = [
+            ({f"{name} row {i}": row for i, row in zip(found.ids, found.values, strict=True)}, weight)
+            for adapter, weight in weighted
+            if (found := adapter.rows.get(name)) is not None
+        ]
+        summed = _summed(single)
+        by_id = {int(key.rpartition(" ")[2]): row for key, row in summed.items()}
+        result[name] = Rows(tuple(sorted(by_id)), np.stack([by_id[i] for i in sorted(by_id)]))
+    return result
+
+
+def _summed(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[str, np.ndarray]:
+    result = {}
+    for name in dict.fromkeys(name for tensors, _ in weighted for name in tensors):
+        having = [(tensors[name], weight) for tensors, weight in weighted if name in tensors]
+        total = math.fsum(weight for _, weight in having)
+        if abs(total - 1) > 1e-9:
+            what = f"replaces a weight of the base, and the weights of the adapters that do sum to {total:g}"
+            raise RefusedError(name, what, "Let them sum to 1, or merge it into the base")
+        first = having[0][0]
+        if any(tensor.shape != first.shape for tensor, _ in having):
+            raise RefusedError(name, "the adapters replace it by tensors of different shapes")
+        if len(having) == 1:
+            result[name] = first
+            continue
+        result[name] = _f32(np.add.reduce([weight * tensor.astype(np.float64) for tensor, weight in having]), name)
+    return result
+
+
+def _f32(array: np.ndarray, name: str) -> np.ndarray:
+    result: np.ndarray = array.astype(np.float32)
+    if not np.isfinite(result).all():
+        raise RefusedError(name, "the weighted sum is over the largest float32")
+    return result

@@ -1,0 +1,241 @@
+"""Merge adapters into a base, a Hugging Face folder or a GGUF model: everything is decided and estimated first, then written.
+
+The change of each tensor is planned (`plan`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`,
+`folder_to_gguf`), estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the
+folder's own type, is bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of
+its sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from adapterhub.merging.checks import Weighted
+from adapterhub_converters import display
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import RefusedError, UsageError
+
+from . import resume
+from .folder_to_gguf import gguf_model
+from .loss_estimate import Change, as_trained, estimate_all, warnings
+from .nf4_writer import to_nf4
+from .options import NF4, Options
+from .output_files import Copy, Made, OutFile, Part, Progress, Run, Text
+from .plan import Plan, plan
+from .plan_gguf import plan_gguf
+from .read_base import Base, Folder, GGUFBase, read_base
+from .side_files import CARD, copy_side_files, model_card, side_files
+from .write_folder import Written, folder_files, write_texts
+from .write_gguf import gguf_files
+
+PLAIN = Options()
+
+
+@dataclass(frozen=True, repr=False)
+class FuseReport:
+    """What a merge does; sizes in bytes.
+
+    Attributes:
+        out: The new folder or file; None if nothing was written.
+        touched: Tensor name to its change.
+        tensors: The number of tensors of the base.
+        size: Bytes of all weights written.
+        touched_size: Bytes of the changed tensors.
+        notes: Decisions, one line each.
+        warnings: What the user may not have intended, one line each.
+        copied: Other files that are copied.
+        skipped: Files that are not copied, with the reason.
+    """
+
+    out: Path | None
+    touched: Mapping[str, Change]
+    tensors: int
+    size: int
+    touched_size: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, change.relative, change.kept) for name, change in self.touched.items()]
+        return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))
+
+
+def _no_side_files(folder: Path) -> None:
+    """Write nothing: a GGUF model is its weights alone."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A planned merge, of which nothing is written yet.
+
+    Writing it can fail only for numbers that become infinite outside of the sample, and for a full disk.
+
+    Attributes:
+        report: What it does.
+        base: The model that it merges into.
+        single: Whether the output is one file, not a folder.
+    """
+
+    report: FuseReport
+    base: Base
+    single: bool
+    _job: Callable[[], str]
+    _files: Callable[[Path], Sequence[OutFile]]
+    _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
+
+    def write(self, out: Path, progress: Progress | None = None) -> FuseReport:
+        """Write the result to `out`, which appears complete or not at all.
+
+        Raises:
+            OutputExistsError: `out` exists.
+            UsageError: `out` is the name of a file, and the result is a folder.
+            LocalIOError: The disk is full or cannot be written; nothing is left behind.
+        """
+        if not self.single and out.suffix == ".gguf":
+            raise UsageError(str(out), "is the name of a file, and this merge writes a folder", "Name a folder")
+        run = Run(progress, self.report.size)
+        several = not self.single and len(self._files(out)) > 1
+        job = self._job() if several else ""
+        left = None if self.single else resume.left_over(out, job)
+        with self.base, atomic.whole(out, folder=not self.single) as inside:
+            files = self._files(inside)
+            if several:
+                self._write_resumable(run, files, resume.Finished(job, inside), left)
+            else:
+                self._write_side_files(inside)
+                run.write(files, inside.parent if self.single else inside, self.base.opened)
+        return replace(self.report, out=out)
+
+    def _write_resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
+        """Take over the files that an interrupted run finished, and write the others; when interrupted, keep those that are
+        done."""
+        taken = finished.take_over(left) if left else set()
+        try:
+            self._write_side_files(finished.folder)
+            run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
+            rest = [file for file in files if file.name not in taken]
+            run.write(rest, finished.folder, self.base.opened, finished.record)
+        except (KeyboardInterrupt, SystemExit):
+            finished.keep()
+            raise
+
+
+def fuse(
+    adapters: Weighted, base: Path | Base, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
+) -> FuseReport:
+    """Merge adapters, each times its weight, into a base and write the result to `out`.
+
+    Raises:
+        RefusedError: The result would not be the base plus the adapters; nothing was written.
+        OutputExistsError: `out` exists.
+        LocalIOError: The disk is full or cannot be written; nothing is left behind.
+    """
+    return prepared(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
+
+
+def prepared(adapters: Weighted, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False) -> Merge:
+    """Plan the merge of adapters, each times its weight, into a base.
+
+    Args:
+        base: A Hugging Face folder or a GGUF model: its path, or what `read_base` returned.
+        gguf: Write a folder as GGUF; then there may be no adapter at all.
+    """
+    found = read_base(base) if isinstance(base, Path) else base
+    with found:
+        if isinstance(found, GGUFBase):
+            return _into_gguf(adapters, found, options)
+        return _folder_as_gguf(adapters, found, options) if gguf else _into_folder(adapters, found, options)
+
+
+def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options) -> Merge:
+    if options.as_trained or options.dequantize:
+        name = "as-trained" if options.as_trained else "dequantize"
+        raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
+    if options.requantize == NF4:
+        raise RefusedError(NF4, "is a type of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
+    _refuse_two_types(options)
+    steps = plan_gguf(adapters, base)
+    files = gguf_files(steps, Path("out.gguf"), options)
+    changes = estimate_all(files, steps.edits, options, base.opened)
+    tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
+    report = _report(files, changes, steps.notes, tensors=tensors)
+    job = partial(resume.job, adapters, base.path, options)
+    return Merge(report, base, not options.shard_size, job, lambda out: gguf_files(steps, out, options))
+
+
+def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
+    if options.requantize and options.requantize != NF4:
+        what = "is a type of GGUF files, and the output is a Hugging Face folder"
+        raise RefusedError(options.requantize, what, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
+    if not options.dequantize and options.requantize != NF4:
+        folder.refuse_quantized()
+    steps = plan(adapters, folder)
+    copied, skipped = side_files(folder.path, {shard.path.name for shard in folder.shards})
+    seen = as_trained(folder, options) if options.as_trained else {}
+    packed = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
+    written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen, packed)
+    files, texts = folder_files(folder, written, options)
+    changes = estimate_all(files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in seen})
+    tensors = len(folder.weights) + len(steps.added)
+    report = replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
+    texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
+
+    def write_side_files(target: Path) -> None:
+        copy_side_files(folder.path, target, copied)
+        write_texts(target, texts)
+
+    job = partial(resume.job, adapters, folder.path, options)
+    return Merge(report, folder, False, job, lambda out: files, write_side_files)
+
+
+def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Merge:
+    if options.shard_size:
+        hint = "Leave it out, and split the file with llama-gguf-split"
+        raise RefusedError("shard size", "a Hugging Face folder becomes one GGUF file", hint)
+    if options.requantize == NF4:
+        raise RefusedError(NF4, "is a type of Hugging Face folders, and the output is a GGUF file", "Choose q4_0")
+    _refuse_two_types(options)
+    if not options.dequantize:
+        folder.refuse_quantized()
+    steps = plan(adapters, folder) if adapters else Plan({})
+    seen = as_trained(folder, options) if options.as_trained else {}
+    model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, seen), options)
+    own = {name: folder.weights[name].source() for name in seen}
+    changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, own)
+    files = model.files(Path("out.gguf"))
+    report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
+    report = replace(report, touched_size=sum(made.size for made in model.changed))
+    return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
+
+
+def _refuse_two_types(options: Options) -> None:
+    if options.requantize and options.dtype:
+        what = f"matrices become {options.requantize} already"
+        raise RefusedError(options.dtype, what, "Name one type", code="two-types")
+
+
+def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], *, tensors: int) -> FuseReport:
+    parts = [part for file in files for part in file.parts]
+    touched = (part for part in parts if isinstance(part, Made) and part.name in changes)
+    return FuseReport(
+        out=None,
+        touched=changes,
+        tensors=tensors,
+        size=sum(_size(part) for part in parts),
+        touched_size=sum(part.size for part in touched),
+        notes=tuple(notes),
+        warnings=warnings(changes),
+    )
+
+
+def _size(part: Part) -> int:
+    """Bytes of tensors."""
+    return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size

@@ -1,0 +1,306 @@
+"""The edits of each tensor of a Hugging Face folder, and every reason to refuse a merge into one.
+
+Nothing is written before the plan is complete, so a merge that would be wrong costs no time and leaves no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adapterhub.merging.checks import Weighted, check_adapter
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import (
+    Adapter,
+    Delta,
+    LowRank,
+    LowRankEmbedding,
+    StackedLowRank,
+    factored_out,
+    refuse_conditions,
+)
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.base_weights import plain_lora, without_copies
+
+from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
+from .read_base import CONV1D, Folder, Weight
+from .tensor_names import HEADS, TensorNames, TokenTables, architecture_of, check_shape, expert_edits
+from .tensor_types import Floats, kind
+
+_CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
+
+
+def stored_transposed(model_type: str | None, target: str) -> bool:
+    """Whether a model of this type is known to store the weight of a module as `(in, out)`."""
+    return model_type in CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The changes of a folder.
+
+    Attributes:
+        edits: By tensor name, in the order of the adapters.
+        added: Tensors that the base lacks, each initially a copy of one that it has.
+        shapes: The new shapes of tensors whose shape changes.
+        config: The keys of config.json that change.
+        notes: Decisions, one line each.
+    """
+
+    edits: Mapping[str, tuple[Edit, ...]]
+    added: Mapping[str, Weight] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=())
+
+
+def plan(adapters: Weighted, folder: Folder) -> Plan:
+    """The edits that merge the adapters, each times its weight, into a Hugging Face folder.
+
+    Raises:
+        RefusedError: The result would differ from base and adapters loaded together; names the module and the reason.
+    """
+    if not adapters:
+        raise RefusedError(str(folder.path), "no adapter to merge")
+    planner = _Planner(folder)
+    for adapter, weight in adapters:
+        settled = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
+        check_adapter(settled, weight)
+        planner.add(factored_out(_without_copies(settled, folder)), weight)
+    return planner.plan()
+
+
+def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
+    """The adapter without copies of the base's tables, which must equal the base's; those of a resized vocabulary are kept."""
+    adapter = _without_wrappers(adapter)
+    resized = {}
+    for name, copy in adapter.copies.items():
+        own = folder.weights.get(name)
+        if own and len(own.shape) == 2 and own.shape[1:] == copy.shape[1:] and own.shape[0] != copy.shape[0]:
+            resized[name] = copy
+    if folder.method and len(resized) < len(adapter.copies):
+        what = "the adapter contains a copy of the base's weight, and the base is quantized"
+        raise RefusedError(next(iter(adapter.copies)), what)
+    rest = {name: copy for name, copy in adapter.copies.items() if name not in resized}
+    checked = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
+    return dataclasses.replace(checked, copies=resized) if resized else checked
+
+
+def _without_wrappers(adapter: Adapter) -> Adapter:
+    """The adapter without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and the
+    original."""
+    infix = ".modules_to_save."
+    twice = [
+        name
+        for name, values in adapter.replaced.items()
+        if infix in name
+        and (same := adapter.replaced.get(name.replace(infix, "."))) is not None
+        and np.array_equal(same, values)
+    ]
+    replaced = {name: values for name, values in adapter.replaced.items() if name not in twice}
+    copies = {name: copy for name, copy in adapter.copies.items() if name not in replaced}
+    if len(replaced) == len(adapter.replaced) and len(copies) == len(adapter.copies):
+        return adapter
+    return dataclasses.replace(adapter, replaced=replaced, copies=copies, source=None)
+
+
+class _Planner:
+    """Collects the edits of a folder, adapter by adapter."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.tensors = folder.weights
+        self.tables = TokenTables(folder)
+        self.edits: dict[str, list[Edit]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.added: dict[str, Weight] = {}
+        self.config: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self._spans: dict[str, list[tuple[int, int, bool]]] = {}
+        self._architecture = architecture_of(folder)
+
+    def plan(self) -> Plan:
+        """The collected edits, checked against each other."""
+        self._check_vocabulary()
+        edits = {name: tuple(edits) for name, edits in self.edits.items()}
+        return Plan(edits, self.added, self.shapes, self.config, tuple(dict.fromkeys(self.notes)))
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Add everything that one adapter changes."""
+        refuse_conditions(dataclasses.replace(adapter, copies={}))
+        experts, others = self._apart(adapter)
+        whole = {**adapter.replaced, **adapter.copies}
+        found = TensorNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tables.alias)
+        self.notes += [*adapter.notes, *found.notes]
+        for parameter, values in adapter.copies.items():
+            self._resize(parameter, found.parameter(parameter), values)
+        for target, delta in others.items():
+            if isinstance(delta, LowRank):
+                self._low_rank(target, found.parameter(f"{target}.weight"), delta, weight, found)
+            elif isinstance(delta, LowRankEmbedding):
+                self._embedding(target, found.parameter(f"{target}.weight"), delta, weight)
+            else:
+                raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
+        for target, delta in experts.items():
+            for one in expert_edits(self.folder, self._architecture, target, delta, weight):
+                self._put(one.name, one.edit, target, one.rows)
+        for parameter, values in adapter.replaced.items():
+            self._replace(parameter, found.parameter(parameter), values, weight)
+        for target, rows in adapter.rows.items():
+            self._rows(target, found.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+
+    def _apart(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
+        """Deltas of experts, which the base may store in another form than the adapter, and all others."""
+        experts = {
+            target: delta
+            for target, delta in adapter.deltas.items()
+            if isinstance(delta, StackedLowRank)
+            or (f"{target}.weight" not in self.tensors and self._architecture and self._architecture.expert(target) is not None)
+        }
+        return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
+
+    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: TensorNames) -> None:
+        transposed = self._transposed(target, name, delta)
+        name = self._untied(name, target)
+        scale = delta.scaling * weight
+        if delta.magnitude is None:
+            self._put(name, AddLowRank(delta, scale, transposed), target)
+        else:
+            self._dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
+        if delta.bias is not None:
+            bias = found.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
+            self._expect(target, bias, delta.bias.shape)
+            self._put(bias, AddVector(delta.bias, scale), target)
+
+    def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
+        self._expect(target, name, delta.shape)
+        name = self._untied(name, target)
+        scale = delta.scaling * weight
+        if delta.magnitude is None:
+            self._put(name, AddLowRank(delta, scale, transposed=False), target)
+        else:
+            # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
+            self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
+
+    def _dora(self, target: str, name: str, edit: AddDora, weight: float) -> None:
+        features = edit.delta.lora_B.shape[0]
+        if edit.magnitude.size != features:
+            raise RefusedError(target, f"a DoRA magnitude of {edit.magnitude.size} numbers for {features} outputs")
+        if weight != 1:
+            raise RefusedError(target, "DoRA is no sum: it can be merged alone and with weight 1 only")
+        self._put(name, edit, target, alone=True)
+
+    def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
+        """Replace a table by one of a resized vocabulary, to which the adapter's delta is then added."""
+        name = self._untied(name, parameter)
+        self.shapes[name] = values.shape
+        self.edits.setdefault(name, []).insert(0, Replace(values))
+        self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
+
+    def _replace(self, parameter: str, name: str, values: np.ndarray, weight: float) -> None:
+        table = self.tables.is_table(name)
+        if table and values.ndim == 2 and values.shape[1:] == self.tensors[name].shape[1:]:
+            if values.shape != self.tensors[name].shape:
+                self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
+        else:
+            self._expect(parameter, name, values.shape)
+        name = self._untied(name, parameter)
+        if values.shape != self._weight(name).shape:
+            self.shapes[name] = values.shape
+        if weight != 1:
+            raise RefusedError(parameter, f"replaced as a whole by the adapter: weight {weight} has no meaning for it")
+        self._put(name, Replace(values), parameter, alone=True)
+        self._note_rounding(name, values)
+
+    def _rows(self, target: str, name: str, ids: tuple[int, ...], values: np.ndarray, weight: float) -> None:
+        shape = self.tensors[name].shape
+        if len(shape) != 2 or values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in ids):
+            raise RefusedError(target, f"rows {values.shape} up to {max(ids, default=0)} do not fit the base's {name} {shape}")
+        if weight != 1:
+            raise RefusedError(target, f"rows replaced by the adapter: weight {weight} has no meaning for them")
+        self._put(name, SetRows(ids, values), target, alone=True)
+        self._note_rounding(name, values)
+
+    def _note_rounding(self, name: str, values: np.ndarray) -> None:
+        dtype = dtypes.NUMPY[self._weight(name).dtype]
+        if dtype.itemsize < values.dtype.itemsize or (dtype != values.dtype and dtype.itemsize == 2):
+            self.notes.append(f"{name}: replaced values are rounded from {values.dtype} to the base's {dtype}")
+
+    def _weight(self, name: str) -> Weight:
+        return self.tensors[name] if name in self.tensors else self.added[name]
+
+    def _put(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
+        """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all of it.
+
+        `alone`: the edit cannot be combined with another of the same rows.
+        """
+        own = self._weight(name)
+        if not isinstance(kind(own.dtype), Floats):
+            what = f"the base's {name} is {own.dtype}, not bfloat16, float16 or float32"
+            raise RefusedError(target, what, "Dequantize it first")
+        first, count = rows or (0, own.rows)
+        spans = self._spans.setdefault(name, [])
+        for start, stop, other in spans:
+            if start < first + count and first < stop and (alone or other):
+                raise RefusedError(target, "one adapter replaces or rescales it and another changes it too")
+        spans.append((first, first + count, alone))
+        self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
+
+    def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
+        check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
+
+    def _untied(self, name: str, target: str) -> str:
+        """The tensor that takes a change of the embedding table or the output layer; tied ones become two."""
+        if not self.tables.tied or not self.tables.is_table(name):
+            return name
+        head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
+        if self.tables.head is None:
+            if not self.tables.can_be_two(self._architecture):
+                what = f"the base's embedding and output layer are one tensor ({name})"
+                raise RefusedError(
+                    target,
+                    f"{what}; merged, the change would act in both places",
+                    "Untie them in the base first (tie_word_embeddings: false, and a separate lm_head.weight)",
+                )
+            table = self.tensors[self.tables.table or name]
+            self.added["lm_head.weight"] = dataclasses.replace(table, name="lm_head.weight")
+            self.tables.head = "lm_head.weight"
+        if "tie_word_embeddings" not in self.config:
+            self.config["tie_word_embeddings"] = False
+            self.notes.append("the embedding table and the output layer were tied and are now separate (tie_word_embeddings)")
+        return self.tables.head if head else name
+
+    def _check_vocabulary(self) -> None:
+        """Check that all tables of a resized vocabulary have the same number of rows, and record it for config.json."""
+        if not self.shapes:
+            return
+        rows = {name: shape[0] for name, shape in self.shapes.items()}
+        for name in (*self.tensors, *self.added):
+            if self.tables.is_table(name) and name not in rows:
+                rows[name] = self._weight(name).shape[0]
+        if len(set(rows.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+            raise RefusedError(next(iter(self.shapes)), f"the vocabulary was resized, and its tables do not agree: {counts}")
+        self.config["vocab_size"] = next(iter(rows.values()))
+
+    def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
+        """Whether the base stores this weight as `(in, out)`: by its shape, and if that is square, by the class of the
+        model."""
+        have = self.shapes.get(name, self._weight(name).shape)
+        model = self.folder.spec.model_type or "this model"
+        known = stored_transposed(self.folder.spec.model_type, target)
+        if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
+            self._expect(target, name, delta.shape[::-1])
+            return True
+        self._expect(target, name, delta.shape)
+        if delta.transposed_base and have[0] == have[1]:
+            raise RefusedError(
+                target,
+                f"square, and fan_in_fan_out is set, but {model} is not known to store it transposed",
+                "Set fan_in_fan_out to false in adapter_config.json if it does not",
+            )
+        return False

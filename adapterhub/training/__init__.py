@@ -1,0 +1,121 @@
+"""QLoRA on one machine: LoRA on an NF4 base, and an adapter with a record of its training.
+
+`trainer` is a training from its config to the finished folder, in the order in which things happen: `config`; `model`, the
+base with the `layers` that are trained; `data`, from files to rows of tokens; `loop`, the steps; `artifacts`, what is written.
+`cost` predicts and measures time and memory; `evaluation` compares an adapter with its base. Importing this package imports
+no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from adapterhub.training.cost.memory import plan
+from adapterhub_converters.errors import MissingExtraError
+
+from .config import TrainConfig
+from .config import read as read_config
+from .events import (
+    Evaluated,
+    EvaluationOptions,
+    EvaluationResult,
+    Event,
+    InitialAdapter,
+    Loading,
+    MemoryPlan,
+    OnEvent,
+    Ready,
+    Report,
+    Result,
+    Resumed,
+    Saved,
+    Stepped,
+    Untracked,
+)
+
+__all__ = [
+    "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "OnEvent",
+    "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate", "plan", "read_config",
+    "run",
+]  # fmt: skip
+
+_EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
+
+
+def run(
+    config: TrainConfig,
+    out: Path,
+    *,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    start: InitialAdapter | None = None,
+    cache: Path | None = None,
+) -> Result:
+    """Train the adapter that `config` describes into the folder `out`, which is written whole or not at all.
+
+    The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run after the
+    current step with a checkpoint next to `out`; the same call then resumes from it and gives the same bytes.
+
+    Args:
+        on_event: Called with every event, in this process.
+        force: Train even if memory will not suffice.
+        start: An adapter to train further; it becomes the parent of the result.
+        cache: The folder for quantized bases and digests of unchanged files; None for no cache.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        StoppedError: A signal came; the checkpoint is written.
+        RefusedError: The data have nothing to train on, the base is not supported, or memory does not suffice.
+
+    Example:
+        `run(read_config(Path("sql.toml")), Path("sql"), on_event=print)`
+    """
+    _check_extra()
+    from . import distributed
+    from .artifacts import tracking
+    from .trainer import train
+
+    with distributed.joined():
+        report = on_event if on_event and distributed.first() else lambda _: None
+        if not distributed.first():
+            return train(config, out, report, force=force, start=start, cache=cache)
+        with tracking.tracked(config, out, report) as tracked:
+            return train(config, out, tracked, force=force, start=start, cache=cache)
+
+
+def evaluate(
+    adapter: InitialAdapter,
+    base: Path,
+    files: list[Path],
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> EvaluationResult:
+    """Return the loss of the base model at `base` with and without an adapter, on the documents of `files`.
+
+    The model is loaded once; for the base's loss the adapter's deltas are disabled.
+
+    Args:
+        progress: Called with the layers that are loaded, and with how many there are.
+        cache: As in `run`.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
+
+    Example:
+        `evaluate(adapter, Path("Qwen3-0.6B"), [Path("heldout.jsonl")], EvaluationOptions()).metrics["perplexity"]`
+    """
+    _check_extra()
+    from .evaluation import evaluate as evaluate_here
+
+    return evaluate_here(adapter, base, files, options, progress=progress, cache=cache)
+
+
+def _check_extra() -> None:
+    for name in _EXTRA:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError("", f"training needs {name}, which is not installed", 'pip install "adapterhub[train]"')

@@ -1,0 +1,96 @@
+"""Checkpoints: one safetensors file with the trained parameters, the optimizer's moments and the log so far.
+
+There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that
+no other one can resume from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub.training import distributed
+from adapterhub.training.layers.lora import trained_parameters
+from adapterhub.training.loop import optimizer
+from adapterhub.training.loop.state import State
+from adapterhub.training.model.weights import as_numpy, as_torch
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+
+_BEST = ".best"  # a parameter at the lowest held-out loss
+
+
+def path_for(out: Path) -> Path:
+    """Return the path of the checkpoint of a run into `out`, next to it."""
+    return out.with_name(out.name + ".checkpoint.safetensors")
+
+
+def identity(facts: Mapping[str, Any]) -> str:
+    """Return the digest of what makes two runs the same."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def save(path: Path, model: Any, state: State, run: str) -> Path:
+    """Replace the checkpoint by a new one, whole or not at all; only the first of several processes writes."""
+    if not distributed.first():
+        return path
+    tensors = {f"{name}{_BEST}": _array(value) for name, value in state.best.items()}
+    for name, parameter in trained_parameters(model):
+        tensors[name] = _array(parameter)
+        # An expert that has had no token yet has no moments.
+        for moment, value in optimizer.moments(state.optimizer, parameter).items():
+            tensors[f"{name}.{moment}"] = _array(value)
+    metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
+    metadata["scale"] = json.dumps([state.scale.factor, state.scale.good])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        safetensors_file.write(temporary, tensors, metadata)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _array(tensor: Any) -> Any:
+    return tensor.cpu().numpy() if tensor.dtype == torch.uint8 else as_numpy(tensor)
+
+
+def restore(path: Path, model: Any, state: State, run: str) -> bool:
+    """Restore model and state from the checkpoint at `path`; returns False if there is none.
+
+    Raises:
+        ConflictError: It is of another training.
+        FormatError: It does not fit the model.
+    """
+    if not path.exists():
+        return False
+    with safetensors_file.SafetensorsFile(path) as file:
+        metadata = file.header.metadata
+        if metadata.get("run") != run:
+            raise ConflictError(
+                str(path), "belongs to a training with another config, data or base", "Delete it, or use another output folder"
+            )
+        try:
+            for name, parameter in trained_parameters(model):
+                with torch.no_grad():
+                    parameter.copy_(as_torch(file.tensor(name)))
+                moments = [key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST}"]
+                if moments:
+                    tensors = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments}
+                    optimizer.restore_moments(state.optimizer, parameter, tensors)
+            best = [key for key in file.header.tensors if key.endswith(_BEST)]
+            state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
+            state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
+            state.log[:] = json.loads(metadata["log"])
+            state.scale.factor, state.scale.good = json.loads(metadata["scale"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
+    return True

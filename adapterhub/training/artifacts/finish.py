@@ -1,0 +1,177 @@
+"""The finished folder: weights and config for peft, a model card, the loss curve, the log, and adapter.json.
+
+It is written next to its place and renamed when it is complete. No time, path or host name is in it, so the same
+training gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training, TrainingData
+from adapterhub.training import devices
+from adapterhub.training.config import TrainConfig
+from adapterhub.training.cost.memory import flops, parameters
+from adapterhub.training.loop.state import State
+from adapterhub.training.model import adapters
+from adapterhub.training.model.base import Base
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.formats import peft
+
+_SPLITS = {"train": "training", "heldout": "held-out"}
+_POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
+_LAST = 10  # steps over which the reported training loss is averaged
+
+
+def check_place(out: Path) -> None:
+    """Make the parent folder of `out`; LocalIOError now rather than after an hour where `out` cannot be written."""
+    with atomic.beside(out):
+        return
+
+
+def finish(
+    config: TrainConfig,
+    spec: BaseSpec,
+    base: Base,
+    state: State,
+    *,
+    record: Mapping[str, Any],
+    out: Path,
+    parents: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write the folder `out`, whole or not at all; `record` is the training in adapter.json, without its metrics."""
+    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state)}, "curve": curve(state)}
+    with atomic.whole(out) as folder:
+        peft.write(adapters.trained_adapter(config, base), folder)
+        json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
+        _plot(config, state, folder / "loss.png")
+        json_file.write_text(folder / "README.md", model_card(config, training))
+        _write_manifest(config, spec, training, folder, parents)
+
+
+def metrics(state: State) -> dict[str, float]:
+    """Return the training loss over the last steps, and the held-out loss and perplexity before and after."""
+    losses = [line["loss"] for line in state.log if "loss" in line]
+    last = losses[-_LAST:]
+    found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
+    before, after = state.heldout(0), state.heldout(state.kept_step)
+    if before is not None and after is not None:
+        found |= {
+            "heldout_loss_before": before,
+            "heldout_loss": after,
+            "heldout_perplexity_before": math.exp(before),
+            "heldout_perplexity": math.exp(after),
+        }
+    return found
+
+
+def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State) -> dict[str, float]:
+    """Return how much was trained and computed, from the config and the base alone."""
+    trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config, spec)[0]
+    tokens = state.step * config.train.rows * config.data.sequence
+    return {
+        "base_parameters": frozen,
+        "trained_share": trained / (frozen + trained),
+        "flops": flops(config, spec, tokens=tokens, label_tokens=state.tokens, trained=trained),
+    }
+
+
+def curve(state: State) -> list[dict[str, float]]:
+    """Return the losses by step: every held-out one, and at most _POINTS of the others, evenly and with the last."""
+    steps = [line for line in state.log if "loss" in line]
+    every = max(1, -(len(steps) // -_POINTS))
+    chosen = {id(line) for line in steps[::-1][::every]}
+    return [
+        {key: line[key] for key in ("step", "loss", "heldout_loss") if key in line}
+        for line in state.log
+        if "heldout_loss" in line or id(line) in chosen
+    ]
+
+
+def versions(thread_count: int, device: Any) -> dict[str, str]:
+    """Return the versions and the hardware that the bytes of the result depend on."""
+    import torch
+
+    found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
+    if name := devices.name(device):
+        found |= {"cuda": str(torch.version.cuda), "device": name}
+    for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _plot(config: TrainConfig, state: State, path: Path) -> None:
+    from .loss_curve import loss_curve
+
+    name = (config.base.name or Path(config.base.path).name).rpartition("/")[2]
+    quantized = "QLoRA, NF4 base" if config.base.quantize == "nf4" else "LoRA"
+    title, subtitle = f"{config.card.title or 'Adapter'} on {name}", f"{quantized}, r = {config.lora.r}"
+    loss_curve(state.log, path, kept_step=state.kept_step, title=title, subtitle=subtitle)
+
+
+def _write_manifest(
+    config: TrainConfig, spec: BaseSpec, training: Mapping[str, Any], folder: Path, parents: Sequence[Mapping[str, Any]]
+) -> None:
+    card, base = config.card, config.base
+    quantization = base.quantize if base.quantize != "none" else None
+    names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
+    texts = {"license": card.license, "description": card.description}
+    declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
+    declared["base"] = {key: value for key, value in names.items() if value}
+    record = Training(
+        **{
+            **training,
+            "data": tuple(TrainingData(**item) for item in training["data"]),
+            "weights": tuple(FileEntry(**item) for item in training["weights"]),
+            "curve": tuple(LossPoint(**point) for point in training["curve"]),
+        }
+    )
+    described = [Parent(**parent) for parent in parents]
+    describe.describe(folder, base=spec, training=record, parents=described, declared=declared).write(folder)
+
+
+def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
+    """Return the model card: the front matter that the Hugging Face Hub reads, and a summary for people."""
+    title = config.card.title or "LoRA adapter"
+    front: dict[str, Any] = {
+        "base_model": config.base.name,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": config.card.license,
+        "language": list(config.card.language),
+        "tags": ["lora", *(["qlora"] if config.base.quantize == "nf4" else []), *config.card.tags],
+    }
+    # JSON is YAML, so a title with a colon in it stays a title.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
+    numbers, lora, optim = training["metrics"], config.lora, config.train
+    rows = [
+        ("base", f"{config.base.name or config.base.path}, {config.base.quantize} while training"),
+        ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
+        ("targets", lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)),
+        ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
+        ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
+        ("seed", str(optim.seed)),
+        ("training loss", f"{numbers['train_loss']:.3f} nats a token"),
+    ]
+    if "heldout_perplexity" in numbers:
+        before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
+        rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))
+    rows += [
+        (f"{_SPLITS[item['split']]} data", f"{item['documents']} documents, {item['digest'][:19]}…")
+        for item in training["data"]
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        "---\n" + "\n".join(lines) + f"\n---\n\n# {title}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
+        f"![Loss by step](loss.png)\n\n| | |\n| --- | --- |\n{table}\n\n"
+        "`adapter.json` has the whole record: config, data digests, versions.\n"
+    )

@@ -1,0 +1,135 @@
+"""Send the numbers of a run to TensorBoard, W&B, MLflow or trackio as well.
+
+Each of them takes numbers by name for a step; this is the one adapter between that and the trainer's events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.training.config import TrainConfig
+from adapterhub.training.events import Evaluated, Event, OnEvent, Stepped, Untracked
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
+
+Log = Callable[[int, Mapping[str, float]], None]
+_PROJECT = "adapterhub"
+
+
+@contextlib.contextmanager
+def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
+    """Yield an `on_event` that also logs to the trackers of `log_to`, which are closed at the end; one that fails is dropped.
+
+    Raises:
+        UsageError: The name of a tracker is unknown.
+        MissingExtraError: A tracker is not installed.
+        RefusedError: A tracker does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
+        yield logging_to(logs, on_event) if logs else on_event
+
+
+def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
+    """Return an `on_event` that also calls `logs`, trackers by name; one that fails is removed from them."""
+
+    def log_and_pass_on(event: Event) -> None:
+        if numbers := _numbers(event):
+            for name, log in list(logs.items()):
+                try:
+                    log(*numbers)
+                except Exception as error:  # noqa: BLE001 - it may be anything, from a server to a full disk
+                    del logs[name]
+                    on_event(Untracked(name, _reason(error)))
+        on_event(event)
+
+    return log_and_pass_on
+
+
+def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
+    where = f"{config.where}: [train] log_to"
+    if name not in _KINDS:
+        raise UsageError(where, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+    if importlib.util.find_spec(name) is None:
+        raise MissingExtraError(where, f"{name} is not installed", f"pip install {name}")
+    return _guarded(_KINDS[name](config, out), name, where, on_event)
+
+
+@contextlib.contextmanager
+def _guarded(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
+    """Report in one line what a tracker raises when it starts or ends; it depends on servers, accounts and files."""
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(opening)
+        except Exception as error:
+            what = f"{name} does not start ({_reason(error)})"
+            raise RefusedError(where, what, "Set it up, or remove it from log_to") from error
+        yield log
+        try:
+            stack.close()
+        except Exception as error:  # noqa: BLE001 - the adapter has been written
+            on_event(Untracked(name, _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
+    if isinstance(event, Stepped):
+        return event.step, {
+            "train/loss": event.loss, "train/learning_rate": event.learning_rate, "train/gradient_norm": event.gradient_norm,
+            "train/tokens": event.tokens, "train/tokens_per_second": event.tokens_per_second,
+        }  # fmt: skip
+    if isinstance(event, Evaluated):
+        return event.step, {"heldout/loss": event.loss, "heldout/perplexity": event.perplexity}
+    return None
+
+
+@contextlib.contextmanager
+def _tensorboard(_: TrainConfig, out: Path) -> Iterator[Log]:
+    """Write event files into the folder OUT.tensorboard, next to the adapter, whose bytes must not depend on the time."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out.with_name(out.name + ".tensorboard"))) as writer:
+
+        def log(step: int, numbers: Mapping[str, float]) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+
+        yield log
+
+
+def _run_of(module: str) -> Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]:
+    """Return a tracker with W&B's interface, which trackio shares: `init`, `log`, `finish`."""
+
+    @contextlib.contextmanager
+    def opened(config: TrainConfig, out: Path) -> Iterator[Log]:
+        library: Any = importlib.import_module(module)
+        run = library.init(project=_PROJECT, name=out.name, config=config.document())
+        try:
+            yield lambda step, numbers: run.log(dict(numbers), step=step)
+        finally:
+            run.finish()
+
+    return opened
+
+
+@contextlib.contextmanager
+def _mlflow(config: TrainConfig, out: Path) -> Iterator[Log]:
+    library: Any = importlib.import_module("mlflow")
+    with library.start_run(run_name=out.name):
+        sections = config.document()
+        library.log_params({f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()})
+        yield lambda step, numbers: library.log_metrics(dict(numbers), step=step)
+
+
+_KINDS: dict[str, Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _run_of("wandb"),
+    "trackio": _run_of("trackio"),
+    "mlflow": _mlflow,
+}

@@ -1,0 +1,175 @@
+"""Sizes of a base and of its adapter that time and memory depend on, from a BaseSpec and a config, without torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from adapterhub.training.config import TrainConfig
+from adapterhub.training.layers.targets import Sizes, resolve
+from adapterhub_converters.bases import BaseSpec
+
+# The layers at the end of attention or an MLP have an input of their own; the others of a module share one.
+_LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|dense_4h_to_h|fc2|fc_out|w2)$")
+_EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)\Z")
+_STACK = re.compile(r".*\.experts\.(gate_up_proj|up_proj|down_proj)\Z")
+_DOWN = ("w2", "down_proj")
+_TABLES = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+_NO_LINEAR = ("embed", "lm_head", "wte", "wpe")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The matrices of all experts of a layer, each `(out, in)`; gate and up are one matrix, as in transformers 5."""
+
+    experts: int
+    out: int
+    inside: int
+
+    @property
+    def size(self) -> int:
+        """The number of its weights."""
+        return self.experts * self.out * self.inside
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target module: rank, `(out, in)`, the number of such matrices, and whether it is an embedding table."""
+
+    r: int
+    out: int
+    inside: int
+    count: int = 1
+    table: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """The number of parameters of its factors."""
+        return self.count * self.r * (self.out + self.inside)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A base: `linears` have `(out, in)` by path, `table` is path, vocabulary and d; `width` is bytes of a number."""
+
+    linears: Mapping[str, tuple[int, ...]]
+    stacks: Mapping[str, Stack]
+    table: tuple[str, int, int]
+    parameters: int
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int
+    head_dim: int
+    vocabulary: int
+    chosen: int
+    """Experts that a token is sent to."""
+    width: int
+
+    @cached_property
+    def linear(self) -> int:
+        """The number of weights in linear layers, experts included."""
+        return sum(map(math.prod, self.linears.values())) + sum(stack.size for stack in self.stacks.values())
+
+    @property
+    def used(self) -> int:
+        """The number of them that one token passes."""
+        idle = sum(stack.size * max(0, stack.experts - self.chosen) // stack.experts for stack in self.stacks.values())
+        return self.linear - idle
+
+
+def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
+    """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
+    numbers = spec.config
+    hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
+    linears, stacks = _matrices(spec)
+    mlp = int(numbers.get("intermediate_size") or 4 * hidden)
+    return Shape(
+        linears=linears,
+        stacks=stacks,
+        table=_table(spec),
+        parameters=sum(math.prod(tensor.shape) for tensor in spec.tensors.values()),
+        hidden=hidden,
+        layers=int(numbers.get("num_hidden_layers") or 1),
+        mlp=int(numbers.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
+        heads=heads,
+        head_dim=int(numbers.get("head_dim") or hidden // max(1, heads)),
+        vocabulary=int(numbers.get("vocab_size") or 0),
+        chosen=int(numbers.get("num_experts_per_tok") or 1),
+        width=4 if config.base.dtype == "float32" else 2,
+    )
+
+
+def _matrices(spec: BaseSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Stack]]:
+    linears: dict[str, tuple[int, ...]] = {}
+    stacks: dict[str, Stack] = {}
+    single: dict[str, list[tuple[int, ...]]] = {}
+    experts: Counter[str] = Counter()
+    for name, tensor in spec.tensors.items():
+        path, shape = _path(name), tensor.shape
+        if len(shape) == 3 and _STACK.match(path):
+            stacks[path] = Stack(*shape)
+        elif len(shape) == 2 and (found := _EXPERT.match(path)):
+            stack = f"{found['stack']}.{'down_proj' if found['leaf'] in _DOWN else 'gate_up_proj'}"
+            experts[f"{found['stack']}.{found['leaf']}"] += 1
+            if experts[f"{found['stack']}.{found['leaf']}"] == 1:
+                single.setdefault(stack, []).append(shape)
+            stacks[stack] = Stack(max(experts.values()), sum(out for out, _ in single[stack]), shape[1])
+        elif len(shape) == 2 and name.endswith(".weight") and not any(part in name for part in _NO_LINEAR):
+            linears[path] = shape
+    return linears, stacks
+
+
+def _table(spec: BaseSpec) -> tuple[str, int, int]:
+    for name, tensor in spec.tensors.items():
+        if len(tensor.shape) == 2 and _path(name).endswith(_TABLES):
+            return _path(name), tensor.shape[0], tensor.shape[1]
+    return "", 0, 0
+
+
+def _path(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
+    """Return the target modules by path; RefusedError where the config names one that the base does not have."""
+    table, stacks = shape.table, list(shape.stacks)
+    # Stacks of experts are adapted where they are named, as in peft.
+    linears = [*shape.linears, *(stacks if config.lora.targets != "all-linear" else ())]
+    sizes = Sizes(config.lora, config.where)
+    found = {}
+    for path in resolve(config.lora, linears, [table[0]] if table[0] else [], config.where):
+        if path in shape.stacks:
+            stack = shape.stacks[path]
+            found[path] = Target(sizes.rank(path), stack.out, stack.inside, count=stack.experts)
+        elif path == table[0]:
+            found[path] = Target(sizes.rank(path), table[1], table[2], table=True)
+        else:
+            out, inside = shape.linears[path]
+            found[path] = Target(sizes.rank(path), out, inside)
+    return found
+
+
+def trained(config: TrainConfig, shape: Shape) -> int:
+    """Return the number of trained parameters."""
+    found = targets(config, shape).values()
+    magnitudes = sum(target.out for target in found) if config.lora.dora else 0
+    rows = len(config.lora.trainable_token_indices) * shape.hidden
+    return sum(target.numbers for target in found) + magnitudes + rows
+
+
+def inputs(found: Mapping[str, Target]) -> tuple[int, int]:
+    """Return the size of the inputs of all adapted linear layers for a token: with shared inputs repeated, and without."""
+    apart = 0
+    shared: dict[str, int] = {}
+    for path, target in found.items():
+        if target.table or target.count > 1:
+            continue
+        apart += target.inside
+        key = path if _LAST.search(path) else path.rpartition(".")[0]
+        shared[key] = max(shared.get(key, 0), target.inside)
+    return apart, sum(shared.values())

@@ -1,0 +1,97 @@
+"""Evaluate a base with and without an adapter on the same data: the same rows, the same arithmetic, one model in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adapterhub.training.model.base import isolates_documents, share_rows
+from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.loading import load
+from adapterhub_converters.errors import RefusedError
+
+from . import devices
+from .config import BaseConfig
+from .data import dataset as data
+from .events import EvaluationOptions, EvaluationResult, InitialAdapter
+from .loop import heldout
+from .model import adapters, quantized_cache
+
+
+def evaluate(
+    adapter: InitialAdapter,
+    base: Path,
+    files: list[Path],
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> EvaluationResult:
+    """Evaluate in this process; arguments, result and errors are those of `adapterhub.training.evaluate`."""
+    found = adapters.read(adapter)
+    settings = _settings(options, found)
+    config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
+    with devices.threads(options.threads):
+        with BaseFiles(base, cache) as base_files:
+            adapters.check_base(found, base_files.spec, None)
+            if not found.pairs:
+                raise RefusedError(found.where, "has no low-rank delta to evaluate")
+            entry, device = quantized_cache.entry_of(base_files, config, found.config), devices.chosen("auto")
+            model = load(base_files, config, found.config, where=found.where, progress=progress, entry=entry, device=device)
+            weights = base_files.digests
+        adapters.put(model, found)
+        read = partial(data.load, files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
+        dataset = read(pack_rows=_table(found.training.config if found.training else None, "data").get("pack") is not False)
+        if share_rows(dataset.rows) and not isolates_documents(model):
+            dataset = read(pack_rows=False)
+        rows = dataset.rows if options.tokens is None else data.sample(dataset.rows, options.tokens)
+        with adapters.replaced(model, found):
+            loss = heldout.evaluate(model, rows, settings["rows"])
+        adapters.remove(model)
+        base_loss = heldout.evaluate(model, rows, settings["rows"])
+    if not (math.isfinite(loss) and math.isfinite(base_loss)):
+        raise RefusedError(found.where, f"the loss is {loss} with the adapter and {base_loss} without")
+    return EvaluationResult(
+        loss=loss,
+        base_loss=base_loss,
+        tokens=rows.label_tokens,
+        data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
+        base={
+            "quantize": settings["quantize"],
+            "dtype": settings["dtype"],
+            "weights": [{"path": item["path"], "digest": item["digest"]} for item in weights],
+        },
+        sequence=settings["sequence"],
+        notes=(*model.notes, *dataset.notes, *adapters.other_weights(found, weights), *_trained_on(found, dataset)),
+    )
+
+
+def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, Any]:
+    """Return the options, and for those that are None the values of the adapter's training, else a training's defaults."""
+    config: Any = found.training.config if found.training else None
+    optim = _table(config, "train")
+    recorded = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
+    defaults = {"quantize": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
+    choices = {"quantize": ("nf4", "none"), "dtype": ("bfloat16", "float16", "float32"), "loss": ("all", "completion")}
+    settings: dict[str, Any] = {}
+    for key, default in defaults.items():
+        value = getattr(options, key) if getattr(options, key) is not None else recorded.get(key)
+        # The record of another trainer may contain anything.
+        valid = value in choices[key] if key in choices else isinstance(value, int) and value > 0
+        settings[key] = value if valid else default
+    return settings
+
+
+def _table(config: Any, key: str) -> dict[str, Any]:
+    value = config.get(key) if isinstance(config, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _trained_on(found: adapters.Factors, dataset: data.Dataset) -> list[str]:
+    """Return a note for each file that the adapter was trained on."""
+    files = (found.training.data if found.training else None) or ()
+    digests = {item.digest for item in files if item.split in (None, "train")}
+    return [f"{file.path} was trained on: its perplexity proves nothing" for file in dataset.files if file.digest in digests]

@@ -1,0 +1,266 @@
+"""NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), byte for byte as bitsandbytes stores it.
+
+A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
+two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in
+blocks of 256. That is 4.127 bits a weight. The reference is torch alone and works everywhere; `dequantize` uses
+bitsandbytes' kernel where it is installed, which gives the same numbers faster.
+
+Of several processes each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
+afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub.training import distributed
+from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
+from adapterhub_converters.errors import RefusedError
+
+_CHUNK = 1 << 18  # weights quantized at a time: their intermediates stay in the cache
+
+Tensor = Any
+"""A `torch.Tensor`."""
+
+CODE = torch.tensor(NF4_CODE)
+
+
+@dataclass(frozen=True, eq=False)
+class NF4:
+    """A quantized matrix.
+
+    Attributes:
+        packed: uint8 `(ceil(n / 2),)`, two codes a byte.
+        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; float32, the magnitude itself,
+            in a checkpoint without double quantization.
+        nested: float32 `(ceil(n / 64 / 256),)`, factors of the 8-bit values; None without double quantization.
+        offset: float32 scalar, the mean magnitude; None without double quantization.
+        shape: `(out_features, in_features)`, n their product.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested: Tensor | None
+    offset: Tensor | None
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        parts = (self.packed, self.absmax, self.nested, self.offset)
+        return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
+
+    @property
+    def device(self) -> Any:
+        """The device of its tensors."""
+        return self.packed.device
+
+    def to(self, device: Any) -> NF4:
+        """Return a copy on another device."""
+        packed, absmax, nested, offset = (
+            part if part is None else part.to(device) for part in (self.packed, self.absmax, self.nested, self.offset)
+        )
+        return NF4(packed, absmax, nested, offset, self.shape)
+
+
+def quantize(weight: Tensor, where: str = "weight") -> NF4:
+    """Quantize `weight` (float32, float16 or bfloat16, any shape); RefusedError if a value is not finite."""
+    flat = weight.detach().reshape(-1)
+    count = flat.numel()
+    packed = torch.empty((count + 1) // 2, dtype=torch.uint8)
+    magnitudes = torch.empty(-(count // -BLOCK), dtype=torch.float32)
+    for start in range(0, count, _CHUNK):
+        chunk = flat[start : start + _CHUNK].float()
+        if chunk.numel() % BLOCK:
+            # Zeros after the last weight change neither its block's magnitude nor its codes.
+            chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % BLOCK))
+        blocks = chunk.view(-1, BLOCK)
+        largest = blocks.abs().amax(dim=1)
+        codes = _nearest(_quotients(blocks, largest, partial=min(count - start, _CHUNK) % BLOCK)).view(-1, 2)
+        pairs = (codes[:, 0] << 4) | codes[:, 1]
+        first = start // 2
+        packed[first : first + pairs.numel()] = pairs[: packed.numel() - first]
+        magnitudes[start // BLOCK : start // BLOCK + largest.numel()] = largest
+    if not bool(torch.isfinite(magnitudes).all()):
+        raise RefusedError(where, "contains a value that is not finite, which NF4 cannot represent")
+    offset = magnitudes.mean()
+    absmax, nested = _quantize_8bit(magnitudes - offset)
+    return NF4(packed, absmax, nested, offset, tuple(weight.shape))
+
+
+def _quotients(blocks: Tensor, largest: Tensor, partial: int) -> Tensor:
+    """Divide weights by their block's magnitude, in bitsandbytes' own arithmetic: times the reciprocal, except that a last
+    block that is not full is divided (`backends/default/ops.py`, `quantize_4bit`). A block of zeros gives zeros."""
+    safe = largest.clamp(min=1e-38).unsqueeze(1)
+    quotients = blocks * (1.0 / safe)
+    if partial:
+        quotients[-1] = blocks[-1] / safe[-1]
+    return quotients.clamp_(-1, 1)
+
+
+@cache
+def _bounds() -> tuple[float, ...]:
+    return tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
+
+
+def _nearest(quotients: Tensor) -> Tensor:
+    """Return the index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
+    codes = torch.zeros(quotients.shape, dtype=torch.uint8)
+    for bound in _bounds():
+        codes += quotients > bound
+    return codes
+
+
+@cache
+def dynamic_map() -> Tensor:
+    """Return the 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        bounds = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        means = (bounds[:-1] + bounds[1:]) / 2.0
+        values += (10 ** (exponent - 6) * means).tolist() + (-(10 ** (exponent - 6)) * means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
+
+    bitsandbytes' CPU kernel looks the index up in a table of 65536 steps over [-1, 1], so that very small values may
+    get a neighbor of the nearest; this does the same, because those bytes are what others store. A block of zeros is 0.
+    """
+    count = values.numel()
+    blocks = torch.nn.functional.pad(values, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    largest = blocks.abs().amax(dim=1)
+    quotients = (blocks * (1.0 / largest.clamp(min=1e-38).unsqueeze(1))).clamp_(-1, 1)
+    steps = ((quotients + 1) * (0.5 * 65535) + 0.5).int()
+    codes = torch.where(largest.unsqueeze(1) > 0, _steps()[steps], 0)
+    return codes.view(-1)[:count], largest
+
+
+@cache
+def _steps() -> Tensor:
+    """Return the index of the nearest of the 256 values for each of the 65536 steps, uint8."""
+    steps = torch.arange(65536, dtype=torch.float64).mul_(2 / 65535).sub_(1).float()
+    codes = dynamic_map()
+    above = torch.bucketize(steps, codes).clamp_(1, 255)
+    nearer_below = (steps - codes[above - 1]).abs() <= (codes[above] - steps).abs()
+    return (above - nearer_below.long()).to(torch.uint8)
+
+
+def magnitudes(matrix: NF4) -> Tensor:
+    """Return the block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
+    if matrix.nested is None:
+        return matrix.absmax
+    values = _on(dynamic_map, matrix.absmax.device)[matrix.absmax.int()]
+    count = values.numel()
+    scales = matrix.nested.repeat_interleave(NESTED_BLOCK)[:count]
+    return values * scales + matrix.offset
+
+
+def dequantize(matrix: NF4, dtype: Any) -> Tensor:
+    """Return the matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
+    kernel = _kernel()
+    if kernel is None or matrix.shape[-1] % 2:
+        return dequantize_reference(matrix, dtype)
+    return kernel(matrix, dtype)
+
+
+def dequantize_reference(matrix: NF4, dtype: Any) -> Tensor:
+    """Do the same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
+    count = 1
+    for dim in matrix.shape:
+        count *= dim
+    values = torch.index_select(_on(_pairs, matrix.packed.device), 0, matrix.packed.int()).view(-1)
+    values = torch.nn.functional.pad(values[:count], (0, -count % BLOCK)).view(-1, BLOCK)
+    return values.mul_(magnitudes(matrix).unsqueeze(1)).view(-1)[:count].to(dtype).view(matrix.shape)
+
+
+@cache
+def _pairs() -> Tensor:
+    byte = torch.arange(256)
+    return torch.stack([CODE[byte >> 4], CODE[byte & 15]], dim=1)
+
+
+@cache
+def _on(table: Callable[[], Tensor], device: Any) -> Tensor:
+    """Return a table of constants, copied once to each device."""
+    return table().to(device)
+
+
+@cache
+def _kernel() -> Callable[[NF4, Any], Tensor] | None:
+    # Its import warns about an optional download that is not used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401 - registers the operators
+    except (ImportError, OSError, RuntimeError):
+        return None
+    operator = torch.ops.bitsandbytes.dequantize_4bit.default
+
+    def call(matrix: NF4, dtype: Any) -> Tensor:
+        return operator(matrix.packed.view(-1, 1), magnitudes(matrix), BLOCK, "nf4", matrix.shape, dtype)
+
+    return call
+
+
+def dense(weight: Tensor | NF4 | ShardedNF4, dtype: Any) -> Tensor:
+    """Return the matrix itself, in `dtype`."""
+    if isinstance(weight, ShardedNF4):
+        weight = weight.whole()
+    return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
+
+
+# ---- Parts of a matrix in several processes
+
+
+class ShardedNF4(nn.Module):  # type: ignore[misc]
+    """A matrix whose packed bytes are a parameter that FSDP divides: this process's part, except while its block is in use.
+
+    `fully_shard` (torch.distributed.fsdp) divides the packed bytes alone, which are nearly all of the matrix and never change;
+    everything else is replicated, so that factors, gradients, moments and checkpoints are as in one process. There is one
+    exchange for each block, and where the device has streams the next block's runs while this one computes. All processes
+    have to run the same blocks, so each makes the same number of passes in a step (`loop.loss.passes`).
+    """
+
+    def __init__(self, matrix: NF4) -> None:
+        super().__init__()
+        self.packed = nn.Parameter(matrix.packed, requires_grad=False)
+        self.rest = replace(matrix, packed=matrix.packed.new_empty(0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole matrix."""
+        return self.rest.shape
+
+    @property
+    def device(self) -> Any:
+        """The device of its tensors."""
+        return self.packed.device
+
+    def whole(self) -> NF4:
+        """Assemble the matrix; outside its block's passes all processes have to call this."""
+        packed = self.packed
+        return replace(self.rest, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
+
+
+def sharded(matrix: Any) -> Any:
+    """Return a matrix that can be divided: `matrix` itself where there is one process, or where it is not quantized."""
+    return ShardedNF4(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
+
+
+def shard(module: Any, device: Any) -> None:
+    """Divide the sharded matrices of `module` that are not divided yet; call it for each block, then for the model."""
+    if distributed.count() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    others = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
+    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=others)

@@ -1,0 +1,142 @@
+"""Variants of LoRA that start from the base's weights: DoRA, and the initial factors of PiSSA and LoftQ.
+
+DoRA (arXiv 2402.09353): every output's weights are a direction, which LoRA changes, times a trained length.
+`y = magnitude / |W + sBA| * x (W + sBA)^T + bias`, the norm of each row taken as a constant in the backward pass
+(section 4.3), as peft computes it (`tuners/lora/dora.py`). The norm needs no second matrix of W's size:
+`|W + sBA|² = |W|² + 2s B·(W A^T) + s² B·(B (A A^T))`, row by row.
+
+PiSSA starts with the principal part of the weight, LoftQ with that of the quantization error. Both train on another base
+than the one in the files, and a loader that does not know this would compute something else. So the saved adapter is the
+difference `scaling * (BA - B0 A0)`, a plain LoRA of twice the rank (`difference`), for the unchanged base.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub.training.config import LoRAConfig
+from adapterhub_converters.errors import RefusedError
+
+from .lora import LoRALinear, through
+from .nf4 import NF4, dense, quantize
+
+Tensor = Any
+Factors = tuple[Tensor, Tensor]
+"""A `(r, in)` and B `(out, r)`."""
+
+
+class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
+    """x `(tokens, in)`; A, B and the magnitude `(out,)` float32; `squares` `(out,)` float32, |W|² of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """`(tokens, out)`, without bias."""
+        x, lora_A, lora_B, magnitude, weight, squares, factor = inputs
+        W = dense(weight, x.dtype)
+        A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
+        norm = _norm(W @ A.t(), lora_A, lora_B, squares, factor)
+        xA = x @ A.t()
+        y = (x @ W.t()).addmm_(xA, B.t(), alpha=factor).mul_((magnitude / norm).to(x.dtype))
+        ctx.save_for_backward(x, xA, A, B, magnitude, norm)
+        ctx.weight, ctx.factor = weight, factor
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        """Return the gradients of x, A, B and the magnitude. The product, as large as the output, is computed again."""
+        x, xA, A, B, magnitude, norm = ctx.saved_tensors
+        W = dense(ctx.weight, dy.dtype)
+        product = (x @ W.t()).addmm_(xA, B.t(), alpha=ctx.factor)
+        d_magnitude = product.mul_(dy).sum(dim=0, dtype=torch.float32) / norm
+        dz = dy * (magnitude / norm).to(dy.dtype)
+        dzB = (dz @ B).mul_(ctx.factor)
+        dA, dB = (dzB.t() @ x).float(), (dz.t() @ xA).float().mul_(ctx.factor)
+        dx = (dz @ W).addmm_(dzB, A) if ctx.needs_input_grad[0] else None
+        return dx, dA, dB, d_magnitude, None, None, None
+
+
+def _norm(WA: Tensor, lora_A: Tensor, lora_B: Tensor, squares: Tensor, factor: float) -> Tensor:
+    """Return |W + sBA| of each row, float32, from `WA` = W A^T `(out, r)`."""
+    crossed = (WA.float() * lora_B).sum(dim=1)
+    own = ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(dim=1)
+    return (squares + 2 * factor * crossed + factor**2 * own).clamp_(min=0).sqrt_()
+
+
+class DoRALinear(LoRALinear):
+    """A `LoRALinear` with a trainable `magnitude` `(out,)`, float32."""
+
+    def __init__(self, weight: Tensor | NF4, bias: Tensor | None, **options: Any) -> None:
+        super().__init__(weight, bias, **options)
+        self.squares = dense(weight, torch.float32).square().sum(dim=1)
+        self.magnitude = nn.Parameter(self.squares.sqrt())
+
+    def reset(self, generator: Any) -> None:
+        """Initialize the factors as LoRA does and the magnitudes with the row norms that result: no change yet."""
+        super().reset(generator)
+        with torch.no_grad():
+            WA = dense(self.base, torch.float32) @ self.lora_A.t()
+            self.magnitude.copy_(_norm(WA, self.lora_A, self.lora_B, self.squares, self.scaling))
+
+    def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
+        arguments = self.lora_A, self.lora_B, self.magnitude, self.base, self.squares, self.scaling
+        y = _DoRAFunction.apply(x if dropped is None else dropped, *arguments)
+        if dropped is not None:
+            # Inputs that dropout hides from the delta still pass through the base's weight.
+            y = y + through(x - dropped, self.base)
+        return y if self.bias is None else y + self.bias
+
+
+# ---- Initial factors
+
+
+def initial_factors(
+    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, where: str
+) -> tuple[Tensor | NF4, Factors | None]:
+    """Return the base to train on and the factors to start from; None: drawn at random.
+
+    PiSSA is peft's `pissa_init`; LoftQ uses NF4 as its quantization (`utils/loftq_utils.py`).
+
+    Args:
+        weight: `(out, in)`, in floats.
+        r: The rank; RefusedError where `weight` has fewer rows or columns.
+        where: The weight's name, in messages and as the seed of a randomized decomposition.
+    """
+
+    def held(matrix: Tensor) -> Tensor | NF4:
+        return quantize(matrix, where) if quantized else matrix
+
+    if config.init == "default":
+        return held(weight), None
+    if r > min(weight.shape):
+        raise RefusedError(where, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
+    full = weight.float()
+    if config.init == "pissa":
+        A, B = _principal(full, r, scaling, iterations=config.init_iterations, seed=len(where))
+        return held((full - scaling * B @ A).to(weight.dtype)), (A, B)
+    base = quantize(weight, where)
+    A, B = _principal(full - dense(base, torch.float32), r, scaling)
+    for _ in range(config.init_iterations - 1):
+        base = quantize(full - scaling * B @ A, where)
+        A, B = _principal(full - dense(base, torch.float32), r, scaling)
+    return base, (A, B)
+
+
+def _principal(matrix: Tensor, r: int, scaling: float, *, iterations: int = 0, seed: int = 0) -> Factors:
+    """Return A and B, of equal norms, such that `scaling * B A` is the best approximation of rank r."""
+    if iterations:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            U, S, V = torch.svd_lowrank(matrix, r, niter=iterations)
+        Vh = V.t()
+    else:
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = (S[:r] / scaling).sqrt()
+    return root.unsqueeze(1) * Vh[:r], U[:, :r] * root
+
+
+def difference(A: Tensor, B: Tensor, initial: Factors) -> Factors:
+    """Return factors of twice the rank whose product is `B A - B0 A0`."""
+    return torch.cat([A, initial[0]]), torch.cat([B, -initial[1]], dim=1)

@@ -1,0 +1,82 @@
+"""Evaluation on the held-out data: the mean loss, and answers to a few prompts, greedy so that a run gives the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from adapterhub.training import distributed
+from adapterhub.training.config import OptimConfig
+from adapterhub.training.data.dataset import Rows
+from adapterhub.training.events import Evaluated, OnEvent
+from adapterhub.training.layers.embeddings import token_rows
+from adapterhub.training.model.base import Base
+from adapterhub_converters.errors import RefusedError
+
+from .loss import passes, summed_loss
+from .state import State, best_step, copy_trained
+
+_LARGEST = 700.0  # nats: beyond, the perplexity overflows
+
+
+def evaluate(base: Base, rows: Rows, size: int) -> float:
+    """Return the mean loss, in nats a token, of all rows, `size` at a time."""
+    total = 0.0
+    base.model.eval()
+    with torch.no_grad():
+        for _, part in passes(rows, np.arange(len(rows)), size):
+            total += float(summed_loss(base, part))
+    base.model.train()
+    return distributed.total(total) / max(1, rows.label_tokens)
+
+
+def log_evaluation(
+    base: Base, heldout: Rows | None, state: State, config: OptimConfig, *, steps: int, on_event: OnEvent
+) -> None:
+    """Evaluate once after each step, and remember the parameters if they are the best so far and `keep_best` is set."""
+    if heldout is None or state.heldout(state.step) is not None:
+        return
+    loss = evaluate(base, heldout, config.micro_rows or config.rows)
+    if not loss < _LARGEST:
+        raise RefusedError("train", f"the held-out loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
+    line = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    samples = answers(base, config.samples, config.sample_tokens)
+    state.log.append({**line, "samples": samples} if samples else line)
+    if config.keep_best and best_step(state.log) == state.step:
+        state.best = copy_trained(base.model)
+    pairs = tuple((sample["prompt"], sample["text"]) for sample in samples)
+    on_event(Evaluated(state.step, steps, loss, math.exp(loss), pairs))
+
+
+def answers(base: Base, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
+    """Return each prompt with at most `tokens` tokens of answer; prompts are in the chat template if there is one."""
+    if not prompts:
+        return []
+    rows = token_rows(base.model)
+    if rows is not None:
+        rows.write()  # for an output layer that is tied to the table
+    base.model.eval()
+    try:
+        return [{"prompt": prompt, "text": _answer(base, prompt, tokens)} for prompt in prompts]
+    finally:
+        base.model.train()
+
+
+def _answer(base: Base, prompt: str, tokens: int) -> str:
+    tokenizer = base.tokenizer
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    inputs = torch.tensor([ids]).to(base.device)
+    with torch.no_grad():
+        output = base.model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=tokens, do_sample=False, use_cache=True,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0, temperature=None, top_p=None, top_k=None,
+        )  # fmt: skip
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))

@@ -1,0 +1,126 @@
+"""One update of the trained parameters: AdamW, its learning rate at each step, and the scale of the loss in float16."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub.training.config import OptimConfig
+from adapterhub.training.layers.lora import trained_parameters
+from adapterhub_converters.errors import MissingExtraError, RefusedError
+
+_DECAY = 0.2  # share of the steps in which `wsd` falls
+_FIRST_SCALE, _LARGEST_SCALE = 65536.0, 2.0**24
+_GOOD_STEPS = 2000  # after which the scale of the loss doubles
+
+
+def new_optimizer(model: Any, config: OptimConfig) -> Any:
+    """Return torch's AdamW, or bitsandbytes' with moments in 8 bits, for all trained parameters.
+
+    Each of its groups has a `ratio` of the learning rate, `loraplus` for lora_B; the loop sets the rate before each step.
+
+    Raises:
+        RefusedError: Paged memory is configured and the parameters are not on a CUDA device.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    parameters = dict(trained_parameters(model))
+    fast = (".lora_B", ".lora_bias")
+    groups = [
+        {"params": [p for name, p in parameters.items() if not name.endswith(fast)], "ratio": 1.0},
+        {"params": [p for name, p in parameters.items() if name.endswith(fast)], "ratio": config.loraplus},
+    ]
+    options = {"lr": 0.0, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
+    where = "[train] optimizer"
+    paged = config.optimizer == "paged_adamw8bit"
+    if paged and not all(parameter.is_cuda for parameter in parameters.values()):
+        raise RefusedError(where, "only a CUDA device has paged memory, but this training runs on the CPU", "Set adamw8bit")
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        raise MissingExtraError(where, f"{config.optimizer} needs bitsandbytes", "pip install bitsandbytes") from error
+    return (optim.PagedAdamW8bit if paged else optim.AdamW8bit)(groups, **options)
+
+
+def moments(optimizer: Any, parameter: Any) -> dict[str, Any]:
+    """Return the optimizer's state of a parameter, by name, as tensors; empty before its first gradient."""
+    state = optimizer.state.get(parameter, {})
+    # The code books of 8 bits are constants.
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and not name.startswith("qmap")}
+    return {**tensors, "step": torch.tensor(float(state["step"]))} if state else {}
+
+
+def restore_moments(optimizer: Any, parameter: Any, tensors: Mapping[str, Any]) -> None:
+    """Set the optimizer's state of a parameter to the result of `moments`."""
+    step = tensors["step"]
+    if not hasattr(optimizer, "init_state"):
+        optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in tensors.items()}
+        return
+    # bitsandbytes' moments may be in memory that only it can allocate.
+    for number, group in enumerate(optimizer.param_groups):
+        for place, own in enumerate(group["params"]):
+            if own is parameter:
+                optimizer.init_state(group, parameter, number, place)
+    state = optimizer.state[parameter]
+    for name, value in tensors.items():
+        if name != "step":
+            state[name].copy_(value)
+    state["step"] = int(step)
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Return the rate of step `step` (from 0): it rises in the warm-up, then falls toward its floor, never to it."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / (config.warmup + 1)
+    done = (step - config.warmup) / max(1, steps - config.warmup)
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "wsd": min(1.0, (1.0 - done) / _DECAY),
+        "inverse_sqrt": math.sqrt((config.warmup + 1) / (step + 1)),
+    }
+    return config.learning_rate * (config.floor + (1 - config.floor) * shape[config.schedule])
+
+
+@dataclass
+class LossScale:
+    """The factor of the loss in the backward pass, so that gradients in float16 do not vanish; other dtypes need none.
+
+    It follows torch's GradScaler (arXiv 1710.03740, section 3.2): halved when a gradient overflows, and that step then changes
+    nothing; doubled after 2,000 good steps. Plain numbers, which a checkpoint contains.
+    """
+
+    needed: bool
+    factor: float = 1.0
+    good: int = 0
+
+    def unscale(self, parameters: Iterable[Any]) -> None:
+        """Divide the gradients by the factor."""
+        if self.needed:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1 / self.factor)
+
+    def accepts(self, norm: float) -> bool:
+        """Return whether gradients of this norm may be applied, and adjust the factor."""
+        if not self.needed:
+            return True
+        if not math.isfinite(norm):
+            self.factor, self.good = max(1.0, self.factor / 2), 0
+            return False
+        self.good += 1
+        if self.good == _GOOD_STEPS:
+            self.factor, self.good = min(_LARGEST_SCALE, self.factor * 2), 0
+        return True
+
+
+def initial_scale(model: Any) -> LossScale:
+    """Return the scale that `model` starts with."""
+    needed = getattr(model, "dtype", None) == torch.float16
+    return LossScale(needed, _FIRST_SCALE if needed else 1.0)

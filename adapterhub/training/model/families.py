@@ -1,0 +1,184 @@
+"""Models of any family that transformers supports: built empty, checked, their buffers computed, their blocks compiled.
+
+A family that cannot be adapted here is refused by name. peft 0.20 and 0.21 do not load some deltas; those get a note.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub.training.layers import attention, experts
+from adapterhub.training.layers.embeddings import LoRAEmbedding, TokenRows
+from adapterhub.training.layers.lora import Frozen
+from adapterhub_converters.errors import RefusedError
+
+# peft, `tuners/tuners_utils.py`, `_check_lora_target_modules_mamba`.
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_POSITIONS = re.compile(r"(^|\.)(wpe|position\w*|embed_positions?)$")
+_EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
+# Layers that stay outside of compiled graphs: NF4 is not a tensor, and their matrix products gain nothing.
+_NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)
+
+Tensor = Any
+
+
+def empty(config: Any, dtype: Any, device: Any) -> Any:
+    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible."""
+    import transformers
+
+    family = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    own = {"attn_implementation": attention.register()} if device.type == "cpu" and family._supports_attention_backend else {}
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **own)
+    name = experts.register()
+    for module in model.modules():
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+            module.config._experts_implementation = name
+    return model
+
+
+def check(model: Any, where: str) -> None:
+    """Refuse a model whose experts do not use transformers' experts interface, or that has no output layer."""
+    if model.get_output_embeddings() is None:
+        raise RefusedError(where, f"{type(model).__name__} has no output layer to train on")
+    supported = experts.stacks(model)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and ".experts." in f".{name}" and name not in supported:
+            raise RefusedError(
+                f"{where}: {name}", f"{type(model).__name__} computes its experts in a way that is not supported"
+            )
+
+
+def check_targets(model: Any, targets: Iterable[str], where: str) -> None:
+    """Refuse layers whose weight a Mamba model uses directly, as peft does."""
+    kind = model.config.model_type
+    for path in targets:
+        if kind in _MAMBA and path.rpartition(".")[2] == "out_proj":
+            what = f"{path}: {kind}'s fast kernels use the weight directly, so that a delta would have no effect"
+            raise RefusedError(f"{where}: [lora] targets", what, 'Set exclude = ["out_proj"]')
+
+
+def notes(model: Any, targets: Iterable[str]) -> Iterator[str]:
+    """Yield a note where peft 0.20 and 0.21 do not load the trained delta.
+
+    They take these names for those of experts, as transformers 4 had them (`utils/transformers_weight_conversion.py`).
+    """
+    from transformers import conversion_mapping
+
+    kind = model.config.model_type
+    alike = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names = _EXPERT_NAMES.get("mixtral" if kind == "mixtral" else alike.get(kind) or "", set())
+    affected = [path for path in targets if path.rpartition(".")[2] in names and ".experts." not in path]
+    if affected:
+        yield (
+            f"peft 0.21 does not load the delta of {affected[0]} onto {kind}: it takes the name for that of an expert. "
+            f"Leave out {', '.join(sorted({path.rpartition('.')[2] for path in affected}))} if peft has to load it"
+        )
+
+
+def check_length(model: Any, tokens: int, where: str) -> list[str]:
+    """Refuse rows longer than a table of positions; return a note for rows longer than the model was made for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or tokens <= limit:
+        return []
+    tables = [path for path, module in model.named_modules() if isinstance(module, nn.Embedding) and _POSITIONS.search(path)]
+    if tables:
+        what = f"rows of {tokens} tokens, but the model has {limit} positions ({tables[0]})"
+        raise RefusedError(f"{where}: [data] sequence", what, f"Set it to {limit} at most")
+    return [f"rows are {tokens} tokens long, but the base was made for {limit}"]
+
+
+# ---- Buffers that no file contains, such as rotary frequencies
+
+
+def compute_buffers(model: Any, where: str) -> None:
+    """Compute every buffer that is still empty as transformers does when it loads a model; parameters stay unchanged.
+
+    Each is filled with a value that no computation gives, then the model's own `_init_weights` is called; a buffer that it
+    leaves unchanged is refused by name.
+    """
+    for tensor in [*model.parameters(), *(buffer for buffer in model.buffers() if not buffer.is_meta)]:
+        # transformers' own initialization skips tensors with this mark (`initialization.py`).
+        tensor._is_hf_initialized = True
+    modules = {path: module for path, module in model.named_modules() if any(b.is_meta for b in module.buffers(recurse=False))}
+    for module in modules.values():
+        module._buffers.update(
+            {
+                name: torch.full_like(buffer, _mark(buffer.dtype), device="cpu")
+                for name, buffer in module._buffers.items()
+                if buffer is not None and buffer.is_meta
+            }
+        )
+    for path, module in modules.items():
+        for model_above in _models_above(model, path):
+            for part in (module, model_above):
+                if _uncomputed(module):
+                    model_above._init_weights(part)
+        _rebuild(module, f"{where}: {path}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise RefusedError(where, f"{name}: no value is known for it")
+
+
+def _models_above(model: Any, path: str) -> list[Any]:
+    """Return the models that contain a module, or are it, the innermost first: Falcon-H1's compute buffers of their layers."""
+    parts = path.split(".")
+    around = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
+    return [module for module in reversed(around) if hasattr(module, "_init_weights")]
+
+
+def _uncomputed(module: Any) -> list[str]:
+    return [name for name, buffer in module._buffers.items() if buffer is not None and _is_marked(buffer)]
+
+
+def _rebuild(module: Any, where: str) -> None:
+    """Take buffers that are left from a new module of the same class, where its config is all that it is built from."""
+    for name in _uncomputed(module):
+        try:
+            module._buffers[name] = type(module)(module.config)._buffers[name]
+        except (AttributeError, TypeError, KeyError) as error:
+            raise RefusedError(f"{where}.{name}", "cannot be computed without its checkpoint") from error
+
+
+def _is_marked(buffer: Tensor) -> bool:
+    mark = _mark(buffer.dtype)
+    marked = buffer.isnan() if mark != mark else buffer == mark  # noqa: PLR0124 - NaN
+    return bool(buffer.numel()) and bool(marked.all())
+
+
+def _mark(dtype: Any) -> Any:
+    if dtype.is_floating_point:
+        return float("nan")
+    return False if dtype == torch.bool else torch.iinfo(dtype).min
+
+
+# ---- torch.compile
+
+
+def compile_blocks(model: Any, where: str, *, backend: str = "inductor") -> None:
+    """Compile every block of `model` at its first use, which fuses what is between the layers: norms, rotations, activations.
+
+    Raises:
+        RefusedError: Nothing can be compiled on this machine, or transformers does not name the model's blocks.
+    """
+    where = f"{where}: [train] compile"
+    blocks = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    if not blocks:
+        raise RefusedError(where, f"{type(model).__name__} does not name its blocks", "Leave it out")
+    try:
+        # Something small first, so that a missing compiler is reported now and in one line.
+        torch.compile(lambda x: x * 2 + 1, backend=backend)(torch.ones(2))
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        hint = "On a CPU it needs a C++ compiler, g++ or clang: install one, or leave it out"
+        raise RefusedError(where, f"torch.compile fails on this machine ({lines[0][:200]})", hint) from error
+    for module in model.modules():
+        if isinstance(module, _NOT_COMPILED):
+            setattr(module, "forward", torch.compiler.disable(module.forward))  # noqa: B010 - mypy takes it for a method
+    for block in blocks:
+        block.compile(backend=backend)

@@ -1,0 +1,149 @@
+"""The cache of quantized bases, by the digests of their files: a base is quantized once.
+
+An entry is a folder as bitsandbytes serializes a model, with config and tokenizer, so that transformers loads it too. It is
+written whole or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, compared
+when it is read; an entry that is damaged, or another base's, is removed and written again. This protects against disk errors
+and crashes only: anyone who can write into the folder can change a base as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub.training.config import BaseConfig, LoRAConfig
+from adapterhub.training.layers import bitsandbytes
+from adapterhub_converters.bases import weight_files
+from adapterhub_converters.bases.bitsandbytes import QUANTIZATION
+from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
+
+from .base_files import BaseFiles
+from .weights import FolderWeights, Weights, stored_name
+
+FORMAT = 2  # of an entry; part of its name
+_CHECKSUMS = "checks.json"
+_UNUSED = 60 * 86400  # seconds without use after which an entry is removed
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
+_NOT_COPIED = ("*.index.json", "config.json", _CHECKSUMS)
+_MAX_TEXT = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The folder of one quantized base, which may not exist yet."""
+
+    folder: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has been written."""
+        return (self.folder / _CHECKSUMS).is_file()
+
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
+    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4` quantizes them.
+
+    None without a cache, and for a base that is not quantized, or changed before it is (`[lora] init`).
+    """
+    if files.cache is None or base.quantize != "nf4" or adapter.init != "default":
+        return None
+    config = hashlib.sha256(files.config_text.encode()).hexdigest()
+    key = {"format": FORMAT, "weights": [item["digest"] for item in files.digests], "config": config}
+    return Entry(files.cache / "bases" / f"nf4-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}")
+
+
+class CachedWeights(FolderWeights):
+    """The tensors of an entry; FormatError as soon as one differs from what was written."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.folder, weight_files(entry.folder))
+        self._entry = entry.folder.name
+        self._checksums = json_file.read_object(entry.folder / _CHECKSUMS)
+        unmatched = sorted(set(self._checksums) ^ set(self._files))
+        if unmatched:
+            self._open.close()
+            raise FormatError(self.where, f"{unmatched[0]!r} has no checksum, or no tensor")
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.utime(entry.folder)  # the time of its last use
+
+    @property
+    def quantized(self) -> bool:
+        """False: what is not in NF4 yet may be quantized here."""
+        return False
+
+    def raw(self, name: str) -> np.ndarray:
+        """Read a tensor and compare it with its checksum."""
+        array = super().raw(name)
+        if _checksum(self._entry, name, array) != self._checksums[name]:
+            raise FormatError(self.where, f"tensor {name!r} differs from what was written")
+        return array
+
+
+def _checksum(entry: str, name: str, array: np.ndarray) -> int:
+    start = zlib.crc32(f"{entry} {name} {stored_name(array)} {array.shape}".encode())
+    return zlib.crc32(safetensors_file.byte_view(array), start)
+
+
+def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
+    """Write what `weights` quantized, and the tensors that stayed unchanged; returns a note where that fails."""
+    try:
+        _remove_unused(entry.folder.parent)
+        with atomic.whole(entry.folder) as folder:
+            config = json_file.parse_object(files.config_text, f"{files.path}: config.json")
+            config["quantization_config"] = {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}
+            json_file.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            _copy_texts(files.folder, folder)
+            checksums = _write_weights(folder / "model.safetensors", entry.folder.name, weights)
+            json_file.write_text(folder / _CHECKSUMS, json.dumps(checksums))
+    except OutputExistsError:
+        return None  # another process was first, with the same bytes
+    except (AdapterhubError, OSError) as error:
+        return f"the quantized base could not be cached: {error}"
+    return None
+
+
+def _remove_unused(folder: Path) -> None:
+    for entry in folder.glob("nf4-*"):
+        if time.time() - entry.stat().st_mtime > _UNUSED:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _copy_texts(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, and others of its kind."""
+    for pattern in _TEXTS:
+        for path in source.glob(pattern):
+            if path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_COPIED):
+                shutil.copyfile(path, folder / path.name)
+
+
+def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int]:
+    """Write all tensors to one file and return their checksums; those that were not quantized are read one at a time."""
+    fresh: dict[str, np.ndarray] = {}
+    for name, (matrix, dtype) in (weights.fresh or {}).items():
+        fresh |= bitsandbytes.parts(name, matrix, dtype)
+    kinds = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
+    kinds |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
+    order = safetensors_file.layout((name, *kind) for name, kind in kinds.items())
+    checksums = {}
+    with open(path, "wb") as file:
+        file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        for name, _, _ in order:
+            array = fresh[name] if name in fresh else weights.raw(name)
+            file.write(safetensors_file.byte_view(array))
+            checksums[name] = _checksum(entry, name, array)
+    return checksums

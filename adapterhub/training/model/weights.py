@@ -1,0 +1,283 @@
+"""The tensors of a base: a Hugging Face folder in floats or in NF4, or a GGUF file; each is read when it is needed.
+
+transformers 5 renames, stacks and divides tensors as it loads them: the experts of Qwen3 are single tensors in files and one
+stacked parameter in memory. Its own tables (`conversion_mapping.py`) and its own operations are used here, so that what is
+trained is what it would load.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from adapterhub.training.layers import bitsandbytes, nf4
+from adapterhub_converters import dtypes
+from adapterhub_converters.bases.bitsandbytes import STATE
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights
+
+_FLOATS = ("BF16", "F16", "F32")
+_DERIVED = ("rotary_emb.inv_freq", ".attn.bias")  # buffers that old checkpoints contain and that a model computes itself
+
+Tensor = Any
+
+
+class Weights(ABC):
+    """The tensors of a base, for the parameters of a model. A context manager.
+
+    Attributes:
+        where: The base, in messages.
+        names: The names of all tensors.
+        fresh: Matrices that `nf4` quantized, with the dtype they had, by name; None where they are not collected.
+    """
+
+    where: str
+    names: frozenset[str]
+    fresh: dict[str, tuple[nf4.NF4, str]] | None = None
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._open = ExitStack()
+        self._conversions: dict[str, Conversion] = {}
+
+    def bind(self, model: Any) -> None:
+        """Map each parameter and buffer of `model` to the tensors it is made of."""
+        self._model, self._conversions = model, conversions(model, self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._conversions
+
+    @abstractmethod
+    def dtype(self, name: str) -> str:
+        """Return the dtype that a tensor is stored in, as safetensors spells it."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+
+    @abstractmethod
+    def raw(self, name: str) -> np.ndarray:
+        """Read a tensor as it is stored, into memory of its own."""
+
+    def stored_nf4(self, name: str) -> nf4.NF4 | None:
+        """Read a matrix that is stored in NF4; None for any other tensor."""
+        return None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the checkpoint was quantized by another program: tensors that it left in floats then stay in floats."""
+        return False
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Read a parameter, in the dtype that its tensors are stored in, which must be a float."""
+        self._check(name)
+        parameter = self._conversions[name].parameter(name, self._read, self._model)
+        if tuple(parameter.shape) != shape:
+            raise RefusedError(self.where, f"{name}: shape {tuple(parameter.shape)}, but the model has {shape}")
+        return parameter
+
+    def _read(self, name: str) -> Any:
+        if self.stored_nf4(name) is not None:
+            raise RefusedError(self.where, f"{name}: stored in NF4 only, and its values before quantization are needed")
+        if self.dtype(name) not in _FLOATS:
+            raise RefusedError(self.where, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
+        self._taken.add(name)
+        return as_torch(self.raw(name))
+
+    def nf4(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Any:
+        """Return a parameter of `shape` as an NF4 matrix `(out, in)`, stored so or quantized here; `transposed`: `(in, out)`.
+
+        Where another program quantized the checkpoint, a matrix that it left in floats is returned in floats.
+        """
+        self._check(name)
+        conversion = self._conversions[name]
+        own = conversion.sources[0][0] if conversion.converter is None else None
+        stored = self.stored_nf4(own) if own else None
+        if own and stored is not None:
+            if stored.shape != (shape[::-1] if transposed else shape):
+                raise RefusedError(self.where, f"{name}: NF4 of shape {stored.shape}, but the model has {shape}")
+            self._taken.add(own)
+            return stored
+        dense = self.take(name, shape)
+        dense = dense.t().contiguous() if transposed else dense
+        if self.quantized:
+            return dense
+        matrix = nf4.quantize(dense, name)
+        if own and self.fresh is not None:
+            self.fresh[own] = (matrix, self.dtype(own))
+        return matrix
+
+    def _check(self, name: str) -> None:
+        if name not in self:
+            raise RefusedError(self.where, f"no tensor for the model's parameter {name!r}")
+
+    def check_all_used(self, model: Any) -> None:
+        """Refuse a tensor that no parameter used: the model would not be the one in the files."""
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        left = sorted(name for name in self.names - self._taken - tied if not name.endswith(_DERIVED))
+        if left:
+            raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
+        for name in sorted((self.names - self._taken) & tied):
+            used = model.get_parameter(name)
+            if self.shape(name) != tuple(used.shape) or not torch.equal(as_torch(self.raw(name)).to(used), used):
+                what = f"{name} differs from the table that config.json ties it to, and programs differ in which one they use"
+                raise RefusedError(self.where, what, "Set tie_word_embeddings to false, or remove the tensor")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+class FolderWeights(Weights):
+    """The tensors of the safetensors files `paths` of a folder: floats, or NF4 as bitsandbytes serializes it."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
+        super().__init__()
+        self.where = str(folder)
+        self._files: dict[str, SafetensorsFile] = {}
+        try:
+            for path in paths:
+                file = self._open.enter_context(SafetensorsFile(path))
+                self._files.update(dict.fromkeys(file.tensors, file))
+        except BaseException:
+            self._open.close()
+            raise
+        self._states = {name.partition(STATE)[0]: name for name in self._files if STATE in name}
+        self.names = frozenset(name for name in self._files if not bitsandbytes.is_part(name))
+        if not self.names:
+            raise NotFoundError(self.where, "no weights: there is no model.safetensors")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any tensor is in four bits."""
+        return bool(self._states)
+
+    def dtype(self, name: str) -> str:
+        """Return the header's value."""
+        return self._files[name].tensors[name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the header's value."""
+        return self._files[name].tensors[name].shape
+
+    def raw(self, name: str) -> np.ndarray:
+        """Read the tensor at its offset."""
+        if name not in self._files:
+            raise FormatError(self.where, f"tensor {name!r} is missing")
+        return self._files[name].tensor(name)
+
+    def stored_nf4(self, name: str) -> nf4.NF4 | None:
+        """Read the codes, unchanged."""
+        return bitsandbytes.read(name, self.raw, self._states[name], self.where) if name in self._states else None
+
+
+class GGUFFileWeights(Weights):
+    """The tensors of an open GGUF file, dequantized one at a time; the caller closes the file."""
+
+    def __init__(self, base: GGUFBase) -> None:
+        super().__init__()
+        self.where = base.where
+        self._tensors = GGUFWeights(base)
+        self._shapes = self._tensors.shapes
+        self.names = frozenset(self._shapes)
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype after dequantizing."""
+        return "F32"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape in Hugging Face's order."""
+        return self._shapes[name]
+
+    def raw(self, name: str) -> np.ndarray:
+        """Dequantize the tensor with the gguf package."""
+        return self._tensors.tensor(name)
+
+
+def as_torch(array: np.ndarray) -> Any:
+    """Return the same memory as a tensor; bfloat16 is passed by its bits, since neither library knows the other's type."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """Return a float32 copy in C order, for the writers."""
+    return np.array(tensor.detach().cpu().to(torch.float32).numpy(), order="C")
+
+
+def stored_name(array: np.ndarray) -> str:
+    """Return the dtype of an array as safetensors spells it."""
+    return dtypes.name_of(array.dtype)
+
+
+# ---- Parameters that are made of other tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """The tensors that one or several parameters are made of.
+
+    Attributes:
+        sources: Names of the tensors, each with the pattern that it matched.
+        converter: transformers' operation; None where a parameter is a single tensor under another name.
+        first: The first parameter that it makes.
+    """
+
+    sources: tuple[tuple[str, str | None], ...]
+    converter: Any
+    first: str
+
+    def parameter(self, name: str, read: Callable[[str], Tensor], model: Any) -> Tensor:
+        """Make the parameter `name`; `read` returns a tensor of the files."""
+        if self.converter is None:
+            return read(self.sources[0][0])
+        converter = copy.deepcopy(self.converter)
+        for source, pattern in self.sources:
+            converter.add_tensor(self.first, source, pattern, read(source))
+        try:
+            found = converter.convert(self.first, model=model, config=model.config)[name]
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            what = f"transformers cannot convert {self.sources[0][0]} to it ({str(error).splitlines()[0][:200]})"
+            raise FormatError(name, what) from error
+        return found[0] if isinstance(found, list) else found
+
+
+def conversions(model: Any, names: Iterable[str]) -> dict[str, Conversion]:
+    """Return the conversion of each parameter and buffer, by name, for files with tensors of these `names`."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    parameters = model.state_dict()
+    gathered: dict[str, list[tuple[str, str | None]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
+        gathered.setdefault(target, []).append((name, pattern))
+    found: dict[str, Conversion] = {}
+    for target, sources in gathered.items():
+        converter = next((one for one in converters if sources[0][1] in one.source_patterns), None) if sources[0][1] else None
+        conversion = Conversion(tuple(sources), converter, target)
+        for name in _targets(target, converter):
+            found[name] = conversion
+    return found
+
+
+def _targets(first: str, converter: Any) -> list[str]:
+    if converter is None or len(converter.target_patterns) == 1:
+        return [first]
+    one = next((pattern for pattern in converter.target_patterns if pattern in first), None)
+    return [first] if one is None else [first.replace(one, other) for other in converter.target_patterns]

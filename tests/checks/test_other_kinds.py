@@ -1,0 +1,113 @@
+"""What a check makes of an adapter that is more than pairs of matrices: experts, copies of tables, trainers' names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adapterhub.checks import check
+from adapterhub_converters.bases import BaseTensor
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import convert
+from tests.support import folders
+
+UP, DOWN = "model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"
+EXPERTS = {
+    f"{UP}.lora_A.weight": (8, 8), f"{UP}.lora_B.weight": (12, 8),
+    f"{DOWN}.lora_A.weight": (8, 6), f"{DOWN}.lora_B.weight": (8, 8),
+}  # fmt: skip
+TARGETS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": []}
+EMBEDDING = "model.embed_tokens"
+
+
+def codes(path: Path, base: object = None) -> set[str]:
+    report = check(path, base=base)  # type: ignore[arg-type]
+    return {problem.code for problem in report.problems} - {"unpinned"}
+
+
+@pytest.mark.parametrize("shape", [(4, 12, 8), (4, 8, 12), (3, 12, 8)])
+def test_stacked_experts_fit_a_base_that_has_as_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    adapter = folders.adapter(tmp_path / "a", EXPERTS, **TARGETS)
+    base = folders.base(tmp_path / "base", layers=1)
+    stacks = {f"{DOWN}.gate_up_proj": BaseTensor(shape, "F32"), f"{DOWN}.down_proj": BaseTensor((4, 8, 6), "F32")}
+    fits = codes(adapter, dataclasses.replace(base, tensors={**base.tensors, **stacks}))
+    assert ("shape-mismatch" in fits) == (shape[0] != 4)
+    assert check(adapter).verdicts["llama.cpp"].verdict == "refused"
+    assert check(adapter).verdicts["peft"].verdict == "applied"
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(12, set()), (14, {"vocab-differs"})])
+def test_the_copy_of_a_table_must_be_as_large_as_the_bases(tmp_path: Path, rows: int, wanted: set[str]) -> None:
+    shapes = {f"{EMBEDDING}.lora_embedding_A": (2, 12), f"{EMBEDDING}.lora_embedding_B": (8, 2)}
+    shapes[f"{EMBEDDING}.base_layer.weight"] = (rows, 8)
+    adapter = folders.adapter(tmp_path / "a", shapes, target_modules=["embed_tokens"])
+    assert codes(adapter, folders.base(tmp_path / "base", tied=False)) == wanted
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.l.q.lora_{}.default.weight", "_orig_mod.model.l.q.lora_{}.weight", "base_model.model.model.l.q.lora_{}.weight"],
+)
+def test_names_that_peft_would_skip_are_an_error(tmp_path: Path, name: str) -> None:
+    adapter = folders.adapter(tmp_path / "a", {name.format("A"): (2, 8), name.format("B"): (8, 2)})
+    assert codes(adapter) == {"key-prefix"}
+
+
+VERA = {"model.layers.0.self_attn.q_proj.vera_lambda_b": (8,), "model.layers.0.self_attn.q_proj.vera_lambda_d": (2,)}
+
+
+def test_vera_fits_where_the_base_is_as_large_and_needs_its_projections(tmp_path: Path) -> None:
+    adapter = folders.adapter(tmp_path / "a", VERA, peft_type="VERA", save_projection=False)
+    assert codes(adapter) == {"not-understood"}
+    adapter = folders.vera(tmp_path / "b", {"model.layers.0.self_attn.q_proj": 8}, (8, 8))
+    assert codes(adapter) == codes(adapter, folders.base(tmp_path / "base", layers=1)) == set()
+    assert codes(adapter, folders.base(tmp_path / "larger", layers=1, size=16)) == {"shape-mismatch"}
+
+
+Q = "model.layers.0.self_attn.q_proj"
+ONLY_CONVERTED = {
+    "rows": (
+        {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": (1, 8)},
+        {"trainable_token_indices": {"embed_tokens": [3]}},
+    ),
+    "copies": (
+        {f"{EMBEDDING}.lora_embedding_A": (2, 12), f"{EMBEDDING}.lora_embedding_B": (8, 2)}
+        | {f"{EMBEDDING}.base_layer.weight": (12, 8)},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ),
+    "loha": (
+        {f"{Q}.hada_w{n}_{half}": (8, 2) if half == "a" else (2, 8) for n in (1, 2) for half in "ab"},
+        {"peft_type": "LOHA"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*ONLY_CONVERTED, "another copy", "tied rows"])
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize(("runtime", "to"), [("llama.cpp", "gguf"), ("mlx", "mlx")])
+def test_the_verdict_is_what_a_conversion_does(tmp_path: Path, case: str, with_base: bool, runtime: str, to: str) -> None:
+    shapes, config = ONLY_CONVERTED[{"another copy": "copies", "tied rows": "rows"}.get(case, case)]
+    zeros = (
+        (lambda name, array: abs(array * 0) if "base_layer" in name else array) if case == "copies" else None
+    )  # as the base's
+    if case != "loha":
+        shapes = folders.pairs(1) | shapes
+    adapter = folders.adapter(tmp_path / "a", shapes, zeros, **{"alpha": 4, **config} if case == "loha" else config)
+    spec = folders.base(tmp_path / "base", layers=1, tied=case == "tied rows")
+    base = spec if with_base else None
+    verdict = check(adapter, base=base).verdicts[runtime]
+    try:
+        convert.convert(adapter, tmp_path / "out", to=to, base=spec if with_base or case == "loha" else None)
+    except AdapterhubError:
+        assert verdict.verdict == "refused"
+    else:
+        assert (verdict.verdict, verdict.convert_to) == ("applied", to)
+    assert (verdict.verdict == "applied") == (case == "loha" or (with_base and case in ONLY_CONVERTED))
+
+
+def test_a_condition_is_known_to_peft_alone(tmp_path: Path) -> None:
+    adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
+    verdicts = check(adapter).verdicts
+    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"peft"}

@@ -1,0 +1,198 @@
+"""What a verdict says, the real peft, transformers, llama.cpp and mlx-lm do: many adapters, each on a base."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub import checks
+from adapterhub_converters.bases import BaseSpec, read_base
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import convert
+from examples import llama_cpp
+from tests.conftest import need_module
+from tests.support import tiny
+
+pytestmark = pytest.mark.peer
+
+TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config of peft's, the model it was trained on, and what is different in the one it is used with."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
+    used: dict[str, Any] = field(default_factory=dict)
+    kind: str = "LlamaForCausalLM"
+
+
+TIED = {"tie_word_embeddings": True}
+CASES = {
+    "plain": Case(),
+    "rslora": Case({"use_rslora": True, "lora_alpha": 4}),
+    "rank_pattern": Case({"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 8}}),
+    "alpha_pattern": Case({"alpha_pattern": {"k_proj": 11, "v_proj": 3}}),
+    "dora": Case({"use_dora": True}),
+    "lora_bias": Case({"lora_bias": True}),
+    "whole norm": Case({"modules_to_save": ["norm"]}),
+    "whole lm_head": Case({"modules_to_save": ["lm_head"]}),
+    "token rows": Case({"trainable_token_indices": [3, 17]}),
+    "embeddings": Case({"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "tied embeddings": Case({"target_modules": ["q_proj", "embed_tokens"]}, TIED, TIED),
+    "tied head": Case({"target_modules": ["q_proj", "lm_head"]}, TIED, TIED),
+    "pissa": Case({"init_lora_weights": "pissa"}),
+    "olora": Case({"init_lora_weights": "olora"}),
+    "alora": Case({"alora_invocation_tokens": [5, 64]}),
+    "layer_replication": Case({"layer_replication": [[0, 1], [0, 2]]}),
+    "deeper": Case({"target_modules": ["q_proj"]}, used={"num_hidden_layers": 3}),
+    "shallower": Case({"target_modules": ["q_proj"]}, used={"num_hidden_layers": 1}),
+    "wider": Case({"target_modules": ["q_proj"]}, used={"hidden_size": 128}),
+    "other vocabulary": Case({"target_modules": ["embed_tokens", "lm_head"]}, used={"vocab_size": 160}),
+    "larger head": Case({"modules_to_save": ["lm_head"]}, used={"vocab_size": 160}),
+    "gemma": Case({}, kind="Gemma2ForCausalLM"),
+    "experts": Case({"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+                    kind="MixtralForCausalLM"),
+}  # fmt: skip
+
+
+@dataclass
+class Made:
+    """An adapter, the base it is used with, and what the model computed that it was saved from."""
+
+    adapter: Path
+    base: Path
+    model: Any
+    expected: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    for name in ("torch", "transformers", "peft", "mlx_lm", "llama_cpp_py_sync"):
+        need_module(name)
+    root, known = tmp_path_factory.mktemp("cases"), {}
+
+    def make(name: str) -> Made:
+        if name not in known:
+            known[name] = _make(root / name.replace(" ", "-"), CASES[name])
+        return known[name]
+
+    return make
+
+
+def _make(folder: Path, case: Case) -> Made:
+    model = tiny.model(case.kind, **case.used)
+    model.save_pretrained(folder / "base")
+    wrapped = _trained(tiny.model(case.kind, **case.trained), folder / "a", case)
+    return Made(folder / "a", folder / "base", model, _logits(wrapped))
+
+
+def _trained(model: Any, folder: Path, case: Case) -> Any:
+    """What tiny.adapter makes, but whole tensors and rows are changed too."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **case.config}
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad and ("lora_" in name or "modules_to_save" in name or "trainable_tokens" in name):
+                parameter.add_(torch.randn(parameter.shape) * (0.01 if "magnitude" in name else 0.1))
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    return wrapped
+
+
+def _logits(model: Any) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy())
+
+
+def in_peft(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    from peft import PeftModel
+
+    return _logits(PeftModel.from_pretrained(_fresh(made), made.adapter).eval())
+
+
+def in_transformers(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    model = _fresh(made)
+    model.load_adapter(str(made.adapter))
+    return _logits(model.eval())
+
+
+def _fresh(made: Made) -> Any:
+    return type(made.model).from_pretrained(made.base, dtype="float32").eval()
+
+
+def in_llama_cpp(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    convert.convert(made.adapter, room / "a.gguf", to="gguf", base=spec)
+    return llama_cpp.logits(tiny.write_gguf(made.model, room / "base.gguf"), TOKENS, room / "a.gguf")
+
+
+def in_mlx(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    convert.convert(made.adapter, room / "mlx", to="mlx", base=spec)
+    model, _ = load_model(made.base)
+    return np.array(load_adapters(model, str(room / "mlx"))(mx.array([TOKENS]))[0])
+
+
+RUNTIMES: dict[str, Callable[[Made, BaseSpec, Path], np.ndarray]] = {
+    "peft": in_peft,
+    "transformers": in_transformers,
+    "llama.cpp": in_llama_cpp,
+    "mlx": in_mlx,
+}
+
+
+def happened(made: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
+    try:
+        found = RUNTIMES[runtime](made, spec, room)
+    except (AdapterhubError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return f"refused ({type(error).__name__}: {str(error)[:200]})"
+    if found.shape != made.expected.shape:
+        return "not applied (other outputs)"
+    off = float(np.abs(found - made.expected).max() / np.abs(made.expected).max())
+    return "applied" if off < 2e-3 else f"not applied ({off:.3f} off)"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", CASES)
+def test_a_runtime_does_what_its_verdict_says(made: Callable[[str], Made], tmp_path: Path, name: str, runtime: str) -> None:
+    case = made(name)
+    spec = read_base(case.base)
+    verdict = checks.check(case.adapter, base=spec).verdicts[runtime]
+    found = happened(case, runtime, spec, tmp_path)
+    # A conversion refuses in advance what would end the process.
+    said = {"ignored": "not applied", "wrong": "not applied", "crashes": "refused"}.get(verdict.verdict, verdict.verdict)
+    assert found.startswith(said), (found, verdict)
+
+
+def test_the_crash_that_a_conversion_prevents(made: Callable[[str], Made], tmp_path: Path) -> None:
+    case = made("tied embeddings")
+    assert checks.check(case.adapter, base=read_base(case.base)).verdicts["llama.cpp"].verdict == "crashes"
+    untied = tmp_path / "untied"
+    tiny.model().save_pretrained(untied)
+    convert.convert(case.adapter, tmp_path / "a.gguf", to="gguf", base=read_base(untied))
+    tiny.write_gguf(case.model, tmp_path / "base.gguf")
+    code = (
+        "import sys; from pathlib import Path; from examples import llama_cpp; "
+        f"llama_cpp.logits(Path(sys.argv[1]), {TOKENS}, Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "base.gguf"), str(tmp_path / "a.gguf")]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode < 0, done.stderr[-500:]
+    assert "GGML_ASSERT" in done.stderr

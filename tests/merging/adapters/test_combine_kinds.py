@@ -1,0 +1,236 @@
+"""What adapters can have beside plain pairs: merged exactly, or refused by name, as docs/merge.md says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merging import METHODS, combine
+from adapterhub_converters.adapter import (
+    Adapter,
+    Hadamard,
+    LowRank,
+    LowRankConv,
+    LowRankEmbedding,
+    Meta,
+    Rows,
+    StackedLowRank,
+    Vera,
+)
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import peft
+from tests.merging.factored import adapter, dense, low_rank
+
+DOCS = Path(__file__).parents[3] / "docs/merge.md"
+TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
+SUMS = [name for name, method in METHODS.items() if method.sums and method.count[1] > 1]
+
+
+def numbers(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def stack(r: int, seed: int) -> StackedLowRank:
+    return StackedLowRank(numbers(3, r, 8, seed=seed), numbers(3, 10, r, seed=seed + 50), alpha=2.0, transposed_base=True)
+
+
+def conv(r: int, seed: int) -> LowRankConv:
+    return LowRankConv(numbers(r, 4, 3, 3, seed=seed), numbers(12, r, 1, 1, seed=seed + 50), alpha=2.0, rslora=True)
+
+
+def table(r: int, seed: int) -> LowRankEmbedding:
+    return LowRankEmbedding(numbers(r, 30, seed=seed), numbers(8, r, seed=seed + 50), alpha=2.0)
+
+
+def whole(delta: Any) -> Any:
+    if isinstance(delta, LowRankConv):
+        return delta.scaling * np.einsum("or,rikl->oikl", delta.lora_B[:, :, 0, 0].astype(np.float64), delta.lora_A)
+    return dense(delta)
+
+
+@pytest.mark.parametrize("make", [stack, conv, table])
+@pytest.mark.parametrize("method", SUMS)
+def test_experts_convolutions_and_tables_are_summed(make: Any, method: str) -> None:
+    one, two = make(2, 0), make(2, 1)
+    result, report = combine([adapter(q=one), adapter(q=two)], [0.7, -0.4], method=method, rank=None if method != "svd" else 4)
+    assert result.deltas["q"].shape == one.shape
+    assert type(result.deltas["q"]) is type(one)
+    np.testing.assert_allclose(whole(result.deltas["q"]), 0.7 * whole(one) - 0.4 * whole(two), atol=1e-5)
+    assert report.error < 1e-6
+
+
+@pytest.mark.parametrize("make", [stack, conv, table])
+@pytest.mark.parametrize("method", TWO)
+def test_every_method_takes_experts_convolutions_and_tables(make: Any, method: str) -> None:
+    result, report = combine([adapter(q=make(2, 0)), adapter(q=make(2, 1))], [1, 1], method=method)
+    delta = result.deltas["q"]
+    assert delta.shape == make(2, 0).shape
+    assert np.isfinite(whole(delta)).all()
+    assert 0 < report.modules["q"].signs < 1
+
+
+def test_the_experts_of_a_stack_are_merged_each_for_itself() -> None:
+    one, two = stack(2, 0), stack(3, 1)
+    result, _ = combine([adapter(q=one), adapter(q=two)], [1, 1], method="iso_c")
+    for expert, found in enumerate(dense(result.deltas["q"])):
+        u, s, vt = np.linalg.svd(dense(one)[expert] + dense(two)[expert])
+        np.testing.assert_allclose(found, s[:5].mean() * u[:, :5] @ vt[:5], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_dtypes_may_differ(dtype: Any) -> None:
+    one, two = low_rank(2), low_rank(3, seed=1)
+    other = dataclasses.replace(two, lora_A=two.lora_A.astype(dtype))
+    result, _ = combine([adapter(q=one), adapter(q=other)], [1, 1], method="linear")
+    np.testing.assert_allclose(dense(result.deltas["q"]), dense(one) + dense(other), atol=1e-5)
+
+
+def test_what_is_a_pair_in_disguise_is_merged_as_the_pair() -> None:
+    loha = Hadamard({f"hada_{part}": numbers(*shape, seed=seed) for seed, (part, shape) in enumerate(
+        [("w1_a", (12, 2)), ("w1_b", (2, 9)), ("w2_a", (12, 2)), ("w2_b", (2, 9))])}, alpha=1.0)  # fmt: skip
+    result, report = combine([adapter(q=loha), adapter(q=low_rank(2))], [0.5, 1], method="linear")
+    np.testing.assert_allclose(dense(result.deltas["q"]), 0.5 * dense(loha.as_low_rank()) + dense(low_rank(2)), atol=1e-5)
+    assert "Hadamard are written as the low-rank pairs" in report.notes[0]
+
+
+# ---- beside the deltas
+
+
+@pytest.mark.parametrize("method", SUMS)
+def test_biases_are_summed_with_their_scales(method: str) -> None:
+    one, two = low_rank(2, bias=numbers(12)), low_rank(3, seed=1, rslora=True, bias=numbers(12, seed=3))
+    result, _ = combine([adapter(q=one, k=low_rank(2)), adapter(q=two)], [0.7, -0.4], method=method)
+    delta: Any = result.deltas["q"]
+    np.testing.assert_allclose(
+        delta.scaling * delta.bias, 0.7 * one.scaling * one.bias - 0.4 * two.scaling * two.bias, atol=1e-6
+    )
+    lacking: Any = result.deltas["k"]
+    assert not lacking.bias.any()  # peft has lora_bias for all modules or for none
+
+
+@pytest.mark.parametrize("method", SUMS)
+def test_replaced_weights_and_rows_are_averaged_by_weights_that_sum_to_one(method: str) -> None:
+    def one(seed: int, ids: tuple[int, ...]) -> Adapter:
+        rows = {"embed": Rows(ids, numbers(len(ids), 4, seed=seed + 9))}
+        return dataclasses.replace(adapter(q=low_rank(2)), replaced={"head.weight": numbers(5, 4, seed=seed)}, rows=rows)
+
+    first, second = one(0, (3, 7)), one(1, (7, 3))
+    result, _ = combine([first, second], [0.7, 0.3], method=method)
+    wanted = 0.7 * first.replaced["head.weight"] + 0.3 * second.replaced["head.weight"]
+    np.testing.assert_allclose(result.replaced["head.weight"], wanted, atol=1e-6)
+    rows = result.rows["embed"]
+    assert rows.ids == (3, 7)
+    np.testing.assert_allclose(
+        rows.values, 0.7 * first.rows["embed"].values + 0.3 * second.rows["embed"].values[::-1], atol=1e-6
+    )
+
+
+def test_what_one_adapter_alone_replaces_stays_to_the_bit_at_weight_one() -> None:
+    replaced = dataclasses.replace(adapter(q=low_rank(2)), replaced={"head.weight": numbers(5, 4).astype(np.float16)})
+    result, _ = combine([replaced, adapter(q=low_rank(2, seed=1))], [1, -0.5], method="svd")
+    assert result.replaced["head.weight"].tobytes() == replaced.replaced["head.weight"].tobytes()
+
+
+PLAIN = adapter(q=low_rank(2))
+VECTOR = np.ones(12, np.float32)
+OTHERS: dict[str, tuple[Adapter, str]] = {
+    "DoRA": (adapter(q=low_rank(2, magnitude=VECTOR)), "q: DoRA rescales"),
+    "bias": (adapter(q=low_rank(2, bias=VECTOR)), "q: has a bias (lora_bias)"),
+    "modules_to_save": (dataclasses.replace(PLAIN, replaced={"head.weight": VECTOR}), "head.weight: replaces"),
+    "rows": (dataclasses.replace(PLAIN, rows={"embed": Rows((1,), VECTOR[None])}), "embed: replaces"),
+    "aLoRA": (dataclasses.replace(PLAIN, meta=Meta("b", invocation=(1,))), "aLoRA"),
+    "PiSSA": (dataclasses.replace(PLAIN, meta=Meta("b", init="pissa")), "initialized by pissa"),
+    "a copy of the base's table": (dataclasses.replace(PLAIN, copies={"embed.weight": VECTOR}), "a copy of the base's weight"),
+    "layer_replication": (dataclasses.replace(PLAIN, meta=Meta("b", layers=((0, 2),))), "repeated layers"),
+    "VeRA without its base": (adapter(q=Vera(VECTOR, numbers(2), numbers(2, 9), numbers(12, 2), None)), "Name its base model"),
+    "another base": (adapter(base="other", q=low_rank(2)), "trained on different models"),
+    "another shape": (adapter(q=low_rank(2, m=13)), "q: the adapters change it differently"),
+    "another orientation": (adapter(q=low_rank(2, transposed_base=True)), "q: the adapters change it differently"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("method", TWO)
+def test_what_cannot_be_merged_is_refused_by_name(method: str, kind: str) -> None:
+    other, says = OTHERS[kind]
+    if METHODS[method].sums and kind == "bias":
+        combine([PLAIN, other], [1, 1], method=method)
+        return
+    with pytest.raises(AdapterhubError) as caught:
+        combine([PLAIN, other], [1, 1] if kind not in ("modules_to_save", "rows") else [0.5, 0.5], method=method)
+    if METHODS[method].weights == "none" and kind in ("modules_to_save", "rows"):
+        assert "takes no weights" in str(caught.value)
+    elif METHODS[method].sums and kind in ("modules_to_save", "rows"):
+        assert "the weights of the adapters that do sum to 0.5" in str(caught.value)
+    else:
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [name for name in TWO if not METHODS[name].apart])
+def test_ranks_scales_and_targets_may_differ(method: str) -> None:
+    one = adapter(q=low_rank(2, alpha=1.0), k=low_rank(3))
+    two = adapter(q=low_rank(5, seed=1, rslora=True), v=low_rank(1, seed=2))
+    result, report = combine([one, two], [1, 1], method=method)
+    assert set(result.deltas) == {"q", "k", "v"}
+    assert report.modules["q"].ranks == (2, 5)
+    alone, _ = combine([adapter(k=low_rank(3))], [1], method=method) if METHODS[method].count[0] == 1 else (None, None)
+    if alone and not METHODS[method].random and METHODS[method].missing == "left out":
+        np.testing.assert_allclose(dense(result.deltas["k"]), dense(alone.deltas["k"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [name for name in TWO if METHODS[name].apart])
+def test_pefts_own_need_one_rank(method: str) -> None:
+    with pytest.raises(RefusedError, match=r"q: .* needs equal ranks, not 2, 5. Use a method without peft_"):
+        combine([adapter(q=low_rank(2)), adapter(q=low_rank(5))], [1, 1], method=method)
+
+
+def test_the_table_of_the_docs_is_the_table_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCS.read_text().partition("\n###")[0], re.MULTILINE)
+    weights = {"factors": "factors", "shares": "shares", "none": "none"}
+    keeps = {"factors": "of its factors", "least": "least exact", "largest": "largest among them"}
+    wanted = {}
+    for name, method in METHODS.items():
+        fewest, most = method.count
+        count = str(fewest) if fewest == most else f"{fewest} or more"
+        ranks = "one rank" if method.apart else "any"
+        beside = "summed" if method.sums else "refused"
+        options = ", ".join(f"`--{key}`" for key in method.parameters) or "none"
+        cells = [count, weights[method.weights], ranks, method.missing, beside, keeps[method.keeps], options]
+        wanted[name] = " | ".join(cells)
+    assert dict(rows) == wanted
+
+
+def test_a_pair_is_what_a_linear_module_gets() -> None:
+    result, _ = combine([PLAIN], [1.0], method="rerank")
+    assert isinstance(result.deltas["q"], LowRank)
+
+
+BESIDE = dataclasses.replace(
+    adapter(q=low_rank(2, bias=VECTOR)), replaced={"head.weight": numbers(5, 4)}, rows={"embed": Rows((1,), numbers(1, 4))}
+)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        adapter(**{"model.layers.0.mlp.experts.down_proj": stack(2, 0)}),
+        adapter(conv=conv(2, 0)),
+        adapter(embed=table(2, 0)),
+        BESIDE,
+    ],
+    ids=["experts", "convolution", "table", "beside"],
+)
+def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path, one: Adapter) -> None:
+    result, _ = combine([one, one], [0.5, 0.5], method="linear")
+    peft.write(result, tmp_path)
+    found = peft.read(tmp_path)
+    assert found.parameters == result.parameters
+    for (name, tensor), (other, wanted) in zip(found.tensors(), result.tensors(), strict=True):
+        assert (name, tensor.tobytes()) == (other, wanted.tobytes())
+    for target, delta in result.deltas.items():
+        assert found.deltas[target].scaling == delta.scaling == 1

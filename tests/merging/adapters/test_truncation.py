@@ -1,0 +1,156 @@
+"""How much of a merge is kept, and what is said of the rest."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterhub.merging import METHODS, combine
+from adapterhub.merging.adapters.matrices import sign_conflict
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from tests.merging.factored import adapter, dense, factors, low_rank
+
+CUTTING = [name for name, method in METHODS.items() if method.cuts and method.count[0] <= 2 <= method.count[1]]
+
+
+def pair(r: int = 4, m: int = 20, n: int = 16) -> list[Any]:
+    return [adapter(q=low_rank(r, m, n, seed), k=low_rank(r, n, m, seed + 5)) for seed in range(2)]
+
+
+@given(energy=st.floats(0.05, 1.0), seed=st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_an_energy_is_kept_by_the_least_ranks_that_can(energy: float, seed: int) -> None:
+    deltas = [low_rank(4, 20, 16, seed + index) for index in range(2)]
+    result, report = combine([adapter(q=delta) for delta in deltas], [1, -0.5], method="linear", energy=energy)
+    squares = np.linalg.svd(dense(deltas[0]) - 0.5 * dense(deltas[1]), compute_uv=False) ** 2
+    shares = np.cumsum(squares) / squares.sum()
+    module = report.modules["q"]
+    assert module.rank == min(8, int(np.searchsorted(shares, energy - 1e-9)) + 1)
+    assert module.lost == pytest.approx(1 - shares[module.rank - 1], abs=1e-9)
+    found = dense(result.deltas["q"])
+    assert np.sum(found**2) / squares.sum() + module.lost == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", CUTTING)
+def test_what_is_lost_and_the_error_are_the_true_ones(method: str) -> None:
+    adapters = pair()
+    full, exact = combine(adapters, [1, 1], method=method, rank=16)
+    cut, report = combine(adapters, [1, 1], method=method, rank=2)
+    for target, module in report.modules.items():
+        wanted, found = dense(full.deltas[target]), dense(cut.deltas[target])
+        if not wanted.any():  # model_stock, of adapters that point apart
+            assert (module.error, module.lost) == (0, 0)
+            continue
+        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        assert exact.modules[target].error < 1e-5
+        assert module.error == pytest.approx(error, rel=1e-3, abs=1e-6)
+        assert module.lost == pytest.approx(error**2, rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", CUTTING)
+def test_an_energy_is_kept_by_every_method(method: str) -> None:
+    result, report = combine(pair(), [1, 1], method=method, energy=0.97)
+    assert all(module.lost <= 0.03 + 1e-6 for module in report.modules.values())
+    assert max(module.rank for module in report.modules.values()) <= 16
+    assert {delta.r for delta in result.deltas.values()} == {module.rank for module in report.modules.values()}
+
+
+@given(share=st.floats(0.1, 1.2), scale=st.floats(0.01, 10))
+@settings(max_examples=30, deadline=None)
+def test_a_budget_is_spent_where_it_keeps_most(share: float, scale: float) -> None:
+    q, k = low_rank(3, 20, 16, 0), low_rank(3, 8, 10, 1, alpha=scale)
+    costs = {"q": 4 * 36, "k": 4 * 18}
+    budget = int(share * 3 * sum(costs.values()))
+    if budget < sum(costs.values()):
+        return
+    result, report = combine([adapter(q=q, k=k)], [1], method="rerank", budget=budget)
+    spent = sum(tensor.nbytes for _, tensor in result.tensors())
+    assert spent <= budget
+    energies = {name: np.linalg.svd(dense(delta), compute_uv=False) ** 2 for name, delta in (("q", q), ("k", k))}
+
+    def kept(ranks: dict[str, int]) -> float:
+        return float(sum(energies[name][:rank].sum() for name, rank in ranks.items()))
+
+    found = kept({name: module.rank for name, module in report.modules.items()})
+    fits = [
+        ranks
+        for a, b in itertools.product(range(1, 4), repeat=2)
+        if costs["q"] * (ranks := {"q": a, "k": b})["q"] + costs["k"] * b <= budget
+    ]
+    best = max(map(kept, fits))
+    assert found >= best - max(energies["q"].max(), energies["k"].max())  # greedy: at most one rank short of the best
+    if share >= 1:
+        assert found == pytest.approx(best)
+
+
+@pytest.mark.parametrize("method", CUTTING)
+def test_a_budget_holds_for_every_method(method: str) -> None:
+    result, _ = combine(pair(), [1, 1], method=method, budget=4 * 36 * 7)
+    assert sum(delta.r for delta in result.deltas.values()) <= 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"method": "svd", "rank": 2, "energy": 0.5}, "energy: cannot be combined with a rank"),
+        ({"method": "svd", "energy": 0.0}, "not a share above 0"),
+        ({"method": "svd", "energy": float("nan")}, "not a share above 0"),
+        ({"method": "svd", "budget": 100}, "100 bytes are not enough: rank 1 of all modules takes 288"),
+        ({"method": "cat", "energy": 0.9}, "cat keeps the sum exactly"),
+        ({"method": "slerp", "weights": [1, 2]}, "slerp takes no weights. Set t instead"),
+        ({"method": "karcher", "weights": [1, -2]}, "none may be negative"),
+        ({"method": "rerank"}, "rerank merges exactly 1 adapter, not 2"),
+        ({"method": "tie"}, "Did you mean ties?"),
+        ({"method": "ties", "parameters": {"epsilon": 0.1}}, "epsilon: is not a parameter of ties. It takes density, lambda"),
+        ({"method": "ties", "parameters": {"density": 0.0}}, "density: 0.0 is not above 0 and up to 1"),
+        ({"method": "ties", "parameters": {"density": float("nan")}}, "nan is not above 0"),
+        ({"method": "nuslerp", "parameters": {"by": "cells"}}, "cells is not one of all, rows, columns"),
+        ({"method": "della", "parameters": {"density": 0.95}}, "0.95 -+ 0.1 are not probabilities"),
+        ({"method": "breadcrumbs", "parameters": {"gamma": 0.2}}, "0.9 and gamma 0.2 sum to more than 1"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_a_usage_error(arguments: dict[str, Any], says: str) -> None:
+    keywords = {"weights": [1.0, 1.0], **arguments}
+    with pytest.raises(AdapterhubError) as caught:
+        combine(pair(), keywords.pop("weights"), **keywords)
+    assert says in str(caught.value)
+
+
+def test_zero_is_merged_by_every_method() -> None:
+    nothing = adapter(q=low_rank(2, alpha=0.0))
+    for method in CUTTING:
+        result, report = combine([nothing, nothing], [1, 1], method=method)
+        assert not dense(result.deltas["q"]).any(), method
+        assert (report.error, report.modules["q"].lost) == (0, 0)
+
+
+@pytest.mark.parametrize("alpha", [1e300, 1e200, 1e39, 1e20, 1e10, 1e-10, 1e-30, 1e-300])
+@pytest.mark.parametrize("method", CUTTING)
+def test_numbers_of_any_size_are_merged_or_refused(method: str, alpha: float) -> None:
+    one, two = low_rank(3, alpha=alpha), low_rank(3, seed=1, alpha=alpha)
+    if alpha > 1e36 or (METHODS[method].dense and not 1e-14 < alpha < 1e13):
+        with pytest.raises(RefusedError, match="over the largest float32|too far from 1"):
+            combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
+        return
+    result, report = combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
+    found = dense(result.deltas["q"])
+    usual, _ = combine([adapter(q=low_rank(3)), adapter(q=low_rank(3, seed=1))], [1, 1], method=method, rank=12)
+    wanted = dense(usual.deltas["q"]) * (alpha / 3)
+    assert report.error < 1e-5 or alpha < 1e-30
+    if alpha > 1e-30:
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 9), (700, 500), (2000, 40), (40, 2000)])
+def test_signs_apart_are_counted_or_estimated(m: int, n: int) -> None:
+    deltas = [low_rank(3, m, n, seed) for seed in range(3)]
+    weighted = np.stack([weight * dense(delta) for weight, delta in zip([1, -0.5, 2], deltas, strict=True)])
+    true = float(np.mean((weighted > 0).any(axis=0) & (weighted < 0).any(axis=0)))
+    share, exact = sign_conflict([factors(delta) for delta in deltas], [1, -0.5, 2])
+    assert exact is (m * n <= 1 << 16)
+    assert share == pytest.approx(true, abs=1e-12 if exact else 0.02)

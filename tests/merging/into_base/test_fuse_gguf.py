@@ -1,0 +1,393 @@
+"""Into GGUF, with llama.cpp itself as the oracle: its conversion of the merged model, its loader, logits and quantizers.
+
+With f the real `convert_hf_to_gguf.py`, W the weights of a random model and s·BA the deltas of an adapter on all of them,
+merging into f(W) gives f(W + s·BA), tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merging import Options, fuse, prepared
+from adapterhub.merging.into_base.tensor_types import QUANTIZERS, Blocks, kind
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
+from adapterhub_converters.architectures import names
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import GGUFFile, Packed, Value, f32, string, strings, u32
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import gguf as gguf_lora
+from examples import llama_cpp
+from tests.conftest import need_module
+from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, merged
+from tests.support import tiny
+from tests.support.llama_cpp_scripts import Converter
+
+pytestmark = pytest.mark.xdist_group("llama.cpp")  # one process that converts for them
+Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
+RNG = np.random.default_rng(0)
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    with GGUFFile(path) as file:
+        return {name: file.tensor(name) for name in file.tensors}
+
+
+def converted_model(root: Path, name: str, converted: Converter, *flags: str) -> tuple[Path, Path]:
+    tiny.model(name).save_pretrained(root / "hf")
+    if name.startswith("Gemma3"):  # its conversion cuts the table of embeddings to as many rows as there are tokens
+        vocabulary = {str(number): number for number in range(tiny.CONFIG["vocab_size"])}
+        (root / "hf" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    return root / "hf", converted(root / "hf", root / "base.gguf", *flags)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", CLASSES)
+def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: Path, converted: Converter, name: str) -> None:
+    folder, gguf = converted_model(tmp_path, name, converted)
+    base = read_base(folder)
+    adapter = Adapter(dict(deltas(base, names.by_class(name, "test"))))
+    report = fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    wanted = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
+    before, after = tensors_of(gguf), tensors_of(tmp_path / "out.gguf")
+    assert list(after) == list(before)
+    for tensor, array in after.items():
+        np.testing.assert_allclose(array, wanted[tensor], rtol=0, atol=2e-6, err_msg=tensor)
+        assert (tensor in report.touched) or array.tobytes() == before[tensor].tobytes(), tensor
+    assert all(change.kept and change.kept > 0.999 for change in report.touched.values())
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("DeepseekV2ForCausalLM", ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]),
+        ("Qwen2MoeForCausalLM", ["mlp.shared_expert_gate"]),
+    ],
+)
+def test_what_a_gguf_adapter_cannot_say_goes_into_the_weights(
+    tmp_path: Path, converted: Converter, name: str, modules: list[str]
+) -> None:
+    folder, gguf = converted_model(tmp_path, name, converted)
+    found = {
+        target.removesuffix(".weight"): tensor.shape
+        for target, tensor in read_base(folder).tensors.items()
+        if target.removesuffix(".weight").endswith(tuple(modules))
+    }
+    assert len(found) == 2 * len(modules)
+    adapter = Adapter({target: low_rank(*shape) for target, shape in found.items()})
+    fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    wanted = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
+    for tensor, array in tensors_of(tmp_path / "out.gguf").items():
+        np.testing.assert_allclose(array, wanted[tensor], rtol=0, atol=2e-6, err_msg=tensor)
+
+
+def low_rank(m: int = 64, n: int = 64, r: int = 4, scale: float = 0.1, **more: Any) -> LowRank:
+    lora_A, lora_B = RNG.normal(size=(r, n)), scale * RNG.normal(size=(m, r))
+    return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **more})
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A random Llama and its GGUF in float32."""
+    for module in ("torch", "transformers"):
+        need_module(module)
+    made = tiny.model()
+    return made, tiny.write_gguf(made, tmp_path_factory.mktemp("llama") / "base.gguf")
+
+
+def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: Value) -> Path:
+    """The same model with its matrices in another type."""
+    with GGUFFile(gguf) as file:
+        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        tensors: dict[str, Any] = {}
+        for name, info in file.tensors.items():
+            array = file.tensor(name)
+            if array.ndim < 2 or only not in name:
+                tensors[name] = array
+            elif form in ("F16", "BF16", "F32"):
+                tensors[name] = array.astype(dtypes.NUMPY[form])
+            else:
+                blocks = np.empty((len(array), Blocks(form).row_size(info.shape[-1])), np.uint8)
+                Blocks(form).encode(array, blocks)
+                tensors[name] = Packed(form, info.shape, blocks)
+    gguf_file.write(path, said | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
+    return path
+
+
+def adapter_on(gguf: Path, scale: float = 0.1) -> Adapter:
+    base = read_base(gguf)
+    shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in base.tensors.items() if len(tensor.shape) == 2}
+    return Adapter({name: low_rank(*shape, scale=scale) for name, shape in shapes.items() if "embed" not in name})
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("form", ["F32", "F16", "BF16", "Q8_0"])
+def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, llama: Any, form: str) -> None:
+    need_module("llama_cpp_py_sync")
+    gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
+    adapter = adapter_on(gguf)
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf))
+    fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    wanted = llama_cpp.logits(llama[1], TOKENS, tmp_path / "a.gguf")
+    found = llama_cpp.logits(tmp_path / "out.gguf", TOKENS)
+    effect = np.linalg.norm(wanted - llama_cpp.logits(llama[1], TOKENS))
+    assert effect > 1
+    # What the type itself costs: the base in it against the base in float32, both under the adapter.
+    cost = np.linalg.norm(wanted - llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf"))
+    assert np.linalg.norm(found - wanted) < 1e-3 * effect + 4 * cost
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("form", ["F16", "BF16"])
+def test_a_sum_is_rounded_once(tmp_path: Path, llama: Any, form: str) -> None:
+    gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
+    deltas = [Adapter({"lm_head": low_rank(128)}), Adapter({"lm_head": low_rank(128)})]
+    fuse([(one, 0.5) for one in deltas], gguf, tmp_path / "out.gguf")
+    wide = tensors_of(gguf)["output.weight"].astype(np.float32)
+    for one in deltas:
+        delta = one.deltas["lm_head"]
+        wide += np.float32(0.5 * delta.scaling) * (delta.lora_B @ delta.lora_A)
+    found = tensors_of(tmp_path / "out.gguf")["output.weight"]
+    assert found.dtype == dtypes.NUMPY[form]
+    np.testing.assert_allclose(found.astype(np.float32), wide, rtol=2.0 ** (-11 if form == "F16" else -8), atol=1e-6)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_blocks_are_those_of_ggml_s_own_quantizers(name: str) -> None:
+    need_module("gguf")
+    need_module("llama_cpp_py_sync")
+    import llama_cpp_py_sync
+
+    ggml = ctypes.CDLL(str(Path(llama_cpp_py_sync.__file__).parent / "libggml-base.so.0"))
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    rows = RNG.normal(size=(64, 256)).astype(np.float32) * np.exp(RNG.normal(size=(64, 1))).astype(np.float32)
+    rows[0], rows[1, ::2], rows[2] = 0, 0, 1e-7
+    wanted, found = (np.zeros((64, Blocks(name).row_size(256)), np.uint8) for _ in range(2))
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, wanted))
+    size = ggml.ggml_quantize_chunk(gguf_file.TYPES[name][0], *pointers, *(ctypes.c_int64(n) for n in (0, 64, 256)), None)
+    Blocks(name).encode(rows, found)
+    assert size == wanted.nbytes
+    assert found.tobytes() == wanted.tobytes()
+    values = np.empty_like(rows)
+    Blocks(name).decode(found, values)
+    assert np.abs(values - rows).max() < np.abs(rows).max() / 7
+
+
+@pytest.mark.peer
+def test_metadata_order_alignment_and_untouched_bytes_stay(tmp_path: Path, llama: Any) -> None:
+    extra = {
+        "a__floats": Value("[FLOAT32]", np.ones(3, np.float32)),
+        "a__texts": strings(["x", "", "ü"]),
+        "a__flag": Value("BOOL", True),
+        "a__big": Value("UINT64", 2**63),
+        "general__file_type": u32(7),
+    }
+    gguf = stored_as(llama[1], tmp_path / "base.gguf", "Q8_0", only="ffn", **extra)
+    report = fuse([(Adapter({Q: low_rank()}), 1.0)], gguf, tmp_path / "out.gguf")
+    with GGUFFile(gguf) as before, GGUFFile(tmp_path / "out.gguf") as after:
+        assert list(after.header.metadata) == list(before.header.metadata)
+        assert after.header.kinds == before.header.kinds
+        assert [str(value) for value in after.header.metadata.values()] == [str(v) for v in before.header.metadata.values()]
+        assert list(after.tensors) == list(before.tensors)
+        changed = [name for name in after.tensors if after.raw(name).tobytes() != before.raw(name).tobytes()]
+    assert changed == ["blk.0.attn_q.weight"] == list(report.touched)
+    assert gguf.stat().st_size == (tmp_path / "out.gguf").stat().st_size
+
+
+@pytest.mark.peer
+def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
+    with GGUFFile(llama[1]) as file:
+        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        said["general.alignment"] = u32(128)
+        order = [(name, info.type_name, info.shape) for name, info in file.tensors.items()]
+        head = gguf_file.header_bytes(said, order, 128)
+        data = [file.raw(name).tobytes() for name in file.tensors]
+    (tmp_path / "base.gguf").write_bytes(head + b"".join(raw + bytes(-len(raw) % 128) for raw in data))
+    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf")
+    with GGUFFile(tmp_path / "out.gguf") as after:
+        assert after.header.alignment == 128
+        assert [name for name, raw in zip(after.tensors, data, strict=True) if after.raw(name).tobytes() != raw] == [
+            "blk.0.attn_q.weight"
+        ]
+
+
+@pytest.mark.peer
+def test_split_models_in_and_out(tmp_path: Path, llama: Any) -> None:
+    need_module("llama_cpp_py_sync")
+    adapter = adapter_on(llama[1])
+    fuse([(adapter, 1.0)], llama[1], tmp_path / "one.gguf")
+    fuse([(adapter, 1.0)], llama[1], tmp_path / "parts", options=Options(shard_size=60_000))
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) > 2
+    assert parts[0].name == f"parts-00001-of-{len(parts):05}.gguf"
+    assert llama_cpp.logits(parts[0], TOKENS).tobytes() == llama_cpp.logits(tmp_path / "one.gguf", TOKENS).tobytes()
+    nothing = Adapter({Q: low_rank(scale=1e-3)})
+    fuse([(nothing, 1.0)], parts[0], tmp_path / "again.gguf")
+    fuse([(nothing, 1.0)], tmp_path / "one.gguf", tmp_path / "wanted.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "wanted.gguf").read_bytes()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("options", "kinds", "file_type"),
+    [
+        (Options(dtype="f16"), {"F16", "F32"}, 1),
+        (Options(requantize="q8_0"), {"Q8_0", "F32"}, 7),
+        (Options(requantize="q4_0"), {"Q4_0", "F32"}, 2),
+    ],
+)
+def test_floats_become_what_is_asked_for(tmp_path: Path, llama: Any, options: Options, kinds: set[str], file_type: int) -> None:
+    need_module("llama_cpp_py_sync")
+    adapter = adapter_on(llama[1])
+    fuse([(adapter, 1.0)], llama[1], tmp_path / "out.gguf", options=options)
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        assert {info.type_name for info in file.tensors.values()} == kinds
+        assert file.header.metadata["general.file_type"] == file_type
+    fuse([(adapter, 1.0)], llama[1], tmp_path / "exact.gguf")
+    with GGUFFile(tmp_path / "exact.gguf") as exact, GGUFFile(tmp_path / "out.gguf") as out:
+        for name, info in out.tensors.items():
+            form, wide = kind(info.type_name), exact.tensor(name).reshape(-1, info.shape[-1])
+            wanted = np.empty((len(wide), form.row_size(wide.shape[1])), np.uint8)
+            form.encode(wide, wanted)
+            assert out.raw(name).tobytes() == wanted.tobytes(), name
+    assert np.isfinite(llama_cpp.logits(tmp_path / "out.gguf", TOKENS)).all()
+
+
+@pytest.mark.peer
+def test_a_table_that_is_the_output_layer_becomes_two(tmp_path: Path) -> None:
+    import torch
+
+    need_module("llama_cpp_py_sync")
+    made = tiny.model(tie_word_embeddings=True)
+    gguf = tiny.write_gguf(made, tmp_path / "base.gguf")
+    wrapped = tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    from adapterhub_converters.formats import peft
+
+    report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
+    assert any("are now two" in note for note in report.notes)
+    with torch.no_grad():
+        wanted = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
+    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.peer
+def test_dora_bias_rows_and_replaced_modules_as_peft_has_them(tmp_path: Path) -> None:
+    import torch
+
+    need_module("llama_cpp_py_sync")
+    from adapterhub_converters.formats import peft
+
+    made = tiny.model("Qwen2ForCausalLM")
+    gguf = tiny.write_gguf(made, tmp_path / "base.gguf")
+    wrapped = tiny.adapter(
+        made, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "up_proj"], use_dora=True,
+        modules_to_save=["lm_head", "norm"], trainable_token_indices={"embed_tokens": [3, 99]},
+    )  # fmt: skip
+    report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
+    assert "output_norm.weight" in report.touched
+    with torch.no_grad():
+        wanted = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
+    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+TABLE = np.ones((128, 64), np.float32)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("adapter", "form", "says"),
+    [
+        (Adapter({"model.layers.9.self_attn.q_proj": low_rank()}), "F32", "the base has no blk.9.attn_q.weight"),
+        (Adapter({"model.layers.0.conv": low_rank()}), "F32", "not a module that llama.cpp's 'llama' has as a tensor"),
+        (Adapter({Q: low_rank(64, 32)}), "F32", "of shape (64, 32), the base's blk.0.attn_q.weight is (64, 64)"),
+        (Adapter({Q: low_rank(bias=np.ones(64, np.float32))}), "F32", "no blk.0.attn_q.bias"),
+        (Adapter({Q: low_rank(magnitude=np.ones(3, np.float32))}), "F32", "a DoRA magnitude of 3 numbers for 64"),
+        (Adapter({Q: low_rank(scale=np.nan)}), "F32", "contains NaN or Inf"),
+        (Adapter({}, replaced={"lm_head.weight": TABLE[:5]}), "F32", "The vocabulary was resized"),
+        (Adapter({}, replaced={"lm_head.what": TABLE}), "F32", "the base has no output.what"),
+        (Adapter({}, rows={"model.embed_tokens": Rows((128,), TABLE[:1])}), "F32", "do not fit token_embd.weight"),
+        (Adapter({"lm_head": low_rank(128)}, replaced={"lm_head.weight": TABLE}), "F32", "another changes it too"),
+        (Adapter({Q: low_rank(scale=1e6)}), "F16", "the sum is over 65504, the largest float16 number"),
+    ],
+)  # fmt: skip
+def test_refused(tmp_path: Path, llama: Any, adapter: Adapter, form: str, says: str) -> None:
+    gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
+    with pytest.raises(AdapterhubError) as caught:
+        prepared([(adapter, 1.0)], gguf)
+    assert says in str(caught.value)
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.peer
+def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: Any) -> None:
+    with GGUFFile(llama[1]) as file:
+        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        tensors: dict[str, Any] = {name: file.tensor(name) for name in file.tensors}
+    tensors["blk.0.attn_q.weight"] = Packed("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
+    with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written"):
+        prepared(adapter, tmp_path / "base.gguf")
+    prepared([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
+    fuse(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        assert file.tensors["blk.0.attn_q.weight"].type_name == "Q8_0"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
+def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(2), "llama.block_count": u32(1)}
+    tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
+    with pytest.raises(AdapterhubError) as caught:
+        prepared([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(requantize="nf4"), "nf4: is a type of Hugging Face folders"),
+        (Options(requantize="q8_0", dtype="f16"), "matrices become q8_0 already"),
+    ],
+)
+def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options: Options, says: str) -> None:
+    gguf_file.write(tmp_path / "base.gguf", {"general.architecture": string("llama")}, {"blk.0.attn_q.weight": TABLE})
+    with pytest.raises(AdapterhubError, match=says) as caught:
+        prepared([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
+    assert caught.value.exit_code == 6
+
+
+def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
+    table = RNG.normal(size=(16, 8)).astype(np.float32)
+    said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}
+    gguf_file.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
+    delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
+    with pytest.raises(AdapterhubError, match="no output layer but the embedding table"):
+        prepared([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
+
+
+def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
+    said = {
+        "general.architecture": string("qwen3moe"),
+        "qwen3moe.expert_count": u32(2),
+        "qwen3moe.attention.head_count": u32(2),
+    }
+    tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
+    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    for name, experts in (("down_proj", 2), ("gate_up_proj", 3)):
+        lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
+        delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)
+        with pytest.raises(AdapterhubError, match=r"model.layers.0.mlp.experts.*(the base has no|not as many)") as caught:
+            prepared([(Adapter({f"model.layers.0.mlp.experts.{name}": delta}), 1.0)], tmp_path / "base.gguf")
+        assert caught.value.exit_code == 6

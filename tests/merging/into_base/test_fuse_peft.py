@@ -1,0 +1,244 @@
+"""peft and transformers as the oracle: `fuse` writes, bit for bit, what `merge_and_unload` returns.
+
+Above rank 192 that holds on CPUs where torch sums a product in the order that `product.product` defines; elsewhere the test
+finds out the order and holds `fuse` to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merging import fuse
+from adapterhub.merging.into_base import product
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import peft
+
+pytestmark = pytest.mark.peer
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def read_all(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def differing(ours: dict[str, Any], theirs: dict[str, Any], torch: Any) -> dict[str, int]:
+    """Tensor name to the number of elements whose bits differ; those peft has only as a second name are left out."""
+    integer = {2: torch.int16, 4: torch.int32}
+    found = {}
+    for name, tensor in ours.items():
+        other = theirs[name] if name in theirs else theirs[f"transformer.{name}"]
+        assert tensor.dtype == other.dtype
+        view = integer[tensor.element_size()]
+        count = int((tensor.contiguous().view(view) != other.contiguous().view(view)).sum())
+        if count:
+            found[name] = count
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shard_size", "config", "saved"),
+    [
+        ("bfloat16", "5GB", {"r": 16, "target_modules": LINEAR}, "float32"),
+        ("bfloat16", "200KB", {"r": 4, "lora_alpha": 7, "target_modules": LINEAR, "use_rslora": True}, "float32"),
+        ("float16", "200KB", {"r": 8, "target_modules": LINEAR, "rank_pattern": {"q_proj": 3}}, "bfloat16"),
+        ("float32", "5GB", {"r": 5, "target_modules": LINEAR, "alpha_pattern": {"v_proj": 0.3}}, "float32"),
+        ("bfloat16", "5GB", {"r": 1, "target_modules": LINEAR, "lora_alpha": -3}, "bfloat16"),
+        ("bfloat16", "5GB", {"r": 6, "target_modules": ["embed_tokens", "lm_head"]}, "float32"),
+        ("float16", "5GB", {"r": 6, "target_modules": ["embed_tokens", "up_proj"]}, "float32"),
+    ],
+)
+def test_fuse_equals_merge_and_unload(
+    torch: Any,
+    llama: Any,
+    trained: Any,
+    merged_by_peft: Any,
+    tmp_path: Path,
+    dtype: str,
+    shard_size: str,
+    config: Any,
+    saved: str,
+) -> None:
+    base = llama(dtype, shard_size=shard_size)
+    adapter = trained(base, dtype=saved, **config)
+    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    theirs = merged_by_peft(base, adapter)
+    assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
+    assert len(report.touched) == len(peft.read(adapter).deltas)
+    assert all(change.kept is not None and change.kept > 0.9 for change in report.touched.values())
+
+
+def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """The number of terms that torch on this CPU adds up before it starts the next sum; None if it uses another order."""
+    wanted = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    for panel in (192, 384):
+        with monkeypatch.context() as patched:
+            patched.setattr(product, "PANEL", panel)
+            if np.array_equal(product.product(left, right, np.empty_like(wanted)), wanted):
+                return panel
+    return None
+
+
+def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_this_cpu(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = llama("float32")
+    adapter = trained(base, dtype="float16", r=200, target_modules=["q_proj"], use_rslora=True)
+    ours = peft.read(adapter)
+    fuse([(ours, 1.0)], base, tmp_path / "out")
+    theirs, before, after = merged_by_peft(base, adapter), read_all(base), read_all(tmp_path / "out")
+    factors = [(delta.lora_B.astype(np.float32), delta.lora_A.astype(np.float32)) for delta in ours.deltas.values()]
+    (panel,) = {panel_of_torch(torch, *pair, monkeypatch) for pair in factors}
+    if panel == product.PANEL:
+        assert differing(after, theirs, torch) == {}
+    elif panel:
+        with monkeypatch.context() as patched:
+            patched.setattr(product, "PANEL", panel)
+            fuse([(ours, 1.0)], base, tmp_path / "in-the-order-of-torch")
+        assert differing(read_all(tmp_path / "in-the-order-of-torch"), theirs, torch) == {}
+    for (target, delta), (lora_B, lora_A) in zip(ours.deltas.items(), factors, strict=True):
+        name, scaling = f"{target}.weight", delta.scaling
+        exact = before[name].double().numpy() + scaling * (lora_B.astype(np.float64) @ lora_A.astype(np.float64))
+        error, peft_error = (np.abs(found[name].double().numpy() - exact) for found in (after, theirs))
+        # Two chains of 100 terms, their sum, the scale and the addition (Higham 2002, section 3.1), u = 2**-24.
+        magnitudes = scaling * (np.abs(lora_B).astype(np.float64) @ np.abs(lora_A))
+        assert (error <= 2.0**-24 * (104 * magnitudes + 1.01 * np.abs(exact))).all()
+        if panel:  # the longer a chain, the larger its error
+            assert np.linalg.norm(error) <= np.linalg.norm(peft_error)
+
+
+def test_a_copy_of_a_table_beside_its_delta_changes_nothing(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
+    base = llama("bfloat16")
+    adapter = peft.read(trained(base, dtype="float32", r=4, target_modules=["embed_tokens", "up_proj"]))
+    name = "model.embed_tokens.weight"
+    copy = read_all(base)[name].float().numpy()
+    fuse([(adapter, 1.0)], base, tmp_path / "without")
+    fuse([(dataclasses.replace(adapter, copies={name: copy}), 1.0)], base, tmp_path / "with")
+    assert differing(read_all(tmp_path / "with"), read_all(tmp_path / "without"), torch) == {}
+    with pytest.raises(RefusedError, match="differs from the base's"):
+        fuse([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
+
+
+def test_vera_equals_merge_and_unload_up_to_its_order_of_rounding(
+    torch: Any, llama: Any, merged_by_peft: Any, tmp_path: Path
+) -> None:
+    import peft as peft_library
+    from transformers import AutoModelForCausalLM
+
+    base = llama("float32")
+    config = peft_library.VeraConfig(r=8, target_modules=LINEAR, task_type="CAUSAL_LM")
+    model = peft_library.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "vera_lambda" in name:
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(tmp_path / "vera")
+    adapter = peft.read(tmp_path / "vera", base=read_base(base))
+    fuse([(adapter, 1.0)], base, tmp_path / "out")
+    theirs = merged_by_peft(base, tmp_path / "vera")
+    for name, tensor in read_all(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pissa_equals_merge_and_unload_up_to_the_rounding_of_its_residual(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path, dtype: str
+) -> None:
+    base = llama(dtype)
+    # peft begins it anew on the base as it loads it, in the base's own dtype.
+    adapter = trained(base, std=0.02, r=4, lora_alpha=6, target_modules=LINEAR, init_lora_weights="pissa")
+    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    assert any("plain LoRA of twice the rank" in note for note in report.notes)
+    theirs, before = merged_by_peft(base, adapter), read_all(base)
+    step = 2.0**-8 if dtype == "bfloat16" else 1e-5  # of each of the two roundings, where we have one
+    for name, tensor in read_all(tmp_path / "out").items():
+        ours, wanted = tensor.float(), theirs[name].float()
+        largest = float(torch.maximum(wanted.abs().max(), before[name].float().abs().max()))
+        assert float((ours - wanted).abs().max()) <= 2 * step * largest, name
+        assert float((ours - wanted).norm()) <= step * float(wanted.norm()), name
+        assert name not in report.touched or float((wanted - before[name].float()).norm()) > 0.05 * float(wanted.norm())
+
+
+def test_two_adapters_equal_peft_merging_one_after_the_other(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path
+) -> None:
+    base = llama()
+    adapters = [trained(base, name="a", r=8, target_modules=LINEAR), trained(base, name="b", r=4, target_modules=["v_proj"])]
+    fuse([(peft.read(adapter), 1.0) for adapter in adapters], base, tmp_path / "out")
+    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, *adapters), torch) == {}
+
+
+def test_transformers_computes_base_plus_adapter_with_the_result(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = llama("float32", shard_size="200KB")
+    adapter = trained(base, r=8, target_modules=LINEAR)
+    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(base)
+        bare = plain(ids).logits
+        theirs = PeftModel.from_pretrained(plain, adapter)(ids).logits
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert (ours - bare).abs().max() > 0.01 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_gpt2_stores_its_weights_transposed(
+    torch: Any, trained: Any, merged_by_peft: Any, tmp_path: Path, stripped: bool
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from adapterhub_converters.containers import safetensors_file
+
+    torch.manual_seed(0)
+    base = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(vocab_size=200, n_positions=32, n_embd=64, n_layer=2, n_head=4)).save_pretrained(base)
+    adapter = trained(base, r=4, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    theirs = merged_by_peft(base, adapter)
+    if stripped:  # as the published checkpoint names its tensors
+        with safetensors_file.SafetensorsFile(base / "model.safetensors") as file:
+            tensors = {name.removeprefix("transformer."): file.tensor(name) for name in file.tensors}
+        safetensors_file.write(base / "model.safetensors", tensors, {"format": "pt"})
+    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
+    assert bool(report.notes) == stripped
+
+
+def test_dora_differs_from_peft_in_the_last_bit_at_most(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path
+) -> None:
+    base = llama("float32")
+    adapter = trained(base, r=8, target_modules=LINEAR, use_dora=True)
+    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    theirs = merged_by_peft(base, adapter)
+    for name, tensor in read_all(tmp_path / "out").items():
+        np.testing.assert_array_max_ulp(tensor.numpy(), theirs[name].numpy(), maxulp=3)
+
+
+def test_lora_bias_goes_into_the_bias_of_the_base(
+    torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path
+) -> None:
+    base = llama(attention_bias=True)
+    adapter = trained(base, r=8, target_modules=["q_proj", "o_proj"], lora_bias=True)
+    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, adapter), torch) == {}
+
+
+def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path) -> None:
+    base = llama("float32")
+    adapter = trained(
+        base, r=8, target_modules=["q_proj"], modules_to_save=["lm_head"], trainable_token_indices={"embed_tokens": [3, 250]}
+    )
+    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, adapter), torch) == {}

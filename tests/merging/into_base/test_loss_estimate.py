@@ -1,0 +1,148 @@
+"""What a merge reports before anything is written: how much of the adapter is kept, and the error on each choice of base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merging import Options, fuse, prepared
+from adapterhub.merging.into_base.nf4 import ThroughNF4, sampled
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import Packed, string, u32
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import AdapterhubError
+from tests.conftest import need_module
+
+Q = "model.layers.0.self_attn.q_proj"
+OUT = "model.layers.0.self_attn.o_proj"
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "tie_word_embeddings": False}
+
+
+def base_in(folder: Path, **config: Any) -> Path:
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    tensors = {f"{name}.weight": rng.normal(size=(512, 512)).astype(dtypes.BF16) for name in (Q, OUT)}
+    tensors["model.norm.weight"] = np.ones(512, dtypes.BF16)
+    safetensors_file.write(folder / "model.safetensors", tensors, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    return folder
+
+
+def adapter(share: float) -> Adapter:
+    """A delta of this share of the weight's norm."""
+    rng = np.random.default_rng(2)
+    lora_A, lora_B = rng.normal(size=(8, 512)), rng.normal(size=(512, 8))
+    return Adapter({Q: LowRank(lora_A.astype(np.float32), (share * lora_B / 8**0.5).astype(np.float32), alpha=8)})
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    with SafetensorsFile(folder / "model.safetensors") as file:
+        return {name: file.tensor(name).astype(np.float32) for name in file.tensors}
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, (0.99, 1.01)), (0.01, (0.99, 1.01)), (0.001, (0.4, 0.7))])
+def test_kept_is_what_the_steps_of_bfloat16_leave(tmp_path: Path, share: float, kept: tuple[float, float]) -> None:
+    merge = prepared([(adapter(share), 1.0)], base_in(tmp_path / "base"))
+    change = merge.report.touched[f"{Q}.weight"]
+    assert change.relative == pytest.approx(share, rel=0.1)
+    assert change.kept is not None
+    assert kept[0] < change.kept < kept[1]
+    assert bool(merge.report.warnings) == (kept[0] < 0.9)
+
+
+def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(tmp_path: Path) -> None:
+    base, delta = base_in(tmp_path / "base"), adapter(0.03)
+    reports = {}
+    for onto in ("original", "as-trained"):
+        options = Options(as_trained=onto == "as-trained", trained_in="nf4")
+        reports[onto] = fuse([(delta, 1.0)], base, tmp_path / onto, options=options)
+    before = tensors_of(base)
+    low = delta.deltas[Q]
+    seen = sampled(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
+    wanted = seen + low.scaling * (low.lora_B @ low.lora_A)
+    for onto, name in (("original", "original"), ("as-trained", "as_trained")):
+        found = tensors_of(tmp_path / onto)[f"{Q}.weight"]
+        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        for report in reports.values():  # both are predicted, whichever is chosen
+            assert getattr(report.touched[f"{Q}.weight"], name) == pytest.approx(error, rel=0.05)
+    change = reports["original"].touched[f"{Q}.weight"]
+    assert change.original is not None
+    assert change.as_trained is not None
+    assert change.original > 0.08 > 0.005 > change.as_trained
+    # A layer without a delta was seen quantized as well, a norm was not.
+    after = tensors_of(tmp_path / "as-trained")
+    np.testing.assert_array_equal(
+        after[f"{OUT}.weight"], sampled(before[f"{OUT}.weight"]).astype(dtypes.BF16).astype(np.float32)
+    )
+    np.testing.assert_array_equal(after["model.norm.weight"], before["model.norm.weight"])
+    np.testing.assert_array_equal(tensors_of(tmp_path / "original")[f"{OUT}.weight"], before[f"{OUT}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "says"),
+    [
+        (Options(as_trained=True), {}, "no quantization is recorded"),
+        (Options(as_trained=True, trained_in="gptq"), {}, "training saw the base in gptq"),
+        (Options(as_trained=True, trained_in="nf4"), {"model_type": "gpt2"}, "stores its weights transposed"),
+    ],
+)
+def test_what_training_saw_is_not_guessed(tmp_path: Path, options: Options, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdapterhubError, match=says) as caught:
+        prepared([(adapter(0.1), 1.0)], base_in(tmp_path / "base", **config), options)
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("columns", [64, 96, 40])
+def test_blocks_across_rows_are_read_whole(columns: int) -> None:
+    from adapterhub.merging.into_base.output_files import Run
+    from adapterhub.merging.into_base.tensor_files import Opened
+    from adapterhub.merging.into_base.tensor_types import Floats
+
+    weight = np.random.default_rng(0).normal(size=(24, columns)).astype(np.float32)
+
+    class Memory:
+        rows, columns = weight.shape
+
+        def read(self, opened: Any, start: int, stop: int, out: np.ndarray, buffer: Callable[..., Any]) -> None:
+            out[...] = weight[start:stop]
+
+    source = ThroughNF4("w", Memory(), Floats("F32", dtypes.F32))
+    wanted, run = sampled(weight), Run(None, 0)
+    with Opened() as opened:
+        for start, stop in ((0, 24), (3, 8), (23, 24), (0, 1)):
+            out = np.empty((stop - start, columns), np.float32)
+            source.read(opened, start, stop, out, run.buffer)
+            np.testing.assert_array_equal(out, wanted[start:stop])
+
+
+def quantized(path: Path, kind: str) -> Path:
+    from adapterhub.merging.into_base.tensor_types import Blocks
+
+    need_module("gguf")
+    rows = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
+    blocks = np.empty((512, Blocks(kind).row_size(512)), np.uint8)
+    Blocks(kind).encode(rows, blocks)
+    metadata = {"general.architecture": string("llama"), "llama.attention.head_count": u32(8), "llama.block_count": u32(1)}
+    gguf_file.write(path, metadata, {"blk.0.attn_q.weight": Packed(kind, (512, 512), blocks)})
+    return path
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("kind", "share", "lost"), [("Q8_0", 0.03, False), ("Q8_0", 0.003, True), ("Q4_0", 0.03, True)])
+def test_a_quantized_target_that_swallows_the_adapter_is_refused(tmp_path: Path, kind: str, share: float, lost: bool) -> None:
+    base, asked = quantized(tmp_path / "base.gguf", kind), [(adapter(share), 1.0)]
+    if lost:
+        with pytest.raises(AdapterhubError, match=r"blk.0.attn_q.weight: .*% of the adapter's change would be kept") as caught:
+            prepared(asked, base)
+        assert caught.value.exit_code == 6
+    merge = prepared(asked, base, Options(force=True))
+    assert bool(merge.report.warnings) == lost
+    kept = prepared(asked, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].kept
+    assert kept == pytest.approx(1, abs=1e-3)

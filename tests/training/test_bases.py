@@ -1,0 +1,310 @@
+"""Where a base comes from changes nothing: floats, the quantized base that was kept, bitsandbytes' own files, GGUF."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
+from adapterhub.training.config import BaseConfig, LoRAConfig  # noqa: E402
+from adapterhub.training.layers import lora, nf4  # noqa: E402
+from adapterhub.training.model import digest_cache, quantized_cache  # noqa: E402
+from adapterhub.training.model.base import Base  # noqa: E402
+from adapterhub.training.model.base_files import BaseFiles  # noqa: E402
+from adapterhub.training.model.weights import FolderWeights  # noqa: E402
+from adapterhub_converters.architectures import names  # noqa: E402
+from adapterhub_converters.bases import read_base  # noqa: E402
+from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
+from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+from tests.training.conftest import load_base  # noqa: E402
+from tests.training.test_gguf_model import tiny  # noqa: E402
+from tests.training.test_trainer import contents, settings  # noqa: E402
+
+
+def entry_of(folder: Path, cache: Path) -> quantized_cache.Entry:
+    with BaseFiles(folder, cache) as files:
+        found = quantized_cache.entry_of(files, BaseConfig(str(folder)), LoRAConfig())
+    assert found
+    return found
+
+
+def loaded(folder: Path, entry: quantized_cache.Entry | None = None, **options: object) -> Base:
+    chosen = replace(BaseConfig(str(folder)), **options)
+    return load_base(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", entry=entry)
+
+
+def frozen(made: Base) -> dict[str, bytes]:
+    """Return all numbers of the base, by name."""
+    found = {}
+    for path, module in made.model.named_modules():
+        if isinstance(getattr(module, "base", None), nf4.NF4):
+            matrix = module.base
+            parts = [matrix.packed, matrix.absmax, matrix.nested, matrix.offset]
+            found[path] = b"".join(part.numpy().tobytes() for part in parts if part is not None)
+    for name, parameter in made.model.named_parameters():
+        if "lora_" not in name:
+            found[name] = parameter.detach().float().numpy().tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> quantized_cache.Entry:
+    """The tiny base in a cache."""
+    entry = entry_of(tiny_base, tmp_path_factory.mktemp("cache"))
+    assert loaded(tiny_base, entry).notes == ()
+    assert entry.exists
+    return entry
+
+
+def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+    config = training.read_config(settings(tmp_path, tiny_base, steps=2))
+    notes: list[str] = []
+
+    def run(out: str, **words: object) -> dict[str, bytes]:
+        chosen = replace(config, base=replace(config.base, **words))
+        training.run(
+            chosen, tmp_path / out, cache=tmp_path / "cache", on_event=lambda event: notes.extend(getattr(event, "notes", ()))
+        )
+        return contents(tmp_path / out)
+
+    fresh = run("fresh", cache=False)
+    assert not (tmp_path / "cache").exists()
+    assert run("first") == fresh
+    assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
+    written = next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat()
+    assert run("second") == fresh
+    assert next((tmp_path / "cache" / "bases").glob("*/model.safetensors")).stat().st_ino == written.st_ino
+    assert not [note for note in notes if "quantized base" in note]
+
+
+def test_what_is_cached_is_what_is_read(tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    assert frozen(loaded(tiny_base, entry)) == frozen(loaded(tiny_base))
+    with quantized_cache.CachedWeights(entry) as weights:
+        assert weights.stored_nf4("model.layers.0.mlp.up_proj.weight") is not None
+        assert weights.stored_nf4("model.norm.weight") is None
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "header", "checksums", "nested"])
+def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    copy = quantized_cache.Entry(tmp_path / entry.folder.name)
+    shutil.copytree(entry.folder, copy.folder)
+    path = copy.folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    if damage == "flipped":
+        raw[-7] ^= 1
+    elif damage == "cut":
+        del raw[-64:]
+    elif damage == "header":
+        at = raw.index(b'"BF16"')
+        raw[at : at + 6] = b'"F16" '
+    elif damage == "nested":
+        raw[len(raw) // 2] ^= 4
+    else:
+        (copy.folder / quantized_cache._CHECKSUMS).write_text("{}")
+    path.write_bytes(raw)
+    made = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
+    assert frozen(made) == frozen(loaded(tiny_base))
+    assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
+    assert loaded(tiny_base, copy).notes == ()
+
+
+def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    copy = quantized_cache.Entry(tmp_path / ("nf4-" + "0" * 32))
+    shutil.copytree(entry.folder, copy.folder)
+    made = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
+
+
+def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    for name, seconds in (("old", 0), ("young", None)):
+        shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
+        os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
+    copy = entry_of(tiny_base, tmp_path)
+    loaded(tiny_base, copy)
+    assert {path.name for path in (tmp_path / "bases").iterdir()} == {"nf4-young", copy.folder.name}
+
+
+def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    before = entry_of(folder, tmp_path / "cache")
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    assert entry_of(folder, tmp_path / "cache") != before
+
+
+def test_a_cache_that_cannot_be_written_is_only_noted(tmp_path: Path, tiny_base: Path) -> None:
+    (tmp_path / "bases").write_text("a file")
+    made = loaded(tiny_base, entry_of(tiny_base, tmp_path))
+    assert [note.split(":")[0] for note in made.notes] == ["the quantized base could not be cached"]
+
+
+def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache = tmp_path / "a", tmp_path / "cache"
+    file.write_bytes(b"one")
+    first = digest_cache.digest(file, cache)
+    assert not (cache / "digests").exists()  # it changed a moment ago, and might again within the clock's tick
+    monkeypatch.setattr(digest_cache, "_SETTLED", -1)
+    assert digest_cache.digest(file, cache) == first
+    (remembered,) = (cache / "digests").iterdir()
+    said = json.loads(remembered.read_text())
+    remembered.write_text(json.dumps({**said, "digest": "sha256:" + "0" * 64}))
+    assert digest_cache.digest(file, cache) == "sha256:" + "0" * 64  # not hashed
+    file.write_bytes(b"two")
+    os.utime(file, ns=(said["state"]["modified"], said["state"]["modified"]))  # as before, but for the time of change
+    assert digest_cache.digest(file, cache) == digest_cache.digest(file, None) != first
+
+
+@pytest.mark.peer
+def test_transformers_loads_what_is_kept(tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    need_module("bitsandbytes")
+    agrees_with_transformers(loaded(tiny_base), entry.folder)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("double", [True, False])
+def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: Path, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    quantized(tiny_base, tmp_path / "bnb", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    made = loaded(tmp_path / "bnb")
+    agrees_with_transformers(made, tmp_path / "bnb")
+    if double:
+        assert frozen(made) == frozen(loaded(tiny_base))
+    assert read_base(tmp_path / "bnb").fingerprint == read_base(tiny_base).fingerprint
+
+
+def agrees_with_transformers(made: Base, folder: Path) -> None:
+    """Every matrix is what bitsandbytes has when transformers loads `folder`, and the logits are alike."""
+    import transformers
+    from bitsandbytes import functional
+
+    # In evaluation bitsandbytes packs the codes anew for the CPU, which it cannot for a matrix of 96 columns.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cpu").train()
+    for path, module in theirs.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            wanted = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert torch.equal(nf4.dequantize(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(ids).logits, theirs(ids).logits, rtol=0.05, atol=0.1)
+
+
+def quantized(source: Path, out: Path, **words: object) -> None:
+    """The model at `source` as transformers and bitsandbytes save it in four bits."""
+    import transformers
+
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **words)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=how, dtype=torch.bfloat16, device_map="cpu"
+    )
+    model.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, out / name)
+
+
+@pytest.mark.peer
+def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    quantized(tiny_base, tmp_path / "fp4", bnb_4bit_quant_type="fp4")
+    with pytest.raises(RefusedError, match="q_proj.weight: is stored in FP4; only NF4 is supported"):
+        loaded(tmp_path / "fp4")
+    config = json.loads((tiny_base / "config.json").read_text())
+    shutil.copytree(tiny_base, tmp_path / "gptq")
+    (tmp_path / "gptq" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(RefusedError, match="quantized with gptq cannot be trained on"):
+        loaded(tmp_path / "gptq")
+
+
+def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Entry) -> None:
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
+        load_base(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
+    with pytest.raises(RefusedError, match="stored in NF4 only"):
+        loaded(entry.folder, quantize="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"blocksize": 128}, "has block sizes 128 and 256"),
+        ({"shape": [64, 65]}, "its parts do not fit a matrix of shape"),
+        ({"nested_offset": None}, "is not the JSON that bitsandbytes writes"),
+        ({"nested_offset": float("nan")}, "is not the JSON that bitsandbytes writes"),
+        ({"shape": [float("inf")]}, "is not the JSON that bitsandbytes writes"),
+        ({"shape": "x"}, "is not the JSON that bitsandbytes writes"),
+    ],
+)
+def test_codes_that_mean_something_else_are_refused(
+    change: dict[str, object], says: str, tmp_path: Path, entry: quantized_cache.Entry
+) -> None:
+    folder = tmp_path / "bnb"
+    shutil.copytree(entry.folder, folder)
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    key = "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4"
+    state = {**json.loads(tensors[key].tobytes()), **change}
+    tensors[key] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    safetensors_file.write(folder / "model.safetensors", tensors)
+    weights = FolderWeights(folder, [folder / "model.safetensors"])
+    with weights, pytest.raises((RefusedError, FormatError), match=says):
+        weights.stored_nf4("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises((RefusedError, FormatError)):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_output_layer_beside_the_table_that_it_is_tied_to_has_to_be_the_same(
+    same: bool, tmp_path: Path, tiny_base: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    with safetensors_file.SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * (1 if same else 2)
+    safetensors_file.write(path, tensors, {"format": "pt"})
+    if same:
+        assert frozen(loaded(tmp_path / "base")) == frozen(loaded(tiny_base))
+    else:
+        with pytest.raises(RefusedError, match="lm_head.weight differs from the table that config.json ties it to"):
+            loaded(tmp_path / "base")
+
+
+def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a.gguf")
+    made = loaded(source, entry_of(source, tmp_path / "cache"))
+    with gguf_file.GGUFFile(source) as file:
+        q = names.unpermuted(file.tensor("blk.0.attn_q.weight"), 2)
+        wanted = nf4.quantize(torch.from_numpy(np.ascontiguousarray(q)))
+    layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert isinstance(layer, lora.LoRALinear)
+    assert torch.equal(layer.base.packed, wanted.packed)
+    assert torch.equal(layer.base.nested, wanted.nested)
+    assert frozen(loaded(source, entry_of(source, tmp_path / "cache"))) == frozen(made)
+    assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
+
+
+def test_training_on_a_gguf_base_names_it(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a.gguf")
+    path = settings(tmp_path, source, steps=2)
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "ab ab aab b a ba"}\n' * 8)
+    training.run(training.read_config(path), tmp_path / "out")
+    known_manifest = AdapterManifest.read(tmp_path / "out")
+    assert known_manifest is not None
+    assert known_manifest.base.fingerprint == read_base(source).fingerprint
+    assert (known_manifest.base.quantization, known_manifest.base.architecture) == ("nf4", "LlamaForCausalLM")
+    assert known_manifest.training is not None
+    assert [item.path for item in known_manifest.training.weights or ()] == ["a.gguf"]

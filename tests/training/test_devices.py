@@ -1,0 +1,191 @@
+"""The same training on another device: one that is pretended, so that no operation mixes two, and CUDA where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub.training import config, devices  # noqa: E402
+from adapterhub.training.artifacts import checkpoint  # noqa: E402
+from adapterhub.training.layers import lora, nf4  # noqa: E402
+from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training.loop.state import new_state  # noqa: E402
+from adapterhub_converters.errors import RefusedError  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
+from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.training.test_kinds import loaded, rows, whole  # noqa: E402
+from tests.training.test_trainer import settings  # noqa: E402
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+
+PRETENDED = """
+import sys
+from pathlib import Path
+
+import torch
+
+from adapterhub.training import config
+from adapterhub.training.layers import lora
+from adapterhub.training.artifacts import checkpoint
+from adapterhub.training.loop import heldout, loop
+from adapterhub.training.loop.state import copy_trained, new_state, restore_trained
+from tests.train.conftest import load_base
+from tests.train.pretend import THERE, Elsewhere, There
+from tests.train.test_kinds import rows
+
+KINDS = {
+    "nf4": ({}, {}),
+    "dora": ({"dora": True}, {}),
+    "table": ({"targets": ("q_proj", "embed_tokens")}, {}),
+    "rows": ({"targets": ("q_proj",), "trainable_token_indices": (5, 7)}, {}),
+    "pissa": ({"init": "pissa", "targets": ("q_proj",)}, {}),
+    "scaled": ({"targets": ("q_proj",)}, {"dtype": "float16"}),
+}
+
+
+def losses(device, lora_words, base_words):
+    words = config.LoRAConfig(r=2, **lora_words)
+    how = config.BaseConfig("", **{"dtype": "float32", **base_words})
+    made = load_base(Path(sys.argv[1]), how, words, where="c.toml", device=device)
+    lora.reset(made.model, 0)
+    options = config.OptimConfig(rows=4, micro_rows=2, learning_rate=5e-3, clip=0.5)
+    state, given = new_state(made.model, options), rows(8)
+    found = [loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
+    assert all((type(value) is There) == (device is THERE) for _, value in lora.trained_parameters(made.model))
+    checkpoint.save(Path("c.safetensors"), made.model, state, "run")
+    state.best = copy_trained(made.model)
+    assert checkpoint.restore(Path("c.safetensors"), made.model, state, "run")
+    restore_trained(made.model, copy_trained(made.model))
+    found += [loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
+    return [*found, heldout.evaluate(made, given, 4)]
+
+
+for kind, words in KINDS.items():
+    here = losses(torch.device("cpu"), *words)
+    with Elsewhere():
+        there = losses(THERE, *words)
+    assert max(abs(a - b) for a, b in zip(here, there)) < (1e-2 if kind == "scaled" else 2e-5), (kind, here, there)
+    print(kind)
+"""
+
+
+def test_no_operation_of_a_step_mixes_devices(tmp_path: Path, tiny_base: Path) -> None:
+    """In a process of its own: a pretended device cannot be taken back."""
+    (tmp_path / "pretended.py").write_text(PRETENDED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    done = subprocess.run(
+        [sys.executable, "pretended.py", str(tiny_base)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["nf4", "dora", "table", "rows", "pissa", "scaled"], done.stderr[-3000:]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert devices.chosen("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        assert devices.chosen("auto").type == "cpu"
+        with pytest.raises(RefusedError, match="torch finds no CUDA device"):
+            devices.chosen("cuda")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    from bitsandbytes import optim
+
+    torch.manual_seed(0)
+    layers = [lora.LoRALinear(torch.zeros(1024, 96), None, r=8, alpha=8).to(device) for _ in range(2)]
+    lora.reset(layers[0], 0)
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours = new_state(layers[0], config.OptimConfig(optimizer="adamw8bit")).optimizer
+    theirs = optim.AdamW8bit(layers[1].parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
+    for _ in range(5):
+        for group in (*ours.param_groups, *theirs.param_groups):
+            group["lr"] = 0.01
+        for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    assert ours.state[layers[0].lora_B]["state1"].dtype == torch.uint8
+    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=needs_cuda)])
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
+    need_module("bitsandbytes")
+    given = rows(8)
+    options = config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]
+    device = "cuda" if optimizer.startswith("paged") else "cpu"
+    results = []
+    for stop in (False, True):
+        made = loaded(whole(tiny_base, r=64), device)
+        state = new_state(made.model, options)
+        for step in range(6):
+            if stop and step == 3:
+                checkpoint.save(tmp_path / "c.safetensors", made.model, state, "run")
+                made = loaded(whole(tiny_base, r=64), device)
+                state = new_state(made.model, options)
+                assert checkpoint.restore(tmp_path / "c.safetensors", made.model, state, "run")
+            loop.advance(made, given, state, options, 6)
+        results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(made.model)})
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+def test_paged_memory_is_for_cuda(tiny_base: Path) -> None:
+    made = loaded(whole(tiny_base))
+    with pytest.raises(RefusedError, match="only a CUDA device has paged memory"):
+        new_state(made.model, config.OptimConfig(optimizer="paged_adamw8bit"))
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_dequantizes_to_the_numbers_of_the_cpu(dtype: object) -> None:
+    matrix = nf4.quantize(torch.randn(192, 576))
+    assert torch.equal(nf4.dequantize(matrix.to("cuda"), dtype).cpu(), nf4.dequantize_reference(matrix, dtype))
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_training_on_cuda_learns_what_one_on_the_cpu_does(dtype: str, tmp_path: Path, tiny_base: Path) -> None:
+    path = settings(tmp_path, tiny_base)
+    found = []
+    for device in ("cpu", "cuda"):
+        text = path.read_text().replace("[data]", f'device = "{device}"\ndtype = "{dtype}"\n[data]', 1)
+        (tmp_path / f"{device}.toml").write_text(text)
+        result = training.run(training.read_config(tmp_path / f"{device}.toml"), tmp_path / device)
+        assert result.report is not None
+        assert result.report.peak
+        found.append(peft_format.read(tmp_path / device).deltas)
+    for name, delta in found[0].items():
+        apart = np.abs(delta.lora_B - found[1][name].lora_B).max() / np.abs(delta.lora_B).max()
+        assert apart < (1e-3 if dtype == "float32" else 0.2), name
+
+
+def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Path) -> None:
+    plan = whole(tiny_base)
+    made = loaded(config.dataclasses.replace(plan, base=config.BaseConfig(str(tiny_base), dtype="float16")))
+    options = config.OptimConfig(rows=4, learning_rate=5e-3)
+    state, given = new_state(made.model, options), rows(8)
+    state.scale.factor = 2.0**24
+    before = {name: value.detach().clone() for name, value in lora.trained_parameters(made.model)}
+    lines = [loop.advance(made, given, state, options, 12)]
+    assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(made.model))
+    assert state.scale.factor == 2.0**23
+    lines += [loop.advance(made, given, state, options, 12) for _ in range(11)]
+    assert state.scale.factor < 2.0**22
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.05

@@ -1,0 +1,124 @@
+"""Two processes, as torchrun starts them, learn what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
+from tests.conftest import ROOT, Run  # noqa: E402
+from tests.training.test_trainer import settings  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
+
+
+def of_two() -> dict[str, str]:
+    """What torchrun tells two processes that it starts, but for which each is."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+
+def of_ours(cache: Path) -> dict[str, str]:
+    """An environment in which Python finds this checkout."""
+    found = os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))
+    return {**os.environ, "PYTHONPATH": found, "XDG_CACHE_HOME": str(cache)}
+
+
+def by_torchrun(run: Run, path: Path) -> str:
+    environment = of_ours(path.parent)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
+    done = subprocess.run(
+        [*command, "train", str(path), "-o", "two", "--json"],
+        cwd=path.parent, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def side_by_side(run: Run, path: Path) -> str:
+    """As torchrun starts them, without the seconds that it and each of them take to import torch."""
+    told = of_two()
+    environments = [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda env: run("train", path, "-o", "two", "--json", env=env), environments))
+    return "".join(one.stdout for one in done)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.parametrize(("shard", "launch"), [(False, side_by_side), (True, by_torchrun)])
+def test_two_ranks_have_the_losses_of_one(
+    shard: bool, launch: Callable[[Run, Path], str], run: Run, tmp_path: Path, tiny_base: Path
+) -> None:
+    """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
+    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard)
+    words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
+    path.write_text(path.read_text().replace('name = "someone/tiny"', words))
+    training.run(training.read_config(path), tmp_path / "one")
+    assert json.loads(launch(run, path))["steps"] == 6  # one of the two speaks
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert len(logs[0]) == 6 + 4
+    for one, two in zip(*logs, strict=True):
+        assert one.keys() == two.keys()
+        assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-6), one
+    one, two = (peft_format.read(tmp_path / name).deltas for name in ("one", "two"))
+    apart = [np.abs(one[name].lora_B - two[name].lora_B).max() / np.abs(one[name].lora_B).max() for name in one]
+    assert max(apart) < 1e-4
+    assert not list(tmp_path.glob("*.checkpoint.safetensors"))
+
+
+HALVES = """
+import os, sys
+import torch
+from adapterhub.training import distributed
+from adapterhub.training.layers import experts, lora, nf4, variants
+os.environ["RANK"] = "1" if os.fork() else "0"
+torch.manual_seed(0)
+matrix = nf4.quantize(torch.randn(7, 130))
+with distributed.joined():
+    made = [lora.FrozenLinear(matrix, None), variants.DoRALinear(matrix, None, r=2, alpha=2)]
+    for layer in made:
+        layer.base = nf4.sharded(layer.base)
+    block = torch.nn.Sequential(*made)
+    nf4.shard(block, torch.device("cpu"))
+    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[distributed.process()]] * 2
+    assert made[0].base.rest.packed.numel() == 0
+    assert torch.equal(made[0].base.whole().packed, matrix.packed)
+    made[1].reset(torch.Generator().manual_seed(0))
+    x = torch.randn(2, 130, requires_grad=True)
+    counts = [[2, 0], [0, 2]][distributed.process()]
+    whole = experts.Stack([matrix, matrix], transposed=False)(x, counts)
+    stack = experts.Stack([nf4.sharded(matrix), nf4.sharded(matrix)], transposed=False)
+    nf4.shard(stack, torch.device("cpu"))
+    assert torch.equal(stack(x, counts), whole)  # each process has tokens for another expert
+    stack(x, counts).sum().backward()
+    assert [distributed.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
+    assert distributed.process() == int(os.environ["RANK"])
+if distributed.process() == 1:
+    assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "halves.py").write_text(HALVES)
+    environment = of_ours(tmp_path)
+    command = [sys.executable, "halves.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | of_two(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,70 @@
+"""An adapter is measured as its training measured it, and refused where the numbers would mean nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub.manifest import oci_manifest  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
+from adapterhub_converters.errors import RefusedError  # noqa: E402
+from adapterhub_converters.formats import peft as peft_format  # noqa: E402
+from tests.training.test_trainer import settings  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path):  # type: ignore[no-untyped-def]
+    """A trained adapter, as something given, and its folder with the data."""
+    folder = tmp_path_factory.mktemp("trained")
+    training.run(training.read_config(settings(folder, tiny_base, steps=3)), folder / "out")
+    return training.InitialAdapter(folder / "out", folder / "out", oci_manifest.build(folder / "out").digest, "./out"), folder
+
+
+def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    start, folder = trained
+    manifest = AdapterManifest.read(folder / "out")
+    assert manifest is not None
+    assert manifest.training is not None
+    recorded = manifest.training.metrics or {}
+    measured = training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], training.EvaluationOptions(threads=1))
+    assert (measured.base_loss, measured.loss) == (recorded["heldout_loss_before"], recorded["heldout_loss"])
+    assert measured.metrics["perplexity"] == recorded["heldout_perplexity"]
+    assert measured.metrics["perplexity_ratio"] < 1
+    assert (measured.sequence, measured.base["quantize"], measured.notes) == (48, "nf4", ())
+    assert measured.base["weights"][0]["digest"] == (manifest.training.weights or ())[0].digest
+    again = training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], training.EvaluationOptions(threads=1))
+    assert again == measured
+
+
+def test_what_it_was_trained_on_is_said(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    start, folder = trained
+    asked = training.EvaluationOptions(quantize="none", tokens=96, threads=1)
+    measured = training.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
+    assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
+    assert measured.base["quantize"] == "none"
+    assert measured.tokens < 96
+
+
+def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    start, folder = trained
+    adapter = peft_format.read(start.path)
+    target = next(iter(adapter.deltas))
+    delta = adapter.deltas[target]
+    broken = dataclasses.replace(delta, lora_B=np.full_like(delta.lora_B, np.inf))
+    (tmp_path / "x").mkdir()
+    peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: broken}, source=None), tmp_path / "x")
+    with pytest.raises(RefusedError, match="the loss is nan with the adapter"):
+        training.evaluate(
+            training.InitialAdapter(tmp_path / "x", tmp_path / "x", "", "./x"),
+            tiny_base,
+            [folder / "heldout.jsonl"],
+            training.EvaluationOptions(sequence=48, threads=1),
+        )

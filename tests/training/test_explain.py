@@ -1,0 +1,55 @@
+"""Every key is explained, and a new config is a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from adapterhub.training import config, explain
+from adapterhub_converters.errors import UsageError
+from tests.conftest import ROOT
+
+
+def test_every_key_says_why_its_default_is_what_it_is() -> None:
+    keys = {(section, item.name) for section, kind in config._SECTIONS.items() for item in dataclasses.fields(kind)}
+    told = explain.explain()
+    assert {(item.section, item.key) for item in told} == keys
+    assert [f"{item.section}.{item.key}" for item in told if not item.why.endswith(".")] == []
+    assert {item.key for item in told if item.needed} == {"path", "train"}
+
+
+def test_a_new_config_has_every_key_and_trains_as_it_stands() -> None:
+    text = explain.template()
+    read = config.parse(text, folder=Path(), where="new")
+    assert read == dataclasses.replace(
+        config.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), where="new")
+    )
+    assert max(map(len, text.splitlines())) <= 128
+    everything = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.MULTILINE)
+    document = tomllib.loads(everything)
+    for section, kind in config._SECTIONS.items():
+        assert list(document[section]) == [item.name for item in dataclasses.fields(kind)]
+    config.parse(everything, folder=Path(), where="new")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "train.learning_rate", "[train] learning_rate"])
+def test_one_key_is_found_however_it_is_written(name: str) -> None:
+    (found,) = explain.explain(name)
+    assert (found.section, found.key, found.default) == ("train", "learning_rate", "0.0002")
+
+
+def test_a_section_has_all_of_its_keys_and_a_word_that_is_none_is_refused() -> None:
+    assert {item.section for item in explain.explain("lora")} == {"lora"}
+    with pytest.raises(UsageError, match="Did you mean learning_rate?"):
+        explain.explain("learnig_rate")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_the_examples_are_configs(path: Path) -> None:
+    read = config.read(path)
+    assert read.card.title
+    assert read.card.license

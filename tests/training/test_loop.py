@@ -1,0 +1,259 @@
+"""What a step is: the same gradient however it is cut up, noise as transformers draws it, the best kept, the rest given up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub.training import config  # noqa: E402
+from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
+from adapterhub.training.data import dataset  # noqa: E402
+from adapterhub.training.layers import lora  # noqa: E402
+from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
+from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
+from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.training.conftest import load_base  # noqa: E402
+from tests.training.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
+from tests.training.test_trainer import RUN, contents, settings  # noqa: E402
+
+
+def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
+    """Rows have one to 24 labels: an average of averages would be another loss, and another adapter."""
+    given = rows(16)
+    for number in range(16):
+        given.labels[number, 1 + number % 24 :] = dataset.IGNORED
+    runs = []
+    for micro in (8, 2):
+        made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
+        state = new_state(made.model, options)
+        losses = [loop.advance(made, given, state, options, 6)["loss"] for _ in range(6)]
+        runs.append((losses, dict(lora.trained_parameters(made.model))))
+    assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-6)
+    for name, parameter in runs[0][1].items():
+        torch.testing.assert_close(runs[1][1][name], parameter, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.peer
+def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
+    need_module("peft")
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    plan = whole(tiny_base, targets=("q_proj", "down_proj"))
+    plan = replace(plan, train=replace(plan.train, neftune=5.0))
+    ours = loaded(plan)
+    theirs = peft_model(plan, ours)
+    table = theirs.get_input_embeddings()
+    table.neftune_noise_alpha = 5.0
+    table.register_forward_hook(neftune_post_forward_hook)
+    expected = peft_losses(theirs, plan, rows())
+    state = new_state(ours.model, plan.train)
+    losses = [loop.advance(ours, rows(), state, plan.train, 20)["loss"] for _ in range(20)]
+    assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    quiet = heldout.evaluate(ours, rows(), 4)
+    assert quiet == heldout.evaluate(ours, rows(), 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"schedule": "constant", "warmup": 3}, [0.25, 0.5, 0.75, 1.0, 1.0]),
+        ({"schedule": "linear"}, [1.0, 0.9, 0.8, 0.7, 0.6]),
+        ({"schedule": "linear", "floor": 0.5}, [1.0, 0.95, 0.9, 0.85, 0.8]),
+        ({"schedule": "inverse_sqrt", "warmup": 0}, [1.0, 0.5**0.5, (1 / 3) ** 0.5, 0.5, 0.2**0.5]),
+    ],
+)
+def test_the_rate(words: dict[str, Any], expected: list[float]) -> None:
+    options = config.OptimConfig(learning_rate=1.0, **words)
+    assert [optimizer.learning_rate(options, step, 10) for step in range(5)] == pytest.approx(expected)
+
+
+def test_wsd_falls_in_the_last_fifth() -> None:
+    options = config.OptimConfig(learning_rate=1.0, schedule="wsd")
+    rates = [optimizer.learning_rate(options, step, 100) for step in range(100)]
+    assert rates[:81] == pytest.approx([1.0] * 81)
+    assert rates[90] == pytest.approx(0.5)
+
+
+def log(*losses: float) -> list[dict[str, Any]]:
+    return [{"step": 2 * number, "heldout_loss": loss} for number, loss in enumerate(losses)]
+
+
+def test_giving_up() -> None:
+    assert best_step(log(3, 2, 1, 1, 2)) == 4
+    assert not out_of_patience(log(3, 2, 1, 1), 2)
+    assert out_of_patience(log(3, 2, 1, 1, 2), 2)
+    assert not out_of_patience(log(3, 2, 1, 1, 2), 0)
+    assert not out_of_patience([], 1)
+
+
+def spoiling(folder: Path, tiny_base: Path, **words: object) -> Path:
+    """A training that soon gets worse."""
+    keys = {"steps": 30, "learning_rate": 1.0, "schedule": "constant", "evaluate_every": 1, "keep_best": True, **words}
+    return settings(folder, tiny_base, **keys)
+
+
+def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> None:
+    path = spoiling(tmp_path, tiny_base, patience=2)
+    result = training.run(training.read_config(path), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    losses = [line["heldout_loss"] for line in lines if "heldout_loss" in line]
+    assert result.steps < 30
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
+    assert result.kept_step == result.steps - 2
+    # What is written is the best, not the last.
+    made = load_base(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
+    from adapterhub_converters.formats import peft as peft_format
+
+    written = peft_format.read(tmp_path / "out")
+    for name, layer in lora.lora_layers(made.model):
+        layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
+        layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
+    asked = dataset.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
+    assert heldout.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+    """Or `auto` would have the result depend on how much memory was free."""
+    path = settings(tmp_path, tiny_base, steps=3, neftune=5.0)
+    path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
+    plain = training.read_config(path)
+    for out, on in (("kept", False), ("again", True)):
+        result = training.run(replace(plain, train=replace(plain.train, checkpointing=on)), tmp_path / out)
+        assert result.report is not None
+        assert result.report.checkpointing is on
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert contents(tmp_path / "kept")[name] == contents(tmp_path / "again")[name]
+
+
+KILLED = RUN.replace(
+    'print("step", event.step, flush=True)', 'print("step", event.step, flush=True); import time; time.sleep(0.2)'
+)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+    """With all that is drawn by chance, and a best that lies before the checkpoint."""
+    path = spoiling(tmp_path, tiny_base, neftune=5.0, save_every=3, steps=8, samples=["3 times 3"], sample_tokens=4)
+    path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
+    training.run(training.read_config(path), tmp_path / "whole")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "step 4\n":
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    events: list[training.Event] = []
+    training.run(training.read_config(path), tmp_path / "out", on_event=events.append)
+    assert [event.step for event in events if isinstance(event, training.Resumed)] == [3]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_samples_are_what_generate_says(tiny_base: Path) -> None:
+    made = loaded(whole(tiny_base))
+    (said,) = heldout.answers(made, ["what?"], 6)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    ids = made.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    expected = plain.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert said == {"prompt": "what?", "text": made.tokenizer.decode(expected, skip_special_tokens=True)}
+    assert made.model.training
+
+
+def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = settings(tmp_path, tiny_base, steps=2, log_to=["tensorboard"])
+    training.run(training.read_config(path), tmp_path / "out")
+    read = EventAccumulator(str(tmp_path / "out.tensorboard"))
+    read.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [event.value for event in read.Scalars("train/loss")] == pytest.approx(losses)
+    assert [event.step for event in read.Scalars("heldout/perplexity")] == [0, 2]
+
+
+def test_where_numbers_cannot_go_is_said(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = settings(tmp_path, tiny_base, log_to=["paper"])
+    with pytest.raises(UsageError, match="unknown tracker 'paper'. Use any of tensorboard, wandb, trackio, mlflow"):
+        training.run(training.read_config(path), tmp_path / "out")
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(MissingExtraError, match="mlflow is not installed. pip install mlflow"):
+        training.run(replace(training.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
+
+
+def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = settings(tmp_path, tiny_base, log_to=["tensorboard"])
+    (tmp_path / "out.tensorboard").write_text("in the way")
+    with pytest.raises(RefusedError, match=r"\[train\] log_to: tensorboard does not start .* or remove it from log_to"):
+        training.run(training.read_config(path), tmp_path / "out")
+
+
+def test_a_log_that_fails_meanwhile_is_said_and_told_no_more() -> None:
+    said: list[Any] = []
+    told: dict[str, list[int]] = {"good": [], "bad": []}
+
+    def bad(step: int, numbers: Any) -> None:
+        told["bad"].append(step)
+        raise ConnectionError("no such\nhost")
+
+    tell = tracking.logging_to({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
+    steps = [training.Stepped(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
+    for step in steps:
+        tell(step)
+    assert told == {"good": [1, 2, 3], "bad": [1]}
+    assert said == [training.Untracked("bad", "no such host"), *steps]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_log_is_told_whether_the_training_failed(
+    fails: bool, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Opened:
+        def __enter__(self) -> Any:
+            return lambda step, numbers: None
+
+        def __exit__(self, kind: Any, *_: object) -> None:
+            seen.append(kind)
+            raise ConnectionError("gone")
+
+    monkeypatch.setitem(tracking._KINDS, "tensorboard", lambda config, out: Opened())
+    settled = training.read_config(settings(tmp_path, tiny_base, log_to=["tensorboard"]))
+    said: list[Any] = []
+    try:
+        with tracking.tracked(settled, tmp_path / "out", said.append):
+            if fails:
+                raise UsageError("x", "wrong")
+    except ConnectionError:
+        assert fails
+    assert (seen, said) == (([UsageError], []) if fails else ([None], [training.Untracked("tensorboard", "gone")]))
+
+
+def test_a_curve_in_a_line() -> None:
+    assert loss_curve.line([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert len(loss_curve.line(list(range(1000)), 24)) == 24
+    assert (loss_curve.line([]), loss_curve.line([3.0, 3.0])) == ("", "▁▁")

@@ -1,0 +1,223 @@
+"""What a training is said to take is what it takes, and what cannot fit doesn't start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapterhub import training
+from adapterhub.training.cost import budget, memory, shapes
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.errors import RefusedError
+from tests.conftest import ROOT, need_module
+from tests.training.conftest import load_base, write_tokenizer
+
+# The peak is set back when all is imported: what comes above that is the training's own.
+MEASURE = """
+import sys
+from pathlib import Path
+import bitsandbytes, matplotlib, torch, transformers
+import adapterhub.training.trainer
+from adapterhub import training as train
+from transformers import LlamaForCausalLM
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+start = kilobytes("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")
+train.run(train.read_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(start * 1024, kilobytes("VmHWM:") * 1024)
+"""
+TINY = {
+    "vocab_size": 259, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+LIKE_135M = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}  # fmt: skip
+
+
+def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", lora: str = "", **keys: object) -> Path:
+    """A config over a new base of that shape."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(**numbers, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "base")
+    write_tokenizer(folder / "base")
+    line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 6})
+    (folder / "t.jsonl").write_text(f"{line}\n" * 80)
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 2, "threads": 1, **keys}.items())
+    heldout = 'heldout = "t.jsonl"\nheldout_tokens = 2048\n' if "evaluate_every" in keys else ""
+    (folder / "c.toml").write_text(
+        f'[base]\npath = "base"\n{base}\n[data]\ntrain = "t.jsonl"\n{heldout}sequence = {sequence}\n'
+        f"[lora]\nr = 16\n{lora}[train]\n{lines}\n"
+    )
+    return folder / "c.toml"
+
+
+# Four processes hold every kind of what can be trained; which of a row's kinds is wrong, the parts of the plan say.
+KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
+    "small-and-many-tokens": (TINY, {"sequence": 1024, "rows": 12}, "", ""),
+    "checkpointing-dora-best": (
+        LIKE_135M,
+        {
+            "sequence": 256, "rows": 8, "checkpointing": True, "evaluate_every": 2, "keep_best": True, "samples": ["a?"],
+            "sample_tokens": 4,
+        },
+        "", "dora = true\nrank_pattern = {down_proj = 64}\n",
+    ),
+    "dropout-float32": (LIKE_135M, {"sequence": 256, "rows": 2}, 'dtype = "float32"', "dropout = 0.1\ndora = true\n"),
+    "pissa-embedding-few-targets": (
+        LIKE_135M, {"sequence": 256, "rows": 4}, "", 'init = "pissa"\ntargets = ["q_proj", "down_proj", "embed_tokens"]\n',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_measured_is_within_15_per_cent_of_what_was_said(tmp_path: Path, kind: str) -> None:
+    for name in ("bitsandbytes", "matplotlib"):
+        need_module(name)
+    numbers, keys, base, lora = KINDS[kind]
+    path = made(tmp_path, numbers, base=base, lora=lora, **keys)  # type: ignore[arg-type]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
+        "GOMP_SPINCOUNT": "1000",
+    }  # fmt: skip
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    start, peak = map(int, done.stdout.split())
+    planned = memory.plan(training.read_config(path), read_base(tmp_path / "base"))
+    assert (planned.total - start) / (peak - start) == pytest.approx(1, abs=0.15), (planned, start, peak)
+
+
+def config_of(tmp_path: Path, tiny_base: Path, **keys: object) -> training.TrainConfig:
+    (tmp_path / "t.jsonl").write_text('{"text": "a b c"}\n' * 8)
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 1, "rows": 8, **keys}.items())
+    (tmp_path / "c.toml").write_text(
+        f'[base]\npath = {json.dumps(str(tiny_base))}\n[data]\ntrain = "t.jsonl"\nsequence = 256\n[train]\n{lines}\n'
+    )
+    return training.read_config(tmp_path / "c.toml")
+
+
+def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
+    planned = memory.plan(config, spec)
+    found = {item.settings: item.plan for item in budget.alternatives(config, spec)}
+    assert list(found) == [
+        "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantize = "none"',
+    ]  # fmt: skip
+    assert found["micro_rows = 1"].activations < found["micro_rows = 4"].activations < planned.activations
+    assert found["checkpointing = true"].activations < planned.activations
+    assert found['quantize = "none"'].base > planned.base
+    assert all(plan.adapter == planned.adapter for plan in found.values())
+
+
+def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_the_same_rows(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
+    base, adapter = memory.parameters(config, spec)
+    planned = memory.plan(config, spec)
+    assert planned.adapter == 4 * adapter
+    same = planned.total - planned.base - planned.adapter - planned.gradients - planned.optimizer
+    assert memory.full_fine_tuning(config, spec) == 16 * base + same
+
+
+def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
+    total = memory.plan(config, spec).total
+    budget.check(config, spec, free=total)
+    budget.check(config, spec, free=total - 1, held=1)
+    budget.check(config, spec, free=None)
+    with pytest.raises(RefusedError, match=r"Set micro_rows = 1$"):
+        budget.check(config, spec, free=total - 1)
+    smallest = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, sequence=128),
+        train=dataclasses.replace(config.train, micro_rows=1, checkpointing=True),
+    )
+    with pytest.raises(RefusedError, match="Set micro_rows = 1, checkpointing = true, sequence = 128"):
+        budget.check(config, spec, free=memory.plan(smallest, spec).total)
+    with pytest.raises(RefusedError, match="use a smaller base"):
+        budget.check(config, spec, free=memory.plan(smallest, spec).total - 1)
+
+
+def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path, tiny_base: Path) -> None:
+    config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
+    assert config.train.checkpointing == "auto"
+    total = memory.plan(config, spec).total
+    assert budget.settled(config, spec, free=total).train.checkpointing is False
+    assert budget.settled(config, spec, free=total - 1, held=1).train.checkpointing is False
+    assert budget.settled(config, spec, free=None).train.checkpointing is False
+    settled = budget.settled(config, spec, free=total - 1)
+    assert settled.train.checkpointing is True
+    assert memory.plan(settled, spec).total < total
+    for said in (True, False):
+        chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=said))
+        assert budget.settled(chosen, spec, free=1) == chosen
+
+
+def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
+    """Against the model itself, for whatever gives it trained numbers."""
+    pytest.importorskip("torch")
+    for words in (
+        {}, {"dora": True, "layers": (1,)}, {"targets": ("q_proj", "embed_tokens"), "rank_pattern": {"q_proj": 3}},
+        {"targets": r".*\.0\..*(gate|up)_proj"}, {"exclude": ("mlp.down_proj",), "trainable_token_indices": (4, 9)},
+    ):  # fmt: skip
+        config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=training.config.LoRAConfig(r=2, **words))
+        spec = read_base(tiny_base)
+        made = load_base(tiny_base, config.base, config.lora, where="")
+        trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
+        assert memory.parameters(config, spec)[1] == trained, words
+
+
+EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_are_counted_whether_they_lie_stacked_or_one_by_one(kind: str, tmp_path: Path) -> None:
+    from tests.support import tiny
+
+    model = tiny.model(kind)
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "c.toml").write_text(
+        f'[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\n[lora]\nr = 2\ntargets = {json.dumps(EXPERTS[kind])}\n'
+    )
+    config, spec = training.read_config(tmp_path / "c.toml"), read_base(tmp_path / "base")
+    wanted = sum(
+        2 * (parameter.shape[0] if parameter.ndim == 3 else 1) * sum(parameter.shape[-2:])
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight").endswith(EXPERTS[kind])
+    )
+    assert memory.parameters(config, spec) == (sum(p.numel() for p in model.parameters()), wanted)
+    shape = shapes.shape_of(config, spec)
+    experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
+        parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3
+    )
+
+
+def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path: Path) -> None:
+    assert budget.free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:      5000 kB\n")
+    assert budget.free_memory(tmp_path) == 5_120_000
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert budget.free_memory(tmp_path) == 5_120_000
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("2500000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
+    assert budget.free_memory(tmp_path) == 900_000

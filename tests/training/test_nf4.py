@@ -1,0 +1,67 @@
+"""NF4: the bytes of bitsandbytes, and its numbers back."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from adapterhub.training.layers import nf4  # noqa: E402
+from adapterhub_converters.errors import RefusedError  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+
+SHAPES = [(64, 64), (192, 576), (3, 22), (1, 2), (7, 130), (1, 16_400), (520, 1024), (5, 3), (2048, 640)]
+
+
+def weight(shape: tuple[int, ...], dtype: object) -> object:
+    """Normal weights with blocks of zeros, tiny and huge values among them."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    flat = values.view(-1)
+    flat[64:192] = 0
+    flat[256:320] *= 1e-6
+    flat[400:402] = 3.0
+    return values.to(dtype)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bytes_are_bitsandbytes(shape: tuple[int, ...], dtype: object) -> None:
+    need_module("bitsandbytes")
+    from bitsandbytes import functional
+
+    original = weight(shape, dtype)
+    ours = nf4.quantize(original)
+    packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
+    assert torch.equal(ours.packed, packed.view(-1))
+    assert torch.equal(ours.absmax, state.absmax.view(-1))
+    assert torch.equal(ours.nested, state.state2.absmax)
+    assert torch.equal(ours.offset, state.offset)
+    assert torch.equal(nf4.dynamic_map(), state.state2.code)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_alone_dequantizes_to_what_bitsandbytes_does(shape: tuple[int, ...], dtype: object) -> None:
+    need_module("bitsandbytes")
+    from bitsandbytes import functional
+
+    original = weight(shape, torch.bfloat16)
+    packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
+    state.dtype = dtype
+    theirs = functional.dequantize_4bit(packed, state).reshape(shape)  # it transposes a single byte
+    assert torch.equal(nf4.dequantize_reference(nf4.quantize(original), dtype), theirs)
+    assert torch.equal(nf4.dequantize(nf4.quantize(original), dtype), theirs)
+
+
+def test_a_weight_takes_4_127_bits() -> None:
+    matrix = nf4.quantize(weight((1024, 1024), torch.bfloat16))
+    assert matrix.size * 8 / 1024**2 == pytest.approx(4.127, abs=0.001)
+
+
+def test_a_value_that_is_not_finite_is_refused() -> None:
+    bad = torch.ones(2, 64)
+    bad[1, 3] = float("nan")
+    with pytest.raises(RefusedError, match="q_proj: contains a value that is not finite"):
+        nf4.quantize(bad, "q_proj")

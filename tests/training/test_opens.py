@@ -1,0 +1,78 @@
+"""A training opens each file of its base at most twice: for the header and small files, and for the tensors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.opens import opens
+from tests.training.conftest import write_tokenizer
+
+pytestmark = pytest.mark.xdist_group("training")
+
+# transformers opens config.json and the tokenizer's files itself, some of them several times: its opens are not counted.
+TRANSFORMERS = """
+import collections, json, os, sys
+import transformers
+opened = collections.Counter()
+def count(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        opened[os.path.basename(os.fsdecode(arguments[0]))] += 1
+transformers.AutoConfig, transformers.AutoTokenizer
+sys.addaudithook(count)
+transformers.AutoConfig.from_pretrained(sys.argv[1])
+transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps(opened))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config with a base in two files."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(0)
+    numbers = {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers, bos_token_id=1, eos_token_id=2))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "base", max_shard_size="100KB")
+    write_tokenizer(tmp_path / "base")
+    (tmp_path / "t.jsonl").write_text('{"text": "a b c d e f"}\n' * 8)
+    (tmp_path / "c.toml").write_text(
+        '[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\nsequence = 32\n[lora]\nr = 2\n[train]\nsteps = 1\nthreads = 1\n'
+    )
+    return tmp_path / "c.toml"
+
+
+def by_transformers(base: Path) -> dict[str, int]:
+    """Return how often transformers alone opens each file of a base."""
+    done = subprocess.run([sys.executable, "-c", TRANSFORMERS, str(base)], capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("keys", ["", "cache = false"])
+def test_each_base_file_is_opened_at_most_twice(keys: str, config: Path, tmp_path: Path, started: Callable[..., Any]) -> None:
+    config.write_text(config.read_text().replace('path = "base"\n', f'path = "base"\n{keys}\n'))
+    transformers_alone = by_transformers(tmp_path / "base")
+
+    def train(out: str) -> dict[str, int]:
+        counted = opens(started, tmp_path, tmp_path, "train", "c.toml", "-o", out)
+        names = [path.name for path in (tmp_path / "base").iterdir()]
+        return {name: counted[f"base/{name}"] - transformers_alone.get(name, 0) for name in names}
+
+    found = train("one")
+    weights = [name for name in found if name.endswith(".safetensors")]
+    assert len(weights) > 1
+    assert {name: count for name, count in found.items() if count > 2} == {}
+    assert {found[name] for name in weights} == {2}
+    if not keys:
+        # The tensors now come from the quantized cache: of the base only headers are read.
+        found = train("two")
+        assert {found[name] for name in weights} == {1}
