@@ -34,6 +34,8 @@ TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
 EPOCH = "1970-01-01T00:00:00Z"
 MAX_MANIFEST = 4 << 20  # bytes; the size that registries must accept (distribution-spec, "Pushing manifests")
+# Bytes of all files in relation to those of the different ones. A few kilobytes under ten thousand names would fill a disk.
+_REPEATED, _REPEATED_FREE = 8, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ def build(folder: Path) -> Manifest:
 def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest) -> Manifest:
     """The OCI manifest of files (path to digest and size, adapter.json among them) that `manifest` describes."""
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
+    if what := _repetition(layers):
+        raise RefusedError(ADAPTER_JSON, what, "Remove the copies")
     config_bytes = _canonical(_config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = _annotations(manifest)
@@ -157,16 +161,28 @@ def parse(raw: bytes, where: str) -> Manifest:
         raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
     document = parse_json(raw, where)
     kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
+    # Another program could take it for the other one (CVE-2021-41190; image-spec v1.1, `manifest.md`, "mediaType").
+    if "manifests" in document and layers is not None:
+        raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")
     if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
         raise FormatError(where, f"not an OCI image manifest but {str(kind)[:80]!r}")
     if len(layers) > MAX_FILES:
         raise FormatError(where, f"{len(layers)} files are over the limit of {MAX_FILES}")
     found = tuple(_descriptor(layer, where, named=True) for layer in layers)
     check_paths((layer.path for layer in found), where)
+    if what := _repetition(found):
+        raise FormatError(where, what)
     annotations = document.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         raise FormatError(where, "annotations are not a map of strings to strings")
     return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), found, annotations)
+
+
+def _repetition(layers: tuple[Descriptor, ...]) -> str:
+    """What is wrong with files that are mostly copies of each other; empty for any others."""
+    size, distinct = sum(layer.size for layer in layers), sum({layer.digest: layer.size for layer in layers}.values())
+    too_much = size > _REPEATED * distinct + _REPEATED_FREE
+    return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:

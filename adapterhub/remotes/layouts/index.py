@@ -30,7 +30,10 @@ def parse(raw: bytes, where: str) -> list[Entry]:
     # A descriptor is mostly digest. A file of brackets has none, but would take up to twenty times its size in memory.
     if len(raw) > _DENSE and sum(map(raw.count, (b"{", b"[", b","))) > len(raw) // 8:
         raise FormatError(where, "not an image index: it has too many elements for its bytes")
-    entries = parse_json(raw, where).get("manifests")
+    document = parse_json(raw, where)
+    entries = document.get("manifests")
+    if "layers" in document and entries is not None:  # CVE-2021-41190
+        raise FormatError(where, "both an image index, with manifests, and an image manifest, with layers")
     if not isinstance(entries, list):
         raise FormatError(where, "not an image index: it has no list of manifests")
     seen: dict[str, str] = {}
