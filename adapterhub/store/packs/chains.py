@@ -12,9 +12,9 @@ Parents = Mapping[str, str]
 
 
 def chain(digest: str, parents: Parents) -> list[str]:
-    """Return the parents that `digest` needs, nearest first; a circle is cut short."""
+    """Return the parents that `digest` needs, nearest first; a circle is cut short, and so is what is too deep to be read."""
     found: list[str] = []
-    while (digest := parents.get(digest, "")) and digest not in found:
+    while (digest := parents.get(digest, "")) and digest not in found and len(found) <= READ_DEPTH:
         found.append(digest)
     return found
 
@@ -32,6 +32,7 @@ def children_first(digests: Iterable[str], parents: Parents) -> list[str]:
 def may_follow(child: str, parent: str, parents: Parents) -> bool:
     """Return True if `child` may become a difference to `parent`, without a circle or a chain longer than MAX_DEPTH."""
     above = [parent, *chain(parent, parents)]
-    below = max((len(chain(other, parents)) for other in parents if child in chain(other, parents)), default=0)
+    chains = (chain(other, parents) for other in parents)
+    below = max((len(one) for one in chains if child in one), default=0)
     height = max(0, below - len(chain(child, parents)))
     return child not in above and len(above) + height <= MAX_DEPTH

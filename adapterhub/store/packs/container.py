@@ -6,7 +6,7 @@
 
 The head alone has the size of the blob and the parent it needs. Reading streams by `read_at`: one block in memory, and two of
 each parent up the chain. A pack is trusted no more than any other file: every length is checked before it is used, at most one
-block is allocated at a time, and the reader compares the digest of the result.
+block is allocated at a time, work on parents is bounded by the bytes that come out, and the reader compares their digest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
 from . import byte_planes
+from .chains import MAX_DEPTH
 from .cutting import MAX_BLOCK, ReadAt, Run
 
 HEAD_SIZE = 64
@@ -34,6 +35,11 @@ _ENTRY = np.dtype(
     [("size", "<u4"), ("width", "u1"), ("delta", "u1"), ("zero", "<u2"), ("parent", "<u8"), ("stored", "<u4", (8,))]
 )
 _HINT = "Check the registry"
+# A block may need two of its parent, each of which two of its own: of the longest chain that is written, 31 in all, if no block
+# is used twice. A hostile chain has blocks that need many.
+_WORK = 1 << (MAX_DEPTH + 1)
+_WORK_FREE = 256 << 20  # bytes decoded, by a read of any size
+_BLOCK_COST = 1 << 10  # bytes that could be decoded in the time that any block takes
 _CLEARLY = 0.95
 _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
 
@@ -150,6 +156,19 @@ def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
     return np.frombuffer(raw, np.uint8)
 
 
+@dataclass(slots=True)
+class _Work:
+    """The work that the readers of one chain share: bytes `wanted` of the blob at its end, and `done`, bytes decoded."""
+
+    wanted: int = 0
+    done: int = 0
+
+    def is_too_much(self, size: int) -> bool:
+        """Count the decoding of a block of `size` bytes; return True if that exceeds what the wanted bytes justify."""
+        self.done += size + _BLOCK_COST
+        return self.done > _WORK * self.wanted + _WORK_FREE
+
+
 class Reader(io.RawIOBase):
     """The blob in a pack, as an unbuffered file that decodes its bytes while they are read.
 
@@ -167,6 +186,13 @@ class Reader(io.RawIOBase):
         self._places = _before(self._entries["stored"].sum(axis=1, dtype=np.int64)) + HEAD_SIZE
         self._cache: dict[int, byte_planes.Bytes] = {}
         self._position = 0
+        self._share(_Work())
+
+    def _share(self, work: _Work) -> None:
+        """Have the parents, which were opened first, count their work here."""
+        self._work = work
+        if isinstance(self._parent, Reader):
+            self._parent._share(work)
 
     def _index(self) -> Any:
         head = self.head
@@ -184,6 +210,10 @@ class Reader(io.RawIOBase):
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return bytes of the blob; fewer only at its end."""
+        self._work.wanted += max(0, min(size, self.head.size - offset))
+        return self._plain(offset, size)
+
+    def _plain(self, offset: int, size: int) -> bytes:
         out = bytearray(max(0, min(size, self.head.size - offset)))
         self._copy(memoryview(out), offset)
         return bytes(out)
@@ -204,12 +234,16 @@ class Reader(io.RawIOBase):
             try:
                 self._cache[at] = self._decoded(at)
             except FormatError as error:
+                if error.where:  # that of a parent
+                    raise
                 raise self._damaged(f"block {at}: {error.what}") from error
         return self._cache[at]
 
     def _decoded(self, at: int) -> byte_planes.Bytes:
         entry, place = self._entries[at], int(self._places[at])
         size, width = int(entry["size"]), int(entry["width"])
+        if self._work.is_too_much(size):
+            raise FormatError("", "it takes more of its parents than its size justifies")
         stored = []
         for length in entry["stored"][:width].tolist():
             stored.append(_read_at(self._file, place, length))
@@ -223,7 +257,7 @@ class Reader(io.RawIOBase):
 
     def _of_parent(self, offset: int, size: int) -> bytes:
         if isinstance(self._parent, Reader):
-            return self._parent.read_at(offset, size)
+            return self._parent._plain(offset, size)
         if self._parent is None:
             raise FormatError("", "its difference needs a parent, and the head names none")
         return _read_at(self._parent, offset, size)
@@ -241,6 +275,7 @@ class Reader(io.RawIOBase):
         """Fill `buffer`; less only at the end of the blob, unlike a pipe."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self.head.size - self._position))]
+        self._work.wanted += len(view)
         self._copy(view, self._position)
         self._position += len(view)
         return len(view)
