@@ -76,6 +76,14 @@ def parse_name(name: str, where: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    """Return True for a text that `parse_name` returns."""
+    try:
+        return bool(parse_name(text, ""))
+    except RefError:
+        return False
+
+
 def parse_tag(tag: str, where: str) -> str:
     """Return `tag` if it can be set by hand, else raise RefError: a version number cannot."""
     if tag.startswith(("^", "~")):

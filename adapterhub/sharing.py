@@ -456,10 +456,11 @@ def pull(
         policy.check_name(ref.name)
     with workspace.opened() as registry:
         version = registry.resolve(ref)
-        if policy:
+        if policy and policy.needs_manifest:
             from adapterhub.remotes.local import Local
 
-            check_policy(Local(registry, ref.name), version.digest, source, workspace)
+            local = Local(registry, ref.name, policy)
+            local.check(local.manifest(version.digest), source, facts_only=True)
         if conversion is not None:
             from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
             from adapterhub_converters import formats

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.fsck import Finding
+    from adapterhub.maintenance.findings import Finding
 
 # Parameter to the option that sets it, where the two differ in more than dashes.
 OPTIONS = {

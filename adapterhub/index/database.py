@@ -3,6 +3,9 @@
 It contains no data of its own: it replays the logs, and a deleted one is rebuilt from them. Its write lock is also the lock
 under which every writer moves refs.
 
+The file may be anybody's. Its schema must be the one that `migrations` makes, its values must have the types of their columns,
+and no statement runs longer than the size of the file justifies. What a ref means is compared with the log.
+
 Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time where
 pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to create, migrate or
 rebuild the tables (`migrations`, `replay.rebuild`).
@@ -10,6 +13,7 @@ rebuild the tables (`migrations`, `replay.rebuild`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +27,24 @@ FILE = "registry.db"
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 VERSION = 8
 """`user_version` of a database with the current tables: the number of migrations."""
+SCHEMA = "26a011cdce42d2d092f906f5cbf8da241aa3e39436f6df698f78e7a927c1c7d0"
+"""Digest of the schema that `migrations` makes (`schema`)."""
 _LOCK_SECONDS = 30
+_MAX_OBJECTS = 200  # tables, indexes, triggers
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 256 << 20,  # bytes of a value; a chain of pages that is a circle has no end
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 8,
+}
+# Steps of SQLite's virtual machine: a page may be a child of itself many times over, which makes a tree without an end. Listing
+# a version takes some 200 steps, and its row with all that belongs to it has over 1,000 bytes.
+_STEPS, _STEPS_PER_BYTE = 20_000_000, 100
+_TICK = 1_000_000  # steps between two calls of the handler
+# Errors of SQLite that mean the file system or another process, not the contents of the file (sqlite.org/rescode.html).
+_LOCAL = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM",
+          "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_NOLFS", "SQLITE_AUTH")  # fmt: skip
+_NULL = type(None)
+_KINDS: dict[str, set[type]] = {"s": {str}, "i": {int}, "S": {str, _NULL}, "I": {int, _NULL}, "F": {float, _NULL}}
 
 
 def is_ours(path: Path) -> bool:
@@ -39,7 +60,31 @@ def is_ours(path: Path) -> bool:
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Connect to a database file in a mode of SQLite's URIs (sqlite.org/uri.html): `ro`, `rw` or `rwc`."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS)
+    return _guarded(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS))
+
+
+def connect_memory() -> sqlite3.Connection:
+    """Connect to a new database in memory."""
+    return _guarded(sqlite3.connect(":memory:", isolation_level=None))
+
+
+def _guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Set what keeps a database of others from running anything or reading elsewhere (sqlite.org/security.html)."""
+    for limit, value in _LIMITS.items():
+        connection.setlimit(limit, value)
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def schema(connection: sqlite3.Connection) -> str:
+    """Return the digest of all that a database defines, in any spelling of quotes and spaces; empty for too many objects."""
+    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchmany(_MAX_OBJECTS + 1)
+    if len(found) > _MAX_OBJECTS:
+        return ""
+    quotes = str.maketrans("[]`", '"""')
+    lines = sorted(" ".join(f"{kind} {name} {table} {sql}".translate(quotes).split()) for kind, name, table, sql in found)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -61,6 +106,19 @@ class Index:
         self.path = path
         self.connection = connection
         self.file = file
+        self._steps = 0
+        connection.set_progress_handler(self._tick, _TICK)
+
+    def _tick(self) -> bool:
+        """Count the steps of a statement; return True, which interrupts it, if no database of this size justifies them."""
+        self._steps += _TICK
+        return self._steps > _STEPS and self._steps > _STEPS + _STEPS_PER_BYTE * self._size()
+
+    def _size(self) -> int:
+        """Return the bytes of the file and its write-ahead log; of a database in memory, as much as it may need."""
+        if self.file is None:
+            return 1 << 40
+        return sum(os.stat(path).st_size for path in (self.path, f"{self.path}-wal") if os.path.exists(path))
 
     def close(self) -> None:
         """Close the connection."""
@@ -101,17 +159,28 @@ class Index:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
+    def select(self, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
+        """Return the rows of a query; IntegrityError unless the values of each column are of its kind.
+
+        `kinds`: A letter for each column, `s` for text and `i` for an integer; an upper-case one, or `F` for a float, may be
+        NULL. A file can have values that its STRICT tables would not take.
+        """
+        self._steps = 0
         with errors(self.path):
-            return self.connection.execute(sql, values).fetchall()
+            found = self.connection.execute(sql, values).fetchall()
+        for kind, column in zip(kinds, zip(*found, strict=True), strict=False):
+            if not set(map(type, column)) <= _KINDS[kind]:
+                raise broken(self.path, "a value has the wrong type")
+        return found
 
     def execute(self, sql: str, *values: object) -> int | None:
         """Run a statement in a transaction; return the id of the row it inserted."""
+        self._steps = 0
         return self.connection.execute(sql, values).lastrowid
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         """Run a statement for each of `rows`, in a transaction."""
+        self._steps = 0
         self.connection.executemany(sql, rows)
 
 
@@ -122,16 +191,24 @@ def errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError:
         raise
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        if not (isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL)):
+            what = "a query does not end" if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT" else str(error)
+            raise broken(path, what) from error
         if "locked" in str(error):
             hint = "Try again when the other adapterhub process has ended"
         else:
             hint = "Free some space and try again" if "full" in str(error) else ""
         raise LocalIOError(str(path), str(error), hint) from error
-    except sqlite3.DatabaseError as error:
-        raise IntegrityError(str(path), f"a broken registry ({error})", "Rebuild the index", code="broken-index") from error
+    except UnicodeDecodeError as error:  # of a message of SQLite's about the file
+        raise broken(path, "damaged") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
+
+
+def broken(path: Path, what: str) -> IntegrityError:
+    """Return the error for a database that cannot be used."""
+    return IntegrityError(str(path), f"a broken registry ({what})", "Rebuild the index", code="broken-index")
 
 
 def remove(path: Path, suffixes: Sequence[str] = ("", "-wal", "-shm", "-journal")) -> None:

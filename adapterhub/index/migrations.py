@@ -1,8 +1,9 @@
 """The tables of registry.db: one migration after the other, by sqlite-utils.
 
-The database is an index: a migration may drop any data, as `opening.migrate` replays the store's logs after the last one, in
-the same transaction. Migrations that have been released are frozen. STRICT tables need SQLite 3.37, full-text search a SQLite
-built with FTS5, as Python's is. WITHOUT ROWID tables, which sqlite-utils cannot create, are plain SQL.
+The database is an index: a migration may drop any data, as migrations are only applied to an empty file, into which the store's
+logs are replayed afterwards. Those that have been released are frozen; a new one changes `VERSION` and `SCHEMA` of `database`.
+STRICT tables need SQLite 3.37, full-text search a SQLite built with FTS5, as Python's is. WITHOUT ROWID tables, which
+sqlite-utils cannot create, are plain SQL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Opening of registry.db: created, migrated, or copied into memory where it cannot be written."""
+"""Opening of registry.db: created, made anew, or copied into memory where it cannot be written.
+
+A database of an older adapterhub, like one that is to be rebuilt, is never changed: a new file is made from the logs and takes
+its name, so that nothing of its schema survives.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,58 @@ from pathlib import Path
 
 from adapterhub.store.leases import wait_for
 from adapterhub.store.store import Store
-from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from . import replay
-from .database import APPLICATION_ID, VERSION, Index, connect, errors, identity, is_ours, remove, rename
+from .database import (
+    APPLICATION_ID,
+    SCHEMA,
+    VERSION,
+    Index,
+    broken,
+    connect,
+    connect_memory,
+    errors,
+    identity,
+    is_ours,
+    remove,
+    rename,
+    schema,
+)
 
 
-def create_index(path: Path, store: Store, *, replace: bool = False) -> None:
-    """Create the index of a store. The file gets its name when it is complete; an index created meanwhile is left alone.
+def create_index(path: Path, store: Store) -> None:
+    """Create the index of a store. The file gets its name when it is complete; an index created meanwhile is left alone."""
+    _create(path, store)
 
-    `replace`: Replace an index whose write-ahead log the file system does not support with one that has a rollback journal.
+
+def replace_index(path: Path, store: Store) -> list[AdapterhubError]:
+    """Make a new index in place of the one at `path`, which becomes registry.db.old; return the errors of its logs."""
+    return _create(path, store, instead=True)
+
+
+def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True) -> list[AdapterhubError]:
+    """Make an index and give it its name; return the errors of logs that could not be replayed.
+
+    `instead`: Rename the one that is there. `wal`: Use a write-ahead log if the file system can share memory, as that requires.
     """
-    temporary = store.root / "tmp" / f"{os.urandom(6).hex()}.db"
-    try:
-        with errors(path), contextlib.closing(connect(temporary, "rwc")) as connection:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            migrate(Index(temporary, connection), store)
-            if not replace:
-                with contextlib.suppress(sqlite3.OperationalError):  # then it keeps its rollback journal
-                    connection.execute("PRAGMA journal_mode = WAL")
-        with errors(path):
-            if replace:
-                os.replace(temporary, path)
-            else:
+    with store.lease("index", required=False) as lease:  # a gc knows by it whose the file is
+        temporary = store.root / "tmp" / f"{lease.id}-{os.urandom(6).hex()}.db"
+        try:
+            with errors(path), contextlib.closing(connect(temporary, "rwc")) as connection:
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                found = fill(Index(temporary, connection), store)
+                if wal:
+                    with contextlib.suppress(sqlite3.OperationalError):  # then it keeps its rollback journal
+                        connection.execute("PRAGMA journal_mode = WAL")
+            with errors(path):
+                if instead:
+                    remove(Path(f"{path}.old"))
+                    rename(path, f"{path}.old")
                 _take_name(temporary, path, store.root / "oci-layout")
-    finally:
-        remove(temporary)
+        finally:
+            remove(temporary)
+    return found
 
 
 def _take_name(temporary: Path, path: Path, lock: Path) -> None:
@@ -58,11 +88,11 @@ def _take_name(temporary: Path, path: Path, lock: Path) -> None:
 
 
 def open_index(path: Path, store: Store) -> Index:
-    """Open registry.db, migrated and filled from `store` if an older adapterhub wrote it.
+    """Open registry.db; one that an older adapterhub wrote is replaced with a new one first.
 
     Raises:
         NotFoundError: No such file.
-        IntegrityError: The file is damaged, or not a registry.db.
+        IntegrityError: The file is damaged, or not a registry.db, or it has tables, views or triggers of others.
         RefusedError: A newer adapterhub wrote it.
     """
     if not path.exists():
@@ -76,7 +106,7 @@ def open_index(path: Path, store: Store) -> Index:
             return _open(path, store, exclusive=True)
         if not _lacks_wal(path, error.__cause__):
             raise
-    create_index(path, store, replace=True)
+    _create(path, store, instead=True, wal=False)
     return _open(path, store)
 
 
@@ -88,12 +118,34 @@ def _open(path: Path, store: Store, *, exclusive: bool = False) -> Index:
         try:
             if exclusive:
                 index.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            migrate(index, store)
-            index.connection.execute("PRAGMA foreign_keys = ON")
+            if _is_behind(index):
+                return _renewed(index, store)
+            if not _has_our_schema(index.connection):
+                raise broken(path, "it does not have just the tables of adapterhub")
         except BaseException:
             index.close()
             raise
     return index
+
+
+def _renewed(index: Index, store: Store) -> Index:
+    """Replace an index of an older adapterhub, under its lock: who waits for that finds it replaced."""
+    path = index.path
+    with contextlib.closing(index), index.transaction():
+        if not index.is_replaced():
+            replace_index(path, store)
+    return _open(path, store)
+
+
+def _has_our_schema(connection: sqlite3.Connection) -> bool:
+    found = schema(connection)
+    if found == SCHEMA:
+        return True
+    from . import migrations  # imports sqlite-utils, another version of which may write statements in another way
+
+    with contextlib.closing(connect_memory()) as made:
+        migrations.apply(made)
+        return schema(made) == found
 
 
 def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
@@ -114,17 +166,18 @@ def copy_in_memory(path: Path, store: Store) -> Index:
     before = _at_rest(path)
     if before and is_ours(path):
         with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro&immutable=1")) as file:
-            if file.execute("PRAGMA user_version").fetchone() == (VERSION,):
+            if file.execute("PRAGMA user_version").fetchone() == (VERSION,) and _has_our_schema(file):
                 file.backup(index.connection)
     if index.select("SELECT 1 FROM sqlite_master") and (before != _at_rest(path) or not _is_sound(index)):
         index.close()
         index = _in_memory(path)
-    migrate(index, store)
+    if _is_behind(index):
+        fill(index, store)
     return index
 
 
 def _in_memory(path: Path) -> Index:
-    return Index(path, sqlite3.connect(":memory:", isolation_level=None))
+    return Index(path, connect_memory())
 
 
 def _is_sound(index: Index) -> bool:
@@ -145,21 +198,13 @@ def _at_rest(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def set_aside(path: Path) -> None:
-    """Rename an unusable database to registry.db.old, so that a new one is built from the logs."""
-    rename(path, f"{path}.old")
-
-
-def migrate(index: Index, store: Store) -> None:
-    """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
-    if not _is_behind(index):
-        return
+def fill(index: Index, store: Store) -> list[AdapterhubError]:
+    """Make the tables in an empty database and fill them; return the errors of logs that could not be replayed."""
     from . import migrations  # imports sqlite-utils
 
     with index.transaction():
-        if _is_behind(index):  # checked again, as another process may have been first
-            migrations.apply(index.connection)
-            replay.rebuild(index, store)
+        migrations.apply(index.connection)
+        return replay.rebuild(index, store)
 
 
 def _is_behind(index: Index) -> bool:

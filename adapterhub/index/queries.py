@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import Digest
-from adapterhub.ref import Ref
+from adapterhub.ref import Ref, is_name
 from adapterhub.store.oci_index import Line
 
 from . import rows
-from .database import Index
+from .database import Index, broken
+
+# Kinds of the columns of `names`, and of a version with its parents and tags.
+_NAME = "sisii"
+_ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows.COLUMNS.values()) + "sS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,17 @@ class Row:
 
 def name(index: Index, name: str) -> Name:
     """Return the state of a name when its log was last replayed; number 0 for an unknown name."""
-    found = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name)
+    found = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name, kinds=_NAME)
     return _name(found[0]) if found else Name(name)
 
 
 def names(index: Index) -> list[Name]:
     """Return every name, deleted ones included, sorted."""
-    return [_name(row) for row in index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name")]
+    found = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
+    for name, *_ in found:
+        if not is_name(name):
+            raise broken(index.path, f"{name[:80]!r} is not a name")
+    return [_name(row) for row in found]
 
 
 def _name(row: Sequence[Any]) -> Name:
@@ -81,7 +89,7 @@ def _name(row: Sequence[Any]) -> Name:
 
 def tags(index: Index, name: str) -> dict[str, int]:
     """Return the tags of a name with the numbers they point to, sorted."""
-    return dict(index.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name))
+    return dict(index.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name, kinds="si"))
 
 
 def marks(index: Index, kind: str, name: str) -> dict[str, str]:
@@ -90,13 +98,13 @@ def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason. `keep`: an empty string to
     the number of newest versions. `evaluate`: number and name to a measurement.
     """
-    return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name))
+    return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name, kinds="ss"))
 
 
 def deprecations(index: Index) -> dict[tuple[str, int], str]:
     """Return the reasons for which versions, or whole names under the number 0, are deprecated."""
-    found = index.select("SELECT name, key, value FROM marks WHERE kind = 'deprecate'")
-    return {(name, int(key)): value for name, key, value in found}
+    sql = "SELECT name, CAST(key AS INTEGER), value FROM marks WHERE kind = 'deprecate'"
+    return {(name, number): value for name, number, value in index.select(sql, kinds="sis")}
 
 
 # ---- versions
@@ -160,11 +168,21 @@ def select(index: Index, where: str, *values: object) -> list[Row]:
     tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
     sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     found = []
-    for *fields, parents, joined in index.select(sql, *values):
-        made_from = tuple(json.loads(parents)) if parents != "[]" else ()
+    for *fields, parents, joined in index.select(sql, *values, kinds=_ROW):
+        made_from = _parents(index, parents) if parents != "[]" else ()
         fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
         found.append(Row(*fields))
     return found
+
+
+def _parents(index: Index, text: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not (isinstance(found, list) and all(isinstance(parent, str) for parent in found)):
+        raise broken(index.path, "the parents of a version cannot be read")
+    return tuple(found)
 
 
 def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
@@ -172,6 +190,8 @@ def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
     wanted = json.dumps(ids)
     pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", wanted)
     keys = {version: (name, number) for version, name, number in pairs}
+    if not keys.keys() >= set(ids):
+        raise broken(index.path, "it refers to a version that it lacks")
     found = {(row.name, row.number): row for row in select(index, "id IN (SELECT value FROM json_each(?))", wanted)}
     return [found[keys[version]] for version in ids]
 
@@ -181,5 +201,5 @@ def ref_lines(index: Index, name: str | None = None) -> list[Line]:
     one, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
     numbers = f"SELECT name, number, 'v' || number, digest, manifest_size FROM versions {one}"  # noqa: S608 - fixed text
     tags = f"SELECT name, NULL, tag, digest, manifest_size FROM tags JOIN versions USING (name, number) {one}"  # noqa: S608
-    found = index.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values)
+    found = index.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values, kinds="sIssi")
     return [(f"{name}:{tag}", digest, size) for name, _, tag, digest, size in found]

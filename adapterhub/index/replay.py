@@ -18,7 +18,7 @@ from .queries import Name
 
 _CACHE = 64 << 10  # KiB for a rebuild: tensors come in no order, and with SQLite's default of 2 MB it takes twice as long
 # Facets of the newest version of every name; the empty facet counts the names.
-_NEWEST_FACETS = (
+NEWEST_FACETS = (
     "WITH has AS (SELECT version, kind, value FROM facets UNION ALL SELECT id, '', '' FROM versions"
     " UNION ALL SELECT id, 'r', CAST(r AS TEXT) FROM versions WHERE r IS NOT NULL)"
     " SELECT kind, value FROM versions v JOIN has ON version = v.id"
@@ -26,10 +26,13 @@ _NEWEST_FACETS = (
 )
 
 
-def catch_up(index: Index, store: Store, name: str) -> Name:
-    """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow."""
+def catch_up(index: Index, store: Store, name: str, *, counting: bool = True) -> Name:
+    """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
+
+    `counting`: Keep the counts of facets, which are of all names, up to date.
+    """
     state = queries.name(index, name)
-    replay = _Replay(index, store)
+    replay = _Replay(index, store, counting=counting)
     while found := store.log.entry(name, state.seq + 1):
         state = replay.entry(state, *found)
     return state
@@ -47,7 +50,7 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
             db.table(table).delete_where()
         logs = _replay_all(index, store)
         # Counts and full-text index of everything at once take a tenth of what they take version by version.
-        db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({_NEWEST_FACETS}) GROUP BY 1, 2")  # noqa: S608
+        db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({NEWEST_FACETS}) GROUP BY 1, 2")  # noqa: S608
         migrations.build_search(db)
     return [log.error for log in logs if log.error]
 
@@ -187,7 +190,7 @@ class _Replay:
         """Add `n` to the counts of the facets of the newest version of a name."""
         if self.counting:
             self.index.execute(
-                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({_NEWEST_FACETS} AND v.name = ?1) WHERE 1"  # noqa: S608
+                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({NEWEST_FACETS} AND v.name = ?1) WHERE 1"  # noqa: S608
                 " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
                 name,
                 n,

@@ -232,12 +232,12 @@ def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
         " ORDER BY n DESC, value"
     )
-    return _by_kind(index.select(counts, *values))
+    return _by_kind(index.select(counts, *values, kinds="ssi"))
 
 
 def _counted(index: Index) -> dict[str, dict[str, int]]:
     """Return the counts for the newest version of every name."""
-    return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value"))
+    return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi"))
 
 
 def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
@@ -255,7 +255,7 @@ def holders(index: Index, digest: str) -> list[Holder]:
     """Return the versions that have a file or a manifest whose digest begins with `digest`, by name, newest first."""
     end = digest + "g"  # after every digest with this prefix
     found = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
-    files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end)
+    files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end, kinds="iss")
     rows = by_id(index, [version for version, _, _ in files])
     found += [Holder(row, path, whole) for row, (_, path, whole) in zip(rows, files, strict=True)]
     return sorted(found, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))

@@ -1,7 +1,8 @@
 """Checks that every blob has the bytes of its name, and that logs, registry.db and index.json agree.
 
 Everything is reported, nothing is changed, except by `rebuild`. An error means that promised data is missing or wrong; a note
-means harmless leftovers, such as those of a killed push.
+means harmless leftovers, such as those of a killed push. What versions need follows from the logs; registry.db is only compared
+with them. Writers may go on meanwhile: an error about a name is examined again under the write lock before it is reported.
 """
 
 from __future__ import annotations
@@ -9,64 +10,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.index import queries
 from adapterhub.index.database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import listing
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
+from adapterhub.store.export import linked
 from adapterhub.store.packs.chains import with_parents
-from adapterhub.store.store import BASES, MERGES, More, Progress, Store, counter, local_errors, open_regular
+from adapterhub.store.store import BASES, MERGES, REFS, More, Progress, Store, counter, local_errors, open_regular
 from adapterhub_converters.adapter_files import ADAPTER_JSON
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
+
+from .catalog import Catalog
+from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import Head
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One finding of a check.
-
-    Attributes:
-        code: Kind of finding, a stable name.
-        severity: `error` if promised data is affected, else `note`.
-        where: File or ref.
-        what: The problem.
-        hint: How to fix it.
-        remedy: Stable name of the hint, like the `code` of an error; empty where none is needed.
-    """
-
-    code: str
-    severity: Literal["error", "note"]
-    where: str
-    what: str
-    hint: str = ""
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f". {self.hint}" if self.hint else "")
-
-
-Findings = list[Finding]
-
-# Hint and its stable name.
-_GC = ("A gc removes what is old enough", "collect-garbage")
-_REPAIR = (
-    "Repair it from another registry or the adapter's folder, or delete the file and push the same files again",
-    "repair",
-)
-_REPAIR_MISSING = ("Repair it from another registry or the adapter's folder, or push the same files again", "repair-missing")
-_REBUILD = ("Rebuild the index", "rebuild-index")
 
 
 def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None = None) -> Findings:
@@ -77,21 +46,40 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     store, index = registry.store, registry.index
     bad: dict[Digest, Finding] = {}
     findings = list(_blobs(store, bad, None if quick else counter(progress, _size(store)), quick=quick))
-    findings += _logs(store, index)
     needed: set[Digest] = set()
-    for row in queries.versions(index):
-        manifest = Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size)
-        findings += _version(store, str(row.ref), manifest, needed, bad)
+    catalog = Catalog(index, store)
+    names, unreadable = catalog.names()
+    findings += unreadable
+    for name in sorted(names):
+        findings += _twice(registry, partial(_name, catalog, name, needed, bad, quick=quick))
     for log in (BASES, MERGES):
         for name in store.log.document_names(log):
-            findings += _named_document(store, name, log, needed, bad)
+            findings += _twice(registry, partial(_named_document, store, name, log, needed, bad))
+    findings += _twice(registry, catalog.inconsistencies)
+    findings += _twice(registry, partial(_index_file, store, index))
     findings += _orphans(store, needed)
     findings += _tensor_lists(store, needed)
-    if not store.index_file.has_exactly(queries.ref_lines(index)):
-        what = "does not have the refs of registry.db"
-        findings.append(Finding("index-behind", "error", str(store.index_file.path), what, *_REBUILD))
     findings += _leftovers(store)
+    findings += [Finding("foreign", "note", str(path), "not the log of a name") for path in store.log.strange()]
     return findings
+
+
+def _twice(registry: Registry, check: Callable[[], Iterable[Finding]]) -> Findings:
+    """Return the findings of a check; errors only if they are found under the write lock too, with all moves finished."""
+    found = list(check())
+    if all(finding.severity == "note" for finding in found):
+        return found
+    with registry.locked():
+        registry.ledger.finish_moves()
+        return list(check())
+
+
+def _index_file(store: Store, index: Index) -> Iterator[Finding]:
+    with contextlib.suppress(IntegrityError):
+        if store.index_file.has_exactly(queries.ref_lines(index)):
+            return
+    what = "does not have the refs of registry.db"
+    yield Finding("index-behind", "error", str(store.index_file.path), what, *REBUILD)
 
 
 def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Findings:
@@ -105,10 +93,26 @@ def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Fi
         problem = _blob(registry.store, str(version.ref), blob, {})
         if problem is None and not _is_right(registry.store, blob.digest, more):
             what = f"its bytes do not have the digest of its name ({version.ref}, {blob.path})"
-            problem = Finding("flipped", "error", str(registry.store.blob_path(blob.digest)), what, *_REPAIR)
+            problem = Finding("flipped", "error", str(registry.store.blob_path(blob.digest)), what, *REPAIR)
         if problem:
             findings.append(problem)
-    return findings
+    return findings or list(_facts(registry.store, str(version.ref), made))
+
+
+def _facts(store: Store, ref: str, made: Manifest) -> Iterator[Finding]:
+    """Compare the adapter.json of a version with the headers of its weights; weights that cannot be read are no finding."""
+    if made.adapter_json is not None:
+        with contextlib.suppress(NotFoundError, RefusedError, FormatError), linked(store, made.layers) as folder:
+            yield from _facts_in(folder, ref)
+
+
+def _facts_in(folder: Path, where: str) -> Iterator[Finding]:
+    from adapterhub.manifest import describe  # needs numpy
+
+    try:
+        describe.true_manifest(folder, where=where)
+    except IntegrityError as error:
+        yield Finding(describe.WRONG_FACTS, "error", error.where, error.what, error.hint)
 
 
 def _is_right(store: Store, digest: Digest, more: More | None) -> bool:
@@ -135,6 +139,9 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
             what = "does not have the digest in adapter.json"
             findings.append(Finding("flipped", "error", f"{folder}/{path}", what, "Pull it again"))
     named = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
+    if not findings:
+        with contextlib.suppress(NotFoundError, RefusedError, FormatError):
+            findings += _facts_in(folder, str(folder))
     findings += [
         Finding("unlisted", "note", f"{folder}/{path}", "not listed in adapter.json") for path in sorted(set(found) - named)
     ]
@@ -183,8 +190,13 @@ def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
         digest = f"sha256:{path.name}"
         if quick:
             continue
-        with open_regular(path) as file:
-            yield from _hashed(store, digest, file, bad, more)
+        try:
+            with open_regular(path) as file:
+                yield from _hashed(store, digest, file, bad, more)
+        except LocalIOError as error:
+            if path.exists():  # else a gc has removed it just now
+                bad[digest] = Finding("unreadable", "error", error.where, error.what, *REPAIR)
+                yield bad[digest]
     yield from _packs(store, bad, more, quick=quick)
 
 
@@ -198,7 +210,7 @@ def _hashed(store: Store, digest: Digest, file: BinaryIO, bad: dict[Digest, Find
             found, tensors = tensor_digests.digests(file, os.fstat(file.fileno()).st_size, more)
     if found != digest:
         what = "its bytes do not have the digest of its name"
-        bad[digest] = Finding("flipped", "error", str(store.blob_path(digest)), what, *_REPAIR)
+        bad[digest] = Finding("flipped", "error", str(store.blob_path(digest)), what, *REPAIR)
         yield bad[digest]
     elif tensors != listed:
         what, hint = "lists other tensors than the blob has", "Delete that file, then rebuild the index"
@@ -217,9 +229,11 @@ def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
                 if quick or copy_hashing(file, None, more=more)[0] == digest:
                     continue
             what = "the unpacked bytes do not have the digest of its name"
+        except NotFoundError:  # unpacked, or removed by a gc, just now
+            continue
         except IntegrityError as error:
             what = error.what if error.where == str(path) else f"{error.where}: {error.what}"
-        found = Finding("broken-pack", "error", str(path), what, *_REPAIR)
+        found = Finding("broken-pack", "error", str(path), what, *REPAIR)
         if not store.blob_path(digest).exists():
             bad[digest] = found
         yield found
@@ -228,28 +242,28 @@ def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
 # ---- logs and what they refer to
 
 
-def _logs(store: Store, index: Index) -> Iterator[Finding]:
-    """Check that each log replays from its first entry, and that registry.db has its last."""
-    known = {name.name: name for name in queries.names(index)}
-    for name in sorted({*store.log.names(), *known}):
-        seq, head = 0, ""
-        try:
-            while found := store.log.entry(name, seq + 1):
-                entry, digest = found
-                if entry.previous != head:
-                    raise IntegrityError(str(store.log.path(name, entry.seq)), "does not follow the entry before it")
-                seq, head = entry.seq, digest
-        except AdapterhubError as error:
-            yield Finding("broken-log", "error", error.where, error.what, f"No later entry of {name} can be trusted")
-            continue
-        later = [path.name for path in (store.root / "refs" / name).glob("*.json") if int_or(path.stem) > seq]
-        if later:
-            yield Finding("broken-log", "error", str(store.log.path(name, seq + 1)), f"is missing; {min(later)} follows it")
-        elif name in known and (known[name].seq, known[name].head) != (seq, head):
-            what = f"the index is at entry {known[name].seq} of {name}, the log at {seq}"
-            yield Finding("catalog-behind", "error", str(index.path), what, *_REBUILD)
-        elif seq and name not in known:
-            yield Finding("catalog-behind", "error", str(index.path), f"the index lacks {name}", *_REBUILD)
+def _name(catalog: Catalog, name: str, needed: set[Digest], bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
+    """Check that the log of a name replays, that its versions are whole, and that registry.db has the same."""
+    store = catalog.store
+    with catalog.replayed(name) as log:
+        if log.error:
+            yield Finding("broken-log", "error", log.error.where, log.error.what, f"No later entry of {name} can be trusted")
+        elif later := _later(store, name, log.state.seq):
+            where = str(store.log.path(name, log.state.seq + 1))
+            yield Finding("broken-log", "error", where, f"is missing; {later} follows it")
+        whole = True
+        for row in log.rows:
+            manifest = Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size)
+            for finding in _version(store, str(row.ref), manifest, needed, bad, facts=not quick):
+                whole &= finding.code == "wrong-facts"
+                yield finding
+        if log.error is None:
+            yield from catalog.differences(log, documents=whole and not quick)
+
+
+def _later(store: Store, name: str, seq: int, log: str = REFS) -> str:
+    """Return the file of an entry after the last that can be reached; empty if there is none."""
+    return min((path.name for path in (store.root / log / name).glob("*.json") if int_or(path.stem) > seq), default="")
 
 
 def int_or(text: str, otherwise: int = 0) -> int:
@@ -257,7 +271,10 @@ def int_or(text: str, otherwise: int = 0) -> int:
     return int(text) if text.isdecimal() else otherwise
 
 
-def _version(store: Store, ref: str, found: Descriptor, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+def _version(
+    store: Store, ref: str, found: Descriptor, needed: set[Digest], bad: dict[Digest, Finding], *, facts: bool = False
+) -> Iterator[Finding]:
+    """Check that a version's blobs are here, and with `facts` that its adapter.json is true of its weights."""
     needed.add(found.digest)
     problem = _blob(store, ref, found, bad)
     if problem:
@@ -270,10 +287,14 @@ def _version(store: Store, ref: str, found: Descriptor, needed: set[Digest], bad
     except AdapterhubError as error:
         yield Finding("bad-manifest", "error", ref, error.what)
         return
+    whole = True
     for blob in (made.config, *made.layers):
         needed.add(blob.digest)
         if problem := _blob(store, ref, blob, bad):
+            whole = False
             yield problem
+    if facts and whole:
+        yield from _facts(store, ref, made)
 
 
 def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
@@ -285,10 +306,8 @@ def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad:
         yield Finding("broken-log", "error", error.where, error.what, f"No later entry of {ref} can be trusted")
         return
     seq = state.entry.seq if state.entry else 0
-    later = [path.name for path in (store.root / log / name).glob("*.json") if int_or(path.stem) > seq]
-    if later:
-        where = str(store.log.path(name, seq + 1, log=log))
-        yield Finding("broken-log", "error", where, f"is missing; {min(later)} follows it")
+    if later := _later(store, name, seq, log):
+        yield Finding("broken-log", "error", str(store.log.path(name, seq + 1, log=log)), f"is missing; {later} follows it")
     if state.there and state.entry:
         needed.add(state.entry.digest)
         found = _blob(store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), bad)
@@ -304,7 +323,7 @@ def _recipe(store: Store, ref: str, document: Digest, needed: set[Digest], bad: 
     try:
         named = named_documents.adapters(store, document)
     except AdapterhubError as error:
-        yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *_REPAIR)
+        yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *REPAIR)
         return
     for digest, where in named.items():
         size = store.size(digest)
@@ -322,11 +341,11 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     size = store.size(blob.digest)
     if size is None and blob.digest not in bad:
         lacking = "packed, and cannot be unpacked" if store.packs.path(blob.digest).exists() else "missing"
-        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", *_REPAIR_MISSING)
+        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", *REPAIR_MISSING)
     if blob.digest not in bad and size != blob.size:
-        return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", *_REPAIR)
+        return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", *REPAIR)
     if blob.digest in bad:
-        return Finding("damaged", "error", ref, f"{what} is damaged: {path.name[:12]}", *_REPAIR)
+        return Finding("damaged", "error", ref, f"{what} is damaged: {path.name[:12]}", *REPAIR)
     return None
 
 
@@ -337,9 +356,9 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     needed = with_parents(needed, store.packs.parents())
     unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
-        size = sum(path.stat().st_size for path in unused)
+        size = sum(map(_size_of, unused))
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: removed ones, or those of a killed push"
-        yield Finding("orphans", "note", str(store.root / "blobs"), what, *_GC)
+        yield Finding("orphans", "note", str(store.root / "blobs"), what, *GC)
 
 
 def _tensor_lists(store: Store, needed: set[Digest]) -> Iterator[Finding]:
@@ -348,7 +367,7 @@ def _tensor_lists(store: Store, needed: set[Digest]) -> Iterator[Finding]:
             yield Finding("foreign", "note", str(path), "not a list of tensors")
     if gone := store.stray_lists(needed):
         what = f"{len(gone)} lists of the tensors of removed blobs"
-        yield Finding("leftovers", "note", str(store.tensors.folder), what, *_GC)
+        yield Finding("leftovers", "note", str(store.tensors.folder), what, *GC)
     if broken := [of for of in store.tensors.digests() if store.tensors.read(of) is None and store.stored(of)]:
         what = f"{len(broken)} incomplete lists of tensors; they are made again when a search needs them"
         yield Finding("unlisted", "note", str(store.tensors.folder), what)
@@ -358,6 +377,6 @@ def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
         count = sum(1 for _ in (store.root / folder).iterdir())
         if count:
-            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", *_GC)
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", *GC)
     if count := len(leases.dead(store.root / "leases")):
-        yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *_GC)
+        yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *GC)

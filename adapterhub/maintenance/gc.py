@@ -279,7 +279,8 @@ def _collect(
         _remove_leftovers(store, needed, swept, max(grace, _UNOWNED))
     _remove_conversions(store, swept, max(grace, _UNOWNED))
     manifests = needs.manifests()
-    there = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)} | set(store.packs.digests())
+    plain = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name) and path.is_file()}
+    there = plain | set(store.packs.digests())
     unneeded = children_first(there - needed, needs.parents)
     unneeded.sort(key=lambda digest: digest not in manifests)
     gone: set[Digest] = set()

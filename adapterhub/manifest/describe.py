@@ -45,6 +45,8 @@ _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
 DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format")
 """Fields of a manifest that follow from the weights."""
+WRONG_FACTS = "wrong-facts"
+"""The code of the error for an adapter.json whose fields do not."""
 
 
 def describe(
@@ -165,11 +167,28 @@ def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) ->
         if entry.path != ADAPTER_TOML and files.get(entry.path) != (entry.digest, entry.size):
             kind = "has changed since" if entry.path in files else "is missing"
             raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
+    check_facts(known, seen, where, hint)
+
+
+def check_facts(known: AdapterManifest, seen: Seen, where: str, hint: str = "") -> None:
+    """Raise IntegrityError where an adapter.json says something else of the weights than they do themselves."""
     adapter_format, adapter = seen
     for key, value in _weights(adapter, adapter_format).items():
         if getattr(known, key) != value:
             what = f'"{key}" is {_short(known.to_dict()[key])}, but the weights have {_short(value)}'
-            raise IntegrityError(where, what, hint)
+            raise IntegrityError(where, what, hint, code=WRONG_FACTS)
+
+
+def true_manifest(folder: Path, *, seen: Seen | None = None, where: str = "") -> AdapterManifest | None:
+    """The adapter.json of a folder, compared with the headers of the weights next to it; None without one.
+
+    Raises:
+        IntegrityError: It is not about these weights.
+    """
+    known = AdapterManifest.read(folder)
+    if known is not None:
+        check_facts(known, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", "Get the adapter from its author again")
+    return known
 
 
 def _short(value: object) -> str:

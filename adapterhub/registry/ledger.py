@@ -10,10 +10,12 @@ from pathlib import Path
 
 from adapterhub.index import index_file, queries, replay
 from adapterhub.index.database import FILE, Index, is_ours
-from adapterhub.index.opening import copy_in_memory, create_index, open_index, set_aside
+from adapterhub.index.opening import copy_in_memory, create_index, open_index, replace_index
 from adapterhub.index.queries import Name
 from adapterhub.store.store import FOLDER, Entry, Store
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
+
+from . import log_check
 
 
 def find(start: Path, *, explicit: Path | None = None, default: Path | None = None) -> Path:
@@ -99,7 +101,7 @@ class Ledger:
         if not there:
             return cls.create(root)
         ledger = cls(root, store, open_index(root / FILE, store))
-        ledger._finish_moves()
+        ledger.finish_moves()
         ledger._catch_up_if_behind()
         return ledger
 
@@ -116,18 +118,18 @@ class Ledger:
     def rebuilt(cls, path: Path) -> tuple[Ledger, list[AdapterhubError]]:
         """Open a registry with its index rebuilt from the logs; the errors are of logs that could not be replayed.
 
-        A damaged registry.db is renamed to registry.db.old.
+        Nothing of the old file is used, which is kept as registry.db.old.
         """
         root = path.parent if path.name == FILE else path
-        try:
+        store = Store(root / FOLDER)
+        if not ((root / FILE).exists() and store.exists() and os.access(root, os.W_OK)):
             ledger = cls.open(root)
             return ledger, ledger.rebuild()
-        except (IntegrityError, RefusedError) as error:
-            if error.where != str(root / FILE):
-                raise
-        set_aside(root / FILE)
+        errors = replace_index(root / FILE, store)
         ledger = cls.open(root)
-        return ledger, ledger.rebuild()
+        with ledger.locked():
+            index_file.write(ledger.index, store)
+        return ledger, errors
 
     def close(self) -> None:
         """Close the index."""
@@ -163,9 +165,11 @@ class Ledger:
         while not committed:
             try:
                 with self.locked():
-                    entry = decide(replay.catch_up(self.index, self.store, name))
+                    state = replay.catch_up(self.index, self.store, name)
+                    entry = decide(state)
                     if entry is None:
                         return
+                    log_check.check_end(self.store.log, state, self.index.path)
                     pending = self.store.log.begin_move(name)
                     committed = self.store.log.append(entry)
                     replay.catch_up(self.index, self.store, name)
@@ -180,12 +184,17 @@ class Ledger:
 
     def rebuild(self) -> list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
+        if self.index.file is None:  # a copy in memory
+            return replay.rebuild(self.index, self.store)
+        with self.locked():  # until the new one has the name: whoever waits for the lock opens that
+            errors = replace_index(self.root / FILE, self.store)
+        self.index.close()
+        self.index = open_index(self.root / FILE, self.store)
         with self.locked():
-            errors = replay.rebuild(self.index, self.store)
             index_file.write(self.index, self.store)
         return errors
 
-    def _finish_moves(self) -> None:
+    def finish_moves(self) -> None:
         """Replay the names whose writers were killed before they updated the index; running writers hold the lock meanwhile."""
         done = []
         for pending, name in self.store.log.pending_moves():

@@ -101,6 +101,35 @@ def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force
     return errors_of(checked_report(path, base=base, where=where), base, force=force)
 
 
+def check_received(
+    folder: Path, *, where: str, policy: Policy | None = None, force: bool = False, check: bool = True
+) -> tuple[Problem, ...]:
+    """Check a version that somebody else packaged as `package` does: its adapter, its adapter.json, and the policy.
+
+    Args:
+        folder: The files of the version.
+        where: Its name in errors.
+        policy: The project's, None where it has none.
+        force: Accept an adapter whose check finds errors. Facts that are not those of the weights cannot be overridden.
+        check: Check the adapter; without, only its adapter.json is compared with the headers of the weights.
+
+    Returns:
+        The errors that `force` accepted.
+
+    Raises:
+        RefusedError: The check finds errors, or the policy does not allow the adapter.
+        IntegrityError: Its adapter.json is not about these weights (code `wrong-facts`).
+    """
+    errors: tuple[Problem, ...] = ()
+    seen = None
+    if check:
+        with examined(adapter_in(folder), where=where) as (report, contents):
+            errors = errors_of(report, None, force=force)
+            seen = contents.seen() if contents is not None else None
+    check_manifest(policy, describe.true_manifest(folder, seen=seen, where=where), where)
+    return errors
+
+
 def check_manifest(policy: Policy | None, manifest: AdapterManifest | None, where: str) -> None:
     """Compare the manifest of an adapter with the policy, if there is one that needs it."""
     if policy is not None and policy.needs_manifest:

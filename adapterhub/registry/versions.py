@@ -5,16 +5,18 @@ Every function that takes a ref may raise RefError, NotFoundError or IntegrityEr
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from dataclasses import dataclass
 
 from adapterhub import semver
 from adapterhub.digest import Digest
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import Name, Row
 from adapterhub.ref import LATEST, Ref, RefError
-from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.errors import IntegrityError, NotFoundError
 
+from . import log_check
 from .ledger import Ledger
 
 
@@ -65,8 +67,18 @@ def deprecation(ledger: Ledger, row: Row) -> str | None:
 
 
 def find_row(ledger: Ledger, ref: Ref) -> Row:
-    """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest."""
-    state = ledger.current(ref.name)
+    """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest.
+
+    What the index says is compared with the log, once more under the write lock if a writer may have been between the two.
+    """
+    if not ledger.index.in_transaction:
+        with contextlib.suppress(IntegrityError):
+            return _row(ledger, ref, ledger.current(ref.name))
+    with ledger.locked():
+        return _row(ledger, ref, ledger.current(ref.name))
+
+
+def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
     if state.seq == 0:
         close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
         if close:
@@ -74,15 +86,18 @@ def find_row(ledger: Ledger, ref: Ref) -> Row:
         raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
     if state.deleted:
         raise NotFoundError(str(ref), "was deleted")
+    tag: str | None = None
     if ref.digest:
         rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
         if len(rows) > 1:
             found = f"{rows[0].ref}, {rows[1].ref}"
             raise RefError(str(ref), f"ambiguous digest prefix: {len(rows)} versions, such as {found}", "Use more digits")
     else:
-        rows = queries.versions(ledger.index, name=ref.name, number=ref.number or _tagged(ledger, ref))
+        number, tag = (ref.number, None) if ref.number else _tagged(ledger, ref)
+        rows = queries.versions(ledger.index, name=ref.name, number=number)
     if not rows:
         raise _no_such_version(ledger, ref)
+    log_check.check_row(ledger.store.log, state, rows[0], tag, ledger.index.path)
     return rows[0]
 
 
@@ -93,17 +108,17 @@ def find_exact_row(ledger: Ledger, ref: Ref) -> Row:
     return find_row(ledger, ref)
 
 
-def _tagged(ledger: Ledger, ref: Ref) -> int:
-    """Return the number that a tag or a range means, 0 for none. A missing tag such as `1.2` may be a range."""
+def _tagged(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
+    """Return the number that a tag or a range means, 0 for none, and the tag. A missing tag such as `1.2` may be a range."""
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
-        return tags[ref.tag or LATEST]
+        return tags[ref.tag or LATEST], ref.tag or LATEST
     wanted = semver.parse_range(ref.range or ref.tag or "")
     found = semver.highest(list(tags), wanted) if wanted else []
     if len({tags[tag] for tag in found}) > 1:
         what = f"{' and '.join(found)} are the same version number and point to different versions"
         raise RefError(str(ref), what, "Name one of them")
-    return tags[found[0]] if found else 0
+    return (tags[found[0]], found[0]) if found else (0, None)
 
 
 def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:

@@ -236,9 +236,11 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
         else:
             shutil.copyfile(_part(waiting, layer), path)
     listing(folder)
-    if made.adapter_json is None:
-        from adapterhub.manifest import describe
+    from adapterhub.manifest import describe  # needs numpy
 
+    if made.adapter_json is not None:
+        describe.true_manifest(folder)
+    else:
         files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
         (folder / ADAPTER_JSON).write_bytes(describe.settle(folder, files)[1])
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapterhub.manifest import oci_manifest
@@ -15,8 +12,9 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
+from adapterhub.store.export import linked
 from adapterhub.store.store import local_errors
-from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
 
 from .download import pass_over, received_beside
@@ -103,35 +101,20 @@ class Local:
             store.sync_blobs()
         self.version = self.registry.admit(made, ref)
 
-    def check(self, made: Manifest, where: str, *, force: bool = False) -> tuple[str, ...]:
-        """Refuse a version whose files a push would refuse; with `force` the codes of its errors."""
+    def check(self, made: Manifest, where: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
+        """Refuse a version that a push would refuse; with `force` the codes of its errors.
+
+        `facts_only`: Compare its adapter.json with the headers of the weights and with the policy; no weights are read.
+        """
         from adapterhub.registry import publish  # needs numpy
 
-        with self._linked(made) as folder:
+        with linked(self.registry.store, made.layers) as folder:
             try:
-                errors = publish.check_adapter(adapter_in(folder), where=where, force=force)
+                errors = publish.check_received(folder, where=where, policy=self.policy, force=force, check=not facts_only)
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise
-            publish.check_manifest(self.policy, AdapterManifest.read(folder), where)
         return tuple(problem.code for problem in errors)
-
-    @contextmanager
-    def _linked(self, made: Manifest) -> Iterator[Path]:
-        """A folder in which the blobs of a version have the names of its files, until the context ends."""
-        store = self.registry.store
-        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-            for layer in made.layers:
-                path = Path(temporary) / layer.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    if not store.blob_path(layer.digest).is_file():
-                        raise FileNotFoundError
-                    path.symlink_to(store.blob_path(layer.digest).resolve())
-                except OSError:  # stored compressed, or a file system without links
-                    with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
-                        shutil.copyfileobj(blob, file)
-            yield Path(temporary)
 
     def _check(self, made: Manifest) -> None:
         """What a push checks of a folder, as far as names and documents say it."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.digest import copy_hashing
@@ -22,6 +25,23 @@ def export(store: Store, layers: Sequence[Descriptor], folder: Path, progress: P
     for layer in layers:
         with store.open_blob(layer.digest) as blob:
             write_layer(folder, layer, blob, more)
+
+
+@contextmanager
+def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
+    """Yield a folder in which the blobs of a version have the names of its files; it is gone when the context ends."""
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        for layer in layers:
+            path = Path(temporary) / layer.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if not store.blob_path(layer.digest).is_file():
+                    raise FileNotFoundError
+                path.symlink_to(store.blob_path(layer.digest).resolve())
+            except OSError:  # stored compressed, or a file system without links
+                with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
+                    shutil.copyfileobj(blob, file)
+        yield Path(temporary)
 
 
 def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:

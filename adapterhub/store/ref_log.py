@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
-from adapterhub.ref import parse_name, parse_tag
+from adapterhub.ref import is_name, parse_name, parse_tag
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, RefusedError
@@ -111,10 +111,18 @@ class RefLog:
 
     def names(self) -> list[str]:
         """List every adapter name that has ever had a ref, sorted."""
+        return sorted(name for name, _ in self._folders() if is_name(name))
+
+    def strange(self) -> list[Path]:
+        """List the folders among the logs of names that no name has."""
+        return sorted(path for name, path in self._folders() if not is_name(name))
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
         refs = self.root / REFS
         with local_errors(refs):
-            spaces = [space for space in refs.iterdir() if space.is_dir()]
-            return sorted(f"{space.name}/{name.name}" for space in spaces for name in space.iterdir() if name.is_dir())
+            for space in refs.iterdir():
+                if space.is_dir():
+                    yield from ((f"{space.name}/{name.name}", name) for name in space.iterdir() if name.is_dir())
 
     def document_names(self, log: str = BASES) -> list[str]:
         """List every name in the log BASES or MERGES, freed ones included, sorted."""

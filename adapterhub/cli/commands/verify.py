@@ -28,7 +28,8 @@ def verify(settings: Settings, source: str) -> int:
     Exits 0 when every byte matches, else 1.
     """
     from adapterhub.maintenance import fsck
-    from adapterhub.maintenance.fsck import Finding, verify_folder
+    from adapterhub.maintenance.findings import Finding
+    from adapterhub.maintenance.fsck import verify_folder
 
     ref = inputs.ref_of(source, settings)
     try:

@@ -12,7 +12,7 @@ from adapterhub.cli.options import Settings
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.fsck import Finding
+    from adapterhub.maintenance.findings import Finding
 
 
 def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:

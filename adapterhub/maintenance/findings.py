@@ -1,0 +1,42 @@
+"""What a check of a registry finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding of a check.
+
+    Attributes:
+        code: Kind of finding, a stable name.
+        severity: `error` if promised data is affected, else `note`.
+        where: File or ref.
+        what: The problem.
+        hint: How to fix it.
+        remedy: Stable name of the hint, like the `code` of an error; empty where none is needed.
+    """
+
+    code: str
+    severity: Literal["error", "note"]
+    where: str
+    what: str
+    hint: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f". {self.hint}" if self.hint else "")
+
+
+Findings = list[Finding]
+
+# Hint and its stable name.
+GC = ("A gc removes what is old enough", "collect-garbage")
+REPAIR = (
+    "Repair it from another registry or the adapter's folder, or delete the file and push the same files again",
+    "repair",
+)
+REPAIR_MISSING = ("Repair it from another registry or the adapter's folder, or push the same files again", "repair-missing")
+REBUILD = ("Rebuild the index", "rebuild-index")

@@ -1,0 +1,80 @@
+"""fsck beside writers, and against an index that says something else than the logs."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from adapterhub.index import migrations
+from adapterhub.index.database import SCHEMA, connect_memory, schema
+from adapterhub.maintenance.fsck import fsck
+from adapterhub.maintenance.gc import gc
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import AdapterhubError
+from tests.registry.forks import fork
+from tests.support.adapters import Make
+
+WRITERS, ROUNDS = 4, 12
+
+
+def test_the_migrations_make_the_schema_that_opening_expects() -> None:
+    db = connect_memory()
+    migrations.apply(db)
+    assert schema(db) == SCHEMA
+    db.close()
+
+
+def work(root: Path, folders: list[Path], seed: int) -> None:
+    rng = random.Random(seed)
+    with Registry.open(root) as registry:
+        for _ in range(ROUNDS):
+            ref = Ref.parse(f"team/n{rng.randrange(3)}")
+            try:
+                registry.push(rng.choice(folders), Ref(ref.name, tag=rng.choice(["prod", "dev"])), restore=True)
+                registry.tag(ref, "x")
+                registry.protect(Ref(ref.name, tag="x"))
+                registry.protect(Ref(ref.name, tag="x"), on=False)
+                registry.rm(rng.choice([ref, Ref(ref.name, tag="x")]))
+                gc(registry, grace=0, last=1)
+            except AdapterhubError:  # another writer was first
+                continue
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_beside_writers_there_is_no_false_error(make: Make, tmp_path: Path) -> None:
+    folders = [make(f"a{seed}", seed) for seed in range(6)]
+    root = tmp_path / "r"
+    Registry.init(root).close()
+    children = [fork(lambda seed=seed: work(root, folders, seed)) for seed in range(WRITERS)]  # type: ignore[misc]
+    running = set(children)
+    checks = 0
+    while running:
+        with Registry.open(root) as registry:
+            assert [str(finding) for finding in fsck(registry) if finding.severity == "error"] == []
+        checks += 1
+        for child in list(running):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                assert status == 0
+                running.remove(child)
+    assert checks
+    with Registry.open(root) as registry:
+        assert [str(finding) for finding in fsck(registry) if finding.severity == "error"] == []
+
+
+def test_a_disagreement_is_reported_by_name_and_gone_after_a_rebuild(make: Make, tmp_path: Path) -> None:
+    with Registry.init(tmp_path / "r") as registry:
+        registry.push(make("a", 1), Ref.parse("team/sql:prod"))
+        registry.push(make("b", 2), Ref.parse("team/sql"))
+        with sqlite3.connect(tmp_path / "r/registry.db") as db:
+            db.execute("UPDATE tags SET number = 2 WHERE tag = 'prod'")
+        db.close()
+        (found,) = [finding for finding in fsck(registry) if finding.code == "catalog-wrong"]
+        assert "the tags of team/sql are not those of its log: prod, 2 instead of prod, 1" in found.what
+        assert registry.rebuild_index() == []
+        assert fsck(registry) == []
