@@ -103,8 +103,11 @@ class Catalog:
         except (IntegrityError, UnicodeError) as error:
             yield _wrong(self.index, f"the rows of {name} cannot be read: {getattr(error, 'what', error)}")
 
-    def inconsistencies(self) -> Iterator[Finding]:
-        """Check what is not about one name: rows that belong to none, counts, lists of tensors and the full-text index."""
+    def inconsistencies(self, *, lists: bool) -> Iterator[Finding]:
+        """Check what is not about one name: rows that belong to none, counts, the full-text index.
+
+        `lists`: Compare the tensors in it with the lists of the store, which are right.
+        """
         try:
             for table, sql in _STRAYS.items():
                 if self.index.select(f"{sql} LIMIT 1"):
@@ -114,7 +117,8 @@ class Catalog:
                 (kind, value.lower(), n) for kind, value, n in self.index.select(_COUNTS)
             }:
                 yield _wrong(self.index, "the counts of facets are not those of its versions")
-            yield from self._tensors()
+            if lists:
+                yield from self._tensors()
             with suppress(LocalIOError):  # it takes the write lock for a moment, which a full disk does not give
                 self._search()
         except (IntegrityError, AttributeError, TypeError) as error:

@@ -55,7 +55,8 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     for log in (BASES, MERGES):
         for name in store.log.document_names(log):
             findings += _twice(registry, partial(_named_document, store, name, log, needed, bad))
-    findings += _twice(registry, catalog.inconsistencies)
+    lists = not quick and all(finding.code != "wrong-tensors" for finding in findings)
+    findings += _twice(registry, partial(catalog.inconsistencies, lists=lists))
     findings += _twice(registry, partial(_index_file, store, index))
     findings += _orphans(store, needed)
     findings += _tensor_lists(store, needed)

@@ -58,12 +58,14 @@ class Ledger:
         root: The folder that contains registry.db and .adapterhub.
         store: The truth: blobs and logs.
         index: Derived from the logs. `locked` replaces it when registry.db was deleted or replaced meanwhile.
+        checked: What was found to be as in a log: its head, the version, and the tag that led to it.
     """
 
     def __init__(self, root: Path, store: Store, index: Index) -> None:
         self.root = root
         self.store = store
         self.index = index
+        self.checked: set[tuple[object, ...]] = set()
 
     @classmethod
     def create(cls, root: Path) -> Ledger:

@@ -97,7 +97,10 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
         rows = queries.versions(ledger.index, name=ref.name, number=number)
     if not rows:
         raise _no_such_version(ledger, ref)
-    log_check.check_row(ledger.store.log, state, rows[0], tag, ledger.index.path)
+    told = (state.head, rows[0].number, rows[0].digest, rows[0].manifest_size)
+    if (*told, tag) not in ledger.checked:
+        log_check.check_row(ledger.store.log, state, rows[0], tag, ledger.index.path)
+        ledger.checked |= {(*told, tag), (*told, None)}
     return rows[0]
 
 
