@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
-from adapterhub.ref import is_name, parse_name, parse_tag
+from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, RefusedError
@@ -93,7 +93,11 @@ class Entry:
         if document["digest"]:
             parse_digest(document["digest"], where)
         document["numbers"] = tuple(document.get("numbers", ()))
-        return cls(**{**document, "tags": tuple(parse_tag(str(tag), where) for tag in document["tags"])})
+        try:
+            tags = tuple(parse_tag(str(tag), where) for tag in document["tags"])
+        except RefError as error:
+            raise FormatError(where, error.what) from error
+        return cls(**{**document, "tags": tags})
 
 
 def _fields(version: int) -> dict[str, type]:
