@@ -91,7 +91,7 @@ class Catalog:
         name = log.state.name
         try:
             known = queries.name(self.index, name)
-            if not known.seq:
+            if log.state.seq and not known.seq:
                 yield _behind(self.index, f"the index lacks {name}")
             elif (known.seq, known.head) != (log.state.seq, log.state.head):
                 yield _behind(self.index, f"the index is at entry {known.seq} of {name}, the log at {log.state.seq}")
