@@ -21,7 +21,8 @@ from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
-from adapterhub_converters.errors import ConflictError, IntegrityError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError
 
 from .protocol import Reader, Source
 
@@ -219,8 +220,8 @@ def forget(part: Path) -> None:
 def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     """The hash and the number of the bytes of an earlier run; the file is cut there."""
     state, size = hashlib.sha256(), 0
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        note = json.loads(_note_path(part).read_bytes()[:4096])
+    with contextlib.suppress(OSError, FormatError, KeyError):
+        note = json_file.parse_object(_note_path(part).read_bytes()[:4096], str(part))
         wanted, digest = note["size"], note["digest"]
         if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
             buffer = memoryview(bytearray(CHUNK))

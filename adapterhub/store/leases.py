@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, LocalIOError
 
 ABANDONED = 24 * 3600  # seconds
 _SUFFIX = ".lease"
@@ -130,8 +131,8 @@ def _files(folder: Path, suffix: str) -> list[Path]:
 
 def _is_dead(handle: int, path: Path) -> bool:
     try:
-        host = json.loads(os.read(handle, 4096).split(b"\n", 1)[0]).get("host")
-    except (ValueError, AttributeError):
+        host = json_file.parse_object(os.read(handle, 4096).split(b"\n", 1)[0], str(path)).get("host")
+    except FormatError:
         host = None  # an incomplete line, as after a power cut
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(path) > ABANDONED

@@ -21,7 +21,8 @@ import numpy as np
 
 from adapterhub.merging.checks import Weighted
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.errors import AdapterhubError
 
 from .options import Options
 
@@ -74,8 +75,8 @@ class Finished:
         """Move the intact files of an earlier run into this one and remove the rest; returns the names of those files."""
         taken = set()
         for record in sorted((left / _RECORDS).iterdir()):
-            with suppress(OSError, ValueError):
-                document, path = json.loads(record.read_text()), left / self.folder.name / record.name
+            with suppress(AdapterhubError, OSError):
+                document, path = json_file.read_object(record), left / self.folder.name / record.name
                 if document == {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}:
                     path.rename(self.folder / record.name)
                     record.rename(self._records / record.name)
@@ -114,8 +115,8 @@ def left_over(out: Path, name: str) -> Path | None:
 
 
 def _belongs_to(left: Path, name: str) -> bool:
-    with suppress(OSError, ValueError, AttributeError):
-        return any(json.loads(record.read_text()).get("job") == name for record in (left / _RECORDS).iterdir())
+    with suppress(AdapterhubError, OSError):
+        return any(json_file.read_object(record).get("job") == name for record in (left / _RECORDS).iterdir())
     return False
 
 
