@@ -170,6 +170,11 @@ def fullmatch(pattern: str, target: str, where: str) -> bool:
     return expression.matches(target, budget)
 
 
+def escape(path: str) -> str:
+    """The pattern that matches a module path and nothing else, as peft's users write it."""
+    return re.escape(path)
+
+
 @lru_cache(maxsize=64)
 def _cached(pattern: str, where: str) -> tuple[Expression, Budget]:
     return Expression(pattern, where), Budget()

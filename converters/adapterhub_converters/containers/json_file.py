@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 MAX_CONFIG = 16_000_000  # bytes; the largest config.json seen is under 1 MB; tokenizer.json has a limit of its own
 
 _MAX_DIGITS = 308  # of an integer: more do not fit a float
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:
