@@ -91,7 +91,7 @@ class Expression:
                 self._backtracking = regex.compile(self._text, regex.VERSION0)
             match = self._backtracking.match if self._below else self._backtracking.fullmatch
             found = match(text, timeout=max(budget.left, 1) / _STEPS_PER_SECOND) is not None
-        except (TimeoutError, MemoryError, regex.error) as error:
+        except (TimeoutError, MemoryError, RecursionError, regex.error) as error:
             raise self._too_long() from error
         if not budget.spend(1 + int((time.monotonic() - begun) * _STEPS_PER_SECOND)):
             raise self._too_long()
