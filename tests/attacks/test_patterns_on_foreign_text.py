@@ -20,6 +20,7 @@ from adapterhub_converters import linear, patterns, yaml_lines
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.trainers import fused
 from tests.support.folders import adapter, base, pairs
+from tests.support.hub_server import File, Hub, Repo
 
 HANG = 120  # seconds
 N = 900_000
@@ -204,3 +205,17 @@ def test_front_matter_is_read_as_yaml_is() -> None:
 
 def test_half_a_pair_of_surrogates_matches_no_pattern() -> None:
     assert linear.Pattern(".*").fullmatch("\ud800") is None
+
+
+def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, hub: Hub
+) -> None:
+    command("init")
+    folder = adapter(tmp_path / "a", pairs(2))
+    (folder / "README.md").write_text(READMES["a comment far away"])
+    found = {path.name: File(path.read_bytes()) for path in folder.iterdir()}
+    repo = hub.repos["evil/a"] = Repo()
+    repo.branches["main"] = repo.add(found, "one", None)
+    command("copy", f"hub+{hub.url}/evil/a", "team/a")
+    assert "team/a" in command("list").stdout
+    command("fsck")
