@@ -6,7 +6,6 @@ same in any OCI registry. It excludes path traversal: no component of dots alone
 
 from __future__ import annotations
 
-import string
 from dataclasses import dataclass
 
 from adapterhub_converters.errors import UsageError
@@ -14,9 +13,9 @@ from adapterhub_converters.errors import UsageError
 from . import semver
 from .digest import is_hex
 
-_DIGITS = frozenset(string.digits)
-_LOWER = frozenset(string.ascii_lowercase) | _DIGITS
-_TAG = frozenset(string.ascii_letters) | _DIGITS | frozenset("._-")
+_DIGITS = frozenset("0123456789")
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS
+_TAG = _LOWER | {letter.upper() for letter in _LOWER} | frozenset("._-")
 # Windows cannot create a folder of such a name.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _MAX_COMPONENT, _MAX_TAG = 100, 128

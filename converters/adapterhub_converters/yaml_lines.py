@@ -6,10 +6,7 @@ backtrack. What has another form is skipped; each line is looked at once, so the
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable
-
-_KEY = frozenset(string.ascii_letters + string.digits + "_.-")
 
 
 def key_of(line: str) -> tuple[str, str] | None:
@@ -20,7 +17,7 @@ def key_of(line: str) -> tuple[str, str] | None:
     else:
         before, colon, value = line.partition(":")
         key, before = before.rstrip(" \t"), ""
-        if not _KEY.issuperset(key) or key[:1] in string.digits + ".-":
+        if not key.replace("_", "a").replace(".", "1").replace("-", "1").isalnum() or not (key[0].isalpha() or key[0] == "_"):
             return None
     if not key or not colon or before.strip(" \t") or value[:1].strip():
         return None
