@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,40 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
         if module not in index:
             visit(module)
     return found
+
+
+# Who may use modules whose patterns backtrack, and why that is no harm.
+_BACKTRACKING = {"re", "regex", "sre_compile", "sre_parse"}
+_MAY_BACKTRACK = {
+    "adapterhub_converters.patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
+}
+
+
+def test_no_pattern_backtracks_over_text_from_elsewhere() -> None:
+    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
+    found = set()
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        if named & _BACKTRACKING:
+            found.add(_module(path.relative_to(ROOT)))
+    assert found == set(_MAY_BACKTRACK)
+
+
+def test_every_pattern_is_one_that_re2_reads() -> None:
+    code = (
+        "import importlib, pkgutil, re2, adapterhub, adapterhub_converters\n"
+        "from adapterhub_converters import linear\n"
+        "made, init = [], linear.Pattern.__init__\n"
+        "linear.Pattern.__init__ = lambda self, text: (made.append(text), init(self, text))[1]\n"
+        "for package in (adapterhub_converters, adapterhub):\n"
+        "    for one in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if '__main__' not in one.name and '.training' not in one.name: importlib.import_module(one.name)\n"
+        "from adapterhub_converters.formats.image import tables\n"
+        "from adapterhub_converters.bases import canonical_names\n"
+        "made += [text for table in tables.TABLES for text in (table.headers, table.classes)]\n"
+        "made += [text for rules in canonical_names._RULES.values() for text, _ in rules]\n"
+        "assert len(made) > 100 and all(re2.compile(text) for text in made)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

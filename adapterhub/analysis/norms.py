@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from adapterhub_converters.formats.base_weights import BaseWeights
 
 from .low_rank import size
 
-_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
-_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # a whole part of a path
 _GRAY = "#6b7280"
 
 
@@ -104,8 +101,23 @@ def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
 
 
 def _key(target: str) -> str:
-    found = _LAYER.match(target)
-    return f"{found[1]}.{found[2]}.{_NUMBER.sub('*', found[3])}" if found else target
+    """A module's cell: experts, whose numbers come after the layer's, share one."""
+    found = _split(target)
+    if not found:
+        return target
+    kind = ".".join("*" if _is_number(part) else part for part in found[2].split("."))
+    return f"{found[0]}.{found[1]}.{kind}"
+
+
+def _split(target: str) -> tuple[str, str, str] | None:
+    """The list of layers, the layer's number and the path in it; None for a module outside of all."""
+    parts = target.split(".")
+    at = next((at for at, part in enumerate(parts) if 0 < at < len(parts) - 1 and _is_number(part)), 0)
+    return (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])) if at else None
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10
 
 
 def _norm(weight: np.ndarray) -> float:
@@ -118,7 +130,7 @@ def _norm(weight: np.ndarray) -> float:
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
-    places = {key: found.groups() for key in cells if (found := _LAYER.match(key))}
+    places = {key: found for key in cells if (found := _split(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
     kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_in_order))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import TypeVar
 from adapterhub.http.client import Answer, Body, Client
 from adapterhub.http.errors import AgainError
 from adapterhub.http.urls import origin
+from adapterhub_converters import linear
 from adapterhub_converters.bases import Ranged
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
@@ -28,7 +28,7 @@ MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched for its d
 _FIRST = 1 << 16  # bytes of the first request: the whole header of most shards
 _FIRST_GGUF, _AHEAD_GGUF = 1 << 20, 1 << 22  # its header holds the vocabulary and is read piece by piece
 _WORKERS = 8
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_CONTENT_RANGE = linear.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 MAX_SKIPPED = 1 << 27  # bytes read to reach those behind them, of a server without ranges
 _TIMEOUT = 15.0  # seconds without a byte
 

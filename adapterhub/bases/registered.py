@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,7 +217,9 @@ def _is_tensor(value: object) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and isinstance(value[0], str)
-        and re.fullmatch(r"\w{1,40}", value[0]) is not None
+        and 0 < len(value[0]) <= 40
+        and value[0].isascii()
+        and value[0].replace("_", "a").isalnum()
         and isinstance(value[1], list)
         and all(map(_is_size, value[1]))
     )

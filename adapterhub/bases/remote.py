@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from adapterhub.digest import is_hex
 from adapterhub.http.urls import origin
 from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.containers import json_file
@@ -23,8 +23,6 @@ from .ranges import Known, RangeClient, WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")
 _MAX_LISTING = 64_000_000  # bytes
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_url(text: str, hub: Hub, *, client: RangeClient | None = None) -> BaseSpec:
@@ -116,7 +114,7 @@ def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str
     except (FormatError, UnicodeDecodeError) as error:
         raise RemoteError(where, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
     commit, siblings = document.get("sha"), document.get("siblings")
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+    if not isinstance(commit, str) or not is_hex(commit, 40) or not isinstance(siblings, list):
         raise RemoteError(where, f"{hub.endpoint} lists neither the commit nor its files", "Is HF_ENDPOINT right?")
     return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
 
@@ -131,4 +129,4 @@ def _known(entry: Mapping[str, Any]) -> Known:
     large = lfs if isinstance(lfs, dict) else {}
     size, digest = large.get("size", entry.get("size")), large.get("sha256")
     right = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-    return Known(size if right else None, f"sha256:{digest}" if isinstance(digest, str) and _SHA256.fullmatch(digest) else None)
+    return Known(size if right else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)

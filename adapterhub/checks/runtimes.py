@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, canonical_names
@@ -17,6 +17,8 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WIT
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
 from .shapes import is_conv1d
+
+_FIELD = linear.Pattern(r"\{\w+\}")
 
 _REASONS = 5  # of a verdict
 # Code of a problem to the feature of the adapter that rules of runtimes name.
@@ -102,7 +104,7 @@ def _image_parts(contents: Contents) -> tuple[str, ...] | None:
 
 
 def _reason(rule: Rule, about: str) -> str:
-    return re.sub(r"\{\w+\}", lambda _: about, rule.says)
+    return _FIELD.sub(lambda _: about, rule.says)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapterhub import combining
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from . import inputs, output, recipes
 from .options import Settings
 from .progress import bytes_bar
 from .views import fused
+
+_SIZE = linear.Pattern(r"(?i)(\d+(?:\.\d+)?) ?([KMGT]?B?)")
 
 
 def weights_of(text: str | None, count: int) -> list[float]:
@@ -74,7 +76,7 @@ def run(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE)
+    match = _SIZE.fullmatch(text.strip())
     unit = match[2].upper() if match else ""
     unit += "B" if unit in ("K", "M", "G", "T") else ""
     if not match or not (count := int(float(match[1]) * _UNITS[unit])):

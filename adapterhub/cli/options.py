@@ -7,17 +7,18 @@ An option has one name and one meaning in all commands, so its help begins the s
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters import formats
+from adapterhub_converters import formats, linear
 from adapterhub_converters.errors import UsageError
 
 from .progress import EVENTS, QUIET
+
+_COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -203,7 +204,7 @@ class _Rate(click.ParamType[float]):
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)", str(value), re.IGNORECASE)
+        found = _COUNT.fullmatch(str(value))
         rate = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
         if rate < 1:
             self.fail(f"{value!r} is not a number of bytes per second, like 500k or 10M", param, ctx)

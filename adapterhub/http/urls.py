@@ -60,6 +60,17 @@ def resolved(url: str, location: str | None, where: str) -> str:
     return target
 
 
+def next_page(link: str, url: str, where: str) -> str | None:
+    """The URL of the next page by the header `Link` of the answer from `url` (RFC 8288); None on the last page.
+
+    Raises:
+        RemoteError: As `resolved`.
+    """
+    target, _, parameters = link.strip().partition(">")
+    relation = "".join(parameters.replace('"', "").split())
+    return resolved(url, target[1:], where) if target.startswith("<") and relation.startswith(";rel=next") else None
+
+
 @dataclass(frozen=True)
 class Proxy:
     """An HTTP proxy: `headers` are for it alone and carry its password."""

@@ -102,7 +102,15 @@ def deprecations(index: Index) -> dict[tuple[str, int], str]:
 
 # ---- versions
 
+
 # A name, or the names in a namespace as a range that the index on `name` answers: 0 is the character after the slash.
+def unindexed(index: Index) -> list[tuple[str, str, str]]:
+    """Name, number and reason of each version of which nothing is indexed."""
+    return index.select("SELECT name, key, value FROM marks WHERE kind = ? ORDER BY name, key", UNINDEXED)
+
+
+UNINDEXED = "unindexed"
+"""Kind of the mark of a version whose documents could not be read; its value is the reason."""
 UNDER = "(name = ? OR (name > ? || '/' AND name < ? || '0'))"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
+from collections.abc import Mapping
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import measurement
@@ -26,10 +27,35 @@ _NEWEST_FACETS = (
 )
 
 
-def catch_up(index: Index, store: Store, name: str) -> Name:
-    """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow."""
+Extracts = Mapping[Digest, rows.Extract]
+# What reading a document that was never checked may raise beyond our own errors.
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError)
+
+
+def extracts(store: Store, entry: Entry) -> Extracts:
+    """What the index will contain of a version, for `catch_up`: read it before the entry is in the log for good."""
+    return {entry.digest: _extract(store, entry.digest)} if entry.op == "push" else {}
+
+
+def _extract(store: Store, digest: Digest) -> rows.Extract:
+    """The indexed data of a version: without any, and with the reason, if a document in it cannot be read."""
+    try:
+        return rows.read(store, digest)
+    except _UNREADABLE as error:
+        return rows.Extract(unindexed=f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def catch_up(index: Index, store: Store, name: str, known: Extracts | None = None) -> Name:
+    """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
+
+    Args:
+        index: In a transaction.
+        store: The logs, and the documents of versions.
+        name: The name.
+        known: Versions that were read already.
+    """
     state = queries.name(index, name)
-    replay = _Replay(index, store)
+    replay = _Replay(index, store, known=known)
     while found := store.log.entry(name, state.seq + 1):
         state = replay.entry(state, *found)
     return state
@@ -101,8 +127,9 @@ class _Log:
 class _Replay:
     """Applies entries to the index; with `counting`, keeps the counts of facets up to date."""
 
-    def __init__(self, index: Index, store: Store, *, counting: bool = True) -> None:
+    def __init__(self, index: Index, store: Store, *, counting: bool = True, known: Extracts | None = None) -> None:
         self.index, self.store, self.counting = index, store, counting
+        self.known = known or {}
 
     def entry(self, state: Name, entry: Entry, digest: Digest) -> Name:
         """Apply the entry that follows `state`; IntegrityError if it cannot follow."""
@@ -128,7 +155,7 @@ class _Replay:
         if entry.op == "delete":
             self._forget_name(entry.name)
         elif entry.op == "push":
-            self._add(entry, rows.read(self.store, entry.digest))
+            self._add(entry, self.known.get(entry.digest) or _extract(self.store, entry.digest))
         elif entry.op == "drop":
             for number in entry.numbers:
                 self._forget_version(entry.name, number)
@@ -156,6 +183,9 @@ class _Replay:
         )
         index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
         self._count_facets(entry.name, 1)
+        if found.unindexed:
+            mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
+            index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), found.unindexed)
         for file in found.weights:  # only those that an earlier search has listed
             tensors.add(index, file, self.store.tensors.read)
 
@@ -166,8 +196,8 @@ class _Replay:
 
     def _forget_version(self, name: str, number: int) -> None:
         """Forget a version that has no tag."""
-        one = "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)"
-        self.index.execute(one, name, number)
+        one = "DELETE FROM marks WHERE kind IN ('deprecate', ?) AND name = ? AND key = CAST(? AS TEXT)"
+        self.index.execute(one, queries.UNINDEXED, name, number)
         of_version = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
         self.index.execute(of_version, name, str(number))
         self._forget(name, "name = ? AND number = ?", name, number)

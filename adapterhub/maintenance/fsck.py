@@ -82,6 +82,9 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     for row in queries.versions(index):
         manifest = Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size)
         findings += _version(store, str(row.ref), manifest, needed, bad)
+    for name, number, reason in queries.unindexed(index):
+        what = f"is not found by searches: its documents cannot be read ({reason})"
+        findings.append(Finding("not-indexed", "note", f"{name}:v{number}", what))
     for log in (BASES, MERGES):
         for name in store.log.document_names(log):
             findings += _named_document(store, name, log, needed, bad)

@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
 from adapterhub_converters.containers import json_file, toml_file
@@ -30,6 +29,8 @@ from adapterhub_converters.formats import FORMATS, peft
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .package_files import Listing
 from .package_files import listing as package_listing
+
+_REPO = linear.Pattern(r"[\w.-]+(/[\w.-]+)?")
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Delta
@@ -262,7 +263,7 @@ def _base(adapter: Adapter, spec: BaseSpec | None) -> BaseInfo:
 
 def _published(name: str | None) -> str | None:
     # A path of one machine means nothing on another, and would make the digest depend on who trained.
-    return name if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else None
+    return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
 
 def read_declared(folder: Path) -> dict[str, Any]:

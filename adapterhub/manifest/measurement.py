@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, UsageError
 
 DEFAULT = "eval"
 METRICS = ("perplexity", "loss", "base_perplexity", "base_loss", "perplexity_ratio", "tokens")
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _MAX = 100_000  # characters
 
 

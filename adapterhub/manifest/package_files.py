@@ -8,7 +8,6 @@ and devices are refused, and every file that is skipped is named.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ MAX_FILES = 10_000
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
 # No character that is special to Windows or a shell, and no control character.
-_COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_SPECIAL = frozenset('/\\:*?"<>|%\x7f') | {chr(code) for code in range(32)}
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 @dataclass(frozen=True)
@@ -174,4 +173,10 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
 
 
 def _safe(part: str) -> bool:
-    return bool(_COMPONENT.fullmatch(part)) and part[0] not in ". " and part[-1] not in ". " and not _DEVICES.fullmatch(part)
+    return (
+        0 < len(part) <= 255
+        and _SPECIAL.isdisjoint(part)
+        and part[0] not in ". "
+        and part[-1] not in ". "
+        and part.partition(".")[0].lower() not in _DEVICES
+    )

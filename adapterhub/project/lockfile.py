@@ -7,7 +7,6 @@ is that of the manifest and fixes the bytes of every file; a tag that moves late
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from adapterhub import user_files
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import check_paths
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError
 
@@ -25,7 +25,7 @@ HERE = "registry"
 """The source of a version in the local registry."""
 _VERSION = 1
 _BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
-_PART = re.compile(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def record(path: Path, found: Mapping[str, Locked]) -> bool:
 
 def find(lock: Lock, ref: str, path: Path) -> Locked:
     """The entry of a ref; RefusedError if there is none, or one for another version."""
-    name = re.split("[:@]", ref.rpartition("://")[2], maxsplit=1)[0]
+    name = ref.rpartition("://")[2].partition("@")[0].partition(":")[0]
     locked = lock.get(name) or next((one for one in lock.values() if ref in (one.ref, one.source)), None)
     if locked is None:
         what = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"

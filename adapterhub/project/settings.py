@@ -6,20 +6,20 @@ of a project has a policy. An unknown key is an error that names it: a misspelle
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub_converters import linear
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
 
 _TOP = ("registry", "remote", "remotes", "policy")
-_REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,18 @@ def line_of(text: str, table: str, key: str) -> int | None:
     """The line of a key, or of the header of a table of that name; None if it is written in another way."""
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
-            inside = header[1].replace('"', "").replace(" ", "")
+        name, equals, _ = line.partition("=")
+        if _is_header(line) and "]" in line:
+            inside = line.lstrip()[1:].partition("]")[0].strip().replace('"', "").replace(" ", "")
             if inside == (f"{table}.{key}" if table else key) or (not table and inside.startswith(f"{key}.")):
                 return number
-        elif (found := re.match(r"\s*[\"']?([^\"'=]+?)[\"']?\s*=", line)) and (inside, found[1]) == (table, key):
+        elif equals and (inside, name.strip().strip("\"'")) == (table, key):
             return number
     return None
+
+
+def _is_header(line: str) -> bool:
+    return line.lstrip().startswith("[")
 
 
 # --- changes that leave the rest of the text alone
@@ -147,7 +152,7 @@ def without_remote(text: str, name: str) -> str:
     start = line_of(text, "remotes", name)
     kept = lines[: start - 1] if start else lines
     if start:
-        end = next((i for i in range(start, len(lines)) if re.match(r"\s*\[", lines[i])), len(lines))
+        end = next((i for i in range(start, len(lines)) if _is_header(lines[i])), len(lines))
         while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
             end -= 1  # comments above the next table belong to it
         kept = lines[: start - 1] + lines[end:]
@@ -166,7 +171,7 @@ def with_default(text: str, name: str | None) -> str:
         return "".join([*lines[: at - 1], *new, *lines[at:]])
     if not new:
         return text
-    first = next((i for i, line in enumerate(lines) if re.match(r"\s*\[", line)), len(lines))
+    first = next((i for i, line in enumerate(lines) if _is_header(line)), len(lines))
     if lines[first:]:
         new.append("\n")
     elif lines and not lines[-1].endswith("\n"):

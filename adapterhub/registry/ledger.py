@@ -166,9 +166,11 @@ class Ledger:
                     entry = decide(replay.catch_up(self.index, self.store, name))
                     if entry is None:
                         return
+                    # Before the entry is in the log: a version that ended this process would end every later one there.
+                    known = replay.extracts(self.store, entry)
                     pending = self.store.log.begin_move(name)
                     committed = self.store.log.append(entry)
-                    replay.catch_up(self.index, self.store, name)
+                    replay.catch_up(self.index, self.store, name, known)
                     index_file.write(self.index, self.store)
             except LocalIOError as error:
                 if not committed:

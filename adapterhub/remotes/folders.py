@@ -6,7 +6,6 @@ import contextlib
 import glob
 import io
 import os
-import re
 import shutil
 import stat
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub.digest import Digest, sha256_bytes, sha256_file
+from adapterhub.digest import Digest, is_hex, sha256_bytes, sha256_file
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_names, listing
@@ -217,7 +216,7 @@ def _sweep(waiting: Path) -> None:
     """Remove the files that killed pulls of other versions to the same folder left more than a day ago."""
     for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
         with contextlib.suppress(OSError):
-            if re.fullmatch(r"[0-9a-f]{12}", old.name[-12:]) and max(_ages(old)) < time.time() - ABANDONED:
+            if is_hex(old.name[-12:], 12) and max(_ages(old)) < time.time() - ABANDONED:
                 shutil.rmtree(old, ignore_errors=True)
 
 

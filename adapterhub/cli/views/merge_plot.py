@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from adapterhub.merging import Merged, MergeReport
 
 _GRAY = "#6b7280"
-_NUMBER = re.compile(r"(?<![^.])([0-9]+)(?![^.])")  # a part of a path that is a number
 
 
 def _least_cosine(module: Merged) -> float:
@@ -47,9 +45,9 @@ def draw(report: MergeReport, path: Path, *, title: str) -> None:
     panels = _PANELS if any(len(module.ranks) > 1 for module in report.modules.values()) else _PANELS[-1:]
     kinds: dict[str, list[tuple[int, Merged]]] = {}
     for name, module in report.modules.items():
-        found = _NUMBER.search(name)
-        kind = (name[found.end() + 1 :] if found else name).rpartition(".")[2]
-        kinds.setdefault(kind, []).append((int(found[1]) if found else 0, module))
+        numbers = [part for part in name.split(".") if part.isdecimal() and len(part) < 10]
+        last = name.rpartition(".")[2]
+        kinds.setdefault("" if last in numbers[:1] else last, []).append((int(numbers[0]) if numbers else 0, module))
     figure = Figure(figsize=(8, 1 + 2 * len(panels)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(output.printable(f"{title}: {report.method}"), x=0.02, ha="left", fontsize=13, fontweight="bold")

@@ -6,7 +6,6 @@ them. Its retries of a stream request a range, and trust it; so streams here are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +17,7 @@ from adapterhub.digest import CHUNK
 from adapterhub.http.errors import CutError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
+from adapterhub_converters import linear
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
@@ -39,8 +39,12 @@ _LOGIN = {
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
 }
-_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
-_SAID = re.compile(r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?")
+_ENTRY, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
+_OS_ERROR = linear.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
+_NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
+_SAID = linear.Pattern(
+    r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
+)
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
@@ -130,7 +134,7 @@ class Bucket:
         """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only."""
         with self._errors(prefix) as obstore:
             stems = [item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page]
-        return sorted(int(stem[:-5]) for stem in stems if re.fullmatch(r"[0-9]{8,15}\.json", stem))
+        return sorted(int(stem[:-5]) for stem in stems if _ENTRY.fullmatch(stem))
 
     # ---- writing
 
@@ -230,7 +234,7 @@ class Bucket:
         self._no_bucket(error)
         text, kind = str(error), type(error).__name__
         if self._scheme == "file":
-            found = re.search(r": ([^:\n]{1,80}) \(os error \d+\)", text)
+            found = _OS_ERROR.search(text)
             return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
         if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
             return _DeniedError(self.where, "no credentials", _LOGIN[self._scheme])
@@ -301,8 +305,8 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
         try:
             return kind(address.bucket, config=config, **options)
         except exceptions.UnknownConfigurationKeyError as error:  # for other programs
-            unknown = re.search(r"key: '([^']*)'", str(error))
-            if not unknown or config.pop(unknown[1], None) is None:
+            unknown = str(error).partition("key: '")[2].partition("'")[0]
+            if config.pop(unknown, None) is None:
                 raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
         except exceptions.BaseError as error:
             what = f"the settings in {prefix}… cannot be used"
@@ -319,7 +323,7 @@ def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
 def _is_here(endpoint: str) -> bool:
     """Tell whether a server is this machine by its very name, so that nobody can listen in between."""
     host = urlsplit(endpoint).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
+    return host in ("localhost", "::1") or _LOOPBACK.fullmatch(host) is not None
 
 
 def _certificates(path: str, variable: str) -> bytes:

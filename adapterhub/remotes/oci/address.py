@@ -7,18 +7,17 @@ machine itself and for `oci+http://`; `oci+https://` is for a registry on this m
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest, parse_digest
-from adapterhub.ref import LATEST
+from adapterhub.ref import LATEST, is_tag
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 _SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
-_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.IGNORECASE)
+_NAME = linear.Pattern(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_HOST = linear.Pattern(r"(?i)[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _HINT = "Write it like oci://registry.example/team/sql:v2"
 _ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
@@ -54,7 +53,7 @@ class Address:
             raise UsageError(shown, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
         if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
             raise UsageError(shown, f"{name[:80]!r} is not a valid name in a registry", _HINT)
-        if colon and not _TAG.fullmatch(tag):
+        if colon and not is_tag(tag):
             raise UsageError(shown, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first")
         tls = _SCHEMES[scheme.lower()]
         written = host if port is None else f"{host}:{port}"

@@ -7,7 +7,6 @@ service and to the registry itself, never along a redirect, and never over plain
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
@@ -17,6 +16,7 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, RemoteError
 
+from . import challenges
 from .credentials import Credentials
 
 
@@ -44,10 +44,13 @@ class RegistryClient(Client):
 # ---- authentication
 
 
-_CHALLENGE = re.compile(r'\s*,?\s*(?:(Bearer|Basic)\s+)?([a-z_]+)="([^"\\]*)"', re.IGNORECASE)
-_TOKEN = re.compile(r"[!-~]{1,16384}")
+_MAX_TOKEN = 16_384  # characters
 _LARGEST = 1 << 18  # bytes of a token service's answer
 _CLIENT = "adapterhub"
+
+
+def _is_token(text: str) -> bool:
+    return 0 < len(text) <= _MAX_TOKEN and text.isascii() and text.isprintable() and " " not in text
 
 
 class Login:
@@ -67,11 +70,11 @@ class Login:
         self._hint, self._host = hint, host
         self.secrets: tuple[str, ...] = ()
 
-    def __call__(self, challenges: Sequence[str], scope: str) -> str:
+    def __call__(self, headers: Sequence[str], scope: str) -> str:
         """The value of `Authorization`; DeniedError without credentials for any of the challenges."""
         credentials = self._find()
         self.secrets = credentials.secrets() if credentials else ()
-        found = _parse(challenges)
+        found = challenges.parse(headers)
         if "bearer" in found:
             if credentials and credentials.bearer:
                 return f"Bearer {credentials.bearer}"
@@ -93,7 +96,7 @@ class Login:
             token = document.get("token") or document.get("access_token")
         except FormatError:
             token = None
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        if not isinstance(token, str) or not _is_token(token):
             raise RemoteError(self.where, "invalid answer of its token service")
         self.secrets += (token,)
         return token
@@ -126,15 +129,3 @@ class Login:
             raise DeniedError(self.where, what, self._hint, host=self._host) from error
         finally:
             client.close()
-
-
-def _parse(challenges: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Scheme, in lower case, to its parameters (RFC 9110, section 11.6.1)."""
-    found: dict[str, dict[str, str]] = {}
-    scheme = ""
-    for text in challenges:
-        for match in _CHALLENGE.finditer(text):
-            scheme = (match[1] or scheme).lower()
-            if scheme:
-                found.setdefault(scheme, {}).setdefault(match[2].lower(), match[3])
-    return found

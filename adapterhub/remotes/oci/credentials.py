@@ -13,7 +13,6 @@ import base64
 import binascii
 import contextlib
 import json
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 KEYRING = "the system's keyring"
-_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HELPER = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io")
 _IDENTITY = "<token>"  # the username for which the secret is an identity token (docker/docker-credential-helpers)
@@ -159,14 +159,21 @@ def _change(config: Path, key: str, entry: dict[str, str] | None) -> None:
 def _members(text: str) -> dict[str, tuple[int, int, int]]:
     """Where each member of a JSON object starts, and where its value starts and ends."""
     found: dict[str, tuple[int, int, int]] = {}
-    decode, token = json.JSONDecoder().raw_decode, re.compile(r"[^\s,:]")
-    at = token.search(text, text.index("{") + 1).start()  # type: ignore[union-attr]
+    decode = json.JSONDecoder().raw_decode
+    at = _token(text, text.index("{") + 1)
     while text[at] != "}":
         key, end = decode(text, at)
-        value = token.search(text, end).start()  # type: ignore[union-attr]
+        value = _token(text, end)
         found[key] = at, value, (end := decode(text, value)[1])
-        at = token.search(text, end).start()  # type: ignore[union-attr]
+        at = _token(text, end)
     return found
+
+
+def _token(text: str, at: int) -> int:
+    """The next place in JSON, from `at` on, that is neither space, comma nor colon."""
+    while text[at] in " \t\r\n,:":
+        at += 1
+    return at
 
 
 def _spliced(text: str, key: str, value: str | None) -> str:

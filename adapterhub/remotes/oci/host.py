@@ -8,12 +8,11 @@ which saves the state of the hash after it has removed the upload.)
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 
 from adapterhub.http.client import PAUSES
 from adapterhub.http.errors import DeniedError
-from adapterhub.http.urls import ProxyOf, no_proxy, resolved
+from adapterhub.http.urls import ProxyOf, next_page, no_proxy
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.location import Access
 from adapterhub_converters.containers import json_file
@@ -134,8 +133,7 @@ class Host:
             if new <= found:
                 break
             found |= new
-            following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
-            url = resolved(answer.url, following[1], self.where) if following else None
+            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
         return sorted(found)
 
     def _scope(self, actions: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from adapterhub.digest import is_hex
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .chains import READ_DEPTH
@@ -42,7 +42,7 @@ class Packs:
     def digests(self) -> Iterator[str]:
         """Yield the digest of every blob that has a pack."""
         for path in self.files():
-            if re.fullmatch(r"[0-9a-f]{64}", path.name) and path.is_file():
+            if is_hex(path.name) and path.is_file():
                 yield f"sha256:{path.name}"
 
     def head(self, digest: str) -> Head | None:

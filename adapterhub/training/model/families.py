@@ -5,7 +5,6 @@ A family that cannot be adapted here is refused by name. peft 0.20 and 0.21 do n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,11 +14,12 @@ from torch import nn
 from adapterhub.training.layers import attention, experts
 from adapterhub.training.layers.embeddings import LoRAEmbedding, TokenRows
 from adapterhub.training.layers.lora import Frozen
+from adapterhub_converters import linear
 from adapterhub_converters.errors import RefusedError
 
 # peft, `tuners/tuners_utils.py`, `_check_lora_target_modules_mamba`.
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_POSITIONS = re.compile(r"(^|\.)(wpe|position\w*|embed_positions?)$")
+_POSITIONS = linear.Pattern(r"(^|\.)(wpe|position\w*|embed_positions?)$")
 _EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
 # Layers that stay outside of compiled graphs: NF4 is not a tensor, and their matrix products gain nothing.
 _NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 MAX_CONFIG = 16_000_000  # bytes; the largest config.json seen is under 1 MB; tokenizer.json has a limit of its own
@@ -22,7 +22,7 @@ MAX_MEMORY = 256 << 20  # bytes of the objects in a document; those of the large
 MAX_DEPTH = 64  # levels; a config has 5, and what reads a document afterwards may recurse several frames a level
 
 _MAX_INT = 10**308  # larger ones do not fit a float
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:

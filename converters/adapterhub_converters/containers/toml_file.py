@@ -7,10 +7,10 @@ for a number of more than 4,300 digits.
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from . import json_file
@@ -34,15 +34,14 @@ def parse(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-# Strings and comments as a whole, one that is not closed up to the end; then what separates keys. All repeats are possessive.
-_TOKEN = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*+(?:"""|\Z)'
-    r"|'''(?:[^']|'(?!''))*+(?:'''|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*+"?'
-    r"|'[^'\n]*+'?"
-    r"|\#[^\n]*+"
-    r"|[.=,\[\]{}\n]",
-    re.DOTALL,
+# Strings and comments as a whole, then what separates keys.
+_TOKEN = linear.Pattern(
+    r'(?s)"""(?:[^"\\]|\\.|"{1,2}(?:[^"\\]|\\.))*"{3,5}'
+    r"|'''(?:[^']|'{1,2}[^'])*'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"?'
+    r"|'[^'\n]*'?"
+    r"|#[^\n]*"
+    r"|[.=,\[\]{}\n]"
 )
 
 
