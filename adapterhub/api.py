@@ -281,6 +281,8 @@ def merge(
         >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
         4
     """
+    from adapterhub.manifest.document import Recipe
+
     here = (workspace or Workspace()).showing(progress)
     texts = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
     factors = [1.0] * len(texts) if weights is None else list(weights)
@@ -291,8 +293,9 @@ def merge(
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
             return combining.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
-        plain = {key: how.pop(key) for key in ("method", "rank", "energy", "rank_budget", "seed") if key in how}
-        return combining.merge_adapters(found, factors, target, here, parameters=how, **plain)
+        options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
+        recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
+        return combining.merge_adapters(found, factors, target, recipe, here)
 
 
 # ---- sharing

@@ -19,7 +19,7 @@ from . import sharing, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.document import AdapterManifest, BaseInfo
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
     from adapterhub.merging.into_base.extract import Extraction, Wanted
     from adapterhub.ref import Ref
@@ -81,11 +81,8 @@ def merge_adapters(
     found: Sequence[sources.Source],
     weights: Sequence[float],
     target: Path | Ref,
+    how: Recipe,
     workspace: Workspace,
-    *,
-    method: str = "cat",
-    rank_budget: int | None = None,
-    **how: Any,
 ) -> Combined:
     """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
 
@@ -93,10 +90,8 @@ def merge_adapters(
         found: The adapters.
         weights: What each is multiplied by.
         target: See `destination`.
+        how: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
-        method: One of `adapterhub.merging.METHODS`.
-        rank_budget: The ranks that keep most in so many bytes of tensors.
-        how: Further arguments of `registry.recipe.merge`.
     """
     from adapterhub.registry import recipe
 
@@ -107,7 +102,7 @@ def merge_adapters(
 
     def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
+            return recipe.merge(parents, out, how, base=base, progress=progress)
 
     if isinstance(target, Path):
         report, manifest = make(target)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import describe
-from adapterhub.manifest.document import AdapterManifest, Parent
+from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
@@ -38,11 +38,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
-        recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
+        recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
         pushed("light", 1.0)
         c = recipe.Parent(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
-        recipe.merge([a, c], folder / "elsewhere", method="cat", base=pinned)
+        recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
         pushed("elsewhere", 1.0)
     return folder
 

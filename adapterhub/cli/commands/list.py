@@ -13,21 +13,11 @@ from adapterhub.cli.environment import complete_ref, open_registry, remote_optio
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import tree
-from adapterhub.cli.views.versions import row_cells, row_document
+from adapterhub.cli.views.versions import row_document, write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
-
-_LIST = (
-    Column("REF"),
-    Column("TAGS", drop=1),
-    Column("BASE", drop=3),
-    Column("METHOD", drop=5),
-    Column("R", right=True, drop=4),
-    Column("SIZE", right=True, drop=2),
-    Column("PUSHED", drop=6),
-)
 
 
 @command(
@@ -78,8 +68,7 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
         for line in tree.lines(rows, screen=output.width()):
             output.write(line)
         return
-    cells = [[*row_cells(row), row.time[:10]] for row in rows]
-    output.write_table(_LIST, cells)
+    write_rows(rows, Column("PUSHED", drop=6), lambda row: row.time[:10])
 
 
 def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
