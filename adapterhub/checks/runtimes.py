@@ -102,7 +102,7 @@ def _image_parts(contents: Contents) -> tuple[str, ...] | None:
 
 
 def _reason(rule: Rule, about: str) -> str:
-    return re.sub(r"\{\w+\}", lambda _: about, rule.says)
+    return re.sub(r"\{\w+\}", lambda _: about, rule.text)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
