@@ -69,7 +69,7 @@ def test_every_example_of_the_page_runs(place: Path) -> None:
         exec(compile(block, "docs/python.md", "exec"), names)
 
 
-def test_every_example_of_a_docstring_gives_what_it_says(place: Path) -> None:
+def test_every_docstring_example_gives_the_documented_result(place: Path) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     names = ("load", "read_base", "check", "convert", "convert_model", "merge", "push", "pull", "Registry", "train", "evaluate")
     for name in names:

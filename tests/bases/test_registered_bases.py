@@ -89,7 +89,7 @@ def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | N
         ({"notes": [5]}, "not the document of a base"),
     ],
 )
-def test_a_document_is_not_believed(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
+def test_a_document_is_not_trusted(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
     with pytest.raises(AdapterhubError, match=says):
         BaseDocument.parse(json.dumps({**BaseDocument(spec, "x").to_dict(), **change}).encode(), "x")
     with pytest.raises(FormatError):
@@ -230,7 +230,7 @@ def test_another_base_under_a_name_is_a_conflict(run: Run, tmp_path: Path) -> No
     assert document(run, "base", "show", "tiny")["fingerprint"] == read_base(tmp_path / "two").fingerprint
 
 
-def test_what_is_a_path_and_a_name_is_said_to_be_both(run: Run, tmp_path: Path) -> None:
+def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_path: Path) -> None:
     base(tmp_path / "tiny", 2)
     adapter(tmp_path / "sql", pairs(2))
     run("validate", "sql", "--base", "tiny")

@@ -96,7 +96,7 @@ def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> Non
     assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
 
 
-def test_the_report_says_how_far_the_adapters_are_apart(run: Run, team: Path) -> None:
+def test_the_report_has_the_distance_between_the_adapters(run: Run, team: Path) -> None:
     found = document(run, "merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "both")
     [module, _] = found["modules"].values()
     assert module["cosines"][0][1] == module["cosines"][1][0] != 1

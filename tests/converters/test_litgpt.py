@@ -31,7 +31,7 @@ written = partial(trained.written, "litgpt")
 # --- without litgpt
 
 
-def test_queries_keys_and_values_lie_one_after_another(tmp_path: Path) -> None:
+def test_queries_keys_and_values_are_consecutive(tmp_path: Path) -> None:
     adapter = trained.full()
     tensors = tensors_of(path := written(adapter, tmp_path / "a.safetensors"))
     np.testing.assert_array_equal(tensors[f"{ATTENTION}.lora_A"], np.concatenate([adapter.deltas[t].lora_A for t in (Q, K, V)]))
@@ -68,7 +68,7 @@ lora_value: true
 
 
 @pytest.mark.parametrize("yaml", [None, HYPER])
-def test_which_of_q_k_and_v_it_is_the_options_say(tmp_path: Path, yaml: str | None) -> None:
+def test_the_options_tell_q_k_and_v_apart(tmp_path: Path, yaml: str | None) -> None:
     plain = trained.stripped(written(trained.full("q_proj", "v_proj"), tmp_path / "a.safetensors"))
     if yaml:
         (tmp_path / "hyperparameters.yaml").write_text(yaml)
@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in litgpt's adapters"),
     ],
 )
-def test_what_litgpt_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
+def test_what_litgpt_cannot_express_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         litgpt.write(adapter, tmp_path / "a.safetensors", base=base)
     assert says in str(caught.value)

@@ -153,7 +153,7 @@ def test_replaced_rows_need_no_permission_but_the_base(tmp_path: Path, model: Pa
     assert report.worst == Loss.ROUNDED
 
 
-def test_approximating_without_weights_says_what_is_missing(tmp_path: Path, model: Path) -> None:
+def test_approximating_without_weights_names_what_is_missing(tmp_path: Path, model: Path) -> None:
     source = save(Adapter({Q: plain(magnitude=np.ones(32, np.float32))}), tmp_path / "a")
     (model / "model.safetensors").unlink()
     with pytest.raises(RefusedError) as caught:
@@ -172,7 +172,7 @@ def test_a_name_a_pattern_or_a_kind_is_dropped(tmp_path: Path, model: Path, drop
     assert [line.name for line in report.losses if line.loss == Loss.DROPPED] == [gone]
 
 
-def test_what_the_format_can_say_is_never_dropped_nor_approximated(tmp_path: Path, model: Path) -> None:
+def test_what_the_format_can_express_is_never_dropped_or_approximated(tmp_path: Path, model: Path) -> None:
     source = save(Adapter({Q: plain(), K: LowRank(normal(4, 32), normal(16, 4), 8.0)}), tmp_path / "a")
     _, report = convert(source, model, approx=True, drop=["norms", "biases", "weights", "rows", "*"])
     assert report.worst == Loss.EXACT

@@ -86,7 +86,7 @@ def test_it_reads_to_the_same_function_without_what_rides_along(tmp_path: Path, 
     trained.assert_same(megatron.read(plain, base=LLAMA, alpha=4), adapter)
 
 
-def test_the_way_back_from_fused_modules_loses_no_byte(tmp_path: Path) -> None:
+def test_the_round_trip_of_fused_modules_preserves_every_byte(tmp_path: Path) -> None:
     assert trained.there_and_back(shared(), tmp_path, "megatron").worst == Loss.EXACT
 
 
@@ -326,7 +326,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: Tensors
         ),
     ],
 )
-def test_what_megatron_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
+def test_what_megatron_cannot_express_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         megatron.write(adapter, tmp_path / "a.safetensors", base=base)
     assert says in str(caught.value)

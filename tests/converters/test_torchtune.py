@@ -90,7 +90,7 @@ def test_a_changed_tensor_makes_the_rider_ignored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.deltas[Q].lora_A, 2 * trained.delta(Q).lora_A)
 
 
-def test_alpha_comes_from_the_config_that_torchtune_leaves_beside_it(tmp_path: Path) -> None:
+def test_alpha_comes_from_the_config_that_torchtune_writes_next_to_it(tmp_path: Path) -> None:
     plain = trained.stripped(written(trained.full(alpha=6), tmp_path / "a.safetensors"))
     (tmp_path / "adapter_config.json").write_text(
         '{"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "peft_type": "LORA"}'
@@ -134,7 +134,7 @@ def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: P
         (Adapter({Q: trained.delta()}, meta=Meta(init="olora")), LLAMA, "its factors were initialized with olora"),
     ],
 )
-def test_what_torchtune_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
+def test_what_torchtune_cannot_express_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         torchtune.write(adapter, tmp_path / "a.safetensors", base=base)
     assert says in str(caught.value)
