@@ -326,7 +326,7 @@ def test_what_is_no_adapter_and_what_is_no_runtime(tmp_path: Path) -> None:
 def test_the_rules_are_well_formed() -> None:
     for runtime in RUNTIMES.values():
         assert {rule.verdict for rule in runtime.rules} <= set(VERDICTS)
-        assert all(rule.says and rule.source for rule in runtime.rules)
+        assert all(rule.text and rule.source for rule in runtime.rules)
 
 
 def test_the_docs_list_every_code() -> None:
