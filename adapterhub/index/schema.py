@@ -1,7 +1,7 @@
 """The tables of a new registry.db, as all `migrations` leave them, in plain SQL.
 
-schema.sql is what the migrations make of an empty database; a test compares. Applying it needs no sqlite-utils, which takes
-longer to import than a push takes to run. Statements are separated by empty lines.
+schema.sql is what the migrations make of an empty database; a test compares, and shows what a new migration adds. Applying
+it needs no sqlite-utils, which takes longer to import than a push takes to run. Statements are separated by empty lines.
 """
 
 from __future__ import annotations
