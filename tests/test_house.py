@@ -28,7 +28,7 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=str)
-def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> None:
+def test_only_the_command_line_mentions_options_and_commands(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text())
     documented = _docstrings(tree)
     strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -78,7 +78,7 @@ def _imported(path: Path, known: set[str]) -> set[str]:
     return (found & known) - {me}
 
 
-def test_no_imports_go_in_a_circle_not_in_functions_either() -> None:
+def test_no_import_cycle_exists_not_even_inside_functions() -> None:
     paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
     modules = {_module(path.relative_to(ROOT)): path.relative_to(ROOT) for path in paths}
     graph = {module: _imported(path, set(modules)) for module, path in modules.items()}

@@ -259,7 +259,7 @@ def test_a_server_that_asks_to_wait_is_waited_for(web: Web) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "Tue, 01 Jan 2019 00:00:00 GMT"])
-def test_a_pause_of_no_time_is_none(text: str) -> None:
+def test_a_pause_of_zero_seconds_is_no_pause(text: str) -> None:
     assert seconds(text) == 0.0
 
 
@@ -518,7 +518,7 @@ def test_a_server_that_is_not_there_is_one_line(web: Web) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "https://user:secret@host/x", "http://[::1/x", "http://host:port/x", "http://a b/"])
-def test_an_address_that_is_none_is_the_user_s_error_only_if_typed(url: str) -> None:
+def test_a_malformed_address_is_the_user_s_error_only_if_typed(url: str) -> None:
     for typed, error in ((True, UsageError), (False, RemoteError)):
         with pytest.raises(error) as caught:
             origin(url, url, typed=typed)

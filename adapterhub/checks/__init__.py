@@ -11,6 +11,7 @@ import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from adapterhub_converters.bases import BaseSpec
@@ -50,32 +51,7 @@ def check(
     strict: bool = False,
     where: str = "",
 ) -> Report:
-    """Check an adapter for problems; the arguments are those of `examined`.
-
-    Example:
-        >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
-        >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
-        (False, ['rank-config'])
-    """
-    asked = examined(
-        path, base=base, runtimes=runtimes, max_rank=max_rank, headers_only=headers_only, strict=strict, where=where
-    )
-    with asked as (report, _):
-        return report
-
-
-@contextmanager
-def examined(
-    path: Path,
-    *,
-    base: BaseSpec | None = None,
-    runtimes: Sequence[str] = (),
-    max_rank: int | None = None,
-    headers_only: bool = False,
-    strict: bool = False,
-    where: str = "",
-) -> Iterator[tuple[Report, Contents | None]]:
-    """Check an adapter for problems, and keep its files open until the context ends.
+    """Check an adapter for problems.
 
     Args:
         path: A folder or a file in one of the formats of `adapterhub_converters.formats`.
@@ -86,15 +62,34 @@ def examined(
         strict: Let warnings fail the adapter as errors do.
         where: The name of the adapter in the report; its path if empty.
 
-    Yields:
-        The report, and the contents of the adapter; None where its files are not well-formed.
-
     Raises:
         NotFoundError: There is no adapter at `path`.
         ParameterError: A name in `runtimes` is unknown.
+
+    Example:
+        >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
+        >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
+        (False, ['rank-config'])
     """
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
+    with examined(path, base=base, headers_only=headers_only, where=where) as (report, contents):
+        required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
+        more = [_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED]
+        if contents is not None and max_rank is not None:
+            more += _above(contents, max_rank)
+        return replace(report, problems=tuple(_in_order([*report.problems, *more])), strict=strict)
+
+
+@contextmanager
+def examined(
+    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, where: str = ""
+) -> Iterator[tuple[Report, Contents | None]]:
+    """Check an adapter as `check` does, and keep its files open until the context ends.
+
+    Yields:
+        The report, and the contents of the adapter; None where its files are not well-formed.
+    """
     with _collector_paused():
         contents, problems = read_contents(path, base=base)
     with closing(contents) if contents is not None else nullcontext():
@@ -102,9 +97,6 @@ def examined(
             if contents is not None:
                 problems += _problems(contents, base, headers_only=headers_only)
             verdicts = runtime_verdicts(contents, base, problems, values=not headers_only)
-            problems += [_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED]
-            if contents is not None and max_rank is not None:
-                problems += _above(contents, max_rank)
             problems = _in_order(problems)
         levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
         report = Report(
@@ -115,7 +107,6 @@ def examined(
             verdicts=verdicts,
             facts=_summary(contents) if contents else {},
             levels=tuple(levels) if contents else ("files",),
-            strict=strict,
             base_facts=_base_facts(base) if base else {},
         )
         yield report, contents

@@ -104,7 +104,7 @@ def _image_parts(contents: Contents) -> tuple[str, ...] | None:
 
 
 def _reason(rule: Rule, about: str) -> str:
-    return _FIELD.sub(lambda _: about, rule.says)
+    return _FIELD.sub(lambda _: about, rule.text)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:

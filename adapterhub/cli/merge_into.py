@@ -10,10 +10,11 @@ from adapterhub import combining
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
-from . import inputs, output, recipes
+from . import inputs, output
+from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
-from .views import fused
+from .views import fused, recipes
 
 _SIZE = linear.Pattern(r"(?i)(\d+(?:\.\d+)?) ?([KMGT]?B?)")
 
@@ -66,7 +67,12 @@ def run(
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
-        recipes.keep(settings, merge, asked, recipes.Place(base, *places), digest=not into["no_digest"])
+        from adapterhub import materializing
+
+        here = workspace(settings)
+        digests = not into["no_digest"]
+        made = materializing.write_recipe(merge, asked, base, places[1], here, source=places[0], digests=digests)
+        recipes.written(made, merge.report.size, as_json=settings.as_json)
         return
     report = merge.report
     if not into["dry_run"]:

@@ -4,8 +4,8 @@ It contains no data of its own: it replays the logs, and a deleted one is rebuil
 under which every writer moves refs.
 
 Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time where
-pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to create, migrate or
-rebuild the tables (`migrations`, `replay.rebuild`).
+pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to migrate or rebuild
+the tables (`migrations`, `replay.rebuild`); new ones are created by plain SQL (`schema`).
 """
 
 from __future__ import annotations

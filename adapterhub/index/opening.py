@@ -11,7 +11,7 @@ from adapterhub.store.leases import wait_for
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from . import replay
+from . import replay, schema
 from .database import APPLICATION_ID, VERSION, Index, connect, errors, identity, is_ours, remove, rename
 
 
@@ -154,12 +154,18 @@ def migrate(index: Index, store: Store) -> None:
     """Bring the tables up to date and fill them again, in one transaction; RefusedError for a newer adapterhub's."""
     if not _is_behind(index):
         return
-    from . import migrations  # imports sqlite-utils
-
     with index.transaction():
-        if _is_behind(index):  # checked again, as another process may have been first
+        if not _is_behind(index):  # checked again, as another process may have been first
+            return
+        if index.select("SELECT 1 FROM sqlite_master LIMIT 1"):
+            from . import migrations  # imports sqlite-utils
+
             migrations.apply(index.connection)
-            replay.rebuild(index, store)
+        else:
+            schema.create(index.connection)
+            if not store.log.names():
+                return
+        replay.rebuild(index, store)
 
 
 def _is_behind(index: Index) -> bool:

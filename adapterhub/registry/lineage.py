@@ -138,14 +138,14 @@ def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]
     names = registry.store.log.document_names(MERGES)
     if not names:
         return
-    from . import merge_recipe, merge_recipes  # numpy, which most lineages do without
+    from . import merge_recipes  # numpy, which most lineages do without
 
     for name in names:
         with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
             recipe = merge_recipes.get(registry, name).recipe
-            for adapter in recipe["adapters"]:
-                if adapter["digest"] in nodes:
-                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.base_name(recipe))
+            for adapter in recipe.adapters:
+                if adapter.digest in nodes:
+                    yield Model(name, adapter.digest, adapter.weight, str(recipe.base))
 
 
 def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:

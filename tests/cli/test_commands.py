@@ -137,7 +137,7 @@ def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path)
     assert not (tmp_path / "again").exists()
 
 
-def test_convert_says_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_convert_reports_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
     done = run("convert", "sql", "out", "--to", "mlx", "--base", "base")
     assert done.stdout.splitlines()[0] == "out: 4 tensors: 4 exact"
     again = document(run, "convert", "out", "back", "--to", "peft")
@@ -202,7 +202,7 @@ def blocker(tmp_path: Path, *modules: str) -> str:
     return os.pathsep.join([str(hook), PATH])
 
 
-def test_training_without_the_extra_says_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_training_without_the_extra_names_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "c.toml").write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n')
     done = run("train", "c.toml", "-o", "out", env={"PYTHONPATH": blocker(tmp_path, "torch")}, code=9)

@@ -174,7 +174,7 @@ def test_bounds_as_they_are_typed(text: str, size: bool, bounds: list[tuple[str,
 @pytest.mark.parametrize(
     ("text", "size"), [("", False), ("..", False), ("x", False), ("<", False), ("nan", False), ("8", True)]
 )
-def test_bounds_that_say_nothing_are_refused(text: str, size: bool) -> None:
+def test_meaningless_bounds_are_refused(text: str, size: bool) -> None:
     with pytest.raises(UsageError):
         search.parse_bounds(text, "--rank", size=size)
 

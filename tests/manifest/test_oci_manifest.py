@@ -29,7 +29,7 @@ def test_the_manifest_may_be_in_the_folder_or_not(make: Make) -> None:
     assert oci_manifest.build(source) == before
 
 
-def test_what_the_manifest_says(make: Make) -> None:
+def test_the_content_of_the_manifest(make: Make) -> None:
     source = make(revision="abc")
     (source / "LICENSE").write_text("free")
     (source / "adapter.toml").write_text('license = "MIT"\nname = "sql"\n[training]\ncreated = "2026-01-31T12:00:00Z"')

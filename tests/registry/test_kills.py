@@ -246,7 +246,7 @@ def test_on_a_full_disk_nothing_moves_and_a_collection_still_makes_room(template
     check(small_disk / "registry")
 
 
-def test_a_database_deleted_after_its_writer_was_killed_is_made_anew(make: Make, tmp_path: Path) -> None:
+def test_a_database_deleted_after_its_writer_was_killed_is_rebuilt(make: Make, tmp_path: Path) -> None:
     """What is left beside it, a write-ahead log with some pages of the old one, must not be replayed into the new one."""
     root = tmp_path / "registry"
     with Registry.init(root) as registry:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import describe
-from adapterhub.manifest.document import AdapterManifest, Parent
+from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
@@ -38,11 +38,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
-        recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
+        recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
         pushed("light", 1.0)
         c = recipe.Parent(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
-        recipe.merge([a, c], folder / "elsewhere", method="cat", base=pinned)
+        recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
         pushed("elsewhere", 1.0)
     return folder
 
@@ -165,7 +165,7 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
     assert (team / "again.gguf").read_bytes() == (team / "a.gguf").read_bytes()
 
 
-def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
+def test_a_folder_records_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--to", "peft", "-o", "back")
     known = AdapterManifest.read(team / "back")
     assert known is not None
@@ -224,7 +224,7 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
     assert {edge.parent for edge in found.edges} >= {a, b}
 
 
-def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> None:
+def test_using_a_deprecated_version_prints_a_warning(run: Run, team: Path) -> None:
     run("deprecate", "team/a", "use b")
     warned = "warning: team/a:v1 is deprecated: use b\n"
     assert run("pull", "team/a", "--to", "gguf", "-o", "a.gguf").stderr == warned
@@ -238,7 +238,7 @@ def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> Non
     assert run("rebuild", "team/both").stderr == "warning: team/both:v1 is deprecated\n"
 
 
-def test_children_are_known_until_they_go_and_after_the_index_was_made_anew(team: Path) -> None:
+def test_children_are_known_until_removed_and_after_an_index_rebuild(team: Path) -> None:
     with Registry.open(team) as registry:
         a = registry.resolve(Ref.parse("team/a")).digest
         assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]

@@ -149,7 +149,7 @@ def test_every_function_that_stores_an_adapter_refuses_it_alike(
     assert stored(place) == before
 
 
-def test_force_stores_what_is_broken_and_says_so_but_not_what_is_forbidden(place: Path, run: Run) -> None:
+def test_force_stores_what_is_broken_with_a_warning_but_not_what_is_forbidden(place: Path, run: Run) -> None:
     break_it(write_adapter(place / "bad"))
     put_elsewhere(place / "bad", place / "elsewhere")
     for words in (

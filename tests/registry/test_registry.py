@@ -462,7 +462,7 @@ def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-def test_a_registry_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+def test_a_registry_owned_by_another_user_is_skipped(tmp_path: Path) -> None:
     Registry.init(tmp_path).close()
     os.chown(tmp_path / "registry.db", 12345, -1)
     with pytest.raises(NotFoundError):

@@ -47,7 +47,7 @@ HEX = "ab" * 32
         ("layout://C:\\x\\b.tar:v2", "C:\\x\\b.tar", "v2", None),
     ],
 )
-def test_an_address_says_path_and_name(text: str, path: str, name: str | None, digest: str | None) -> None:
+def test_an_address_has_path_and_name(text: str, path: str, name: str | None, digest: str | None) -> None:
     assert location.is_address(text)
     address = layout.parse(text)
     assert (address.path, address.tag, address.digest, str(address)) == (path, name, digest, text)
@@ -66,7 +66,7 @@ def test_other_words_are_no_layout(text: str) -> None:
     assert not location.is_address(text) or isinstance(location.parse(text), layout.LayoutAddress) is False
 
 
-def test_a_folder_or_a_tar_is_told_by_its_prefix_by_what_lies_there_or_by_its_name(tmp_path: Path) -> None:
+def test_a_folder_or_a_tar_is_recognized_by_prefix_content_or_name(tmp_path: Path) -> None:
     (tmp_path / "x.tar").mkdir()
     (tmp_path / "y").touch()
     kinds = {
@@ -399,7 +399,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_an_archive_that_lies_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_dishonest_archive_is_refused_by_name(name: str, tmp_path: Path) -> None:
     data, message = HOSTILE[name]
     (tmp_path / "x.tar").write_bytes(data)
     with Archive(tmp_path / "x.tar") as source, pytest.raises(FormatError) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteErr
 if TYPE_CHECKING:
     from adapterhub.project.settings import SettingsFile
     from adapterhub.remotes.configured import Remote
-    from adapterhub.remotes.location import Access, Place
 
 
 @click.group(
@@ -178,38 +176,16 @@ def test(settings: Settings, name: str) -> None:
 
 
 def _asked(found: Remote) -> dict[str, Any]:
-    from adapterhub.remotes import location
+    from adapterhub.remotes import access
     from adapterhub.remotes.configured import nobody
 
-    place = location.parse(nobody(found.url))
     document = {"name": found.name, "url": found.url}
-    if (seen := _access(found.url, place)) is None:
-        with location.connect(place, remotes.surroundings()) as there, contextlib.suppress(NotFoundError):
+    if (seen := access.access(found.url, remotes.surroundings())) is None:
+        with remotes.opened(nobody(found.url)) as there, contextlib.suppress(NotFoundError):
             there.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
     granted = {"user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why}
     return {**document, "asks": True, **granted}
-
-
-def _access(url: str, place: Place) -> Access | None:
-    """The access that a registry or a hub grants; None for a kind that cannot be asked."""
-    from adapterhub.remotes.oci.address import Address
-
-    if isinstance(place, Address):
-        from adapterhub.remotes.oci import credentials
-        from adapterhub.remotes.oci.host import Host
-
-        who = remotes.surroundings()
-        find = partial(credentials.find, place.host, who.docker, plain=place.plain)
-        with Host(place, find, proxy=who.proxy) as host:
-            return host.access()
-    scheme, _, rest = url.partition("://")
-    if scheme == "hf":
-        from adapterhub.remotes.hub import writer
-
-        hub = environment.hub()
-        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
-    return None
 
 
 def _yes(answer: bool | None) -> str:
