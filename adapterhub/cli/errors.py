@@ -76,6 +76,7 @@ HINTS: dict[str, str] = {
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --t instead",
+    "token-without-tls": "Set HF_ENDPOINT to an https address, or unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",

@@ -208,7 +208,7 @@ def _access(url: str, place: Place) -> Access | None:
         from adapterhub.remotes.hub import writer
 
         hub = environment.hub()
-        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
+        return writer.access(hub.endpoint, hub.checked_token(), rest, proxy=hub.proxy)
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
+from adapterhub.http.boundary import is_loopback
 from adapterhub.http.errors import CutError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
@@ -289,7 +290,7 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
     client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": "180s", "timeout": "1day"}
     if bundle := config.pop("aws_ca_bundle", ""):
         client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
-    if _is_here(_endpoint(address, environ)):
+    if is_loopback(urlsplit(_endpoint(address, environ)).hostname or ""):
         client["allow_http"] = True
     options = {
         "prefix": address.root or None,
@@ -314,12 +315,6 @@ def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
     found = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
     parts = urlsplit(found)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else f"the server of {address.scheme}://"
-
-
-def _is_here(endpoint: str) -> bool:
-    """Tell whether a server is this machine by its very name, so that nobody can listen in between."""
-    host = urlsplit(endpoint).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
 
 
 def _certificates(path: str, variable: str) -> bytes:
