@@ -80,6 +80,7 @@ HINTS: dict[str, str] = {
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
+    "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, `adapterhub login` or `adapterhub remote add`",
     "two-types": "Pass either --dtype or --requantize",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
     "unknown-method": "Run `adapterhub merge --method list` for all methods",

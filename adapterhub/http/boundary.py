@@ -13,7 +13,7 @@ import ipaddress
 import threading
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Services of clouds at addresses that are otherwise anybody's (Azure's WireServer) or private (Amazon's for IPv6, Alibaba's, Oracle's).
+# Of clouds: Azure's WireServer, Amazon's for IPv6, Alibaba's, Oracle's.
 _METADATA = {ipaddress.ip_address(text) for text in ("168.63.129.16", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")}
 _METADATA_NAMES = {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -32,7 +32,7 @@ _WORDS = {
     Reach.PUBLIC: "a public",
     Reach.PRIVATE: "a private",
     Reach.LOOPBACK: "this machine's own",
-    Reach.LINK: "a link-local",
+    Reach.LINK: "a link-local or metadata",
 }
 
 
@@ -109,9 +109,4 @@ class Boundary:
     def _check(self, shown: str, reach: Reach) -> None:
         own = self._reach or Reach.PUBLIC
         if self.home and (reach is Reach.LINK or reach > own):
-            what = (
-                "is a link-local or metadata address"
-                if reach is Reach.LINK
-                else f"is {_WORDS[reach]} address, nearer than its own"
-            )
-            raise LedAstrayError(f"the server leads to {shown}, which {what}")
+            raise LedAstrayError(f"the server leads to {shown}, {_WORDS[reach]} address, which it must not")

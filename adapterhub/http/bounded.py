@@ -29,6 +29,22 @@ class SlowError(OSError):
     """Bytes came, but so few that the answer would take forever."""
 
 
+class Progress:
+    """What a body of any length has to do: bring SLOWEST bytes a second of the time that is spent waiting for it."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._waited, self._got = patience, 0.0, 0
+
+    def add(self, waited: float, got: int) -> None:
+        """Count the bytes of one read and its seconds; SlowError if they were too few for as long as `patience`."""
+        self._waited += waited
+        self._got += got
+        if self._waited >= self._patience:
+            if self._got < SLOWEST * self._waited:
+                raise SlowError(f"the server sends less than {SLOWEST // 1000} kB a second")
+            self._waited, self._got = 0.0, 0
+
+
 class _Wire(io.RawIOBase):
     """The bytes of one answer: those of its head up to a number and a time, of its body as fast as is told."""
 
@@ -38,17 +54,18 @@ class _Wire(io.RawIOBase):
         self._until: float | None = time.monotonic() + self._patience
         self._late = f"no answer in time: its headers take longer than {self._patience:g} seconds"
         self._head: int | None = MAX_HEAD  # bytes left for it
-        self._waited, self._got = 0.0, 0
+        self._got = 0
+        self._progress: Progress | None = None
 
     def head_is_read(self, patience: float) -> None:
         """Read the body from here on, which need only come at SLOWEST; `patience` is the timeout of one read."""
-        self._head, self._until, self._patience = None, None, patience
-        self._waited, self._got = 0.0, 0
+        self._head, self._until, self._patience, self._got = None, None, patience, 0
+        self._progress = Progress(patience)
         self._socket.settimeout(patience)
 
     def hurry(self, until: float, late: str) -> None:
         """Have all reads end at a time of `time.monotonic`, with a SlowError of this text."""
-        self._until, self._late = until, late
+        self._until, self._late, self._progress = until, late, None
 
     def readable(self) -> bool:
         return True
@@ -76,11 +93,8 @@ class _Wire(io.RawIOBase):
             if self._head < 0:
                 raise NonsenseError(f"its headers are longer than {MAX_HEAD >> 10} kB")
         self._got += n
-        self._waited += time.monotonic() - began
-        if self._until is None and self._waited >= self._patience:
-            if self._got < SLOWEST * self._waited:
-                raise SlowError(f"the server sends less than {SLOWEST // 1000} kB a second")
-            self._waited, self._got = 0.0, 0
+        if self._progress:
+            self._progress.add(time.monotonic() - began, n)
         return n
 
 

@@ -281,7 +281,7 @@ class Client:
             at_home = self._at_home(url, where)
             known = self.known.get(scope) if at_home else None
             who = {"Authorization": known} if known else {}
-            found = self._send(method, url, where, {**(headers or {}), **who}, body, left)
+            found = self._send(method, url, where, headers={**(headers or {}), **who}, body=body, within=left)
             try:
                 if found.status in _REDIRECTS and redirects and method in ("GET", "HEAD"):
                     _finish(found, left)
@@ -313,7 +313,7 @@ class Client:
                 self.known[scope] = self.authorize(challenges, scope)
 
     def _send(
-        self, method: str, url: str, where: str, headers: Mapping[str, str], body: bytes | Outgoing | None, within: float
+        self, method: str, url: str, where: str, *, headers: Mapping[str, str], body: bytes | Outgoing | None, within: float
     ) -> Body:
         sent = {"User-Agent": "adapterhub", "Accept-Encoding": "identity", **headers}
         if body is not None or method in ("POST", "PUT", "PATCH"):

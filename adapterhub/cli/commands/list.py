@@ -107,7 +107,7 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
     from adapterhub.remotes.oci.address import Address
     from adapterhub.remotes.oci.host import Host
 
-    found = environment.remote(name)
+    found = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
         _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return

@@ -57,6 +57,7 @@ def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
 
     address = environment.at_remote(ref, remote)
     if is_address(address):
+        environment.used(address)
         return locks.entry(ref, address, _manifest(address))
     with environment.hinting(ref):
         return locks.entry(ref, None, locks.here(settings, ref))
@@ -66,7 +67,10 @@ def _again(settings: Settings, locked: Locked) -> Locked:
     """The same entry, resolved again."""
     from adapterhub.project import lockfile
 
-    made = locks.here(settings, locked.ref) if locked.source == lockfile.HERE else _manifest(locked.source)
+    if locked.source == lockfile.HERE:
+        made = locks.here(settings, locked.ref)
+    else:
+        made = _manifest(environment.workspace(settings).admitted(locked.source, environment.lock_file()))
     return lockfile.entry(locked.name, locked.ref, locked.source, made)
 
 

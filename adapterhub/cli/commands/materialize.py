@@ -286,7 +286,8 @@ def _from_address(ref: str, settings: Settings, digest: str) -> Iterator[Path]:
     """The adapter at an address, if it still has that digest and the project allows it."""
     from adapterhub import sharing
 
-    sharing.check_address(ref, workspace(settings))
+    here = workspace(settings)
+    sharing.check_address(here.admitted(ref, Path("the recipe")), here)
     with inputs.opened(ref, settings) as one:
         if one.digest != digest:
             what = f"is now another adapter: {output.digest(one.digest or '')}, not {output.digest(digest)}"

@@ -200,7 +200,7 @@ def _one_locked(settings: Settings, locked: Locked, target: Path) -> bool:
         policy.check_name(locked.name)
     if lockfile.is_version(target, locked.digest):
         return False
-    place = parse(locked.source)
+    place = parse(here.admitted(locked.source, environment.lock_file()))
     with here.connect(place) as there:
         sharing.check_policy(there, locked.digest, locked.ref, here)
         made, new = sources.downloaded(there, locked.digest, target, place.host, here)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.remotes.location import owner_of
 from adapterhub_converters.errors import UsageError
 
 BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
@@ -66,6 +68,11 @@ class ObjectAddress:
     def host(self) -> str:
         """The bucket or the folder."""
         return self.bucket or self.root
+
+    @property
+    def owner(self) -> str:
+        """The bucket or the folder."""
+        return owner_of(Path(self.root)) if self.scheme == "file" else f"{self.scheme}://{self.bucket}"
 
     @property
     def title(self) -> str:

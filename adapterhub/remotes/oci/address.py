@@ -83,6 +83,11 @@ class Address:
         return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
 
     @property
+    def owner(self) -> str:
+        """The host, with `https://` or `http://`."""
+        return f"http{'s' if self.tls else ''}://{self.host}".lower()
+
+    @property
     def base(self) -> str:
         """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"

@@ -109,6 +109,13 @@ def hosts(config: Path) -> list[str]:
     return sorted(_table(_parsed(user_files.read(config), config), "auths"))
 
 
+def is_named(host: str, config: Path, *, plain: bool = False) -> bool:
+    """Tell whether config.json names a registry, so that its owner has used it; no helper is asked."""
+    document = _parsed(user_files.read(config), config)
+    named = {**_table(document, "auths"), **_table(document, "credHelpers")}
+    return not named.keys().isdisjoint(_keys(host, plain=plain))
+
+
 def _keys(host: str, *, plain: bool) -> list[str]:
     """The keys under which a registry may be stored; the first is the one to write."""
     if plain:
