@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adapterhub.sources import is_address
 from adapterhub_converters.errors import UsageError
 
 from . import output
-from .environment import open_registry
+from .environment import open_registry, used
 from .options import Settings
 from .progress import bytes_bar
 
@@ -35,6 +36,8 @@ def keep(settings: Settings, merge: Merge, options: Options, place: Place, *, di
     name = _name(place.out)
     with ExitStack() as stack:
         adapters = options.lineage["adapters"]
+        for ref in filter(is_address, (adapter.get("ref") or "" for adapter in adapters)):
+            used(ref)
         if name:
             registry = stack.enter_context(open_registry(settings, make=True))
             merge_recipes.check_free(registry, name)

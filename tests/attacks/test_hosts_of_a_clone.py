@@ -9,13 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import adapterhub
 from adapterhub.workspace import Workspace
+from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import peft
 from tests.attacks.test_credentials import docker, helper
 from tests.attacks.test_hostile_servers import one_line
+from tests.cli.test_materialize import Q, write_base
 from tests.conftest import ROOT, Run
 from tests.support.adapters import Make
 from tests.support.web_server import Web
@@ -170,6 +174,21 @@ def test_a_registry_outside_of_a_project_is_not_used(run: Run, make: Make, tmp_p
         one_line(run(*words, cwd=folder, code=6), "adapterhub.toml: names file://", "elsewhere")
     assert "team/sql" in run("list", cwd=folder, env={ALLOW: f"file://{outside}"}).stdout
     assert "team/sql" in run("list", "--registry", outside, cwd=folder).stdout
+
+
+def test_a_recipe_of_somebody_else_s_has_its_adapter_fetched_from_nowhere(run: Run, tmp_path: Path, host: str) -> None:
+    write_base(tmp_path / "base")
+    rng = np.random.default_rng(2)
+    factors = LowRank(rng.normal(size=(4, 64)).astype(np.float32), rng.normal(size=(64, 4)).astype(np.float32), alpha=4)
+    (tmp_path / "a").mkdir()
+    peft.write(Adapter({Q: factors}), tmp_path / "a")
+    address = f"oci://{host}/attacks/recipe"
+    run("push", "./a", address)
+    run("merge", address, "--into", "base", "--recipe-only", "-o", "a.json")
+    stranger = {"XDG_CONFIG_HOME": str(tmp_path / "other"), "XDG_DATA_HOME": str(tmp_path / "other")}
+    done = run("materialize", "a.json", "-o", "out", env=stranger, code=6)
+    one_line(done, f"the recipe: names http://{host}, which you have not used before")
+    assert "byte for byte" in run("materialize", "a.json", "-o", "out").stdout
 
 
 def test_python_refuses_unless_its_workspace_trusts_them(
