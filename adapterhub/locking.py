@@ -20,11 +20,11 @@ def locked(ref: str, address: str | None, workspace: Workspace) -> Locked:
     return entry(ref, address, here(ref, workspace) if address is None else _at(address, workspace))
 
 
-def again(old: Locked, workspace: Workspace) -> Locked:
-    """The same entry, resolved again."""
+def again(old: Locked, workspace: Workspace, file: Path) -> Locked:
+    """The same entry of the lock file `file`, resolved again."""
     from adapterhub.project import lockfile
 
-    made = here(old.ref, workspace) if old.source == lockfile.HERE else _at(old.source, workspace)
+    made = here(old.ref, workspace) if old.source == lockfile.HERE else _at(workspace.admitted(old.source, file), workspace)
     return lockfile.entry(old.name, old.ref, old.source, made)
 
 
@@ -61,8 +61,8 @@ def _at(address: str, workspace: Workspace) -> Manifest:
         return there.manifest(place.reference)
 
 
-def pull(one: Locked, target: Path, workspace: Workspace) -> bool:
-    """Pull a locked version into a folder; False if the folder was that version already."""
+def pull(one: Locked, target: Path, workspace: Workspace, file: Path) -> bool:
+    """Pull a version of the lock file `file` into a folder; False if the folder was that version already."""
     from adapterhub.project import lockfile
     from adapterhub.remotes.location import parse
 
@@ -75,7 +75,7 @@ def pull(one: Locked, target: Path, workspace: Workspace) -> bool:
         policy.check_name(one.name)
     if lockfile.is_version(target, one.digest):
         return False
-    place = parse(one.source)
+    place = parse(workspace.admitted(one.source, file))
     with workspace.connect(place) as there:
         sharing.check_policy(there, one.digest, one.ref, workspace)
         made, new = sources.downloaded(there, one.digest, target, place.host, workspace)

@@ -265,7 +265,7 @@ def _fetched(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
 @contextmanager
 def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
     """The adapter at an address, if it still has that digest and the policy allows it."""
-    sharing.check_address(ref, workspace)
+    sharing.check_address(workspace.admitted(ref, Path("the recipe")), workspace)
     with sources.opened(ref, workspace) as one:
         if one.digest != digest:
             what = f"is now another adapter: {one.digest or 'without a digest'}, not {digest}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
+from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters import linear
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import RemoteError, UsageError
 
 ENDPOINT = "https://huggingface.co"
 SCHEME = "hf://"
@@ -24,8 +25,23 @@ class Hub:
     """A hub, the token for it, and the proxy on the way to any host."""
 
     endpoint: str = ENDPOINT
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     proxy: ProxyOf = no_proxy
+
+    def checked_token(self) -> str | None:
+        """The token.
+
+        Raises:
+            UsageError: The endpoint is not a URL.
+            RemoteError: There is one, and it would be sent to another machine without TLS.
+        """
+        scheme, host, _ = origin(self.endpoint, self.endpoint, typed=True)
+        if self.token and scheme != "https" and not is_loopback(host):
+            hint = "Use https, or leave out the token"
+            raise RemoteError(
+                self.endpoint, "a token is not sent to another machine without TLS", hint, code="token-without-tls"
+            )
+        return self.token
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub.http.client import Answer, Body, Client
+from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import AgainError
-from adapterhub.http.urls import origin
 from adapterhub_converters import linear
 from adapterhub_converters.bases import Ranged
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
@@ -49,18 +48,21 @@ class RangeClient(Client):
     """The HTTP client for one base: ranges, small files, and the errors of a Hugging Face Hub.
 
     Attributes:
+        at_hub: Whether its server is a hub, which may ask for a token.
         fetched: Bytes of all bodies so far.
     """
 
     timeout: float = _TIMEOUT
+    at_hub: bool = False
     fetched: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def of(cls, hub: Hub) -> RangeClient:
-        """A client that gives the hub's token to this hub alone."""
-        origin(hub.endpoint, hub.endpoint, typed=True)
-        return cls(hub.endpoint, proxy=hub.proxy, known={"": f"Bearer {hub.token}"} if hub.token else {})
+    def of(cls, hub: Hub, pauses: Sequence[float] = PAUSES) -> RangeClient:
+        """A client of a hub, which alone gets its token."""
+        token = hub.checked_token()
+        known = {"": f"Bearer {token}"} if token else {}
+        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, known=known, at_hub=True)
 
     def get(self, url: str, where: str, *, n: int, start: int | None = None) -> Answer:
         """The `n` bytes from `start` on, or, without a `start`, the whole file if it has no more than `n` bytes.
@@ -96,7 +98,11 @@ class RangeClient(Client):
         found = super()._refusal(answer, where)
         if isinstance(found, AgainError):
             return found
-        status, code, at_hub = answer.status, answer.headers.get("x-error-code", ""), self._at_home(answer.url, where)
+        status, code, at_hub = (
+            answer.status,
+            answer.headers.get("x-error-code", ""),
+            self.at_hub and self._at_home(answer.url, where),
+        )
         anonymous = at_hub and not self.known
         takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":

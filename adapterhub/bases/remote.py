@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from adapterhub.digest import is_hex
+from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import origin
 from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.containers import json_file
@@ -25,23 +26,23 @@ _FILES = (".gguf", ".safetensors", ".json")
 _MAX_LISTING = 64_000_000  # bytes
 
 
-def read_url(text: str, hub: Hub, *, client: RangeClient | None = None) -> BaseSpec:
+def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSpec:
     """Read the base at an address; its `fetched` is the number of bytes that took.
 
     Raises:
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    client = client or RangeClient.of(hub)
+    place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
+    at_hub = place or origin(text, text) == origin(hub.endpoint, hub.endpoint)
+    client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
-        place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
         spec = _read_hub(place, hub, client) if place else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
 
 
 def _read_plain(url: str, client: RangeClient) -> BaseSpec:
     # The query, which may be a signature, is no part of the name in reports.
-    origin(url, url.partition("?")[0], typed=True)
     parts = urlsplit(url)
     folder, _, name = parts.path.rpartition("/")
     if not name.endswith(_FILES):

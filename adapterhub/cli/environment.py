@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
+    from adapterhub.remotes.known_hosts import KnownHosts
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
+ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
 DEFAULT = ""
 """What --remote is without a name."""
+_COMPLETING = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
 
 
 def registry_folder(settings: Settings) -> Path:
@@ -44,8 +48,8 @@ def registry_folder(settings: Settings) -> Path:
 def named_registry(settings: Settings) -> str | None:
     """The registry that an option, the environment or the project names."""
     named = settings.registry or os.environ.get(ENVIRONMENT)
-    if not named and (found := project()) and found.registry:
-        return str(found.registry)
+    if not named and (found := project()) and (folder := Workspace(trusts=trusts).admitted_registry(found)):
+        return str(folder)
     return named
 
 
@@ -62,6 +66,7 @@ def workspace(settings: Settings) -> Workspace:
         hub=hub,
         environ=os.environ,
         proxy=proxy,
+        trusts=trusts,
         uploads=data_folder() / "uploads",
         cache=cache_folder(),
         tell=lambda note: output.say(output.one_line(note)),
@@ -120,6 +125,43 @@ def hub() -> Hub:
     if not token.isascii() or not token.isprintable():
         raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
     return Hub(endpoint, token or None, proxy)
+
+
+def known_hosts() -> KnownHosts:
+    """Those that the user has dealt with, by their files and by ADAPTERHUB_ALLOW_HOSTS."""
+    from adapterhub.remotes.known_hosts import KnownHosts
+
+    allowed = [text.strip() for text in os.environ.get(ALLOW_HOSTS, "").split(",")]
+    mine = user()
+    return KnownHosts(
+        config_folder() / "known_hosts",
+        [text for text in (*allowed, os.environ.get("HF_ENDPOINT", "")) if text],
+        list(mine.remotes.values()) if mine else [],
+        docker_config(),
+    )
+
+
+def trusts(owner: str, file: Path) -> bool:
+    """Whether a project may send us to somebody: the user knows them, or is asked now, once, on a terminal."""
+    known = known_hosts()
+    if known.knows(owner):
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _COMPLETING in os.environ:
+        return False
+    from . import output
+
+    question = output.one_line(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?")
+    if not click.confirm(question, err=True):
+        return False
+    known.keep(owner)
+    return True
+
+
+def used(address: str) -> None:
+    """Remember whom the user has named, because a file of the project names them from now on."""
+    from adapterhub.remotes.location import parse
+
+    known_hosts().keep(parse(address).owner)
 
 
 def proxy(scheme: str, host: str) -> str:
@@ -254,13 +296,23 @@ def remote(name: str) -> Remote:
     return there[found]
 
 
+def remote_to_ask(name: str) -> Remote:
+    """A remote by its name, or the default one, to send requests to; RefusedError for a host that only the project names."""
+    found = remote(name)
+    if (here := project()) and found.path == here.path:
+        from adapterhub.remotes.configured import nobody
+
+        Workspace(trusts=trusts).admitted(nobody(found.url), found.path)
+    return found
+
+
 def at_remote(ref: str, name: str | None) -> str:
     """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
     if name is None:
         return ref
     from adapterhub.remotes.configured import below
 
-    return below(remote(name).url, ref)
+    return below(remote_to_ask(name).url, ref)
 
 
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:

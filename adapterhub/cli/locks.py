@@ -28,6 +28,8 @@ def keep(ref: str, address: str | None, made: Manifest) -> None:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
+    if address is not None:
+        environment.used(address)
     new = lockfile.record(path, {(locked := locking.entry(ref, address, made)).name: locked})
     output.say(output.one_line(f"{'locked' if new else 'already locked'}: {locked.ref} in {shown(path)}"))
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterhub import combining
+from adapterhub import combining, sources
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
-from . import inputs, output
+from . import environment, inputs, output
 from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
@@ -72,6 +72,8 @@ def run(
         here = workspace(settings)
         digests = not into["no_digest"]
         made = materializing.write_recipe(merge, asked, base, places[1], here, source=places[0], digests=digests)
+        for address in filter(sources.is_address, (one.ref or "" for one in made.recipe.adapters)):
+            environment.used(address)
         recipes.written(made, merge.report.size, as_json=settings.as_json)
         return
     report = merge.report

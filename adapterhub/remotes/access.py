@@ -25,7 +25,7 @@ def access(url: str, who: Surroundings) -> Access | None:
         from .hub import writer
 
         hub = who.hub()
-        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
+        return writer.access(hub.endpoint, hub.checked_token(), rest, proxy=hub.proxy)
     return None
 
 

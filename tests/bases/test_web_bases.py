@@ -84,7 +84,7 @@ def same(one: BaseSpec, other: BaseSpec, *but: str) -> None:
 
 def read(url: str, hub: Hub | None = None) -> BaseSpec:
     hub = hub or Hub()
-    return read_url(url, hub, client=dataclasses.replace(RangeClient.of(hub), pauses=(0, 0)))
+    return read_url(url, hub, pauses=(0, 0))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

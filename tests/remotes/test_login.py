@@ -159,15 +159,16 @@ def test_a_malformed_token_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_
 
 @pytest.mark.parametrize("challenge", ["", "Negotiate", 'Basic realm="x"', "Bearer", 'Bearer realm="ftp://x"', '=,="'])
 def test_without_a_password_every_challenge_ends_in_one_line(challenge: str) -> None:
-    login = Login("oci://here/x", "http://127.0.0.1:1", "Log in", lambda: None)
+    login = Login("oci://here/x", Address.parse("oci://127.0.0.1:1/x"), "Log in", lambda: None)
     with pytest.raises(RemoteError):
         login([challenge] if challenge else [], "")
 
 
-def test_a_registry_with_tls_gets_no_password_over_plain_http() -> None:
-    login = Login("oci://here/x", "https://here", "Log in", lambda: Credentials("user", PASSWORD))
-    with pytest.raises(RemoteError, match="over plain HTTP"):
-        login(['Bearer realm="http://evil.example/token"'], "")
+def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None:
+    for text in ("oci://here/x", "oci://127.0.0.1:1/x", "oci+http://here/x"):
+        login = Login(text, Address.parse(text), "Log in", lambda: Credentials("user", PASSWORD))
+        with pytest.raises(RemoteError, match="over plain HTTP"):
+            login(['Bearer realm="http://evil.example/token"'], "")
 
 
 @pytest.mark.parametrize(

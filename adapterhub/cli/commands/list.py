@@ -92,7 +92,7 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
     from adapterhub.remotes import access
     from adapterhub.remotes.configured import NOBODY, below
 
-    found = environment.remote(name)
+    found = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
         _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return

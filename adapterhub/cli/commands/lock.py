@@ -58,6 +58,7 @@ def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
 
     address = environment.at_remote(ref, remote)
     if is_address(address):
+        environment.used(address)
         return locking.locked(ref, address, workspace(settings))
     with environment.hinting(ref):
         return locking.locked(ref, None, workspace(settings))
@@ -83,7 +84,9 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
 
     path = environment.lock_file()
     chosen = lockfile.chosen(lockfile.read(path), names, path)
-    _record(settings, {name: locking.again(locked, workspace(settings)) for name, locked in chosen.items()})
+    _record(
+        settings, {name: locking.again(locked, workspace(settings), environment.lock_file()) for name, locked in chosen.items()}
+    )
 
 
 def _check(settings: Settings, names: tuple[str, ...]) -> int:
@@ -94,7 +97,7 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     rows = []
     for name, locked in sorted(chosen.items()):
         try:
-            now = locking.again(locked, workspace(settings)).digest
+            now = locking.again(locked, workspace(settings), path).digest
         except NotFoundError:
             now = None
         rows.append({"name": name, "ref": locked.ref, "locked": locked.digest, "now": now, "moved": now != locked.digest})

@@ -174,7 +174,7 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for one, target in wanted:
-        new = locking.pull(one, target, workspace(settings))
+        new = locking.pull(one, target, workspace(settings), environment.lock_file())
         documents.append({"name": one.name, **one.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {one.name}@{output.digest(one.digest)}, {output.size(one.size)}, verified"

@@ -53,7 +53,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     URL is oci://HOST[/PREFIX], without credentials: `adapterhub login NAME` stores those.
     """
     from adapterhub.project.settings import check_remote_name
-    from adapterhub.remotes.configured import check_url
+    from adapterhub.remotes.configured import check_url, nobody
 
     check_remote_name(name)
     url = check_url(url)
@@ -65,6 +65,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
 
     path = _file(project)
     new = _change(path, changed)
+    environment.used(nobody(url))
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.printable(text)))
@@ -158,7 +159,7 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    found = environment.remote(name)
+    found = environment.remote_to_ask(name)
     document = _asked(found)
     who = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {

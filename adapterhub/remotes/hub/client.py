@@ -89,6 +89,11 @@ class HubAddress:
         return self.endpoint.partition("://")[2] or "hf"
 
     @property
+    def owner(self) -> str:
+        """The endpoint."""
+        return self.endpoint.lower()
+
+    @property
     def reference(self) -> str:
         """The digest, else the revision, else `main`."""
         return self.digest or self.tag or MAIN

@@ -65,7 +65,7 @@ def connect(address: HubAddress, who: Surroundings) -> HubRepository:
     hub = who.hub()
     endpoint = address.endpoint or hub.endpoint
     at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
-    return HubRepository(address, endpoint, hub.token if at_home else None, proxy=hub.proxy)
+    return HubRepository(address, endpoint, hub.checked_token() if at_home else None, proxy=hub.proxy)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.location import owner_of
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
@@ -42,6 +43,11 @@ class LayoutAddress:
     def host(self) -> str:
         """The name of the file or folder."""
         return Path(self.path).name
+
+    @property
+    def owner(self) -> str:
+        """The path."""
+        return owner_of(Path(self.path))
 
     @property
     def title(self) -> str:

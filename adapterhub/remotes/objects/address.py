@@ -7,10 +7,12 @@ folder. So a store that is copied to disk is the store of a local registry.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.remotes.location import owner_of
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
@@ -66,6 +68,11 @@ class ObjectAddress:
     def host(self) -> str:
         """The bucket or the folder."""
         return self.bucket or self.root
+
+    @property
+    def owner(self) -> str:
+        """The bucket or the folder."""
+        return owner_of(Path(self.root)) if self.scheme == "file" else f"{self.scheme}://{self.bucket}"
 
     @property
     def title(self) -> str:

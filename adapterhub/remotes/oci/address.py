@@ -6,11 +6,11 @@ machine itself and for `oci+http://`; `oci+https://` is for a registry on this m
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest, parse_digest
+from adapterhub.http.boundary import is_loopback
 from adapterhub.ref import LATEST, is_tag
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
@@ -62,7 +62,7 @@ class Address:
             name,
             tag if colon else None,
             parse_digest(digest, shown) if at else None,
-            not _is_here(host) if tls is None else tls,
+            not is_loopback(host) if tls is None else tls,
             scheme.lower(),
         )
 
@@ -82,6 +82,11 @@ class Address:
         return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
 
     @property
+    def owner(self) -> str:
+        """The host, with `https://` or `http://`."""
+        return f"http{'s' if self.tls else ''}://{self.host}".lower()
+
+    @property
     def base(self) -> str:
         """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
@@ -89,7 +94,7 @@ class Address:
     @property
     def plain(self) -> bool:
         """Tell whether others can listen on the way: no TLS, and another machine."""
-        return not self.tls and not _is_here(urlsplit(f"//{self.host}").hostname or "")
+        return not self.tls and not is_loopback(urlsplit(f"//{self.host}").hostname or "")
 
     @property
     def login(self) -> str:
@@ -114,11 +119,3 @@ def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:
     if not _HOST.fullmatch(host):
         raise UsageError(text, f"{host[:80]!r} is not a valid host", _HINT)
     return (f"[{host}]" if ":" in host else host), port
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether a host is this machine by its very name, so that nobody can listen in between."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -5,6 +5,7 @@ else in the system's keyring if the package keyring has a usable one, else in `a
 mark for a secret that is stored elsewhere (docker/cli, `cli/config/credentials`). No secret is in any error or repr.
 
 Credentials for plain HTTP have a key of their own, `http://HOST`: what was entered for a registry with TLS is not sent without.
+docker has no such key, and its helpers may take one for that of HOST, so they are asked for it only if it is in `auths`.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def find(host: str, config: Path | None, *, plain: bool = False) -> Credentials 
         LocalIOError: config.json, a helper or the keyring cannot be read.
     """
     keys, document = _keys(host, plain=plain), _parsed(user_files.read(config), config) if config else {}
+    auths = _table(document, "auths")
+    if plain and keys[0] not in auths:
+        return None
     if found := next(_from_helper(_helper(document, host, keys), keys), None):
         return found[1]
-    auths = _table(document, "auths")
     key = next((key for key in keys if isinstance(auths.get(key), dict)), "")
     return _entry(auths[key], f"{config}: auths: {host}") if auths.get(key) else _from_keyring(key) if key else None
 
@@ -104,6 +107,13 @@ def forget(host: str, config: Path, *, plain: bool = False) -> bool:
 def hosts(config: Path) -> list[str]:
     """The keys of the registries that config.json has entries for."""
     return sorted(_table(_parsed(user_files.read(config), config), "auths"))
+
+
+def is_named(host: str, config: Path, *, plain: bool = False) -> bool:
+    """Tell whether config.json names a registry, so that its owner has used it; no helper is asked."""
+    document = _parsed(user_files.read(config), config)
+    named = {**_table(document, "auths"), **_table(document, "credHelpers")}
+    return not named.keys().isdisjoint(_keys(host, plain=plain))
 
 
 def _keys(host: str, *, plain: bool) -> list[str]:

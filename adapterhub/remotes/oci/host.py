@@ -19,7 +19,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
-from .client import Login, RegistryClient
+from .client import RegistryClient
 from .credentials import Credentials
 
 GIVEN = "given"
@@ -49,10 +49,7 @@ class Host:
             self._found.append(find())
             return self._found[-1]
 
-        host = "" if hint else address.login
-        hint = hint or f"Log in to {host}"
-        login = Login(self.where, address.base, hint, once, proxy, host=host)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
+        self._client = RegistryClient.to(self.where, address, once, hint, pauses=pauses, proxy=proxy)
 
     def __enter__(self) -> Host:
         return self

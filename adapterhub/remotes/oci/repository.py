@@ -34,7 +34,7 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 
 from . import credentials
 from .address import Address
-from .client import Login, RegistryClient
+from .client import RegistryClient
 from .credentials import Credentials
 from .upload import Begun, Note, Sending, Uploads, whole
 
@@ -95,13 +95,11 @@ class Oci(Connected):
     ) -> None:
         super().__init__()
         self.address = address
-        host, hint = address.login, f"Log in to {address.login}"
 
         def find() -> Credentials | None:
             return credentials.find(address.host, config, plain=address.plain)
 
-        login = Login(self.where, address.base, hint, find, proxy, host=host)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
+        self._client = RegistryClient.to(self.where, address, find, pauses=pauses, proxy=proxy)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
         self._uploads = Uploads(uploads, self.address.repository)
