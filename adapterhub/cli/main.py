@@ -34,7 +34,7 @@ EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
-    "bitsandbytes": "demo", "obstore": "objectstore", "peft": "dev",
+    "bitsandbytes": "demo", "jinja2": "train", "obstore": "objectstore", "peft": "dev",
 }  # fmt: skip
 
 
