@@ -34,6 +34,27 @@ def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> Non
     assert found == []
 
 
+# What of transformers can load a base, and the one module that may ask for it.
+_LOADERS = {"from_pretrained", "from_config", "for_model", "load_dataset", "pipeline"}
+_LOADING = Path("adapterhub/training/model/library.py")
+
+
+def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() -> None:
+    calls: list[tuple[Path, ast.Call]] = []
+    for path in [path.relative_to(ROOT) for path in (ROOT / "adapterhub").rglob("*.py")]:
+        nodes = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+        names = [node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "") for node in nodes]
+        calls += [(path, node) for node, name in zip(nodes, names, strict=True) if name in _LOADERS]
+    assert {path for path, _ in calls} == {_LOADING}
+    trusting = [f"{path}:{node.lineno}" for path, node in calls if not _distrusts(node)]
+    assert trusting == []
+
+
+def _distrusts(call: ast.Call) -> bool:
+    """Whether a call has `trust_remote_code=False`, or the options of the module that have it."""
+    return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
+
+
 def _module(path: Path) -> str:
     root = "converters/" if path.parts[0] == "converters" else "schemas/" if path.parts[0] == "schemas" else ""
     return ".".join(path.with_suffix("").parts[bool(root) :]).removesuffix(".__init__")
