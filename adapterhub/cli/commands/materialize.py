@@ -202,8 +202,8 @@ def _row(one: StoredRecipe) -> list[str]:
     base = base_name(one.recipe)
     return [
         one.name,
-        output.printable(base),
-        output.printable(", ".join(adapters)),
+        base,
+        ", ".join(adapters),
         output.size(size) if size else "-",
         one.time[:10],
     ]
