@@ -41,6 +41,8 @@ _DECODING = {
     "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
     "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
+    "adapterhub/training/data/chat_process.py": "lines that its own parent writes; it knows jinja and the standard library only",
+    "adapterhub/training/data/chat_template.py": "lines that its own process writes",
     "adapterhub/remotes/oci/credentials.py": "where the members are of a text that was parsed before",
 }
 
@@ -54,6 +56,27 @@ def test_only_the_bounded_readers_decode_json_and_toml() -> None:
         named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
         decoding |= {str(path)} if named & _DECODERS else set()
     assert decoding == set(_DECODING)
+
+
+# What of transformers can load a base, and the one module that may ask for it.
+_LOADERS = {"from_pretrained", "from_config", "for_model", "load_dataset", "pipeline"}
+_LOADING = Path("adapterhub/training/model/library.py")
+
+
+def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() -> None:
+    calls: list[tuple[Path, ast.Call]] = []
+    for path in [path.relative_to(ROOT) for path in (ROOT / "adapterhub").rglob("*.py")]:
+        nodes = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+        names = [node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "") for node in nodes]
+        calls += [(path, node) for node, name in zip(nodes, names, strict=True) if name in _LOADERS]
+    assert {path for path, _ in calls} == {_LOADING}
+    trusting = [f"{path}:{node.lineno}" for path, node in calls if not _distrusts(node)]
+    assert trusting == []
+
+
+def _distrusts(call: ast.Call) -> bool:
+    """Whether a call has `trust_remote_code=False`, or the options of the module that have it."""
+    return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
 
 
 def _module(path: Path) -> str:
@@ -117,6 +140,7 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
 # Who may use modules whose patterns backtrack, and why that is no harm.
 _BACKTRACKING = {"re", "regex", "sre_compile", "sre_parse"}
 _MAY_BACKTRACK = {
+    "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
     "adapterhub_converters.patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
 }
 

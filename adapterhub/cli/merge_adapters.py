@@ -41,4 +41,4 @@ def into_adapter(
         merge_plot.draw(made.report, Path(plot), title=where)
     document = merged.document(where, made.version, made.report, made.manifest.to_dict()["parents"])
     text = merged.lines(where, made.manifest, made.report)
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(text)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(text))

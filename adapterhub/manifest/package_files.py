@@ -15,6 +15,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from adapterhub_converters.adapter_files import HEAD, WEIGHT_SUFFIXES, is_pickle_name, starts_like_pickle
+from adapterhub_converters.display import hides, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
@@ -155,7 +156,8 @@ def first_bytes(path: Path) -> bytes:
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
     """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
-    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two paths that differ only in case or
+    No absolute path, `..`, backslash, drive letter, `%`, dotfile or device name; no character without a shape, such as those
+    that turn the direction of text, by which one name looks like another; no two paths that differ only in case or
     in the normalization of accents, which macOS and Windows would write to one file; no file with the path of a folder.
     """
     result = list(paths)
@@ -163,7 +165,10 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     for path in result:
         parts = path.split("/")
         if len(path) > 1024 or not all(map(_safe, parts)):
-            raise error(where, f"file name {path[:120]!r} cannot be written safely everywhere", "Rename the file")
+            raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
+        if hides(path):
+            what = f"file name '{printable(path[:120])}' has characters that nobody sees"
+            raise error(where, what, "Rename the file")
         for depth in range(1, len(parts) + 1):
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
             key = normalize("NFD", normalize("NFD", prefix).casefold())

@@ -84,7 +84,7 @@ def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         output.say("no tags")
     lines = [f"{address.repository}{address.mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
     document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(lines))
 
 
 def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
@@ -100,4 +100,4 @@ def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bo
     if not names:
         output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {found.url}"))
     document = {"remote": found.name, "url": found.url, "names": names}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(names)) if names else None)
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(names))

@@ -73,7 +73,7 @@ def _record(settings: Settings, found: Lock) -> None:
 
     def text() -> None:
         for name, one in found.items():
-            output.write(output.printable(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}"))
+            output.write(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}")
         output.say(f"{'locked in' if new else 'already locked in'} {locks.shown(path)}")
 
     output.emit(document, as_json=settings.as_json, text=text)

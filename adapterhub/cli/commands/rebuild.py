@@ -43,7 +43,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
             "differences": [{"name": one.name, "what": one.what, "ulps": one.ulps} for one in found],
         },
         as_json=settings.as_json,
-        text=lambda: output.write("\n".join(_verdict(name, found))),
+        text=lambda: output.write_lines(_verdict(name, found)),
     )
     return 1 if found else 0
 
@@ -57,6 +57,6 @@ def _verdict(ref: str, found: Sequence[Difference]) -> Iterator[str]:
     yield f"{ref}: {output.plural(len(found), 'difference')}{largest}"
     for difference in found[:10]:
         count = f" (at most {output.plural(difference.ulps, 'unit')} in the last place)" if difference.ulps is not None else ""
-        yield output.printable(f"  {difference.name}: {difference.what}{count}")
+        yield f"  {difference.name}: {difference.what}{count}"
     if len(found) > 10:
         yield f"  {output.more(len(found) - 10)}"

@@ -68,7 +68,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     environment.used(nobody(url))
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.printable(text)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
 _LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("FILE", drop=2))

@@ -78,7 +78,10 @@ def validate(
     ]
     if settings.as_json:
         style = "json"
-    output.write(reports.text(done, screen=output.width()) if style == "text" else reports.RENDERERS[style](done))
+    if style == "text":
+        output.write_lines(reports.lines(done, screen=output.width()))
+    else:
+        output.write_document(reports.RENDERERS[style](done))
     return 0 if all(report.ok for report in done) else 1
 
 

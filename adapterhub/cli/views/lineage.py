@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub_converters.display import printable
 
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Edge, Lineage, Node
@@ -53,7 +54,7 @@ def _about(node: Node) -> str:
 def tree(found: Lineage) -> Iterator[str]:
     """Lines of the tree, ancestors first."""
     root = found.nodes[found.root]
-    yield output.printable(f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}")
+    yield f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}"
     yield from _data(root, "")
     yield from _branches(found, found.root, "", {found.root}, up=True)
     if found.children(found.root):
@@ -65,7 +66,7 @@ def tree(found: Lineage) -> Iterator[str]:
         yield "models in recipes:"
         for model in found.models:
             what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
-            yield output.printable(f"   {model.name}  {what}")
+            yield f"   {model.name}  {what}"
 
 
 def _branches(found: Lineage, digest: str, indent: str, above: set[str], *, up: bool) -> Iterator[str]:
@@ -74,7 +75,7 @@ def _branches(found: Lineage, digest: str, indent: str, above: set[str], *, up: 
         other = edge.parent if up else edge.child
         node = found.nodes[other]
         last = number == len(edges)
-        yield output.printable(f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {_about(node)}")
+        yield f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {_about(node)}"
         deeper = indent + ("   " if last else "│  ")
         if up:
             yield from _data(node, deeper)
@@ -89,7 +90,7 @@ def _weight(edge: Edge) -> str:
 def _data(node: Node, indent: str) -> Iterator[str]:
     for item in node.data:
         name = item.name or item.path or "data"
-        yield output.printable(f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip())
+        yield f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip()
 
 
 def dot(found: Lineage) -> Iterator[str]:
@@ -114,4 +115,4 @@ def dot(found: Lineage) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    return '"' + output.printable(text).replace('"', '\\"') + '"'
+    return '"' + printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

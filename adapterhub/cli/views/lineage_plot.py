@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli import output
-from adapterhub_converters.errors import MissingExtraError
+from adapterhub import picture
+from adapterhub_converters.errors import MissingExtraError, RefusedError
 
 from .lineage import name_of
 
@@ -14,22 +15,28 @@ if TYPE_CHECKING:
     from adapterhub.registry.lineage import Lineage
 
 _BLUE, _ORANGE, _GRAY = "#3b6fb6", "#d9622b", "#6b7280"
+_MOST = 300  # nodes
 
 
 def draw(found: Lineage, path: Path) -> None:
     """Draw the graph, ancestors above, into a PNG; MissingExtraError without matplotlib."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("--plot", "matplotlib is not installed", "Run `pip install 'adapterhub[train]'`") from error
+    if len(found.nodes) > _MOST:
+        what = f"{len(found.nodes):,} versions and bases are too many for a picture (at most {_MOST})"
+        raise RefusedError("--plot", what, "Leave it out, or draw the output of --dot")
     places = _places(found)
-    wide = max(x for x, _ in places.values()) + 1
-    deep = len({y for _, y in places.values()})
-    figure = Figure(figsize=(max(6.0, 2.9 * wide), max(2.5, 1.5 * deep)), dpi=150, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
-    axes.set_axis_off()
-    axes.margins(x=0.25 / wide + 0.12, y=0.5 / deep)
+    wide, deep = max(x for x, _ in places.values()) + 1, len({y for _, y in places.values()})
+    with picture.figure(path, max(6.0, 2.9 * wide), max(2.5, 1.5 * deep)) as figure:
+        axes = figure.add_subplot()
+        axes.set_axis_off()
+        axes.margins(x=0.25 / wide + 0.12, y=0.5 / deep)
+        _draw(axes, found, places)
+
+
+def _draw(axes: Any, found: Lineage, places: Mapping[str, tuple[float, float]]) -> None:
     for edge in found.edges:
         start, end = places[edge.parent], places[edge.child]
         arrow = {"arrowstyle": "->", "color": _GRAY, "shrinkA": 24, "shrinkB": 24}
@@ -40,11 +47,12 @@ def draw(found: Lineage, path: Path) -> None:
     for digest, (x, y) in places.items():
         node = found.nodes[digest]
         color = _ORANGE if digest == found.root else _BLUE if node.manifest else _GRAY
-        text = "\n".join(part for part in (output.printable(name_of(node)), node.how, output.printable(node.base)) if part)
+        text = "\n".join(
+            part for part in (picture.label(name_of(node)), picture.label(node.how), picture.label(node.base)) if part
+        )
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 1.5}
         axes.annotate(text, (x, y), ha="center", va="center", fontsize=8, bbox=box)
         axes.plot(x, y, alpha=0)
-    figure.savefig(path, metadata={"Software": None})
 
 
 def _places(found: Lineage) -> dict[str, tuple[float, float]]:

@@ -17,6 +17,8 @@ import numpy as np
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
+from . import chat_template
+
 # Text that no conversation contains; the two share no first or last character with each other or with anything else.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
 # An empty thought, which templates put before an answer without one: nobody wrote it.
@@ -146,11 +148,7 @@ class _Chat:
     def _render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
         if not messages:
             return ""
-        options = {"tokenize": False, "add_generation_prompt": prompt} | ({"tools": self._tools} if self._tools else {})
-        try:
-            return str(self._tokenizer.apply_chat_template(list(messages), **options))
-        except Exception as error:
-            raise FormatError(self._where, f"the model's chat template refuses it ({str(error)[:200]})") from error
+        return chat_template.render(self._tokenizer, messages, where=self._where, tools=self._tools, prompt=prompt)
 
 
 def _common(text: str, other: str) -> int:
