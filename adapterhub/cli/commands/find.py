@@ -142,8 +142,9 @@ def _find(registry: Registry, text: str) -> _Found:
 def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
     from adapterhub.store.store import local_errors
     from adapterhub.store.tensor_digests import digests
+    from adapterhub_converters.containers.open_file import open_regular
 
-    with local_errors(path), open(path, "rb", buffering=0) as file:
+    with local_errors(path), open_regular(path) as file:
         return digests(file, path.stat().st_size, more)
 
 
