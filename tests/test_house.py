@@ -90,3 +90,89 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
         if module not in index:
             visit(module)
     return found
+
+
+# ---- files of others
+
+# Modules that open files in other ways, and why. All others go through `open_file`, which waits for no pipe.
+_OPENERS = {
+    "adapterhub/cli/environment.py": "the user's own token of the Hugging Face Hub",
+    "adapterhub/cli/main.py": "/dev/null",
+    "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
+    "adapterhub/remotes/oci/upload.py": "creates its own notes",
+    "adapterhub/store/export.py": "creates files in a new folder",
+    "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
+    "adapterhub/training/cost/budget.py": "/proc",
+    "adapterhub/training/devices.py": "/proc",
+    "adapterhub/user_files.py": "the folder that it locks",
+    "adapterhub/remotes/layouts/folder.py": "the folder that it locks",
+    "converters/adapterhub_converters/containers/atomic.py": "folders, and what it wrote itself",
+    "converters/adapterhub_converters/containers/inside.py": "in open folders, links not followed",
+    "converters/adapterhub_converters/containers/open_file.py": "the one way",
+    "converters/adapterhub_converters/formats/probe.py": "what it wrote itself",
+    "converters/adapterhub_converters/formats/unpickle.py": "/proc",
+}
+# Modules of the packages that work on a store, and why they touch files themselves. All others go through `Store.files`.
+_STORE = ("adapterhub/store", "adapterhub/maintenance", "adapterhub/registry", "adapterhub/index")
+_TOUCHERS = {
+    "adapterhub/index/database.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/index/opening.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/registry/conversion_cache.py": "copies into new folders",
+    "adapterhub/registry/ledger.py": "the folder of the registry, which its user named",
+    "adapterhub/store/export.py": "a new folder outside",
+    "adapterhub/store/ingest.py": "the adapter's own folder",
+    "adapterhub/store/store.py": "creates the folder of a store",
+}
+_READS = {"read_bytes", "read_text"}  # of a path
+_OURS = {"read_bytes", "read_text", "open_file.read_bytes", "json_file.read_text"}
+_TOUCHES = {
+    *(
+        "unlink",
+        "rmdir",
+        "rename",
+        "rmtree",
+        "write_bytes",
+        "write_text",
+        "mkdir",
+        "iterdir",
+        "glob",
+        "symlink_to",
+        "hardlink_to",
+    ),
+    *("os.replace", "os.link", "os.remove", "os.utime", "os.scandir", "os.listdir", "os.makedirs", "os.stat", "os.chmod"),
+}
+
+
+def _called(tree: ast.Module) -> list[tuple[int, str, str]]:
+    """The line of each call, the name of what is called, and the same with what it is called on."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [(node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)) for node in calls]
+    return [(node.lineno, name, ast.unparse(node.func)) for node, name in names if not _writes(node)]
+
+
+def _writes(call: ast.Call) -> bool:
+    """True for an `open` that only writes."""
+    mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
+    return ast.unparse(call.func) == "open" and str(mode)[:1] in ("w", "x")
+
+
+def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.parts[0] != "schemas" and path.as_posix() not in _OPENERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if called in ("open", "os.open", "io.open", "io.FileIO") or (name in _READS and called not in _OURS)
+    ]
+    assert found == []
+
+
+def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.as_posix().startswith(_STORE) and path.as_posix() not in _TOUCHERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if name in _TOUCHES or called in _TOUCHES or called == "open"
+    ]
+    assert found == []
